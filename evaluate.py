@@ -1,0 +1,6 @@
+"""Measure a stack of methods against the unmodified model: ``python evaluate.py methods=larosa``."""
+
+from toolkit.commands.evaluate import main
+
+if __name__ == "__main__":
+    main()

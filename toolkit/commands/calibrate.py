@@ -1,0 +1,41 @@
+"""Calibrate a method: configuration in, the artifact's folder out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+
+from omegaconf import DictConfig
+
+from toolkit.commands.launch import expand_shorthand, launch, typed
+from toolkit.config import CalibrateConfig
+
+
+def run(config: DictConfig) -> None:
+    """Calibrate as `config` says and print the artifact's folder on standard output."""
+    settings = typed(config, CalibrateConfig)
+    # Heavy imports wait until the configuration is known to be sound.
+    from toolkit import tracking
+    from toolkit.calibration import calibrate
+    from toolkit.corpus import load_corpus
+    from toolkit.environment import prepare
+    from toolkit.method import build
+    from toolkit.models import load_model
+
+    method = build(settings.method)
+    prepare(settings.seed, settings.threads)
+    corpus = load_corpus(settings.corpus)
+    model = load_model(settings.model)
+    with tracking.run(settings.tracking, "calibrate", config, group=None) as log:
+        artifact, folder = calibrate(
+            model, method, corpus, settings.artifacts, force=settings.force
+        )
+        log.artifact(artifact, folder)
+    print(folder)
+
+
+def main() -> None:
+    """Enter from the command line."""
+    root = {field.name for field in fields(CalibrateConfig)}
+    sys.argv[1:] = expand_shorthand(sys.argv[1:], root, "method")
+    launch(run, "calibrate")

@@ -1,0 +1,65 @@
+"""Evaluate a stack of methods: configuration in, result.json and a report out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from toolkit.commands.launch import launch, one_line, output_folder, typed
+from toolkit.config import EvaluateConfig
+from toolkit.files import write_json
+
+
+def run(config: DictConfig) -> None:
+    """Evaluate as `config` says; write result.json, or error.json where it fails."""
+    folder = output_folder()
+    try:
+        _evaluate(config, folder)
+    except Exception as error:
+        write_json(
+            folder / "error.json",
+            {"status": "error", "label": label(), "error": type(error).__name__, "message": one_line(error)},
+        )
+        raise
+    finally:
+        _report(folder)
+
+
+def _evaluate(config: DictConfig, folder: Path) -> None:
+    settings = typed(config, EvaluateConfig)
+    from toolkit import tracking
+    from toolkit.evaluation.run import evaluate
+
+    with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
+        result = evaluate(settings, label())
+        write_json(folder / "result.json", result)
+        log.result(result)
+
+
+def _report(folder: Path) -> None:
+    from toolkit.progress import say
+    from toolkit.report import build_report
+
+    report = build_report(folder.parent if _sweep(folder) else folder)
+    say(f"Report: {report}")
+
+
+def _sweep(folder: Path) -> str | None:
+    """Return the name that the jobs of one sweep share, or None outside a sweep."""
+    return "/".join(folder.parts[-3:-1]) if HydraConfig.get().mode == RunMode.MULTIRUN else None
+
+
+def label() -> str:
+    """Return what tells this job from its neighbours: the stack and the settings changed."""
+    overrides = HydraConfig.get().overrides.task
+    stack = [item.partition("=")[2] for item in overrides if item.startswith("methods=")]
+    changed = [item.removeprefix("methods.") for item in overrides if item.startswith("methods.")]
+    return " ".join([*(stack or ["baseline"]), *changed])
+
+
+def main() -> None:
+    """Enter from the command line."""
+    launch(run, "evaluate")

@@ -1,0 +1,141 @@
+"""Run a Hydra task so that a user's mistake ends in one clear line and exit code 1."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from toolkit.config import config_folder, register
+from toolkit.errors import ConfigError, TrimtabError
+
+Config = TypeVar("Config")
+Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
+
+
+def typed(config: DictConfig, kind: type[Config]) -> Config:
+    """Return the composed configuration as its dataclass, every value present and in range.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is required and missing, or out of range.
+    """
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(key, "???", f"is required: write {key}=VALUE")
+    value = OmegaConf.to_object(config)
+    if not isinstance(value, kind):
+        raise TypeError(f"the composed configuration is a {type(value)}, not a {kind}")
+    return value
+
+
+def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
+    """Compose the configuration from the command line and run `task` on it, once or in a sweep.
+
+    A `TrimtabError`, and every refusal of Hydra or OmegaConf, is printed as one line on
+    standard error and ends the process with exit code 1; ``HYDRA_FULL_ERROR=1`` shows the
+    traceback instead. Any other exception is a defect and keeps its traceback.
+    """
+    verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
+
+    def guarded(config: DictConfig) -> None:
+        try:
+            task(config)
+        except Mistake as error:
+            # One job: stop here, before Hydra adds a line of its own. In a sweep Hydra has to
+            # see the failure, so that it marks the job and goes on with the next.
+            if verbose or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            _stop(config_name, error)
+
+    register()
+    entry = hydra.main(
+        config_path=str(config_folder()), config_name=config_name, version_base="1.3"
+    )(guarded)
+    try:
+        entry()
+    except Mistake as error:
+        if verbose:
+            raise
+        _stop(config_name, error)
+    except KeyboardInterrupt:
+        print(f"{config_name}.py: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def expand_shorthand(arguments: list[str], root_keys: set[str], node: str) -> list[str]:
+    """Prefix ``key=value`` with `node` where `key` is no key of the root configuration.
+
+    So ``sparsity=0.4`` is read as ``method.sparsity=0.4``; a key that is neither is refused
+    later, under that name.
+    """
+
+    def expand(argument: str) -> str:
+        match = re.match(r"([A-Za-z_]\w*)=", argument)
+        if match is None or match[1] in root_keys:
+            return argument
+        return f"{node}.{argument}"
+
+    return [expand(argument) for argument in arguments]
+
+
+def _stop(config_name: str, error: BaseException) -> None:
+    print(f"{config_name}.py: error: {one_line(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def one_line(error: BaseException) -> str:
+    """Say in one line what was refused and what was expected instead."""
+    if isinstance(error, TrimtabError):
+        return " ".join(str(error).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        available = ", ".join(error.options or [])
+        return f"{group}={option}: no such option{_nearest(option, error.options or [])}; there are: {available}"
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return _describe(cause)
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _describe(error: OmegaConfBaseException) -> str:
+    first = (error.msg or str(error)).splitlines()[0]
+    if not re.match(r"Key '.*' (is not in struct|not in)", first):
+        return f"{error.full_key}: {first}"
+    key = str(error.full_key).rpartition(".")[2]
+    siblings: list[str] = [
+        str(name) for name in _keys(error.parent_node) if not str(name).startswith("_")
+    ]
+    place = str(error.full_key).rpartition(".")[0] or "the top level"
+    return (
+        f"unknown setting {error.full_key}{_nearest(key, siblings)}; "
+        f"{place} has: {', '.join(siblings)}"
+    )
+
+
+def _keys(node: Any) -> list[Any]:
+    return list(node.keys()) if isinstance(node, DictConfig) else []
+
+
+def _nearest(word: str, candidates: list[str]) -> str:
+    close = difflib.get_close_matches(word, candidates, n=1)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def output_folder() -> Path:
+    """Return the folder of the job that is running."""
+    return Path(HydraConfig.get().runtime.output_dir)

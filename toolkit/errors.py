@@ -1,0 +1,34 @@
+"""Errors a user can act on: the commands print them as one line and exit with code 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class TrimtabError(Exception):
+    """Something the user can put right; the message says what and how."""
+
+
+class ConfigError(TrimtabError):
+    """A configuration value that cannot be used.
+
+    Parameters
+    ----------
+    key : str
+        Full name of the setting, as typed on the command line.
+    value : Any
+        The value that was refused.
+    expected : str
+        What would have been accepted, or what to do.
+    """
+
+    def __init__(self, key: str, value: Any, expected: str) -> None:
+        super().__init__(f"{key}={value}: {expected}")
+
+
+class ArtifactError(TrimtabError):
+    """An artifact that is missing, damaged, or belongs to something else."""
+
+
+class MisfitError(TrimtabError):
+    """A method that does not fit the model or another method of its stack."""

@@ -1,0 +1,138 @@
+"""Load a model and its tokenizer from wherever the configuration says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from toolkit.config import DType, EmbeddedModel, HubModel, ModelConfig, RandomModel
+from toolkit.errors import ConfigError
+from toolkit.models.embedded import embedded_folder
+from toolkit.models.fingerprint import fingerprint
+from toolkit.models.random import random_model
+from toolkit.progress import say, waiting
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to run, in evaluation mode and without gradients.
+
+    Attributes
+    ----------
+    model, tokenizer
+        As transformers loads them.
+    name : str
+        Short name, usable as a folder's.
+    fingerprint : str
+        See `toolkit.models.fingerprint`.
+    random_weights : bool
+        True where the weights mean nothing, so that no quality may be reported.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+    random_weights: bool
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load the model that `config` names.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model, device or shape.
+    TrimtabError
+        If the embedded model's package is not installed.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    logging.disable_progress_bar()  # ours reports instead
+    if isinstance(config, RandomModel):
+        with waiting(f"Drawing random weights for {config.config}"):
+            model, tokenizer = random_model(config.config, config.seed, device, dtype)
+        name = config.config
+    elif isinstance(config, HubModel):
+        model, tokenizer = _pretrained(config, device, dtype)
+        name = short_name(config.name)
+    elif isinstance(config, EmbeddedModel):
+        model, tokenizer = _from_folder(str(embedded_folder()), None, None, device, dtype)
+        name = "smollm2-135m"
+    else:
+        raise TypeError(f"no loader for {type(config).__name__}")
+    model.eval().requires_grad_(False)
+    say(f"Model: {name} ({type(model).__name__}, {model.num_parameters() / 1e6:.4g} M "
+        f"parameters, {str(dtype).removeprefix('torch.')}, {device})")
+    return LoadedModel(
+        model, tokenizer, name, fingerprint(model), isinstance(config, RandomModel)
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device `name` stands for; `auto` is the GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda"):
+        index = int(name.partition(":")[2] or 0) if re.fullmatch(r"cuda(:\d+)?", name) else None
+        if index is None or index >= torch.cuda.device_count():
+            raise ConfigError(
+                "model.device", name, f"this machine has {torch.cuda.device_count()} CUDA devices"
+            )
+    return torch.device(name)
+
+
+def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
+    """Return the torch dtype; `auto` is float32 on a CPU and bfloat16 on a GPU."""
+    if dtype is DType.auto:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    resolved = getattr(torch, dtype.value)
+    assert isinstance(resolved, torch.dtype)
+    return resolved
+
+
+def short_name(name: str) -> str:
+    """Return a folder-safe name: ``org/model`` as ``org--model``, a path as its last part."""
+    last = Path(name).resolve().name if Path(name).is_dir() else name
+    return re.sub(r"[^\w.-]+", "--", last)
+
+
+def _pretrained(
+    config: HubModel, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    path = Path(config.name).expanduser()
+    if config.name.startswith(("/", "./", "../", "~")) and not path.is_dir():
+        raise ConfigError("model.name", config.name, "there is no such folder")
+    name = str(path) if path.is_dir() else config.name
+    try:
+        with waiting(f"Loading {config.name}"):
+            return _from_folder(name, config.revision, config.device_map, device, dtype)
+    except (OSError, ValueError) as error:
+        reason = next(line for line in str(error).splitlines() if line.strip())
+        raise ConfigError(
+            "model.name", config.name, f"cannot be loaded as a causal language model: {reason}"
+        ) from error
+
+
+def _from_folder(
+    name: str,
+    revision: str | None,
+    device_map: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    model = AutoModelForCausalLM.from_pretrained(
+        name, revision=revision, dtype=dtype, device_map=device_map
+    )
+    return (model if device_map else model.to(device)), tokenizer

@@ -1,0 +1,62 @@
+"""Progress on standard error: bars where the amount is known, a clock where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+
+
+def say(message: str) -> None:
+    """Print one line for the user on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Progress]:
+    """Show a progress bar of `total` steps; advance it with ``progress.advance(progress.task_ids[0])``."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        progress.add_task(description, total=total)
+        yield progress
+
+
+def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:
+    """Yield `items` under a bar of `total` steps, `done` of which lie behind already."""
+    with bar(description, total) as progress:
+        progress.update(progress.task_ids[0], completed=done)
+        for item in items:
+            yield item
+            progress.advance(progress.task_ids[0])
+
+
+@contextmanager
+def waiting(description: str) -> Iterator[None]:
+    """Show a spinner and the elapsed time around one long step of unknown length."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        progress.add_task(description, total=None)
+        yield

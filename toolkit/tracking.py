@@ -1,0 +1,93 @@
+"""Weights & Biases: one run a job, offline unless asked otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import wandb
+from omegaconf import DictConfig, OmegaConf
+
+from toolkit.artifact import Artifact
+from toolkit.config import TrackingConfig, TrackingMode
+from toolkit.progress import say
+
+
+class Log:
+    """What a job may write to its run."""
+
+    def __init__(self, run: wandb.Run) -> None:
+        self._run = run
+
+    def artifact(self, artifact: Artifact, folder: Path) -> None:
+        """Log a calibration artifact, its files included, and its statistics as the summary."""
+        digest = artifact.key.digest
+        self._run.config.update({"artifacts": {artifact.key.method: digest}})
+        entry = wandb.Artifact(f"{artifact.key.method}-{digest}", type="calibration")
+        entry.add_dir(str(folder))
+        self._run.log_artifact(entry)
+        self._run.summary.update(
+            {"wall_seconds": artifact.run["wall_seconds"], **artifact.statistics}
+        )
+
+    def result(self, result: dict[str, Any], report: Path) -> None:
+        """Log result.json's figures as the summary, the raw samples as tables, the plots as images."""
+        self._run.config.update({"artifacts": result["artifacts"]})
+        self._run.summary.update(flatten({k: v for k, v in result.items() if k != "samples"}))
+        for name, rows in result["samples"].items():
+            columns = list(rows[0])
+            table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
+            self._run.log({f"samples/{name}": table})
+        for plot in sorted(report.parent.glob("*.png")):
+            self._run.log({f"plots/{plot.stem}": wandb.Image(str(plot))})
+
+
+@contextmanager
+def run(
+    config: TrackingConfig, job_type: str, composed: DictConfig, group: str | None
+) -> Iterator[Log]:
+    """Open one run for the time of the ``with``; it is finished whatever happens.
+
+    Parameters
+    ----------
+    job_type : str
+        ``calibrate`` or ``evaluate``.
+    composed : DictConfig
+        The job's whole configuration, logged resolved.
+    group : str or None
+        Name that the jobs of a sweep share.
+    """
+    Path(config.folder).mkdir(parents=True, exist_ok=True)
+    opened = wandb.init(
+        mode=config.mode.value,
+        project=config.project,
+        entity=config.entity,
+        dir=config.folder,
+        group=group,
+        job_type=job_type,
+        config=OmegaConf.to_container(composed, resolve=True),
+        settings=wandb.Settings(silent=True),
+    )
+    # Not `with opened`: on an exception that prints a traceback of its own.
+    exit_code = 1
+    try:
+        yield Log(opened)
+        exit_code = 0
+    finally:
+        folder = Path(opened.dir).parent
+        opened.finish(exit_code=exit_code)
+        if config.mode is TrackingMode.offline:
+            say(f"W&B run kept offline; upload it with: wandb sync {folder}")
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one, with dotted keys: the names that docs/results.md documents."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = item
+    return flat
