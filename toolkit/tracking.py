@@ -24,7 +24,7 @@ class Log:
     def artifact(self, artifact: Artifact, folder: Path) -> None:
         """Log a calibration artifact, its files included, and its statistics as the summary."""
         digest = artifact.key.digest
-        self._run.config.update({"artifacts": {artifact.key.method: digest}})
+        self._run.config.update({"artifact_digests": {artifact.key.method: digest}})
         entry = wandb.Artifact(f"{artifact.key.method}-{digest}", type="calibration")
         entry.add_dir(str(folder))
         self._run.log_artifact(entry)
@@ -34,9 +34,11 @@ class Log:
 
     def result(self, result: dict[str, Any], report: Path) -> None:
         """Log result.json's figures as the summary, the raw samples as tables, the plots as images."""
-        self._run.config.update({"artifacts": result["artifacts"]})
+        self._run.config.update({"artifact_digests": result["artifacts"]})
         self._run.summary.update(flatten({k: v for k, v in result.items() if k != "samples"}))
         for name, rows in result["samples"].items():
+            if not rows:
+                continue
             columns = list(rows[0])
             table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
             self._run.log({f"samples/{name}": table})

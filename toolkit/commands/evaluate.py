@@ -19,32 +19,31 @@ def run(config: DictConfig) -> None:
     try:
         _evaluate(config, folder)
     except Exception as error:
-        write_json(
-            folder / "error.json",
-            {"status": "error", "label": label(), "error": type(error).__name__, "message": one_line(error)},
-        )
-        raise
-    finally:
+        failure = {"type": type(error).__name__, "message": one_line(error)}
+        write_json(folder / "error.json", {"status": "error", "label": label(), **failure})
         _report(folder)
+        raise
 
 
 def _evaluate(config: DictConfig, folder: Path) -> None:
     settings = typed(config, EvaluateConfig)
+    # Heavy imports wait until the configuration is known to be sound.
     from toolkit import tracking
     from toolkit.evaluation.run import evaluate
 
     with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
         result = evaluate(settings, label())
         write_json(folder / "result.json", result)
-        log.result(result)
+        log.result(result, _report(folder))
 
 
-def _report(folder: Path) -> None:
+def _report(folder: Path) -> Path:
     from toolkit.progress import say
     from toolkit.report import build_report
 
     report = build_report(folder.parent if _sweep(folder) else folder)
     say(f"Report: {report}")
+    return report
 
 
 def _sweep(folder: Path) -> str | None:

@@ -129,6 +129,7 @@ class LaRoSA(Method):
                     )
                     undo.enter_context(sparsified(layer, site, part))
                     sparsifiers.append(part)
+                    applied.extra_step_bytes += part.transform_bytes
             yield applied
 
     def _sparsifier(

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from toolkit.progress import track
 
-QUIET_BELOW = 2**29  # bytes that are hashed in well under two seconds
+QUIET_BELOW = 2**30  # bytes that are hashed in well under two seconds
 
 
 @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""Measure a stack of methods against the unmodified model."""

@@ -1,0 +1,167 @@
+"""Generation with transformers' own loop: free, for comparison, and of a given text, for timing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from toolkit.corpus import encode
+from toolkit.evaluation.text import Prompt
+
+
+@dataclass
+class Timing:
+    """One timed generation, seconds from its start.
+
+    Attributes
+    ----------
+    first : float
+        Until the first token was there.
+    gaps : list of float
+        Between one token and the next.
+    total : float
+        Until `generate` returned.
+    prompt_tokens, new_tokens, size : int
+        Tokens read, tokens generated, and the bytes of text these are.
+    live_bytes, committed_bytes : int
+        Of the KV cache at the end: what its tokens take, and the storage held for them.
+    """
+
+    first: float
+    gaps: list[float]
+    total: float
+    prompt_tokens: int
+    new_tokens: int
+    size: int
+    live_bytes: int
+    committed_bytes: int
+
+
+class _Replay(LogitsProcessor):
+    """Let only the next token of a given continuation through."""
+
+    def __init__(self, prompt_tokens: int, continuation: list[int]) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._continuation = continuation
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = self._continuation[input_ids.shape[1] - self._prompt_tokens]
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, token] = 0
+        return forced
+
+
+class _Clock(BaseStreamer):
+    """Note when `generate` hands out each token; the first call brings the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def replay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Timing:
+    """Time the generation of the text that really follows the prompt.
+
+    Every model and every tokenizer then produces the same bytes, so that times compare: freely
+    generated texts differ in length and in words, and their times with them.
+    """
+    continuation = encode(tokenizer, prompt.continuation)
+    clock = _Clock()
+    prompt_tokens = len(_prompt_ids(tokenizer, prompt))
+    started = time.perf_counter()
+    output = _generate(
+        model,
+        tokenizer,
+        prompt,
+        len(continuation),
+        streamer=clock,
+        logits_processor=LogitsProcessorList([_Replay(prompt_tokens, continuation)]),
+    )
+    total = time.perf_counter() - started
+    _, first, *later = clock.times
+    live, committed = cache_bytes(output.past_key_values)
+    return Timing(
+        first=first - started,
+        gaps=[after - before for before, after in zip([first, *later], later, strict=False)],
+        total=total,
+        prompt_tokens=prompt_tokens,
+        new_tokens=len(continuation),
+        size=len(prompt.continuation.encode()),
+        live_bytes=live,
+        committed_bytes=committed,
+    )
+
+
+def greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, new_tokens: int
+) -> str:
+    """Return the text the model itself continues the prompt with."""
+    output = _generate(model, tokenizer, prompt, new_tokens)
+    prompt_tokens = len(_prompt_ids(tokenizer, prompt))
+    text = tokenizer.decode(output.sequences[0, prompt_tokens:], skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+def static_cache_bytes(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, new_tokens: int
+) -> int:
+    """Return the bytes transformers' static cache holds for the same generation."""
+    output = _generate(
+        model, tokenizer, prompt, new_tokens, cache_implementation="static", disable_compile=True
+    )
+    return cache_bytes(output.past_key_values)[1]
+
+
+def cache_bytes(cache: Any) -> tuple[int, int]:
+    """Return the bytes of a transformers cache: of its tensors, and of the storage under them."""
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    live = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return live, sum(storage.nbytes() for storage in storages.values())
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    ids: list[int] = tokenizer(prompt.text)["input_ids"]
+    return ids
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    new_tokens: int,
+    **options: Any,
+) -> Any:
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([_prompt_ids(tokenizer, prompt)], device=device)
+    return model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=1,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=tokenizer.pad_token_id
+        if tokenizer.pad_token_id is not None
+        else tokenizer.eos_token_id,
+        return_dict_in_generate=True,
+        **options,
+    )

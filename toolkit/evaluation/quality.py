@@ -1,0 +1,76 @@
+"""How well a model predicts held-out text: bits per byte, and how far two models differ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.corpus import encode
+from toolkit.evaluation.text import Window
+
+
+@dataclass
+class Score:
+    """What a model makes of one window.
+
+    Attributes
+    ----------
+    nats : float
+        Negative log-likelihood of the scored text.
+    tokens : int
+        Tokens the scored text has.
+    size : int
+        Bytes the scored text has.
+    log_probs : Tensor or None
+        Log-probabilities at every scored token, float32 of shape [tokens, vocabulary].
+    """
+
+    nats: float
+    tokens: int
+    size: int
+    log_probs: Tensor | None
+
+    @property
+    def bits(self) -> float:
+        return self.nats / math.log(2)
+
+
+@torch.inference_mode()
+def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, window: Window) -> Score:
+    """Return the likelihood of a window's text, given its context.
+
+    Context and text are tokenized apart, so that exactly the text's bytes are scored whatever
+    the tokenizer; a start token before them makes the first byte predictable too.
+    """
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    context = ([] if start is None else [start]) + encode(tokenizer, window.context)
+    text = encode(tokenizer, window.text)
+    if not context:  # nothing to predict the first token from: it serves as the context
+        context, text = text[:1], text[1:]
+    ids = torch.tensor([context + text], device=model.get_input_embeddings().weight.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1]
+    log_probs = logits.float().log_softmax(-1)
+    target = ids[0, len(context) :].to(log_probs.device)
+    nats = -log_probs.gather(-1, target[:, None]).double().sum()
+    return Score(float(nats), len(text), window.scored_bytes, log_probs)
+
+
+def divergence(baseline: Score, candidate: Score) -> float:
+    """Return KL(baseline || candidate) summed over the window's tokens, in nats."""
+    assert baseline.log_probs is not None and candidate.log_probs is not None
+    terms = torch.nn.functional.kl_div(
+        candidate.log_probs, baseline.log_probs, reduction="none", log_target=True
+    )
+    return float(terms.sum(-1).double().sum())
+
+
+def common_prefix(first: str, second: str) -> int:
+    """Return the number of characters before the first that differs."""
+    for index, (left, right) in enumerate(zip(first, second, strict=False)):
+        if left != right:
+            return index
+    return min(len(first), len(second))

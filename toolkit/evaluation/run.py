@@ -1,0 +1,153 @@
+"""One evaluation: a stack of methods against the unmodified model, as one result."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from toolkit.artifact import Artifact
+from toolkit.calibration import calibrate, find
+from toolkit.config import EvaluateConfig, OnMissing
+from toolkit.corpus import Corpus, Split, load_corpus
+from toolkit.environment import describe_environment, peak_host_bytes, prepare
+from toolkit.evaluation.measure import Side, Workload, measure
+from toolkit.evaluation.memory import copy_bandwidth, require_room_for_copy
+from toolkit.evaluation.result import (
+    Result,
+    kv_section,
+    quality_section,
+    samples_section,
+    speed_section,
+    tokens_section,
+)
+from toolkit.evaluation.text import prompts, quality_windows
+from toolkit.method import build
+from toolkit.models import LoadedModel, load_model
+from toolkit.progress import say
+from toolkit.stack import Stack
+
+SCHEMA = 1
+
+ABSENT = {
+    "gpu": "no CUDA device",
+    "driver": "no CUDA device",
+    "cuda": "no CUDA device",
+    "commit": "not run from a git checkout",
+}
+
+
+def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
+    """Measure what `config` describes and return the content of result.json.
+
+    Parameters
+    ----------
+    label : str
+        What tells this job from the others of a sweep.
+
+    Raises
+    ------
+    TrimtabError
+        If the model, the corpus, an artifact or the stack cannot be had or do not fit.
+    """
+    stack = Stack(build(node) for node in config.methods.values())
+    prepare(config.seed, config.threads)
+    corpus = load_corpus(config.corpus)
+    documents = corpus.documents(Split.test)
+    loaded = load_model(config.model)
+    stack.check(loaded.model)
+    artifacts = _artifacts(config, stack, loaded, corpus)
+    work = Workload(
+        quality_windows(documents, config.quality),
+        prompts(documents, loaded.tokenizer, config.generation),
+    )
+    baseline = Side("baseline", loaded.model, loaded.tokenizer)
+    quality = not loaded.random_weights
+    if config.paired:
+        require_room_for_copy(loaded.model)
+        candidate_model = copy.deepcopy(loaded.model)
+    else:
+        candidate_model = loaded.model
+        measure([baseline], work, config, quality)
+    with stack.apply(candidate_model, loaded.tokenizer, artifacts) as applied:
+        say(f"Stack: {', '.join(stack.names) or 'none'}; kernel: {applied.kernel}")
+        candidate = Side("candidate", candidate_model, applied.tokenizer, applied)
+        measure([baseline, candidate] if config.paired else [candidate], work, config, quality)
+        measured = applied.measured()
+
+    result = Result()
+    result.sections |= {
+        "schema": SCHEMA,
+        "status": "ok",
+        "label": label,
+        "methods": stack.names,
+        "artifacts": {name: artifact.key.digest for name, artifact in artifacts.items()},
+        "model": {
+            "name": loaded.name,
+            "architecture": type(loaded.model).__name__,
+            "fingerprint": loaded.fingerprint,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "parameters": loaded.model.num_parameters(),
+        },
+        "corpus": {"name": corpus.name, "digest": corpus.digest, "documents": len(documents)},
+        "kernel": applied.kernel,
+        "device": str(loaded.model.device),
+    }
+    quality_section(result, baseline, candidate, known_weights=quality, seed=config.seed)
+    tokens_section(result, baseline, candidate)
+    kv_section(result, baseline, candidate)
+    speed_section(
+        result,
+        baseline,
+        candidate,
+        paired=config.paired,
+        bandwidth=copy_bandwidth(loaded.model.device),
+        seed=config.seed,
+    )
+    result.sections |= measured
+    if "sparsity" not in measured:
+        result.missing("sparsity", "no method of the stack drops activations")
+    _memory_section(result, baseline, candidate, loaded.model.device)
+    result.missing("energy", "this version reads no energy counter")
+    environment_section(result, config.seed)
+    samples_section(result, baseline, candidate, work)
+    return {**result.sections, "reasons": result.reasons}
+
+
+def _memory_section(
+    result: Result, baseline: Side, candidate: Side, device: torch.device
+) -> None:
+    result.sections["memory"] = {
+        "peak_host_bytes": peak_host_bytes(),
+        "parameter_bytes": {side.name: side.parameter_bytes for side in (baseline, candidate)},
+    }
+    if device.type == "cuda":
+        result.sections["memory"]["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    else:
+        result.missing("memory.peak_device_bytes", "the model ran on the CPU")
+
+
+def environment_section(result: Result, seed: int) -> None:
+    """Fill `environment`; what the machine does not have is None, with a reason."""
+    result.sections["environment"] = environment = describe_environment(seed)
+    for name, value in environment.items():
+        if value is None:
+            result.missing(f"environment.{name}", ABSENT[name])
+    for name, value in environment["packages"].items():
+        if value is None:
+            result.missing(f"environment.packages.{name}", "not installed")
+
+
+def _artifacts(
+    config: EvaluateConfig, stack: Stack, loaded: LoadedModel, corpus: Corpus
+) -> dict[str, Artifact]:
+    found = {}
+    for method in stack.methods:
+        if not method.calibrated:
+            continue
+        if config.on_missing is OnMissing.calibrate:
+            found[method.name], _ = calibrate(loaded, method, corpus, config.artifacts)
+        else:
+            found[method.name] = find(loaded, method, corpus, config.artifacts)
+    return found

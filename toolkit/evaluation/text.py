@@ -1,0 +1,106 @@
+"""Held-out text to measure on, cut at bytes so that every tokenizer is given the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.config import GenerationConfig, QualityConfig
+from toolkit.corpus import Document
+from toolkit.errors import TrimtabError
+
+T = TypeVar("T")
+
+LONGEST_TOKEN = 32  # bytes of text cut per token wanted: more than tokens of prose take
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a document: `context` is read, `text` is scored."""
+
+    document: str
+    context: str
+    text: str
+
+    @property
+    def scored_bytes(self) -> int:
+        return len(self.text.encode())
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A stretch of a document to start from, and the text that follows it there."""
+
+    document: str
+    text: str
+    continuation: str
+
+
+def quality_windows(documents: Sequence[Document], config: QualityConfig) -> list[Window]:
+    """Return `config.windows` windows, spread evenly over the documents.
+
+    Raises
+    ------
+    TrimtabError
+        If the documents hold fewer.
+    """
+    found = []
+    for document in documents:
+        for piece in _pieces(document.text, config.window_bytes):
+            context, text = _split(piece, config.context_bytes)
+            found.append(Window(document.name, context, text))
+    return _spread(found, config.windows, "quality.windows")
+
+
+def prompts(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
+) -> list[Prompt]:
+    """Return `config.prompts` prompts, spread evenly over the documents.
+
+    A continuation is what the given tokenizer makes of `config.new_tokens` tokens; another
+    tokenizer may need more or fewer for the same text.
+
+    Raises
+    ------
+    TrimtabError
+        If the documents hold fewer.
+    """
+    found = []
+    for document in documents:
+        size = config.prompt_bytes + config.new_tokens * LONGEST_TOKEN
+        for piece in _pieces(document.text, size):
+            text, rest = _split(piece, config.prompt_bytes)
+            encoded = tokenizer(rest, add_special_tokens=False, return_offsets_mapping=True)
+            offsets = encoded["offset_mapping"]
+            if len(offsets) >= config.new_tokens:
+                continuation = rest[: offsets[config.new_tokens - 1][1]]
+                found.append(Prompt(document.name, text, continuation))
+    return _spread(found, config.prompts, "generation.prompts")
+
+
+def _pieces(text: str, size: int) -> Iterator[str]:
+    """Yield consecutive pieces of `size` bytes, cut before a character that straddles the end.
+
+    What is left at the end counts where it is at least half a piece.
+    """
+    while text:
+        piece, text = _split(text, size)
+        if len(piece.encode()) >= size // 2:
+            yield piece
+
+
+def _split(text: str, size: int) -> tuple[str, str]:
+    head = text.encode()[:size].decode(errors="ignore")
+    return head, text[len(head) :]
+
+
+def _spread(items: list[T], count: int, key: str) -> list[T]:
+    if len(items) < count:
+        raise TrimtabError(
+            f"{key}={count}: the test documents hold only {len(items)}; lower it, or use a larger "
+            "corpus"
+        )
+    return [items[index * len(items) // count] for index in range(count)]

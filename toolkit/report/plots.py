@@ -1,0 +1,67 @@
+"""The plots of a report, with the error bars the figures have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from toolkit.files import replacing
+from toolkit.report.load import Job
+
+INK, REFERENCE = "#1f5f8b", "#999999"
+
+
+def speedup_plot(jobs: Sequence[Job], path: Path) -> None:
+    """Draw each stack's speedup over the unmodified model, with 95 % intervals."""
+    figure = Figure(figsize=(7, 1.2 + 0.45 * len(jobs)), layout="constrained")
+    axes = figure.subplots()
+    values = [job.get("speed.speedup") for job in jobs]
+    rows = range(len(jobs))
+    axes.errorbar(
+        [value["estimate"] for value in values], rows, xerr=_errors(values), fmt="o", color=INK,
+        capsize=3,
+    )  # fmt: skip
+    axes.axvline(1, color=REFERENCE, linewidth=1)
+    axes.set_yticks(rows, [job.label for job in jobs])
+    axes.set_ylim(len(jobs) - 0.5, -0.5)
+    axes.set_xlabel("speedup over the unmodified model (time per byte of text, 95 % interval)")
+    _save(figure, path)
+
+
+def quality_plot(jobs: Sequence[Job], path: Path) -> None:
+    """Draw quality lost against speed gained, with 95 % intervals on both."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for job in jobs:
+        _quality_point(axes, job)
+    axes.axvline(1, color=REFERENCE, linewidth=1)
+    axes.axhline(0, color=REFERENCE, linewidth=1)
+    axes.margins(0.15)
+    axes.set_xlabel("speedup over the unmodified model")
+    axes.set_ylabel("bits per byte lost (lower is better)")
+    _save(figure, path)
+
+
+def _quality_point(axes: Axes, job: Job) -> None:
+    speed, lost = job.get("speed.speedup"), job.get("quality.bits_per_byte.difference")
+    x, y = speed["estimate"], lost["estimate"]
+    axes.errorbar(
+        [x], [y], xerr=_errors([speed]), yerr=_errors([lost]), fmt="o", color=INK, capsize=3
+    )
+    axes.annotate(job.label, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8)
+
+
+def _errors(values: Sequence[dict[str, Any]]) -> list[list[float]]:
+    return [
+        [value["estimate"] - value["low"] for value in values],
+        [value["high"] - value["estimate"] for value in values],
+    ]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
