@@ -1,4 +1,4 @@
-"""Measure a stack of methods against the unmodified model: ``python evaluate.py methods=larosa``."""
+"""Measure a stack against the unmodified model: ``python evaluate.py methods=larosa``."""
 
 from toolkit.commands.evaluate import main
 

@@ -43,8 +43,10 @@ def calibrate(
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
     artifact.save(folder, replace=force)
     shutil.rmtree(checkpoint)
-    say(f"Calibrated {method.name} in {artifact.run['wall_seconds']:.1f} s, peak memory "
-        f"{artifact.run['peak_host_bytes'] / 2**30:.2f} GiB")
+    say(
+        f"Calibrated {method.name} in {artifact.run['wall_seconds']:.1f} s, peak memory "
+        f"{artifact.run['peak_host_bytes'] / 2**30:.2f} GiB"
+    )
     return artifact, folder
 
 

@@ -18,7 +18,7 @@ from toolkit.errors import ConfigError
 
 
 def config_folder() -> Path:
-    """Return the folder of the YAML groups: inside an installed package, or beside it in a checkout."""
+    """Return the folder of the YAML groups: in an installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
@@ -35,7 +35,7 @@ def _require(condition: bool, key: str, value: Any, expected: str) -> None:
 
 
 class DType(StrEnum):
-    """Floating-point type the weights are loaded in; `auto` is float32 on a CPU, bfloat16 on a GPU."""
+    """Type of the loaded weights; `auto` is float32 on a CPU and bfloat16 on a GPU."""
 
     auto = "auto"
     float64 = "float64"
@@ -83,6 +83,12 @@ class HubModel(ModelConfig):
     name: str
     revision: str | None
     device_map: str | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_path = self.name.startswith(("/", "./", "../", "~"))
+        if is_path and not Path(self.name).expanduser().is_dir():
+            raise ConfigError("model.name", self.name, "there is no such folder")
 
 
 @dataclass
@@ -163,9 +169,7 @@ class QualityConfig:
 
     def __post_init__(self) -> None:
         _require(self.windows > 1, "quality.windows", self.windows, "at least 2")
-        _require(
-            self.window_bytes >= 64, "quality.window_bytes", self.window_bytes, "at least 64"
-        )
+        _require(self.window_bytes >= 64, "quality.window_bytes", self.window_bytes, "at least 64")
         _require(
             0 <= self.context_bytes < self.window_bytes,
             "quality.context_bytes",

@@ -184,9 +184,7 @@ def _files(config: FilesCorpus) -> Iterator[Document]:
         elif path.suffix in (".txt", ".md"):
             yield Document(str(path), _read(path))
         else:
-            raise ConfigError(
-                "corpus.glob", config.glob, f"{path} is none of .txt, .md and .jsonl"
-            )
+            raise ConfigError("corpus.glob", config.glob, f"{path} is none of .txt, .md and .jsonl")
 
 
 def _read(path: Path) -> str:

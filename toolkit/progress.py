@@ -27,7 +27,7 @@ def say(message: str) -> None:
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Progress]:
-    """Show a progress bar of `total` steps; advance it with ``progress.advance(progress.task_ids[0])``."""
+    """Show a bar of `total` steps; its one task is ``progress.task_ids[0]``."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -57,6 +57,7 @@ def waiting(description: str) -> Iterator[None]:
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
         console=Console(stderr=True),
+        transient=True,
     ) as progress:
         progress.add_task(description, total=None)
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import wandb
 from omegaconf import DictConfig, OmegaConf
@@ -33,7 +33,7 @@ class Log:
         )
 
     def result(self, result: dict[str, Any], report: Path) -> None:
-        """Log result.json's figures as the summary, the raw samples as tables, the plots as images."""
+        """Log figures as the summary, raw samples as tables and the report's plots as images."""
         self._run.config.update({"artifact_digests": result["artifacts"]})
         self._run.summary.update(flatten({k: v for k, v in result.items() if k != "samples"}))
         for name, rows in result["samples"].items():
@@ -69,7 +69,7 @@ def run(
         dir=config.folder,
         group=group,
         job_type=job_type,
-        config=OmegaConf.to_container(composed, resolve=True),
+        config=cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)),
         settings=wandb.Settings(silent=True),
     )
     # Not `with opened`: on an exception that prints a traceback of its own.

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +50,11 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
 
+    composed = False
+
     def guarded(config: DictConfig) -> None:
+        nonlocal composed
+        composed = True
         try:
             task(config)
         except Mistake as error:
@@ -66,8 +70,9 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
     )(guarded)
     try:
         entry()
-    except Mistake as error:
-        if verbose:
+    except Exception as error:
+        # Before the task has begun everything that fails is about the command line.
+        if verbose or (composed and not isinstance(error, Mistake)):
             raise
         _stop(config_name, error)
     except KeyboardInterrupt:
@@ -103,7 +108,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         available = ", ".join(error.options or [])
-        return f"{group}={option}: no such option{_nearest(option, error.options or [])}; there are: {available}"
+        nearest = _nearest(option, error.options or [])
+        return f"{group}={option}: no such option{nearest}; there are: {available}"
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
@@ -116,22 +122,30 @@ def _describe(error: OmegaConfBaseException) -> str:
     first = (error.msg or str(error)).splitlines()[0]
     if not re.match(r"Key '.*' (is not in struct|not in)", first):
         return f"{error.full_key}: {first}"
-    key = str(error.full_key).rpartition(".")[2]
-    siblings: list[str] = [
-        str(name) for name in _keys(error.parent_node) if not str(name).startswith("_")
-    ]
-    place = str(error.full_key).rpartition(".")[0] or "the top level"
+    place, _, key = str(error.full_key).rpartition(".")
+    siblings = [name for name in _keys(error.parent_node) if not name.startswith("_")]
+    hint = _nearest(key, siblings) or _elsewhere(place, key)
     return (
-        f"unknown setting {error.full_key}{_nearest(key, siblings)}; "
-        f"{place} has: {', '.join(siblings)}"
+        f"unknown setting {error.full_key}{hint}; {place or 'the top level'} has: "
+        f"{', '.join(siblings)}"
     )
 
 
-def _keys(node: Any) -> list[Any]:
-    return list(node.keys()) if isinstance(node, DictConfig) else []
+def _keys(node: Any) -> list[str]:
+    return [str(name) for name in node] if isinstance(node, DictConfig) else []
 
 
-def _nearest(word: str, candidates: list[str]) -> str:
+def _elsewhere(group: str, key: str) -> str:
+    """Name the options of a group that do have a setting, where the chosen one has not."""
+    options = [
+        f"{group}={path.stem}"
+        for path in sorted((config_folder() / group).glob("*.yaml"))
+        if group and key in _keys(OmegaConf.load(path))
+    ]
+    return f", it belongs to {' and '.join(options)}" if options else ""
+
+
+def _nearest(word: str, candidates: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, candidates, n=1)
     return f", did you mean {close[0]}?" if close else ""
 

@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from toolkit.corpus import encode
 from toolkit.evaluation.text import Prompt
+from toolkit.models.adapter import module_device
 
 
 @dataclass
@@ -150,9 +151,10 @@ def _generate(
     new_tokens: int,
     **options: Any,
 ) -> Any:
-    device = model.get_input_embeddings().weight.device
+    device = module_device(model.get_input_embeddings())
     ids = torch.tensor([_prompt_ids(tokenizer, prompt)], device=device)
-    return model.generate(
+    generate: Any = model.generate
+    return generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from toolkit.errors import ConfigError
@@ -25,9 +27,8 @@ def step_bytes(model: PreTrainedModel) -> int:
 
     That is all of them, but of an input embedding that is not tied to the head one row only.
     """
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
-    untied = head is not embedding
+    embedding = cast(Tensor, model.get_input_embeddings().weight)
+    untied = model.get_output_embeddings().weight is not embedding
     return parameter_bytes(model) - (embedding.nbytes - embedding[0].nbytes if untied else 0)
 
 

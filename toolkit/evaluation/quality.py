@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.corpus import encode
 from toolkit.evaluation.text import Window
+from toolkit.models.adapter import module_device
 
 
 @dataclass
@@ -51,7 +52,7 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, window: Wi
     text = encode(tokenizer, window.text)
     if not context:  # nothing to predict the first token from: it serves as the context
         context, text = text[:1], text[1:]
-    ids = torch.tensor([context + text], device=model.get_input_embeddings().weight.device)
+    ids = torch.tensor([context + text], device=module_device(model.get_input_embeddings()))
     logits = model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1]
     log_probs = logits.float().log_softmax(-1)
     target = ids[0, len(context) :].to(log_probs.device)
@@ -61,7 +62,8 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, window: Wi
 
 def divergence(baseline: Score, candidate: Score) -> float:
     """Return KL(baseline || candidate) summed over the window's tokens, in nats."""
-    assert baseline.log_probs is not None and candidate.log_probs is not None
+    assert baseline.log_probs is not None
+    assert candidate.log_probs is not None
     terms = torch.nn.functional.kl_div(
         candidate.log_probs, baseline.log_probs, reduction="none", log_target=True
     )

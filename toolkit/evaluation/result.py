@@ -54,9 +54,7 @@ def quality_section(
     result.sections["quality"] = quality = {
         "bits_per_byte": {
             **_both(lambda side: sum(bits[side.name]) / sum(sizes), baseline, candidate),
-            "difference": rate_difference(
-                bits["baseline"], bits["candidate"], sizes, seed=seed
-            ),
+            "difference": rate_difference(bits["baseline"], bits["candidate"], sizes, seed=seed),
         },
         "greedy_agreement": _agreement(baseline.texts, candidate.texts),
         "exact_match": mean(
@@ -144,14 +142,13 @@ def speed_section(
         taken = [[seconds(timing) for timing in side.timings] for side in (baseline, candidate)]
         return dict(ratio(*taken, paired=paired, seed=seed))
 
-    per_token = {
-        f"p{point}": both(lambda side, point=point: 1e3 * float(np.percentile(gaps(side), point)))
-        for point in (50, 90, 99)
-    }
+    def percentile(point: int) -> Section:
+        return both(lambda side: 1e3 * float(np.percentile(gaps(side), point)))
+
     result.sections["speed"] = {
         "paired": paired,
         "ttft_ms": both(lambda side: 1e3 * median(timing.first for timing in side.timings)),
-        "ms_per_token": per_token,
+        "ms_per_token": {f"p{point}": percentile(point) for point in (50, 90, 99)},
         "prefill_tokens_per_s": both(
             lambda side: _total(side, "prompt_tokens") / _total(side, "first")
         ),
@@ -163,9 +160,7 @@ def speed_section(
         "decode_speedup": speedup(lambda timing: sum(timing.gaps)),
         "copy_bytes_per_s": bandwidth,
         "step_bytes": both(lambda side: side.step_bytes),
-        "roofline_share": both(
-            lambda side: side.step_bytes / median(gaps(side)) / bandwidth
-        ),
+        "roofline_share": both(lambda side: side.step_bytes / median(gaps(side)) / bandwidth),
     }
 
 

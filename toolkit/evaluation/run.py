@@ -115,9 +115,7 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
     return {**result.sections, "reasons": result.reasons}
 
 
-def _memory_section(
-    result: Result, baseline: Side, candidate: Side, device: torch.device
-) -> None:
+def _memory_section(result: Result, baseline: Side, candidate: Side, device: torch.device) -> None:
     result.sections["memory"] = {
         "peak_host_bytes": peak_host_bytes(),
         "parameter_bytes": {side.name: side.parameter_bytes for side in (baseline, candidate)},

@@ -137,7 +137,9 @@ def adapter_for(model: PreTrainedModel) -> Adapter:
     """
     name = type(model).__name__
     if name not in ADAPTERS:
-        raise MisfitError(f"the architecture {name} is not supported; supported: {', '.join(ADAPTERS)}")
+        raise MisfitError(
+            f"the architecture {name} is not supported; supported: {', '.join(ADAPTERS)}"
+        )
     return ADAPTERS[name]
 
 

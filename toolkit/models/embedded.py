@@ -51,8 +51,8 @@ def _gguf_file() -> Path:
 
 def _convert(source: Path, target: Path) -> None:
     """Dequantize to float32 and save as an ordinary folder, without any trace of the GGUF."""
-    location = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32)
+    folder, file = source.parent, source.name
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
     # A model loaded from GGUF refuses to be saved: build the same one from its config.
     description = loaded.config.to_dict()
     description.pop("quantization_config")
@@ -61,4 +61,4 @@ def _convert(source: Path, target: Path) -> None:
     model = type(loaded)(type(loaded.config).from_dict(description))
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(**location).save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)

@@ -35,8 +35,8 @@ class LayerwiseForward:
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter, windows: Tensor) -> None:
         self.layers = adapter.decoder_layers(model)
-        self._arguments: list[dict[str, Any]] = [{} for _ in self.layers]
-        device = model.get_input_embeddings().weight.device
+        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {})] * len(self.layers)
+        device = module_device(model.get_input_embeddings())
         with self._recording() as entered, torch.inference_mode():
             for window in windows:
                 model.base_model(input_ids=window[None].to(device), use_cache=False)
@@ -49,8 +49,7 @@ class LayerwiseForward:
 
         def recorder(index: int) -> Callable[..., Tensor]:
             def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                assert not args, "decoder layers are called with keyword arguments"
-                self._arguments[index] = kwargs
+                self._arguments[index] = args, kwargs
                 if index == 0:
                     entered.append(hidden_states.cpu())
                 return hidden_states
@@ -77,8 +76,8 @@ class LayerwiseForward:
     @torch.inference_mode()
     def outputs(self, index: int) -> Tensor:
         """Return what layer `index` makes of `hidden`, of the same shape, on the host."""
-        layer, arguments = self.layers[index], self._arguments[index]
+        layer, (args, kwargs) = self.layers[index], self._arguments[index]
         device = module_device(layer)
         return torch.cat(
-            [layer(window[None].to(device), **arguments).cpu() for window in self.hidden]
+            [layer(window[None].to(device), *args, **kwargs).cpu() for window in self.hidden]
         )

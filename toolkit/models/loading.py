@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -72,11 +73,11 @@ def load_model(config: ModelConfig) -> LoadedModel:
     else:
         raise TypeError(f"no loader for {type(config).__name__}")
     model.eval().requires_grad_(False)
-    say(f"Model: {name} ({type(model).__name__}, {model.num_parameters() / 1e6:.4g} M "
-        f"parameters, {str(dtype).removeprefix('torch.')}, {device})")
-    return LoadedModel(
-        model, tokenizer, name, fingerprint(model), isinstance(config, RandomModel)
+    say(
+        f"Model: {name} ({type(model).__name__}, {model.num_parameters() / 1e6:.4g} M "
+        f"parameters, {str(dtype).removeprefix('torch.')}, {device})"
     )
+    return LoadedModel(model, tokenizer, name, fingerprint(model), isinstance(config, RandomModel))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -111,8 +112,6 @@ def _pretrained(
     config: HubModel, device: torch.device, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = Path(config.name).expanduser()
-    if config.name.startswith(("/", "./", "../", "~")) and not path.is_dir():
-        raise ConfigError("model.name", config.name, "there is no such folder")
     name = str(path) if path.is_dir() else config.name
     try:
         with waiting(f"Loading {config.name}"):
@@ -135,4 +134,6 @@ def _from_folder(
     model = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, dtype=dtype, device_map=device_map
     )
-    return (model if device_map else model.to(device)), tokenizer
+    if device_map is None:
+        nn.Module.to(model, device)
+    return model, tokenizer

@@ -15,12 +15,12 @@ Column = tuple[str, Callable[[Job], str]]
 def interval(value: dict[str, float] | None, form: str = ".3f") -> str:
     """Format an estimate and its 95 % interval, or a dash where there is none."""
     if value is None:
-        return "–"
+        return "-"
     return f"{value['estimate']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
 def number(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
+    return "-" if value is None else f"{value:{form}}"
 
 
 def _field(name: str, form: str) -> Callable[[Job], str]:
@@ -36,7 +36,7 @@ COLUMNS: list[Column] = [
     ("bits per byte", _field("quality.bits_per_byte.candidate", ".4f")),
     ("change", _interval_field("quality.bits_per_byte.difference", "+.4f")),
     ("perplexity", _field("quality.perplexity.candidate", ".3f")),
-    ("× dense", _interval_field("quality.perplexity.ratio")),
+    ("x dense", _interval_field("quality.perplexity.ratio")),
     ("same text", _field("quality.greedy_agreement", ".0%")),
     ("sparsity", _field("sparsity.achieved", ".3f")),
     ("bytes needed", _field("sparsity.bytes_fraction", ".3f")),

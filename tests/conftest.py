@@ -1,0 +1,87 @@
+"""Shared fixtures. Nothing here, and nothing in the suite, reaches the network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+import torch  # noqa: E402  (after the environment is set)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
+
+from toolkit.config import DType, EmbeddedModel, RandomModel  # noqa: E402
+from toolkit.corpus import Corpus, Document  # noqa: E402
+from toolkit.models import LoadedModel, load_model  # noqa: E402
+from toolkit.models.random import byte_tokenizer  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["model=random", "model.config=tiny-llama"]
+SMALL = ["tokens=512", "window=64"]
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Run `calibrate.py` or `evaluate.py` as a user would, in a folder of its own."""
+
+    def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return byte_tokenizer()
+
+
+def tiny(name: str = "tiny-llama", dtype: DType = DType.float32, seed: int = 0) -> LoadedModel:
+    """Return a freshly drawn tiny model."""
+    return load_model(RandomModel(device="cpu", dtype=dtype, config=name, seed=seed))
+
+
+@pytest.fixture
+def tiny_llama() -> LoadedModel:
+    return tiny()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LoadedModel:
+    return load_model(EmbeddedModel(device="cpu", dtype=DType.float32))
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Corpus:
+    """Return forty small documents of words, the same every time."""
+    documents = [
+        Document(f"document-{n}", " ".join(f"word{(n * 7 + i * i) % 97}" for i in range(300)))
+        for n in range(40)
+    ]
+    return Corpus("words", documents, calibration=0.5, validation=0.2)
+
+
+@pytest.fixture
+def repeatable() -> Iterator[torch.Generator]:
+    return torch.Generator().manual_seed(1)
+
+
+def random_inputs(model: PreTrainedModel, *shape: int) -> torch.Tensor:
+    """Return token ids of that shape, the same for the same shape."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, generator=generator)
