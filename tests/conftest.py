@@ -14,13 +14,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
-import torch  # noqa: E402  (after the environment is set)
-from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.config import DType, EmbeddedModel, RandomModel  # noqa: E402
-from toolkit.corpus import Corpus, Document  # noqa: E402
-from toolkit.models import LoadedModel, load_model  # noqa: E402
-from toolkit.models.random import byte_tokenizer  # noqa: E402
+from toolkit.config import DType, EmbeddedModel, RandomModel
+from toolkit.corpus import Corpus, Document
+from toolkit.models import LoadedModel, load_model
+from toolkit.models.random import byte_tokenizer
+
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["model=random", "model.config=tiny-llama"]
@@ -59,6 +61,14 @@ def tiny(name: str = "tiny-llama", dtype: DType = DType.float32, seed: int = 0) 
 @pytest.fixture
 def tiny_llama() -> LoadedModel:
     return tiny()
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Use every core for one test: the tiny models of the others run faster on one."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ class Log:
         digest = artifact.key.digest
         self._run.config.update({"artifact_digests": {artifact.key.method: digest}})
         entry = wandb.Artifact(f"{artifact.key.method}-{digest}", type="calibration")
-        entry.add_dir(str(folder))
+        entry.add_dir(str(folder), policy="immutable", skip_cache=True)
         self._run.log_artifact(entry)
         self._run.summary.update(
             {"wall_seconds": artifact.run["wall_seconds"], **artifact.statistics}

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.errors import TrimtabError
-from toolkit.larosa.rotation import absorb_inverse, pca
+from toolkit.larosa.rotation import absorb_inverse, output_pca, pca
 
 
 def moment(width: int, seed: int, rows: int = 200) -> torch.Tensor:
@@ -46,6 +46,27 @@ def test_axes_do_not_depend_on_the_sign_the_solver_chose():
     _, axes = pca(moment(9, seed=5))
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
     assert (largest > 0).all()
+
+
+def test_in_the_output_basis_dropping_costs_exactly_the_sum_of_squares():
+    weight = torch.randn(12, 20, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(1)).double()
+    x = x * torch.logspace(0, -2, 12)
+    variance, transform = output_pca(x.T @ x / len(x), weight)
+    z = x @ transform
+    torch.testing.assert_close(z.square().mean(0), variance)
+    folded = absorb_inverse(weight, transform)
+    torch.testing.assert_close(folded @ folded.T, torch.eye(12, dtype=torch.float64))
+    kept = z * (torch.rand(z.shape, generator=torch.Generator().manual_seed(2)) > 0.5)
+    error = (kept @ folded - x @ weight).square().sum(-1)
+    torch.testing.assert_close(error, (z - kept).square().sum(-1))
+
+
+def test_the_output_basis_is_exact_also_where_weights_ignore_a_direction():
+    weight = torch.randn(6, 4).double()  # two of six directions reach no output
+    x = torch.randn(50, 6).double()
+    _, transform = output_pca(x.T @ x, weight)
+    torch.testing.assert_close(x @ transform @ absorb_inverse(weight, transform), x @ weight)
 
 
 def test_a_moment_that_is_not_finite_is_refused():

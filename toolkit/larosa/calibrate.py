@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from toolkit.files import save_tensors
-from toolkit.larosa.rotation import pca
+from toolkit.larosa.rotation import Basis, transform_for
 from toolkit.larosa.sparsify import observed
 from toolkit.larosa.statistics import MagnitudeHistogram, SecondMoment
 from toolkit.method import Calibration
-from toolkit.models.adapter import Adapter, adapter_for, input_width
+from toolkit.models.adapter import Adapter, adapter_for, input_major, input_width
 from toolkit.models.layerwise import LayerwiseForward
 from toolkit.progress import track
 
@@ -29,34 +29,34 @@ def calibrate_layers(
     windows: Tensor,
     checkpoint: Path,
     *,
-    rotate: bool,
+    basis: Basis,
     threshold_share: float | None,
 ) -> Calibration:
-    """Return the rotations and thresholds of every layer.
+    """Return the transforms and thresholds of every layer.
 
     After each layer its tensors, then the hidden states that the next one reads, are saved in
     `checkpoint`; a later call starts from there. Tensors are named
-    ``layers.<index>.<site>.<what>``, where what is ``rotation`` (float32 [d, d]), ``variance``
-    (float32 [d], the mean square along each axis) or ``threshold`` (float32 scalar).
+    ``layers.<index>.<site>.<what>``, where what is ``transform`` (float32 [d, d]),
+    ``variance`` (float32 [d], the mean square along each axis) or ``threshold`` (float32).
 
     Parameters
     ----------
     windows : Tensor
         Token ids, int64 of shape [windows, length].
-    rotate : bool
-        Whether to rotate the sites behind a norm.
+    basis : Basis
+        Of the sites behind a norm.
     threshold_share : float or None
         Share of the activations below the thresholds; None where no thresholds are wanted.
     """
     statistics = {"tokens": windows.numel(), "windows": len(windows)}
-    if not rotate and threshold_share is None:
+    if basis is Basis.none and threshold_share is None:
         return Calibration({}, statistics)
     adapter = adapter_for(model)
     stream = LayerwiseForward(model, adapter, windows)
     count = len(stream.layers)
     start = _resume(stream, checkpoint)
     for index in track(range(start, count), "Calibrating layers", count, done=start):
-        outputs, tensors = _calibrate_layer(stream, index, adapter, rotate, threshold_share)
+        outputs, tensors = _calibrate_layer(stream, index, adapter, basis, threshold_share)
         save_tensors(checkpoint / _layer_file(index), tensors)
         save_tensors(checkpoint / HIDDEN, {"hidden": outputs}, next=str(index + 1))
         stream.hidden = outputs
@@ -72,7 +72,7 @@ def _calibrate_layer(
     stream: LayerwiseForward,
     index: int,
     adapter: Adapter,
-    rotate: bool,
+    basis: Basis,
     threshold_share: float | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return what the layer computes, and its calibrated tensors without the layer's prefix."""
@@ -86,20 +86,22 @@ def _calibrate_layer(
                 hooks.enter_context(observed(readers[name], watcher))
             return stream.outputs(index)
 
-    if rotate:
-        behind_norm = [site.name for site in adapter.sites if site.norm is not None]
+    if basis is not Basis.none:
+        behind_norm = {site.name: site for site in adapter.sites if site.norm is not None}
         moments = {name: SecondMoment(input_width(readers[name])) for name in behind_norm}
         outputs = run({name: moment.update for name, moment in moments.items()})
         for name, moment in moments.items():
-            variance, axes = pca(moment.total / stream.tokens)
-            tensors[f"{name}.rotation"] = axes.float().cpu()
+            reading = adapter.readers(layer, behind_norm[name])
+            weight = torch.cat([input_major(reader) for reader in reading], dim=1)
+            variance, transform = transform_for(basis, moment.total / stream.tokens, weight)
+            tensors[f"{name}.transform"] = transform.float().cpu()
             tensors[f"{name}.variance"] = variance.float().cpu()
     if threshold_share is not None:
         # A second pass: what is dropped is measured in the basis the first one found.
         histograms = {name: MagnitudeHistogram() for name in readers}
         outputs = run(
             {
-                name: _counting(histogram, tensors.get(f"{name}.rotation"))
+                name: _counting(histogram, tensors.get(f"{name}.transform"))
                 for name, histogram in histograms.items()
             }
         )
@@ -108,14 +110,14 @@ def _calibrate_layer(
     return outputs, tensors
 
 
-def _counting(histogram: MagnitudeHistogram, rotation: Tensor | None) -> Callable[[Tensor], None]:
-    if rotation is None:
+def _counting(histogram: MagnitudeHistogram, transform: Tensor | None) -> Callable[[Tensor], None]:
+    if transform is None:
         return histogram.update
-    return lambda x: histogram.update(x @ rotation.to(x.device, x.dtype))
+    return lambda x: histogram.update(x @ transform.to(x.device, x.dtype))
 
 
 def _leading_half(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Return, per rotated site and layer, the share of energy in the leading half of the axes."""
+    """Return, per site and layer, the share of energy in the leading half of the axes."""
     shares: dict[str, list[float]] = {}
     for name, variance in tensors.items():
         *_, site, what = name.split(".")

@@ -1,8 +1,8 @@
-"""LaRoSA as a method: calibrate rotations and thresholds, apply them to a live model.
+"""LaRoSA as a method: calibrate transforms and thresholds, apply them to a live model.
 
-Layerwise rotated sparse activation (arXiv 2507.01299). This version puts the rotation after the
-norm of a site, where it is simple and exact on every architecture: the residual stream stays as
-it is, and the inverse goes into the weights that read the site.
+Layerwise rotated sparse activation (arXiv 2507.01299). The transform stands after the norm of a
+site, where it is simple and exact on every architecture: the residual stream stays as it is, and
+the inverse goes into the weights that read the site.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from toolkit.artifact import Artifact
 from toolkit.corpus import Corpus, Split, token_windows
 from toolkit.errors import ConfigError
 from toolkit.larosa.calibrate import calibrate_layers
+from toolkit.larosa.rotation import Basis
 from toolkit.larosa.sparsify import (
     SiteSparsifier,
     above,
@@ -33,13 +34,6 @@ from toolkit.method import Applied, Calibration, Method, Stage
 from toolkit.models.adapter import adapter_for, input_major, input_width
 
 KERNEL = "reference: masked dense product in PyTorch, no weight is skipped"
-
-
-class Basis(StrEnum):
-    """The basis in which activations are dropped at the sites behind a norm (h1 and h3)."""
-
-    pca = "pca"
-    none = "none"
 
 
 class Selection(StrEnum):
@@ -59,8 +53,9 @@ class LaRoSA(Method):
         Share of the activations dropped at every site, in [0, 1). Nominal: the transforms'
         own cost is not in it, see ``sparsity.bytes_fraction`` in result.json.
     basis : Basis
-        `pca` rotates h1 and h3, each by the principal axes of its own activations; `none`
-        rotates nothing, which makes it plain magnitude sparsity.
+        Of h1 and h3, each for its own activations. `pca` rotates them onto their principal axes;
+        `output_pca` onto the axes of what the weights make of them; `none` leaves them, which
+        makes it plain magnitude sparsity.
     selection : Selection
         `topk` keeps exactly the same count for every token; `threshold` keeps what exceeds a
         magnitude calibrated for each site and layer, so the count varies from token to token.
@@ -72,7 +67,7 @@ class LaRoSA(Method):
     stage: ClassVar[Stage] = Stage.weights
 
     sparsity: float = 0.4
-    basis: Basis = Basis.pca
+    basis: Basis = Basis.output_pca
     selection: Selection = Selection.topk
     tokens: int = 8192
     window: int = 512
@@ -96,14 +91,14 @@ class LaRoSA(Method):
         corpus: Corpus,
         checkpoint: Path,
     ) -> Calibration:
-        """Find the rotations and thresholds; tensors are named ``layers.<index>.<site>.<what>``."""
+        """Find the transforms and thresholds, see `calibrate_layers`."""
         documents = corpus.documents(Split.calibration)
         windows = token_windows(documents, tokenizer, self.tokens // self.window, self.window)
         return calibrate_layers(
             model,
             windows,
             checkpoint,
-            rotate=self.basis is Basis.pca,
+            basis=self.basis,
             threshold_share=self.sparsity if self.selection is Selection.threshold else None,
         )
 
@@ -144,8 +139,8 @@ class LaRoSA(Method):
             keep = topk(self.sparsity, input_width(readers[0]))
         else:
             keep = above(float(tensors[prefix + "threshold"]))
-        rotation = tensors.get(prefix + "rotation")
-        if rotation is not None:
+        transform = tensors.get(prefix + "transform")
+        if transform is not None:
             weight = input_major(readers[0])
-            rotation = rotation.to(weight.device, weight.dtype)
-        return SiteSparsifier(site, readers, keep, rotation, applied)
+            transform = transform.to(weight.device, weight.dtype)
+        return SiteSparsifier(site, readers, keep, transform, applied)

@@ -35,7 +35,9 @@ class LayerwiseForward:
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter, windows: Tensor) -> None:
         self.layers = adapter.decoder_layers(model)
-        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {})] * len(self.layers)
+        self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {})] * len(
+            self.layers
+        )
         device = module_device(model.get_input_embeddings())
         with self._recording() as entered, torch.inference_mode():
             for window in windows:
