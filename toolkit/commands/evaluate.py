@@ -54,9 +54,10 @@ def _sweep(folder: Path) -> str | None:
 def label() -> str:
     """Return what tells this job from its neighbours: the stack and the settings changed."""
     overrides = HydraConfig.get().overrides.task
-    stack = [item.partition("=")[2] for item in overrides if item.startswith("methods=")]
+    stacks = [item.partition("=")[2] for item in overrides if item.startswith("methods=")]
+    stack = stacks[-1] if stacks else "baseline"
     changed = [item.removeprefix("methods.") for item in overrides if item.startswith("methods.")]
-    return " ".join([*(stack or ["baseline"]), *changed])
+    return " ".join([stack, *(item.removeprefix(f"{stack}.") for item in changed)])
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ class LaRoSA(Method):
     sparsity: float = 0.4
     basis: Basis = Basis.output_pca
     selection: Selection = Selection.topk
-    tokens: int = 8192
+    tokens: int = 16384
     window: int = 512
 
     def __post_init__(self) -> None:

@@ -1,0 +1,74 @@
+import pytest
+import torch
+from transformers import DynamicCache
+
+from toolkit.evaluation.generation import cache_bytes, greedy, replay, static_cache_bytes
+from toolkit.evaluation.text import Prompt
+
+PROMPT = Prompt("d", "a prompt of text", " and what follows")
+TOKEN_BYTES = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, float32
+
+
+def test_a_replay_feeds_the_model_exactly_the_given_text(tiny_llama):
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    fed = []
+    handle = model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: fed.extend(inputs[0][0].tolist())
+    )
+    timing = replay(model, tokenizer, PROMPT)
+    handle.remove()
+    # The last token is handed out and never fed.
+    assert tokenizer.decode(fed) == (PROMPT.text + PROMPT.continuation)[:-1]
+    assert (timing.prompt_tokens, timing.new_tokens, timing.size) == (16, 17, 17)
+
+
+def test_the_times_of_a_replay_add_up(tiny_llama):
+    timing = replay(tiny_llama.model, tiny_llama.tokenizer, PROMPT)
+    assert len(timing.gaps) == timing.new_tokens - 1
+    assert timing.first > 0
+    assert min(timing.gaps) > 0
+    assert timing.first + sum(timing.gaps) <= timing.total
+
+
+def test_cache_bytes_are_measured_on_the_tensors(tiny_llama):
+    timing = replay(tiny_llama.model, tiny_llama.tokenizer, PROMPT)
+    assert timing.live_bytes == (16 + 17 - 1) * TOKEN_BYTES
+    assert timing.committed_bytes >= timing.live_bytes
+
+
+def test_a_cache_that_holds_more_than_it_shows_is_found_out(tiny_llama):
+    cache = DynamicCache(config=tiny_llama.model.config)
+    for layer in range(3):
+        room = torch.zeros(2, 1, 2, 100, 16)
+        cache.update(room[0, :, :, :10], room[1, :, :, :10], layer)
+        cache.layers[layer].keys = room[0, :, :, :10]
+        cache.layers[layer].values = room[1, :, :, :10]
+    live, committed = cache_bytes(cache)
+    assert live == 10 * TOKEN_BYTES
+    assert committed == 100 * TOKEN_BYTES
+
+
+def test_a_static_cache_holds_all_it_could_need(tiny_llama):
+    found = static_cache_bytes(tiny_llama.model, tiny_llama.tokenizer, PROMPT, 50)
+    assert found == (16 + 50 - 1) * TOKEN_BYTES
+
+
+def test_greedy_text_is_what_the_largest_logits_spell(tiny_llama):
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    ids = tokenizer(PROMPT.text)["input_ids"]
+    prompt_tokens = len(ids)
+    for _ in range(6):
+        logits = model(torch.tensor([ids])).logits[0, -1]
+        logits[tokenizer.eos_token_id] = -torch.inf  # the length is fixed
+        ids.append(int(logits.argmax()))
+    assert greedy(model, tokenizer, PROMPT, 6) == tokenizer.decode(
+        ids[prompt_tokens:], skip_special_tokens=True
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny-mistral", "tiny-qwen3", "tiny-gpt2"])
+def test_other_architectures_are_replayed_too(name):
+    from tests.conftest import tiny
+
+    loaded = tiny(name)
+    assert replay(loaded.model, loaded.tokenizer, PROMPT).new_tokens == 17

@@ -1,0 +1,213 @@
+"""The whole of result.json, from one run over a tiny model whose weights are declared real."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.conftest import ROOT
+from toolkit.commands.launch import typed
+from toolkit.config import EvaluateConfig, config_folder, register
+from toolkit.errors import ArtifactError, ConfigError
+from toolkit.evaluation import run as evaluation
+from toolkit.evaluation.run import evaluate
+
+OVERRIDES = [
+    "methods=larosa", "methods.larosa.tokens=512", "methods.larosa.window=64",
+    "methods.larosa.sparsity=0.5", "on_missing=calibrate", "quality.windows=3",
+    "quality.window_bytes=256", "quality.context_bytes=32", "generation.prompts=2",
+    "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
+]  # fmt: skip
+
+
+def configured(folder: Path, *more: str) -> EvaluateConfig:
+    register()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        places = [f"artifacts={folder}/artifacts", f"tracking.folder={folder}"]
+        return typed(compose("evaluate", [*OVERRIDES, *places, *more]), EvaluateConfig)
+
+
+def run(folder: Path, *more: str) -> dict[str, Any]:
+    return evaluate(configured(folder, *more), label="test")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Return a folder that holds a tiny model, saved as if its weights meant something."""
+    from tests.conftest import tiny
+
+    root = tmp_path_factory.mktemp("evaluation")
+    loaded = tiny()
+    loaded.model.save_pretrained(root / "model")
+    loaded.tokenizer.save_pretrained(root / "model")
+    return root
+
+
+@pytest.fixture(scope="module")
+def hub(folder) -> list[str]:
+    return ["model=hub", f"model.name={folder}/model"]
+
+
+@pytest.fixture(scope="module")
+def result(folder, hub) -> dict[str, Any]:
+    return run(folder, *hub)
+
+
+def leaves(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the dotted names of a result's fields; lists, and rows of samples, are leaves."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): value}
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found |= leaves(item, f"{prefix}{name}.")
+    return found
+
+
+def test_the_fixed_names_are_there_with_numbers(result):
+    numbers = [
+        "quality.bits_per_byte.baseline",
+        "quality.bits_per_byte.candidate",
+        "quality.bits_per_byte.difference.estimate",
+        "quality.bits_per_byte.difference.low",
+        "quality.bits_per_byte.difference.high",
+        "quality.perplexity.baseline",
+        "quality.perplexity.candidate",
+        "quality.greedy_agreement",
+        "tokens.baseline",
+        "tokens.candidate",
+        "tokens.saving",
+        "kv.live_bytes",
+        "kv.committed_bytes",
+        "kv.reserved_bytes",
+        "kv.static_bytes",
+        "kv.dynamic_bytes",
+        "sparsity.requested",
+        "sparsity.achieved",
+        "sparsity.bytes_fraction",
+        "speed.decode_tokens_per_s.baseline",
+        "speed.decode_tokens_per_s.candidate",
+        "speed.ms_per_byte.baseline",
+        "speed.ms_per_byte.candidate",
+        "speed.texts_per_s.baseline",
+        "speed.texts_per_s.candidate",
+        "speed.ttft_ms.baseline",
+        "speed.ttft_ms.candidate",
+        "speed.speedup.estimate",
+        "speed.speedup.low",
+        "speed.speedup.high",
+    ]
+    found = leaves(result)
+    assert all(isinstance(found[name], int | float) for name in numbers)
+    assert result["methods"] == ["larosa"]
+    assert result["status"] == "ok"
+    for name in ("model.name", "model.fingerprint", "corpus.digest", "kernel", "environment.cpu"):
+        assert found[name]
+
+
+def test_it_is_json_that_any_reader_takes(result):
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+@pytest.mark.parametrize("model", ["hub", "random"])
+@pytest.mark.parametrize("paired", ["true", "false"])
+def test_every_missing_figure_has_a_reason_and_every_reason_a_missing_figure(
+    folder, hub, model, paired
+):
+    source = hub if model == "hub" else ["model=random", "model.config=tiny-llama"]
+    result = run(folder, *source, f"paired={paired}")
+    missing = {name for name, value in leaves(result).items() if value is None}
+    assert missing == set(result["reasons"])
+    if model == "random":
+        assert "quality" in missing
+    elif paired == "false":
+        assert "quality.kl_bits_per_token" in missing
+    assert result["speed"]["paired"] == (paired == "true")
+
+
+def test_every_field_is_documented(result):
+    text = (ROOT / "docs" / "results.md").read_text("utf-8")
+    documented = set(re.findall(r"^\| `([^`]+)`", text, flags=re.MULTILINE))
+    unknown = set()
+    for name in leaves({key: value for key, value in result.items() if key != "reasons"}):
+        generic = re.sub(r"\.(baseline|candidate|estimate|low|high)$", "", name)
+        generic = re.sub(r"^artifacts\..*", "artifacts", generic)
+        generic = re.sub(r"^(sparsity\.sites|environment\.packages)\..*", r"\1", generic)
+        generic = re.sub(r"\.difference$|\.ratio$", "", generic)
+        if generic not in documented:
+            unknown.add(generic)
+    assert not unknown
+
+
+def test_the_speedup_is_the_ratio_of_the_samples_it_keeps(result):
+    timings = result["samples"]["timings"]
+    assert len(timings) == 2 * 3 * 2  # models, repeats, prompts; the warm-up is not among them
+    total = {
+        side: sum(row["total"] / row["size"] for row in timings if row["model"] == side)
+        for side in ("baseline", "candidate")
+    }
+    speedup = result["speed"]["speedup"]
+    assert speedup["estimate"] == pytest.approx(total["baseline"] / total["candidate"])
+    assert speedup["low"] <= speedup["estimate"] <= speedup["high"]
+
+
+def test_the_quality_figures_are_those_of_the_samples(result):
+    windows = result["samples"]["windows"]
+    for side in ("baseline", "candidate"):
+        rows = [row for row in windows if row["model"] == side]
+        bits, size, tokens = (sum(row[key] for row in rows) for key in ("bits", "bytes", "tokens"))
+        assert result["quality"]["bits_per_byte"][side] == pytest.approx(bits / size)
+        assert result["quality"]["perplexity"][side] == pytest.approx(2 ** (bits / tokens))
+
+
+def test_a_sparse_model_differs_from_the_baseline_and_its_sparsity_is_measured(result):
+    assert result["quality"]["bits_per_byte"]["difference"]["estimate"] != 0
+    assert result["quality"]["kl_bits_per_token"] > 0
+    assert result["sparsity"]["achieved"] == pytest.approx(0.5, abs=0.01)
+    assert "no weight is skipped" in result["kernel"]
+
+
+def test_the_baseline_against_its_copy_differs_in_nothing_but_time(folder, hub):
+    result = (
+        run(folder, *hub, "methods=baseline", "~methods.larosa")
+        if False
+        else evaluate(_without_methods(configured(folder, *hub)), label="baseline")
+    )
+    quality = result["quality"]
+    assert quality["bits_per_byte"]["difference"] == {"estimate": 0, "low": 0, "high": 0}
+    assert quality["kl_bits_per_token"] == 0
+    assert (quality["greedy_agreement"], quality["exact_match"]) == (1, 1)
+    assert result["tokens"]["saving"] == 0
+    assert result["kernel"] == "torch"
+    assert result["kv"]["committed_bytes"] == result["kv"]["dynamic_bytes"]
+    assert result["reasons"]["sparsity"]
+
+
+def _without_methods(config: EvaluateConfig) -> EvaluateConfig:
+    config.methods = {}
+    return config
+
+
+def test_unpaired_and_paired_agree_on_everything_that_is_not_time(folder, hub, result):
+    unpaired = run(folder, *hub, "paired=false")
+    for name in ("bits_per_byte", "perplexity", "greedy_agreement", "exact_match"):
+        assert unpaired["quality"][name] == result["quality"][name]
+    for section in ("tokens", "kv", "sparsity"):
+        assert unpaired[section] == result[section]
+
+
+def test_a_missing_artifact_names_the_command_that_makes_it(folder, hub):
+    with pytest.raises(
+        ArtifactError, match=r"calibrate.py method=larosa sparsity=0.25 .*tokens=512"
+    ):
+        run(folder, *hub, "on_missing=error", "methods.larosa.sparsity=0.25")
+
+
+def test_pairing_is_refused_where_a_copy_does_not_fit(folder, hub, monkeypatch):
+    from toolkit.evaluation import memory
+
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 1000)
+    with pytest.raises(ConfigError, match="paired=true: a second copy .* use paired=false"):
+        evaluation.evaluate(configured(folder, *hub), label="test")

@@ -1,0 +1,53 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.config import GenerationConfig, QualityConfig
+from toolkit.corpus import Document
+from toolkit.errors import TrimtabError
+from toolkit.evaluation.text import prompts, quality_windows
+
+
+@given(st.text(min_size=400, max_size=1500), st.integers(0, 60))
+@settings(max_examples=60)
+def test_windows_are_pieces_of_the_text_cut_at_characters(text, context_bytes):
+    config = QualityConfig(windows=2, window_bytes=64, context_bytes=context_bytes)
+    for window in quality_windows([Document("d", text)], config):
+        assert window.context + window.text in text
+        assert len((window.context + window.text).encode()) <= 64
+        assert len(window.context.encode()) <= context_bytes
+        assert window.scored_bytes == len(window.text.encode()) > 0
+
+
+def test_windows_cover_the_document_without_overlap():
+    text = "".join(chr(ord("a") + n % 26) for n in range(64 * 5))
+    config = QualityConfig(windows=5, window_bytes=64, context_bytes=16)
+    windows = quality_windows([Document("d", text)], config)
+    assert "".join(window.context + window.text for window in windows) == text
+    assert all(window.scored_bytes == 48 for window in windows)
+
+
+def test_windows_are_spread_over_the_documents():
+    documents = [Document(str(n), f"{n}" * 256) for n in range(8)]
+    config = QualityConfig(windows=4, window_bytes=64, context_bytes=0)
+    assert [window.document for window in quality_windows(documents, config)] == [
+        "0",
+        "2",
+        "4",
+        "6",
+    ]
+
+
+def test_too_little_text_is_an_error_with_both_numbers():
+    config = QualityConfig(windows=9, window_bytes=64, context_bytes=0)
+    with pytest.raises(TrimtabError, match="quality.windows=9: .* hold only 2"):
+        quality_windows([Document("d", "x" * 128)], config)
+
+
+def test_a_continuation_is_what_follows_and_has_the_tokens_asked_for(tokenizer):
+    text = "".join(f"{n:05d} ñ" for n in range(400))
+    config = GenerationConfig(prompts=2, prompt_bytes=50, new_tokens=10)
+    for prompt in prompts([Document("d", text)], tokenizer, config):
+        assert prompt.text + prompt.continuation in text
+        # One token a byte; the last may bring the rest of its character along.
+        assert 10 <= len(prompt.continuation.encode()) <= 11

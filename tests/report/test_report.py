@@ -1,0 +1,139 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import TrimtabError
+from toolkit.report import build_report
+from toolkit.report.load import load_jobs
+from toolkit.report.table import csv_table, markdown_table
+
+
+def content(label: str, speedup: tuple[float, float, float], lost: float = 0.01) -> dict:
+    estimate, low, high = speedup
+    return {
+        "status": "ok",
+        "label": label,
+        "methods": [] if label == "baseline" else [label.split()[0]],
+        "kernel": "the kernel that ran",
+        "model": {"name": "tiny", "dtype": "float32"},
+        "corpus": {"name": "words"},
+        "environment": {
+            "cpu": "A CPU", "threads": 2, "gpu": None, "commit": "c" * 40,
+            "packages": {"torch": "2", "transformers": "5"},
+        },
+        "quality": {
+            "bits_per_byte": {
+                "candidate": 1.25,
+                "difference": {"estimate": lost, "low": lost / 2, "high": lost * 2},
+            },
+            "greedy_agreement": 0.5,
+        },
+        "sparsity": None,
+        "speed": {
+            "paired": True,
+            "speedup": {"estimate": estimate, "low": low, "high": high},
+            "decode_tokens_per_s": {"candidate": 12.345},
+        },
+        "samples": {"timings": [{"model": "baseline"}]},
+        "reasons": {"sparsity": "none"},
+    }  # fmt: skip
+
+
+ERROR = {"status": "error", "label": "broken", "type": "X", "message": "it broke\nhere | there"}
+
+
+@pytest.fixture
+def sweep(tmp_path) -> Path:
+    jobs = [
+        content("baseline", (1.0, 0.95, 1.05)),
+        content("quick", (1.5, 1.4, 1.6)),
+        ERROR,
+        content("slow p=1", (0.8, 0.75, 0.85)),
+    ]
+    for index, job in enumerate([*jobs, *[content(f"m{n}", (1, 0.9, 1.1)) for n in range(8)]]):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        name = "result.json" if job["status"] == "ok" else "error.json"
+        (folder / name).write_text(json.dumps(job))
+    return tmp_path
+
+
+def test_jobs_are_in_the_order_they_ran(sweep):
+    labels = [job.label for job in load_jobs(sweep)]
+    assert labels == ["baseline", "quick", "broken", "slow p=1", *[f"m{n}" for n in range(8)]]
+
+
+def test_the_report_says_what_the_intervals_say(sweep):
+    text = build_report(sweep).read_text("utf-8")
+    assert "`quick` is **faster than the unmodified model**: speedup 1.500 [1.400, 1.600]" in text
+    assert "`slow p=1` is **slower than the unmodified model**" in text
+    assert "`m0` is **not measurably faster or slower" in text
+    assert "`baseline` is" not in text
+    assert "Kernel that ran: the kernel that ran." in text
+    assert "measured on A CPU, 2 threads" in text
+
+
+def test_failed_jobs_are_shown_as_failed(sweep):
+    assert "| `broken` | **failed**: it broke here \\| there |" in build_report(sweep).read_text()
+
+
+def test_every_row_has_every_column(sweep):
+    lines = markdown_table(load_jobs(sweep)).replace("\\|", "").splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_what_was_not_measured_is_a_dash(sweep):
+    row = markdown_table(load_jobs(sweep)).splitlines()[2]
+    assert row.split(" | ")[6:8] == ["-", "-"]
+
+
+def test_rebuilding_changes_nothing(sweep):
+    def state() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (sweep / "report").iterdir()}
+
+    build_report(sweep)
+    first = state()
+    build_report(sweep)
+    assert state() == first
+    assert set(first) == {
+        "report.md", "results.csv", "all_methods_speedup_comparison.png",
+        "quality_versus_speed.png",
+    }  # fmt: skip
+
+
+def test_without_quality_its_plot_is_left_out(tmp_path):
+    job = {**content("random", (1, 0.9, 1.1)), "quality": None}
+    (tmp_path / "result.json").write_text(json.dumps(job))
+    text = build_report(tmp_path).read_text("utf-8")
+    assert "quality_versus_speed" not in text
+    assert not (tmp_path / "report" / "quality_versus_speed.png").exists()
+
+
+def test_the_csv_holds_every_scalar_under_its_dotted_name(sweep):
+    rows = list(csv.DictReader(io.StringIO(csv_table(load_jobs(sweep)))))
+    assert rows[1]["speed.speedup.low"] == "1.4"
+    assert rows[1]["methods"] == "quick"
+    assert rows[2]["status"] == "error"
+    assert not any(name.startswith(("samples", "reasons")) for name in rows[0])
+
+
+def test_the_command_rebuilds_and_prints_the_path(sweep):
+    done = subprocess.run(
+        [sys.executable, "-m", "toolkit.report", str(sweep)], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(sweep / "report" / "report.md")
+
+
+def test_a_folder_without_jobs_is_refused(tmp_path):
+    with pytest.raises(TrimtabError, match="holds no result.json"):
+        build_report(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "toolkit.report", str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1

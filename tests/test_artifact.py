@@ -1,0 +1,109 @@
+import json
+
+import pytest
+import torch
+
+from toolkit.artifact import DESCRIPTION, TENSORS, Artifact, ArtifactKey
+from toolkit.errors import ArtifactError
+
+
+def artifact(**changes) -> Artifact:
+    parts = {
+        "method": "larosa",
+        "config": {"sparsity": 0.4},
+        "model_fingerprint": "a" * 64,
+        "corpus_digest": "c" * 64,
+    }
+    return Artifact(
+        ArtifactKey(**{**parts, **changes}),
+        model={"architecture": "LlamaForCausalLM"},
+        corpus={"name": "words", "documents": {"calibration": ["d"]}},
+        statistics={"tokens": 3, "energy": 0.1 + 0.2},
+        run={"wall_seconds": 1.5},
+        tensors={"transposed": torch.arange(6.0).reshape(2, 3).T, "scalar": torch.tensor(0.5)},
+    )
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path):
+    saved = artifact()
+    saved.save(tmp_path / "a")
+    loaded = Artifact.load(tmp_path / "a")
+    assert (loaded.key, loaded.model, loaded.corpus) == (saved.key, saved.model, saved.corpus)
+    assert (loaded.statistics, loaded.run) == (saved.statistics, saved.run)
+    assert loaded.tensors.keys() == saved.tensors.keys()
+    assert all(torch.equal(loaded.tensors[name], saved.tensors[name]) for name in saved.tensors)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "other"},
+        {"config": {"sparsity": 0.5}},
+        {"model_fingerprint": "b" * 64},
+        {"corpus_digest": "b" * 64},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_digest_depends_on_every_part_of_the_key(changes):
+    assert artifact(**changes).key.digest != artifact().key.digest
+    assert artifact().key.digest == artifact().key.digest
+
+
+@pytest.mark.parametrize("name", [DESCRIPTION, TENSORS])
+@pytest.mark.parametrize("damage", ["truncated", "one byte changed", "empty", "deleted"])
+def test_a_damaged_file_is_refused(tmp_path, name, damage):
+    artifact().save(tmp_path / "a")
+    path = tmp_path / "a" / name
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "one byte changed":
+        position = content.rindex(b"1.5") if name == DESCRIPTION else len(content) - 1
+        content[position] ^= 1
+        path.write_bytes(content)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    with pytest.raises(ArtifactError, match="damaged|no artifact here"):
+        Artifact.load(tmp_path / "a")
+
+
+def test_another_schema_version_is_refused_by_number(tmp_path):
+    artifact().save(tmp_path / "a")
+    path = tmp_path / "a" / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    with pytest.raises(ArtifactError, match="schema version 99, this version reads 1"):
+        Artifact.load(tmp_path / "a")
+
+
+def test_another_model_is_refused():
+    with pytest.raises(
+        ArtifactError, match=r"belongs to another model.*aaaaaaaaaaaa.*bbbbbbbbbbbb"
+    ):
+        artifact().verify(artifact(model_fingerprint="b" * 64).key)
+
+
+def test_another_configuration_is_refused():
+    with pytest.raises(ArtifactError, match="another configuration or corpus"):
+        artifact().verify(artifact(config={"sparsity": 0.5}).key)
+    artifact().verify(artifact().key)
+
+
+def test_saving_again_keeps_the_first_unless_told_to_replace_it(tmp_path):
+    first, second = artifact(), artifact()
+    second.run = {"wall_seconds": 9.0}
+    first.save(tmp_path / "a")
+    second.save(tmp_path / "a")
+    assert Artifact.load(tmp_path / "a").run == first.run
+    second.save(tmp_path / "a", replace=True)
+    assert Artifact.load(tmp_path / "a").run == second.run
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_failed_save_leaves_nothing(tmp_path):
+    broken = artifact()
+    broken.statistics = {"tokens": float("nan")}  # no JSON value
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        broken.save(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []

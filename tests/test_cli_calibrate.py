@@ -1,0 +1,135 @@
+"""`calibrate.py` as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SMALL, TINY
+from toolkit.artifact import Artifact
+
+LONGER = ["tokens=4096", "window=64"]
+
+
+def artifact_of(stdout: str) -> Artifact:
+    return Artifact.load(Path(stdout.splitlines()[-1]))
+
+
+def test_an_artifact_is_made_once_and_found_again(command, tmp_path):
+    first = command("calibrate.py", *TINY, *SMALL, "sparsity=0.3")
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / first.stdout.splitlines()[-1]
+    artifact = Artifact.load(folder)
+    assert artifact.key.config["sparsity"] == 0.3
+    assert folder.relative_to(tmp_path).parts[:3] == ("artifacts", "tiny-llama", "larosa")
+    assert folder.name == artifact.key.digest
+    assert len(first.stdout.splitlines()) == 1
+    stamp = (folder / "artifact.json").stat().st_mtime_ns
+
+    again = command("calibrate.py", *TINY, *SMALL, "sparsity=0.3")
+    assert (again.stdout, again.returncode) == (first.stdout, 0)
+    assert (folder / "artifact.json").stat().st_mtime_ns == stamp
+
+    forced = command("calibrate.py", *TINY, *SMALL, "sparsity=0.3", "force=true")
+    assert (forced.stdout, forced.returncode) == (first.stdout, 0)
+    assert (folder / "artifact.json").stat().st_mtime_ns != stamp
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["sparsity=1.4"], "larosa.sparsity=1.4: expected a share in [0, 1)"),
+        (["method=lorasa"], "method=lorasa: no such option, did you mean larosa?"),
+        (["sparcity=0.4"], "unknown setting method.sparcity, did you mean sparsity?"),
+        (["corpus.glob=/nope/*.txt"], "corpus.glob, it belongs to corpus=files"),
+        (["corpus=files", "corpus.glob=/nope/*.txt"], "corpus.glob=/nope/*.txt: no file matches"),
+        (["model=hub", "model.name=/nope"], "model.name=/nope: there is no such folder"),
+        (["method=3"], "Got int"),
+        (["sparsity"], "missing EQUAL"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_clear_line_and_leaves_nothing(command, tmp_path, arguments, expected):
+    done = command("calibrate.py", *arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("calibrate.py: error: ")
+    assert expected in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_traceback_is_there_for_who_asks(command):
+    done = command("calibrate.py", "sparsity=1.4", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ConfigError: larosa.sparsity=1.4" in done.stderr
+
+
+def test_a_damaged_artifact_is_refused_and_force_replaces_it(command, tmp_path):
+    made = command("calibrate.py", *TINY, *SMALL)
+    tensors = tmp_path / made.stdout.strip() / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-10])
+    refused = command("calibrate.py", *TINY, *SMALL)
+    assert refused.returncode == 1
+    assert "tensors.safetensors is damaged" in refused.stderr.splitlines()[-1]
+    assert command("calibrate.py", *TINY, *SMALL, "force=true").returncode == 0
+    assert artifact_of(str(tmp_path / made.stdout.strip()))
+
+
+def test_a_calibration_killed_again_and_again_ends_in_the_same_artifact(command, tmp_path):
+    """SIGKILL at moments spread over the run; then one run that is left alone."""
+    expected = command("calibrate.py", *TINY, *LONGER, "artifacts=undisturbed")
+    arguments = [sys.executable, str(ROOT / "calibrate.py"), *TINY, *LONGER, "threads=1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for moment in range(3):
+        process = subprocess.Popen(
+            arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        # After the first layer is saved, after the second, and once before anything is.
+        while time.monotonic() < deadline and process.poll() is None:
+            saved = list(tmp_path.glob("artifacts/*/*/.*.unfinished/layer-*"))
+            if len(saved) >= moment:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for folder in tmp_path.glob("artifacts/*/*/*"):
+            if not folder.name.startswith("."):
+                Artifact.load(folder)  # it finished before the kill; then it is whole
+    survived = command("calibrate.py", *TINY, *LONGER)
+    assert survived.returncode == 0, survived.stderr
+    first = tmp_path / expected.stdout.strip()
+    second = tmp_path / survived.stdout.strip()
+    assert first.name == second.name
+    name = "tensors.safetensors"
+    assert (first / name).read_bytes() == (second / name).read_bytes()
+    described = [json.loads((path / "artifact.json").read_text()) for path in (first, second)]
+    for content in described:
+        del content["run"], content["content_sha256"]
+    assert described[0] == described[1]
+    assert [path.name for path in second.parent.iterdir()] == [second.name]
+
+
+@pytest.mark.parametrize("script", ["calibrate.py", "evaluate.py"])
+def test_help_shows_examples_groups_and_settings(command, tmp_path, script):
+    done = command(script, "--help")
+    assert done.returncode == 0
+    for word in (f"python {script}", "larosa", "smollm2-135m", "python-docs", "artifacts:"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_whole_configuration_is_shown_on_request(command, tmp_path):
+    done = command("calibrate.py", "--cfg", "job", "sparsity=0.25")
+    assert "sparsity: 0.25" in done.stdout
+    assert "_target_: toolkit.larosa.LaRoSA" in done.stdout
+    assert "project: trimtab" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,100 @@
+"""`evaluate.py` as a user runs it, one job and a sweep."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL, TINY
+
+FAST = [
+    "quality.windows=2", "quality.window_bytes=128", "quality.context_bytes=16",
+    "generation.prompts=2", "generation.prompt_bytes=32", "generation.new_tokens=4",
+    "speed.repeats=2",
+]  # fmt: skip
+METHOD = ["methods.larosa.tokens=512", "methods.larosa.window=64"]
+
+
+def job_folder(root: Path) -> Path:
+    (folder,) = root.glob("outputs/*-*-*/*")
+    return folder
+
+
+def test_calibrate_then_evaluate(command, tmp_path):
+    assert command("calibrate.py", *TINY, *SMALL).returncode == 0
+    done = command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST)
+    assert done.returncode == 0, done.stderr
+    folder = job_folder(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["methods"] == ["larosa"]
+    assert result["quality"] is None
+    assert result["sparsity"]["achieved"] == pytest.approx(0.4, abs=0.01)
+    assert (folder / "report" / "report.md").exists()
+    assert not (folder / "error.json").exists()
+    assert len(list(tmp_path.glob("outputs/wandb/offline-run-*"))) == 2
+
+
+def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
+    done = command(
+        "evaluate.py", "-m", *TINY, "methods=larosa", *METHOD,
+        "methods.larosa.sparsity=0.4,1.4,0.6", *FAST, "on_missing=calibrate",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "evaluate.py: error: larosa.sparsity=1.4: expected a share" in done.stderr
+    assert "Traceback" not in done.stderr
+    (sweep,) = tmp_path.glob("multirun/*/*")
+    status = {
+        path.parent.name: json.loads(path.read_text())["status"]
+        for path in sorted(sweep.glob("*/*.json"))
+    }
+    assert status == {"0": "ok", "1": "error", "2": "ok"}
+    report = (sweep / "report" / "report.md").read_text()
+    changed = "larosa tokens=512 window=64"
+    assert f"| `{changed} sparsity=0.4` | -" in report
+    assert f"| `{changed} sparsity=1.4` | **failed**: larosa.sparsity=1.4" in report
+    assert f"| `{changed} sparsity=0.6` | -" in report
+
+
+def test_every_stack_there_is(command, tmp_path):
+    done = command(
+        "evaluate.py", "-m", "experiment=ablation", *TINY, *FAST, "corpus.max_documents=40",
+        "tracking.mode=disabled",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (sweep,) = tmp_path.glob("multirun/*/*")
+    labels = [json.loads(p.read_text())["label"] for p in sorted(sweep.glob("*/result.json"))]
+    assert labels == ["baseline", "larosa"]
+
+
+def test_a_missing_artifact_is_one_line_with_the_command_that_makes_it(command, tmp_path):
+    done = command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    line = next(line for line in done.stderr.splitlines() if "error:" in line)
+    assert "calibrate.py method=larosa sparsity=0.4" in line
+    error = json.loads((job_folder(tmp_path) / "error.json").read_text())
+    assert error["status"] == "error"
+    assert error["type"] == "ArtifactError"
+
+
+def test_the_artifact_of_another_model_is_refused(command, tmp_path):
+    made = command("calibrate.py", *TINY, *SMALL)
+    other = command("calibrate.py", *TINY, "model.seed=1", *SMALL)
+    folders = [tmp_path / done.stdout.strip() for done in (made, other)]
+    assert folders[0].name != folders[1].name
+    shutil.rmtree(folders[1])
+    shutil.copytree(folders[0], folders[1])
+    done = command("evaluate.py", *TINY, "model.seed=1", "methods=larosa", *METHOD, *FAST)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert "belongs to another model" in line
+
+
+def test_a_mistyped_setting_leaves_nothing(command, tmp_path):
+    done = command("evaluate.py", "qualty.windows=3")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("evaluate.py: error: unknown setting qualty, did you mean quality?")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,145 @@
+"""The YAML files, the schemas behind them, and the ranges they accept."""
+
+from dataclasses import MISSING, fields
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from toolkit.commands.launch import expand_shorthand, one_line, typed
+from toolkit.config import CalibrateConfig, EvaluateConfig, config_folder, method_names, register
+from toolkit.errors import TrimtabError
+from toolkit.method import build
+from toolkit.stack import Stack
+
+KINDS = {"calibrate": CalibrateConfig, "evaluate": EvaluateConfig}
+
+
+def composed(name: str, *overrides: str):
+    register()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+def refused(name: str, *overrides: str) -> str:
+    """Return the line a user sees."""
+    with pytest.raises((TrimtabError, HydraException)) as error:
+        typed(composed(name, *overrides), KINDS[name])
+    return one_line(error.value)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_defaults_are_sound(name):
+    assert isinstance(typed(composed(name), KINDS[name]), KINDS[name])
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_methods_yaml_says_what_its_class_says(name):
+    node = OmegaConf.load(config_folder() / "method" / f"{name}.yaml")
+    kind = get_class(node.pop("_target_"))
+    assert kind.name == name
+    declared = {field.name: field.default for field in fields(kind)}
+    assert MISSING not in declared.values()
+    assert OmegaConf.to_container(node) == {
+        key: getattr(value, "value", value) for key, value in declared.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [
+        (path.parent.name, path.stem)
+        for group in ("model", "corpus")
+        for path in sorted((config_folder() / group).glob("*.yaml"))
+    ],
+)
+def test_every_option_composes_in_both_commands(group, option):
+    for name in KINDS:
+        assert group in composed(name, f"{group}={option}")
+
+
+def test_every_experiment_composes():
+    for path in (config_folder() / "experiment").glob("*.yaml"):
+        typed(composed("evaluate", f"experiment={path.stem}"), EvaluateConfig)
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("methods=baseline", []),
+        ("methods=larosa", ["larosa"]),
+        ("methods=[larosa]", ["larosa"]),
+        ("methods=[baseline,larosa]", ["larosa"]),
+    ],
+)
+def test_stacks_are_composed_from_names_and_lists(choice, expected):
+    config = typed(composed("evaluate", choice), EvaluateConfig)
+    assert Stack(build(node) for node in config.methods.values()).names == expected
+
+
+def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
+    config = composed("evaluate", "methods=larosa", "methods.larosa.sparsity=0.25")
+    assert build(config.methods.larosa).sparsity == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("evaluate", ["qualty.windows=3"], "unknown setting qualty"),
+        ("evaluate", ["quality.window=3"], "unknown setting quality.window, did you mean windows?"),
+        ("evaluate", ["quality.windows=many"], "quality.windows: Value 'many'"),
+        ("evaluate", ["quality.windows=1"], "quality.windows=1: expected at least 2"),
+        ("evaluate", ["quality.window_bytes=10"], "quality.window_bytes=10: expected at least 64"),
+        ("evaluate", ["quality.context_bytes=4096"], "quality.context_bytes=4096: expected"),
+        ("evaluate", ["generation.new_tokens=1"], "generation.new_tokens=1: expected at least 2"),
+        ("evaluate", ["generation.prompts=0"], "generation.prompts=0: expected at least 1"),
+        ("evaluate", ["speed.repeats=1"], "speed.repeats=1: expected at least 2"),
+        ("evaluate", ["speed.warmup=-1"], "speed.warmup=-1: expected at least 0"),
+        ("evaluate", ["on_missing=guess"], "on_missing: Invalid value 'guess'"),
+        ("evaluate", ["paired=maybe"], "paired: Value 'maybe'"),
+        ("evaluate", ["threads=0"], "threads=0: expected null or at least 1"),
+        ("evaluate", ["methods=lorasa"], "methods=lorasa: no such option, did you mean larosa?"),
+        ("evaluate", ["methods=larosa", "methods.larosa.p=1"], "unknown setting methods.larosa.p"),
+        ("calibrate", ["model.device=tpu"], "model.device=tpu: expected auto, cpu, cuda"),
+        ("calibrate", ["model.dtype=int8"], "model.dtype: Invalid value 'int8'"),
+        ("calibrate", ["model=hub"], "model.name=???: is required"),
+        ("calibrate", ["model=hub", "model.name=/nope"], "model.name=/nope: there is no such"),
+        ("calibrate", ["model.name=gpt2"], "unknown setting model.name, it belongs to model=hub"),
+        ("calibrate", ["corpus.calibration=1.5"], "corpus.calibration=1.5: expected a share"),
+        ("calibrate", ["corpus.validation=0.5"], "corpus.validation=0.5: expected less than"),
+        ("calibrate", ["corpus.max_documents=0"], "corpus.max_documents=0: expected null or"),
+        ("calibrate", ["tracking.mode=of"], "tracking.mode: Invalid value 'of'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
+    line = refused(name, *overrides)
+    assert expected in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"sparsity": 1.0}, r"larosa.sparsity=1.0: expected a share in \[0, 1\)"),
+        ({"sparsity": -0.1}, "larosa.sparsity=-0.1"),
+        ({"sparsity": "half"}, "larosa.sparsity|could not be converted"),
+        ({"basis": "dct"}, "Invalid value 'dct', expected one of"),
+        ({"selection": "random"}, "Invalid value 'random', expected one of"),
+        ({"window": 1}, "larosa.window=1: expected at least 2"),
+        ({"tokens": 100, "window": 200}, "larosa.tokens=100: expected at least one window"),
+        ({"sparseness": 0.4}, "Key 'sparseness' not in 'LaRoSA'"),
+    ],
+)
+def test_a_methods_own_settings_are_checked(settings, expected):
+    with pytest.raises(Exception, match=expected):
+        build({"_target_": "toolkit.larosa.LaRoSA", **settings})
+
+
+def test_shorthand_is_for_what_the_root_does_not_know():
+    given = ["method=larosa", "sparsity=0.4", "--cfg", "job", "+new=1", "model.dtype=float32", "-m"]
+    assert expand_shorthand(given, {"method", "model"}, "method") == [
+        "method=larosa", "method.sparsity=0.4", "--cfg", "job", "+new=1", "model.dtype=float32",
+        "-m",
+    ]  # fmt: skip

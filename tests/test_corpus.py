@@ -1,0 +1,151 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toolkit.config import FilesCorpus, HubCorpus, PythonDocs
+from toolkit.corpus import Corpus, Document, Split, load_corpus, token_windows
+from toolkit.errors import ConfigError, TrimtabError
+
+SHARES = {"calibration": 0.5, "validation": 0.2, "max_documents": None}
+texts = st.lists(st.text(min_size=1, max_size=20), max_size=30)
+
+
+def corpus_of(found: list[str]) -> Corpus:
+    documents = [Document(str(index), text) for index, text in enumerate(found)]
+    return Corpus("test", documents, calibration=0.5, validation=0.2)
+
+
+def texts_in(corpus: Corpus, split: Split) -> set[str]:
+    return {document.text for document in corpus.splits[split]}
+
+
+@given(texts)
+@settings(max_examples=50)
+def test_splits_partition_the_distinct_texts(found):
+    corpus = corpus_of(found)
+    parts = [document.text for split in Split for document in corpus.splits[split]]
+    assert sorted(parts) == sorted({text for text in found if text.strip()})
+
+
+@given(texts, texts)
+@settings(max_examples=50)
+def test_more_documents_move_none_of_the_others(first, more):
+    for split in Split:
+        assert texts_in(corpus_of(first), split) <= texts_in(corpus_of(first + more), split)
+
+
+@given(texts, st.randoms())
+@settings(max_examples=50)
+def test_the_digest_depends_on_the_texts_and_not_on_their_order_or_copies(found, random):
+    shuffled = found + found
+    random.shuffle(shuffled)
+    assert corpus_of(found).digest == corpus_of(shuffled).digest
+    assert corpus_of([*found, "one more, longer than any other text"]).digest != (
+        corpus_of(found).digest
+    )
+
+
+def test_shares_are_about_what_was_asked_for():
+    corpus = corpus_of([f"text {n}" for n in range(2000)])
+    sizes = [len(corpus.splits[split]) / 2000 for split in Split]
+    assert sizes == pytest.approx([0.5, 0.2, 0.3], abs=0.04)
+
+
+def test_an_empty_split_is_refused_by_name():
+    with pytest.raises(TrimtabError, match="no document in its test split"):
+        corpus_of([]).documents(Split.test)
+
+
+def test_python_docs_have_text_for_every_split():
+    corpus = load_corpus(PythonDocs(calibration=0.7, validation=0.1, max_documents=None))
+    assert all(corpus.documents(split) for split in Split)
+    assert sum(len(document.text) for document in corpus.documents(Split.test)) > 50_000
+
+
+def test_files_of_all_kinds_are_read(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.txt").write_text("plain")
+    (tmp_path / "deep" / "b.md").write_text("# marked down")
+    lines = [json.dumps({"body": "line one"}), "", json.dumps({"body": "line\u2028two"})]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines) + "\n")
+    config = FilesCorpus(glob=str(tmp_path / "**" / "*.*"), text_field="body", **SHARES)
+    corpus = load_corpus(config)
+    found = {document.text for split in Split for document in corpus.splits[split]}
+    assert found == {"plain", "# marked down", "line one", "line\u2028two"}
+
+
+def test_max_documents_takes_the_first(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    config = FilesCorpus(glob=str(tmp_path / "*.txt"), text_field="text", **SHARES)
+    config.max_documents = 2
+    corpus = load_corpus(config)
+    found = {document.text for split in Split for document in corpus.splits[split]}
+    assert found == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", b"\xff\xfe\x00", "cannot be read as UTF-8"),
+        ("x.jsonl", b'{"text": "a"}\n{broken', "line 2: not JSON"),
+        ("x.jsonl", b'{"body": "a"}', r"no text in the field 'text' \(found: body\)"),
+        ("x.jsonl", b"[1, 2]", "no text in the field 'text'"),
+        ("x.txt", b"  \n", "holds no text"),
+        ("x.pdf", b"a", "is none of .txt, .md and .jsonl"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    config = FilesCorpus(glob=str(tmp_path / "*"), text_field="text", **SHARES)
+    with pytest.raises(TrimtabError, match=message) as error:
+        load_corpus(config)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_no_file_is_an_error(tmp_path):
+    config = FilesCorpus(glob=str(tmp_path / "*.txt"), text_field="text", **SHARES)
+    with pytest.raises(ConfigError, match="no file matches"):
+        load_corpus(config)
+
+
+def hub(name: str, text_field: str = "text") -> HubCorpus:
+    return HubCorpus(
+        name=name, subset=None, split="train", revision=None, text_field=text_field, **SHARES
+    )
+
+
+def test_a_dataset_is_loaded_from_a_local_folder(tmp_path):
+    rows = [{"text": f"row {n}", "id": n} for n in range(5)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    corpus = load_corpus(hub(str(tmp_path)))
+    found = {document.text for split in Split for document in corpus.splits[split]}
+    assert found == {f"row {n}" for n in range(5)}
+    with pytest.raises(TrimtabError, match="no text in the field 'id'"):
+        load_corpus(hub(str(tmp_path), "id"))
+
+
+def test_a_dataset_that_cannot_be_had_is_named():
+    with pytest.raises(ConfigError, match="corpus.name=nobody/nothing: cannot be loaded"):
+        load_corpus(hub("nobody/nothing"))
+
+
+def test_windows_are_whole_disjoint_and_spread_over_the_text(tokenizer):
+    documents = [Document("a", "abcdefghij" * 10), Document("b", "0123456789" * 10)]
+    windows = token_windows(documents, tokenizer, count=4, length=8)
+    assert windows.shape == (4, 8)
+    texts = [tokenizer.decode(row) for row in windows]
+    assert texts[0] == "abcdefgh"
+    assert texts[-1].isdigit()
+    everything = token_windows(documents, tokenizer, count=25, length=8).flatten()
+    stream = tokenizer(documents[0].text)["input_ids"] + [tokenizer.eos_token_id]
+    assert everything[: len(stream)].tolist() == stream
+
+
+def test_too_little_text_is_an_error_that_says_how_much_there_is(tokenizer):
+    with pytest.raises(
+        TrimtabError, match="3 windows of 8 tokens are asked for and the text holds 2"
+    ):
+        token_windows([Document("a", "x" * 20)], tokenizer, count=3, length=8)

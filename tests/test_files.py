@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from toolkit.files import canonical_json, publishing, replacing, save_tensors, write_json
+
+
+def test_a_file_is_replaced_only_when_the_block_succeeds(tmp_path):
+    path = tmp_path / "folder" / "file"
+    with replacing(path) as temporary:
+        temporary.write_text("first")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("second")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_appears_only_when_the_block_succeeds(tmp_path):
+    with pytest.raises(RuntimeError), publishing(tmp_path / "a") as temporary:
+        (temporary / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with publishing(tmp_path / "a") as temporary:
+        (temporary / "whole").write_text("x")
+        assert not (tmp_path / "a").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_canonical_json_does_not_depend_on_the_order_of_keys():
+    assert canonical_json({"b": 1, "a": [0.1, "é"]}) == canonical_json({"a": [0.1, "é"], "b": 1})
+    assert canonical_json({"a": 1}) != canonical_json({"a": 2})
+
+
+def test_json_that_no_reader_could_take_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"value": float("inf")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_views_of_one_tensor_are_saved_as_their_content(tmp_path):
+    from safetensors.torch import load_file
+
+    base = torch.arange(6.0).reshape(2, 3)
+    save_tensors(tmp_path / "x.safetensors", {"transposed": base.T, "row": base[0]})
+    loaded = load_file(tmp_path / "x.safetensors")
+    assert torch.equal(loaded["transposed"], base.T)
+    assert torch.equal(loaded["row"], base[0])

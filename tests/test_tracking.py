@@ -1,0 +1,98 @@
+"""Offline runs, read back with wandb's own reader."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.conftest import tiny
+from toolkit import tracking
+from toolkit.calibration import calibrate
+from toolkit.config import TrackingConfig, TrackingMode
+from toolkit.larosa import LaRoSA
+
+RESULT = {
+    "status": "ok",
+    "artifacts": {"larosa": "0123"},
+    "quality": {"bits_per_byte": {"baseline": 1.0, "candidate": 1.25}},
+    "samples": {"timings": [{"model": "baseline", "total": 1.5}], "windows": []},
+}
+
+
+def inspect(run: Path, *options: str) -> str:
+    """Return what wandb's reader prints of an offline run."""
+    program = Path(sys.executable).with_name("wandb")
+    command = [str(program), "leet", "inspect", "--json", *options, str(run)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in inspect(run).splitlines() if line.strip()]
+
+
+def summary(run: Path) -> dict[str, Any]:
+    content = json.loads(inspect(run, "--summary"))
+    assert isinstance(content, dict)
+    return content
+
+
+def configured(folder: Path, mode: TrackingMode = TrackingMode.offline) -> TrackingConfig:
+    return TrackingConfig(mode=mode, project="tests", entity=None, folder=str(folder))
+
+
+def offline_runs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("wandb/offline-run-*"))
+
+
+def test_two_jobs_are_two_runs_that_do_not_mix(tmp_path):
+    report = tmp_path / "report"
+    report.mkdir()
+    for index in range(2):
+        composed = OmegaConf.create({"seed": index, "twice": "${seed}"})
+        with tracking.run(configured(tmp_path), "evaluate", composed, group="a sweep") as log:
+            figures = {"quality": {"bits_per_byte": {"candidate": 2.5 + index}}}
+            log.result({**RESULT, **figures}, report / "report.md")
+    runs = [(summary(run), records(run)) for run in offline_runs(tmp_path)]
+    assert len(runs) == 2
+    for index, (found, lines) in enumerate(runs):
+        assert found["state"] == "finished"
+        assert found["config"] == {
+            "seed": index, "twice": index, "artifact_digests": {"larosa": "0123"}
+        }  # fmt: skip
+        assert found["summary"]["quality.bits_per_byte.candidate"] == 2.5 + index
+        assert found["summary"]["samples/timings"]["nrows"] == 1
+        (opened,) = [line["run"] for line in lines if line["type"] == "run"]
+        assert (opened["run_group"], opened["job_type"]) == ("a sweep", "evaluate")
+
+
+def test_a_calibration_logs_its_artifact(tmp_path, corpus):
+    method = LaRoSA(tokens=512, window=64)
+    artifact, folder = calibrate(tiny(), method, corpus, tmp_path / "artifacts")
+    with tracking.run(configured(tmp_path), "calibrate", OmegaConf.create({}), None) as log:
+        log.artifact(artifact, folder)
+    (run,) = offline_runs(tmp_path)
+    assert summary(run)["config"]["artifact_digests"] == {"larosa": artifact.key.digest}
+    assert summary(run)["summary"]["tokens"] == 512
+    names = [line["artifact"]["name"] for line in records(run) if line["type"] == "artifact"]
+    assert names == [f"larosa-{artifact.key.digest}"]
+
+
+def test_a_failed_job_is_closed_as_failed(tmp_path):
+    with (
+        pytest.raises(RuntimeError),
+        tracking.run(configured(tmp_path), "evaluate", OmegaConf.create({}), None),
+    ):
+        raise RuntimeError
+    (run,) = offline_runs(tmp_path)
+    assert summary(run)["exit_code"] == 1
+
+
+def test_disabled_tracking_writes_nothing(tmp_path):
+    config = configured(tmp_path, TrackingMode.disabled)
+    with tracking.run(config, "evaluate", OmegaConf.create({"seed": 0}), None) as log:
+        log.result(RESULT, tmp_path / "report.md")
+    assert offline_runs(tmp_path) == []
