@@ -30,6 +30,7 @@ def test_calibrate_then_evaluate(command, tmp_path):
     assert result["methods"] == ["larosa"]
     assert result["quality"] is None
     assert result["sparsity"]["achieved"] == pytest.approx(0.4, abs=0.01)
+    assert done.stdout.splitlines() == [str(folder / "report" / "report.md")]
     assert (folder / "report" / "report.md").exists()
     assert not (folder / "error.json").exists()
     assert len(list(tmp_path.glob("outputs/wandb/offline-run-*"))) == 2

@@ -9,9 +9,10 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from toolkit.commands.launch import expand_shorthand, one_line, typed
-from toolkit.config import CalibrateConfig, EvaluateConfig, config_folder, method_names, register
+from toolkit.config import CalibrateConfig, EvaluateConfig
 from toolkit.errors import TrimtabError
 from toolkit.method import build
+from toolkit.registry import config_folder, method_names, register
 from toolkit.stack import Stack
 
 KINDS = {"calibrate": CalibrateConfig, "evaluate": EvaluateConfig}

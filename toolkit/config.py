@@ -1,32 +1,17 @@
-"""The configuration's types, registered with Hydra, and the ranges they accept.
+"""The configuration's types and the ranges they accept; the values are in ``conf/``.
 
-Types and ranges live here, values in ``conf/``. This module is imported before anything heavy,
+This module is imported before anything heavy,
 so that `--help`, `--cfg job` and a mistyped key answer at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-
 from toolkit.errors import ConfigError
-
-
-def config_folder() -> Path:
-    """Return the folder of the YAML groups: in an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
-
-
-def method_names() -> list[str]:
-    """Return the names of the methods, one per file of ``conf/method``."""
-    return sorted(path.stem for path in (config_folder() / "method").glob("*.yaml"))
 
 
 def _require(condition: bool, key: str, value: Any, expected: str) -> None:
@@ -240,25 +225,3 @@ class EvaluateConfig:
 
 def _check_threads(threads: int | None) -> None:
     _require(threads is None or threads > 0, "threads", threads, "null or at least 1")
-
-
-def _schemas() -> Iterator[tuple[str, str, type]]:
-    yield "schema", "calibrate", CalibrateConfig
-    yield "schema", "evaluate", EvaluateConfig
-    yield "schema/model", "smollm2-135m", EmbeddedModel
-    yield "schema/model", "hub", HubModel
-    yield "schema/model", "random", RandomModel
-    yield "schema/corpus", "python-docs", PythonDocs
-    yield "schema/corpus", "files", FilesCorpus
-    yield "schema/corpus", "hub", HubCorpus
-    yield "schema", "generation", GenerationConfig
-    yield "schema", "tracking", TrackingConfig
-
-
-def register() -> None:
-    """Put the schemas in Hydra's ConfigStore, and a stack of one for each method."""
-    store = ConfigStore.instance()
-    for group, name, node in _schemas():
-        store.store(group=group, name=name, node=node)
-    for name in method_names():
-        store.store(group="methods", name=name, node={"defaults": [{f"/method@{name}": name}]})

@@ -10,10 +10,11 @@ from hydra import compose, initialize_config_dir
 
 from tests.conftest import ROOT
 from toolkit.commands.launch import typed
-from toolkit.config import EvaluateConfig, config_folder, register
+from toolkit.config import EvaluateConfig
 from toolkit.errors import ArtifactError, ConfigError
 from toolkit.evaluation import run as evaluation
 from toolkit.evaluation.run import evaluate
+from toolkit.registry import config_folder, register
 
 OVERRIDES = [
     "methods=larosa", "methods.larosa.tokens=512", "methods.larosa.window=64",

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 import torch
 
@@ -116,16 +114,15 @@ def test_without_its_package_the_embedded_model_says_how_to_get_it(monkeypatch):
 
 
 @pytest.mark.smollm2
-def test_the_embedded_model_loads_fast_once_converted_and_is_what_it_should_be(smollm2):
+def test_the_embedded_model_is_converted_once_and_is_what_it_should_be(smollm2, monkeypatch):
     config = smollm2.model.config
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (576, 30, 49152)
     assert (config.num_attention_heads, config.num_key_value_heads) == (9, 3)
     assert config.tie_word_embeddings
     assert getattr(config, "quantization_config", None) is None
     assert smollm2.tokenizer.chat_template
-    started = time.perf_counter()
+    monkeypatch.setattr(embedded, "_convert", None)  # a second conversion fails
     again = load_model(EmbeddedModel(device="cpu", dtype=DType.float32))
-    assert time.perf_counter() - started < 5, "the second load takes over 5 s"
     assert again.fingerprint == smollm2.fingerprint
     ids = torch.tensor([smollm2.tokenizer("The capital of France is")["input_ids"]])
     assert smollm2.tokenizer.decode(smollm2.model(ids).logits[0, -1].argmax()) == " Paris"

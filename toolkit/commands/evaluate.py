@@ -14,7 +14,10 @@ from toolkit.files import write_json
 
 
 def run(config: DictConfig) -> None:
-    """Evaluate as `config` says; write result.json, or error.json where it fails."""
+    """Evaluate as `config` says and print the report's path on standard output.
+
+    Writes result.json, or error.json where it fails.
+    """
     folder = output_folder()
     try:
         _evaluate(config, folder)
@@ -34,16 +37,15 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
         result = evaluate(settings, label())
         write_json(folder / "result.json", result)
-        log.result(result, _report(folder))
+        report = _report(folder)
+        log.result(result, report)
+    print(report)
 
 
 def _report(folder: Path) -> Path:
-    from toolkit.progress import say
     from toolkit.report import build_report
 
-    report = build_report(folder.parent if _sweep(folder) else folder)
-    say(f"Report: {report}")
-    return report
+    return build_report(folder.parent if _sweep(folder) else folder)
 
 
 def _sweep(folder: Path) -> str | None:

@@ -17,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from toolkit.config import config_folder, register
 from toolkit.errors import ConfigError, TrimtabError
+from toolkit.registry import config_folder, register
 
 Config = TypeVar("Config")
 Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
