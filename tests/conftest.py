@@ -31,6 +31,15 @@ SMALL = ["tokens=512", "window=64"]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """Run `calibrate.py` or `evaluate.py` as a user would, in a folder of its own."""

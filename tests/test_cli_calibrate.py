@@ -86,7 +86,7 @@ def test_a_damaged_artifact_is_refused_and_force_replaces_it(command, tmp_path):
 def test_a_calibration_killed_again_and_again_ends_in_the_same_artifact(command, tmp_path):
     """SIGKILL at moments spread over the run; then one run that is left alone."""
     expected = command("calibrate.py", *TINY, *LONGER, "artifacts=undisturbed")
-    arguments = [sys.executable, str(ROOT / "calibrate.py"), *TINY, *LONGER, "threads=1"]
+    arguments = [sys.executable, str(ROOT / "calibrate.py"), *TINY, *LONGER]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for moment in range(3):
         process = subprocess.Popen(

@@ -1,7 +1,7 @@
 """The configuration's types and the ranges they accept; the values are in ``conf/``.
 
-This module is imported before anything heavy,
-so that `--help`, `--cfg job` and a mistyped key answer at once.
+This module is imported before anything heavy, so that `--help`, `--cfg job` and a mistyped key
+answer at once.
 """
 
 from __future__ import annotations

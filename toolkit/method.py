@@ -99,7 +99,8 @@ class Method(ABC):
         """Measure what the method needs to know about the model.
 
         Deterministic: a calibration that was killed and started again on the same `checkpoint`
-        folder returns the same tensors and statistics, bit for bit.
+        folder returns the same tensors and statistics, bit for bit, on the same machine with the
+        same number of threads.
 
         Parameters
         ----------

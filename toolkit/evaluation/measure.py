@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,6 +60,10 @@ class Side:
     parameter_bytes: int = 0
     step_bytes: int = 0
 
+    def recording(self) -> AbstractContextManager[None]:
+        """Have the methods at work, where there are any, count what they do."""
+        return self.stack.recording() if self.stack else nullcontext()
+
 
 def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quality: bool) -> None:
     """Run the whole workload on every side and add the samples to it.
@@ -83,7 +87,7 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
             _score(sides, window)
     for prompt in track(work.prompts, f"Greedy generation: {names}", len(work.prompts)):
         for side in sides:
-            with side.stack.recording() if side.stack else nullcontext():
+            with side.recording():
                 text = greedy(side.model, side.tokenizer, prompt, config.generation.new_tokens)
             side.texts.append(text)
     _time(sides, work, config)
@@ -97,7 +101,7 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
 def _score(sides: Sequence[Side], window: Window) -> None:
     scores = []
     for side in sides:
-        with side.stack.recording() if side.stack else nullcontext():
+        with side.recording():
             scores.append(score(side.model, side.tokenizer, window))
     if len(sides) == 2 and sides[0].tokenizer is sides[1].tokenizer:
         sides[1].divergences.append(divergence(scores[0], scores[1]))

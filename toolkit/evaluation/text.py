@@ -66,8 +66,13 @@ def prompts(
     Raises
     ------
     TrimtabError
-        If the documents hold fewer.
+        If the documents hold fewer, or the tokenizer cannot say where its tokens are.
     """
+    if not tokenizer.is_fast:
+        raise TrimtabError(
+            f"{type(tokenizer).__name__} has no offsets: evaluation needs a fast tokenizer "
+            "(a tokenizer.json beside the model)"
+        )
     found = []
     for document in documents:
         size = config.prompt_bytes + config.new_tokens * LONGEST_TOKEN
