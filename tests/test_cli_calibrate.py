@@ -65,6 +65,14 @@ def test_a_mistake_is_one_clear_line_and_leaves_nothing(command, tmp_path, argum
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_corpus_too_small_for_the_method_leaves_nothing(command, tmp_path):
+    done = command("calibrate.py", *TINY, "tokens=10000000", "tracking.mode=disabled")
+    assert done.returncode == 1
+    assert "windows of 512 tokens are asked for and the text holds" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.rglob("*")) == []
+
+
 def test_the_traceback_is_there_for_who_asks(command):
     done = command("calibrate.py", "sparsity=1.4", HYDRA_FULL_ERROR="1")
     assert done.returncode == 1

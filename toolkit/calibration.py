@@ -42,7 +42,7 @@ def calibrate(
         shutil.rmtree(checkpoint, ignore_errors=True)
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
     artifact.save(folder, replace=force)
-    shutil.rmtree(checkpoint)
+    shutil.rmtree(checkpoint, ignore_errors=True)
     say(
         f"Calibrated {method.name} in {artifact.run['wall_seconds']:.1f} s, peak memory "
         f"{artifact.run['peak_host_bytes'] / 2**30:.2f} GiB"

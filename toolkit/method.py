@@ -105,7 +105,8 @@ class Method(ABC):
         Parameters
         ----------
         checkpoint : Path
-            An existing folder for intermediate results; what it holds is of this calibration.
+            Folder for intermediate results, to be created with the first of them. What it holds
+            already is of this very calibration.
         """
 
     def calibrate(
@@ -132,9 +133,7 @@ class Method(ABC):
         self.check(model)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
-            folder = checkpoint or Path(scratch)
-            folder.mkdir(parents=True, exist_ok=True)
-            calibration = self.fit(model, tokenizer, corpus, folder)
+            calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))
         return Artifact(
             key=self.key(fingerprint(model), corpus),
             model={

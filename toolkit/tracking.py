@@ -61,7 +61,8 @@ def run(
     group : str or None
         Name that the jobs of a sweep share.
     """
-    Path(config.folder).mkdir(parents=True, exist_ok=True)
+    if config.mode is not TrackingMode.disabled:
+        Path(config.folder).mkdir(parents=True, exist_ok=True)
     opened = wandb.init(
         mode=config.mode.value,
         project=config.project,

@@ -62,7 +62,7 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
             # see the failure, so that it marks the job and goes on with the next.
             if verbose or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            _stop(config_name, error)
+            _stop(error)
 
     register()
     entry = hydra.main(
@@ -74,9 +74,9 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
         # Before the task has begun everything that fails is about the command line.
         if verbose or (composed and not isinstance(error, Mistake)):
             raise
-        _stop(config_name, error)
+        _stop(error)
     except KeyboardInterrupt:
-        print(f"{config_name}.py: interrupted", file=sys.stderr)
+        print(f"{_program()}: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -96,9 +96,13 @@ def expand_shorthand(arguments: list[str], root_keys: set[str], node: str) -> li
     return [expand(argument) for argument in arguments]
 
 
-def _stop(config_name: str, error: BaseException) -> None:
-    print(f"{config_name}.py: error: {one_line(error)}", file=sys.stderr)
+def _stop(error: BaseException) -> None:
+    print(f"{_program()}: error: {one_line(error)}", file=sys.stderr)
     sys.exit(1)
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name
 
 
 def one_line(error: BaseException) -> str:
