@@ -61,13 +61,14 @@ def run(
     group : str or None
         Name that the jobs of a sweep share.
     """
-    if config.mode is not TrackingMode.disabled:
+    keeps = config.mode is not TrackingMode.disabled
+    if keeps:
         Path(config.folder).mkdir(parents=True, exist_ok=True)
     opened = wandb.init(
         mode=config.mode.value,
         project=config.project,
         entity=config.entity,
-        dir=config.folder,
+        dir=config.folder if keeps else None,
         group=group,
         job_type=job_type,
         config=cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)),
