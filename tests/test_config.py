@@ -97,6 +97,7 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["generation.new_tokens=1"], "generation.new_tokens=1: expected at least 2"),
         ("evaluate", ["generation.prompts=0"], "generation.prompts=0: expected at least 1"),
         ("evaluate", ["speed.repeats=1"], "speed.repeats=1: expected at least 2"),
+        ("evaluate", ["speed.repeats=2", "generation.prompts=2"], "over 4 means nothing"),
         ("evaluate", ["speed.warmup=-1"], "speed.warmup=-1: expected at least 0"),
         ("evaluate", ["on_missing=guess"], "on_missing: Invalid value 'guess'"),
         ("evaluate", ["paired=maybe"], "paired: Value 'maybe'"),

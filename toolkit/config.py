@@ -13,6 +13,8 @@ from typing import Any
 
 from toolkit.errors import ConfigError
 
+LEAST_TIMED = 6
+
 
 def _require(condition: bool, key: str, value: Any, expected: str) -> None:
     if not condition:
@@ -221,6 +223,14 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         _check_threads(self.threads)
+        timed = self.speed.repeats * self.generation.prompts
+        _require(
+            timed >= LEAST_TIMED,
+            "speed.repeats",
+            self.speed.repeats,
+            f"speed.repeats x generation.prompts to be at least {LEAST_TIMED} timed generations: "
+            f"an interval over {timed} means nothing",
+        )
 
 
 def _check_threads(threads: int | None) -> None:

@@ -28,16 +28,17 @@ def speedup_plot(jobs: Sequence[Job], path: Path) -> None:
     axes.axvline(1, color=REFERENCE, linewidth=1)
     axes.set_yticks(rows, [job.label for job in jobs])
     axes.set_ylim(len(jobs) - 0.5, -0.5)
-    axes.set_xlabel("speedup over the unmodified model (time per byte of text, 95 % interval)")
+    axes.set_xlabel("speedup per byte of text, with 95 % interval")
     _save(figure, path)
 
 
 def quality_plot(jobs: Sequence[Job], path: Path) -> None:
     """Draw quality lost against speed gained, with 95 % intervals on both."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for job in jobs:
         _quality_point(axes, job)
+    figure.legend(loc="outside right upper", fontsize=8)
     axes.axvline(1, color=REFERENCE, linewidth=1)
     axes.axhline(0, color=REFERENCE, linewidth=1)
     axes.margins(0.15)
@@ -50,9 +51,8 @@ def _quality_point(axes: Axes, job: Job) -> None:
     speed, lost = job.get("speed.speedup"), job.get("quality.bits_per_byte.difference")
     x, y = speed["estimate"], lost["estimate"]
     axes.errorbar(
-        [x], [y], xerr=_errors([speed]), yerr=_errors([lost]), fmt="o", color=INK, capsize=3
+        [x], [y], xerr=_errors([speed]), yerr=_errors([lost]), fmt="o", capsize=3, label=job.label
     )
-    axes.annotate(job.label, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8)
 
 
 def _errors(values: Sequence[dict[str, Any]]) -> list[list[float]]:
