@@ -25,9 +25,8 @@ def say(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
-@contextmanager
-def bar(description: str, total: int) -> Iterator[Progress]:
-    """Show a bar of `total` steps; its one task is ``progress.task_ids[0]``."""
+def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:
+    """Yield `items` under a bar of `total` steps, `done` of which lie behind already."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -36,28 +35,23 @@ def bar(description: str, total: int) -> Iterator[Progress]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     ) as progress:
-        progress.add_task(description, total=total)
-        yield progress
-
-
-def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:
-    """Yield `items` under a bar of `total` steps, `done` of which lie behind already."""
-    with bar(description, total) as progress:
-        progress.update(progress.task_ids[0], completed=done)
+        task = progress.add_task(description, total=total, completed=done)
         for item in items:
             yield item
-            progress.advance(progress.task_ids[0])
+            progress.advance(task)
 
 
 @contextmanager
 def waiting(description: str) -> Iterator[None]:
-    """Show a spinner and the elapsed time around one long step of unknown length."""
+    """Show a spinner and the elapsed time, on a terminal, around a step of unknown length."""
+    console = Console(stderr=True)
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     ) as progress:
         progress.add_task(description, total=None)
         yield

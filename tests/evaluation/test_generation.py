@@ -19,7 +19,8 @@ def test_a_replay_feeds_the_model_exactly_the_given_text(tiny_llama):
     handle.remove()
     # The last token is handed out and never fed.
     assert tokenizer.decode(fed) == (PROMPT.text + PROMPT.continuation)[:-1]
-    assert (timing.prompt_tokens, timing.new_tokens, timing.size) == (16, 17, 17)
+    assert (timing.prompt_tokens, timing.new_tokens) == (16, 17)
+    assert (timing.prompt_size, timing.size) == (16, 17)
 
 
 def test_the_times_of_a_replay_add_up(tiny_llama):

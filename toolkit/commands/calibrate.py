@@ -9,18 +9,20 @@ from omegaconf import DictConfig
 
 from toolkit.commands.launch import expand_shorthand, launch, typed
 from toolkit.config import CalibrateConfig
+from toolkit.progress import waiting
 
 
 def run(config: DictConfig) -> None:
     """Calibrate as `config` says and print the artifact's folder on standard output."""
     settings = typed(config, CalibrateConfig)
     # Heavy imports wait until the configuration is known to be sound.
-    from toolkit import tracking
-    from toolkit.calibration import calibrate
-    from toolkit.corpus import load_corpus
-    from toolkit.environment import prepare
-    from toolkit.method import build
-    from toolkit.models import load_model
+    with waiting("Importing PyTorch and transformers"):
+        from toolkit import tracking
+        from toolkit.calibration import calibrate
+        from toolkit.corpus import load_corpus
+        from toolkit.environment import prepare
+        from toolkit.method import build
+        from toolkit.models import load_model
 
     method = build(settings.method)
     prepare(settings.seed, settings.threads)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from toolkit.commands.launch import launch, one_line, output_folder, typed
 from toolkit.config import EvaluateConfig
 from toolkit.files import write_json
+from toolkit.progress import waiting
 
 
 def run(config: DictConfig) -> None:
@@ -31,8 +32,9 @@ def run(config: DictConfig) -> None:
 def _evaluate(config: DictConfig, folder: Path) -> None:
     settings = typed(config, EvaluateConfig)
     # Heavy imports wait until the configuration is known to be sound.
-    from toolkit import tracking
-    from toolkit.evaluation.run import evaluate
+    with waiting("Importing PyTorch and transformers"):
+        from toolkit import tracking
+        from toolkit.evaluation.run import evaluate
 
     with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
         result = evaluate(settings, label())

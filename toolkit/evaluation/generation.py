@@ -33,8 +33,10 @@ class Timing:
         Between one token and the next.
     total : float
         Until `generate` returned.
-    prompt_tokens, new_tokens, size : int
-        Tokens read, tokens generated, and the bytes of text these are.
+    prompt_tokens, new_tokens : int
+        Tokens read, and tokens generated.
+    prompt_size, size : int
+        The bytes of text these are.
     live_bytes, committed_bytes : int
         Of the KV cache at the end: what its tokens take, and the storage held for them.
     """
@@ -44,6 +46,7 @@ class Timing:
     total: float
     prompt_tokens: int
     new_tokens: int
+    prompt_size: int
     size: int
     live_bytes: int
     committed_bytes: int
@@ -103,6 +106,7 @@ def replay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: P
         total=total,
         prompt_tokens=prompt_tokens,
         new_tokens=len(continuation),
+        prompt_size=len(prompt.text.encode()),
         size=len(prompt.continuation.encode()),
         live_bytes=live,
         committed_bytes=committed,

@@ -91,7 +91,7 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
                 text = greedy(side.model, side.tokenizer, prompt, config.generation.new_tokens)
             side.texts.append(text)
     _time(sides, work, config)
-    for side in sides:
+    for side in track(sides, "Static cache", len(sides)):
         largest = max(range(len(work.prompts)), key=lambda index: side.timings[index].live_bytes)
         side.static_bytes = static_cache_bytes(
             side.model, side.tokenizer, work.prompts[largest], config.generation.new_tokens

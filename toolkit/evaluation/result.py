@@ -118,6 +118,7 @@ def kv_section(result: Result, baseline: Side, candidate: Side) -> None:
         "static_bytes": candidate.static_bytes,
         "dynamic_bytes": max(timing.committed_bytes for timing in baseline.timings),
         "tokens": largest.prompt_tokens + largest.new_tokens,
+        "live_bytes_per_byte_of_text": largest.live_bytes / (largest.prompt_size + largest.size),
     }
 
 
