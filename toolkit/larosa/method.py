@@ -32,6 +32,7 @@ from toolkit.larosa.sparsify import (
 )
 from toolkit.method import Applied, Calibration, Method, Stage
 from toolkit.models.adapter import adapter_for, input_major, input_width
+from toolkit.progress import track
 
 KERNEL = "reference: masked dense product in PyTorch, no weight is skipped"
 
@@ -115,8 +116,9 @@ class LaRoSA(Method):
         applied = Applied(tokenizer, kernel=KERNEL)
         sparsifiers: list[SiteSparsifier] = []
         applied.measured = lambda: {"sparsity": sparsity_section(sparsifiers, self.sparsity)}
+        layers = adapter.decoder_layers(model)
         with ExitStack() as undo:
-            for index, layer in enumerate(adapter.decoder_layers(model)):
+            for index, layer in enumerate(track(layers, "Applying larosa", len(layers))):
                 for site in adapter.sites:
                     prefix = f"layers.{index}.{site.name}."
                     part = self._sparsifier(
