@@ -95,11 +95,6 @@ def corpus() -> Corpus:
     return Corpus("words", documents, calibration=0.5, validation=0.2)
 
 
-@pytest.fixture
-def repeatable() -> Iterator[torch.Generator]:
-    return torch.Generator().manual_seed(1)
-
-
 def random_inputs(model: PreTrainedModel, *shape: int) -> torch.Tensor:
     """Return token ids of that shape, the same for the same shape."""
     generator = torch.Generator().manual_seed(0)

@@ -71,6 +71,17 @@ def canonical_json(value: Any) -> bytes:
     ).encode()
 
 
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one, with dotted keys: the names that docs/results.md documents."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = item
+    return flat
+
+
 def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 

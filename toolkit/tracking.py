@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from toolkit.artifact import Artifact
 from toolkit.config import TrackingConfig, TrackingMode
+from toolkit.files import flatten
 from toolkit.progress import say
 
 
@@ -84,14 +85,3 @@ def run(
         opened.finish(exit_code=exit_code)
         if config.mode is TrackingMode.offline:
             say(f"W&B run kept offline; upload it with: wandb sync {folder}")
-
-
-def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one, with dotted keys: the names that docs/results.md documents."""
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, dict):
-            flat |= flatten(item, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = item
-    return flat

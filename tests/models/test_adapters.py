@@ -1,5 +1,4 @@
 import pytest
-import torch
 from torch import nn
 
 from tests.models.contract import AdapterContract
@@ -55,13 +54,3 @@ def test_contract_models_cover_tied_and_untied_heads_and_grouped_queries():
     assert {config.tie_word_embeddings for config in configs} == {True, False}
     heads = {c.num_attention_heads // getattr(c, "num_key_value_heads", 4) for c in configs}
     assert heads == {1, 2}
-
-
-def test_an_adapter_lists_each_norm_once():
-    from tests.conftest import tiny
-
-    model = tiny().model
-    norms = list(adapter_for(model).norms(model))
-    assert len(norms) == len(set(map(id, norms))) == 2 * 3 + 1
-    assert norms[-1] is model.model.norm
-    assert torch.is_tensor(norms[0].weight)

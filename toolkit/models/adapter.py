@@ -8,7 +8,6 @@ h3 by the first half of the MLP and h4 by its second half.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,14 +58,6 @@ class Adapter:
     def readers(self, layer: nn.Module, site: Site) -> list[nn.Module]:
         """Return the linear layers that read `site` in one decoder layer."""
         return [layer.get_submodule(name) for name in site.readers]
-
-    def norms(self, model: PreTrainedModel) -> Iterator[nn.Module]:
-        """Yield every norm on the residual path, the final one last."""
-        for layer in self.decoder_layers(model):
-            for site in self.sites:
-                if site.norm is not None:
-                    yield layer.get_submodule(site.norm)
-        yield model.get_submodule(self.final_norm)
 
 
 def input_major(linear: nn.Module) -> Tensor:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from toolkit.files import flatten
 from toolkit.report.load import Job
 
 Column = tuple[str, Callable[[Job], str]]
@@ -71,13 +72,9 @@ def csv_table(jobs: Sequence[Job]) -> str:
     return text.getvalue()
 
 
-def _scalars(value: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        if name in ("samples", "reasons"):
-            continue
-        if isinstance(item, dict):
-            found |= _scalars(item, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = " ".join(item) if isinstance(item, list) else item
-    return found
+def _scalars(content: dict[str, Any]) -> dict[str, Any]:
+    figures = {name: item for name, item in content.items() if name not in ("samples", "reasons")}
+    return {
+        name: " ".join(item) if isinstance(item, list) else item
+        for name, item in flatten(figures).items()
+    }
