@@ -1,16 +1,22 @@
 """What every supported architecture must fulfil; a new one inherits it.
 
 A subclass names a shipped tiny shape. The weights are drawn so that nothing hides behind a
-default: norm weights differ from one, biases from zero.
+default: norm weights differ from one, biases from zero. Every architecture runs with its head
+tied to the embeddings and untied.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import random_inputs, tiny
 from toolkit.artifact import Artifact
@@ -18,60 +24,83 @@ from toolkit.config import DType
 from toolkit.corpus import Corpus
 from toolkit.larosa import Basis, LaRoSA
 from toolkit.models import LoadedModel, adapter_for
-from toolkit.models.adapter import input_major, input_width, set_input_major
+from toolkit.models.adapter import (
+    centers,
+    head_shape,
+    input_major,
+    input_width,
+    norm_epsilon,
+    norm_gain,
+    norm_shift,
+    set_input_major,
+)
+from toolkit.models.layerwise import LayerwiseForward
 
 # Relative to the largest logit. Everything is exact but for rounding in the model's own dtype.
-TOLERANCE = {DType.float64: 1e-6, DType.float32: 1e-4, DType.bfloat16: 6e-2}
+TOLERANCE = {DType.float64: 1e-6, DType.float32: 1e-4, DType.bfloat16: 1e-1}
 
 
-def draw(name: str, dtype: DType) -> LoadedModel:
+def draw(name: str, dtype: DType, tied: bool) -> LoadedModel:
     """Return a tiny model whose norms and biases are as random as its weights."""
     loaded = tiny(name, dtype)
+    config = copy.deepcopy(loaded.model.config)
+    config.tie_word_embeddings = tied
+    model = AutoModelForCausalLM.from_config(config, dtype=loaded.model.dtype)
+    model.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for key, parameter in loaded.model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-            if parameter.ndim == 1 and key.endswith("weight"):
-                parameter.copy_(1 + 0.3 * noise)
-            elif parameter.ndim == 1:
-                parameter.copy_(0.3 * noise)
-            else:
-                parameter.copy_(0.2 * noise)
-    return loaded
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+        parameter.copy_(parameter + 0.3 * noise if parameter.ndim == 1 else 0.2 * noise)
+    return replace(loaded, model=model)
+
+
+def assert_equal(found: Tensor, expected: Tensor) -> None:
+    bound = TOLERANCE[DType(str(expected.dtype).removeprefix("torch."))]
+    difference = (found - expected).abs().max() / expected.abs().max()
+    assert difference < bound, f"{difference:.2e}"
+
+
+def multiply_outputs(linear: nn.Module, matrix: Tensor) -> None:
+    """Multiply the last outputs of a linear layer by `matrix`, of shape [last, last]."""
+    last = len(matrix)
+    weight = input_major(linear).clone()
+    weight[:, -last:] = weight[:, -last:] @ matrix
+    set_input_major(linear, weight)
+    if linear.bias is not None:
+        linear.bias[-last:] = linear.bias[-last:] @ matrix
+
+
+@contextmanager
+def writing(layer: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
+    """Let linear layers of a decoder layer return what `outputs` holds under their names."""
+    with ExitStack() as hooks:
+        for name, output in outputs.items():
+            handle = layer.get_submodule(name).register_forward_hook(
+                lambda module, inputs, found, output=output: output.expand_as(found)
+            )
+            hooks.callback(handle.remove)
+        yield
 
 
 class AdapterContract:
-    """The tests; `shape` is the name of a tiny shape in shapes.yaml."""
+    """What the adapter says of the model; `shape` is the name of a tiny shape in shapes.yaml."""
 
     shape: ClassVar[str]
 
-    @pytest.fixture(params=list(TOLERANCE), ids=str)
-    def loaded(self, request: pytest.FixtureRequest) -> LoadedModel:
-        return draw(self.shape, request.param)
-
-    @pytest.fixture
-    def exact(self) -> LoadedModel:
-        return draw(self.shape, DType.float64)
-
-    @pytest.fixture(params=[Basis.pca, Basis.output_pca], ids=str)
-    def dense(self, request: pytest.FixtureRequest, loaded: LoadedModel, corpus: Corpus):
-        """Return LaRoSA at sparsity 0, and its artifact."""
-        method = LaRoSA(sparsity=0.0, basis=request.param, tokens=1024, window=64)
-        return method, method.calibrate(loaded.model, loaded.tokenizer, corpus)
-
-    def assert_equal(self, found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-        bound = TOLERANCE[DType(str(dtype).removeprefix("torch."))]
-        difference = (found - expected).abs().max() / expected.abs().max()
-        assert difference < bound, f"{difference:.2e}"
+    @pytest.fixture(params=[True, False], ids=["tied", "untied"])
+    def exact(self, request: pytest.FixtureRequest) -> LoadedModel:
+        torch.manual_seed(0)
+        return draw(self.shape, DType.float64, tied=request.param)
 
     def test_the_names_lead_to_modules_that_fit(self, exact):
         adapter, config = adapter_for(exact.model), exact.model.config
         layers = adapter.decoder_layers(exact.model)
         assert len(layers) == config.num_hidden_layers
-        assert exact.model.get_submodule(adapter.embeddings).weight is (
-            exact.model.get_input_embeddings().weight
-        )
-        assert exact.model.get_submodule(adapter.head) is exact.model.get_output_embeddings()
+        embeddings = exact.model.get_submodule(adapter.embeddings)
+        assert embeddings is exact.model.get_input_embeddings()
+        head = exact.model.get_submodule(adapter.head)
+        assert head is exact.model.get_output_embeddings()
+        assert (head.weight is embeddings.weight) == config.tie_word_embeddings
         for site in adapter.sites:
             widths = {input_width(reader) for reader in adapter.readers(layers[0], site)}
             assert len(widths) == 1
@@ -89,21 +118,26 @@ class AdapterContract:
             }
             assert matrices == behind
 
-    def test_readers_read_the_same_activations(self, exact):
+    def test_readers_of_a_site_read_the_same_and_it_is_what_its_norm_returns(self, exact):
         adapter = adapter_for(exact.model)
         layer = adapter.decoder_layers(exact.model)[0]
         for site in adapter.sites:
-            seen: list[torch.Tensor] = []
+            seen: list[Tensor] = []
             handles = [
                 reader.register_forward_pre_hook(
                     lambda m, inputs, seen=seen: seen.append(inputs[0])
                 )
                 for reader in adapter.readers(layer, site)
             ]
+            if site.norm is not None:
+                norm = layer.get_submodule(site.norm)
+                handles.append(
+                    norm.register_forward_hook(lambda m, i, found, seen=seen: seen.append(found))
+                )
             exact.model(random_inputs(exact.model, 1, 8))
             for handle in handles:
                 handle.remove()
-            assert len(seen) == len(site.readers)
+            assert len(seen) == len(handles)
             assert all(torch.equal(seen[0], x) for x in seen)
 
     def test_input_major_is_what_the_layer_multiplies_by(self, exact):
@@ -117,13 +151,121 @@ class AdapterContract:
                 set_input_major(reader, 2 * input_major(reader))
                 torch.testing.assert_close(reader(x), x @ input_major(reader) + bias)
 
+    def test_layer_by_layer_is_the_whole_models_forward(self, exact):
+        adapter, windows = adapter_for(exact.model), random_inputs(exact.model, 3, 20)
+        whole = exact.model(windows, output_hidden_states=True, use_cache=False).hidden_states
+        stream = LayerwiseForward(exact.model, adapter, windows)
+        assert stream.tokens == windows.numel()
+        for index in range(len(stream.layers)):
+            assert_equal(stream.hidden, whole[index])
+            stream.hidden = stream.outputs(index)
+        final = exact.model.get_submodule(adapter.final_norm)(stream.hidden)
+        assert_equal(final, whole[-1])
+
+    def test_norms_are_what_their_parts_say(self, exact):
+        adapter = adapter_for(exact.model)
+        layer = adapter.decoder_layers(exact.model)[0]
+        norms = [layer.get_submodule(site.norm) for site in adapter.sites if site.norm]
+        assert len(norms) == 2
+        for norm in [*norms, exact.model.get_submodule(adapter.final_norm)]:
+            # So small that epsilon matters, and off centre so that the mean does.
+            x = 1e-3 * (1 + torch.randn(5, exact.model.config.hidden_size, dtype=torch.float64))
+            shift = norm_shift(norm)
+            deviation = x - x.mean(-1, keepdim=True) if centers(norm) else x
+            scale = (deviation.square().mean(-1, keepdim=True) + norm_epsilon(norm)).sqrt()
+            expected = deviation / scale * norm_gain(norm) + (0 if shift is None else shift)
+            assert_equal(norm(x), expected)
+
+    def test_heads_divide_h2_and_what_the_attention_reads(self, exact):
+        adapter, shape = adapter_for(exact.model), head_shape(exact.model)
+        layer = adapter.decoder_layers(exact.model)[0]
+        readers = {site.name: adapter.readers(layer, site) for site in adapter.sites}
+        assert input_width(readers["h2"][0]) == shape.heads * shape.head_dim
+        outputs = sum(input_major(reader).shape[1] for reader in readers["h1"])
+        assert outputs == (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+
+    def test_a_rotation_of_the_values_is_undone_behind_the_attention(self, exact):
+        adapter, shape = adapter_for(exact.model), head_shape(exact.model)
+        ids = random_inputs(exact.model, 2, 20)
+        expected = exact.model(ids).logits
+        outputs = next(site for site in adapter.sites if site.name == "h2")
+        for layer in adapter.decoder_layers(exact.model):
+            drawn = torch.randn(shape.kv_heads, shape.head_dim, shape.head_dim).double()
+            rotations = torch.linalg.qr(drawn).Q
+            multiply_outputs(layer.get_submodule(adapter.values), torch.block_diag(*rotations))
+            assert not torch.allclose(exact.model(ids).logits, expected)
+            (reader,) = adapter.readers(layer, outputs)
+            repeated = rotations.repeat_interleave(shape.heads // shape.kv_heads, 0)
+            set_input_major(reader, torch.block_diag(*repeated).T @ input_major(reader))
+        assert_equal(exact.model(ids).logits, expected)
+
+    def test_a_scale_of_the_gated_is_undone_behind_the_gate(self, exact):
+        adapter = adapter_for(exact.model)
+        ids = random_inputs(exact.model, 2, 20)
+        expected = exact.model(ids).logits
+        before, behind = (site for site in adapter.sites if site.name in ("h3", "h4"))
+        for layer in adapter.decoder_layers(exact.model):
+            (reader,) = adapter.readers(layer, behind)
+            width = input_width(reader)
+            made = sum(input_major(linear).shape[1] for linear in adapter.readers(layer, before))
+            assert made == (width if adapter.up is None else 2 * width)
+            if adapter.up is not None:
+                scale = torch.randn(width, dtype=torch.float64)
+                scale += 0.1 * scale.sign()
+                multiply_outputs(layer.get_submodule(adapter.up), scale.diag())
+                assert not torch.allclose(exact.model(ids).logits, expected)
+                set_input_major(reader, input_major(reader) / scale[:, None])
+        assert_equal(exact.model(ids).logits, expected)
+
+    def test_writers_alone_write_to_the_residual_stream(self, exact):
+        adapter = adapter_for(exact.model)
+        stream = LayerwiseForward(exact.model, adapter, random_inputs(exact.model, 1, 8))
+        width = exact.model.config.hidden_size
+        nothing = dict.fromkeys(adapter.writers, torch.zeros(width).double())
+        for index, layer in enumerate(stream.layers):
+            for name in adapter.writers:
+                assert input_major(layer.get_submodule(name)).shape[1] == width
+            with writing(layer, nothing):
+                torch.testing.assert_close(stream.outputs(index), stream.hidden)
+
+    def test_what_is_written_is_added_as_it_is_unless_a_norm_stands_behind(self, exact):
+        adapter = adapter_for(exact.model)
+        stream = LayerwiseForward(exact.model, adapter, random_inputs(exact.model, 1, 8))
+        width = exact.model.config.hidden_size
+        written = torch.randn(width, dtype=torch.float64)
+        for name in adapter.writers:
+            outputs = dict.fromkeys(adapter.writers, torch.zeros(width).double())
+            with writing(stream.layers[0], {**outputs, name: written}):
+                found = stream.outputs(0) - stream.hidden
+            assert torch.allclose(found, written.expand_as(found)) != adapter.post_norms
+
+
+class LaRoSAContract:
+    """LaRoSA at sparsity 0 is the model itself, and leaves it as it was, on each architecture."""
+
+    shape: ClassVar[str]
+
+    @pytest.fixture(
+        params=[(DType.float64, True), (DType.float32, False), (DType.bfloat16, True)],
+        ids=["float64-tied", "float32-untied", "bfloat16-tied"],
+    )
+    def loaded(self, request: pytest.FixtureRequest) -> LoadedModel:
+        dtype, tied = request.param
+        return draw(self.shape, dtype, tied)
+
+    @pytest.fixture(params=[Basis.pca, Basis.output_pca], ids=str)
+    def dense(self, request: pytest.FixtureRequest, loaded: LoadedModel, corpus: Corpus):
+        """Return LaRoSA at sparsity 0, and its artifact."""
+        method = LaRoSA(sparsity=0.0, basis=request.param, tokens=1024, window=64)
+        return method, method.calibrate(loaded.model, loaded.tokenizer, corpus)
+
     def test_full_forward_at_sparsity_0(self, loaded, dense):
         method, artifact = dense
         ids = random_inputs(loaded.model, 2, 24)
         expected = loaded.model(ids).logits
         with method.apply(loaded.model, loaded.tokenizer, artifact):
             found = loaded.model(ids).logits
-        self.assert_equal(found, expected, loaded.model.dtype)
+        assert_equal(found, expected)
 
     def test_cached_decode_at_sparsity_0(self, loaded, dense):
         method, artifact = dense
@@ -135,21 +277,21 @@ class AdapterContract:
             for token in ids[:, 5:].T:
                 step = loaded.model(token[:, None], past_key_values=step.past_key_values)
                 found.append(step.logits)
-        self.assert_equal(torch.cat(found, 1), expected, loaded.model.dtype)
+        assert_equal(torch.cat(found, 1), expected)
 
     def test_after_saving_and_loading_the_artifact(self, loaded, dense, tmp_path):
         method, artifact = dense
         artifact.save(tmp_path / "artifact")
         ids = random_inputs(loaded.model, 1, 12)
 
-        def logits(source: Artifact) -> torch.Tensor:
+        def logits(source: Artifact) -> Tensor:
             with method.apply(loaded.model, loaded.tokenizer, source):
                 return loaded.model(ids).logits
 
         assert torch.equal(logits(Artifact.load(tmp_path / "artifact")), logits(artifact))
 
     def test_teacher_forcing_equals_decoding_step_by_step_when_sparse(self, corpus):
-        loaded = draw(self.shape, DType.float64)
+        loaded = draw(self.shape, DType.float64, tied=True)
         method = LaRoSA(sparsity=0.5, tokens=512, window=64)
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
         ids = random_inputs(loaded.model, 1, 12)
@@ -160,7 +302,7 @@ class AdapterContract:
             for token in ids[:, 5:].T:
                 step = loaded.model(token[:, None], past_key_values=step.past_key_values)
                 found.append(step.logits)
-        self.assert_equal(torch.cat(found, 1), expected, torch.float64)
+        assert_equal(torch.cat(found, 1), expected)
 
     @pytest.mark.parametrize("failing", [False, True], ids=["normal", "exception"])
     def test_leaving_restores_every_bit_and_every_hook(self, loaded, corpus, failing):
@@ -191,9 +333,10 @@ class AdapterContract:
             assert not module._forward_hooks
             assert not module._forward_pre_hooks
 
-    def test_calibration_leaves_the_model_as_it_was(self, exact, corpus):
-        before = copy.deepcopy(exact.model.state_dict())
-        LaRoSA(tokens=512, window=64).calibrate(exact.model, exact.tokenizer, corpus)
-        after = exact.model.state_dict()
+    def test_calibration_leaves_the_model_as_it_was(self, corpus):
+        loaded = draw(self.shape, DType.float64, tied=True)
+        before = copy.deepcopy(loaded.model.state_dict())
+        LaRoSA(tokens=512, window=64).calibrate(loaded.model, loaded.tokenizer, corpus)
+        after = loaded.model.state_dict()
         assert all(torch.equal(after[name], before[name]) for name in before)
-        assert all("forward" not in module.__dict__ for module in exact.model.modules())
+        assert all("forward" not in module.__dict__ for module in loaded.model.modules())

@@ -1,29 +1,48 @@
 import pytest
 from torch import nn
+from transformers import OPTConfig, OPTForCausalLM
 
-from tests.models.contract import AdapterContract
+from tests.conftest import tiny
+from tests.models.contract import AdapterContract, LaRoSAContract
 from toolkit.errors import MisfitError
 from toolkit.models import adapter_for
-from toolkit.models.adapter import ADAPTERS
+from toolkit.models.adapter import ADAPTERS, head_shape
+from toolkit.models.random import shapes
 
 
-class TestLlama(AdapterContract):
+class TestLlama(AdapterContract, LaRoSAContract):
     shape = "tiny-llama"
 
 
-class TestMistral(AdapterContract):
+class TestMistral(AdapterContract, LaRoSAContract):
     shape = "tiny-mistral"
 
 
-class TestQwen2(AdapterContract):
+class TestQwen2(AdapterContract, LaRoSAContract):
     shape = "tiny-qwen2"
 
 
-class TestQwen3(AdapterContract):
+class TestQwen3(AdapterContract, LaRoSAContract):
     shape = "tiny-qwen3"
 
 
-class TestGPT2(AdapterContract):
+class TestGemma2(AdapterContract, LaRoSAContract):
+    shape = "tiny-gemma2"
+
+
+class TestGemma3(AdapterContract, LaRoSAContract):
+    shape = "tiny-gemma3"
+
+
+class TestPhi3(AdapterContract, LaRoSAContract):
+    shape = "tiny-phi3"
+
+
+class TestOPT(AdapterContract, LaRoSAContract):
+    shape = "tiny-opt"
+
+
+class TestGPT2(AdapterContract, LaRoSAContract):
     shape = "tiny-gpt2"
 
 
@@ -36,21 +55,31 @@ def test_an_unsupported_architecture_is_refused_by_name_with_the_supported_ones(
     assert all(name in str(error.value) for name in ADAPTERS)
 
 
-def test_every_supported_architecture_has_its_contract():
-    from tests.conftest import tiny
-    from toolkit.models.random import shapes
+@pytest.mark.parametrize(
+    ("setting", "found", "expected"),
+    [
+        ("do_layer_norm_before", False, True),  # OPT-350m
+        ("word_embed_proj_dim", 32, 64),  # OPT-350m
+        ("layer_norm_elementwise_affine", False, True),
+        ("_remove_final_layer_norm", True, False),
+    ],
+)
+def test_a_variant_of_opt_with_other_parts_is_refused(setting, found, expected):
+    config = OPTConfig(**{**shapes()["tiny-opt"], setting: found})
+    message = f"OPTForCausalLM with {setting}={found} is not supported, only with"
+    with pytest.raises(MisfitError, match=f"{message} {setting}={expected}"):
+        adapter_for(OPTForCausalLM(config))
 
-    tested = {type(tiny(test.shape).model).__name__ for test in AdapterContract.__subclasses__()}
-    assert tested == set(ADAPTERS)
-    assert {test.shape for test in AdapterContract.__subclasses__()} == {
-        name for name in shapes() if name.startswith("tiny-")
-    }
+
+def test_every_supported_architecture_has_its_contract():
+    for contract in (AdapterContract, LaRoSAContract):
+        tested = {test.shape for test in contract.__subclasses__()}
+        assert tested == {name for name in shapes() if name.startswith("tiny-")}
+        assert {type(tiny(shape).model).__name__ for shape in tested} == set(ADAPTERS)
 
 
 def test_contract_models_cover_tied_and_untied_heads_and_grouped_queries():
-    from tests.conftest import tiny
-
-    configs = [tiny(test.shape).model.config for test in AdapterContract.__subclasses__()]
-    assert {config.tie_word_embeddings for config in configs} == {True, False}
-    heads = {c.num_attention_heads // getattr(c, "num_key_value_heads", 4) for c in configs}
-    assert heads == {1, 2}
+    models = [tiny(test.shape).model for test in AdapterContract.__subclasses__()]
+    assert {model.config.tie_word_embeddings for model in models} == {True, False}
+    divided = [head_shape(model) for model in models]
+    assert {shape.heads // shape.kv_heads for shape in divided} == {1, 2}

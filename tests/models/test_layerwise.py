@@ -2,19 +2,36 @@ import pytest
 import torch
 
 from tests.conftest import random_inputs, tiny
+from tests.models.contract import draw
+from toolkit.config import DType
 from toolkit.models import adapter_for
 from toolkit.models.layerwise import LayerwiseForward
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3", "tiny-gpt2"])
-def test_layer_by_layer_is_the_whole_models_forward(name):
+@pytest.mark.parametrize("name", ["tiny-gemma2", "tiny-gemma3"])
+def test_only_layers_of_full_attention_look_further_back_than_the_window(name):
     model = tiny(name).model
-    windows = random_inputs(model, 3, 20)
+    length = 2 * model.config.sliding_window
+    stream = LayerwiseForward(model, adapter_for(model), random_inputs(model, 1, length))
+    assert set(model.config.layer_types) == {"sliding_attention", "full_attention"}
+    for index, kind in enumerate(model.config.layer_types):
+        before = stream.outputs(index)
+        stream.hidden[:, 0] += 1
+        last_token_sees_the_first = not torch.equal(stream.outputs(index)[:, -1], before[:, -1])
+        assert last_token_sees_the_first == (kind == "full_attention")
+
+
+def test_longrope_beyond_the_original_length_is_the_whole_models_forward():
+    model = draw("tiny-phi3", DType.float64, tied=False).model
+    windows = random_inputs(model, 2, 20)
+
+    def first_layer() -> torch.Tensor:
+        return model(windows, output_hidden_states=True, use_cache=False).hidden_states[1]
+
+    within = first_layer()
+    model.config.original_max_position_embeddings = 16
+    model.config.standardize_rope_params()
+    beyond = first_layer()
     stream = LayerwiseForward(model, adapter_for(model), windows)
-    whole = model(windows, output_hidden_states=True, use_cache=False).hidden_states
-    for index in range(len(stream.layers)):
-        torch.testing.assert_close(stream.hidden, whole[index], atol=1e-6, rtol=1e-5)
-        stream.hidden = stream.outputs(index)
-    final = model.get_submodule(adapter_for(model).final_norm)(stream.hidden)
-    torch.testing.assert_close(final, whole[-1], atol=1e-5, rtol=1e-5)
-    assert stream.tokens == 60
+    torch.testing.assert_close(stream.outputs(0), beyond)
+    assert not torch.allclose(beyond, within)

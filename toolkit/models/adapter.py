@@ -1,10 +1,4 @@
-"""The only place that knows the module names of an architecture.
-
-An adapter is data: a new architecture is one more `Adapter` in `ADAPTERS`. The sites follow
-LaRoSA (arXiv 2507.01299, section 3): in every decoder layer the activations are read at four
-places, h1 by the query, key and value projections, h2 by the attention's output projection,
-h3 by the first half of the MLP and h4 by its second half.
-"""
+"""From a live model to its parts; `toolkit.models.architectures` holds their names."""
 
 from __future__ import annotations
 
@@ -16,48 +10,79 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from toolkit.errors import MisfitError
+from toolkit.models.architectures import ADAPTERS, Adapter, Site
+from toolkit.models.norms import centers, norm_epsilon, norm_gain, norm_shift
+
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "HeadShape",
+    "Site",
+    "adapter_for",
+    "centers",
+    "head_shape",
+    "input_major",
+    "input_width",
+    "module_device",
+    "norm_epsilon",
+    "norm_gain",
+    "norm_shift",
+    "set_input_major",
+]
 
 
 @dataclass(frozen=True)
-class Site:
-    """Activations that some linear layers of a decoder layer read.
+class HeadShape:
+    """How attention is divided into heads.
 
     Parameters
     ----------
-    name : str
-        ``h1`` to ``h4``.
-    readers : tuple of str
-        Names, within the decoder layer, of every linear layer that reads the activations.
-    norm : str or None
-        Name of the norm whose output the activations are, where nothing but `readers` reads
-        it: there a transform can be put between the two. None for h2 and h4.
+    heads : int
+        Query heads: h2 is `heads` times `head_dim` wide.
+    kv_heads : int
+        Heads of keys and values. Query head i reads KV head ``i // (heads // kv_heads)``.
+    head_dim : int
+        Entries of one head.
     """
 
-    name: str
-    readers: tuple[str, ...]
-    norm: str | None = None
+    heads: int
+    kv_heads: int
+    head_dim: int
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """Where the parts of an architecture are, as dotted names from the model's root."""
+def adapter_for(model: PreTrainedModel) -> Adapter:
+    """Return the adapter of a model's architecture.
 
-    family: str
-    layers: str
-    embeddings: str
-    final_norm: str
-    head: str
-    sites: tuple[Site, ...]
+    Raises
+    ------
+    MisfitError
+        If the architecture, or this variant of it, is not supported; the message lists what is.
+    """
+    name = type(model).__name__
+    if name not in ADAPTERS:
+        raise MisfitError(
+            f"the architecture {name} is not supported; supported: {', '.join(ADAPTERS)}"
+        )
+    adapter = ADAPTERS[name]
+    for setting, expected in adapter.requires(model.config).items():
+        found = getattr(model.config, setting)
+        if found != expected:
+            raise MisfitError(
+                f"{name} with {setting}={found} is not supported, only with "
+                f"{setting}={expected}: choose another model of the family"
+            )
+    return adapter
 
-    def decoder_layers(self, model: PreTrainedModel) -> list[nn.Module]:
-        """Return the decoder layers, first to last."""
-        layers = model.get_submodule(self.layers)
-        assert isinstance(layers, nn.ModuleList)
-        return list(layers)
 
-    def readers(self, layer: nn.Module, site: Site) -> list[nn.Module]:
-        """Return the linear layers that read `site` in one decoder layer."""
-        return [layer.get_submodule(name) for name in site.readers]
+def head_shape(model: PreTrainedModel) -> HeadShape:
+    """Return how the attention of a supported model is divided into heads."""
+    config = model.config
+    heads = config.num_attention_heads
+    return HeadShape(
+        heads,
+        getattr(config, "num_key_value_heads", None) or heads,
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
 
 
 def input_major(linear: nn.Module) -> Tensor:
@@ -75,63 +100,6 @@ def set_input_major(linear: nn.Module, weight: Tensor) -> None:
 
 def input_width(linear: nn.Module) -> int:
     return input_major(linear).shape[0]
-
-
-LLAMA = Adapter(
-    family="llama",
-    layers="model.layers",
-    embeddings="model.embed_tokens",
-    final_norm="model.norm",
-    head="lm_head",
-    sites=(
-        Site(
-            "h1",
-            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-            norm="input_layernorm",
-        ),
-        Site("h2", ("self_attn.o_proj",)),
-        Site("h3", ("mlp.gate_proj", "mlp.up_proj"), norm="post_attention_layernorm"),
-        Site("h4", ("mlp.down_proj",)),
-    ),
-)
-
-GPT2 = Adapter(
-    family="gpt2",
-    layers="transformer.h",
-    embeddings="transformer.wte",
-    final_norm="transformer.ln_f",
-    head="lm_head",
-    sites=(
-        Site("h1", ("attn.c_attn",), norm="ln_1"),
-        Site("h2", ("attn.c_proj",)),
-        Site("h3", ("mlp.c_fc",), norm="ln_2"),
-        Site("h4", ("mlp.c_proj",)),
-    ),
-)
-
-ADAPTERS = {
-    "GPT2LMHeadModel": GPT2,
-    "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": LLAMA,
-    "Qwen2ForCausalLM": LLAMA,
-    "Qwen3ForCausalLM": LLAMA,
-}
-
-
-def adapter_for(model: PreTrainedModel) -> Adapter:
-    """Return the adapter of a model's architecture.
-
-    Raises
-    ------
-    MisfitError
-        If the architecture is not supported; the message lists those that are.
-    """
-    name = type(model).__name__
-    if name not in ADAPTERS:
-        raise MisfitError(
-            f"the architecture {name} is not supported; supported: {', '.join(ADAPTERS)}"
-        )
-    return ADAPTERS[name]
 
 
 def module_device(module: nn.Module) -> torch.device:

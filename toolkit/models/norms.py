@@ -1,0 +1,41 @@
+"""What a norm does, whichever class it has, in float64.
+
+Every norm of a supported architecture is ``gain * (x - mean) / sqrt(variance + epsilon) + shift``
+over the last dimension. RMSNorm subtracts no mean, takes the mean square as variance and has no
+shift.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+
+GEMMA_NORMS = (Gemma2RMSNorm, Gemma3RMSNorm)
+
+
+def norm_gain(norm: nn.Module) -> Tensor:
+    """Return what each normalised entry is multiplied by, float64 of shape [width].
+
+    That is the weight; Gemma's norms store what is to be added to one.
+    """
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    return 1 + weight.double() if isinstance(norm, GEMMA_NORMS) else weight.double()
+
+
+def norm_shift(norm: nn.Module) -> Tensor | None:
+    """Return what is added after the gain, float64 of shape [width], or None."""
+    return norm.bias.double() if isinstance(norm, nn.LayerNorm) else None
+
+
+def centers(norm: nn.Module) -> bool:
+    """Return whether the norm subtracts the mean of the entries."""
+    return isinstance(norm, nn.LayerNorm)
+
+
+def norm_epsilon(norm: nn.Module) -> float:
+    """Return what is added to the variance."""
+    epsilon = norm.eps if isinstance(norm, (nn.LayerNorm, *GEMMA_NORMS)) else norm.variance_epsilon
+    assert isinstance(epsilon, float)
+    return epsilon
