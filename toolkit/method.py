@@ -40,8 +40,9 @@ class Applied:
         The tokenizer to use from here on; the given one unless the vocabulary changed.
     kernel : str or None
         The kernel that runs on the model's device, or None where the method has none.
-    extra_step_bytes : int
-        Bytes that a decode step reads beyond the model's own parameters.
+    extra_step_bytes : callable
+        Returns the bytes that a decode step reads beyond the parameters the model then has, less
+        those of them it skips, as counted while recording.
     recording : bool
         Whether the method should count what it does. Off while time is measured.
     measured : callable
@@ -50,7 +51,7 @@ class Applied:
 
     tokenizer: PreTrainedTokenizerBase
     kernel: str | None = None
-    extra_step_bytes: int = 0
+    extra_step_bytes: Callable[[], int] = int
     recording: bool = False
     measured: Callable[[], dict[str, Any]] = field(default=dict)
 

@@ -78,9 +78,6 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
     """
     for side in sides:
         side.parameter_bytes = parameter_bytes(side.model)
-        side.step_bytes = step_bytes(side.model)
-        if side.stack:
-            side.step_bytes += sum(part.extra_step_bytes for part in side.stack.members)
     names = " and ".join(side.name for side in sides)
     if quality:
         for window in track(work.windows, f"Quality: {names}", len(work.windows)):
@@ -92,6 +89,9 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
             side.texts.append(text)
     _time(sides, work, config)
     for side in track(sides, "Static cache", len(sides)):
+        side.step_bytes = step_bytes(side.model)
+        if side.stack:
+            side.step_bytes += sum(part.extra_step_bytes() for part in side.stack.members)
         largest = max(range(len(work.prompts)), key=lambda index: side.timings[index].live_bytes)
         side.static_bytes = static_cache_bytes(
             side.model, side.tokenizer, work.prompts[largest], config.generation.new_tokens

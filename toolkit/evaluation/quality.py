@@ -45,17 +45,20 @@ def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, window: Wi
     """Return the likelihood of a window's text, given its context.
 
     Context and text are tokenized apart, so that exactly the text's bytes are scored whatever
-    the tokenizer; a start token before them makes the first byte predictable too.
+    the tokenizer; a start token before them makes the first byte predictable too. The context
+    is read first, as a prompt would be, and the text on top of its cache.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     context = ([] if start is None else [start]) + encode(tokenizer, window.context)
     text = encode(tokenizer, window.text)
     if not context:  # nothing to predict the first token from: it serves as the context
         context, text = text[:1], text[1:]
-    ids = torch.tensor([context + text], device=module_device(model.get_input_embeddings()))
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(context) - 1 : -1]
-    log_probs = logits.float().log_softmax(-1)
-    target = ids[0, len(context) :].to(log_probs.device)
+    device = module_device(model.get_input_embeddings())
+    prompt, target = (torch.tensor([part], device=device) for part in (context, text))
+    read = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    then = model(input_ids=target[:, :-1], past_key_values=read.past_key_values)
+    log_probs = torch.cat([read.logits[0], then.logits[0]]).float().log_softmax(-1)
+    target = target[0].to(log_probs.device)
     nats = -log_probs.gather(-1, target[:, None]).double().sum()
     return Score(float(nats), len(text), window.scored_bytes, log_probs)
 

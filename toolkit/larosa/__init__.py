@@ -1,6 +1,9 @@
 """LaRoSA (arXiv 2507.01299): layerwise rotated sparse activation."""
 
-from toolkit.larosa.method import LaRoSA, Selection
-from toolkit.larosa.rotation import Basis
+from toolkit.larosa.bases import Basis
+from toolkit.larosa.method import LaRoSA
+from toolkit.larosa.residual import Share
+from toolkit.larosa.selection import Prefill, Selection
+from toolkit.larosa.settings import Allocation, Count, Transforms
 
-__all__ = ["Basis", "LaRoSA", "Selection"]
+__all__ = ["Allocation", "Basis", "Count", "LaRoSA", "Prefill", "Selection", "Share", "Transforms"]

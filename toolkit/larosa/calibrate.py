@@ -1,146 +1,187 @@
-"""Calibration of LaRoSA: one decoder layer in memory at a time, resumable after each."""
+"""Calibration of LaRoSA: moments, gradients, costs, then a plan for every site of every layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from toolkit.files import save_tensors
-from toolkit.larosa.rotation import Basis, transform_for
-from toolkit.larosa.sparsify import observed
-from toolkit.larosa.statistics import MagnitudeHistogram, SecondMoment
+from toolkit.larosa.allocation import Allocation, Choice, Option, alpha_grid, greedy, uniform
+from toolkit.larosa.candidates import candidates
+from toolkit.larosa.plan import PLAIN, TRANSFORM, Plan
+from toolkit.larosa.residual import Share, adapters, residual_rotation, span_of
+from toolkit.larosa.settings import Settings
+from toolkit.larosa.sweeps import Sweeps
+from toolkit.larosa.watch import seeing
 from toolkit.method import Calibration
-from toolkit.models.adapter import Adapter, adapter_for, input_major, input_width
+from toolkit.models.adapter import input_major, module_device
 from toolkit.models.layerwise import LayerwiseForward
 from toolkit.progress import track
 
-HIDDEN = "hidden.safetensors"
+SHARES = torch.arange(39, dtype=torch.float64) / 40  # of the activations dropped: 0 to 0.95
 
 
-def calibrate_layers(
-    model: PreTrainedModel,
-    windows: Tensor,
-    checkpoint: Path,
-    *,
-    basis: Basis,
-    threshold_share: float | None,
-) -> Calibration:
-    """Return the transforms and thresholds of every layer.
-
-    After each layer its tensors, then the hidden states that the next one reads, are saved in
-    `checkpoint`; a later call starts from there. Tensors are named
-    ``layers.<index>.<site>.<what>``, where what is ``transform`` (float32 [d, d]),
-    ``variance`` (float32 [d], the mean square along each axis) or ``threshold`` (float32).
+class Calibrator:
+    """The calibration of one model on one text.
 
     Parameters
     ----------
+    model : PreTrainedModel
     windows : Tensor
         Token ids, int64 of shape [windows, length].
-    basis : Basis
-        Of the sites behind a norm.
-    threshold_share : float or None
-        Share of the activations below the thresholds; None where no thresholds are wanted.
+    checkpoint : Path
+        Folder that a killed calibration resumes from.
+    config : Settings
     """
-    statistics = {"tokens": windows.numel(), "windows": len(windows)}
-    if basis is Basis.none and threshold_share is None:
-        return Calibration({}, statistics)
-    adapter = adapter_for(model)
-    stream = LayerwiseForward(model, adapter, windows)
-    count = len(stream.layers)
-    start = _resume(stream, checkpoint)
-    for index in track(range(start, count), "Calibrating layers", count, done=start):
-        outputs, tensors = _calibrate_layer(stream, index, adapter, basis, threshold_share)
-        save_tensors(checkpoint / _layer_file(index), tensors)
-        save_tensors(checkpoint / HIDDEN, {"hidden": outputs}, next=str(index + 1))
-        stream.hidden = outputs
-    merged = {
-        f"layers.{index}.{name}": tensor
-        for index in range(count)
-        for name, tensor in load_file(checkpoint / _layer_file(index)).items()
-    }
-    return Calibration(merged, {**statistics, "leading_half_energy": _leading_half(merged)})
 
+    def __init__(
+        self, model: PreTrainedModel, windows: Tensor, checkpoint: Path, config: Settings
+    ) -> None:
+        probes = min(len(windows), max(1, config.probe_tokens // windows.shape[1]))
+        self.sweeps = Sweeps(model, windows, probes, checkpoint)
+        self.config = config
+        self.count = len(self.sweeps.layers)
+        self.behind_norm = [site.name for site in self.sweeps.adapter.sites if site.norm]
+        self.matrix_bytes = model.config.hidden_size**2 * model.dtype.itemsize
+        self.span = span_of(config.residual, self.count, config.group)
 
-def _calibrate_layer(
-    stream: LayerwiseForward,
-    index: int,
-    adapter: Adapter,
-    basis: Basis,
-    threshold_share: float | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return what the layer computes, and its calibrated tensors without the layer's prefix."""
-    layer = stream.layers[index]
-    readers = {site.name: adapter.readers(layer, site)[0] for site in adapter.sites}
-    tensors: dict[str, Tensor] = {}
+    def run(self) -> Calibration:
+        """Return the tensors and the plan.
 
-    def run(watchers: Mapping[str, Callable[[Tensor], None]]) -> Tensor:
+        Tensors are named ``layers.<index>.<site>.<what>``, where what is ``transform`` (float32
+        [d, d], or [kv_heads, head_dim, head_dim] at h2) or ``gain`` (float32 [d]: what the norm,
+        or at h4 the gate's other factor, is scaled by), and ``residual.<first layer>`` (float32
+        [d, d]). The statistics hold the plan and its summed cost.
+        """
+        self.sweeps.moments()
+        if self.config.uses_gradients:
+            self.sweeps.sensitivities()
+        self._measure_costs()
+        plan, cost = self._plan()
+        windows = self.sweeps.windows
+        statistics = {
+            "tokens": windows.numel(),
+            "windows": len(windows),
+            "probe_tokens": self.sweeps.probes * windows.shape[1],
+            "cost": cost,
+            "plan": plan.to_json(),
+        }
+        return Calibration(dict(self._tensors(plan)), statistics)
+
+    def _rotation(self, index: int) -> Tensor | None:
+        """Return the residual stream's rotation at a layer, found once and kept."""
+        if not self.span:
+            return None
+        first = index // self.span * self.span
+        path = self.sweeps.file("residual", first)
+        if not path.exists():
+            share = self.config.residual
+            names = self.behind_norm[:1] if share is Share.site else self.behind_norm
+            layers = range(first, min(first + self.span, self.count))
+            device = module_device(self.sweeps.layers[first])
+            parts = (self.sweeps.load("moments", layer) for layer in layers)
+            rotation = residual_rotation(part[name].to(device) for part in parts for name in names)
+            save_tensors(path, {"rotation": rotation.float()})
+        return load_file(path)["rotation"]
+
+    def _measure_costs(self) -> None:
+        """Count, layer by layer, what dropping costs in every basis: ``costs-<layer>``."""
+        missing = [i for i in range(self.count) if not self.sweeps.file("costs", i).exists()]
+        if not missing:
+            return
+        probes = self.sweeps.windows[: self.sweeps.probes]
+        stream = LayerwiseForward(self.sweeps.model, self.sweeps.adapter, probes)
+        done = self.count - len(missing)
+        for index in track(missing, "Costs of dropping", self.count, done):
+            found = self._layer_costs(stream, index)
+            save_tensors(self.sweeps.file("costs", index), found)
+
+    def _layer_costs(self, stream: LayerwiseForward, index: int) -> dict[str, Tensor]:
+        sweeps, layer = self.sweeps, self.sweeps.layers[index]
+        sensitivities = sweeps.load("sensitivities", index) if self.config.uses_gradients else {}
+        sites = candidates(
+            sweeps.adapter, sweeps.heads, layer, sweeps.load("moments", index), sensitivities,
+            self._rotation(index), self.config,
+        )  # fmt: skip
+        stream.hidden = sweeps.entering(index)
         with ExitStack() as hooks:
-            for name, watcher in watchers.items():
-                hooks.enter_context(observed(readers[name], watcher))
-            return stream.outputs(index)
+            for name, parts in sites.items():
+                for part in parts:
+                    hooks.enter_context(seeing(sweeps.adapter, layer, {name: part.update}))
+            stream.outputs(index)
+        found = {}
+        for name, parts in sites.items():
+            for part in parts:
+                thresholds, costs = part.histogram.below(SHARES)
+                found[f"{name}.{part.basis}.thresholds"] = thresholds
+                found[f"{name}.{part.basis}.costs"] = costs
+                for what, tensor in part.saved.items():
+                    found[f"{name}.{part.basis}.saved.{what}"] = tensor.float().cpu()
+        return found
 
-    if basis is not Basis.none:
-        behind_norm = {site.name: site for site in adapter.sites if site.norm is not None}
-        moments = {name: SecondMoment(input_width(readers[name])) for name in behind_norm}
-        outputs = run({name: moment.update for name, moment in moments.items()})
-        for name, moment in moments.items():
-            reading = adapter.readers(layer, behind_norm[name])
-            weight = torch.cat([input_major(reader) for reader in reading], dim=1)
-            variance, transform = transform_for(basis, moment.total / stream.tokens, weight)
-            tensors[f"{name}.transform"] = transform.float().cpu()
-            tensors[f"{name}.variance"] = variance.float().cpu()
-    if threshold_share is not None:
-        # A second pass: what is dropped is measured in the basis the first one found.
-        histograms = {name: MagnitudeHistogram() for name in readers}
-        outputs = run(
-            {
-                name: _counting(histogram, tensors.get(f"{name}.transform"))
-                for name, histogram in histograms.items()
-            }
+    def _options(self, index: int) -> Iterator[list[Option]]:
+        sweeps = self.sweeps
+        layer, found = sweeps.layers[index], sweeps.load("costs", index)
+        for site in sweeps.adapter.sites:
+            bases = [PLAIN]
+            if site.norm is not None:
+                share = self.config.residual
+                alone = share is Share.site and site.name != self.behind_norm[0]
+                bases = [TRANSFORM] if alone else self.config.bases()
+            counted = self.matrix_bytes if self.config.counts_transforms else 0
+            weight_bytes = sum(
+                input_major(reader).nbytes for reader in sweeps.adapter.readers(layer, site)
+            )
+            yield [
+                Option(
+                    index,
+                    site.name,
+                    basis,
+                    SHARES,
+                    found[f"{site.name}.{basis}.thresholds"],
+                    found[f"{site.name}.{basis}.costs"],
+                    weight_bytes,
+                    counted if basis == TRANSFORM else 0,
+                )
+                for basis in bases
+            ]
+
+    def _plan(self) -> tuple[Plan, float]:
+        """Return the plan, and its summed cost."""
+        sites = [options for index in range(self.count) for options in self._options(index)]
+        dense = sum(options[0].weight_bytes for options in sites)
+        adapter_bytes = adapters(self.span, self.count) * self.matrix_bytes
+        target = self.config.sparsity * dense + (
+            adapter_bytes if self.config.counts_transforms else 0
         )
-        for name, histogram in histograms.items():
-            tensors[f"{name}.threshold"] = torch.tensor(histogram.quantile(threshold_share))
-    return outputs, tensors
+        choices = self._allocate(sites, target)
+        own = sum(choice.option.basis == TRANSFORM for choice in choices) * self.matrix_bytes
+        plan = Plan.of(choices, self.span, dense, own + adapter_bytes)
+        return plan, sum(choice.cost for choice in choices)
 
+    def _allocate(self, sites: list[list[Option]], target: float) -> list[Choice]:
+        if self.config.allocation is Allocation.greedy:
+            return greedy(sites, target)
+        only = [options[0] for options in sites]
+        if self.config.allocation is Allocation.alpha:
+            return alpha_grid(only, target, self.behind_norm)
+        return uniform(only, target)
 
-def _counting(histogram: MagnitudeHistogram, transform: Tensor | None) -> Callable[[Tensor], None]:
-    if transform is None:
-        return histogram.update
-    return lambda x: histogram.update(x @ transform.to(x.device, x.dtype))
-
-
-def _leading_half(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """Return, per site and layer, the share of energy in the leading half of the axes."""
-    shares: dict[str, list[float]] = {}
-    for name, variance in tensors.items():
-        *_, site, what = name.split(".")
-        if what == "variance":
-            energy = variance.double()
-            share = float(energy[: len(energy) // 2].sum() / energy.sum())
-            shares.setdefault(site, []).append(share)
-    return shares
-
-
-def _layer_file(index: int) -> str:
-    return f"layer-{index:03d}.safetensors"
-
-
-def _resume(stream: LayerwiseForward, checkpoint: Path) -> int:
-    """Load the hidden states a killed calibration left, and return the layer that reads them."""
-    path = checkpoint / HIDDEN
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(path, framework="pt") as file:
-            hidden, start = file.get_tensor("hidden"), int(file.metadata()["next"])
-    except SafetensorError:
-        return 0
-    stream.hidden = hidden
-    return start
+    def _tensors(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
+        for index in range(self.count):
+            found = self.sweeps.load("costs", index)
+            for name, row in plan.sites.items():
+                prefix = f"{name}.{row[index].basis}.saved."
+                for key, tensor in found.items():
+                    if key.startswith(prefix):
+                        yield f"layers.{index}.{name}.{key.removeprefix(prefix)}", tensor
+            if plan.span and index % plan.span == 0:
+                rotation = self._rotation(index)
+                assert rotation is not None
+                yield f"residual.{index}", rotation

@@ -1,4 +1,4 @@
-"""Sums over tokens: what calibration keeps of the activations it sees."""
+"""Sums over tokens: what calibration keeps of the activations and gradients it sees."""
 
 from __future__ import annotations
 
@@ -26,22 +26,87 @@ class SecondMoment:
         self.total = self.total.to(rows.device).addmm_(rows.T, rows)
 
 
-class MagnitudeHistogram:
-    """How often each magnitude occurs, exact to one part in 2048, whatever their range.
+class HeadMoment:
+    """XᵀX of every KV head, the query heads that read it taken together, in float64.
 
-    The bits of a positive float32 order as its value does: the upper bits are the bin.
+    Parameters
+    ----------
+    kv_heads, head_dim : int
     """
 
-    def __init__(self) -> None:
-        self.counts = torch.zeros(2 ** (31 - DROPPED_BITS), dtype=torch.int64)
+    def __init__(self, kv_heads: int, head_dim: int) -> None:
+        self.total = torch.zeros(kv_heads, head_dim, head_dim, dtype=torch.float64)
 
     def update(self, x: Tensor) -> None:
-        """Add the entries of `x`, of any shape."""
-        bins = x.abs().float().flatten().view(torch.int32) >> DROPPED_BITS
-        self.counts += torch.bincount(bins, minlength=len(self.counts)).cpu()
+        """Add activations of shape [..., heads * head_dim]."""
+        kv_heads, head_dim, _ = self.total.shape
+        rows = x.double().reshape(-1, kv_heads, x.shape[-1] // kv_heads // head_dim, head_dim)
+        rows = rows.transpose(0, 1).flatten(1, 2)
+        self.total = self.total.to(rows.device).baddbmm_(rows.mT, rows)
 
-    def quantile(self, share: float) -> float:
-        """Return the magnitude that `share` of the entries lie below, in [0, 1)."""
-        below = self.counts.cumsum(0)
-        index = int(torch.searchsorted(below, share * below[-1], right=True))
-        return float(torch.tensor(index << DROPPED_BITS, dtype=torch.int32).view(torch.float32))
+
+class SquareSum:
+    """The sum of every entry's square over all tokens, in float64.
+
+    Parameters
+    ----------
+    width : int
+    """
+
+    def __init__(self, width: int) -> None:
+        self.total = torch.zeros(width, dtype=torch.float64)
+
+    def update(self, x: Tensor) -> None:
+        """Add activations of shape [..., d]."""
+        squares = x.flatten(0, -2).double().square().sum(0)
+        self.total = self.total.to(squares.device).add_(squares)
+
+
+class MagnitudeHistogram:
+    """How often each magnitude occurs and what entries of it cost, to one part in 2048.
+
+    The bits of a positive float32 order as its value does: the upper bits are the bin.
+
+    Parameters
+    ----------
+    costs : Tensor
+        What the square of each entry of a token counts, float64 of shape [d].
+    """
+
+    def __init__(self, costs: Tensor) -> None:
+        self.costs = costs
+        self.counts = torch.zeros(2 ** (31 - DROPPED_BITS), dtype=torch.int64)
+        self.spent = torch.zeros(len(self.counts), dtype=torch.float64)
+        self.tokens = 0
+
+    def update(self, x: Tensor) -> None:
+        """Add activations of shape [..., d]."""
+        rows = x.float().flatten(0, -2)
+        bins = (rows.abs().view(torch.int32) >> DROPPED_BITS).flatten()
+        spent = rows.double().square() * self.costs.to(rows.device)
+        size = len(self.counts)
+        self.counts += torch.bincount(bins, minlength=size).cpu()
+        self.spent += torch.bincount(bins, spent.flatten(), minlength=size).cpu()
+        self.tokens += len(rows)
+
+    def below(self, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, for each share of the entries, the smallest, what bounds and what they cost.
+
+        Parameters
+        ----------
+        shares : Tensor
+            In [0, 1), float64 of shape [n].
+
+        Returns
+        -------
+        thresholds : Tensor
+            The magnitude that the share of the entries lie below, float64 of shape [n]; 0 for
+            none of them.
+        costs : Tensor
+            The sum of their squares times costs, per token, float64 of shape [n].
+        """
+        seen = self.counts.cumsum(0)
+        index = torch.searchsorted(seen, shares * seen[-1], right=True)
+        thresholds = (index << DROPPED_BITS).to(torch.int32).view(torch.float32)
+        spent = torch.cat([torch.zeros(1, dtype=torch.float64), self.spent.cumsum(0)])
+        return thresholds.double() * (shares > 0), spent[index] * (shares > 0) / self.tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,35 +36,33 @@ class LayerwiseForward:
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter, windows: Tensor) -> None:
         self.layers = adapter.decoder_layers(model)
+        self._model = model
+        self._windows = windows
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {})] * len(
             self.layers
         )
-        device = module_device(model.get_input_embeddings())
-        with self._recording() as entered, torch.inference_mode():
+        entered: list[Tensor] = []
+
+        def note(index: int, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            self._arguments[index] = args, kwargs
+            if index == 0:
+                entered.append(hidden_states.cpu())
+            return hidden_states
+
+        with self._replaced(note), torch.no_grad():
             for window in windows:
-                model.base_model(input_ids=window[None].to(device), use_cache=False)
+                model.base_model(input_ids=self._on_device(window), use_cache=False)
         self.hidden = torch.cat(entered)
 
     @contextmanager
-    def _recording(self) -> Iterator[list[Tensor]]:
-        """Make every layer note its arguments and pass its input on unchanged."""
-        entered: list[Tensor] = []
-
-        def recorder(index: int) -> Callable[..., Tensor]:
-            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                self._arguments[index] = args, kwargs
-                if index == 0:
-                    entered.append(hidden_states.cpu())
-                return hidden_states
-
-            return forward
-
+    def _replaced(self, stand_in: Callable[..., Tensor]) -> Iterator[None]:
+        """Have `stand_in`, given a layer's index and arguments, run in place of every layer."""
         originals: list[tuple[nn.Module, Callable[..., Any] | None]] = []
         try:
             for index, layer in enumerate(self.layers):
                 originals.append((layer, layer.__dict__.get("forward")))
-                layer.forward = recorder(index)
-            yield entered
+                layer.forward = partial(stand_in, index)
+            yield
         finally:
             for layer, original in originals:
                 if original is None:
@@ -78,8 +77,34 @@ class LayerwiseForward:
     @torch.inference_mode()
     def outputs(self, index: int) -> Tensor:
         """Return what layer `index` makes of `hidden`, of the same shape, on the host."""
+        return torch.cat([self.run(index, window[None]).cpu() for window in self.hidden])
+
+    def run(self, index: int, hidden: Tensor) -> Tensor:
+        """Return what layer `index` makes of one window's hidden states [1, length, width]."""
         layer, (args, kwargs) = self.layers[index], self._arguments[index]
-        device = module_device(layer)
-        return torch.cat(
-            [layer(window[None].to(device), *args, **kwargs).cpu() for window in self.hidden]
-        )
+        output = layer(hidden.to(module_device(layer)), *args, **kwargs)
+        assert isinstance(output, Tensor)
+        return output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return what the model predicts from hidden states [1, length, width] after all layers.
+
+        Returns
+        -------
+        Tensor
+            Of shape [1, length, vocabulary], in the model's dtype.
+        """
+        last = len(self.layers) - 1
+
+        def inject(index: int, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return hidden.to(hidden_states.device) if index == last else hidden_states
+
+        with self._replaced(inject):
+            logits = self._model(
+                input_ids=self._on_device(self._windows[0]), use_cache=False
+            ).logits
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def _on_device(self, window: Tensor) -> Tensor:
+        return window[None].to(module_device(self._model.get_input_embeddings()))

@@ -7,6 +7,7 @@ shift.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
@@ -39,3 +40,11 @@ def norm_epsilon(norm: nn.Module) -> float:
     epsilon = norm.eps if isinstance(norm, (nn.LayerNorm, *GEMMA_NORMS)) else norm.variance_epsilon
     assert isinstance(epsilon, float)
     return epsilon
+
+
+def normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    """Return what the norm makes of `x` before its gain and shift, in float32 or wider."""
+    wide = x.double() if x.dtype == torch.float64 else x.float()
+    if centers(norm):
+        wide = wide - wide.mean(-1, keepdim=True)
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm_epsilon(norm))

@@ -1,0 +1,182 @@
+"""Put a plan to work on a live model, and take it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from kernels.sparse_linear import kernel_name
+from toolkit.larosa.fold import fold
+from toolkit.larosa.modules import SparseLinear, SparseNorm, replaced
+from toolkit.larosa.plan import Plan
+from toolkit.larosa.selection import Selector
+from toolkit.models.adapter import (
+    Adapter,
+    adapter_for,
+    centers,
+    head_shape,
+    module_device,
+    norm_gain,
+)
+from toolkit.progress import track
+
+
+@dataclass
+class SparseModel:
+    """A model whose layers drop activations.
+
+    Attributes
+    ----------
+    selectors : list of Selector
+        One for every site of every layer.
+    weight_bytes : list of int
+        Bytes of the weights behind each of them.
+    transform_bytes, adapter_bytes : int
+        Bytes of the sites' transforms, and of the residual stream's adapters.
+    skips : bool
+        Whether the kernel that runs for one token leaves the rows behind zeros unread.
+    kernel : str
+        What that kernel is.
+    """
+
+    selectors: list[Selector]
+    weight_bytes: list[int]
+    transform_bytes: int
+    adapter_bytes: int
+    skips: bool
+    kernel: str
+
+    def kept_bytes(self) -> float:
+        """Return the bytes of weights behind what was kept per token, of all that was counted."""
+        return sum(
+            size * part.kept / part.seen
+            for size, part in zip(self.weight_bytes, self.selectors, strict=True)
+        )
+
+    def extra_step_bytes(self) -> int:
+        """Return the bytes a decode step reads beyond the parameters, less those it skips."""
+        skipped = sum(self.weight_bytes) - self.kept_bytes() if self.skips else 0
+        return self.adapter_bytes - round(skipped)
+
+    def section(self, requested: float) -> dict[str, Any]:
+        """Return result.json's `sparsity`, from what was counted while recording."""
+        dense, kept = sum(self.weight_bytes), self.kept_bytes()
+        extra = self.transform_bytes + self.adapter_bytes
+        sites: dict[str, float] = {}
+        for name in dict.fromkeys(part.site for part in self.selectors):
+            members = [part for part in self.selectors if part.site == name]
+            sites[name] = 1 - sum(p.kept for p in members) / sum(p.seen for p in members)
+        return {
+            "requested": requested,
+            "achieved": 1 - kept / dense,
+            "bytes_fraction": (kept + extra) / dense,
+            "bytes_read_fraction": ((kept if self.skips else dense) + extra) / dense,
+            "sites": sites,
+        }
+
+
+@contextmanager
+def sparsified(
+    model: PreTrainedModel,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    selector: Callable[[str, int], Selector],
+) -> Iterator[SparseModel]:
+    """Have every layer transform, drop and skip for the time of the ``with``.
+
+    Parameters
+    ----------
+    tensors : mapping
+        As `Calibrator.run` returns them.
+    selector : callable
+        Returns the selection of a site, by its name and the layer's index.
+    """
+    adapter, heads = adapter_for(model), head_shape(model)
+    layers = adapter.decoder_layers(model)
+    selectors: list[Selector] = []
+    weight_bytes: list[int] = []
+    with ExitStack() as undo:
+        transform_bytes = 0
+        adapter_bytes = _rotate_stream(undo, model, adapter, layers, plan, tensors)
+        for index, layer in enumerate(track(layers, "Applying larosa", len(layers))):
+            prefix = f"layers.{index}."
+            mine = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            bases = {name: row[index].basis for name, row in plan.sites.items()}
+            rotation = _rotation(plan, tensors, index, module_device(layer))
+            folded = fold(adapter, heads, layer, bases, mine, rotation)
+            for site in adapter.sites:
+                part = selector(site.name, index)
+                selectors.append(part)
+                weight_bytes.append(sum(folded.linears[name][0].nbytes for name in site.readers))
+                for name in site.readers:
+                    linear = SparseLinear(*folded.linears.pop(name), None if site.norm else part)
+                    undo.enter_context(replaced(layer, name, linear))
+                if site.norm is not None:
+                    transform = folded.transforms.get(site.name)
+                    transform_bytes += 0 if transform is None else transform.nbytes
+                    norm = SparseNorm(folded.norms[site.norm], transform, part)
+                    undo.enter_context(replaced(layer, site.norm, norm))
+        kernel = kernel_name(model.device.type, model.dtype)
+        skips = not kernel.startswith("reference")
+        yield SparseModel(selectors, weight_bytes, transform_bytes, adapter_bytes, skips, kernel)
+
+
+def _rotation(
+    plan: Plan, tensors: Mapping[str, Tensor], index: int, device: torch.device
+) -> Tensor | None:
+    if not plan.span:
+        return None
+    return tensors[f"residual.{index // plan.span * plan.span}"].to(device, torch.float64)
+
+
+def _rotate_stream(
+    undo: ExitStack,
+    model: PreTrainedModel,
+    adapter: Adapter,
+    layers: Sequence[nn.Module],
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+) -> int:
+    """Put adapters where the residual stream's basis changes, and return their bytes.
+
+    The first one takes the mean away that LayerNorm would. The last one leads back, so that final
+    norm and head stay as they are.
+    """
+    if not plan.span:
+        return 0
+    total = 0
+    before: Tensor | None = None
+    for index, layer in enumerate(layers):
+        if index % plan.span:
+            continue
+        rotation = _rotation(plan, tensors, index, torch.device("cpu"))
+        assert rotation is not None
+        if before is None:
+            norm = layer.get_submodule(next(site.norm for site in adapter.sites if site.norm))
+            change = rotation - rotation.mean(0) if centers(norm) else rotation
+        else:
+            change = before.T @ rotation
+        total += _adapt(undo, layer, change, model.dtype, module_device(layer))
+        before = rotation
+    assert before is not None
+    final = model.get_submodule(adapter.final_norm)
+    return total + _adapt(undo, final, before.T, model.dtype, norm_gain(final).device)
+
+
+def _adapt(
+    undo: ExitStack, module: nn.Module, change: Tensor, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Multiply what a module reads by `change`, and return the bytes of it."""
+    stored = change.to(device, dtype)
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (inputs[0] @ stored, *inputs[1:])
+
+    undo.callback(module.register_forward_pre_hook(hook).remove)
+    return stored.nbytes
