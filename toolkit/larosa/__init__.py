@@ -2,8 +2,19 @@
 
 from toolkit.larosa.bases import Basis
 from toolkit.larosa.method import LaRoSA
+from toolkit.larosa.precision import Precision
 from toolkit.larosa.residual import Share
 from toolkit.larosa.selection import Prefill, Selection
 from toolkit.larosa.settings import Allocation, Count, Transforms
 
-__all__ = ["Allocation", "Basis", "Count", "LaRoSA", "Prefill", "Selection", "Share", "Transforms"]
+__all__ = [
+    "Allocation",
+    "Basis",
+    "Count",
+    "LaRoSA",
+    "Precision",
+    "Prefill",
+    "Selection",
+    "Share",
+    "Transforms",
+]

@@ -118,9 +118,9 @@ def sparsified(
                     linear = SparseLinear(*folded.linears.pop(name), None if site.norm else part)
                     undo.enter_context(replaced(layer, name, linear))
                 if site.norm is not None:
-                    transform = folded.transforms.get(site.name)
-                    transform_bytes += 0 if transform is None else transform.nbytes
-                    norm = SparseNorm(folded.norms[site.norm], transform, part)
+                    transform, scale = folded.transforms.get(site.name, (None, None))
+                    norm = SparseNorm(folded.norms[site.norm], transform, scale, part)
+                    transform_bytes += norm.transform_bytes
                     undo.enter_context(replaced(layer, site.norm, norm))
         kernel = kernel_name(model.device.type, model.dtype)
         skips = not kernel.startswith("reference")

@@ -15,6 +15,7 @@ from toolkit.files import save_tensors
 from toolkit.larosa.allocation import Allocation, Choice, Option, alpha_grid, greedy, uniform
 from toolkit.larosa.candidates import candidates
 from toolkit.larosa.plan import PLAIN, TRANSFORM, Plan
+from toolkit.larosa.precision import Precision
 from toolkit.larosa.residual import Share, adapters, residual_rotation, span_of
 from toolkit.larosa.settings import Settings
 from toolkit.larosa.sweeps import Sweeps
@@ -48,15 +49,19 @@ class Calibrator:
         self.config = config
         self.count = len(self.sweeps.layers)
         self.behind_norm = [site.name for site in self.sweeps.adapter.sites if site.norm]
-        self.matrix_bytes = model.config.hidden_size**2 * model.dtype.itemsize
+        width, itemsize = model.config.hidden_size, model.dtype.itemsize
+        self.adapter_bytes = width**2 * itemsize
+        coarse = config.precision is Precision.int8
+        self.transform_bytes = width**2 + 4 * width if coarse else width**2 * itemsize
         self.span = span_of(config.residual, self.count, config.group)
 
     def run(self) -> Calibration:
         """Return the tensors and the plan.
 
         Tensors are named ``layers.<index>.<site>.<what>``, where what is ``transform`` (float32
-        [d, d], or [kv_heads, head_dim, head_dim] at h2) or ``gain`` (float32 [d]: what the norm,
-        or at h4 the gate's other factor, is scaled by), and ``residual.<first layer>`` (float32
+        [d, d], or [kv_heads, head_dim, head_dim] at h2; int8 with a ``scale``, see
+        `stored_transform`) or ``gain`` (float32 [d]: what the norm, or at h4 the gate's other
+        factor, is scaled by), and ``residual.<first layer>`` (float32
         [d, d]). The statistics hold the plan and its summed cost.
         """
         self.sweeps.moments()
@@ -122,7 +127,7 @@ class Calibrator:
                 found[f"{name}.{part.basis}.thresholds"] = thresholds
                 found[f"{name}.{part.basis}.costs"] = costs
                 for what, tensor in part.saved.items():
-                    found[f"{name}.{part.basis}.saved.{what}"] = tensor.float().cpu()
+                    found[f"{name}.{part.basis}.saved.{what}"] = tensor.cpu()
         return found
 
     def _options(self, index: int) -> Iterator[list[Option]]:
@@ -134,7 +139,7 @@ class Calibrator:
                 share = self.config.residual
                 alone = share is Share.site and site.name != self.behind_norm[0]
                 bases = [TRANSFORM] if alone else self.config.bases()
-            counted = self.matrix_bytes if self.config.counts_transforms else 0
+            counted = self.transform_bytes if self.config.counts_transforms else 0
             weight_bytes = sum(
                 input_major(reader).nbytes for reader in sweeps.adapter.readers(layer, site)
             )
@@ -156,12 +161,12 @@ class Calibrator:
         """Return the plan, and its summed cost."""
         sites = [options for index in range(self.count) for options in self._options(index)]
         dense = sum(options[0].weight_bytes for options in sites)
-        adapter_bytes = adapters(self.span, self.count) * self.matrix_bytes
+        adapter_bytes = adapters(self.span, self.count) * self.adapter_bytes
         target = self.config.sparsity * dense + (
             adapter_bytes if self.config.counts_transforms else 0
         )
         choices = self._allocate(sites, target)
-        own = sum(choice.option.basis == TRANSFORM for choice in choices) * self.matrix_bytes
+        own = sum(choice.option.basis == TRANSFORM for choice in choices) * self.transform_bytes
         plan = Plan.of(choices, self.span, dense, own + adapter_bytes)
         return plan, sum(choice.cost for choice in choices)
 

@@ -18,6 +18,7 @@ from toolkit.larosa.bases import (
     weighted_pca,
 )
 from toolkit.larosa.plan import PLAIN, RESIDUAL, TRANSFORM
+from toolkit.larosa.precision import stored_transform, transform_matrix
 from toolkit.larosa.settings import Settings
 from toolkit.larosa.statistics import MagnitudeHistogram
 from toolkit.models.adapter import Adapter, HeadShape, input_major, module_device, norm_gain
@@ -34,7 +35,7 @@ class Candidate:
     matrix : Tensor
         M of `toolkit.larosa.bases`, float64 of shape [d] or [d, d].
     saved : dict of str to Tensor
-        What applying it needs, by name: ``transform`` or ``gain``.
+        What applying it needs, by name: ``gain``, ``transform``, ``scale``.
     histogram : MagnitudeHistogram
         Of the activations in this basis.
     """
@@ -103,26 +104,29 @@ def _behind_norm(
 ) -> list[Candidate]:
     read = gain[:, None] * weight  # what reads the norm before its gain
     cost = cost_metric(read, sensitivity)
-
-    def candidate(basis: str, matrix: Tensor, **saved: Tensor) -> Candidate:
-        return Candidate(basis, matrix, saved, MagnitudeHistogram(entry_costs(cost, matrix)))
-
-    if rotation is None:
-        scale = gain * _row_norms(weight, settings.fold_norms)
-        found = [candidate(PLAIN, scale, gain=scale)]
-    else:
+    # `pca` looks for the axes of the activations that the weights read, gain included.
+    metric = (
+        torch.diag(gain.square())
+        if settings.basis is Basis.pca
+        else metric_for(settings.basis, read, sensitivity)
+    )
+    if rotation is not None:
         rotation = rotation.to(gain.device, torch.float64)
-        scale = _row_norms(rotation.T @ read, settings.fold_norms)
-        found = [candidate(RESIDUAL, rotation * scale, gain=scale)]
+        moment, cost, metric = (rotation.T @ part @ rotation for part in (moment, cost, metric))
+        weight, gain = rotation.T @ read, torch.ones_like(gain)
+
+    def candidate(basis: str, matrix: Tensor, saved: dict[str, Tensor]) -> Candidate:
+        histogram = MagnitudeHistogram(entry_costs(cost, matrix))
+        if rotation is not None:
+            matrix = rotation * matrix if matrix.ndim == 1 else rotation @ matrix
+        return Candidate(basis, matrix, saved, histogram)
+
+    scale = gain * _row_norms(weight, settings.fold_norms)
+    found = [candidate(PLAIN if rotation is None else RESIDUAL, scale, {"gain": scale.float()})]
     if settings.basis is not Basis.none:
-        # `pca` looks for the axes of the activations that the weights read, gain included.
-        metric = (
-            torch.diag(gain.square())
-            if settings.basis is Basis.pca
-            else metric_for(settings.basis, read, sensitivity)
-        )
-        transform = weighted_pca(moment, metric)[1].float()
-        found.append(candidate(TRANSFORM, transform.double(), transform=transform))
+        transform = weighted_pca(moment, metric)[1]
+        saved = stored_transform(transform, gain, settings.precision)
+        found.append(candidate(TRANSFORM, transform_matrix(saved), saved))
     return found
 
 
@@ -158,7 +162,7 @@ def _gated(weight: Tensor, sensitivity: Tensor | None, folds: bool) -> Candidate
     squares = weight.square().sum(1)
     cost = squares if sensitivity is None else cost_metric(weight, sensitivity)
     scale = _row_norms(weight, folds)
-    saved = {"gain": scale} if folds else {}
+    saved = {"gain": scale.float()} if folds else {}
     return Candidate(PLAIN, scale, saved, MagnitudeHistogram(entry_costs(cost, scale)))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.larosa.bases import per_head, undone
 from toolkit.larosa.plan import PLAIN, TRANSFORM
+from toolkit.larosa.precision import transform_matrix
 from toolkit.models.adapter import (
     Adapter,
     HeadShape,
@@ -36,13 +37,13 @@ class FoldedLayer:
         Input-major weight and bias by the linear layer's name, in the model's dtype.
     norms : dict of str to Module
         The new norms, by the old ones' names.
-    transforms : dict of str to Tensor
-        T by the site's name, in the model's dtype.
+    transforms : dict of str to (Tensor, Tensor or None)
+        T by the site's name, in the model's dtype, or int8 with the scale of its columns.
     """
 
     linears: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     norms: dict[str, nn.Module] = field(default_factory=dict)
-    transforms: dict[str, Tensor] = field(default_factory=dict)
+    transforms: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
 
 def fold(
@@ -72,7 +73,7 @@ def fold(
         readers = [linears[name] for name in site.readers]
         found = {
             what: tensors[f"{site.name}.{what}"].to(readers[0].weight.device)
-            for what in ("gain", "transform")
+            for what in ("gain", "transform", "scale")
             if f"{site.name}.{what}" in tensors
         }
         if site.norm is not None:
@@ -113,22 +114,22 @@ def _behind_norm(
         reader.weight = gain[:, None] * reader.weight
         if rotation is not None:
             reader.weight = rotation.T @ reader.weight
+    stored = {
+        what: tensor if what == "scale" or tensor.dtype == torch.int8 else tensor.to(dtype)
+        for what, tensor in found.items()
+    }
     if basis == TRANSFORM:
-        transform = found["transform"].double()
-        if rotation is not None:
-            transform = rotation.T @ transform
-        folded.transforms[site.name] = stored = transform.to(dtype)
-        matrix, scale = stored.double(), torch.ones_like(gain)
+        folded.transforms[site.name] = stored["transform"], stored.get("scale")
+        matrix = transform_matrix(stored)
     else:
         assert (basis == PLAIN) == (rotation is None)
-        scale = found["gain"].to(dtype).double()
-        matrix = scale
+        matrix = stored["gain"].double()
     for reader in readers:
         reader.before(matrix)
     rms = rotation is not None or not centers(norm)
     kind, options = (nn.RMSNorm, {}) if rms else (nn.LayerNorm, {"bias": False})
     new = kind(len(gain), norm_epsilon(norm), device=gain.device, dtype=dtype, **options)
-    new.weight = nn.Parameter(scale.to(dtype), requires_grad=False)
+    new.weight = nn.Parameter(stored["gain"], requires_grad=False)
     folded.norms[site.norm] = new
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kernels.reference import int8_linear
 from kernels.sparse_linear import sparse_linear
 from toolkit.larosa.selection import Selector
 
@@ -46,21 +47,36 @@ class SparseNorm(nn.Module):
     Parameters
     ----------
     norm : Module
-    transform : Tensor or None
-        T of shape [d, d].
+    transform, scale : Tensor or None
+        T of shape [d, d], in the model's dtype, or int8 with the scale of its columns, float32 of
+        shape [d].
     selector : Selector
     """
 
-    def __init__(self, norm: nn.Module, transform: Tensor | None, selector: Selector) -> None:
+    def __init__(
+        self, norm: nn.Module, transform: Tensor | None, scale: Tensor | None, selector: Selector
+    ) -> None:
         super().__init__()
         self.norm = norm
-        self.transform = None if transform is None else nn.Parameter(transform, requires_grad=False)
+        self.transform, self.scale = (
+            None if part is None else nn.Parameter(part, requires_grad=False)
+            for part in (transform, scale)
+        )
         self.selector = selector
+
+    @property
+    def transform_bytes(self) -> int:
+        """Bytes of the transform."""
+        return sum(part.nbytes for part in (self.transform, self.scale) if part is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the selected activations, of shape [..., d]."""
-        normed = self.norm(x)
-        return self.selector(normed if self.transform is None else normed @ self.transform)
+        z = self.norm(x)
+        if self.transform is None:
+            return self.selector(z)
+        if self.scale is None:
+            return self.selector(z @ self.transform)
+        return self.selector(int8_linear(z, self.transform, self.scale))
 
 
 @contextmanager

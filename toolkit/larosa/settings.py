@@ -9,6 +9,7 @@ from toolkit.errors import ConfigError
 from toolkit.larosa.allocation import Allocation
 from toolkit.larosa.bases import Basis
 from toolkit.larosa.plan import PLAIN, RESIDUAL, TRANSFORM
+from toolkit.larosa.precision import Precision
 from toolkit.larosa.residual import Share
 from toolkit.larosa.selection import Prefill, Selection
 
@@ -44,6 +45,8 @@ class Settings:
     transforms : Transforms
         Sites behind a norm that get a d × d transform: `all`, `none`, or (`auto`) those where
         the greedy allocation finds that it pays.
+    precision : Precision
+        Transforms are stored as `int8`, or in the dtype of the `model`.
     residual : Share
         Which sites share one rotation of the residual stream, absorbed in the weights.
     group : int
@@ -75,6 +78,7 @@ class Settings:
     count: Count = Count.bytes
     basis: Basis = Basis.fisher_pca
     transforms: Transforms = Transforms.auto
+    precision: Precision = Precision.int8
     residual: Share = Share.none
     group: int = 5
     fold_values: bool = True
