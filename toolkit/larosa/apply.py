@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 
 from kernels.sparse_linear import kernel_name
 from toolkit.larosa.fold import fold
-from toolkit.larosa.modules import SparseLinear, SparseNorm, replaced
+from toolkit.larosa.modules import Keep, SparseLinear, SparseNorm, replaced
 from toolkit.larosa.plan import Plan
-from toolkit.larosa.selection import Selector
 from toolkit.models.adapter import (
     Adapter,
     adapter_for,
@@ -29,56 +28,25 @@ from toolkit.progress import track
 
 @dataclass
 class SparseModel:
-    """A model whose layers drop activations.
+    """What a model whose layers drop activations reads.
 
     Attributes
     ----------
-    selectors : list of Selector
-        One for every site of every layer.
     weight_bytes : list of int
-        Bytes of the weights behind each of them.
+        Bytes of the weights behind every site of every layer, layer by layer.
     transform_bytes, adapter_bytes : int
         Bytes of the sites' transforms, and of the residual stream's adapters.
-    skips : bool
-        Whether the kernel that runs for one token leaves the rows behind zeros unread.
     kernel : str
-        What that kernel is.
+        What multiplies one token with the weights.
+    skips : bool
+        Whether it leaves the rows behind zeros unread.
     """
 
-    selectors: list[Selector]
     weight_bytes: list[int]
     transform_bytes: int
     adapter_bytes: int
-    skips: bool
     kernel: str
-
-    def kept_bytes(self) -> float:
-        """Return the bytes of weights behind what was kept per token, of all that was counted."""
-        return sum(
-            size * part.kept / part.seen
-            for size, part in zip(self.weight_bytes, self.selectors, strict=True)
-        )
-
-    def extra_step_bytes(self) -> int:
-        """Return the bytes a decode step reads beyond the parameters, less those it skips."""
-        skipped = sum(self.weight_bytes) - self.kept_bytes() if self.skips else 0
-        return self.adapter_bytes - round(skipped)
-
-    def section(self, requested: float) -> dict[str, Any]:
-        """Return result.json's `sparsity`, from what was counted while recording."""
-        dense, kept = sum(self.weight_bytes), self.kept_bytes()
-        extra = self.transform_bytes + self.adapter_bytes
-        sites: dict[str, float] = {}
-        for name in dict.fromkeys(part.site for part in self.selectors):
-            members = [part for part in self.selectors if part.site == name]
-            sites[name] = 1 - sum(p.kept for p in members) / sum(p.seen for p in members)
-        return {
-            "requested": requested,
-            "achieved": 1 - kept / dense,
-            "bytes_fraction": (kept + extra) / dense,
-            "bytes_read_fraction": ((kept if self.skips else dense) + extra) / dense,
-            "sites": sites,
-        }
+    skips: bool
 
 
 @contextmanager
@@ -86,7 +54,7 @@ def sparsified(
     model: PreTrainedModel,
     plan: Plan,
     tensors: Mapping[str, Tensor],
-    selector: Callable[[str, int], Selector],
+    selector: Callable[[str, int], Keep],
 ) -> Iterator[SparseModel]:
     """Have every layer transform, drop and skip for the time of the ``with``.
 
@@ -95,11 +63,11 @@ def sparsified(
     tensors : mapping
         As `Calibrator.run` returns them.
     selector : callable
-        Returns the selection of a site, by its name and the layer's index.
+        Returns the selection of a site, by its name and the layer's index. Called layer by layer,
+        in the order of the adapter's sites.
     """
     adapter, heads = adapter_for(model), head_shape(model)
     layers = adapter.decoder_layers(model)
-    selectors: list[Selector] = []
     weight_bytes: list[int] = []
     with ExitStack() as undo:
         transform_bytes = 0
@@ -112,7 +80,6 @@ def sparsified(
             folded = fold(adapter, heads, layer, bases, mine, rotation)
             for site in adapter.sites:
                 part = selector(site.name, index)
-                selectors.append(part)
                 weight_bytes.append(sum(folded.linears[name][0].nbytes for name in site.readers))
                 for name in site.readers:
                     linear = SparseLinear(*folded.linears.pop(name), None if site.norm else part)
@@ -124,7 +91,7 @@ def sparsified(
                     undo.enter_context(replaced(layer, site.norm, norm))
         kernel = kernel_name(model.device.type, model.dtype)
         skips = not kernel.startswith("reference")
-        yield SparseModel(selectors, weight_bytes, transform_bytes, adapter_bytes, skips, kernel)
+        yield SparseModel(weight_bytes, transform_bytes, adapter_bytes, kernel, skips)
 
 
 def _rotation(

@@ -17,8 +17,10 @@ from toolkit.larosa.candidates import candidates
 from toolkit.larosa.plan import PLAIN, TRANSFORM, Plan
 from toolkit.larosa.precision import Precision
 from toolkit.larosa.residual import Share, adapters, residual_rotation, span_of
+from toolkit.larosa.selection import Selection
 from toolkit.larosa.settings import Settings
 from toolkit.larosa.sweeps import Sweeps
+from toolkit.larosa.thresholds import fit_thresholds
 from toolkit.larosa.watch import seeing
 from toolkit.method import Calibration
 from toolkit.models.adapter import input_major, module_device
@@ -69,7 +71,10 @@ class Calibrator:
             self.sweeps.sensitivities()
         self._measure_costs()
         plan, cost = self._plan()
-        windows = self.sweeps.windows
+        tensors, windows = dict(self._tensors(plan)), self.sweeps.windows
+        if self.config.selection is not Selection.topk:
+            probes = windows[: self.sweeps.probes]
+            plan = fit_thresholds(self.sweeps.model, plan, tensors, probes)
         statistics = {
             "tokens": windows.numel(),
             "windows": len(windows),
@@ -77,7 +82,7 @@ class Calibrator:
             "cost": cost,
             "plan": plan.to_json(),
         }
-        return Calibration(dict(self._tensors(plan)), statistics)
+        return Calibration(tensors, statistics)
 
     def _rotation(self, index: int) -> Tensor | None:
         """Return the residual stream's rotation at a layer, found once and kept."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.artifact import Artifact
 from toolkit.corpus import Corpus, Split, token_windows
 from toolkit.errors import MisfitError
+from toolkit.larosa.account import Account
 from toolkit.larosa.apply import sparsified
 from toolkit.larosa.calibrate import Calibrator
 from toolkit.larosa.plan import Plan
@@ -66,14 +67,18 @@ class LaRoSA(Settings, Method):
         positions = Positions(self.dense_prefix, self.prefill)
         applied = Applied(tokenizer)
 
+        selectors: list[Selector] = []
+
         def selector(site: str, layer: int) -> Selector:
             row = plan.sites[site][layer]
-            return Selector(site, row, self.selection, self.cap, positions, applied)
+            selectors.append(Selector(site, row, self.selection, self.cap, positions, applied))
+            return selectors[-1]
 
         with sparsified(model, plan, artifact.tensors, selector) as sparse:
+            account = Account(sparse, selectors)
             applied.kernel = sparse.kernel
-            applied.extra_step_bytes = sparse.extra_step_bytes
-            applied.measured = lambda: {"sparsity": sparse.section(self.sparsity)}
+            applied.extra_step_bytes = account.extra_step_bytes
+            applied.measured = lambda: {"sparsity": account.section(self.sparsity)}
             if positions.everywhere:
                 yield applied
                 return

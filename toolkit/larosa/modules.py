@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kernels.reference import int8_linear
 from kernels.sparse_linear import sparse_linear
-from toolkit.larosa.selection import Selector
+
+Keep = Callable[[Tensor], Tensor]
 
 
 class SparseLinear(nn.Module):
@@ -25,11 +26,11 @@ class SparseLinear(nn.Module):
         Of shape [inputs, outputs].
     bias : Tensor or None
         Of shape [outputs].
-    selector : Selector or None
+    selector : callable or None
         Chooses among the inputs, where they have not been chosen before.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, selector: Selector | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, selector: Keep | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -50,11 +51,12 @@ class SparseNorm(nn.Module):
     transform, scale : Tensor or None
         T of shape [d, d], in the model's dtype, or int8 with the scale of its columns, float32 of
         shape [d].
-    selector : Selector
+    selector : callable
+        Zeroes what is dropped.
     """
 
     def __init__(
-        self, norm: nn.Module, transform: Tensor | None, scale: Tensor | None, selector: Selector
+        self, norm: nn.Module, transform: Tensor | None, scale: Tensor | None, selector: Keep
     ) -> None:
         super().__init__()
         self.norm = norm

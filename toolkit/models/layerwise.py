@@ -43,15 +43,21 @@ class LayerwiseForward:
         )
         entered: list[Tensor] = []
 
+        def enter(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+            entered.append(arguments[0].cpu())
+
         def note(index: int, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             self._arguments[index] = args, kwargs
-            if index == 0:
-                entered.append(hidden_states.cpu())
             return hidden_states
 
-        with self._replaced(note), torch.no_grad():
-            for window in windows:
-                model.base_model(input_ids=self._on_device(window), use_cache=False)
+        # Before any other hook of the layer: `run` goes through those again.
+        handle = self.layers[0].register_forward_pre_hook(enter, prepend=True)
+        try:
+            with self._replaced(note), torch.no_grad():
+                for window in windows:
+                    model.base_model(input_ids=self._on_device(window), use_cache=False)
+        finally:
+            handle.remove()
         self.hidden = torch.cat(entered)
 
     @contextmanager
@@ -80,7 +86,7 @@ class LayerwiseForward:
         return torch.cat([self.run(index, window[None]).cpu() for window in self.hidden])
 
     def run(self, index: int, hidden: Tensor) -> Tensor:
-        """Return what layer `index` makes of one window's hidden states [1, length, width]."""
+        """Return what layer `index` makes of hidden states of shape [windows, length, width]."""
         layer, (args, kwargs) = self.layers[index], self._arguments[index]
         output = layer(hidden.to(module_device(layer)), *args, **kwargs)
         assert isinstance(output, Tensor)
