@@ -1,0 +1,47 @@
+// What selection and product share: threads, and entries as numbers to compute with.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#include <cstdint>
+
+namespace trimtab {
+
+using at::BFloat16;
+using at::Half;
+using at::Tensor;
+using std::int64_t;
+
+// Goes through libtorch's own at::parallel_for: compiled here, it could bring a second OpenMP
+// runtime, with threads of its own, into the process.
+template <typename F>
+void parallel_for(int64_t end, int64_t grain, const F& body) {
+  const auto call = [](int64_t first, int64_t last, void* context) {
+    (*static_cast<const F*>(context))(first, last);
+  };
+  const auto error = torch_parallel_for(0, end, grain, call, const_cast<F*>(&body));
+  TORCH_CHECK(error == 0, "torch_parallel_for failed");
+}
+
+inline int64_t thread_count() {
+  uint32_t threads = 1;
+  TORCH_CHECK(torch_get_num_threads(&threads) == 0, "torch_get_num_threads failed");
+  return threads;
+}
+
+inline float widen(float value) {
+  return value;
+}
+inline float widen(BFloat16 value) {
+  return static_cast<float>(value);
+}
+inline float widen(Half value) {
+  return static_cast<float>(value);
+}
+inline double widen(double value) {
+  return value;
+}
+
+}  // namespace trimtab

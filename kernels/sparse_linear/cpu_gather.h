@@ -1,0 +1,163 @@
+// The gather-GEMV: the product of a few tokens with the weight rows that one of them keeps.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "cpu_common.h"
+
+namespace trimtab {
+
+// Weight rows added per pass over the accumulators: saves their loads and stores, and keeps
+// enough reads in flight to fill the memory bus.
+constexpr int kGroup = 8;
+// Threads share out the kept rows first, and columns only in parts at least this wide: the
+// processor's prefetchers stream a long row faster than pieces of many.
+constexpr int64_t kMinColumns = 2048;
+// Columns accumulated at a time: 32 KB of float32, which stay in the nearest caches.
+constexpr int64_t kColumnBlock = 8192;
+// Several tokens take turns at this many columns of a group of weight rows: 16 KB of float32,
+// which the first token brings into the first-level cache and the others find there.
+constexpr int64_t kTokenTile = 512;
+// Below this many weight bytes a thread costs more to wake than it saves.
+constexpr int64_t kMinBytesPerThread = 64 * 1024;
+
+// float32 numbers in one register.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Vector __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+
+inline Vector load(const float* source) {
+  Vector result;
+  std::memcpy(&result, source, sizeof result);
+  return result;
+}
+
+inline Vector load(const BFloat16* source) {
+  Halves halves;
+  std::memcpy(&halves, source, sizeof halves);
+  const Words words = __builtin_convertvector(halves, Words) << 16;
+  Vector result;
+  std::memcpy(&result, &words, sizeof result);
+  return result;
+}
+
+// sums[c] += values[0] * rows[0][c] + ... + values[R - 1] * rows[R - 1][c], first <= c < last
+template <int R, typename T>
+inline void add_rows(float* sums, const T* const* rows, const float* values, int64_t first,
+                     int64_t last) {
+  int64_t c = first;
+  for (; c + kLanes <= last; c += kLanes) {
+    Vector sum = load(sums + c);
+    for (int r = 0; r < R; ++r) {
+      sum += values[r] * load(rows[r] + c);
+    }
+    std::memcpy(sums + c, &sum, sizeof sum);
+  }
+  for (; c < last; ++c) {
+    for (int r = 0; r < R; ++r) {
+      sums[c] += values[r] * widen(rows[r][c]);
+    }
+  }
+}
+
+// The entries of x that some token row keeps: their indices, and their values row by row.
+struct Kept {
+  std::unique_ptr<int64_t[]> indices;
+  std::unique_ptr<float[]> values;  // [tokens, count], rows `width` apart
+  int64_t count = 0;
+};
+
+template <typename T>
+Kept compact(const T* x, int64_t tokens, int64_t width, float threshold) {
+  Kept kept{std::unique_ptr<int64_t[]>(new int64_t[width]),
+            std::unique_ptr<float[]>(new float[tokens * width])};
+  const auto selected = [&](float value) { return !(std::abs(value) < threshold) && value != 0; };
+  int64_t count = 0;
+  for (int64_t i = 0; i < width; ++i) {
+    bool any = false;
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float value = widen(x[t * width + i]);
+      const bool use = selected(value);
+      kept.values[t * width + count] = use ? value : 0.0f;
+      any |= use;
+    }
+    kept.indices[count] = i;
+    count += any;
+  }
+  kept.count = count;
+  return kept;
+}
+
+template <typename T>
+void gather(const Kept& kept, int64_t width, int64_t tokens, const T* weight, int64_t stride,
+            int64_t columns, const T* bias, T* out) {
+  const int64_t bytes = kept.count * columns * static_cast<int64_t>(sizeof(T));
+  const int64_t threads = std::clamp<int64_t>(bytes / kMinBytesPerThread, 1, thread_count());
+  const int64_t column_parts = std::clamp<int64_t>(columns / kMinColumns, 1, threads);
+  const int64_t row_parts = threads / column_parts;
+  const int64_t lines = (columns + kLanes - 1) / kLanes;
+  const int64_t tile = tokens == 1 ? kColumnBlock : kTokenTile;
+  const std::unique_ptr<float[]> sums(new float[row_parts * tokens * columns]);
+
+  parallel_for(row_parts * column_parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t row_part = part / column_parts, column_part = part % column_parts;
+      const int64_t first = kept.count * row_part / row_parts;
+      const int64_t last = kept.count * (row_part + 1) / row_parts;
+      const int64_t left = lines * column_part / column_parts * kLanes;
+      const int64_t right = std::min(columns, lines * (column_part + 1) / column_parts * kLanes);
+      for (int64_t c = left; c < right; c += kColumnBlock) {
+        const int64_t block = std::min(kColumnBlock, right - c);
+        float* const target = sums.get() + row_part * tokens * columns + c;
+        for (int64_t t = 0; t < tokens; ++t) {
+          std::fill_n(target + t * columns, block, 0.0f);
+        }
+        const T* rows[kGroup];
+        int64_t i = first;
+        for (; i + kGroup <= last; i += kGroup) {
+          for (int r = 0; r < kGroup; ++r) {
+            rows[r] = weight + kept.indices[i + r] * stride + c;
+          }
+          for (int64_t begin = 0; begin < block; begin += tile) {
+            for (int64_t t = 0; t < tokens; ++t) {
+              add_rows<kGroup>(target + t * columns, rows, kept.values.get() + t * width + i, begin,
+                               std::min(begin + tile, block));
+            }
+          }
+        }
+        for (; i < last; ++i) {
+          rows[0] = weight + kept.indices[i] * stride + c;
+          for (int64_t t = 0; t < tokens; ++t) {
+            add_rows<1>(target + t * columns, rows, kept.values.get() + t * width + i, 0, block);
+          }
+        }
+      }
+    }
+  });
+
+  for (int64_t part = 1; part < row_parts; ++part) {
+    const float* const partial = sums.get() + part * tokens * columns;
+    for (int64_t i = 0; i < tokens * columns; ++i) {
+      sums[i] += partial[i];
+    }
+  }
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t c = 0; c < columns; ++c) {
+      const float sum = sums[t * columns + c];
+      out[t * columns + c] = static_cast<T>(bias ? sum + widen(bias[c]) : sum);
+    }
+  }
+}
+
+}  // namespace trimtab

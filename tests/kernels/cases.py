@@ -1,0 +1,41 @@
+"""What several test modules compare kernels with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import reference
+
+# Odd widths, single rows and columns, and more columns than one thread takes at a time.
+SHAPES = [(1, 1), (1, 37), (37, 1), (7, 16), (577, 131), (129, 1000), (64, 8455)]
+
+
+def draw(d: int, n: int, dtype: torch.dtype, tokens: int = 1, seed: int = 0) -> list[Tensor]:
+    """Return an input [tokens, d], a weight [d, n] and a bias [n]."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(*shape, generator=generator).to(dtype) for shape in ((tokens, d), (d, n), (n,))
+    ]
+
+
+def assert_close_to_float64(
+    found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float = 0.0
+) -> None:
+    """Compare a product with float64's, within what float32 sums and one rounding may lose."""
+    masked = reference.keep_above(x, threshold).double()
+    expected = masked @ weight.double()
+    scale = masked.abs() @ weight.double().abs()
+    if bias is not None:
+        expected, scale = expected + bias.double(), scale + bias.double().abs()
+    assert found.dtype == x.dtype
+    assert found.shape == expected.shape
+    sums = (x.shape[-1] + 1) * torch.finfo(torch.float32).eps * scale
+    assert ((found - expected).abs() <= sums + torch.finfo(x.dtype).eps * expected.abs()).all()
+
+
+def same(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors are equal entry by entry, NaN being equal to NaN."""
+    return first.dtype == second.dtype and torch.equal(
+        first.nan_to_num(nan=7.0), second.nan_to_num(nan=7.0)
+    )

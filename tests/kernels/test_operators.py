@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from kernels.sparse_linear import keep_above, keep_topk, kernel_name, sparse_linear
+from tests.kernels.cases import draw
+
+OPERATORS = torch.ops.trimtab
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_operators_are_what_pytorch_expects_of_one(dtype, tokens):
+    x, weight, bias = draw(24, 17, dtype, tokens)
+    check = torch.library.opcheck
+    for keep in (0, 7, 24):
+        check(OPERATORS.keep_topk.default, (x, keep))
+    check(OPERATORS.keep_above.default, (x, 0.5, None))
+    check(OPERATORS.keep_above.default, (x.t(), 0.5, 3))
+    check(OPERATORS.sparse_linear.default, (x, weight, bias, 0.5))
+    check(OPERATORS.sparse_linear.default, (x, weight, None, 0.0))
+
+
+class Site(torch.nn.Module):
+    """One selection with two readers, and a product with a threshold of its own."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        for name, tensor in zip(("x", "weight", "bias"), draw(24, 17, dtype), strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        selected = keep_topk(x, 12)
+        first = sparse_linear(selected, self.weight, self.bias)
+        second = sparse_linear(keep_above(selected, 0.2, 8), self.weight)
+        return first + second + sparse_linear(x, self.weight, threshold=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_traces_through_them_without_a_break(dtype, dynamic):
+    site = Site(dtype)
+    compiled = torch.compile(site, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for tokens in (1, 3):
+        x = draw(24, 1, dtype, tokens)[0][None]
+        assert torch.equal(compiled(x), site(x))
+
+
+def test_export_traces_through_them():
+    site = Site(torch.float32)
+    exported = torch.export.export(site, (site.x,))
+    assert torch.equal(exported.module()(site.x), site(site.x))
+    called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert {
+        "trimtab.keep_topk.default",
+        "trimtab.keep_above.default",
+        "trimtab.sparse_linear.default",
+    } <= called
+
+
+@pytest.mark.usefixtures("compiled")
+def test_what_runs_has_a_name():
+    for dtype in (torch.float32, torch.bfloat16):
+        name = kernel_name("cpu", dtype)
+        kind = str(dtype).removeprefix("torch.")
+        assert name.startswith("C++ ")
+        assert name.endswith(f" gather-GEMV, {kind}, 1 thread")
+        assert kernel_name("cuda", torch.bfloat16) == "Triton split-K gather-GEMV, bfloat16"
+    assert kernel_name("cpu", torch.float64) == (
+        "reference: dense masked product in PyTorch (no kernel for float64 on cpu)"
+    )
+    assert "reference" in kernel_name("cuda", torch.float32)

@@ -1,0 +1,121 @@
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernels.sparse_linear import keep_above, keep_topk, kernel_name, sparse_linear
+from tests.conftest import ROOT
+from tests.kernels import triton_cases
+from tests.kernels.cases import assert_close_to_float64, draw
+
+pytest.importorskip("triton")
+
+
+def test_the_kernels_are_right_on_the_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.kernels.triton_cases"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def sources(kind, dtype):
+    """Return each kernel with the types and constants of a launch."""
+    from kernels.sparse_linear import gpu, triton_kernels
+
+    pointer, floats = f"*{kind}", "*fp32"
+    yield (
+        triton_kernels.gather_kernel,
+        {"x_ptr": pointer, "weight_ptr": pointer, "partial_ptr": floats, "threshold": "fp32"}
+        | dict.fromkeys(("width", "columns", "stride"), "i32"),
+        {"ROWS": 128, "BLOCK_ROWS": gpu.BLOCK_ROWS, "BLOCK_COLUMNS": gpu.BLOCK_COLUMNS},
+    )
+    yield (
+        triton_kernels.sum_kernel,
+        {"partial_ptr": floats, "bias_ptr": pointer, "out_ptr": pointer, "columns": "i32"},
+        {"PARTS": 5, "HAS_BIAS": True, "SUM_COLUMNS": gpu.SUM_COLUMNS},
+    )
+    yield (
+        triton_kernels.select_kernel,
+        {"x_ptr": pointer, "out_ptr": pointer, "threshold": "fp32", "keep": "i32", "width": "i32"},
+        {"NAN_RANK": gpu.NAN_RANK[dtype], "BLOCK": 1024},
+    )
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(("kind", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_binaries_for_gpus_are_built_without_atomics(
+    capability, kind, dtype, monkeypatch, tmp_path
+):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from kernels.sparse_linear import gpu
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for kernel, types, constants in sources(kind, dtype):
+        signature = types | dict.fromkeys(constants, "constexpr")
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        built = triton.compile(
+            source, target=GPUTarget("cuda", capability, 32), options=gpu.OPTIONS
+        )
+        assert built.asm["cubin"].startswith(b"\x7fELF")
+        assert f".target sm_{capability}" in built.asm["ptx"]
+        assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", built.asm["ptx"], re.MULTILINE)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", triton_cases.DTYPES)
+def test_selection_on_a_gpu(dtype):
+    triton_cases.check_selection(dtype, "cuda", (1, 3, 576, 4096, 11008, 16384))
+    x = torch.randn(2, 20000, device="cuda").to(dtype)  # wider than the kernel's registers
+    x[x == 0] = 1
+    assert ((keep_topk(x, 9000) != 0).sum(-1) == 9000).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", triton_cases.DTYPES)
+def test_products_on_a_gpu(dtype):
+    triton_cases.check_product(dtype, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [*triton_cases.DTYPES, torch.float32])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_the_operators_on_a_gpu(dtype, tokens, monkeypatch):
+    for kind in ("fp16", "bf16"):  # sums in float32, which is what the bound is for
+        name = f"allow_{kind}_reduced_precision_reduction"
+        monkeypatch.setattr(torch.backends.cuda.matmul, name, False)
+    assert ("Triton" in kernel_name("cuda", dtype)) == (dtype != torch.float32)
+    x, weight, bias = (tensor.cuda() for tensor in draw(577, 131, dtype, tokens))
+    kept = keep_topk(x, 300)
+    assert ((kept != 0).sum(-1) == 300).all()
+    found = sparse_linear(kept, weight, bias)
+    assert_close_to_float64(found.cpu(), kept.cpu(), weight.cpu(), bias.cpu())
+    found = sparse_linear(x, weight, bias, 0.6)
+    assert_close_to_float64(found.cpu(), x.cpu(), weight.cpu(), bias.cpu(), 0.6)
+    above = keep_above(x, 0.6, 100)
+    assert ((above != 0).sum(-1) <= 100).all()
+    torch.library.opcheck(torch.ops.trimtab.sparse_linear.default, (x, weight, bias, 0.6))
+    torch.library.opcheck(torch.ops.trimtab.keep_topk.default, (x, 300))
+    compiled = torch.compile(
+        lambda x: sparse_linear(keep_topk(x, 300), weight, bias),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert_close_to_float64(compiled(x).cpu(), kept.cpu(), weight.cpu(), bias.cpu())
+
+
+@pytest.mark.gpu
+def test_an_argument_on_another_device_is_refused():
+    x, weight, _ = draw(64, 33, torch.bfloat16)
+    with pytest.raises(ValueError, match="weight is torch.bfloat16 on cpu; expected"):
+        sparse_linear(x.cuda(), weight)
