@@ -82,6 +82,11 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def is_table(item: Any) -> bool:
+    """Return whether a JSON value is rows of named cells."""
+    return isinstance(item, list) and bool(item) and isinstance(item[0], dict)
+
+
 def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from toolkit.artifact import Artifact
 from toolkit.config import TrackingConfig, TrackingMode
-from toolkit.files import flatten
+from toolkit.files import flatten, is_table
 from toolkit.progress import say
 
 
@@ -36,13 +36,14 @@ class Log:
     def result(self, result: dict[str, Any], report: Path) -> None:
         """Log figures as the summary, raw samples as tables and the report's plots as images."""
         self._run.config.update({"artifact_digests": result["artifacts"]})
-        self._run.summary.update(flatten({k: v for k, v in result.items() if k != "samples"}))
-        for name, rows in result["samples"].items():
-            if not rows:
-                continue
-            columns = list(rows[0])
-            table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
-            self._run.log({f"samples/{name}": table})
+        figures = flatten(result)
+        tables = {name: item for name, item in figures.items() if is_table(item)}
+        self._run.summary.update(
+            {k: v for k, v in figures.items() if k not in tables and not k.startswith("samples.")}
+        )
+        for name, rows in tables.items():
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            self._run.log({name.replace(".", "/"): table})
         for plot in sorted(report.parent.glob("*.png")):
             self._run.log({f"plots/{plot.stem}": wandb.Image(str(plot))})
 

@@ -42,14 +42,29 @@ class Account:
         """
         dense, kept = sum(self.sparse.weight_bytes), self.kept_bytes()
         extra = self.sparse.transform_bytes + self.sparse.adapter_bytes
-        sites: dict[str, float] = {}
-        for name in dict.fromkeys(part.site for part in self.selectors):
-            members = [part for part in self.selectors if part.site == name]
-            sites[name] = 1 - sum(p.kept for p in members) / sum(p.seen for p in members)
+        sites: dict[str, list[Selector]] = {}
+        for part in self.selectors:
+            sites.setdefault(part.site, []).append(part)
         return {
             "requested": requested,
             "achieved": 1 - kept / dense,
             "bytes_fraction": (kept + extra) / dense,
             "bytes_read_fraction": ((kept if self.sparse.skips else dense) + extra) / dense,
-            "sites": sites,
+            "sites": {name: _dropped(row) for name, row in sites.items()},
+            "layers": [
+                {
+                    "layer": layer,
+                    "site": name,
+                    "basis": part.plan.basis,
+                    "achieved": _dropped([part]),
+                }
+                for name, row in sites.items()
+                for layer, part in enumerate(row)
+            ],
+            "dense_prefix": self.selectors[0].positions.dense_prefix,
+            "prefill": self.selectors[0].positions.prefill.value,
         }
+
+
+def _dropped(selectors: Sequence[Selector]) -> float:
+    return 1 - sum(part.kept for part in selectors) / sum(part.seen for part in selectors)

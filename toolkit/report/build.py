@@ -8,9 +8,10 @@ from typing import Any
 
 from toolkit.files import replacing
 from toolkit.report.load import Job, load_jobs
-from toolkit.report.plots import quality_plot, speedup_plot
+from toolkit.report.plots import quality_plot, sparsity_map, speedup_plot
 from toolkit.report.table import csv_table, interval, markdown_table
 
+SPARSITY = "sparsity_by_layer_{}.png"
 SPEEDUP, QUALITY = "all_methods_speedup_comparison.png", "quality_versus_speed.png"
 
 
@@ -36,8 +37,13 @@ def build_report(folder: Path) -> Path:
     if scored:
         quality_plot(scored, target / QUALITY)
         plots.append(QUALITY)
-    for leftover in {SPEEDUP, QUALITY} - set(plots):
-        (target / leftover).unlink(missing_ok=True)
+    for job in measured:
+        if job.get("sparsity") is not None:
+            name = SPARSITY.format(jobs.index(job))
+            sparsity_map(job, target / name)
+            plots.append(name)
+    for leftover in {path.name for path in target.glob("*.png")} - set(plots):
+        (target / leftover).unlink()
     _write(target / "results.csv", csv_table(jobs))
     _write(target / "report.md", _markdown(jobs, measured, plots))
     return target / "report.md"
@@ -70,9 +76,9 @@ def _reading() -> str:
         "Brackets are 95 % bootstrap intervals over raw samples that each job's `result.json` "
         "keeps. *Same text*: share of the baseline's greedy text before the first difference. "
         "*Bytes needed*: weight bytes of the decoder blocks behind what was kept, transforms "
-        "counted, over dense; it is what a kernel that skips could save, not what this run "
-        "saved. `baseline` compares the model with its own copy: its interval is the noise of "
-        "the measurement. docs/results.md explains every field."
+        "counted, over dense, on the text that was scored. `baseline` compares the "
+        "model with its own copy: its interval is the noise of the measurement. docs/results.md "
+        "explains every field."
     )
 
 

@@ -47,6 +47,27 @@ def quality_plot(jobs: Sequence[Job], path: Path) -> None:
     _save(figure, path)
 
 
+def sparsity_map(job: Job, path: Path) -> None:
+    """Draw what was dropped at every site of every layer, transforms marked."""
+    rows = job.get("sparsity.layers")
+    sites = list(dict.fromkeys(row["site"] for row in rows))
+    layers = 1 + max(row["layer"] for row in rows)
+    figure = Figure(figsize=(2.5 + 0.25 * layers, 2.6), layout="constrained")
+    axes = figure.subplots()
+    values = [[row["achieved"] for row in rows if row["site"] == site] for site in sites]
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    marked = [row for row in rows if row["basis"] == "transform"]
+    axes.plot(
+        [row["layer"] for row in marked], [sites.index(row["site"]) for row in marked], "w.",
+        markersize=4,
+    )  # fmt: skip
+    axes.set_yticks(range(len(sites)), sites)
+    axes.set_xlabel("layer (a dot: the site has a transform of its own)")
+    axes.set_title(job.label, fontsize=9)
+    figure.colorbar(image, label="share dropped")
+    _save(figure, path)
+
+
 def _quality_point(axes: Axes, job: Job) -> None:
     speed, lost = job.get("speed.speedup"), job.get("quality.bits_per_byte.difference")
     x, y = speed["estimate"], lost["estimate"]

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from toolkit.files import flatten
+from toolkit.files import flatten, is_table
 from toolkit.report.load import Job
 
 Column = tuple[str, Callable[[Job], str]]
@@ -77,4 +77,5 @@ def _scalars(content: dict[str, Any]) -> dict[str, Any]:
     return {
         name: " ".join(item) if isinstance(item, list) else item
         for name, item in flatten(figures).items()
+        if not is_table(item)
     }

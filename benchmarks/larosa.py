@@ -1,0 +1,220 @@
+"""Likelihood against sparsity: ours, LaRoSA's, TEAL's and WINA's choices on the same model.
+
+    python benchmarks/larosa.py [--windows 8] [--budgets 0.55 …] [--nominal 0.4 …] [--out FOLDER]
+
+Every method runs in this toolkit's sparse model, on every token and at every site, and is scored
+on the same windows of two texts: held-out documents of the corpus it was calibrated on, and the
+standard library's source code, which no method saw. Two axes: at equal bytes of block weights
+read per token (transforms and adapters counted, as measured while scoring), and at equal nominal
+sparsity, the papers' convention, where transforms are not counted. Writes larosa.json with every
+window's likelihood, larosa.md and the plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.artifact import Artifact
+from toolkit.config import DType, EmbeddedModel, PythonDocs, QualityConfig
+from toolkit.corpus import Corpus, Document, Split, load_corpus
+from toolkit.environment import describe_environment, prepare
+from toolkit.evaluation.intervals import rate_difference
+from toolkit.evaluation.quality import score
+from toolkit.evaluation.text import Window, quality_windows
+from toolkit.files import write_json
+from toolkit.larosa import (
+    Allocation,
+    Basis,
+    Count,
+    LaRoSA,
+    Precision,
+    Selection,
+    Share,
+    Transforms,
+)
+from toolkit.models import LoadedModel, load_model
+from toolkit.progress import say
+
+SHARED = ("moments", "entering", "sensitivities")  # what no setting of LaRoSA changes
+PLAIN = {
+    "basis": Basis.none,
+    "transforms": Transforms.none,
+    "fold_values": False,
+    "allocation": Allocation.uniform,
+    "selection": Selection.topk,
+}
+ROTATED = {**PLAIN, "basis": Basis.pca, "precision": Precision.model}
+METHODS: dict[str, dict[str, Any]] = {
+    "magnitude Top-K": PLAIN,
+    "TEAL thresholds": {**PLAIN, "selection": Selection.threshold},
+    "TEAL thresholds, greedy": {
+        **PLAIN, "selection": Selection.threshold, "allocation": Allocation.greedy,
+    },
+    "WINA scores": {**PLAIN, "fold_norms": True},
+    "LaRoSA as released": {**ROTATED, "transforms": Transforms.all},
+    "LaRoSA, paper": {**ROTATED, "residual": Share.layer, "allocation": Allocation.alpha},
+    "ours": {},
+}  # fmt: skip
+RELEASED = "LaRoSA as released"
+
+
+@dataclass
+class Bench:
+    """One model, the text it is calibrated on and the windows it is scored on."""
+
+    loaded: LoadedModel
+    corpus: Corpus
+    windows: dict[str, list[Window]]
+    folder: Path
+
+    def calibrated(self, name: str, count: Count, sparsity: float) -> tuple[LaRoSA, Artifact]:
+        """Return a method and its artifact; what the methods share is measured once."""
+        method = LaRoSA(count=count, sparsity=sparsity, **METHODS[name])
+        checkpoint = self.folder / name.replace(" ", "-")
+        checkpoint.mkdir(exist_ok=True)
+        for part in SHARED:
+            (self.folder / part).mkdir(exist_ok=True)
+            if not (checkpoint / part).exists():
+                (checkpoint / part).symlink_to(self.folder / part, target_is_directory=True)
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        artifact = method.calibrate(model, tokenizer, self.corpus, checkpoint)
+        return method, as_released(artifact) if name == RELEASED else artifact
+
+    def nats(self, text: str) -> list[float]:
+        """Return every window's negative log-likelihood."""
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        return [score(model, tokenizer, window).nats for window in self.windows[text]]
+
+    @contextmanager
+    def sparse(self, method: LaRoSA, artifact: Artifact) -> Iterator[Any]:
+        with method.apply(self.loaded.model, self.loaded.tokenizer, artifact) as applied:
+            applied.recording = True
+            yield applied
+
+
+def as_released(artifact: Artifact) -> Artifact:
+    """Return what LaRoSA's released code makes of a PCA of every site.
+
+    The MLP takes the attention's axes, and of the asked for sparsity h1 and h3 get 0.8, h2 and h4
+    1.2 of it, whatever that is by weights.
+    """
+    tensors = dict(artifact.tensors)
+    for name in artifact.tensors:
+        if name.endswith("h3.transform"):
+            tensors[name] = artifact.tensors[name.replace("h3", "h1")]
+    plan = json.loads(json.dumps(artifact.statistics["plan"]))
+    for site, row in plan["sites"].items():
+        for part in row:
+            part["sparsity"] = min(0.99, part["sparsity"] * (0.8 if site in ("h1", "h3") else 1.2))
+    return replace(artifact, tensors=tensors, statistics={**artifact.statistics, "plan": plan})
+
+
+def measure(
+    bench: Bench, name: str, count: Count, sparsity: float, dense: dict[str, list[float]]
+) -> list[dict[str, Any]]:
+    """Return one row a text."""
+    method, artifact = bench.calibrated(name, count, sparsity)
+    rows = []
+    for text, windows in bench.windows.items():
+        with bench.sparse(method, artifact) as applied:
+            nats = bench.nats(text)
+            sparsity_section = applied.measured()["sparsity"]
+        bits = [[value / math.log(2) for value in part] for part in (dense[text], nats)]
+        sizes = [float(window.scored_bytes) for window in windows]
+        tokens = [float(len(bench.loaded.tokenizer(w.text)["input_ids"])) for w in windows]
+        excess = rate_difference(dense[text], nats, tokens, seed=0)
+        rows.append(
+            {
+                "method": name,
+                "text": text,
+                "axis": count.value,
+                "asked": sparsity,
+                **{k: sparsity_section[k] for k in ("achieved", "bytes_fraction", "sites")},
+                "bits_per_byte": sum(bits[1]) / sum(sizes),
+                "bits_per_byte_difference": rate_difference(*bits, sizes, seed=0),
+                "perplexity_ratio": {key: math.exp(value) for key, value in excess.items()},
+                "nats": nats,
+            }
+        )
+        ratio = rows[-1]["perplexity_ratio"]
+        say(
+            f"{name}, {count.value} {sparsity:.2f}, {text}: {ratio['estimate']:.4f} "
+            f"[{ratio['low']:.4f}, {ratio['high']:.4f}] x dense, "
+            f"{rows[-1]['bytes_fraction']:.3f} of the bytes"
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]], text: str, axis: str) -> str:
+    """Return a Markdown table of perplexities over dense, a method a row."""
+    chosen = [row for row in rows if (row["text"], row["axis"]) == (text, axis)]
+    points = sorted({row["asked"] for row in chosen})
+    heads = [f"{1 - p:.2f} of the bytes" if axis == "bytes" else f"{p:.2f} dropped" for p in points]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(points) + 1) + "|"]
+    for name in METHODS:
+        cells = []
+        for point in points:
+            row = next((r for r in chosen if (r["method"], r["asked"]) == (name, point)), None)
+            ratio = row and row["perplexity_ratio"]
+            cells.append(
+                f"{ratio['estimate']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] at "
+                f"{row['bytes_fraction']:.3f}"
+                if row and ratio
+                else "-"
+            )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.55, 0.65, 0.75, 0.85])
+    parser.add_argument("--nominal", type=float, nargs="*", default=[0.25, 0.4, 0.5, 0.6, 0.7])
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=Path("larosa-benchmark"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    prepare(0, None)
+    corpus = load_corpus(PythonDocs(calibration=0.7, validation=0.1, max_documents=None))
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    sources = [Document(path.name, path.read_text("utf-8", "replace")) for path in files]
+    source = Corpus("python source", sources, calibration=0.0, validation=0.0)
+    config = QualityConfig(windows=options.windows, window_bytes=2048, context_bytes=256)
+    windows = {
+        name: quality_windows(part.documents(Split.test), config)
+        for name, part in (("python-docs", corpus), ("python source", source))
+    }
+    loaded = load_model(EmbeddedModel(device="auto", dtype=DType.auto))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(loaded, corpus, windows, Path(folder))
+        dense = {text: bench.nats(text) for text in windows}
+        rows: list[dict[str, Any]] = []
+        jobs = [(Count.bytes, 1 - budget) for budget in options.budgets]
+        jobs += [(Count.nominal, sparsity) for sparsity in options.nominal]
+        for count, sparsity in jobs:
+            for name in options.methods:
+                rows += measure(bench, name, count, sparsity, dense)
+                content = {"environment": describe_environment(0), "dense": dense, "rows": rows}
+                write_json(options.out / "larosa.json", content)
+    report = "\n\n".join(
+        f"{text}, equal {'bytes' if axis == 'bytes' else 'nominal sparsity'}\n\n"
+        + table(rows, text, axis)
+        for axis in ("bytes", "nominal")
+        for text in windows
+    )
+    (options.out / "larosa.md").write_text(report + "\n", "utf-8")
+    print(report)
+
+
+if __name__ == "__main__":
+    main()
