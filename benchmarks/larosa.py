@@ -17,8 +17,6 @@ import json
 import math
 import sysconfig
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from toolkit.larosa import (
     Count,
     LaRoSA,
     Precision,
+    Prefill,
     Selection,
     Share,
     Transforms,
@@ -53,6 +52,10 @@ PLAIN = {
     "selection": Selection.topk,
 }
 ROTATED = {**PLAIN, "basis": Basis.pca, "precision": Precision.model}
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "ours, first token dense": {"dense_prefix": 1},
+    "ours, context dense": {"prefill": Prefill.dense},
+}
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude Top-K": PLAIN,
     "TEAL thresholds": {**PLAIN, "selection": Selection.threshold},
@@ -63,8 +66,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "LaRoSA as released": {**ROTATED, "transforms": Transforms.all},
     "LaRoSA, paper": {**ROTATED, "residual": Share.layer, "allocation": Allocation.alpha},
     "ours": {},
+    **PROTOCOLS,
 }  # fmt: skip
 RELEASED = "LaRoSA as released"
+NOMINAL = ("magnitude Top-K", RELEASED, "LaRoSA, paper", "ours", *PROTOCOLS)
 
 
 @dataclass
@@ -94,11 +99,16 @@ class Bench:
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
         return [score(model, tokenizer, window).nats for window in self.windows[text]]
 
-    @contextmanager
-    def sparse(self, method: LaRoSA, artifact: Artifact) -> Iterator[Any]:
-        with method.apply(self.loaded.model, self.loaded.tokenizer, artifact) as applied:
-            applied.recording = True
-            yield applied
+    def scored(
+        self, method: LaRoSA, artifact: Artifact
+    ) -> dict[str, tuple[list[float], dict[str, Any]]]:
+        """Return every text's likelihoods, and what was dropped while they were taken."""
+        found = {}
+        for text in self.windows:
+            with method.apply(self.loaded.model, self.loaded.tokenizer, artifact) as applied:
+                applied.recording = True
+                found[text] = self.nats(text), applied.measured()["sparsity"]
+        return found
 
 
 def as_released(artifact: Artifact) -> Artifact:
@@ -124,10 +134,8 @@ def measure(
     """Return one row a text."""
     method, artifact = bench.calibrated(name, count, sparsity)
     rows = []
-    for text, windows in bench.windows.items():
-        with bench.sparse(method, artifact) as applied:
-            nats = bench.nats(text)
-            sparsity_section = applied.measured()["sparsity"]
+    for text, (nats, sparsity_section) in bench.scored(method, artifact).items():
+        windows = bench.windows[text]
         bits = [[value / math.log(2) for value in part] for part in (dense[text], nats)]
         sizes = [float(window.scored_bytes) for window in windows]
         tokens = [float(len(bench.loaded.tokenizer(w.text)["input_ids"])) for w in windows]
@@ -202,7 +210,8 @@ def main() -> None:
         jobs = [(Count.bytes, 1 - budget) for budget in options.budgets]
         jobs += [(Count.nominal, sparsity) for sparsity in options.nominal]
         for count, sparsity in jobs:
-            for name in options.methods:
+            names = options.methods if count is Count.bytes else NOMINAL
+            for name in (name for name in names if name in options.methods):
                 rows += measure(bench, name, count, sparsity, dense)
                 content = {"environment": describe_environment(0), "dense": dense, "rows": rows}
                 write_json(options.out / "larosa.json", content)

@@ -129,11 +129,21 @@ def load_corpus(config: CorpusConfig) -> Corpus:
 
 
 def token_windows(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, count: int, length: int
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    length: int,
+    *,
+    fewer: bool = False,
 ) -> Tensor:
     """Return `count` windows of `length` tokens, spread evenly over the documents' text.
 
     The documents are joined with the end-of-text token and cut without padding or overlap.
+
+    Parameters
+    ----------
+    fewer : bool
+        Return as many as there are where the text is too short.
 
     Returns
     -------
@@ -150,13 +160,15 @@ def token_windows(
     for document in documents:
         stream += encode(tokenizer, document.text) + separator
     available = len(stream) // length
+    count = min(count, available) if fewer else count
     if available < count:
         raise TrimtabError(
             f"{count} windows of {length} tokens are asked for and the text holds {available}: "
             "lower tokens or window, or use a larger corpus"
         )
     starts = [index * available // count * length for index in range(count)]
-    return torch.tensor([stream[start : start + length] for start in starts])
+    windows = [stream[start : start + length] for start in starts]
+    return torch.tensor(windows, dtype=torch.int64).reshape(count, length)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

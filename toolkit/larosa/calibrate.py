@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -17,12 +18,9 @@ from toolkit.larosa.candidates import candidates
 from toolkit.larosa.plan import PLAIN, TRANSFORM, Plan
 from toolkit.larosa.precision import Precision
 from toolkit.larosa.residual import Share, adapters, residual_rotation, span_of
-from toolkit.larosa.selection import Selection
 from toolkit.larosa.settings import Settings
 from toolkit.larosa.sweeps import Sweeps
-from toolkit.larosa.thresholds import fit_thresholds
 from toolkit.larosa.watch import seeing
-from toolkit.method import Calibration
 from toolkit.models.adapter import input_major, module_device
 from toolkit.models.layerwise import LayerwiseForward
 from toolkit.progress import track
@@ -41,13 +39,18 @@ class Calibrator:
     checkpoint : Path
         Folder that a killed calibration resumes from.
     config : Settings
+
+    Attributes
+    ----------
+    probes : int
+        How many of the windows gradients and costs are measured on.
     """
 
     def __init__(
         self, model: PreTrainedModel, windows: Tensor, checkpoint: Path, config: Settings
     ) -> None:
-        probes = min(len(windows), max(1, config.probe_tokens // windows.shape[1]))
-        self.sweeps = Sweeps(model, windows, probes, checkpoint)
+        self.probes = min(len(windows), config.probe_tokens // windows.shape[1])
+        self.sweeps = Sweeps(model, windows, self.probes, checkpoint)
         self.config = config
         self.count = len(self.sweeps.layers)
         self.behind_norm = [site.name for site in self.sweeps.adapter.sites if site.norm]
@@ -57,32 +60,28 @@ class Calibrator:
         self.transform_bytes = width**2 + 4 * width if coarse else width**2 * itemsize
         self.span = span_of(config.residual, self.count, config.group)
 
-    def run(self) -> Calibration:
-        """Return the tensors and the plan.
+    def run(self) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
+        """Return the plan, its tensors, and statistics for the artifact.
 
         Tensors are named ``layers.<index>.<site>.<what>``, where what is ``transform`` (float32
         [d, d], or [kv_heads, head_dim, head_dim] at h2; int8 with a ``scale``, see
         `stored_transform`) or ``gain`` (float32 [d]: what the norm, or at h4 the gate's other
-        factor, is scaled by), and ``residual.<first layer>`` (float32
-        [d, d]). The statistics hold the plan and its summed cost.
+        factor, is scaled by), and ``residual.<first layer>`` (float32 [d, d]). The thresholds
+        are those of the dense model.
         """
         self.sweeps.moments()
         if self.config.uses_gradients:
             self.sweeps.sensitivities()
         self._measure_costs()
         plan, cost = self._plan()
-        tensors, windows = dict(self._tensors(plan)), self.sweeps.windows
-        if self.config.selection is not Selection.topk:
-            probes = windows[: self.sweeps.probes]
-            plan = fit_thresholds(self.sweeps.model, plan, tensors, probes)
+        windows = self.sweeps.windows
         statistics = {
             "tokens": windows.numel(),
             "windows": len(windows),
-            "probe_tokens": self.sweeps.probes * windows.shape[1],
+            "probe_tokens": self.probes * windows.shape[1],
             "cost": cost,
-            "plan": plan.to_json(),
         }
-        return Calibration(tensors, statistics)
+        return plan, dict(self._tensors(plan)), statistics
 
     def _rotation(self, index: int) -> Tensor | None:
         """Return the residual stream's rotation at a layer, found once and kept."""
@@ -105,7 +104,7 @@ class Calibrator:
         missing = [i for i in range(self.count) if not self.sweeps.file("costs", i).exists()]
         if not missing:
             return
-        probes = self.sweeps.windows[: self.sweeps.probes]
+        probes = self.sweeps.windows[: self.probes]
         stream = LayerwiseForward(self.sweeps.model, self.sweeps.adapter, probes)
         done = self.count - len(missing)
         for index in track(missing, "Costs of dropping", self.count, done):

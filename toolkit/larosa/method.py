@@ -18,10 +18,12 @@ from toolkit.larosa.apply import sparsified
 from toolkit.larosa.calibrate import Calibrator
 from toolkit.larosa.plan import Plan
 from toolkit.larosa.residual import Share
-from toolkit.larosa.selection import Positions, Selector
+from toolkit.larosa.selection import Positions, Selection, Selector
 from toolkit.larosa.settings import Settings
+from toolkit.larosa.thresholds import fit_thresholds
 from toolkit.method import Applied, Calibration, Method, Stage
 from toolkit.models.adapter import adapter_for
+from toolkit.progress import say
 
 
 @dataclass
@@ -35,8 +37,14 @@ class LaRoSA(Settings, Method):
     stage: ClassVar[Stage] = Stage.weights
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise `MisfitError` where the architecture has no adapter, or cannot be rotated."""
-        if adapter_for(model).post_norms and self.residual is not Share.none:
+        """Raise `MisfitError` where the model has no adapter, is not in memory or cannot turn."""
+        adapter = adapter_for(model)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise MisfitError(
+                "part of the model is offloaded by model.device_map, and LaRoSA rewrites weights "
+                "in memory: leave the offloading out, or take a dtype in which the model fits"
+            )
+        if adapter.post_norms and self.residual is not Share.none:
             raise MisfitError(
                 f"{type(model).__name__} norms what attention and MLP add to the residual stream, "
                 "so that a rotation of it cannot be absorbed: use larosa.residual=none"
@@ -49,10 +57,26 @@ class LaRoSA(Settings, Method):
         corpus: Corpus,
         checkpoint: Path,
     ) -> Calibration:
-        """Find bases, sparsities and thresholds, see `Calibrator.run`."""
+        """Find bases and sparsities, see `Calibrator`, and thresholds, see `fit_thresholds`.
+
+        Thresholds are found on the validation documents: on the text that the bases were made
+        for, activations are a little more concentrated than on any other.
+        """
         documents = corpus.documents(Split.calibration)
         windows = token_windows(documents, tokenizer, self.tokens // self.window, self.window)
-        return Calibrator(model, windows, checkpoint, self).run()
+        calibrator = Calibrator(model, windows, checkpoint, self)
+        plan, tensors, statistics = calibrator.run()
+        if self.selection is not Selection.topk:
+            probes, found_on = calibrator.probes, Split.validation
+            held_out = token_windows(
+                corpus.documents(found_on), tokenizer, probes, self.window, fewer=True
+            )
+            if not len(held_out):
+                say("No validation text: thresholds are found on the calibration text")
+                held_out, found_on = windows[:probes], Split.calibration
+            plan = fit_thresholds(model, plan, tensors, held_out)
+            statistics |= {"thresholds": found_on.value, "threshold_tokens": held_out.numel()}
+        return Calibration(tensors, {**statistics, "plan": plan.to_json()})
 
     @contextmanager
     def apply(
