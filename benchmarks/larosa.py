@@ -3,8 +3,9 @@
     python benchmarks/larosa.py [--windows 8] [--budgets 0.55 …] [--nominal 0.4 …] [--out FOLDER]
 
 Every method runs in this toolkit's sparse model, on every token and at every site, and is scored
-on the same windows of two texts: held-out documents of the corpus it was calibrated on, and the
-standard library's source code, which no method saw. Two axes: at equal bytes of block weights
+on the same windows of two texts, Python's documentation and its standard library's source code:
+held-out documents of the one it was calibrated on (--calibrate), and of the other, which it never
+saw. Two axes: at equal bytes of block weights
 read per token (transforms and adapters counted, as measured while scoring), and at equal nominal
 sparsity, the papers' convention, where transforms are not counted. Writes larosa.json with every
 window's likelihood, larosa.md and the plots.
@@ -20,6 +21,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from larosa_report import write_report
 
 from toolkit.artifact import Artifact
 from toolkit.config import DType, EmbeddedModel, PythonDocs, QualityConfig
@@ -162,32 +165,12 @@ def measure(
     return rows
 
 
-def table(rows: list[dict[str, Any]], text: str, axis: str) -> str:
-    """Return a Markdown table of perplexities over dense, a method a row."""
-    chosen = [row for row in rows if (row["text"], row["axis"]) == (text, axis)]
-    points = sorted({row["asked"] for row in chosen})
-    heads = [f"{1 - p:.2f} of the bytes" if axis == "bytes" else f"{p:.2f} dropped" for p in points]
-    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(points) + 1) + "|"]
-    for name in METHODS:
-        cells = []
-        for point in points:
-            row = next((r for r in chosen if (r["method"], r["asked"]) == (name, point)), None)
-            ratio = row and row["perplexity_ratio"]
-            cells.append(
-                f"{ratio['estimate']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] at "
-                f"{row['bytes_fraction']:.3f}"
-                if row and ratio
-                else "-"
-            )
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.55, 0.65, 0.75, 0.85])
     parser.add_argument("--nominal", type=float, nargs="*", default=[0.25, 0.4, 0.5, 0.6, 0.7])
+    parser.add_argument("--calibrate", choices=("docs", "source"), default="docs")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("larosa-benchmark"))
     options = parser.parse_args()
@@ -196,7 +179,7 @@ def main() -> None:
     corpus = load_corpus(PythonDocs(calibration=0.7, validation=0.1, max_documents=None))
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     sources = [Document(path.name, path.read_text("utf-8", "replace")) for path in files]
-    source = Corpus("python source", sources, calibration=0.0, validation=0.0)
+    source = Corpus("python source", sources, calibration=0.7, validation=0.1)
     config = QualityConfig(windows=options.windows, window_bytes=2048, context_bytes=256)
     windows = {
         name: quality_windows(part.documents(Split.test), config)
@@ -204,7 +187,8 @@ def main() -> None:
     }
     loaded = load_model(EmbeddedModel(device="auto", dtype=DType.auto))
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(loaded, corpus, windows, Path(folder))
+        calibration = source if options.calibrate == "source" else corpus
+        bench = Bench(loaded, calibration, windows, Path(folder))
         dense = {text: bench.nats(text) for text in windows}
         rows: list[dict[str, Any]] = []
         jobs = [(Count.bytes, 1 - budget) for budget in options.budgets]
@@ -215,13 +199,7 @@ def main() -> None:
                 rows += measure(bench, name, count, sparsity, dense)
                 content = {"environment": describe_environment(0), "dense": dense, "rows": rows}
                 write_json(options.out / "larosa.json", content)
-    report = "\n\n".join(
-        f"{text}, equal {'bytes' if axis == 'bytes' else 'nominal sparsity'}\n\n"
-        + table(rows, text, axis)
-        for axis in ("bytes", "nominal")
-        for text in windows
-    )
-    (options.out / "larosa.md").write_text(report + "\n", "utf-8")
+    report = write_report(options.out)
     print(report)
 
 

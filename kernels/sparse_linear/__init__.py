@@ -5,6 +5,6 @@ them. What runs: C++ on a CPU (float32 and bfloat16 products), Triton on a GPU (
 bfloat16), and elsewhere `kernels.reference`; `kernel_name` says which.
 """
 
-from kernels.sparse_linear.ops import keep_above, keep_topk, kernel_name, sparse_linear
+from kernels.sparse_linear.ops import int8_linear, keep_above, keep_topk, kernel_name, sparse_linear
 
-__all__ = ["keep_above", "keep_topk", "kernel_name", "sparse_linear"]
+__all__ = ["int8_linear", "keep_above", "keep_topk", "kernel_name", "sparse_linear"]

@@ -41,6 +41,26 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: floa
         _check_kind("bias", bias, x)
 
 
+def check_int8(x: Tensor, weight: Tensor, scale: Tensor) -> None:
+    _check_activations(x)
+    if weight.dim() != 2 or weight.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; "
+            f"expected [{x.shape[-1]}, n] for x of shape {list(x.shape)}"
+        )
+    if weight.dtype != torch.int8 or weight.device != x.device or not weight.is_contiguous():
+        raise ValueError(
+            f"weight is {weight.dtype} on {weight.device}; "
+            f"expected contiguous torch.int8 on {x.device} as x is"
+        )
+    shape = [weight.shape[1]]
+    if scale.dtype != torch.float32 or scale.device != x.device or list(scale.shape) != shape:
+        raise ValueError(
+            f"scale is {scale.dtype} of shape {list(scale.shape)} on {scale.device}; "
+            f"expected torch.float32 of shape {shape} on {x.device}"
+        )
+
+
 def _check_activations(x: Tensor) -> None:
     if x.dtype not in DTYPES:
         raise ValueError(f"x is {x.dtype}; expected float32, bfloat16, float16 or float64")

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/mul.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -81,8 +82,10 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
     const Tensor offset = bias ? bias->contiguous() : Tensor();
     const Kept kept =
         compact(contiguous.const_data_ptr<T>(), tokens, width, static_cast<float>(threshold));
-    gather(kept, width, tokens, weight.const_data_ptr<T>(), weight.stride(0), columns,
-           bias ? offset.const_data_ptr<T>() : nullptr, out.mutable_data_ptr<T>());
+    const T* const added = bias ? offset.const_data_ptr<T>() : nullptr;
+    const auto finish = [&](float sum, int64_t c) { return added ? sum + widen(added[c]) : sum; };
+    gather(kept, width, tokens, weight.const_data_ptr<T>(), weight.stride(0), columns, finish,
+           out.mutable_data_ptr<T>());
     return out;
   };
   if (x.scalar_type() == at::kFloat && 0 < tokens && tokens <= kGatherTokensFloat) {
@@ -93,6 +96,44 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
   }
   const Tensor masked = threshold > 0 ? select_rows(rows, width, threshold) : rows;
   return (bias ? at::addmm(*bias, masked, weight) : at::matmul(masked, weight)).view(shape);
+}
+
+Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& scale) {
+  check_activations(x);
+  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.size(0) == x.size(-1), "weight has shape ",
+                    weight.sizes(), "; expected [", x.size(-1), ", n] for x of shape ", x.sizes());
+  const int64_t width = x.size(-1), columns = weight.size(1);
+  TORCH_CHECK_VALUE(weight.scalar_type() == at::kChar && weight.device() == x.device() &&
+                        weight.is_contiguous(),
+                    "weight is ", name(weight.scalar_type()), " on ", weight.device(),
+                    "; expected contiguous torch.int8 on ", x.device(), " as x is");
+  TORCH_CHECK_VALUE(scale.scalar_type() == at::kFloat && scale.device() == x.device() &&
+                        scale.dim() == 1 && scale.size(0) == columns,
+                    "scale is ", name(scale.scalar_type()), " of shape ", scale.sizes(), " on ",
+                    scale.device(), "; expected torch.float32 of shape [", columns, "] on ",
+                    x.device());
+  auto shape = x.sizes().vec();
+  shape.back() = columns;
+  const int64_t tokens = c10::multiply_integers(x.sizes().slice(0, x.dim() - 1));
+  const Tensor factors = scale.contiguous();
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const Tensor rows = x.reshape({tokens, width}).contiguous();
+    const Tensor out = at::empty(shape, x.options());
+    const float* const factor = factors.const_data_ptr<float>();
+    const auto finish = [&](float sum, int64_t c) { return sum * factor[c]; };
+    gather(compact(rows.const_data_ptr<T>(), tokens, width, 0.0f), width, tokens,
+           weight.const_data_ptr<int8_t>(), width ? weight.stride(0) : 0, columns, finish,
+           out.mutable_data_ptr<T>());
+    return out;
+  };
+  if (x.scalar_type() == at::kFloat && tokens == 1) {
+    return run(float());
+  }
+  if (x.scalar_type() == at::kBFloat16 && tokens == 1) {
+    return run(BFloat16());
+  }
+  return at::matmul(x, weight.to(x.scalar_type())).mul(factors).to(x.scalar_type());
 }
 
 std::string cpu_instruction_set() {
@@ -117,6 +158,7 @@ TORCH_LIBRARY_IMPL(trimtab, CPU, m) {
   m.impl("keep_topk", keep_topk);
   m.impl("keep_above", keep_above);
   m.impl("sparse_linear", sparse_linear);
+  m.impl("int8_linear", int8_linear);
 }
 
 }  // namespace trimtab

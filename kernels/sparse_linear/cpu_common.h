@@ -34,6 +34,9 @@ inline int64_t thread_count() {
 inline float widen(float value) {
   return value;
 }
+inline float widen(std::int8_t value) {
+  return value;
+}
 inline float widen(BFloat16 value) {
   return static_cast<float>(value);
 }

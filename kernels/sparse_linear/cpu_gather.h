@@ -2,6 +2,10 @@
 
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -36,6 +40,7 @@ constexpr int kLanes = 4;
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 
 inline Vector load(const float* source) {
   Vector result;
@@ -50,6 +55,20 @@ inline Vector load(const BFloat16* source) {
   Vector result;
   std::memcpy(&result, &words, sizeof result);
   return result;
+}
+
+// Spelled out where there are instructions for it: GCC 12 widens bytes one by one.
+inline Vector load(const int8_t* source) {
+  Bytes bytes;
+  std::memcpy(&bytes, source, sizeof bytes);
+#if defined(__AVX512F__)
+  return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
+#elif defined(__AVX2__)
+  const __m128i half = _mm_cvtsi64_si128((long long)bytes);
+  return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half));
+#else
+  return __builtin_convertvector(bytes, Vector);
+#endif
 }
 
 // sums[c] += values[0] * rows[0][c] + ... + values[R - 1] * rows[R - 1][c], first <= c < last
@@ -99,10 +118,11 @@ Kept compact(const T* x, int64_t tokens, int64_t width, float threshold) {
   return kept;
 }
 
-template <typename T>
-void gather(const Kept& kept, int64_t width, int64_t tokens, const T* weight, int64_t stride,
-            int64_t columns, const T* bias, T* out) {
-  const int64_t bytes = kept.count * columns * static_cast<int64_t>(sizeof(T));
+// `finish` turns the sum of a column, given with its index, into what is stored.
+template <typename W, typename T, typename F>
+void gather(const Kept& kept, int64_t width, int64_t tokens, const W* weight, int64_t stride,
+            int64_t columns, const F& finish, T* out) {
+  const int64_t bytes = kept.count * columns * static_cast<int64_t>(sizeof(W));
   const int64_t threads = std::clamp<int64_t>(bytes / kMinBytesPerThread, 1, thread_count());
   const int64_t column_parts = std::clamp<int64_t>(columns / kMinColumns, 1, threads);
   const int64_t row_parts = threads / column_parts;
@@ -123,7 +143,7 @@ void gather(const Kept& kept, int64_t width, int64_t tokens, const T* weight, in
         for (int64_t t = 0; t < tokens; ++t) {
           std::fill_n(target + t * columns, block, 0.0f);
         }
-        const T* rows[kGroup];
+        const W* rows[kGroup];
         int64_t i = first;
         for (; i + kGroup <= last; i += kGroup) {
           for (int r = 0; r < kGroup; ++r) {
@@ -154,8 +174,7 @@ void gather(const Kept& kept, int64_t width, int64_t tokens, const T* weight, in
   }
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t c = 0; c < columns; ++c) {
-      const float sum = sums[t * columns + c];
-      out[t * columns + c] = static_cast<T>(bias ? sum + widen(bias[c]) : sum);
+      out[t * columns + c] = static_cast<T>(finish(sums[t * columns + c], c));
     }
   }
 }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.sparse_linear import cpu
-from kernels.sparse_linear.checks import check_above, check_linear, check_topk
+from kernels.sparse_linear.checks import check_above, check_int8, check_linear, check_topk
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -46,6 +46,13 @@ def _sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: fl
     return reference.sparse_linear(x, weight, bias, threshold)
 
 
+def _int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    if _loads_cpu_kernels(x):
+        return torch.ops.trimtab.int8_linear(x, weight, scale)
+    check_int8(x, weight, scale)
+    return reference.int8_linear(x, weight, scale)
+
+
 def _loads_cpu_kernels(x: Tensor) -> bool:
     return x.device.type == "cpu" and cpu.load() is None
 
@@ -81,6 +88,16 @@ def _gpu_sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None, threshold
         return gpu.gather_gemv(x, weight, bias, threshold)
 
 
+def _gpu_int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    check_int8(x, weight, scale)
+    if x.dtype not in TRITON_DTYPES or x.shape[:-1].numel() != 1:
+        return reference.int8_linear(x, weight, scale)
+    from kernels.sparse_linear import gpu
+
+    with torch.cuda.device(x.device):
+        return gpu.gather_gemv(x, weight, None, 0.0, scale)
+
+
 def _triton_selects(x: Tensor) -> bool:
     from kernels.sparse_linear.gpu import MAX_WIDTH
 
@@ -91,5 +108,11 @@ _GPU = {
     "keep_topk": _gpu_keep_topk,
     "keep_above": _gpu_keep_above,
     "sparse_linear": _gpu_sparse_linear,
+    "int8_linear": _gpu_int8_linear,
 }
-_DEFAULT = {"keep_topk": _keep_topk, "keep_above": _keep_above, "sparse_linear": _sparse_linear}
+_DEFAULT = {
+    "keep_topk": _keep_topk,
+    "keep_above": _keep_above,
+    "sparse_linear": _sparse_linear,
+    "int8_linear": _int8_linear,
+}

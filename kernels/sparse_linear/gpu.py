@@ -39,8 +39,17 @@ def select(x: Tensor, keep: int, threshold: float = 0.0) -> Tensor:
     return out
 
 
-def gather_gemv(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
-    """Return the product of one token, of shape [..., d] with one row; see `ops.sparse_linear`."""
+def gather_gemv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: float,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Return the product of one token, of shape [..., d] with one row.
+
+    See `ops.sparse_linear`, and for `scale`, of the columns, `ops.int8_linear`.
+    """
     width, columns = weight.shape
     out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
     if not columns:
@@ -53,9 +62,11 @@ def gather_gemv(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float
         rows, BLOCK_ROWS, BLOCK_COLUMNS, **OPTIONS,
     )  # fmt: skip
     offset = partial if bias is None else bias.contiguous()
+    factor = partial if scale is None else scale.contiguous()
     triton_kernels.sum_kernel[(triton.cdiv(columns, SUM_COLUMNS),)](
-        partial, offset, out, columns, parts, bias is not None, SUM_COLUMNS, **OPTIONS
-    )
+        partial, offset, factor, out, columns, parts, bias is not None, scale is not None,
+        SUM_COLUMNS, **OPTIONS,
+    )  # fmt: skip
     return out
 
 

@@ -6,19 +6,21 @@ import torch
 from torch import Tensor
 
 from kernels.sparse_linear import cpu, dispatch
-from kernels.sparse_linear.checks import check_above, check_linear, check_topk
+from kernels.sparse_linear.checks import check_above, check_int8, check_linear, check_topk
 
 _LIBRARY = torch.library.Library("trimtab", "DEF")
 for _schema in (
     "keep_topk(Tensor x, int keep) -> Tensor",
     "keep_above(Tensor x, float threshold, int? cap) -> Tensor",
     "sparse_linear(Tensor x, Tensor weight, Tensor? bias, float threshold) -> Tensor",
+    "int8_linear(Tensor x, Tensor weight, Tensor scale) -> Tensor",
 ):
     _LIBRARY.define(_schema, tags=torch.Tag.pt2_compliant_tag)
 
 _keep_topk = torch.ops.trimtab.keep_topk.default
 _keep_above = torch.ops.trimtab.keep_above.default
 _sparse_linear = torch.ops.trimtab.sparse_linear.default
+_int8_linear = torch.ops.trimtab.int8_linear.default
 
 
 def keep_topk(x: Tensor, keep: int) -> Tensor:
@@ -115,6 +117,33 @@ def sparse_linear(
     return _sparse_linear(x, weight, bias, threshold)
 
 
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Multiply `x` with an input-major int8 weight whose columns are scaled.
+
+    For one token the weight is read as it is; for more it is widened to the dtype of `x` first.
+
+    Parameters
+    ----------
+    x : Tensor
+        float32, bfloat16, float16 or float64, of shape [..., d].
+    weight : Tensor
+        Contiguous, int8 of shape [d, n].
+    scale : Tensor
+        Of the columns, float32 of shape [n].
+
+    Returns
+    -------
+    Tensor
+        ``(x @ weight) * scale``, of shape [..., n] and the dtype of `x`; sums in float32 or wider.
+
+    Raises
+    ------
+    ValueError
+        If a shape, stride, dtype or device does not fit.
+    """
+    return _int8_linear(x, weight, scale)
+
+
 def kernel_name(x_device_type: str, dtype: torch.dtype) -> str:
     """Return what `sparse_linear` runs for one token on this type of device, in words.
 
@@ -143,6 +172,12 @@ def _(x: Tensor, threshold: float, cap: int | None) -> Tensor:
 @torch.library.register_fake("trimtab::sparse_linear", lib=_LIBRARY)
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
     check_linear(x, weight, bias, threshold)
+    return torch.empty((*x.shape[:-1], weight.shape[1]), dtype=x.dtype, device=x.device)
+
+
+@torch.library.register_fake("trimtab::int8_linear", lib=_LIBRARY)
+def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    check_int8(x, weight, scale)
     return torch.empty((*x.shape[:-1], weight.shape[1]), dtype=x.dtype, device=x.device)
 
 

@@ -42,18 +42,22 @@ def gather_kernel(
 def sum_kernel(
     partial_ptr,
     bias_ptr,
+    scale_ptr,
     out_ptr,
     columns,
     PARTS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     SUM_COLUMNS: tl.constexpr,
 ):
-    """Add the partial sums, first to last, and the bias."""
+    """Add the partial sums, first to last, scale them, and add the bias."""
     column = tl.program_id(0) * SUM_COLUMNS + tl.arange(0, SUM_COLUMNS)
     inside = column < columns
     total = tl.zeros((SUM_COLUMNS,), tl.float32)
     for part in range(PARTS):
         total += tl.load(partial_ptr + part * columns + column, mask=inside, other=0.0)
+    if HAS_SCALE:
+        total *= tl.load(scale_ptr + column, mask=inside, other=0.0)
     if HAS_BIAS:
         total += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + column, total.to(out_ptr.dtype.element_ty), mask=inside)

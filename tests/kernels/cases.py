@@ -34,6 +34,25 @@ def assert_close_to_float64(
     assert ((found - expected).abs() <= sums + torch.finfo(x.dtype).eps * expected.abs()).all()
 
 
+def draw_int8(d: int, n: int, dtype: torch.dtype, tokens: int = 1) -> list[Tensor]:
+    """Return an input [tokens, d], an int8 weight [d, n] that holds every value, and its scale."""
+    generator = torch.Generator().manual_seed(d + n)
+    weight = torch.randint(-128, 128, (d, n), generator=generator, dtype=torch.int8)
+    x = torch.randn(tokens, d, generator=generator).to(dtype)
+    return [x, weight, torch.rand(n, generator=generator) + 0.01]
+
+
+def assert_close_to_float64_int8(found: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> None:
+    """As `assert_close_to_float64`, for `int8_linear`; a dense product may round once more."""
+    expected = (x.double() @ weight.double()) * scale.double()
+    sizes = (x.double().abs() @ weight.double().abs()) * scale.double()
+    assert found.dtype == x.dtype
+    assert found.shape == expected.shape
+    sums = (x.shape[-1] + 2) * torch.finfo(torch.float32).eps * sizes
+    rounding = 2 * torch.finfo(x.dtype).eps * expected.abs()
+    assert ((found - expected).abs() <= sums + rounding).all()
+
+
 def same(first: Tensor, second: Tensor) -> bool:
     """Return whether two tensors are equal entry by entry, NaN being equal to NaN."""
     return first.dtype == second.dtype and torch.equal(

@@ -6,10 +6,21 @@ import sys
 import pytest
 import torch
 
-from kernels.sparse_linear import keep_above, keep_topk, kernel_name, sparse_linear
+from kernels.sparse_linear import (
+    int8_linear,
+    keep_above,
+    keep_topk,
+    kernel_name,
+    sparse_linear,
+)
 from tests.conftest import ROOT
 from tests.kernels import triton_cases
-from tests.kernels.cases import assert_close_to_float64, draw
+from tests.kernels.cases import (
+    assert_close_to_float64,
+    assert_close_to_float64_int8,
+    draw,
+    draw_int8,
+)
 
 pytest.importorskip("triton")
 
@@ -38,10 +49,19 @@ def sources(kind, dtype):
         {"ROWS": 128, "BLOCK_ROWS": gpu.BLOCK_ROWS, "BLOCK_COLUMNS": gpu.BLOCK_COLUMNS},
     )
     yield (
-        triton_kernels.sum_kernel,
-        {"partial_ptr": floats, "bias_ptr": pointer, "out_ptr": pointer, "columns": "i32"},
-        {"PARTS": 5, "HAS_BIAS": True, "SUM_COLUMNS": gpu.SUM_COLUMNS},
+        triton_kernels.gather_kernel,
+        {"x_ptr": pointer, "weight_ptr": "*i8", "partial_ptr": floats, "threshold": "fp32"}
+        | dict.fromkeys(("width", "columns", "stride"), "i32"),
+        {"ROWS": 128, "BLOCK_ROWS": gpu.BLOCK_ROWS, "BLOCK_COLUMNS": gpu.BLOCK_COLUMNS},
     )
+    for scaled in (False, True):
+        yield (
+            triton_kernels.sum_kernel,
+            {"partial_ptr": floats, "bias_ptr": pointer, "scale_ptr": floats, "out_ptr": pointer,
+             "columns": "i32"},
+            {"PARTS": 5, "HAS_BIAS": not scaled, "HAS_SCALE": scaled,
+             "SUM_COLUMNS": gpu.SUM_COLUMNS},
+        )  # fmt: skip
     yield (
         triton_kernels.select_kernel,
         {"x_ptr": pointer, "out_ptr": pointer, "threshold": "fp32", "keep": "i32", "width": "i32"},
@@ -85,6 +105,7 @@ def test_selection_on_a_gpu(dtype):
 @pytest.mark.parametrize("dtype", triton_cases.DTYPES)
 def test_products_on_a_gpu(dtype):
     triton_cases.check_product(dtype, "cuda")
+    triton_cases.check_int8(dtype, "cuda")
 
 
 @pytest.mark.gpu
@@ -112,6 +133,15 @@ def test_the_operators_on_a_gpu(dtype, tokens, monkeypatch):
         backend="aot_eager",
     )
     assert_close_to_float64(compiled(x).cpu(), kept.cpu(), weight.cpu(), bias.cpu())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [*triton_cases.DTYPES, torch.float32])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_the_int8_operator_on_a_gpu(dtype, tokens):
+    arguments = draw_int8(577, 131, dtype, tokens)
+    found = int8_linear(*(tensor.cuda() for tensor in arguments)).cpu()
+    assert_close_to_float64_int8(found, *arguments)
 
 
 @pytest.mark.gpu

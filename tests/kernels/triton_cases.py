@@ -8,7 +8,13 @@ import sys
 import torch
 
 from kernels import reference
-from tests.kernels.cases import assert_close_to_float64, draw, same
+from tests.kernels.cases import (
+    assert_close_to_float64,
+    assert_close_to_float64_int8,
+    draw,
+    draw_int8,
+    same,
+)
 
 DTYPES = (torch.float16, torch.bfloat16)
 SHAPES = ((1, 1), (1, 37), (37, 1), (577, 131), (1000, 257))
@@ -51,9 +57,22 @@ def check_product(dtype: torch.dtype, device: str) -> None:
         assert_close_to_float64(plain.cpu(), x, weight, None)
 
 
+def check_int8(dtype: torch.dtype, device: str) -> None:
+    from kernels.sparse_linear.gpu import gather_gemv
+
+    for shape in SHAPES:
+        x, weight, scale = draw_int8(*shape, dtype)
+        x[0, 0] = 0
+        on_device = x.to(device), weight.to(device), scale.to(device)
+        found = gather_gemv(*on_device[:2], None, 0.0, on_device[2])
+        assert_close_to_float64_int8(found.cpu(), x, weight, scale)
+        assert torch.equal(gather_gemv(*on_device[:2], None, 0.0, on_device[2]), found)
+
+
 if __name__ == "__main__":
     if not os.environ.get("TRITON_INTERPRET"):
         sys.exit("set TRITON_INTERPRET=1")
     for dtype in DTYPES:
         check_selection(dtype, "cpu", (1, 3, 577, 1024))
         check_product(dtype, "cpu")
+        check_int8(dtype, "cpu")

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernels.reference import int8_linear
-from kernels.sparse_linear import sparse_linear
+from kernels.sparse_linear import int8_linear, sparse_linear
 
 Keep = Callable[[Tensor], Tensor]
 

@@ -1,6 +1,6 @@
 """Selection and sparse product against the library's dense product, for one token.
 
-    python benchmarks/kernels.py [--device cpu|cuda] [--shapes 4096x4096 …] [--out FILE.json]
+    python benchmarks/sparse_linear.py [--device cpu|cuda] [--shapes 4096x4096 …] [--out FILE.json]
 
 Pairs are timed in one process, in alternating order, over more weights than any cache holds, so
 that every product reads its weight from memory, as a model's decode step does. Prints a table;
@@ -21,9 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-
-# Before this file's own folder, in which `kernels` would be this file.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from kernels.sparse_linear import keep_topk, kernel_name, sparse_linear
 from toolkit.environment import describe_environment

@@ -1,0 +1,80 @@
+"""Tables and curves of benchmarks/larosa.py, from the larosa.json it wrote.
+
+python benchmarks/larosa_report.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+Row = dict[str, Any]
+
+
+def table(rows: list[Row], text: str, axis: str) -> str:
+    """Return a Markdown table of perplexities over dense, a method a row."""
+    chosen = [row for row in rows if (row["text"], row["axis"]) == (text, axis)]
+    points = sorted({row["asked"] for row in chosen})
+    heads = [f"{1 - p:.2f} of the bytes" if axis == "bytes" else f"{p:.2f} dropped" for p in points]
+    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(points) + 1) + "|"]
+    for name in dict.fromkeys(row["method"] for row in chosen):
+        found = {row["asked"]: _cell(row) for row in chosen if row["method"] == name}
+        lines.append(f"| {name} | " + " | ".join(found.get(p, "-") for p in points) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    ratio = row["perplexity_ratio"]
+    interval = f"[{ratio['low']:.3f}, {ratio['high']:.3f}]"
+    return f"{ratio['estimate']:.3f} {interval} at {row['bytes_fraction']:.3f}"
+
+
+def curves(rows: list[Row], path: Path) -> None:
+    """Draw excess perplexity against bytes read, as measured, with 95 % intervals."""
+    rows = [row for row in rows if row["axis"] == "bytes"]
+    texts = list(dict.fromkeys(row["text"] for row in rows))
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, len(texts), sharey=True, squeeze=False)[0]
+    for axes, text in zip(panels, texts, strict=True):
+        for name in dict.fromkeys(row["method"] for row in rows):
+            mine = [row for row in rows if (row["text"], row["method"]) == (text, name)]
+            mine.sort(key=lambda row: row["bytes_fraction"])
+            ratios = [row["perplexity_ratio"] for row in mine]
+            excess = [ratio["estimate"] - 1 for ratio in ratios]
+            errors = [
+                [ratio["estimate"] - ratio["low"] for ratio in ratios],
+                [ratio["high"] - ratio["estimate"] for ratio in ratios],
+            ]
+            axes.errorbar(
+                [row["bytes_fraction"] for row in mine], excess, yerr=errors, marker="o",
+                markersize=4, capsize=2, label=name, linewidth=2.5 if name == "ours" else 1,
+            )  # fmt: skip
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_title(text)
+        axes.set_xlabel("block weight bytes read per token, over dense")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("excess perplexity over dense")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def write_report(folder: Path) -> str:
+    """Write larosa.md and larosa.png beside larosa.json, and return the Markdown."""
+    rows = json.loads((folder / "larosa.json").read_text("utf-8"))["rows"]
+    parts = []
+    for axis, title in (("bytes", "equal bytes read"), ("nominal", "equal nominal sparsity")):
+        for text in dict.fromkeys(row["text"] for row in rows if row["axis"] == axis):
+            parts.append(f"{text}, {title}: perplexity over dense, at the share of bytes measured")
+            parts.append(table(rows, text, axis))
+    report = "\n\n".join(parts) + "\n"
+    (folder / "larosa.md").write_text(report, "utf-8")
+    curves(rows, folder / "larosa.png")
+    return report
+
+
+if __name__ == "__main__":
+    print(write_report(Path(sys.argv[1])))

@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from kernels.sparse_linear import int8_linear
+from tests.kernels.cases import SHAPES, assert_close_to_float64_int8, draw_int8
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_the_product_with_scaled_columns(dtype, tokens, shape):
+    x, weight, scale = draw_int8(*shape, dtype, tokens)
+    found = int8_linear(x, weight, scale)
+    assert_close_to_float64_int8(found, x, weight, scale)
+    assert int8_linear(x[None, None], weight, scale).shape == (1, 1, tokens, shape[1])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_it_repeats_bit_by_bit_whatever_the_threads(threads):
+    x, weight, scale = draw_int8(577, 8455, torch.float32)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        first = int8_linear(x, weight, scale)
+        assert_close_to_float64_int8(first, x, weight, scale)
+        assert all(torch.equal(int8_linear(x, weight, scale), first) for _ in range(5))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_strided_inputs_are_read_as_what_they_are():
+    x, weight, scale = draw_int8(37, 53, torch.float32, 2)
+    strided = torch.stack([x, x], dim=-1)[..., 0]
+    assert torch.equal(int8_linear(strided[:1], weight, scale), int8_linear(x[:1], weight, scale))
+    twice = torch.stack([scale, scale], dim=-1)[..., 0]
+    assert torch.equal(int8_linear(x[:1], weight, twice), int8_linear(x[:1], weight, scale))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, w, s: (x, w.float(), s), r"weight is torch.float32 on cpu; expected contiguous"),
+        (lambda x, w, s: (x, w.t().contiguous().t(), s), "expected contiguous torch.int8"),
+        (lambda x, w, s: (x, w[:-1], s), r"weight has shape \[36, 53\]; expected \[37, n\]"),
+        (lambda x, w, s: (x, w, s.double()), r"scale is torch.float64 of shape \[53\]"),
+        (lambda x, w, s: (x, w, s[:-1]), r"expected torch.float32 of shape \[53\]"),
+        (lambda x, w, s: (x.int(), w, s), "x is torch.int32; expected float32"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_arguments_that_do_not_fit_are_refused(change, message, device):
+    arguments = change(*(tensor.to(device) for tensor in draw_int8(37, 53, torch.float32)))
+    with pytest.raises(ValueError, match=message.replace("cpu", device)):
+        int8_linear(*arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_it_is_what_pytorch_expects_of_an_operator(dtype, tokens):
+    arguments = tuple(draw_int8(24, 17, dtype, tokens))
+    torch.library.opcheck(torch.ops.trimtab.int8_linear.default, arguments)
+    compiled = torch.compile(
+        lambda x: int8_linear(x, *arguments[1:]), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(arguments[0]), int8_linear(*arguments))
+
+
+def test_export_traces_through_it():
+    class Transform(torch.nn.Module):
+        def forward(self, x, weight, scale):
+            return int8_linear(x, weight, scale)
+
+    arguments = tuple(draw_int8(24, 17, torch.float32))
+    exported = torch.export.export(Transform(), arguments)
+    assert torch.equal(exported.module()(*arguments), int8_linear(*arguments))
+    assert any("trimtab.int8_linear" in str(node.target) for node in exported.graph.nodes)
