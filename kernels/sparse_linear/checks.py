@@ -24,17 +24,8 @@ def check_above(x: Tensor, threshold: float, cap: int | None) -> None:
 def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float) -> None:
     _check_activations(x)
     _check_threshold(threshold)
-    if weight.dim() != 2 or weight.shape[0] != x.shape[-1]:
-        raise ValueError(
-            f"weight has shape {list(weight.shape)}; "
-            f"expected [{x.shape[-1]}, n] for x of shape {list(x.shape)}"
-        )
+    _check_matrix(x, weight)
     _check_kind("weight", weight, x)
-    if weight.shape[1] > 1 and weight.stride(1) != 1:
-        raise ValueError(
-            f"weight has strides {list(weight.stride())}; "
-            "expected contiguous rows, one for each entry of x"
-        )
     if bias is not None:
         if bias.dim() != 1 or bias.shape[0] != weight.shape[1]:
             raise ValueError(f"bias has shape {list(bias.shape)}; expected [{weight.shape[1]}]")
@@ -43,15 +34,10 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: floa
 
 def check_int8(x: Tensor, weight: Tensor, scale: Tensor) -> None:
     _check_activations(x)
-    if weight.dim() != 2 or weight.shape[0] != x.shape[-1]:
+    _check_matrix(x, weight)
+    if weight.dtype != torch.int8 or weight.device != x.device:
         raise ValueError(
-            f"weight has shape {list(weight.shape)}; "
-            f"expected [{x.shape[-1]}, n] for x of shape {list(x.shape)}"
-        )
-    if weight.dtype != torch.int8 or weight.device != x.device or not weight.is_contiguous():
-        raise ValueError(
-            f"weight is {weight.dtype} on {weight.device}; "
-            f"expected contiguous torch.int8 on {x.device} as x is"
+            f"weight is {weight.dtype} on {weight.device}; expected torch.int8 on {x.device}"
         )
     shape = [weight.shape[1]]
     if scale.dtype != torch.float32 or scale.device != x.device or list(scale.shape) != shape:
@@ -66,6 +52,19 @@ def _check_activations(x: Tensor) -> None:
         raise ValueError(f"x is {x.dtype}; expected float32, bfloat16, float16 or float64")
     if x.dim() < 1:
         raise ValueError("x has no dimension; expected [..., d]")
+
+
+def _check_matrix(x: Tensor, weight: Tensor) -> None:
+    if weight.dim() != 2 or weight.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"weight has shape {list(weight.shape)}; "
+            f"expected [{x.shape[-1]}, n] for x of shape {list(x.shape)}"
+        )
+    if weight.shape[1] > 1 and weight.stride(1) != 1:
+        raise ValueError(
+            f"weight has strides {list(weight.stride())}; "
+            "expected contiguous rows, one for each entry of x"
+        )
 
 
 def _check_threshold(threshold: float) -> None:

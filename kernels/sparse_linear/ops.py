@@ -120,14 +120,15 @@ def sparse_linear(
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Multiply `x` with an input-major int8 weight whose columns are scaled.
 
-    For one token the weight is read as it is; for more it is widened to the dtype of `x` first.
+    For one token (on a CPU, a few) the C++ and Triton kernels read the weight as it is; for more it
+    is widened to the dtype of `x` first.
 
     Parameters
     ----------
     x : Tensor
         float32, bfloat16, float16 or float64, of shape [..., d].
     weight : Tensor
-        Contiguous, int8 of shape [d, n].
+        int8 of shape [d, n], with contiguous rows.
     scale : Tensor
         Of the columns, float32 of shape [n].
 

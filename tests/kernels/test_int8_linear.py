@@ -8,7 +8,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("tokens", [1, 2, 8, 9])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_product_with_scaled_columns(dtype, tokens, shape):
     x, weight, scale = draw_int8(*shape, dtype, tokens)
@@ -17,9 +17,11 @@ def test_it_is_the_product_with_scaled_columns(dtype, tokens, shape):
     assert int8_linear(x[None, None], weight, scale).shape == (1, 1, tokens, shape[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("columns", "tokens"), [(131, 1), (131, 8), (8455, 1)])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_it_repeats_bit_by_bit_whatever_the_threads(threads):
-    x, weight, scale = draw_int8(577, 8455, torch.float32)
+def test_it_repeats_bit_by_bit_whatever_the_threads(dtype, columns, tokens, threads):
+    x, weight, scale = draw_int8(577, columns, dtype, tokens)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -41,10 +43,19 @@ def test_strided_inputs_are_read_as_what_they_are():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, w, s: (x, w.float(), s), r"weight is torch.float32 on cpu; expected contiguous"),
-        (lambda x, w, s: (x, w.t().contiguous().t(), s), "expected contiguous torch.int8"),
+        (
+            lambda x, w, s: (x, w.float(), s),
+            "weight is torch.float32 on cpu; expected torch.int8",
+        ),
+        (
+            lambda x, w, s: (x, w.t().contiguous().t(), s),
+            r"strides \[1, 37\]; expected contiguous rows",
+        ),
         (lambda x, w, s: (x, w[:-1], s), r"weight has shape \[36, 53\]; expected \[37, n\]"),
         (lambda x, w, s: (x, w, s.double()), r"scale is torch.float64 of shape \[53\]"),
+        (lambda x, w, s: (x, w[0], s), r"weight has shape \[53\]; expected \[37, n\]"),
+        (lambda x, w, s: (x, w, s[None]), r"scale is torch.float32 of shape \[1, 53\]"),
+        (lambda x, w, s: (x[0, 0], w, s), r"no dimension; expected \[..., d\]"),
         (lambda x, w, s: (x, w, s[:-1]), r"expected torch.float32 of shape \[53\]"),
         (lambda x, w, s: (x.int(), w, s), "x is torch.int32; expected float32"),
     ],
@@ -57,7 +68,28 @@ def test_arguments_that_do_not_fit_are_refused(change, message, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("value", [-128, 127])
+def test_the_ends_of_int8_are_numbers_as_any_other(dtype, value):
+    weight, scale = torch.full((37, 53), value, dtype=torch.int8), torch.full((53,), 0.5)
+    found = int8_linear(torch.ones(1, 37, dtype=dtype), weight, scale)
+    assert torch.equal(found, torch.full((1, 53), 37 * value / 2).to(dtype))
+
+
+def test_the_weight_may_be_columns_of_a_wider_one():
+    x, weight, scale = draw_int8(65, 64, torch.float32)
+    part = weight[:, 8:41], scale[8:41]
+    assert torch.equal(int8_linear(x, *part), int8_linear(x, part[0].clone(), part[1]))
+
+
+def test_sizes_of_zero():
+    for tokens, d, n in ((0, 3, 5), (1, 3, 0), (1, 0, 5), (9, 0, 5)):
+        weight = torch.ones(d, n, dtype=torch.int8)
+        found = int8_linear(torch.ones(tokens, d), weight, torch.ones(n))
+        assert torch.equal(found, torch.full((tokens, n), float(d)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 9])
 def test_it_is_what_pytorch_expects_of_an_operator(dtype, tokens):
     arguments = tuple(draw_int8(24, 17, dtype, tokens))
     torch.library.opcheck(torch.ops.trimtab.int8_linear.default, arguments)

@@ -92,6 +92,14 @@ def test_binaries_for_gpus_are_built_without_atomics(
         assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", built.asm["ptx"], re.MULTILINE)
 
 
+@pytest.fixture
+def float32_sums(monkeypatch):
+    """Have the library's products sum in float32, which is what the bounds are for."""
+    for kind in ("fp16", "bf16"):
+        name = f"allow_{kind}_reduced_precision_reduction"
+        monkeypatch.setattr(torch.backends.cuda.matmul, name, False)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", triton_cases.DTYPES)
 def test_selection_on_a_gpu(dtype):
@@ -111,10 +119,7 @@ def test_products_on_a_gpu(dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [*triton_cases.DTYPES, torch.float32])
 @pytest.mark.parametrize("tokens", [1, 9])
-def test_the_operators_on_a_gpu(dtype, tokens, monkeypatch):
-    for kind in ("fp16", "bf16"):  # sums in float32, which is what the bound is for
-        name = f"allow_{kind}_reduced_precision_reduction"
-        monkeypatch.setattr(torch.backends.cuda.matmul, name, False)
+def test_the_operators_on_a_gpu(dtype, tokens, float32_sums):
     assert ("Triton" in kernel_name("cuda", dtype)) == (dtype != torch.float32)
     x, weight, bias = (tensor.cuda() for tensor in draw(577, 131, dtype, tokens))
     kept = keep_topk(x, 300)
@@ -138,10 +143,13 @@ def test_the_operators_on_a_gpu(dtype, tokens, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [*triton_cases.DTYPES, torch.float32])
 @pytest.mark.parametrize("tokens", [1, 9])
-def test_the_int8_operator_on_a_gpu(dtype, tokens):
+def test_the_int8_operator_on_a_gpu(dtype, tokens, float32_sums):
     arguments = draw_int8(577, 131, dtype, tokens)
-    found = int8_linear(*(tensor.cuda() for tensor in arguments)).cpu()
-    assert_close_to_float64_int8(found, *arguments)
+    on_device = tuple(tensor.cuda() for tensor in arguments)
+    found = int8_linear(*on_device)
+    assert_close_to_float64_int8(found.cpu(), *arguments)
+    assert all(torch.equal(int8_linear(*on_device), found) for _ in range(3))
+    torch.library.opcheck(torch.ops.trimtab.int8_linear.default, on_device)
 
 
 @pytest.mark.gpu
