@@ -101,10 +101,10 @@ def test_a_calibration_killed_again_and_again_ends_in_the_same_artifact(command,
             arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 60
-        # After the first layer is saved, after the second, and once before anything is.
+        # Before anything is saved, among the activations of the layers and among the gradients.
         while time.monotonic() < deadline and process.poll() is None:
-            saved = list(tmp_path.glob("artifacts/*/*/.*.unfinished/layer-*"))
-            if len(saved) >= moment:
+            saved = list(tmp_path.glob("artifacts/*/*/.*.unfinished/*/[0-9]*.safetensors"))
+            if len(saved) >= 4 * moment:
                 break
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)

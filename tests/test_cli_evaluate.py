@@ -29,7 +29,7 @@ def test_calibrate_then_evaluate(command, tmp_path):
     result = json.loads((folder / "result.json").read_text())
     assert result["methods"] == ["larosa"]
     assert result["quality"] is None
-    assert result["sparsity"]["achieved"] == pytest.approx(0.4, abs=0.01)
+    assert result["sparsity"]["bytes_fraction"] == pytest.approx(0.6, abs=0.03)
     assert done.stdout.splitlines() == [str(folder / "report" / "report.md")]
     assert (folder / "report" / "report.md").exists()
     assert not (folder / "error.json").exists()

@@ -131,12 +131,50 @@ def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
         ({"selection": "random"}, "Invalid value 'random', expected one of"),
         ({"window": 1}, "larosa.window=1: expected at least 2"),
         ({"tokens": 100, "window": 200}, "larosa.tokens=100: expected at least one window"),
+        ({"probe_tokens": 100}, "larosa.probe_tokens=100: expected at least one window"),
+        ({"group": 0}, "larosa.group=0: expected at least 1 layer"),
+        ({"cap": 0.9}, "larosa.cap=0.9: expected at least 1"),
+        ({"dense_prefix": -1}, "larosa.dense_prefix=-1: expected at least 0 tokens"),
+        ({"count": "entries"}, "Invalid value 'entries', expected one of"),
+        ({"transforms": "some"}, "Invalid value 'some', expected one of"),
+        ({"precision": "int4"}, "Invalid value 'int4', expected one of"),
+        ({"residual": "head"}, "Invalid value 'head', expected one of"),
+        ({"allocation": "beam"}, "Invalid value 'beam', expected one of"),
+        ({"prefill": "half"}, "Invalid value 'half', expected one of"),
+        ({"basis": "none", "residual": "layer"}, "larosa.basis=none: expected a basis to rotate"),
+        ({"basis": "none", "transforms": "all"}, "larosa.basis=none: expected a basis to rotate"),
+        (
+            {"allocation": "uniform"},
+            "larosa.transforms=auto: expected all or none, unless allocation=greedy chooses",
+        ),
+        ({"allocation": "alpha"}, "larosa.transforms=auto: expected all or none"),
+        (
+            {"residual": "site", "transforms": "none"},
+            "larosa.transforms=none: expected all or auto with residual=site",
+        ),
         ({"sparseness": 0.4}, "Key 'sparseness' not in 'LaRoSA'"),
     ],
 )
 def test_a_methods_own_settings_are_checked(settings, expected):
     with pytest.raises(Exception, match=expected):
         build({"_target_": "toolkit.larosa.LaRoSA", **settings})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sparsity": 0.0},
+        {"tokens": 512, "probe_tokens": 512},
+        {"cap": 1.0, "group": 1, "window": 2},
+        {"basis": "none", "transforms": "none", "allocation": "uniform"},
+        {"basis": "none"},
+        {"allocation": "alpha", "transforms": "all"},
+        {"residual": "site", "transforms": "all"},
+    ],
+)
+def test_settings_at_the_edge_of_their_ranges_are_taken(settings):
+    method = build({"_target_": "toolkit.larosa.LaRoSA", **settings})
+    assert {key: method.config()[key] for key in settings} == settings
 
 
 def test_shorthand_is_for_what_the_root_does_not_know():

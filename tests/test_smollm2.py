@@ -1,6 +1,11 @@
-"""What LaRoSA must reach on a real model and real text."""
+"""What LaRoSA must reach on a real model and real text: a small run of `benchmarks/larosa.py`."""
+
+from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -8,29 +13,78 @@ from toolkit.config import PythonDocs, QualityConfig
 from toolkit.corpus import Split, load_corpus
 from toolkit.evaluation.quality import score
 from toolkit.evaluation.text import quality_windows
-from toolkit.larosa import Basis, LaRoSA
+from toolkit.larosa import Allocation, Basis, Count, LaRoSA, Selection, Transforms
 from toolkit.models import LoadedModel
 
+NOMINAL = {"count": Count.nominal, "transforms": Transforms.all}
+MAGNITUDE = {
+    "count": Count.nominal, "basis": Basis.none, "transforms": Transforms.none,
+    "allocation": Allocation.uniform, "selection": Selection.topk,
+}  # fmt: skip
+TEXT = {"tokens": 8192, "probe_tokens": 2048}
 
-@pytest.mark.smollm2
-@pytest.mark.usefixtures("all_cores")
-def test_the_output_basis_more_than_halves_what_magnitude_sparsity_loses(smollm2: LoadedModel):
-    """At 0.4 on every site and token; a smaller run than the README's table, with its bounds."""
+Excess = Callable[..., tuple[float, dict]]
+
+pytestmark = pytest.mark.smollm2
+
+
+@pytest.fixture(scope="module")
+def excess(smollm2: LoadedModel, tmp_path_factory) -> Excess:
+    """Measure what LaRoSA adds to the perplexity of held-out text, as a share, and its sparsity.
+
+    Activations and gradients depend on none of the settings used here, and the costs of dropping
+    on the basis only: every measurement goes on from the same sums.
+    """
     corpus = load_corpus(PythonDocs(calibration=0.7, validation=0.1, max_documents=None))
     config = QualityConfig(windows=6, window_bytes=2048, context_bytes=256)
     windows = quality_windows(corpus.documents(Split.test), config)
+    root = tmp_path_factory.mktemp("checkpoints")
 
     def perplexity() -> float:
         scores = [score(smollm2.model, smollm2.tokenizer, window) for window in windows]
         return math.exp(sum(s.nats for s in scores) / sum(s.tokens for s in scores))
 
     dense = perplexity()
-    ratio = {}
-    for basis in (Basis.none, Basis.output_pca):
-        method = LaRoSA(sparsity=0.4, basis=basis)
-        artifact = method.calibrate(smollm2.model, smollm2.tokenizer, corpus)
-        with method.apply(smollm2.model, smollm2.tokenizer, artifact):
-            ratio[basis] = perplexity() / dense
-    assert ratio[Basis.output_pca] < 1.09, ratio
-    assert ratio[Basis.none] > 1.15, ratio
-    assert ratio[Basis.output_pca] - 1 < (ratio[Basis.none] - 1) / 2, ratio
+
+    def checkpoint(basis: Basis) -> Path:
+        folder = root / basis
+        for shared in root.glob("*"):
+            if shared != folder and not folder.exists():
+                shutil.copytree(shared, folder, ignore=shutil.ignore_patterns("costs"))
+        return folder
+
+    def measure(**settings) -> tuple[float, dict]:
+        method = LaRoSA(**TEXT, **settings)
+        folder = checkpoint(method.basis)
+        artifact = method.calibrate(smollm2.model, smollm2.tokenizer, corpus, folder)
+        with method.apply(smollm2.model, smollm2.tokenizer, artifact) as applied:
+            applied.recording = True
+            return perplexity() / dense - 1, applied.measured()["sparsity"]
+
+    return measure
+
+
+@pytest.mark.usefixtures("all_cores")
+def test_the_nominal_targets_are_reached_and_magnitude_alone_loses_twice_as_much(excess):
+    """Every token sparse; what transforms read is not counted, which is the papers' convention."""
+    at_40, sparsity = excess(sparsity=0.4, **NOMINAL)
+    assert sparsity["achieved"] > 0.39, sparsity
+    assert at_40 < 0.06
+    at_50, sparsity = excess(sparsity=0.5, **NOMINAL)
+    assert sparsity["achieved"] > 0.485, sparsity
+    assert at_50 < 0.14
+    magnitude, _ = excess(sparsity=0.4, **MAGNITUDE)
+    assert magnitude > 0.10
+    assert at_40 < magnitude / 2
+
+
+@pytest.mark.usefixtures("all_cores")
+def test_at_equal_bytes_rotations_pay_for_themselves(excess):
+    """65 % of the dense bytes read, transforms counted."""
+    ours, sparsity = excess(sparsity=0.35)
+    assert sparsity["bytes_fraction"] < 0.66
+    chosen = {row["basis"] for row in sparsity["layers"]}
+    assert chosen == {"plain", "transform"}
+    without, sparsity = excess(sparsity=0.35, basis=Basis.none)
+    assert sparsity["bytes_fraction"] > 0.64
+    assert ours < 0.75 * without

@@ -1,66 +1,145 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors.torch import load_file
 
-import toolkit.larosa.calibrate as calibration
 from tests.conftest import tiny
-from toolkit.larosa import LaRoSA, Selection
+from toolkit.artifact import Artifact
+from toolkit.larosa import LaRoSA, Share, calibrate, sweeps
 
-METHOD = LaRoSA(selection=Selection.threshold, tokens=512, window=64)
+# Every kind of file: moments, hidden states, gradients, residual rotations and costs.
+METHOD = LaRoSA(
+    sparsity=0.5, residual=Share.group, group=2, tokens=512, window=64, probe_tokens=128
+)
 
 
 class KilledError(BaseException):
     """Stands for a kill: no handler within the toolkit may catch it."""
 
 
-def calibrate(corpus, checkpoint):
+class Disk:
+    """Notes what is written; fails at one write, before or after it happened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fatal: int | None = None
+        self.afterwards = False
+        self.written: list[str] = []
+        save = sweeps.save_tensors
+
+        def write(path, tensors, **metadata):
+            dies = len(self.written) == self.fatal
+            if dies and not self.afterwards:
+                raise KilledError
+            save(path, tensors, **metadata)
+            self.written.append(f"{path.parent.name}/{path.stem}")
+            if dies:
+                raise KilledError
+
+        for module in (sweeps, calibrate):
+            monkeypatch.setattr(module, "save_tensors", write)
+
+    def dies_at(self, write: int, *, afterwards: bool) -> None:
+        self.fatal, self.afterwards, self.written = write, afterwards, []
+
+    def works(self) -> None:
+        self.fatal, self.written = None, []
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def calibrated(corpus, checkpoint: Path) -> Artifact:
     loaded = tiny()
     return METHOD.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
 
 
-@pytest.mark.parametrize("write", range(6))
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_calibration_killed_at_any_write_resumes_to_the_same_bits(
-    corpus, tmp_path, monkeypatch, write, moment
+def assert_same(found: Artifact, expected: Artifact) -> None:
+    assert found.statistics == expected.statistics
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(found.tensors[name], expected.tensors[name]) for name in found.tensors)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, tmp_path_factory) -> tuple[Artifact, Path]:
+    """Return an artifact, and the checkpoint folder of its calibration."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return calibrated(corpus, folder), folder
+
+
+def test_every_layer_leaves_its_files(corpus, tmp_path, disk):
+    calibrated(corpus, tmp_path)
+    layers = ["000", "001", "002"]
+    expected = [f"{kind}/{n}" for kind in ("moments", "entering", "costs") for n in layers]
+    expected += [f"sensitivities/{n}" for n in layers] + ["residual/000", "residual/002"]
+    expected += ["moments/front"] * 3 + ["sensitivities/front"] * 3
+    assert sorted(disk.written) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("write", "afterwards"),
+    [
+        (0, False),  # the very first file
+        (3, True),  # moments of the second layer, without the hidden states that go with them
+        (8, False),  # all moments but for the note that they are complete
+        (8, True),
+        (11, True),  # gradients of the middle layer, before the note
+        (12, True),
+        (15, True),  # the rotation of the first group, before its costs
+        (19, False),  # the last costs
+    ],
+)
+def test_a_calibration_killed_at_a_write_resumes_to_the_same_bits(
+    corpus, tmp_path, disk, undisturbed, write, afterwards
 ):
-    """Three layers make six writes: the tensors of each, then the hidden states it leaves."""
-    expected = calibrate(corpus, tmp_path / "undisturbed")
-    writes = 0
-
-    def dying(path, tensors, **metadata):
-        nonlocal writes
-        if writes == write and moment == "before":
-            raise KilledError
-        save(path, tensors, **metadata)
-        if writes == write:
-            raise KilledError
-        writes += 1
-
-    save = calibration.save_tensors
-    monkeypatch.setattr(calibration, "save_tensors", dying)
+    disk.dies_at(write, afterwards=afterwards)
     with pytest.raises(KilledError):
-        calibrate(corpus, tmp_path / "killed")
-    monkeypatch.setattr(calibration, "save_tensors", save)
-    resumed = calibrate(corpus, tmp_path / "killed")
-    assert resumed.statistics == expected.statistics
-    assert resumed.tensors.keys() == expected.tensors.keys()
-    assert all(
-        torch.equal(resumed.tensors[name], expected.tensors[name]) for name in expected.tensors
-    )
+        calibrated(corpus, tmp_path)
+    disk.works()
+    assert_same(calibrated(corpus, tmp_path), undisturbed[0])
 
 
-def test_resuming_skips_what_was_finished(corpus, tmp_path, monkeypatch):
-    calibrate(corpus, tmp_path)
-    monkeypatch.setattr(calibration, "_calibrate_layer", None)  # any layer computed again fails
-    calibrate(corpus, tmp_path)
+def test_killed_again_and_again_it_ends_in_the_same_bits_and_finishes_a_layer_each_time(
+    corpus, tmp_path, disk, undisturbed
+):
+    """No life writes more than a layer's three files, with the note that it is complete."""
+    complete: list[str] = []
+    artifact = None
+    for _ in range(20):
+        disk.dies_at(3, afterwards=False)
+        try:
+            artifact = calibrated(corpus, tmp_path)
+            break
+        except KilledError:
+            again = [name for name in disk.written if name in complete]
+            assert again == []
+            kinds = ("moments", "costs", "residual")  # what nothing has to follow
+            complete += [name for name in disk.written if name.startswith(kinds)]
+            complete = [name for name in complete if not name.endswith("front")]
+        assert len(complete) <= 8
+    assert len(complete) > 4
+    assert artifact is not None
+    assert_same(artifact, undisturbed[0])
 
 
-def test_damaged_hidden_states_are_computed_again(corpus, tmp_path):
-    expected = calibrate(corpus, tmp_path)
-    path = tmp_path / calibration.HIDDEN
+def test_a_finished_calibration_is_not_computed_again(corpus, tmp_path, disk, undisturbed):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed[1], folder)
+    disk.dies_at(0, afterwards=False)
+    assert_same(calibrated(corpus, folder), undisturbed[0])
+    assert disk.written == []
+
+
+@pytest.mark.parametrize("kind", ["moments", "sensitivities"])
+def test_damaged_hidden_states_are_computed_again(corpus, tmp_path, disk, undisturbed, kind):
+    folder = tmp_path / "copy"
+    shutil.copytree(undisturbed[1], folder)
+    path = folder / kind / sweeps.FRONT
     path.write_bytes(path.read_bytes()[:100])
-    again = calibrate(corpus, tmp_path)
-    assert all(
-        torch.equal(again.tensors[name], expected.tensors[name]) for name in expected.tensors
-    )
-    assert load_file(path)["hidden"].shape == (8, 64, 64)
+    assert_same(calibrated(corpus, folder), undisturbed[0])
+    assert {name.partition("/")[0] for name in disk.written} >= {kind}
+    assert path.read_bytes() == (undisturbed[1] / kind / sweeps.FRONT).read_bytes()

@@ -16,13 +16,10 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.conftest import random_inputs, tiny
-from toolkit.artifact import Artifact
 from toolkit.config import DType
-from toolkit.corpus import Corpus
-from toolkit.larosa import Basis, LaRoSA
 from toolkit.models import LoadedModel, adapter_for
 from toolkit.models.adapter import (
     centers,
@@ -80,6 +77,16 @@ def writing(layer: nn.Module, outputs: dict[str, Tensor]) -> Iterator[None]:
             )
             hooks.callback(handle.remove)
         yield
+
+
+def stepwise(model: PreTrainedModel, ids: Tensor, prompt: int) -> Tensor:
+    """Return the logits of a cached decode, all after the prompt token by token."""
+    step = model(ids[:, :prompt], use_cache=True)
+    found = [step.logits]
+    for token in ids[:, prompt:].T:
+        step = model(token[:, None], past_key_values=step.past_key_values)
+        found.append(step.logits)
+    return torch.cat(found, 1)
 
 
 class AdapterContract:
@@ -238,105 +245,3 @@ class AdapterContract:
             with writing(stream.layers[0], {**outputs, name: written}):
                 found = stream.outputs(0) - stream.hidden
             assert torch.allclose(found, written.expand_as(found)) != adapter.post_norms
-
-
-class LaRoSAContract:
-    """LaRoSA at sparsity 0 is the model itself, and leaves it as it was, on each architecture."""
-
-    shape: ClassVar[str]
-
-    @pytest.fixture(
-        params=[(DType.float64, True), (DType.float32, False), (DType.bfloat16, True)],
-        ids=["float64-tied", "float32-untied", "bfloat16-tied"],
-    )
-    def loaded(self, request: pytest.FixtureRequest) -> LoadedModel:
-        dtype, tied = request.param
-        return draw(self.shape, dtype, tied)
-
-    @pytest.fixture(params=[Basis.pca, Basis.output_pca], ids=str)
-    def dense(self, request: pytest.FixtureRequest, loaded: LoadedModel, corpus: Corpus):
-        """Return LaRoSA at sparsity 0, and its artifact."""
-        method = LaRoSA(sparsity=0.0, basis=request.param, tokens=1024, window=64)
-        return method, method.calibrate(loaded.model, loaded.tokenizer, corpus)
-
-    def test_full_forward_at_sparsity_0(self, loaded, dense):
-        method, artifact = dense
-        ids = random_inputs(loaded.model, 2, 24)
-        expected = loaded.model(ids).logits
-        with method.apply(loaded.model, loaded.tokenizer, artifact):
-            found = loaded.model(ids).logits
-        assert_equal(found, expected)
-
-    def test_cached_decode_at_sparsity_0(self, loaded, dense):
-        method, artifact = dense
-        ids = random_inputs(loaded.model, 1, 12)
-        expected = loaded.model(ids).logits
-        with method.apply(loaded.model, loaded.tokenizer, artifact):
-            step = loaded.model(ids[:, :5], use_cache=True)
-            found = [step.logits]
-            for token in ids[:, 5:].T:
-                step = loaded.model(token[:, None], past_key_values=step.past_key_values)
-                found.append(step.logits)
-        assert_equal(torch.cat(found, 1), expected)
-
-    def test_after_saving_and_loading_the_artifact(self, loaded, dense, tmp_path):
-        method, artifact = dense
-        artifact.save(tmp_path / "artifact")
-        ids = random_inputs(loaded.model, 1, 12)
-
-        def logits(source: Artifact) -> Tensor:
-            with method.apply(loaded.model, loaded.tokenizer, source):
-                return loaded.model(ids).logits
-
-        assert torch.equal(logits(Artifact.load(tmp_path / "artifact")), logits(artifact))
-
-    def test_teacher_forcing_equals_decoding_step_by_step_when_sparse(self, corpus):
-        loaded = draw(self.shape, DType.float64, tied=True)
-        method = LaRoSA(sparsity=0.5, tokens=512, window=64)
-        artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-        ids = random_inputs(loaded.model, 1, 12)
-        with method.apply(loaded.model, loaded.tokenizer, artifact):
-            expected = loaded.model(ids).logits
-            step = loaded.model(ids[:, :5], use_cache=True)
-            found = [step.logits]
-            for token in ids[:, 5:].T:
-                step = loaded.model(token[:, None], past_key_values=step.past_key_values)
-                found.append(step.logits)
-        assert_equal(torch.cat(found, 1), expected)
-
-    @pytest.mark.parametrize("failing", [False, True], ids=["normal", "exception"])
-    def test_leaving_restores_every_bit_and_every_hook(self, loaded, corpus, failing):
-        method = LaRoSA(sparsity=0.5, tokens=512, window=64)
-        artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-        before = copy.deepcopy(loaded.model.state_dict())
-        pointers = {name: p.data_ptr() for name, p in loaded.model.named_parameters()}
-        ids = random_inputs(loaded.model, 1, 12)
-        logits = loaded.model(ids).logits
-
-        def use() -> None:
-            with method.apply(loaded.model, loaded.tokenizer, artifact):
-                assert not torch.equal(loaded.model(ids).logits, logits)
-                if failing:
-                    raise KeyError("within")
-
-        if failing:
-            with pytest.raises(KeyError, match="within"):
-                use()
-        else:
-            use()
-        after = loaded.model.state_dict()
-        assert list(after) == list(before)
-        assert all(torch.equal(after[name], before[name]) for name in before)
-        assert pointers == {name: p.data_ptr() for name, p in loaded.model.named_parameters()}
-        assert torch.equal(loaded.model(ids).logits, logits)
-        for module in loaded.model.modules():
-            assert not module._forward_hooks
-            assert not module._forward_pre_hooks
-
-    def test_calibration_leaves_the_model_as_it_was(self, corpus):
-        loaded = draw(self.shape, DType.float64, tied=True)
-        before = copy.deepcopy(loaded.model.state_dict())
-        LaRoSA(tokens=512, window=64).calibrate(loaded.model, loaded.tokenizer, corpus)
-        after = loaded.model.state_dict()
-        assert all(torch.equal(after[name], before[name]) for name in before)
-        assert all("forward" not in module.__dict__ for module in loaded.model.modules())

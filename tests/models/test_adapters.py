@@ -3,7 +3,8 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
 from tests.conftest import tiny
-from tests.models.contract import AdapterContract, LaRoSAContract
+from tests.models.contract import AdapterContract
+from tests.models.larosa_contract import LaRoSAContract
 from toolkit.errors import MisfitError
 from toolkit.models import adapter_for
 from toolkit.models.adapter import ADAPTERS, head_shape

@@ -107,10 +107,12 @@ def greedy(sites: Sequence[Sequence[Option]], target: float) -> list[Choice]:
         before, after = hulls[index][number], hulls[index][number + 1]
         missing = target - saved
         if before.option is after.option and after.saved - before.saved > missing:
-            after = before.option.at(before.sparsity + missing / before.option.weight_bytes)
+            part = missing / before.option.weight_bytes
+            chosen[index] = before.option.at(before.sparsity + part)
+            break
         chosen[index] = after
         saved += after.saved - before.saved
-    _require(saved, target, sites)
+    _require(sum(choice.saved for choice in chosen), target, sites)
     return chosen
 
 

@@ -106,7 +106,9 @@ class LaRoSA(Settings, Method):
             if positions.everywhere:
                 yield applied
                 return
-            hook = model.base_model.register_forward_pre_hook(positions.observe, with_kwargs=True)
+            # Not the base model: OPT's head goes round it, to what holds the layers.
+            stack = model.get_submodule(adapter_for(model).layers.rpartition(".")[0])
+            hook = stack.register_forward_pre_hook(positions.observe, with_kwargs=True)
             try:
                 yield applied
             finally:

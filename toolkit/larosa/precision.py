@@ -39,7 +39,9 @@ def stored_transform(transform: Tensor, gain: Tensor, precision: Precision) -> d
         ``gain`` (float32 [d]) and ``transform`` ([d, d]): float32 for `Precision.model`, which
         applying casts to the model's dtype, else int8 with ``scale`` (float32 [d], of its columns).
     """
-    gain = torch.where(gain.abs() < LEAST_GAIN * gain.abs().max(), 1, gain).float()
+    # Where the gain is as good as zero, that of the row: int8 would round such a row away.
+    vanishing = gain.abs() < LEAST_GAIN * gain.abs().max()
+    gain = torch.where(vanishing, transform.norm(dim=1), gain).float()
     behind = transform / gain.double()[:, None]
     if precision is Precision.model:
         return {"gain": gain, "transform": behind.float()}

@@ -60,7 +60,7 @@ class Positions:
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
         cache = kwargs.get("past_key_values")
-        start = 0 if cache is None else cache.get_seq_length()
+        start = 0 if cache is None else int(cache.get_seq_length())
         self.length = tokens.shape[1]
         whole = self.prefill is Prefill.dense and start == 0 and self.length > 1
         self.dense = self.length if whole else min(max(self.dense_prefix - start, 0), self.length)

@@ -1,0 +1,222 @@
+"""What an applied model holds in memory and reads per token, counted by hand."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import random_inputs, tiny
+from tests.models.contract import assert_equal, draw
+from toolkit.config import DType
+from toolkit.corpus import Corpus, Document, Split, token_windows
+from toolkit.larosa import Allocation, Basis, Count, LaRoSA, Precision, Selection, Share, Transforms
+from toolkit.larosa.account import Account
+from toolkit.larosa.apply import SparseModel
+from toolkit.larosa.plan import SitePlan
+from toolkit.larosa.selection import Positions, Prefill, Selector
+from toolkit.method import Applied
+
+SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
+LAYERS, WIDTH = 3, 64
+# Llama of width 64, MLP 160, two of four heads for keys and values: weights per layer.
+BY_SITE = {"h1": 64 * (64 + 32 + 32), "h2": 64 * 64, "h3": 2 * 64 * 160, "h4": 160 * 64}
+WEIGHTS = LAYERS * sum(BY_SITE.values())
+INT8 = WIDTH * WIDTH + 4 * WIDTH
+SQUARE = WIDTH * WIDTH
+
+DESIGNS = [
+    ({"transforms": Transforms.all}, 2 * LAYERS * INT8, 0),
+    ({"transforms": Transforms.all, "precision": Precision.model}, 2 * LAYERS * 4 * SQUARE, 0),
+    ({"transforms": Transforms.none}, 0, 0),
+    ({"transforms": Transforms.none, "residual": Share.model}, 0, 2 * 4 * SQUARE),
+    ({"transforms": Transforms.none, "residual": Share.group, "group": 2}, 0, 3 * 4 * SQUARE),
+    ({"transforms": Transforms.none, "residual": Share.layer}, 0, 4 * 4 * SQUARE),
+    ({"transforms": Transforms.all, "residual": Share.layer}, 2 * LAYERS * INT8, 4 * 4 * SQUARE),
+]
+
+
+def half(**more) -> LaRoSA:
+    """Return a method that keeps exactly half of every site, of every token."""
+    given = {
+        "sparsity": 0.5, "count": Count.nominal, "allocation": Allocation.uniform,
+        "selection": Selection.topk, **SMALL, **more,
+    }  # fmt: skip
+    return LaRoSA(**given)
+
+
+def measured(loaded, method, artifact, ids: torch.Tensor) -> dict:
+    with method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
+        applied.recording = True
+        loaded.model(ids)
+        return applied.measured()["sparsity"]
+
+
+@pytest.mark.parametrize(("design", "transforms", "adapters"), DESIGNS)
+def test_bytes_read_are_those_counted_by_hand(corpus, tiny_llama, design, transforms, adapters):
+    method = half(**design)
+    artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
+    plan = artifact.statistics["plan"]
+    assert (plan["weights"], plan["transforms"]) == (4 * WEIGHTS, transforms + adapters)
+    section = measured(tiny_llama, method, artifact, random_inputs(tiny_llama.model, 2, 10))
+    assert section["requested"] == 0.5
+    assert section["sites"] == dict.fromkeys(("h1", "h2", "h3", "h4"), 0.5)
+    assert section["achieved"] == pytest.approx(0.5)
+    extra = (transforms + adapters) / (4 * WEIGHTS)
+    assert section["bytes_fraction"] == pytest.approx(0.5 + extra)
+
+
+@pytest.mark.parametrize(("design", "transforms", "adapters"), DESIGNS)
+def test_bytes_asked_for_count_transforms_and_adapters(
+    corpus, tiny_llama, design, transforms, adapters
+):
+    """Of the four sites h1 has 64 entries, as h2 and h3, and h4 160."""
+    method = half(**design, count=Count.bytes)
+    artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
+    expected = 0.5 + (transforms + adapters) / (4 * WEIGHTS)
+    for row in artifact.statistics["plan"]["sites"].values():
+        for part in row:
+            assert part["sparsity"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.6])
+@pytest.mark.parametrize("count", list(Count))
+@pytest.mark.parametrize("residual", [Share.none, Share.group])
+def test_thresholds_reach_the_bytes_asked_for_on_the_text_they_were_found_on(
+    corpus, sparsity, count, residual
+):
+    loaded = tiny()
+    method = LaRoSA(sparsity=sparsity, count=count, residual=residual, group=2, **SMALL)
+    artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
+    assert artifact.statistics["thresholds"] == "validation"
+    documents = corpus.documents(Split.validation)
+    section = measured(loaded, method, artifact, token_windows(documents, loaded.tokenizer, 2, 64))
+    if count is Count.bytes:
+        assert section["bytes_fraction"] == pytest.approx(1 - sparsity, abs=0.01)
+    else:
+        assert section["achieved"] == pytest.approx(sparsity, abs=0.01)
+    plan = artifact.statistics["plan"]["sites"]
+    for row in section["layers"]:
+        expected = plan[row["site"]][row["layer"]]
+        assert row["achieved"] == pytest.approx(expected["sparsity"], abs=0.01)
+        assert row["basis"] == expected["basis"]
+    # Other text of the same kind, that nothing was found on.
+    documents = corpus.documents(Split.test)
+    windows = token_windows(documents, loaded.tokenizer, 8, 64)
+    other = measured(loaded, method, artifact, windows)
+    assert other["achieved"] == pytest.approx(section["achieved"], abs=0.02)
+
+
+def test_without_validation_text_thresholds_are_found_on_the_calibration_text(corpus, tiny_llama):
+    class Short(Corpus):
+        def documents(self, split: Split) -> list[Document]:
+            if split is Split.validation:
+                return [Document("short", "a few words")]
+            return super().documents(split)
+
+    short = Short("words", corpus.documents(Split.calibration), calibration=0.5, validation=0.2)
+    method = LaRoSA(sparsity=0.4, count=Count.nominal, **SMALL)
+    artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, short)
+    assert artifact.statistics["thresholds"] == "calibration"
+    assert artifact.statistics["threshold_tokens"] == 128
+    windows = token_windows(short.documents(Split.calibration), tiny_llama.tokenizer, 8, 64)
+    section = measured(tiny_llama, method, artifact, windows[:2])
+    assert section["achieved"] == pytest.approx(0.4, abs=0.01)
+
+
+def test_what_a_step_reads_follows_from_what_was_kept_and_whether_the_kernel_skips():
+    applied, positions = Applied(None), Positions(0, Prefill.sparse)
+    parts = [
+        Selector(site, SitePlan("plain", 0.5, 1.0), Selection.topk, 1.0, positions, applied, *seen)
+        for site, seen in (("h1", (10, 40)), ("h2", (30, 40)), ("h1", (20, 40)), ("h2", (40, 40)))
+    ]
+    weights = [1000, 400, 2000, 800]
+    kept = 250 + 300 + 1000 + 800
+    for skips in (True, False):
+        account = Account(SparseModel(weights, 100, 60, "a kernel", skips), parts)
+        assert account.kept_bytes() == kept
+        # Transforms are parameters of the model; adapters are not.
+        assert account.extra_step_bytes() == 60 - (4200 - kept if skips else 0)
+        section = account.section(0.4)
+        assert section["requested"] == 0.4
+        assert section["achieved"] == pytest.approx(1 - kept / 4200)
+        assert section["bytes_fraction"] == pytest.approx((kept + 160) / 4200)
+        read = kept if skips else 4200
+        assert section["bytes_read_fraction"] == pytest.approx((read + 160) / 4200)
+        assert section["sites"] == {"h1": pytest.approx(0.625), "h2": pytest.approx(0.125)}
+
+
+def test_nothing_is_counted_unless_asked(tiny_llama, corpus):
+    method = LaRoSA(**SMALL)
+    artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
+    with method.apply(tiny_llama.model, tiny_llama.tokenizer, artifact) as applied:
+        tiny_llama.model(random_inputs(tiny_llama.model, 1, 16))
+        with pytest.raises(ZeroDivisionError):
+            applied.measured()
+
+
+def live_bytes() -> int:
+    """Return the bytes of all tensors of this process."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if type(found) in (torch.Tensor, nn.Parameter)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
+@pytest.mark.parametrize(("design", "transforms", "adapters"), [DESIGNS[n] for n in (0, 4)])
+def test_no_second_copy_of_a_weight_stays_in_memory(corpus, dtype, design, transforms, adapters):
+    loaded = tiny(dtype=dtype)
+    method = half(**design)
+    artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
+    size = loaded.model.dtype.itemsize
+    if design.get("precision") is Precision.model:
+        transforms = transforms // 4 * size
+    before = live_bytes()
+    parameters = sum(p.nbytes for p in loaded.model.parameters())
+    with method.apply(loaded.model, loaded.tokenizer, artifact):
+        held = sum(p.nbytes for p in loaded.model.parameters())
+        assert held == parameters + transforms
+        # Of the layer folded last its rotation may still be there, in float64. What the artifact
+        # holds in the dtype it runs in is not copied either.
+        rotation = 8 * SQUARE if adapters else 0
+        assert live_bytes() - before <= transforms + adapters // 4 * size + rotation
+    assert live_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"transforms": Transforms.all},
+        {"transforms": Transforms.all, "precision": Precision.model},
+        {"fold_norms": True, "transforms": Transforms.none},
+        {"residual": Share.layer, "transforms": Transforms.none},
+    ],
+)
+def test_norms_and_weights_that_are_zero_in_places_are_folded_exactly(corpus, settings):
+    loaded = draw("tiny-llama", DType.float64, tied=True)
+    for layer in loaded.model.model.layers:
+        layer.input_layernorm.weight[3] = 0
+        layer.post_attention_layernorm.weight[5] = 0
+        layer.mlp.up_proj.weight[7] = 0
+        layer.mlp.down_proj.weight[:, 9] = 0
+        layer.self_attn.v_proj.weight[2] = 0
+    method = LaRoSA(sparsity=0.0, count=Count.nominal, **settings, **SMALL)
+    artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
+    ids = random_inputs(loaded.model, 2, 12)
+    expected = loaded.model(ids).logits
+    with method.apply(loaded.model, loaded.tokenizer, artifact):
+        assert_equal(loaded.model(ids).logits, expected)
+
+
+def test_plain_magnitude_leaves_the_weights_as_they_are(tiny_llama, corpus):
+    method = LaRoSA(basis=Basis.none, sparsity=0.0, **SMALL)
+    artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
+    gains = {"layers.{}.h1.gain", "layers.{}.h3.gain"}
+    assert set(artifact.tensors) == {name.format(n) for name in gains for n in range(LAYERS)}
+    layer = tiny_llama.model.model.layers[0]
+    expected = layer.mlp.down_proj.weight.T.clone()
+    with method.apply(tiny_llama.model, tiny_llama.tokenizer, artifact):
+        assert torch.equal(layer.mlp.down_proj.weight, expected)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from toolkit.larosa.modules import SparseLinear, SparseNorm, replaced
+from toolkit.larosa.precision import Precision, stored_transform, transform_matrix
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def parent(dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.inner = nn.Module()
+    module.inner.linear = nn.Linear(7, 5, dtype=dtype)
+    return module.requires_grad_(False)
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["normal", "exception"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_replaced_leaves_memory_and_comes_back_bit_for_bit(dtype, failing):
+    module, stand_in = parent(dtype), nn.Identity()
+    original = module.inner.linear
+    original.weight[0, 0], original.weight[0, 1] = torch.nan, -0.0
+    parameters = list(original.parameters())
+    bits = [p.clone().view(torch.uint8) for p in parameters]
+
+    def use() -> None:
+        with replaced(module, "inner.linear", stand_in):
+            assert module.inner.linear is stand_in
+            assert [p.numel() for p in parameters] == [0, 0]
+            if failing:
+                raise KeyError("within")
+
+    if failing:
+        with pytest.raises(KeyError, match="within"):
+            use()
+    else:
+        use()
+    assert module.inner.linear is original
+    for found, parameter, expected in zip(original.parameters(), parameters, bits, strict=True):
+        assert found is parameter
+        assert found.dtype == dtype
+        assert torch.equal(found.view(torch.uint8), expected)
+
+
+def test_a_parameter_two_modules_share_is_not_lost():
+    module = parent(torch.float32)
+    module.other = nn.Linear(7, 5, bias=False)
+    module.other.weight = shared = module.inner.linear.weight
+    expected = shared.clone()
+    with replaced(module, "inner.linear", nn.Identity()):
+        with replaced(module, "other", nn.Identity()):
+            assert shared.numel() == 0
+        assert shared.numel() == 0
+    assert module.other.weight is module.inner.linear.weight is shared
+    assert torch.equal(shared, expected)
+
+
+def test_a_weight_that_is_stored_transposed_comes_back_as_it_was():
+    module = parent(torch.float32)
+    linear = module.inner.linear
+    linear.weight.data = torch.randn(7, 5).T
+    expected = linear.weight.clone()
+    with replaced(module, "inner.linear", nn.Identity()):
+        pass
+    assert torch.equal(linear.weight, expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (1, 1, 6), (2, 3, 6), (4, 6)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_it_is_the_linear_layer_on_what_the_selector_leaves(dtype, shape, bias):
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 9, bias=bias, dtype=dtype)
+    x = torch.randn(shape, dtype=dtype)
+    bound = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    dense = SparseLinear(linear.weight.T.contiguous(), linear.bias, None)
+    torch.testing.assert_close(dense(x), linear(x), **bound)
+    keep = torch.tensor([1, 0, 0, 1, 1, 0], dtype=dtype)
+    sparse = SparseLinear(linear.weight.T.contiguous(), linear.bias, lambda z: z * keep)
+    torch.testing.assert_close(sparse(x), linear(x * keep), **bound)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_a_norm_transforms_before_it_selects(precision):
+    torch.manual_seed(0)
+    gain = 1 + 0.3 * torch.randn(8, dtype=torch.float64)
+    stored = stored_transform(torch.randn(8, 8, dtype=torch.float64), gain, precision)
+    norm = nn.RMSNorm(8, eps=1e-5, dtype=torch.float64)
+    norm.weight = nn.Parameter(stored["gain"].double())
+    transform = stored["transform"]
+    transform = transform if precision is Precision.int8 else transform.double()
+    module = SparseNorm(norm, transform, stored.get("scale"), lambda z: z.clamp(min=0))
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    rotated = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() @ transform_matrix(stored)
+    torch.testing.assert_close(module(x), rotated.clamp(min=0))
+    assert module.transform_bytes == (64 + 4 * 8 if precision is Precision.int8 else 8 * 64)
+    plain = SparseNorm(norm, None, None, lambda z: z.clamp(min=0))
+    torch.testing.assert_close(plain(x), norm(x).clamp(min=0))
+    assert plain.transform_bytes == 0

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.reference import int8_linear
+from toolkit.larosa.bases import undone
+from toolkit.larosa.precision import Precision, stored_transform, transform_matrix
+
+
+def drawn(width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a transform and the gain it stands behind."""
+    generator = torch.Generator().manual_seed(seed)
+    transform = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    gain = 1 + 0.3 * torch.randn(width, generator=generator, dtype=torch.float64)
+    return transform + 3 * torch.eye(width), gain
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@given(st.integers(1, 24), st.integers(0, 10_000))
+@settings(max_examples=30)
+def test_what_is_stored_is_exactly_undone(precision, width, seed):
+    transform, gain = drawn(width, seed)
+    matrix = transform_matrix(stored_transform(transform, gain, precision))
+    x, weight = (drawn(width, seed + n)[0] for n in (1, 2))
+    bound = 1e-13 * float(torch.linalg.cond(matrix)) * float(x.norm() * weight.norm())
+    assert (x @ matrix @ undone(weight, matrix) - x @ weight).abs().max() < bound
+
+
+@given(st.integers(1, 24), st.integers(0, 10_000), st.floats(-20, 20))
+@settings(max_examples=40)
+def test_int8_is_at_most_half_a_step_away(width, seed, exponent):
+    transform, gain = drawn(width, seed)
+    transform = transform * 2.0**exponent
+    stored = stored_transform(transform, gain, Precision.int8)
+    assert stored["transform"].dtype == torch.int8
+    assert (stored["transform"].int().abs().amax(0) == 127).all()
+    behind = transform / stored["gain"].double()[:, None]
+    found = transform_matrix(stored) / stored["gain"].double()[:, None]
+    half_a_step = behind.abs().amax(0) / 254
+    assert ((found - behind).abs() <= half_a_step * (1 + 1e-4)).all()
+
+
+def test_the_models_own_precision_is_that_of_float32():
+    transform, gain = drawn(16, seed=0)
+    stored = stored_transform(transform, gain, Precision.model)
+    assert set(stored) == {"gain", "transform"}
+    torch.testing.assert_close(transform_matrix(stored), transform, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_the_matrix_is_what_norm_and_product_multiply_by(precision):
+    transform, gain = drawn(16, seed=1)
+    stored = stored_transform(transform, gain, precision)
+    x = drawn(16, seed=2)[0]
+    behind_norm = x * stored["gain"]
+    if precision is Precision.int8:
+        found = int8_linear(behind_norm, stored["transform"], stored["scale"])
+    else:
+        found = behind_norm @ stored["transform"].double()
+    torch.testing.assert_close(found, x @ transform_matrix(stored))
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_an_entry_without_gain_keeps_its_place_in_the_transform_however_small(precision):
+    """A row far below the others must not round to zero: the transform would be singular."""
+    transform, gain = drawn(8, seed=3)
+    gain[2], gain[5] = 0.0, 1e-12
+    transform[[2, 5]] *= 1e-6
+    stored = stored_transform(transform, gain, precision)
+    matrix = transform_matrix(stored)
+    bound = 0.05 if precision is Precision.int8 else 1e-6
+    rows = transform.norm(dim=1)
+    assert ((matrix - transform).norm(dim=1) < bound * rows).all()
+    identity = torch.eye(8, dtype=torch.float64)
+    torch.testing.assert_close(matrix @ undone(identity, matrix), identity, atol=1e-8, rtol=0)

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from toolkit.larosa.bases import pca
+from toolkit.larosa.residual import Share, adapters, residual_rotation, span_of
+
+
+@pytest.mark.parametrize(
+    ("share", "group", "span", "products"),
+    [
+        (Share.none, 5, 0, 0),
+        (Share.model, 5, 30, 2),
+        (Share.group, 5, 5, 7),
+        (Share.group, 7, 7, 6),  # four of seven layers, one of two
+        (Share.group, 100, 30, 2),
+        (Share.layer, 5, 1, 31),
+        (Share.site, 5, 1, 31),
+    ],
+)
+def test_one_product_leads_into_each_rotation_and_one_out_of_the_last(share, group, span, products):
+    assert span_of(share, 30, group) == span
+    assert adapters(span, 30) == products
+
+
+def test_every_site_counts_the_same_however_large_its_activations():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, 50, 8, generator=generator, dtype=torch.float64)
+    moments = [x.T @ x for x in rows]
+    rotation = residual_rotation(moments)
+    identity = torch.eye(8, dtype=torch.float64)
+    torch.testing.assert_close(rotation.T @ rotation, identity, atol=1e-12, rtol=0)
+    torch.testing.assert_close(residual_rotation([moments[0], 1e6 * moments[1], moments[2]]),
+                               rotation)  # fmt: skip
+    summed = sum(moment / moment.trace() for moment in moments)
+    turned = rotation.T @ summed @ rotation
+    torch.testing.assert_close(turned, turned.diagonal().diag(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(residual_rotation(iter(moments[:1])), pca(moments[0])[1])

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import random_inputs
+from tests.models.contract import assert_equal, draw, stepwise
+from toolkit.config import DType
+from toolkit.larosa import Allocation, Count, LaRoSA, Prefill, Selection, Transforms
+from toolkit.larosa.plan import SitePlan
+from toolkit.larosa.selection import Positions, Selector
+from toolkit.method import Applied
+
+EVERYWHERE = Positions(0, Prefill.sparse)
+
+
+def selector(selection: Selection, sparsity: float = 0.3, **more) -> Selector:
+    plan = SitePlan("plain", sparsity, more.pop("threshold", 0.5))
+    positions = more.pop("positions", EVERYWHERE)
+    return Selector("h1", plan, selection, more.pop("cap", 1.5), positions, Applied(None, **more))
+
+
+def activations(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return activations with ties and zeros."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return ((x * 4).round() / 4).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.95])
+def test_topk_keeps_exactly_k_of_every_token(dtype, sparsity):
+    x = activations(4, 7, 30, dtype=dtype) + 0.125  # ties, but no zeros
+    kept = selector(Selection.topk, sparsity)(x)
+    count = 30 - round(30 * sparsity)
+    assert ((kept != 0).sum(-1) == count).all()
+    assert torch.equal(kept[kept != 0], x[kept != 0])
+    magnitudes = x.abs().sort(dim=-1, descending=True).values
+    assert torch.equal(kept.abs().sort(-1, descending=True).values[..., :count],
+                       magnitudes[..., :count])  # fmt: skip
+
+
+def test_a_threshold_keeps_what_reaches_it_and_no_more():
+    x = activations(4, 7, 30)
+    kept = selector(Selection.threshold, threshold=0.5)(x)
+    assert torch.equal(kept, x * (x.abs() >= 0.5))
+    assert torch.equal(selector(Selection.threshold, threshold=0.0)(x), x)
+
+
+@pytest.mark.parametrize("cap", [1.0, 1.2, 4.0])
+def test_capped_is_the_threshold_but_for_tokens_that_would_keep_more(cap):
+    x = activations(5, 9, 30)
+    kept = selector(Selection.capped, 0.5, threshold=0.5, cap=cap)(x)
+    passing = x * (x.abs() >= 0.5)
+    most = min(30, round(cap * 15))
+    over = (passing != 0).sum(-1) > most
+    assert ((kept != 0).sum(-1)[over] == most).all()
+    assert torch.equal(kept[~over], passing[~over])
+    assert over.any() == (cap < 2)
+    assert (~over).any()
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["batched", "flattened"])
+def test_the_first_positions_of_every_row_stay_dense_also_where_rows_are_flattened(flat):
+    positions = Positions(3, Prefill.sparse, length=8, dense=3)
+    part = selector(Selection.topk, 0.6, positions=positions, recording=True)
+    x = activations(2, 8, 20) + 0.125
+    found = part(x.flatten(0, 1)).reshape(x.shape) if flat else part(x)
+    assert torch.equal(found[:, :3], x[:, :3])
+    assert ((found[:, 3:] != 0).sum(-1) == 8).all()
+    assert (part.kept, part.seen) == (2 * (3 * 20 + 5 * 8), 2 * 8 * 20)
+
+
+def test_what_is_kept_is_counted_only_while_recording():
+    part = selector(Selection.threshold, threshold=0.5)
+    x = activations(3, 5, 30)
+    part(x)
+    assert (part.kept, part.seen) == (0, 0)
+    part.applied.recording = True
+    part(x)
+    part(x)
+    kept = int((x.abs() >= 0.5).sum())
+    assert (part.kept, part.seen) == (2 * kept, 2 * x.numel())
+
+
+class Cache:
+    def __init__(self, length: int) -> None:
+        self.get_seq_length = lambda: length
+
+
+@pytest.mark.parametrize(
+    ("prefix", "prefill", "cached", "length", "dense"),
+    [
+        (4, Prefill.sparse, None, 10, 4),
+        (4, Prefill.sparse, 0, 3, 3),  # the prefix goes on in the next pass
+        (4, Prefill.sparse, 3, 5, 1),
+        (4, Prefill.sparse, 3, 1, 1),
+        (4, Prefill.sparse, 4, 1, 0),
+        (0, Prefill.dense, None, 10, 10),
+        (0, Prefill.dense, 0, 10, 10),
+        (0, Prefill.dense, 10, 1, 0),
+        (0, Prefill.dense, 10, 5, 0),  # not the first pass of the text
+        (2, Prefill.dense, 0, 1, 1),  # a prompt of one token is no prompt
+        (2, Prefill.dense, 0, 9, 9),
+    ],
+)
+def test_where_in_its_text_the_model_is(prefix, prefill, cached, length, dense):
+    positions = Positions(prefix, prefill)
+    given = {} if cached is None else {"past_key_values": Cache(cached)}
+    ids = torch.zeros(2, length, dtype=torch.int64)
+    for args, tokens in (
+        ((ids,), {}),
+        ((), {"input_ids": ids}),
+        ((), {"input_ids": None, "inputs_embeds": torch.zeros(2, length, 8)}),
+    ):
+        positions.observe(torch.nn.Identity(), args, {**given, **tokens})
+        assert (positions.length, positions.dense) == (length, dense)
+
+
+@pytest.fixture(scope="module", params=["tiny-llama", "tiny-opt", "tiny-gemma3"])
+def sparse(request, corpus):
+    """Return a model, and what applies LaRoSA to it with further settings."""
+    loaded = draw(request.param, DType.float64, tied=True)
+    common = {
+        "sparsity": 0.6, "count": Count.nominal, "transforms": Transforms.all, "tokens": 512,
+        "window": 64, "probe_tokens": 128, "selection": Selection.topk,
+        "allocation": Allocation.uniform,
+    }  # fmt: skip
+    artifact = LaRoSA(**common).calibrate(loaded.model, loaded.tokenizer, corpus)
+
+    def applied(**more):
+        method = LaRoSA(**{**common, **more})
+        return method.apply(loaded.model, loaded.tokenizer, artifact)
+
+    return loaded.model, applied
+
+
+def test_a_dense_prefix_predicts_what_the_dense_model_does(sparse):
+    model, applied = sparse
+    ids = random_inputs(model, 2, 12)
+    dense = model(ids).logits
+    with applied(dense_prefix=4):
+        found, steps = model(ids).logits, stepwise(model, ids, 3)
+    assert_equal(found[:, :4], dense[:, :4])
+    assert not torch.allclose(found[:, 4:], dense[:, 4:], rtol=1e-2)
+    assert_equal(steps, found)
+    with applied(dense_prefix=12):
+        assert_equal(model(ids).logits, dense)
+    with applied():
+        assert not torch.allclose(model(ids).logits[:, 0], dense[:, 0], rtol=1e-2)
+
+
+def test_a_dense_prompt_is_followed_by_sparse_steps(sparse):
+    model, applied = sparse
+    ids = random_inputs(model, 2, 12)
+    dense = model(ids).logits
+    with applied(prefill=Prefill.dense) as method:
+        found = stepwise(model, ids, 5)
+        method.recording = True
+        stepwise(model, ids, 5)
+        sites = method.measured()["sparsity"]["sites"]
+    assert_equal(found[:, :5], dense[:, :5])
+    assert not torch.allclose(found[:, 5], dense[:, 5], rtol=1e-2)
+    # Five of twelve positions are dense.
+    assert sites["h1"] == pytest.approx(round(0.6 * 64) / 64 * 7 / 12)
+
+
+def test_what_watches_the_positions_leaves_with_the_method(sparse):
+    model, applied = sparse
+
+    def hooks() -> int:
+        return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+    with applied():
+        assert hooks() == 0
+    with applied(dense_prefix=1):
+        assert hooks() == 1
+    assert hooks() == 0

@@ -1,0 +1,113 @@
+"""The passes layer by layer find what one pass over the whole model finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import random_inputs
+from tests.models.contract import draw
+from toolkit.config import DType
+from toolkit.larosa.sweeps import Sweeps
+from toolkit.models import adapter_for
+from toolkit.models.adapter import head_shape, norm_gain, norm_shift
+
+WINDOWS, LENGTH, PROBES = 5, 12, 3
+
+
+@pytest.fixture(params=["tiny-llama", "tiny-gpt2", "tiny-gemma2", "tiny-opt"])
+def model(request):
+    return draw(request.param, DType.float64, tied=True).model
+
+
+@contextmanager
+def read(model) -> Iterator[dict[tuple[int, str], Tensor]]:
+    """Collect what the first reader of every site of every layer reads."""
+    adapter, seen = adapter_for(model), {}
+    handles = []
+    for index, layer in enumerate(adapter.decoder_layers(model)):
+        for site in adapter.sites:
+
+            def hook(module, inputs, key=(index, site.name)) -> None:
+                seen[key] = inputs[0]
+
+            handles.append(adapter.readers(layer, site)[0].register_forward_pre_hook(hook))
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+def mean_products(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    return torch.einsum("ti,tj->ij", rows, rows) / len(rows)
+
+
+def mean_head_products(model, x: Tensor) -> Tensor:
+    shape = head_shape(model)
+    shared = shape.heads // shape.kv_heads
+    rows = x.reshape(-1, shape.kv_heads, shared, shape.head_dim)
+    return torch.einsum("tgsi,tgsj->gij", rows, rows) / len(rows)
+
+
+def test_moments_are_those_of_the_whole_models_forward(model, tmp_path):
+    windows = random_inputs(model, WINDOWS, LENGTH)
+    sweeps = Sweeps(model, windows, PROBES, tmp_path)
+    sweeps.moments()
+    adapter = adapter_for(model)
+    with read(model) as seen:
+        states = model(windows, output_hidden_states=True, use_cache=False).hidden_states
+    for index, layer in enumerate(adapter.decoder_layers(model)):
+        found = sweeps.load("moments", index)
+        assert set(found) == {"h1", "h2", "h3"}
+        for site in adapter.sites:
+            if site.norm is not None:
+                norm = layer.get_submodule(site.norm)
+                shift = norm_shift(norm)
+                made = seen[index, site.name] - (0 if shift is None else shift)
+                expected = mean_products(made / norm_gain(norm))
+                torch.testing.assert_close(found[site.name], expected, rtol=1e-6, atol=1e-6)
+        expected = mean_head_products(model, seen[index, "h2"])
+        torch.testing.assert_close(found["h2"], expected, rtol=1e-6, atol=1e-9)
+        entering = sweeps.entering(index)
+        torch.testing.assert_close(entering, states[index][:PROBES], rtol=1e-6, atol=1e-9)
+
+
+def test_sensitivities_are_those_of_one_backward_through_the_whole_model(model, tmp_path):
+    windows = random_inputs(model, WINDOWS, LENGTH)
+    sweeps = Sweeps(model, windows, PROBES, tmp_path)
+    sweeps.moments()
+    sweeps.sensitivities()
+    generator = torch.Generator().manual_seed(0)
+    gradients: dict[tuple[int, str], list[Tensor]] = {}
+    for window in windows[:PROBES]:
+        with torch.enable_grad(), read(model) as seen:
+            model.requires_grad_(True)
+            logits = model(window[None], use_cache=False).logits[0]
+            drawn = torch.multinomial(logits.detach().softmax(-1).float(), 1, generator=generator)
+            chosen = logits.log_softmax(-1).gather(-1, drawn)
+            parts = torch.autograd.grad(chosen.sum(), list(seen.values()))
+        for key, part in zip(seen, parts, strict=True):
+            gradients.setdefault(key, []).append(part)
+    model.requires_grad_(False)
+    adapter = adapter_for(model)
+    for index, layer in enumerate(adapter.decoder_layers(model)):
+        found = sweeps.load("sensitivities", index)
+        assert set(found) == {"h1", "h2", "h3", "h4"}
+        for site in adapter.sites:
+            gradient = torch.cat(gradients[index, site.name])
+            if site.norm is not None:
+                expected = mean_products(gradient * norm_gain(layer.get_submodule(site.norm)))
+            elif site.name == "h2":
+                expected = mean_head_products(model, gradient)
+            else:
+                expected = gradient.flatten(0, -2).square().mean(0)
+            scale = expected.abs().max()
+            torch.testing.assert_close(found[site.name] / scale, expected / scale, **CLOSE)
+
+
+# The loss and its gradient are taken in float32.
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
