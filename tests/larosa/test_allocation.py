@@ -198,3 +198,14 @@ def test_what_cannot_be_saved_is_refused_with_what_can(divide):
             uniform(sites, 3600)
         else:
             alpha_grid(sites, 3600, ["h1", "h3"])
+
+
+def test_a_share_that_no_site_can_drop_is_no_reason_to_give_the_grid_up():
+    """Some α ask for more at a site than was measured: they are left out, the others serve."""
+    shares = torch.linspace(0, 0.95, 20, dtype=torch.float64)
+    sites = [
+        Option(0, name, "plain", shares, shares, shares.square(), size, 0)
+        for name, size in (("h1", 3000), ("h2", 1000), ("h3", 3000), ("h4", 1000))
+    ]
+    found = alpha_grid(sites, 0.92 * 8000, ("h1", "h3"))
+    assert sum(choice.saved for choice in found) == pytest.approx(0.92 * 8000)

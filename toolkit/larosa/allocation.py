@@ -140,7 +140,8 @@ def alpha_grid(sites: Sequence[Option], target: float, favoured: Sequence[str]) 
     for alpha in ALPHAS:
         others = kept * (1 - alpha * share) / (1 - share)
         kept_at = [kept * alpha if site.site in favoured else others for site in sites]
-        if all(0 < keep <= 1 for keep in kept_at):
+        pairs = zip(sites, kept_at, strict=True)
+        if all(1 - float(site.sparsities[-1]) <= keep <= 1 for site, keep in pairs):
             found = _at(sites, [1 - keep for keep in kept_at], target)
             if not best or sum(c.cost for c in found) < sum(c.cost for c in best):
                 best = found

@@ -89,6 +89,7 @@ def sparsified(
                     norm = SparseNorm(folded.norms[site.norm], transform, scale, part)
                     transform_bytes += norm.transform_bytes
                     undo.enter_context(replaced(layer, site.norm, norm))
+        del folded, mine, rotation  # not to be held for as long as the model is
         kernel = kernel_name(model.device.type, model.dtype)
         skips = not kernel.startswith("reference")
         yield SparseModel(weight_bytes, transform_bytes, adapter_bytes, kernel, skips)

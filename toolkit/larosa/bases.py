@@ -69,7 +69,8 @@ def weighted_pca(second_moment: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]
     are uncorrelated. With G the identity it is `pca`.
 
     Directions whose gain is under 1e-6 of the largest are kept at that floor, which makes T
-    invertible whatever the metric.
+    invertible whatever the metric. Where it is zero, as behind weights that were pruned to
+    nothing, no basis is better than another, and it is taken for the identity.
 
     Parameters
     ----------
@@ -85,7 +86,8 @@ def weighted_pca(second_moment: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]
     """
     energy, directions = torch.linalg.eigh(metric)
     gain = energy.clamp(min=0).sqrt()
-    gain = gain.maximum(LEAST_GAIN * gain.amax(-1, keepdim=True))
+    largest = gain.amax(-1, keepdim=True)
+    gain = torch.where(largest > 0, gain.maximum(LEAST_GAIN * largest), 1)
     root = directions * gain[..., None, :] @ directions.mT
     variance, axes = pca(root @ second_moment @ root)
     return variance, root @ axes
@@ -115,16 +117,20 @@ def metric_for(basis: Basis, weight: Tensor, sensitivity: Tensor | None) -> Tens
         Float64 of shape [d, d], or [d] where `sensitivity` is the diagonal.
     """
     wide = weight.double()
-    if basis is Basis.output_pca:
-        return wide @ wide.T
-    if basis is not Basis.fisher_pca:
+    if basis not in (Basis.output_pca, Basis.fisher_pca):
         return torch.eye(len(wide), dtype=torch.float64, device=wide.device)
+    diagonal = sensitivity is not None and sensitivity.ndim == 1
+    gram = wide.square().sum(1) if diagonal else wide @ wide.T
+    if basis is Basis.output_pca:
+        return gram
     assert sensitivity is not None
-    if sensitivity.ndim == 1:
-        gram, trace = wide.square().sum(1), sensitivity.sum()
-        return (sensitivity + gram * (trace / gram.sum())) / 2
-    gram = wide @ wide.T
-    return (sensitivity + gram * (sensitivity.trace() / gram.trace())) / 2
+    return _blend(sensitivity, gram)
+
+
+def _blend(sensitivity: Tensor, gram: Tensor) -> Tensor:
+    """Return the two in equal shares of their traces; W Wᵀ alone where one of them is zero."""
+    felt, made = (part.sum() if part.ndim == 1 else part.trace() for part in (sensitivity, gram))
+    return (sensitivity + gram * (felt / made)) / 2 if felt > 0 and made > 0 else gram
 
 
 def through(x: Tensor, basis: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class LaRoSA(Settings, Method):
         if self.selection is not Selection.topk:
             probes, found_on = calibrator.probes, Split.validation
             held_out = token_windows(
-                corpus.documents(found_on), tokenizer, probes, self.window, fewer=True
+                corpus.splits[found_on], tokenizer, probes, self.window, fewer=True
             )
             if not len(held_out):
                 say("No validation text: thresholds are found on the calibration text")

@@ -40,7 +40,7 @@ def stored_transform(transform: Tensor, gain: Tensor, precision: Precision) -> d
         applying casts to the model's dtype, else int8 with ``scale`` (float32 [d], of its columns).
     """
     # Where the gain is as good as zero, that of the row: int8 would round such a row away.
-    vanishing = gain.abs() < LEAST_GAIN * gain.abs().max()
+    vanishing = gain.abs() <= LEAST_GAIN * gain.abs().max()
     gain = torch.where(vanishing, transform.norm(dim=1), gain).float()
     behind = transform / gain.double()[:, None]
     if precision is Precision.model:
