@@ -137,3 +137,28 @@ def test_a_folder_without_jobs_is_refused(tmp_path):
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_was_dropped_is_drawn_for_every_sparse_job_and_left_out_of_the_table(tmp_path):
+    job = content("larosa", (1.1, 1.0, 1.2))
+    rows = [
+        {"layer": layer, "site": site, "basis": basis, "achieved": 0.1 * layer}
+        for site, basis in (("h1", "transform"), ("h2", "plain"))
+        for layer in range(3)
+    ]
+    job["sparsity"] = {"achieved": 0.1, "bytes_fraction": 0.9, "layers": rows}
+    for index, one in enumerate([content("baseline", (1.0, 0.9, 1.1)), job]):
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / "result.json").write_text(json.dumps(one))
+    text = build_report(tmp_path).read_text()
+    drawn = tmp_path / "report" / "sparsity_by_layer_1.png"
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert f"]({drawn.name})" in text
+    assert not (tmp_path / "report" / "sparsity_by_layer_0.png").exists()
+    (row,) = [r for r in csv.DictReader(io.StringIO(csv_table(load_jobs(tmp_path))))
+              if r["label"] == "larosa"]  # fmt: skip
+    assert row["sparsity.achieved"] == "0.1"
+    assert "sparsity.layers" not in row
+    (tmp_path / "1" / "result.json").unlink()
+    build_report(tmp_path)
+    assert not drawn.exists()
