@@ -72,6 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
     **PROTOCOLS,
 }  # fmt: skip
 RELEASED = "LaRoSA as released"
+EQUAL_BYTES = tuple(name for name in METHODS if name not in PROTOCOLS)
 NOMINAL = ("magnitude Top-K", RELEASED, "LaRoSA, paper", "ours", *PROTOCOLS)
 
 
@@ -194,7 +195,7 @@ def main() -> None:
         jobs = [(Count.bytes, 1 - budget) for budget in options.budgets]
         jobs += [(Count.nominal, sparsity) for sparsity in options.nominal]
         for count, sparsity in jobs:
-            names = options.methods if count is Count.bytes else NOMINAL
+            names = EQUAL_BYTES if count is Count.bytes else NOMINAL
             for name in (name for name in names if name in options.methods):
                 rows += measure(bench, name, count, sparsity, dense)
                 content = {"environment": describe_environment(0), "dense": dense, "rows": rows}

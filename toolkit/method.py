@@ -6,7 +6,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -37,7 +37,11 @@ class Applied:
     Attributes
     ----------
     tokenizer : PreTrainedTokenizerBase
-        The tokenizer to use from here on; the given one unless the vocabulary changed.
+        The tokenizer of prompts from here on; the given one unless the vocabulary changed.
+    output_tokenizer : PreTrainedTokenizerBase or None
+        The tokenizer of what the model generates, where it is another one.
+    base_output : callable
+        Returns a context in which the model predicts tokens of the given tokenizer alone.
     kernel : str or None
         The kernel that runs on the model's device, or None where the method has none.
     extra_step_bytes : callable
@@ -50,6 +54,8 @@ class Applied:
     """
 
     tokenizer: PreTrainedTokenizerBase
+    output_tokenizer: PreTrainedTokenizerBase | None = None
+    base_output: Callable[[], AbstractContextManager[None]] = nullcontext
     kernel: str | None = None
     extra_step_bytes: Callable[[], int] = int
     recording: bool = False

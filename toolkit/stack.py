@@ -16,9 +16,17 @@ from toolkit.method import Applied, Method
 
 @dataclass
 class AppliedStack:
-    """The methods of a stack at work; the empty stack is the unmodified model."""
+    """The methods of a stack at work; the empty stack is the unmodified model.
+
+    Attributes
+    ----------
+    tokenizer, output_tokenizer : PreTrainedTokenizerBase
+        Of prompts, and of what the model generates.
+    members : list of Applied
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    output_tokenizer: PreTrainedTokenizerBase
     members: list[Applied]
 
     @property
@@ -29,6 +37,14 @@ class AppliedStack:
     def measured(self) -> dict[str, Any]:
         """Return the sections of result.json that the methods fill."""
         return {name: section for part in self.members for name, section in part.measured().items()}
+
+    @contextmanager
+    def base_output(self) -> Iterator[None]:
+        """Have the model predict the unmodified model's tokens alone within the block."""
+        with ExitStack() as members:
+            for part in self.members:
+                members.enter_context(part.base_output())
+            yield
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -89,10 +105,12 @@ class Stack:
             The artifact of every method that needs one, by the method's name.
         """
         with ExitStack() as undo:
-            applied = AppliedStack(tokenizer, [])
+            applied = AppliedStack(tokenizer, tokenizer, [])
             for method in self.methods:
                 artifact = artifacts.get(method.name)
                 part = undo.enter_context(method.apply(model, applied.tokenizer, artifact))
                 applied.members.append(part)
-                applied.tokenizer = part.tokenizer
+                if part.tokenizer is not applied.tokenizer:
+                    applied.output_tokenizer = part.output_tokenizer or part.tokenizer
+                    applied.tokenizer = part.tokenizer
             yield applied
