@@ -1,12 +1,13 @@
 """Artifacts: what a calibration leaves behind, found again by a digest of what went in.
 
-``<root>/<model>/<method>/<digest>/artifact.json + tensors.safetensors``
+``<root>/<model>/<method>/<digest>/artifact.json + tensors.safetensors``, and what
+other files a method adds (a tokenizer).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from toolkit.errors import ArtifactError
 from toolkit.files import publishing, save_tensors, sha256_of_file, sha256_of_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
 
 
@@ -65,6 +66,8 @@ class Artifact:
     run : dict
         Packages, device, wall time and memory: what differs from one run to the next.
     tensors : dict of str to Tensor
+    files : dict of str to bytes
+        Other files, by their path within the artifact's folder.
     """
 
     key: ArtifactKey
@@ -73,6 +76,7 @@ class Artifact:
     statistics: dict[str, Any]
     run: dict[str, Any]
     tensors: dict[str, Tensor]
+    files: dict[str, bytes] = field(default_factory=dict)
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Write the artifact as `folder` in one step: a reader never sees a part of it.
@@ -81,7 +85,10 @@ class Artifact:
         """
         with publishing(Path(folder), replace=replace) as temporary:
             save_tensors(temporary / TENSORS, self.tensors)
-            content = {
+            for name, content in self.files.items():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_bytes(content)
+            description = {
                 "schema": SCHEMA,
                 "digest": self.key.digest,
                 **asdict(self.key),
@@ -90,9 +97,13 @@ class Artifact:
                 "statistics": self.statistics,
                 "run": self.run,
                 "tensors_sha256": sha256_of_file(temporary / TENSORS),
+                "files_sha256": {
+                    name: sha256_of_file(temporary / name) for name in sorted(self.files)
+                },
             }
             write_json(
-                temporary / DESCRIPTION, {**content, "content_sha256": sha256_of_json(content)}
+                temporary / DESCRIPTION,
+                {**description, "content_sha256": sha256_of_json(description)},
             )
 
     @classmethod
@@ -115,7 +126,12 @@ class Artifact:
             raise _damaged(path) from error
         key = ArtifactKey(**{name: content[name] for name in ArtifactKey.__dataclass_fields__})
         parts = {name: content[name] for name in ("model", "corpus", "statistics", "run")}
-        return cls(key, **parts, tensors=tensors)
+        files = {}
+        for name, expected in content["files_sha256"].items():
+            if not (folder / name).is_file() or sha256_of_file(folder / name) != expected:
+                raise _damaged(folder / name)
+            files[name] = (folder / name).read_bytes()
+        return cls(key, **parts, tensors=tensors, files=files)
 
     def verify(self, key: ArtifactKey) -> None:
         """Refuse to serve for anything but what the artifact was calibrated for.

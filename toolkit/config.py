@@ -148,11 +148,18 @@ class GenerationConfig:
 
 @dataclass
 class QualityConfig:
-    """Windows of held-out text that the quality figures are measured on."""
+    """Windows of held-out text that the quality figures are measured on.
+
+    What has a value here is for callers that measure the windows alone.
+    """
 
     windows: int
     window_bytes: int
     context_bytes: int
+    compression_windows: int = 0
+    compression_context_bytes: int = 768
+    compression_bytes: int = 192
+    canary_windows: int = 0
 
     def __post_init__(self) -> None:
         _require(self.windows > 1, "quality.windows", self.windows, "at least 2")
@@ -163,6 +170,11 @@ class QualityConfig:
             self.context_bytes,
             "at least 0 and less than quality.window_bytes",
         )
+        for key in ("compression_windows", "canary_windows"):
+            value = getattr(self, key)
+            _require(value == 0 or value > 1, f"quality.{key}", value, "0 or at least 2")
+        for key in ("compression_context_bytes", "compression_bytes"):
+            _require(getattr(self, key) >= 32, f"quality.{key}", getattr(self, key), "at least 32")
 
 
 @dataclass

@@ -64,10 +64,11 @@ class Applied:
 
 @dataclass
 class Calibration:
-    """What `Method.calibrate` returns: an artifact's tensors, and JSON statistics about them."""
+    """What `Method.fit` returns: an artifact's tensors, statistics in JSON, and other files."""
 
     tensors: dict[str, Any]
     statistics: dict[str, Any]
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 class Method(ABC):
@@ -157,6 +158,7 @@ class Method(ABC):
                 "packages": package_versions(),
             },
             tensors=calibration.tensors,
+            files=calibration.files,
         )
 
     def key(self, model_fingerprint: str, corpus: Corpus) -> ArtifactKey:

@@ -69,22 +69,21 @@ class PairMerging:
         self._counts: dict[Pair, int] = {}
         self._positions: dict[Pair, list[int]] = {}
         units = np.array(self._units, dtype=np.int64)
-        first, last = np.array(self._first), np.array(self._last)
+        first, last = np.array(self._first, dtype=bool), np.array(self._last, dtype=bool)
         crosses = first[1:]
         possible = (units[:-1] != BOUNDARY) & (units[1:] != BOUNDARY)
         possible &= ~crosses | (first[:-1] & last[1:])
         (where,) = possible.nonzero()
         keys = (units[where] * self._base_size + units[where + 1]) * 2 + crosses[where]
-        order = np.argsort(keys, kind="stable")
-        found, starts = np.unique(keys[order], return_index=True)
-        for key, places in zip(
-            found.tolist(), np.split(where[order], starts[1:].tolist()), strict=True
-        ):
-            if len(places) >= LEAST:
+        places = where[np.argsort(keys, kind="stable")]
+        end = 0
+        for key, count in zip(*(x.tolist() for x in np.unique_counts(keys)), strict=True):
+            end += count
+            if count >= LEAST:
                 rest, across = divmod(key, 2)
                 pair = (*divmod(rest, self._base_size), bool(across))
-                self._positions[pair] = places.tolist()
-                self._counts[pair] = len(places)
+                self._positions[pair] = places[end - count : end].tolist()
+                self._counts[pair] = count
         self._heap = [(-count, pair) for pair, count in self._counts.items()]
         heapq.heapify(self._heap)
 
@@ -102,7 +101,7 @@ class PairMerging:
                 del self._counts[pair], self._positions[pair]
                 continue
             places = list(self._occurrences(pair))
-            if len(places) < -count:  # runs such as "a a a" hold fewer than their neighbours count
+            if len(places) < -count:  # a run, see `_merge`
                 self._recount(pair, len(places))
                 continue
             chosen.add(pieces)
@@ -129,13 +128,18 @@ class PairMerging:
                 yield place
 
     def _merge(self, pair: Pair, unit: int, places: list[int]) -> None:
+        """Replace the pair's occurrences, and bring the counts of their neighbours up to date.
+
+        In a run such as "a a a" the pairs of neighbours overlap. Their number is no count but no
+        less than it, also later on: such a pair is counted when its turn comes.
+        """
         changed: set[Pair] = set()
         for place in places:
             after = self._next[place]
             before, behind = self._previous[place], self._next[after]
             for left, right in ((before, place), (place, after), (after, behind)):
                 old = self._pair(left, right)
-                if old is not None and old in self._counts:
+                if old in self._counts and old[0] != old[1]:
                     self._counts[old] -= 1
                     changed.add(old)
             self._units[place] = unit

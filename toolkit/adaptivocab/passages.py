@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,56 +36,43 @@ class Passage:
     ends: Tensor
     size: int
 
+    @classmethod
+    def of(cls, text: str, tokenizer: PreTrainedTokenizerBase, ngrams: NGrams) -> Passage:
+        """Tokenize `text` with the extended tokenizer, and so with the base one."""
+        merged = encode(tokenizer, text)
+        lengths = torch.tensor([len(ngrams.expand([token])) for token in merged], dtype=torch.int64)
+        ends = lengths.cumsum(0)
+        return cls(
+            base=torch.tensor(ngrams.expand(merged), dtype=torch.int64),
+            merged=torch.tensor(merged, dtype=torch.int64),
+            starts=ends - lengths,
+            ends=ends,
+            size=len(text.encode("utf-8", "surrogatepass")),
+        )
 
-def passages(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    ngrams: NGrams,
-    tokens: int,
-    window: int,
-) -> list[Passage]:
-    """Cut documents into passages of about `window` base tokens, spread evenly over the text.
+
+def cut(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, tokens: int, window: int
+) -> list[str]:
+    """Cut documents into texts of `window` tokens, spread evenly over all there is.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-        The extended one.
+        The base tokenizer, a fast one.
     tokens : int
-        Base tokens of all passages together; fewer where the text is shorter.
+        Base tokens of all texts together; fewer where the documents are shorter.
     """
-    found = [
-        part
-        for document in documents
-        for part in _cut(encode(tokenizer, document.text), ngrams, window)
-    ]
+    found = [part for document in documents for part in _cut(document.text, tokenizer, window)]
     count = min(len(found), max(tokens // window, 1))
-    return [
-        _passage(found[index * len(found) // count], tokenizer, ngrams) for index in range(count)
-    ]
+    return [found[index * len(found) // count] for index in range(count)]
 
 
-def _cut(merged: list[int], ngrams: NGrams, window: int) -> Iterator[list[int]]:
-    """Yield stretches of `window` base tokens, and the rest if it is at least half as long."""
-    part: list[int] = []
-    length = 0
-    for token in merged:
-        part.append(token)
-        length += len(ngrams.expand([token]))
-        if length >= window:
-            yield part
-            part, length = [], 0
-    if length >= window // 2:
-        yield part
-
-
-def _passage(merged: list[int], tokenizer: PreTrainedTokenizerBase, ngrams: NGrams) -> Passage:
-    text: Any = tokenizer.decode(merged, skip_special_tokens=False)
-    lengths = torch.tensor([len(ngrams.expand([token])) for token in merged])
-    ends = lengths.cumsum(0)
-    return Passage(
-        base=torch.tensor(ngrams.expand(merged)),
-        merged=torch.tensor(merged),
-        starts=ends - lengths,
-        ends=ends,
-        size=len(text.encode()),
-    )
+def _cut(text: str, tokenizer: PreTrainedTokenizerBase, window: int) -> Iterator[str]:
+    """Yield texts of `window` tokens, and what is left if it is at least half as long."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets = encoded["offset_mapping"]
+    for start in range(0, len(offsets), window):
+        part = offsets[start : start + window]
+        if len(part) >= window // 2:
+            yield text[part[0][0] : part[-1][1]]

@@ -26,36 +26,30 @@ SMOOTHING = 2.0  # occurrences that the counted average of a conditional probabi
 
 @dataclass(frozen=True)
 class Reading:
-    """The base model's reading of a passage.
+    """What a model expects at every token of a text.
 
     Parameters
     ----------
     nats : Tensor
-        Negative log-probability of every base token, float64 of shape [base tokens].
-    first : Tensor
-        Probability of every n-gram's first piece at the start of each merged token, float32 of
-        shape [merged tokens, firsts].
-    follow : list of dict
-        For each merged token that begins with a first piece, the probabilities of what may come
-        next along the text; empty for the others.
+        Negative log-probability of every token, float64 of shape [tokens].
+    hidden : Tensor
+        What the head read to predict each, float32 of shape [tokens, width], on the host.
     """
 
     nats: Tensor
-    first: Tensor
-    follow: list[dict[Node, float]]
+    hidden: Tensor
 
 
-@torch.inference_mode()
-def predictions(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple[Tensor, Tensor]:
-    """Return what a model expects at every token, and from which hidden state.
+@torch.no_grad()
+def predict(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple[Tensor, Tensor]:
+    """Return what a model expects at every token, and the hidden state it expects it from.
 
     Parameters
     ----------
     ids : Tensor
         int64 of shape [tokens].
     start : int or None
-        Token put before the text. Without one, nothing is known about the first token: the
-        distribution is uniform there and the hidden state zero.
+        Token put before the text. Without one the first token is predicted from nothing: zeros.
 
     Returns
     -------
@@ -67,8 +61,7 @@ def predictions(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple
     head = model.get_output_embeddings()
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][0]))
-    prefix = [] if start is None else [start]
-    text = torch.cat([torch.tensor(prefix, dtype=torch.int64), ids])
+    text = ids if start is None else torch.cat([ids.new_tensor([start]), ids])
     try:
         device = module_device(model.get_input_embeddings())
         logits = model(input_ids=text[None].to(device), use_cache=False).logits[0].float()
@@ -80,20 +73,48 @@ def predictions(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple
     return logits[:-1], hidden[:-1]
 
 
-def read(model: PreTrainedModel, passage: Passage, trie: Trie, start: int | None) -> Reading:
-    """Have the base model read a passage."""
-    logits, _ = predictions(model, passage.base, start)
-    log_probs = logits.log_softmax(-1)
-    base = passage.base.to(logits.device)
-    nats = -log_probs.gather(1, base[:, None])[:, 0].double().cpu()
-    first = (
-        log_probs[passage.starts.to(logits.device)][:, trie.firsts.to(logits.device)].exp().cpu()
-    )
-    follow = [
-        _follow(passage.base.tolist(), position, trie, log_probs)
-        for position in passage.starts.tolist()
-    ]
-    return Reading(nats, first, follow)
+def read(model: PreTrainedModel, ids: Tensor, start: int | None) -> Reading:
+    """Have a model read a text, see `predict`."""
+    logits, hidden = predict(model, ids, start)
+    targets = ids.to(logits.device)[:, None]
+    nats = -logits.log_softmax(-1).gather(1, targets)[:, 0].double()
+    return Reading(nats.cpu(), hidden.cpu())
+
+
+@torch.no_grad()
+def expected(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return the logits, float32 of shape [tokens, vocabulary], that hidden states lead to."""
+    head = model.get_output_embeddings()
+    logits = head(hidden.to(head.weight)).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the base model teaches about the merged tokens of a passage.
+
+    Parameters
+    ----------
+    first : Tensor
+        Probability of every n-gram's first piece at the start of each merged token, float32 of
+        shape [merged tokens, firsts].
+    follow : list of dict
+        For each merged token, the probabilities of what may come next along the text, where it
+        begins with a first piece.
+    """
+
+    first: Tensor
+    follow: list[dict[Node, float]]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, passage: Passage, reading: Reading, trie: Trie) -> Lesson:
+        """Look up in the base model's reading of a passage what its n-grams need."""
+        log_probs = expected(model, reading.hidden).log_softmax(-1)
+        starts, firsts = (x.to(log_probs.device) for x in (passage.starts, trie.firsts))
+        base = passage.base.tolist()
+        follow = [_follow(base, start, trie, log_probs) for start in passage.starts.tolist()]
+        return cls(log_probs[starts][:, firsts].exp().cpu(), follow)
 
 
 def _follow(base: Sequence[int], position: int, trie: Trie, log_probs: Tensor) -> dict[Node, float]:
@@ -137,24 +158,24 @@ class Targets:
     def of(
         cls,
         passages: Sequence[Passage],
-        readings: Sequence[Reading],
+        lessons: Sequence[Lesson],
         trie: Trie,
         counted: dict[Node, float],
     ) -> Targets:
-        """Combine readings; `counted` are conditional probabilities counted on more text."""
+        """Combine lessons; `counted` are conditional probabilities counted on more text."""
         sums = {node: SMOOTHING * probability for node, probability in counted.items()}
         seen = dict.fromkeys(counted, SMOOTHING)
-        for reading in readings:
-            for follow in reading.follow:
+        for lesson in lessons:
+            for follow in lesson.follow:
                 for node, probability in follow.items():
                     sums[node] += probability
                     seen[node] += 1
         mean = {node: sums[node] / seen[node] for node in sums}
         entries: list[tuple[int, int, float]] = []
         row = 0
-        for passage, reading in zip(passages, readings, strict=True):
+        for passage, lesson in zip(passages, lessons, strict=True):
             firsts = passage.base[passage.starts].tolist()
-            for token, follow in zip(firsts, reading.follow, strict=True):
+            for token, follow in zip(firsts, lesson.follow, strict=True):
                 if follow:
                     split = trie.split((token,), ChainMap(follow, mean))
                     entries += [(row, number, share) for number, share in split.items()]
@@ -162,7 +183,7 @@ class Targets:
         rows, classes, known = zip(*entries, strict=True) if entries else ((), (), ())
         return cls(
             trie,
-            torch.cat([reading.first for reading in readings]),
+            torch.cat([lesson.first for lesson in lessons]),
             trie.mean_shares(mean),
             torch.tensor(rows, dtype=torch.int64),
             torch.tensor(classes, dtype=torch.int64),

@@ -28,9 +28,11 @@ class Timing:
     Attributes
     ----------
     first : float
-        Until the first token was there.
+        Until the first step's tokens were there.
     gaps : list of float
-        Between one token and the next.
+        Between one step and the next.
+    step_tokens : list of int
+        Tokens that each step yielded: one, unless the model drafts.
     total : float
         Until `generate` returned.
     prompt_tokens, new_tokens : int
@@ -43,6 +45,7 @@ class Timing:
 
     first: float
     gaps: list[float]
+    step_tokens: list[int]
     total: float
     prompt_tokens: int
     new_tokens: int
@@ -51,41 +54,70 @@ class Timing:
     live_bytes: int
     committed_bytes: int
 
+    @property
+    def steps(self) -> int:
+        """Forward passes, the prompt's included."""
+        return len(self.step_tokens)
+
+    @property
+    def token_times(self) -> list[float]:
+        """Seconds per token behind the first step: a step's gap divided by its tokens."""
+        later = zip(self.gaps, self.step_tokens[1:], strict=True)
+        return [gap / tokens for gap, tokens in later for _ in range(tokens)]
+
 
 class _Replay(LogitsProcessor):
-    """Let only the next token of a given continuation through."""
+    """Let only the next token of a given continuation through.
+
+    Behind its end anything may come: a draft that reaches there is cut off by `generate`.
+    """
 
     def __init__(self, prompt_tokens: int, continuation: list[int]) -> None:
         self._prompt_tokens = prompt_tokens
         self._continuation = continuation
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        token = self._continuation[input_ids.shape[1] - self._prompt_tokens]
+        position = input_ids.shape[1] - self._prompt_tokens
+        if position >= len(self._continuation):
+            return scores
+        token = self._continuation[position]
         forced = torch.full_like(scores, -torch.inf)
         forced[:, token] = 0
         return forced
 
 
 class _Clock(BaseStreamer):
-    """Note when `generate` hands out each token; the first call brings the prompt."""
+    """Note when `generate` hands out tokens, and how many; the first call brings the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.tokens: list[int] = []
 
     def put(self, value: Tensor) -> None:
         self.times.append(time.perf_counter())
+        self.tokens.append(value.numel())
 
     def end(self) -> None:
         pass
 
 
-def replay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Timing:
+def replay(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    output_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Timing:
     """Time the generation of the text that really follows the prompt.
 
     Every model and every tokenizer then produces the same bytes, so that times compare: freely
     generated texts differ in length and in words, and their times with them.
+
+    Parameters
+    ----------
+    tokenizer, output_tokenizer : PreTrainedTokenizerBase
+        Of the prompt, and of the text behind it; the prompt's where None.
     """
-    continuation = encode(tokenizer, prompt.continuation)
+    continuation = encode(output_tokenizer or tokenizer, prompt.continuation)
     clock = _Clock()
     prompt_tokens = len(_prompt_ids(tokenizer, prompt))
     started = time.perf_counter()
@@ -103,6 +135,7 @@ def replay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: P
     return Timing(
         first=first - started,
         gaps=[after - before for before, after in zip([first, *later], later, strict=False)],
+        step_tokens=clock.tokens[1:],
         total=total,
         prompt_tokens=prompt_tokens,
         new_tokens=len(continuation),
@@ -114,12 +147,17 @@ def replay(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: P
 
 
 def greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    new_tokens: int,
+    output_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> str:
     """Return the text the model itself continues the prompt with."""
     output = _generate(model, tokenizer, prompt, new_tokens)
     prompt_tokens = len(_prompt_ids(tokenizer, prompt))
-    text = tokenizer.decode(output.sequences[0, prompt_tokens:], skip_special_tokens=True)
+    decode = (output_tokenizer or tokenizer).decode
+    text = decode(output.sequences[0, prompt_tokens:], skip_special_tokens=True)
     assert isinstance(text, str)
     return text
 

@@ -20,10 +20,22 @@ from toolkit.stack import AppliedStack
 
 @dataclass
 class Workload:
-    """The text that every model is measured on."""
+    """The text that every model is measured on.
+
+    Attributes
+    ----------
+    windows, prompts : list
+        Held-out text.
+    compression : list of Window
+        Held-out text whose context is the prompt to be compressed.
+    canary : list of Window
+        Text of another domain.
+    """
 
     windows: list[Window]
     prompts: list[Prompt]
+    compression: list[Window] = field(default_factory=list)
+    canary: list[Window] = field(default_factory=list)
 
 
 @dataclass
@@ -32,10 +44,18 @@ class Side:
 
     Attributes
     ----------
+    base_tokenizer : PreTrainedTokenizerBase
+        The unmodified model's.
     stack : AppliedStack or None
         The methods at work on it; None for the unmodified model.
-    scores : list of Score
+    scores, canary : list of Score
         One a window.
+    base_scores, compression : list of Score
+        The same windows, and the prompts to be compressed, with contexts in the tokenizer of
+        prompts and the text in base tokens: of a model whose vocabulary changed.
+    whole, prompt_cut : list of Score
+        Prompts to be compressed as the unmodified model reads them, and with their oldest tokens
+        cut so that as many are left as the other side has.
     divergences : list of float
         KL from the baseline per window, in nats, where both were scored together.
     texts : list of str
@@ -50,15 +70,44 @@ class Side:
 
     name: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    base_tokenizer: PreTrainedTokenizerBase
     stack: AppliedStack | None = None
     scores: list[Score] = field(default_factory=list)
+    canary: list[Score] = field(default_factory=list)
+    base_scores: list[Score] = field(default_factory=list)
+    compression: list[Score] = field(default_factory=list)
+    whole: list[Score] = field(default_factory=list)
+    prompt_cut: list[Score] = field(default_factory=list)
     divergences: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
     static_bytes: int = 0
     parameter_bytes: int = 0
     step_bytes: int = 0
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of prompts."""
+        return self.stack.tokenizer if self.stack else self.base_tokenizer
+
+    @property
+    def output_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of what the model generates."""
+        return self.stack.output_tokenizer if self.stack else self.base_tokenizer
+
+    @property
+    def changes_vocabulary(self) -> bool:
+        return not self.tokenizer is self.output_tokenizer is self.base_tokenizer
+
+    def score(self, window: Window) -> Score:
+        return score(self.model, self.tokenizer, window, self.output_tokenizer)
+
+    def score_base_tokens(self, window: Window) -> Score:
+        """Score a window's text in base tokens behind its context in the prompts' tokenizer."""
+        assert self.stack is not None
+        with self.stack.base_output():
+            found = score(self.model, self.tokenizer, window, self.base_tokenizer)
+        return replace(found, log_probs=None)
 
     def recording(self) -> AbstractContextManager[None]:
         """Have the methods at work, where there are any, count what they do."""
@@ -80,12 +129,17 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
         side.parameter_bytes = parameter_bytes(side.model)
     names = " and ".join(side.name for side in sides)
     if quality:
-        for window in track(work.windows, f"Quality: {names}", len(work.windows)):
-            _score(sides, window)
+        _score(sides, work)
     for prompt in track(work.prompts, f"Greedy generation: {names}", len(work.prompts)):
         for side in sides:
             with side.recording():
-                text = greedy(side.model, side.tokenizer, prompt, config.generation.new_tokens)
+                text = greedy(
+                    side.model,
+                    side.tokenizer,
+                    prompt,
+                    config.generation.new_tokens,
+                    side.output_tokenizer,
+                )
             side.texts.append(text)
     _time(sides, work, config)
     for side in track(sides, "Static cache", len(sides)):
@@ -94,16 +148,49 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
             side.step_bytes += sum(part.extra_step_bytes() for part in side.stack.members)
         largest = max(range(len(work.prompts)), key=lambda index: side.timings[index].live_bytes)
         side.static_bytes = static_cache_bytes(
-            side.model, side.tokenizer, work.prompts[largest], config.generation.new_tokens
+            side.model, side.tokenizer, work.prompts[largest], side.timings[largest].new_tokens
         )
 
 
-def _score(sides: Sequence[Side], window: Window) -> None:
+def measure_prompt_cut(baseline: Side, candidate: Side, work: Workload) -> None:
+    """Have the unmodified model read what the candidate read compressed: whole, and cut.
+
+    To be called when the candidate's stack is off the model again, which the two may share.
+    """
+    found = candidate.compression
+    for window, compressed in track(
+        zip(work.compression, found, strict=False), "Prompt cut: baseline", len(found)
+    ):
+        for scores, newest in (
+            (baseline.whole, None),
+            (baseline.prompt_cut, compressed.context_tokens),
+        ):
+            one = score(baseline.model, baseline.base_tokenizer, window, newest=newest)
+            scores.append(replace(one, log_probs=None))
+
+
+def _score(sides: Sequence[Side], work: Workload) -> None:
+    names = " and ".join(side.name for side in sides)
+    for window in track(work.windows, f"Quality: {names}", len(work.windows)):
+        _score_window(sides, window)
+    for window in track(work.canary, f"Another domain: {names}", len(work.canary)):
+        for side in sides:
+            side.canary.append(replace(side.score(window), log_probs=None))
+    for side in sides:
+        if side.changes_vocabulary:
+            windows = work.windows + work.compression
+            found = track(windows, f"Base tokens: {side.name}", len(windows))
+            scores = [side.score_base_tokens(window) for window in found]
+            side.base_scores = scores[: len(work.windows)]
+            side.compression = scores[len(work.windows) :]
+
+
+def _score_window(sides: Sequence[Side], window: Window) -> None:
     scores = []
     for side in sides:
         with side.recording():
-            scores.append(score(side.model, side.tokenizer, window))
-    if len(sides) == 2 and sides[0].tokenizer is sides[1].tokenizer:
+            scores.append(side.score(window))
+    if len(sides) == 2 and not sides[1].changes_vocabulary:
         sides[1].divergences.append(divergence(scores[0], scores[1]))
     for side, found in zip(sides, scores, strict=True):
         side.scores.append(replace(found, log_probs=None))
@@ -115,6 +202,7 @@ def _time(sides: Sequence[Side], work: Workload, config: EvaluateConfig) -> None
     names = " and ".join(side.name for side in sides)
     for number, index in track(jobs, f"Timing: {names}", len(jobs)):
         for side in sides if (number + index) % 2 == 0 else reversed(sides):
-            timing = replay(side.model, side.tokenizer, work.prompts[index])
+            prompt = work.prompts[index]
+            timing = replay(side.model, side.tokenizer, prompt, side.output_tokenizer)
             if number >= config.speed.warmup:
                 side.timings.append(timing)

@@ -26,6 +26,8 @@ class Score:
         Tokens the scored text has.
     size : int
         Bytes the scored text has.
+    context_tokens : int
+        Tokens of the context that were read, without the start token.
     log_probs : Tensor or None
         Log-probabilities at every scored token, float32 of shape [tokens, vocabulary].
     """
@@ -33,6 +35,7 @@ class Score:
     nats: float
     tokens: int
     size: int
+    context_tokens: int
     log_probs: Tensor | None
 
     @property
@@ -41,26 +44,43 @@ class Score:
 
 
 @torch.inference_mode()
-def score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, window: Window) -> Score:
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    window: Window,
+    output_tokenizer: PreTrainedTokenizerBase | None = None,
+    newest: int | None = None,
+) -> Score:
     """Return the likelihood of a window's text, given its context.
 
     Context and text are tokenized apart, so that exactly the text's bytes are scored whatever
     the tokenizer; a start token before them makes the first byte predictable too. The context
     is read first, as a prompt would be, and the text on top of its cache.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Of the context.
+    output_tokenizer : PreTrainedTokenizerBase, optional
+        Of the text; the context's where None.
+    newest : int, optional
+        How many tokens of the context are read, the last ones; all where None.
     """
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    context = ([] if start is None else [start]) + encode(tokenizer, window.context)
-    text = encode(tokenizer, window.text)
+    read = encode(tokenizer, window.context)
+    read = read[len(read) - newest :] if newest is not None else read
+    context = ([] if start is None else [start]) + read
+    text = encode(output_tokenizer or tokenizer, window.text)
     if not context:  # nothing to predict the first token from: it serves as the context
         context, text = text[:1], text[1:]
     device = module_device(model.get_input_embeddings())
     prompt, target = (torch.tensor([part], device=device) for part in (context, text))
-    read = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-    then = model(input_ids=target[:, :-1], past_key_values=read.past_key_values)
-    log_probs = torch.cat([read.logits[0], then.logits[0]]).float().log_softmax(-1)
+    first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    then = model(input_ids=target[:, :-1], past_key_values=first.past_key_values)
+    log_probs = torch.cat([first.logits[0], then.logits[0]]).float().log_softmax(-1)
     target = target[0].to(log_probs.device)
     nats = -log_probs.gather(-1, target[:, None]).double().sum()
-    return Score(float(nats), len(text), window.scored_bytes, log_probs)
+    return Score(float(nats), len(text), window.scored_bytes, len(read), log_probs)
 
 
 def divergence(baseline: Score, candidate: Score) -> float:

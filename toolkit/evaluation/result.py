@@ -7,20 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from statistics import mean, median
 from typing import Any
 
-import numpy as np
-
 from toolkit.evaluation.generation import Timing
-from toolkit.evaluation.intervals import rate_difference, ratio
 from toolkit.evaluation.measure import Side, Workload
-from toolkit.evaluation.quality import common_prefix
+from toolkit.evaluation.quality import Score
+from toolkit.evaluation.text import Window
 
 Section = dict[str, Any]
-
-RANDOM = "the weights are random: what they predict means nothing"
-UNPAIRED = "paired=false: the two models were never scored together"
 
 
 class Result:
@@ -40,129 +34,41 @@ class Result:
         self.reasons[name] = reason
 
 
-def quality_section(
-    result: Result, baseline: Side, candidate: Side, *, known_weights: bool, seed: int
-) -> None:
-    """Fill `quality` from the scores and the greedy texts of both sides."""
-    if not known_weights:
-        result.missing("quality", RANDOM)
-        return
-    sizes = [score.size for score in baseline.scores]
-    bits = {side.name: [score.bits for score in side.scores] for side in (baseline, candidate)}
-    tokens = [score.tokens for score in baseline.scores]
-    same_tokenizer = baseline.tokenizer is candidate.tokenizer
-    result.sections["quality"] = quality = {
-        "bits_per_byte": {
-            **_both(lambda side: sum(bits[side.name]) / sum(sizes), baseline, candidate),
-            "difference": rate_difference(bits["baseline"], bits["candidate"], sizes, seed=seed),
-        },
-        "greedy_agreement": _agreement(baseline.texts, candidate.texts),
-        "exact_match": mean(
-            first == second for first, second in zip(baseline.texts, candidate.texts, strict=True)
-        ),
-        "windows": len(sizes),
-        "scored_bytes": sum(sizes),
-    }
-    if same_tokenizer:
-        perplexity = _both(
-            lambda side: float(np.exp(sum(s.nats for s in side.scores) / sum(tokens))),
-            baseline,
-            candidate,
-        )
-        difference = rate_difference(
-            [score.nats for score in baseline.scores],
-            [score.nats for score in candidate.scores],
-            tokens,
-            seed=seed,
-        )
-        quality["perplexity"] = {
-            **perplexity,
-            "ratio": {name: float(np.exp(value)) for name, value in difference.items()},
-        }
-    else:
-        result.missing("quality.perplexity", "the tokenizers differ: perplexities do not compare")
-    if candidate.divergences:
-        quality["kl_bits_per_token"] = sum(candidate.divergences) / np.log(2) / sum(tokens)
-    else:
-        result.missing(
-            "quality.kl_bits_per_token", UNPAIRED if same_tokenizer else "the tokenizers differ"
-        )
-    result.missing("quality.tasks", "no lm-eval tasks are run by this version")
-
-
 def tokens_section(result: Result, baseline: Side, candidate: Side) -> None:
     """Fill `tokens`: what the timed prompts and continuations take in each tokenizer."""
 
     def section(count: Callable[[Timing], int]) -> Section:
-        both = _both(lambda side: sum(map(count, side.timings)), baseline, candidate)
-        return {**both, "saving": 1 - both["candidate"] / both["baseline"]}
+        found = both(lambda side: sum(map(count, side.timings)), baseline, candidate)
+        return {**found, "saving": 1 - found["candidate"] / found["baseline"]}
 
     result.sections["tokens"] = {
         **section(lambda timing: timing.prompt_tokens + timing.new_tokens),
         "prompt": section(lambda timing: timing.prompt_tokens),
         "output": section(lambda timing: timing.new_tokens),
-        "per_byte_of_output": _both(
-            lambda side: _total(side, "new_tokens") / _total(side, "size"), baseline, candidate
+        "steps": section(lambda timing: timing.steps),
+        "per_byte_of_output": both(
+            lambda side: total(side, "new_tokens") / total(side, "size"), baseline, candidate
         ),
     }
 
 
 def kv_section(result: Result, baseline: Side, candidate: Side) -> None:
     """Fill `kv`: the KV cache of the largest timed generation, measured from its tensors."""
-    largest = max(candidate.timings, key=lambda timing: timing.live_bytes)
+    timings = candidate.timings
+    index = max(range(len(timings)), key=lambda number: timings[number].live_bytes)
+    largest = timings[index]
+    text = largest.prompt_size + largest.size
     result.sections["kv"] = {
         "live_bytes": largest.live_bytes,
         "committed_bytes": largest.committed_bytes,
         "reserved_bytes": largest.committed_bytes,
         "wasted_bytes": largest.committed_bytes - largest.live_bytes,
         "static_bytes": candidate.static_bytes,
-        "dynamic_bytes": max(timing.committed_bytes for timing in baseline.timings),
+        "dynamic_bytes": baseline.timings[index].committed_bytes,
         "tokens": largest.prompt_tokens + largest.new_tokens,
-        "live_bytes_per_byte_of_text": largest.live_bytes / (largest.prompt_size + largest.size),
-    }
-
-
-def speed_section(
-    result: Result,
-    baseline: Side,
-    candidate: Side,
-    *,
-    paired: bool,
-    bandwidth: float,
-    seed: int,
-) -> None:
-    """Fill `speed` from the timed generations."""
-
-    def both(figure: Callable[[Side], float]) -> Section:
-        return _both(figure, baseline, candidate)
-
-    def gaps(side: Side) -> list[float]:
-        return [gap for timing in side.timings for gap in timing.gaps]
-
-    def speedup(seconds: Callable[[Timing], float]) -> Section:
-        # Both sides produce the same bytes, so a ratio of times is one of times per byte.
-        taken = [[seconds(timing) for timing in side.timings] for side in (baseline, candidate)]
-        return dict(ratio(*taken, paired=paired, seed=seed))
-
-    def percentile(point: int) -> Section:
-        return both(lambda side: 1e3 * float(np.percentile(gaps(side), point)))
-
-    result.sections["speed"] = {
-        "paired": paired,
-        "ttft_ms": both(lambda side: 1e3 * median(timing.first for timing in side.timings)),
-        "ms_per_token": {f"p{point}": percentile(point) for point in (50, 90, 99)},
-        "prefill_tokens_per_s": both(
-            lambda side: _total(side, "prompt_tokens") / _total(side, "first")
+        "live_bytes_per_byte": both(
+            lambda side: side.timings[index].live_bytes / text, baseline, candidate
         ),
-        "decode_tokens_per_s": both(lambda side: len(gaps(side)) / sum(gaps(side))),
-        "texts_per_s": both(lambda side: len(side.timings) / _total(side, "total")),
-        "ms_per_byte": both(lambda side: 1e3 * _total(side, "total") / _total(side, "size")),
-        "speedup": speedup(lambda timing: timing.total),
-        "prefill_speedup": speedup(lambda timing: timing.first),
-        "decode_speedup": speedup(lambda timing: sum(timing.gaps)),
-        "copy_bytes_per_s": bandwidth,
-        "step_bytes": both(lambda side: side.step_bytes),
-        "roofline_share": both(lambda side: side.step_bytes / median(gaps(side)) / bandwidth),
     }
 
 
@@ -176,10 +82,16 @@ def samples_section(result: Result, baseline: Side, candidate: Side, work: Workl
             for index, timing in enumerate(side.timings)
         ],
         "windows": [
-            {"model": side.name, "document": window.document, "bits": score.bits,
-             "tokens": score.tokens, "bytes": score.size}
-            for side in sides
-            for window, score in zip(work.windows, side.scores, strict=False)
+            row for side in sides for row in _score_rows(side.name, work.windows, side.scores)
+        ],
+        "base_tokens": _score_rows("candidate", work.windows, candidate.base_scores),
+        "canary": [
+            row for side in sides for row in _score_rows(side.name, work.canary, side.canary)
+        ],
+        "compression": [
+            row
+            for name, scores in compression_scores(baseline, candidate).items()
+            for row in _score_rows(name, work.compression, scores)
         ],
         "texts": [
             {"document": prompt.document, "prompt": prompt.text, "baseline": first,
@@ -191,17 +103,32 @@ def samples_section(result: Result, baseline: Side, candidate: Side, work: Workl
     }  # fmt: skip
 
 
-def _both(figure: Callable[[Side], float], baseline: Side, candidate: Side) -> Section:
+def both(figure: Callable[[Side], float], baseline: Side, candidate: Side) -> Section:
     return {"baseline": figure(baseline), "candidate": figure(candidate)}
 
 
-def _total(side: Side, name: str) -> float:
+def total(side: Side, name: str) -> float:
     return sum(getattr(timing, name) for timing in side.timings)
 
 
-def _agreement(first: Sequence[str], second: Sequence[str]) -> float:
-    """Return the mean share of the baseline's characters before the first difference."""
-    return mean(
-        common_prefix(left, right) / max(len(left), len(right), 1)
-        for left, right in zip(first, second, strict=True)
-    )
+def compression_scores(baseline: Side, candidate: Side) -> dict[str, list[Score]]:
+    """Return the scores behind compressed prompts and behind what they are compared with."""
+    return {
+        "baseline": baseline.whole,
+        "candidate": candidate.compression,
+        "prompt_cut": baseline.prompt_cut,
+    }
+
+
+def _score_rows(model: str, windows: Sequence[Window], scores: Sequence[Score]) -> list[Section]:
+    return [
+        {
+            "model": model,
+            "document": window.document,
+            "bits": score.bits,
+            "tokens": score.tokens,
+            "context_tokens": score.context_tokens,
+            "bytes": score.size,
+        }
+        for window, score in zip(windows, scores, strict=False)
+    ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +18,8 @@ from toolkit.errors import TrimtabError
 T = TypeVar("T")
 
 LONGEST_TOKEN = 32  # bytes of text cut per token wanted: more than tokens of prose take
+LONGEST_CHARACTER = 4  # bytes: a cut before a character that straddles it loses fewer
+CANARY = f"source files of the standard library of Python {platform.python_version()}"
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,30 @@ def quality_windows(documents: Sequence[Document], config: QualityConfig) -> lis
     TrimtabError
         If the documents hold fewer.
     """
-    found = []
-    for document in documents:
-        for piece in _pieces(document.text, config.window_bytes):
-            context, text = _split(piece, config.context_bytes)
-            found.append(Window(document.name, context, text))
+    found = list(_windows(documents, config.window_bytes, config.context_bytes))
     return _spread(found, config.windows, "quality.windows")
+
+
+def compression_windows(documents: Sequence[Document], config: QualityConfig) -> list[Window]:
+    """Return `config.compression_windows` windows of full size, or as many as there are."""
+    size = config.compression_context_bytes + config.compression_bytes
+    least = config.compression_bytes - LONGEST_CHARACTER
+    windows = _windows(documents, size, config.compression_context_bytes)
+    found = [window for window in windows if window.scored_bytes > least]
+    return _spread(found, min(config.compression_windows, len(found)), "")
+
+
+def canary_windows(config: QualityConfig) -> list[Window]:
+    """Return `config.canary_windows` windows of a text that every Python ships, its own source.
+
+    None where the running Python comes without it.
+    """
+    if config.canary_windows == 0:
+        return []
+    paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    documents = [Document(path.name, path.read_text("utf-8", "ignore")) for path in paths]
+    found = list(_windows(documents, config.window_bytes, config.context_bytes))
+    return _spread(found, min(config.canary_windows, len(found)), "")
 
 
 def prompts(
@@ -84,6 +107,14 @@ def prompts(
                 continuation = rest[: offsets[config.new_tokens - 1][1]]
                 found.append(Prompt(document.name, text, continuation))
     return _spread(found, config.prompts, "generation.prompts")
+
+
+def _windows(documents: Sequence[Document], size: int, context_bytes: int) -> Iterator[Window]:
+    for document in documents:
+        for piece in _pieces(document.text, size):
+            context, text = _split(piece, context_bytes)
+            if text:
+                yield Window(document.name, context, text)
 
 
 def _pieces(text: str, size: int) -> Iterator[str]:

@@ -1,0 +1,172 @@
+"""From a model and a corpus to a vocabulary: mine, fit, gate, count drafts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.adaptivocab.drafts import Drafts
+from toolkit.adaptivocab.fit import ReadText, RowFitter, read_texts
+from toolkit.adaptivocab.frequency import FrequencySelection
+from toolkit.adaptivocab.gating import Point, Scored, costs, order_by_cost, turn_dial
+from toolkit.adaptivocab.merging import PairMerging
+from toolkit.adaptivocab.ngrams import NGrams
+from toolkit.adaptivocab.passages import Passage, cut
+from toolkit.adaptivocab.settings import Choice, Mode, Settings
+from toolkit.adaptivocab.streams import streams
+from toolkit.adaptivocab.tokenizer import Expression
+from toolkit.adaptivocab.vocabulary import Vocabulary
+from toolkit.corpus import Corpus, Split, encode
+from toolkit.errors import TrimtabError
+from toolkit.progress import say, waiting
+
+SELECTIONS: dict[Choice, type[PairMerging] | type[FrequencySelection]] = {
+    Choice.merging: PairMerging,
+    Choice.paper: FrequencySelection,
+}
+
+
+class Calibrator:
+    """Finds the vocabulary that some settings describe, for one model and one corpus.
+
+    Attributes
+    ----------
+    statistics : dict
+        What was measured on the way, JSON values only.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: Corpus,
+        settings: Settings,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._corpus = corpus
+        self._settings = settings
+        self._expression = Expression.of(tokenizer)
+        documents = corpus.documents(Split.calibration)
+        self._streams = list(streams(documents, self._expression, settings.mining_tokens))
+        self.statistics: dict[str, Any] = {
+            "tokenizer": "tokenizer.json" if self._expression.native else "wrapper",
+            "tokenizer_reason": self._expression.reason or None,
+        }
+
+    def run(self) -> Vocabulary:
+        ngrams = self._mine()
+        mode = self._settings.mode
+        nothing = ngrams.subset([])
+        if mode is Mode.draft:
+            return Vocabulary(nothing, None, None, self._drafts(ngrams, self._tokenizer))
+        texts = self._read(Split.calibration, self._settings.tokens)
+        tokens = [stream.tokens for stream in self._streams]
+        fitter = RowFitter(self._model, self._tokenizer, tokens, self._settings.rows)
+        order = list(range(len(ngrams)))
+        kept = len(ngrams)
+        if self._settings.max_bpb_increase is not None:
+            order, kept = self._gate(ngrams, fitter, texts)
+        merged, drafted = ngrams.subset(order[:kept]), ngrams.subset(order[kept:])
+        rows, tokenizer = None, None
+        if kept:
+            tokenizer = self._expression.build(merged)
+            rows = fitter.fit(merged, tokenizer, texts)
+        drafts = None
+        if mode is Mode.auto and len(drafted):
+            drafts = self._drafts(drafted, tokenizer or self._tokenizer)
+        self.statistics |= {"merged": kept, "drafted": len(drafted) if drafts else 0}
+        return Vocabulary(merged, rows, tokenizer, drafts)
+
+    def _mine(self) -> NGrams:
+        """Return the n-grams chosen, in the order they were."""
+        selection = SELECTIONS[self._settings.selection]
+        with waiting("Mining n-grams"):
+            mined = selection(
+                self._streams,
+                self._settings.max_pieces,
+                self._expression.admissible,
+                self._expression.aligned,
+            ).run(self._settings.size)
+        if not mined.pieces:
+            raise TrimtabError(
+                f"no n-gram occurs twice in the {mined.tokens} tokens of the calibration text of "
+                f"{self._corpus.name}: use a larger corpus"
+            )
+        saving = sum(mined.saved) / mined.tokens
+        say(f"Mined {len(mined.pieces)} n-grams: {saving:.1%} fewer tokens of calibration text")
+        self.statistics |= {
+            "mined": len(mined.pieces),
+            "mining_tokens": mined.tokens,
+            "mining_saving": saving,
+            "saved": mined.saved,
+            "pieces": [list(pieces) for pieces in mined.pieces],
+        }
+        embedding: Any = self._model.get_input_embeddings()
+        base_size = max(embedding.weight.shape[0], len(self._tokenizer))
+        return NGrams(base_size, tuple(mined.pieces))
+
+    def _drafts(self, ngrams: NGrams, tokenizer: PreTrainedTokenizerBase) -> Drafts:
+        """Count drafts on the text as the model is going to generate it."""
+        documents = self._corpus.documents(Split.calibration)
+        held_out = self._corpus.splits[Split.validation]
+        with waiting("Counting drafts"):
+            texts = [encode(tokenizer, document.text) for document in documents]
+            drafts = Drafts.count(ngrams, texts)
+            streams = [encode(tokenizer, document.text) for document in held_out]
+            steps = sum(drafts.steps(stream) for stream in streams)
+        tokens = sum(map(len, streams))
+        self.statistics["drafts"] = {"validation_tokens": tokens, "validation_steps": steps}
+        if tokens:
+            say(f"Drafts: {tokens / steps:.3f} tokens of validation text per step")
+        return drafts
+
+    def _read(self, split: Split, tokens: int) -> list[ReadText]:
+        texts = cut(self._corpus.splits[split], self._tokenizer, tokens, self._settings.window)
+        if not texts:
+            raise TrimtabError(
+                f"the {split} split of {self._corpus.name} has no text of half a window of "
+                f"{self._settings.window} tokens: use a larger corpus, a smaller window, or "
+                "max_bpb_increase=null to merge without a guard"
+            )
+        return read_texts(self._model, self._tokenizer, texts, f"{split} text")
+
+    def _gate(
+        self, ngrams: NGrams, fitter: RowFitter, texts: list[ReadText]
+    ) -> tuple[list[int], int]:
+        """Return the n-grams in the order of their cost, and how many the guard lets through."""
+        guard = self._settings.max_bpb_increase
+        assert guard is not None
+        held_out = self._read(Split.validation, self._settings.gate_tokens)
+        few = texts[: max(self._settings.gate_tokens // self._settings.window, 1)]
+        order = list(range(len(ngrams)))
+
+        def measure(count: int) -> Scored:
+            subset = ngrams.subset(order[:count])
+            tokenizer = self._expression.build(subset)
+            rows = fitter.fit(subset, tokenizer, few)
+            passages = [Passage.of(text.text, tokenizer, subset) for text in held_out]
+            return Scored.of(self._model, rows, passages, held_out, fitter.start)
+
+        everything = measure(len(ngrams))
+        cost = costs(everything, ngrams)
+        order = order_by_cost(ngrams, cost)
+
+        def point(count: int) -> Point:
+            scored = everything if count == len(ngrams) else measure(count)
+            found = scored.point(count)
+            say(
+                f"{count} n-grams: {found.saving:.1%} fewer tokens of validation text, bits per "
+                f"byte {found.increase:+.2%}"
+            )
+            return found
+
+        kept, dial = turn_dial(len(ngrams), point, guard)
+        say(f"The guard of {guard:+.2%} lets {kept} of {len(ngrams)} n-grams through")
+        self.statistics |= {
+            "order": order,
+            "cost_nats_per_saved_token": cost,
+            "dial": [one.to_json() for one in dial],
+        }
+        return order, kept
