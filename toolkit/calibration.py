@@ -41,6 +41,7 @@ def calibrate(
     if force:
         shutil.rmtree(checkpoint, ignore_errors=True)
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
+    artifact.model["source"] = loaded.source
     artifact.save(folder, replace=force)
     shutil.rmtree(checkpoint, ignore_errors=True)
     say(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +25,8 @@ from toolkit.models.fingerprint import fingerprint
 from toolkit.models.random import random_model
 from toolkit.progress import say, waiting
 
+SOURCES = {kind.__name__: kind for kind in (EmbeddedModel, HubModel, RandomModel)}
+
 
 @dataclass
 class LoadedModel:
@@ -38,6 +42,8 @@ class LoadedModel:
         See `toolkit.models.fingerprint`.
     random_weights : bool
         True where the weights mean nothing, so that no quality may be reported.
+    source : dict
+        What `load_source` loads the same model from, JSON values only.
     """
 
     model: PreTrainedModel
@@ -45,6 +51,7 @@ class LoadedModel:
     name: str
     fingerprint: str
     random_weights: bool
+    source: dict[str, Any]
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -77,7 +84,30 @@ def load_model(config: ModelConfig) -> LoadedModel:
         f"Model: {name} ({type(model).__name__}, {model.num_parameters() / 1e6:.4g} M "
         f"parameters, {str(dtype).removeprefix('torch.')}, {device})"
     )
-    return LoadedModel(model, tokenizer, name, fingerprint(model), isinstance(config, RandomModel))
+    source = {
+        **asdict(config),
+        "kind": type(config).__name__,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    if isinstance(config, HubModel) and (path := Path(config.name).expanduser()).is_dir():
+        source["name"] = str(path.resolve())
+    random_weights = isinstance(config, RandomModel)
+    return LoadedModel(model, tokenizer, name, fingerprint(model), random_weights, source)
+
+
+def load_source(source: Mapping[str, Any]) -> LoadedModel:
+    """Load a model again from what `LoadedModel.source` says of it, on the CPU.
+
+    Raises
+    ------
+    ConfigError
+        If it is no longer there.
+    """
+    settings = {**source, "device": "cpu", "dtype": DType(source["dtype"])}
+    kind = SOURCES[settings.pop("kind")]
+    if "device_map" in settings:
+        settings["device_map"] = None
+    return load_model(kind(**settings))
 
 
 def resolve_device(name: str) -> torch.device:
