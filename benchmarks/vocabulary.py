@@ -25,6 +25,7 @@ from toolkit.adaptivocab.drafts import Drafts
 from toolkit.adaptivocab.extended import extended
 from toolkit.adaptivocab.fit import ReadText, RowFitter, read_texts
 from toolkit.adaptivocab.gating import SHARES, Scored, costs, order_by_cost
+from toolkit.adaptivocab.merging import PairMerging
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.adaptivocab.passages import Passage, cut
 from toolkit.adaptivocab.rows import Rows
@@ -134,7 +135,11 @@ def encoding(bench: Bench) -> Iterator[Record]:
 
 
 def drafts(bench: Bench) -> Iterator[Record]:
-    ngrams = bench.mine(Choice.merging, bench.size)
+    special = bench.tokenizer.added_tokens_decoder
+    mined = PairMerging(
+        bench.streams, MAX_PIECES, lambda pieces, _: special.keys().isdisjoint(pieces), False
+    ).run(bench.size)
+    ngrams = NGrams(bench.base_size, tuple(mined.pieces))
     counted = Drafts.count(ngrams, [stream.tokens for stream in bench.streams])
     for corpus in (bench.corpus, bench.other):
         tokens = [encode(bench.tokenizer, d.text) for d in corpus.documents(Split.test)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.adaptivocab.drafts import Drafts
+from toolkit.adaptivocab.extended import NewRows
 from toolkit.adaptivocab.fit import ReadText, RowFitter, read_texts
 from toolkit.adaptivocab.frequency import FrequencySelection
 from toolkit.adaptivocab.gating import Point, Scored, costs, order_by_cost, turn_dial
@@ -14,7 +16,7 @@ from toolkit.adaptivocab.merging import PairMerging
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.adaptivocab.passages import Passage, cut
 from toolkit.adaptivocab.settings import Choice, Mode, Settings
-from toolkit.adaptivocab.streams import streams
+from toolkit.adaptivocab.streams import Admissible, Mined, Stream, streams
 from toolkit.adaptivocab.tokenizer import Expression
 from toolkit.adaptivocab.vocabulary import Vocabulary
 from toolkit.corpus import Corpus, Split, encode
@@ -56,68 +58,83 @@ class Calibrator:
         }
 
     def run(self) -> Vocabulary:
-        ngrams = self._mine()
         mode = self._settings.mode
-        nothing = ngrams.subset([])
-        if mode is Mode.draft:
-            return Vocabulary(nothing, None, None, self._drafts(ngrams, self._tokenizer))
+        merged, rows, tokenizer = NGrams(self._base_size, ()), None, None
+        if mode is not Mode.draft:
+            merged, rows, tokenizer = self._merge()
+        drafts = None
+        if mode in (Mode.draft, Mode.auto):
+            drafts = self._drafts(merged, tokenizer or self._tokenizer)
+        return Vocabulary(merged, rows, tokenizer, drafts)
+
+    @property
+    def _base_size(self) -> int:
+        embedding: Any = self._model.get_input_embeddings()
+        return max(embedding.weight.shape[0], len(self._tokenizer))
+
+    def _merge(self) -> tuple[NGrams, NewRows | None, PreTrainedTokenizerBase | None]:
+        """Return the n-grams that become tokens, their rows and the tokenizer that has them."""
+        with waiting("Mining n-grams"):
+            mined = self._mine(
+                self._streams, self._expression.admissible, aligned=self._expression.aligned
+            )
+        saving = sum(mined.saved) / mined.tokens
+        say(f"Mined {len(mined.pieces)} n-grams: {saving:.1%} fewer tokens of calibration text")
+        ngrams = NGrams(self._base_size, tuple(mined.pieces))
+        self.statistics |= {
+            "mined": {"tokens": mined.tokens, "saving": saving, "saved": mined.saved},
+            "pieces": [list(pieces) for pieces in mined.pieces],
+        }
         texts = self._read(Split.calibration, self._settings.tokens)
         tokens = [stream.tokens for stream in self._streams]
         fitter = RowFitter(self._model, self._tokenizer, tokens, self._settings.rows)
-        order = list(range(len(ngrams)))
-        kept = len(ngrams)
         if self._settings.max_bpb_increase is not None:
             order, kept = self._gate(ngrams, fitter, texts)
-        merged, drafted = ngrams.subset(order[:kept]), ngrams.subset(order[kept:])
-        rows, tokenizer = None, None
-        if kept:
-            tokenizer = self._expression.build(merged)
-            rows = fitter.fit(merged, tokenizer, texts)
-        drafts = None
-        if mode is Mode.auto and len(drafted):
-            drafts = self._drafts(drafted, tokenizer or self._tokenizer)
-        self.statistics |= {"merged": kept, "drafted": len(drafted) if drafts else 0}
-        return Vocabulary(merged, rows, tokenizer, drafts)
+            ngrams = ngrams.subset(order[:kept])
+        self.statistics["merged"] = len(ngrams)
+        if not len(ngrams):
+            return ngrams, None, None
+        tokenizer = self._expression.build(ngrams)
+        return ngrams, fitter.fit(ngrams, tokenizer, texts), tokenizer
 
-    def _mine(self) -> NGrams:
-        """Return the n-grams chosen, in the order they were."""
+    def _mine(self, texts: Sequence[Stream], admissible: Admissible, *, aligned: bool) -> Mined:
         selection = SELECTIONS[self._settings.selection]
-        with waiting("Mining n-grams"):
-            mined = selection(
-                self._streams,
-                self._settings.max_pieces,
-                self._expression.admissible,
-                self._expression.aligned,
-            ).run(self._settings.size)
+        mined = selection(texts, self._settings.max_pieces, admissible, aligned).run(
+            self._settings.size
+        )
         if not mined.pieces:
             raise TrimtabError(
                 f"no n-gram occurs twice in the {mined.tokens} tokens of the calibration text of "
                 f"{self._corpus.name}: use a larger corpus"
             )
-        saving = sum(mined.saved) / mined.tokens
-        say(f"Mined {len(mined.pieces)} n-grams: {saving:.1%} fewer tokens of calibration text")
-        self.statistics |= {
-            "mined": len(mined.pieces),
-            "mining_tokens": mined.tokens,
-            "mining_saving": saving,
-            "saved": mined.saved,
-            "pieces": [list(pieces) for pieces in mined.pieces],
-        }
-        embedding: Any = self._model.get_input_embeddings()
-        base_size = max(embedding.weight.shape[0], len(self._tokenizer))
-        return NGrams(base_size, tuple(mined.pieces))
+        return mined
 
-    def _drafts(self, ngrams: NGrams, tokenizer: PreTrainedTokenizerBase) -> Drafts:
-        """Count drafts on the text as the model is going to generate it."""
+    def _drafts(self, merged: NGrams, tokenizer: PreTrainedTokenizerBase) -> Drafts:
+        """Mine and count drafts on the text as the model is going to generate it.
+
+        What is only proposed need not fit a tokenizer: these n-grams may begin and end within
+        words and hold digits, but no special token.
+        """
+        special = self._tokenizer.added_tokens_decoder
         documents = self._corpus.documents(Split.calibration)
         held_out = self._corpus.splits[Split.validation]
         with waiting("Counting drafts"):
             texts = [encode(tokenizer, document.text) for document in documents]
+            mined = self._mine(
+                [Stream(text, [0] * len(text)) for text in texts],
+                lambda pieces, _: special.keys().isdisjoint(pieces),
+                aligned=False,
+            )
+            ngrams = NGrams(merged.size, tuple(mined.pieces))
             drafts = Drafts.count(ngrams, texts)
             streams = [encode(tokenizer, document.text) for document in held_out]
             steps = sum(drafts.steps(stream) for stream in streams)
         tokens = sum(map(len, streams))
-        self.statistics["drafts"] = {"validation_tokens": tokens, "validation_steps": steps}
+        self.statistics["drafts"] = {
+            "ngrams": len(ngrams),
+            "validation_tokens": tokens,
+            "validation_steps": steps,
+        }
         if tokens:
             say(f"Drafts: {tokens / steps:.3f} tokens of validation text per step")
         return drafts

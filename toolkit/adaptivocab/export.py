@@ -42,8 +42,8 @@ def export(artifact: Artifact, loaded: LoadedModel, target: Path) -> None:
     if loaded.fingerprint != artifact.key.model_fingerprint:
         raise ArtifactError(
             f"the artifact {artifact.key.digest} was calibrated on another model than "
-            f"{loaded.name} ({loaded.fingerprint[:12]}, not {artifact.key.model_fingerprint[:12]}): name the "
-            "right one with --model"
+            f"{loaded.name} ({loaded.fingerprint[:12]}, not "
+            f"{artifact.key.model_fingerprint[:12]}): name the right one with --model"
         )
     if target.exists():
         raise ConfigError("OUT", target, "exists already: name a folder that does not")
@@ -77,7 +77,8 @@ def _exportable(artifact: Artifact) -> Vocabulary:
     if artifact.key.config["mode"] == Mode.input:
         raise ArtifactError(
             f"the artifact {artifact.key.digest} has mode=input, where the head is smaller than "
-            "the embedding, and a Hugging Face folder has one size for both: calibrate with mode=full"
+            "the embedding, and a Hugging Face folder has one size for both: calibrate with "
+            "mode=full"
         )
     if artifact.statistics["tokenizer_reason"]:
         raise ArtifactError(

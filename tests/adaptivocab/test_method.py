@@ -1,0 +1,268 @@
+"""AdaptiVocab as a method: calibrated, applied, taken off, exported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from tests.conftest import random_inputs, tiny
+from toolkit.adaptivocab import AdaptiVocab, Choice, Mode, Rows
+from toolkit.adaptivocab.export import BASE_TOKENIZER, MAP, export
+from toolkit.adaptivocab.vocabulary import Vocabulary
+from toolkit.artifact import Artifact
+from toolkit.calibration import calibrate
+from toolkit.corpus import Corpus, Split, encode
+from toolkit.errors import ArtifactError, ConfigError, MisfitError
+from toolkit.larosa import LaRoSA
+from toolkit.models import LoadedModel
+
+DEFAULTS: dict[str, Any] = {
+    "size": 20,
+    "max_pieces": 4,
+    "selection": Choice.merging,
+    "rows": Rows.closed,
+    "mode": Mode.full,
+    "max_bpb_increase": None,
+    "mining_tokens": 100_000,
+    "tokens": 128,
+    "gate_tokens": 128,
+    "window": 64,
+}
+
+
+def method(**changes: Any) -> AdaptiVocab:
+    return AdaptiVocab(**DEFAULTS | changes)
+
+
+def calibrated(adaptivocab: AdaptiVocab, loaded: LoadedModel, corpus: Corpus) -> Artifact:
+    return adaptivocab.calibrate(loaded.model, loaded.tokenizer, corpus)
+
+
+def generated(loaded: LoadedModel, ids: torch.Tensor, **options: Any) -> list[int]:
+    options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0} | options
+    with torch.inference_mode():
+        output: torch.Tensor = loaded.model.generate(ids, **options)
+    return list(output[0].tolist())
+
+
+@pytest.mark.parametrize("rows", list(Rows))
+def test_text_in_ngrams_is_shorter_and_the_model_comes_back(
+    rows: Rows, corpus: Corpus, tiny_llama: LoadedModel
+) -> None:
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    artifact = calibrated(method(rows=rows), tiny_llama, corpus)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = model.config.to_dict()
+    text = corpus.documents(Split.test)[0].text
+    base = encode(tokenizer, text)
+    with method(rows=rows).apply(model, tokenizer, artifact) as applied:
+        merged = encode(applied.tokenizer, text)
+        assert Vocabulary.from_artifact(artifact).merged.expand(merged) == base
+        assert len(merged) < 0.9 * len(base)
+        assert model(torch.tensor([merged[:32]])).logits.shape[-1] == max(merged) + 1 or (
+            model.config.vocab_size > max(merged)
+        )
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert model.config.to_dict() == config
+
+
+def test_calibration_repeats_to_the_bit(corpus: Corpus) -> None:
+    first, second = (
+        calibrated(method(max_bpb_increase=0.5, mode=Mode.auto), tiny(), corpus) for _ in range(2)
+    )
+    assert first.statistics == second.statistics
+    assert first.files == second.files
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+
+
+def test_an_artifact_survives_the_disk(
+    corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
+) -> None:
+    artifact = calibrated(method(), tiny_llama, corpus)
+    artifact.save(tmp_path / "artifact")
+    loaded = Vocabulary.from_artifact(Artifact.load(tmp_path / "artifact"))
+    assert loaded.merged == Vocabulary.from_artifact(artifact).merged
+    text = corpus.documents(Split.test)[0].text
+    assert loaded.tokenizer is not None
+    native = AutoTokenizer.from_pretrained(tmp_path / "artifact" / "tokenizer")
+    assert encode(loaded.tokenizer, text) == encode(native, text)
+
+
+def test_in_input_mode_new_tokens_are_read_and_never_said(
+    corpus: Corpus, tiny_llama: LoadedModel
+) -> None:
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    adaptivocab = method(mode=Mode.input)
+    artifact = calibrated(adaptivocab, tiny_llama, corpus)
+    ids = random_inputs(model, 1, 40)
+    with torch.inference_mode():
+        base = model(ids).logits
+        with adaptivocab.apply(model, tokenizer, artifact) as applied:
+            assert torch.equal(model(ids).logits, base)
+            assert applied.output_tokenizer is tokenizer
+            prompt = torch.tensor([encode(applied.tokenizer, corpus.documents(Split.test)[0].text)])
+            assert prompt.max() >= base.shape[-1]
+            said = generated(tiny_llama, prompt)[prompt.shape[1] :]
+    assert max(said) < base.shape[-1]
+
+
+def test_in_full_mode_the_base_head_is_at_hand(corpus: Corpus, tiny_llama: LoadedModel) -> None:
+    model = tiny_llama.model
+    artifact = calibrated(method(), tiny_llama, corpus)
+    ids = random_inputs(model, 1, 40)
+    with torch.inference_mode():
+        base = model(ids).logits
+        with method().apply(model, tiny_llama.tokenizer, artifact) as applied:
+            assert model(ids).logits.shape[-1] > base.shape[-1]
+            with applied.base_output():
+                assert torch.equal(model(ids).logits, base)
+
+
+def test_drafts_change_nothing_that_is_generated(corpus: Corpus, tiny_llama: LoadedModel) -> None:
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    adaptivocab = method(mode=Mode.draft, size=100)
+    artifact = calibrated(adaptivocab, tiny_llama, corpus)
+    ids = torch.tensor([encode(tokenizer, "word1 word2 wo")])
+    expected = generated(tiny_llama, ids)
+    with adaptivocab.apply(model, tokenizer, artifact) as applied:
+        assert applied.tokenizer is tokenizer
+        assert generated(tiny_llama, ids) == expected
+        drafting = applied.measured()["vocabulary"]["drafting"]
+    assert drafting["proposed"] > 0
+    assert drafting["undrafted"] == 0
+    assert generated(tiny_llama, ids) == expected
+
+
+def test_the_guard_stops_what_costs_too_much(corpus: Corpus, tiny_llama: LoadedModel) -> None:
+    artifacts = [
+        calibrated(method(max_bpb_increase=guard), tiny_llama, corpus) for guard in (0.0, 1e6)
+    ]
+    strict, generous = (artifact.statistics for artifact in artifacts)
+    increases = {point["ngrams"]: point["increase"] for point in strict["dial"]}
+    allowed = [count for count, increase in increases.items() if increase <= 0]
+    assert strict["merged"] == max(allowed, default=0)
+    assert generous["merged"] == len(generous["pieces"]) == max(increases)
+
+
+def test_larosa_on_top_learns_from_the_adapted_text(
+    corpus: Corpus, tiny_llama: LoadedModel
+) -> None:
+    model = tiny_llama.model
+    artifact = calibrated(method(), tiny_llama, corpus)
+    with method().apply(model, tiny_llama.tokenizer, artifact) as applied:
+        ids = encode(applied.tokenizer, corpus.documents(Split.test)[0].text)[:16]
+        assert max(ids) >= len(tiny_llama.tokenizer)
+        with torch.inference_mode():
+            assert torch.isfinite(model(torch.tensor([ids])).logits).all()
+    assert LaRoSA.stage > AdaptiVocab.stage
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"size": 0}, "adaptivocab.size=0"),
+        ({"max_pieces": 1}, "adaptivocab.max_pieces=1"),
+        ({"window": 8}, "adaptivocab.window=8"),
+        ({"tokens": 63}, "adaptivocab.tokens=63"),
+        ({"max_bpb_increase": -0.1}, "adaptivocab.max_bpb_increase=-0.1"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        method(**changes)
+
+
+def test_a_head_with_a_bias_is_refused(tiny_llama: LoadedModel) -> None:
+    head = tiny_llama.model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(head.out_features))
+    with pytest.raises(MisfitError, match="bias"):
+        method().check(tiny_llama.model)
+    method(mode=Mode.draft).check(tiny_llama.model)
+
+
+OUTSIDE = """
+import json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "toolkit":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, text = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+with torch.inference_mode():
+    logits = model(torch.tensor([ids])).logits
+print(json.dumps([ids, logits[0, -1].tolist()]))
+"""
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3", "tiny-gpt2", "tiny-opt"])
+def test_an_exported_folder_needs_nothing_of_ours(
+    name: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    loaded = tiny(name)
+    artifact, folder = calibrate(loaded, method(), corpus, tmp_path)
+    out = tmp_path / "exported"
+    export(Artifact.load(folder), loaded, out)
+    text = corpus.documents(Split.test)[0].text[:200]
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", OUTSIDE, str(out), text],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    ids, logits = json.loads(process.stdout.splitlines()[-1])
+    with method().apply(loaded.model, loaded.tokenizer, artifact) as applied:
+        assert encode(applied.tokenizer, text) == ids
+        with torch.inference_mode():
+            ours = loaded.model(torch.tensor([ids])).logits[0, -1]
+    torch.testing.assert_close(torch.tensor(logits), ours)
+    pieces = json.loads((out / MAP).read_text("utf-8"))
+    base: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(out / BASE_TOKENIZER)
+    expanded = [one for token in ids for one in pieces.get(str(token), [token])]
+    assert expanded == encode(base, text)
+
+
+def test_what_an_ordinary_folder_cannot_hold_is_refused(
+    corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
+) -> None:
+    for mode, reason in ((Mode.draft, "merges no n-gram"), (Mode.input, "mode=input")):
+        artifact = calibrated(method(mode=mode), tiny_llama, corpus)
+        with pytest.raises(ArtifactError, match=reason):
+            export(artifact, tiny_llama, tmp_path / "out")
+    artifact = calibrated(method(), tiny_llama, corpus)
+    with pytest.raises(ArtifactError, match="another model"):
+        export(artifact, tiny(seed=1), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError, match="exists already"):
+        export(artifact, tiny_llama, tmp_path / "out")
+
+
+def test_export_is_a_command(corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path) -> None:
+    _, folder = calibrate(tiny_llama, method(), corpus, tmp_path)
+    command = [sys.executable, "-m", "toolkit.adaptivocab.export", str(folder), str(tmp_path / "o")]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == str(tmp_path / "o")
+    assert (tmp_path / "o" / MAP).is_file()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+    assert "Traceback" not in again.stderr
