@@ -52,12 +52,13 @@ Record = dict[str, Any]
 class Bench:
     """One model, a text to calibrate on, another to beware of, and what both parts share."""
 
-    def __init__(self, text: str, size: int, fit_tokens: int, test_tokens: int) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self.loaded = load_model(EmbeddedModel(device="auto", dtype=DType.auto))
         self.texts = {"docs": python_docs(), "source": python_source()}
-        self.corpus = self.texts.pop(text)
+        self.corpus = self.texts.pop(options.text)
         (self.other,) = self.texts.values()
-        self.size, self.fit_tokens, self.test_tokens = size, fit_tokens, test_tokens
+        self.size, self.kinds = options.size, options.rows
+        self.fit_tokens, self.test_tokens = options.fit_tokens, options.test_tokens
         self.tokenizer = self.loaded.tokenizer
         self.expression = Expression.of(self.tokenizer)
         documents = self.corpus.documents(Split.calibration)
@@ -154,12 +155,13 @@ def drafts(bench: Bench) -> Iterator[Record]:
 def rows(bench: Bench) -> Iterator[Record]:
     ngrams = bench.mine(Choice.merging, bench.size)
     tokenizer = bench.expression.build(ngrams)
-    fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens)
+    fitted = {Rows.closed, Rows.distilled} & set(bench.kinds)
+    fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens) if fitted else []
     tests = {
         corpus.name: bench.read(corpus, Split.test, bench.test_tokens)
         for corpus in (bench.corpus, bench.other)
     }
-    for kind in Rows:
+    for kind in bench.kinds:
         fitter = bench.fitter(kind)
         started = time.perf_counter()
         new = fitter.fit(ngrams, tokenizer, fit)
@@ -247,12 +249,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2000)
     parser.add_argument("--fit-tokens", type=int, default=16384)
     parser.add_argument("--test-tokens", type=int, default=8192)
+    parser.add_argument("--rows", nargs="*", type=Rows, default=list(Rows))
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path("vocabulary-benchmark"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     prepare(0, None)
-    bench = Bench(options.text, options.size, options.fit_tokens, options.test_tokens)
+    bench = Bench(options)
     found: dict[str, Any] = {"environment": describe_environment(0), "text": bench.corpus.name}
     for part in options.parts:
         found[part] = []

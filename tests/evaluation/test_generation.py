@@ -2,8 +2,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from toolkit.evaluation.generation import cache_bytes, greedy, replay, static_cache_bytes
+from toolkit.evaluation.generation import _Replay, cache_bytes, greedy, replay, static_cache_bytes
 from toolkit.evaluation.text import Prompt
+from toolkit.evaluation.timing import Timing
 
 PROMPT = Prompt("d", "a prompt of text", " and what follows")
 TOKEN_BYTES = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, float32
@@ -31,6 +32,30 @@ def test_the_times_of_a_replay_add_up(tiny_llama):
     assert timing.first + sum(timing.gaps) <= timing.total
 
 
+def test_behind_the_end_of_the_continuation_anything_may_come():
+    forced, scores = _Replay(2, [5, 6]), torch.rand(1, 9)
+    for length, token in ((2, 5), (3, 6)):
+        chosen = forced(torch.zeros(1, length, dtype=torch.int64), scores)
+        assert chosen.argmax() == token
+        assert chosen.isfinite().sum() == 1
+    assert forced(torch.zeros(1, 4, dtype=torch.int64), scores) is scores
+
+
+def test_a_step_takes_the_time_between_two_calls_and_a_token_its_share():
+    timing = Timing(0.5, [0.2, 0.9], [2, 1, 3], 1.7, 4, 6, 4, 6, 0, 0)
+    assert timing.steps == 3
+    assert timing.token_times == pytest.approx([0.2, 0.3, 0.3, 0.3])
+
+
+def test_a_draft_of_transformers_own_is_replayed_too(tiny_llama):
+    """Prompt lookup proposes what stood in the prompt, right or wrong."""
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    prompt = Prompt("d", "abcdefgh abcd", "efgX abcdefgh abcdef")
+    model.generation_config.prompt_lookup_num_tokens = 9
+    timing = replay(model, tokenizer, prompt)
+    assert timing.steps < timing.new_tokens == sum(timing.step_tokens) == 20
+
+
 def test_cache_bytes_are_measured_on_the_tensors(tiny_llama):
     timing = replay(tiny_llama.model, tiny_llama.tokenizer, PROMPT)
     assert timing.live_bytes == (16 + 17 - 1) * TOKEN_BYTES
@@ -52,6 +77,8 @@ def test_a_cache_that_holds_more_than_it_shows_is_found_out(tiny_llama):
 def test_a_static_cache_holds_all_it_could_need(tiny_llama):
     found = static_cache_bytes(tiny_llama.model, tiny_llama.tokenizer, PROMPT, 50)
     assert found == (16 + 50 - 1) * TOKEN_BYTES
+    found = static_cache_bytes(tiny_llama.model, tiny_llama.tokenizer, PROMPT, 10)
+    assert found == (16 + 10 - 1) * TOKEN_BYTES  # after a longer text on the same model
 
 
 def test_greedy_text_is_what_the_largest_logits_spell(tiny_llama):

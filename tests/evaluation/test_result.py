@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from kernels.sparse_linear import kernel_name
 from tests.conftest import ROOT
+from tests.evaluation.vocabulary import node
 from toolkit.commands.launch import typed
 from toolkit.config import EvaluateConfig
 from toolkit.errors import ArtifactError, ConfigError
@@ -22,6 +23,8 @@ OVERRIDES = [
     "methods=larosa", "methods.larosa.tokens=512", "methods.larosa.window=64",
     "methods.larosa.sparsity=0.5", "on_missing=calibrate", "quality.windows=3",
     "quality.window_bytes=256", "quality.context_bytes=32", "generation.prompts=2",
+    "quality.compression_windows=3", "quality.compression_context_bytes=96",
+    "quality.compression_bytes=48", "quality.canary_windows=2",
     "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
 ]  # fmt: skip
 
@@ -82,6 +85,14 @@ def test_the_fixed_names_are_there_with_numbers(result):
         "tokens.baseline",
         "tokens.candidate",
         "tokens.saving",
+        "tokens.steps.baseline",
+        "tokens.steps.candidate",
+        "tokens.steps.saving",
+        "quality.canary.bits_per_byte.baseline",
+        "quality.canary.bits_per_byte.candidate",
+        "quality.canary.bits_per_byte.difference.estimate",
+        "kv.live_bytes_per_byte.baseline",
+        "kv.live_bytes_per_byte.candidate",
         "kv.live_bytes",
         "kv.committed_bytes",
         "kv.reserved_bytes",
@@ -130,12 +141,17 @@ def test_every_missing_figure_has_a_reason_and_every_reason_a_missing_figure(
     assert result["speed"]["paired"] == (paired == "true")
 
 
-def test_every_field_is_documented(result):
+def test_every_field_is_documented(result, folder, hub):
+    config = configured(folder, *hub)
+    config.methods = node("full")
+    result = leaves(evaluate(config, "full")) | leaves(result)
     text = (ROOT / "docs" / "results.md").read_text("utf-8")
     documented = set(re.findall(r"^\| `([^`]+)`", text, flags=re.MULTILINE))
     unknown = set()
-    for name in leaves({key: value for key, value in result.items() if key != "reasons"}):
-        generic = re.sub(r"\.(baseline|candidate|estimate|low|high)$", "", name)
+    for name in result:
+        if name.startswith("reasons.") or any(other.startswith(f"{name}.") for other in result):
+            continue  # a section that is missing in one of the two results
+        generic = re.sub(r"\.(baseline|candidate|prompt_cut|estimate|low|high)$", "", name)
         generic = re.sub(r"^artifacts\..*", "artifacts", generic)
         generic = re.sub(r"^(sparsity\.sites|environment\.packages)\..*", r"\1", generic)
         generic = re.sub(r"\.difference$|\.ratio$", "", generic)
@@ -165,6 +181,32 @@ def test_the_quality_figures_are_those_of_the_samples(result):
         bits, size, tokens = (sum(row[key] for row in rows) for key in ("bits", "bytes", "tokens"))
         assert result["quality"]["bits_per_byte"][side] == pytest.approx(bits / size)
         assert result["quality"]["perplexity"][side] == pytest.approx(2 ** (bits / tokens))
+
+
+def test_the_canary_is_another_text_scored_on_both_sides(result):
+    rows = result["samples"]["canary"]
+    canary = result["quality"]["canary"]
+    assert canary["windows"] == 2
+    assert "Python" in canary["text"]
+    for side in ("baseline", "candidate"):
+        mine = [row for row in rows if row["model"] == side]
+        assert all(row["document"].endswith(".py") for row in mine)
+        bits = sum(row["bits"] for row in mine) / sum(row["bytes"] for row in mine)
+        assert canary["bits_per_byte"][side] == pytest.approx(bits)
+    difference = canary["bits_per_byte"]["difference"]["estimate"]
+    lost = canary["bits_per_byte"]["candidate"] - canary["bits_per_byte"]["baseline"]
+    assert difference == pytest.approx(lost)
+    assert difference != 0
+
+
+def test_a_canary_that_is_not_measured_says_why(folder, hub, monkeypatch):
+    off = run(folder, *hub, "quality.canary_windows=0")
+    assert off["quality"]["canary"] is None
+    assert off["reasons"]["quality.canary"] == "quality.canary_windows=0"
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(folder))
+    bare = run(folder, *hub)
+    assert bare["quality"]["canary"] is None
+    assert "this Python comes without" in bare["reasons"]["quality.canary"]
 
 
 def test_a_sparse_model_differs_from_the_baseline_and_its_sparsity_is_measured(result):

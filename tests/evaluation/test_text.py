@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -5,7 +8,12 @@ from hypothesis import strategies as st
 from toolkit.config import GenerationConfig, QualityConfig
 from toolkit.corpus import Document
 from toolkit.errors import TrimtabError
-from toolkit.evaluation.text import prompts, quality_windows
+from toolkit.evaluation.text import (
+    canary_windows,
+    compression_windows,
+    prompts,
+    quality_windows,
+)
 
 
 @given(st.text(min_size=400, max_size=1500), st.integers(0, 60))
@@ -42,6 +50,36 @@ def test_too_little_text_is_an_error_with_both_numbers():
     config = QualityConfig(windows=9, window_bytes=64, context_bytes=0)
     with pytest.raises(TrimtabError, match="quality.windows=9: .* hold only 2"):
         quality_windows([Document("d", "x" * 128)], config)
+
+
+def test_no_window_is_without_text():
+    config = QualityConfig(windows=2, window_bytes=64, context_bytes=60)
+    documents = [Document("short", "x" * 40), Document("a", "x" * 64), Document("b", "x" * 64)]
+    assert [window.document for window in quality_windows(documents, config)] == ["a", "b"]
+
+
+def test_prompts_to_be_compressed_have_their_full_size():
+    text = "".join(f"{n:05d} ñ" for n in range(400))
+    config = QualityConfig(2, 64, 0, 4, 300, 100)
+    documents = [Document("short", text[:300]), Document("long", text)]
+    windows = compression_windows(documents, config)
+    assert [window.document for window in windows] == ["long"] * 4
+    for window in windows:
+        assert window.context + window.text in text
+        assert 297 < len(window.context.encode()) <= 300
+        assert 96 < window.scored_bytes <= 103
+    more = QualityConfig(2, 64, 0, 1000, 300, 100)
+    assert len(compression_windows(documents, more)) == len(text.encode()) // 400
+    assert compression_windows(documents[:1], config) == []
+
+
+def test_the_canary_is_source_of_the_running_python():
+    windows = canary_windows(QualityConfig(2, 512, 64, canary_windows=5))
+    assert len({window.document for window in windows}) == 5
+    for window in windows:
+        source = (Path(os.__file__).parent / window.document).read_text("utf-8")
+        assert window.context + window.text in source
+    assert canary_windows(QualityConfig(2, 512, 64)) == []
 
 
 def test_a_continuation_is_what_follows_and_has_the_tokens_asked_for(tokenizer):

@@ -33,6 +33,12 @@ def content(label: str, speedup: tuple[float, float, float], lost: float = 0.01)
             },
             "greedy_agreement": 0.5,
         },
+        "tokens": {
+            "saving": 0.123,
+            "prompt": {"saving": 0.2},
+            "output": {"saving": 0.1},
+            "steps": {"saving": 0.345},
+        },
         "sparsity": None,
         "speed": {
             "paired": True,
@@ -88,8 +94,10 @@ def test_every_row_has_every_column(sweep):
 
 
 def test_what_was_not_measured_is_a_dash(sweep):
-    row = markdown_table(load_jobs(sweep)).splitlines()[2]
-    assert row.split(" | ")[6:8] == ["-", "-"]
+    names, _, row = markdown_table(load_jobs(sweep)).splitlines()[:3]
+    cells = dict(zip(names.split(" | "), row.split(" | "), strict=True))
+    assert (cells["sparsity"], cells["bytes needed"]) == ("-", "-")
+    assert (cells["tokens saved"], cells["steps saved"]) == ("12.3%", "34.5%")
 
 
 def test_rebuilding_changes_nothing(sweep):
@@ -102,7 +110,7 @@ def test_rebuilding_changes_nothing(sweep):
     assert state() == first
     assert set(first) == {
         "report.md", "results.csv", "all_methods_speedup_comparison.png",
-        "quality_versus_speed.png",
+        "all_methods_token_comparison.png", "quality_versus_speed.png",
     }  # fmt: skip
 
 
@@ -112,6 +120,49 @@ def test_without_quality_its_plot_is_left_out(tmp_path):
     text = build_report(tmp_path).read_text("utf-8")
     assert "quality_versus_speed" not in text
     assert not (tmp_path / "report" / "quality_versus_speed.png").exists()
+
+
+def compressing(label: str, low: float, high: float) -> dict:
+    job = content(label, (1, 0.9, 1.1))
+    job["quality"]["compression"] = {
+        "bits_per_byte": {
+            "baseline": 0.877, "candidate": 0.9, "prompt_cut": 0.9 - (low + high) / 2,
+            "difference": {"estimate": (low + high) / 2, "low": low, "high": high},
+        },
+        "tokens": {"baseline": 1000, "candidate": 800, "prompt_cut": 800},
+        "beats_control": high < 0,
+    }  # fmt: skip
+    return job
+
+
+def test_compression_is_told_with_its_control(tmp_path):
+    jobs = [
+        content("baseline", (1.0, 0.9, 1.1)),
+        compressing("better", -0.03, -0.01),
+        compressing("unclear", -0.03, 0.01),
+        compressing("worse", 0.01, 0.03),
+    ]
+    for index, job in enumerate(jobs):
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / "result.json").write_text(json.dumps(job))
+    text = build_report(tmp_path).read_text("utf-8")
+    assert "`better` **beats the prompt cut**: of 1000 prompt tokens it saves 20.0%" in text
+    assert "`unclear` **does not beat the prompt cut**" in text
+    assert "`worse` **does not beat the prompt cut**" in text
+    assert "0.900 bits per byte, 0.880 behind a cut prompt" in text
+    assert "+0.0200 [+0.0100, +0.0300]) and 0.877 behind the whole one" in text
+    table = [line for line in text.splitlines() if line.startswith("| `worse` | 1000 | 800 |")]
+    assert table == [
+        "| `worse` | 1000 | 800 | 0.8770 | 0.9000 | 0.8800 | +0.0200 [+0.0100, +0.0300] |"
+    ]
+    assert "`baseline` **" not in text
+    plot = tmp_path / "report" / "prompt_compression.png"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert f"]({plot.name})" in text
+    for index in (1, 2, 3):
+        (tmp_path / str(index) / "result.json").unlink()
+    assert "prompt cut" not in build_report(tmp_path).read_text("utf-8")
+    assert not plot.exists()
 
 
 def test_the_csv_holds_every_scalar_under_its_dotted_name(sweep):

@@ -10,7 +10,7 @@ import numpy as np
 
 from toolkit.adaptivocab.streams import LEAST, Admissible, Mined, Stream
 
-BOUNDARY = -1  # the unit between two documents
+BOUNDARY = -1  # the unit around documents
 Pair = tuple[int, int, bool]  # unit on the left, base token on the right, across pre-tokens
 
 
@@ -48,9 +48,7 @@ class PairMerging:
         self._count_pairs()
 
     def _load(self, streams: Iterable[Stream], aligned: bool) -> None:
-        units: list[int] = []
-        first: list[bool] = []
-        last: list[bool] = []
+        units, first, last = [BOUNDARY], [True], [True]
         for stream in filter(lambda stream: stream.tokens, streams):
             words = stream.words if aligned else [0] * len(stream.words)
             changes = [left != right for left, right in pairwise(words)]
@@ -62,14 +60,14 @@ class PairMerging:
         self._first, self._last = first, last  # of its pre-token, for every position
         self._next = list(range(1, len(units) + 1))
         self._previous = list(range(-1, len(units) - 1))
-        self._base_size = max(units, default=0) + 1
+        self._base_size = max(units) + 1
 
     def _count_pairs(self) -> None:
         """Index all pairs of the text as it stands: positions by pair, and a heap of counts."""
         self._counts: dict[Pair, int] = {}
         self._positions: dict[Pair, list[int]] = {}
         units = np.array(self._units, dtype=np.int64)
-        first, last = np.array(self._first, dtype=bool), np.array(self._last, dtype=bool)
+        first, last = np.array(self._first), np.array(self._last)
         crosses = first[1:]
         possible = (units[:-1] != BOUNDARY) & (units[1:] != BOUNDARY)
         possible &= ~crosses | (first[:-1] & last[1:])
@@ -117,13 +115,11 @@ class PairMerging:
 
     def _occurrences(self, pair: Pair) -> Iterator[int]:
         """Yield where the pair stands, left to right, without overlap."""
-        left, right, crosses = pair
+        left, right, _ = pair
         taken = -1
         for place in sorted(self._positions[pair]):
             after = self._next[place]
-            if place == taken or self._units[place] != left or after >= len(self._units):
-                continue
-            if self._units[after] == right and self._first[after] == crosses:
+            if place != taken and (self._units[place], self._units[after]) == (left, right):
                 taken = after
                 yield place
 
@@ -143,11 +139,9 @@ class PairMerging:
                     self._counts[old] -= 1
                     changed.add(old)
             self._units[place] = unit
-            self._last[place] = self._last[after]
             self._units[after] = BOUNDARY
             self._next[place] = behind
-            if behind < len(self._units):
-                self._previous[behind] = place
+            self._previous[behind] = place
             new = self._pair(place, behind)
             if new is not None:
                 self._counts[new] = self._counts.get(new, 0) + 1
@@ -161,8 +155,6 @@ class PairMerging:
 
     def _pair(self, left: int, right: int) -> Pair | None:
         """Return what two neighbouring positions would merge into, None where they may not."""
-        if left < 0 or right >= len(self._units):
-            return None
         first, second = self._units[left], self._units[right]
         if BOUNDARY in (first, second) or second >= self._base_size:
             return None

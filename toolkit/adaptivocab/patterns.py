@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import takewhile
 from typing import Any
+
+from toolkit.adaptivocab.alternation import alternation
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # of ByteLevel
 # Digits takes numbers of Unicode 17 that \p{N} does not know yet; they are written out.
@@ -33,7 +33,6 @@ LLAMA3 = _LLAMA3.replace("%s", "{1,3}")
 QWEN2 = _LLAMA3.replace("%s", "")
 
 BROKEN = "[\udc80-\udcff]+"
-BRANCHES = 4  # alternatives in a row; more are first divided by what they begin with
 
 
 class InexpressibleError(Exception):
@@ -78,7 +77,7 @@ class Pattern:
             The text of every n-gram, and the last pre-token of each.
         """
         guarded = {phrase: self.guard(last) for phrase, last in phrases.items()}
-        regex = f"{_alternation(guarded)}|{self.regex}" if guarded else self.regex
+        regex = f"{alternation(guarded)}|{self.regex}" if guarded else self.regex
         split = {
             "type": "Split",
             "pattern": {"Regex": regex},
@@ -181,34 +180,3 @@ def _llama3_guard(word: str) -> str:
     # As for GPT-2, but one space goes with letters too, and line ends take all before them.
     single = {" ": r"|\p{N}"}.get(word, r"|[^\s\p{L}]") if len(word) == 1 else ""
     return rf"(?=[^\S\r\n]\S{single}|\z)"
-
-
-_ESCAPED = str.maketrans({mark: "\\" + mark for mark in r"\.[]{}()*+?^$|-&"})
-
-
-def _alternation(guarded: Mapping[str, str]) -> str:
-    """Return a pattern of any of the texts before its guard, longest first, as a prefix tree."""
-    branches: dict[str, dict[str, str]] = defaultdict(dict)
-    for text, guard in guarded.items():
-        if text:
-            branches[text[0]][text] = guard
-    alternatives: list[tuple[str, str]] = []
-    for first, texts in sorted(branches.items()):
-        ends = zip(min(texts), max(texts), strict=False)
-        shared = "".join(low for low, _ in takewhile(lambda pair: pair[0] == pair[1], ends))
-        rest = {text[len(shared) :]: guard for text, guard in texts.items()}
-        alternatives.append((first, shared.translate(_ESCAPED) + _alternation(rest)))
-    parts = _divided(alternatives)
-    if "" in guarded:
-        parts.append(guarded[""])
-    return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
-
-
-def _divided(alternatives: list[tuple[str, str]]) -> list[str]:
-    """Return alternatives, given with what they begin with, as a few that are quick to refuse."""
-    if len(alternatives) <= BRANCHES:
-        return [pattern for _, pattern in alternatives]
-    half = len(alternatives) // 2
-    firsts = "".join(first for first, _ in alternatives[:half]).translate(_ESCAPED)
-    left, right = ("|".join(_divided(part)) for part in (alternatives[:half], alternatives[half:]))
-    return [f"(?=[{firsts}])(?:{left})", f"(?:{right})"]

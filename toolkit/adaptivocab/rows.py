@@ -54,7 +54,7 @@ def weights(ngrams: NGrams, rows: Rows, *, head: bool) -> Tensor:
         scores = torch.where(position == chosen, 0.0, -torch.inf)
     else:
         raise ValueError(f"{rows} rows are no fixed combination of their pieces' rows")
-    return scores.masked_fill(~there, -torch.inf).softmax(-1)
+    return scores.masked_fill(~there, -torch.inf).softmax(-1, dtype=torch.float64)
 
 
 def combined(matrix: Tensor, ngrams: NGrams, shares: Tensor) -> Tensor:

@@ -9,18 +9,17 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy
 
+from toolkit.adaptivocab.matching import Matcher
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.errors import MisfitError
 
 Row = dict[str, list[Any]]
-Trie = dict[int, Any]
 RETURNED = {
     "token_type_ids": "return_token_type_ids",
     "attention_mask": "return_attention_mask",
     "special_tokens_mask": "return_special_tokens_mask",
     "offset_mapping": "return_offsets_mapping",
 }
-END = -1  # under it, a node of the trie holds the id of the n-gram that ends there
 
 
 class NGramTokenizer(PreTrainedTokenizerFast):
@@ -45,14 +44,8 @@ class NGramTokenizer(PreTrainedTokenizerFast):
         return NGrams(self.init_kwargs["ngram_base_size"], pieces)
 
     @cached_property
-    def _trie(self) -> Trie:
-        root: Trie = {}
-        for number, pieces in enumerate(self.ngrams.pieces):
-            node = root
-            for piece in pieces:
-                node = node.setdefault(piece, {})
-            node[END] = self.ngrams.base_size + number
-        return root
+    def matches(self) -> Matcher:
+        return Matcher(self.ngrams)
 
     @cached_property
     def _own_vocab(self) -> dict[str, int]:
@@ -60,23 +53,6 @@ class NGramTokenizer(PreTrainedTokenizerFast):
             self._convert_id_to_token(index): index
             for index in range(self.ngrams.base_size, self.ngrams.size)
         }
-
-    def matches(self, ids: list[int]) -> list[tuple[int, int, int]]:
-        """Return start, end and new id of every token that base ids become."""
-        found: list[tuple[int, int, int]] = []
-        start = 0
-        while start < len(ids):
-            longest = start, start + 1, ids[start]
-            node = self._trie
-            for position in range(start, len(ids)):
-                if ids[position] not in node:
-                    break
-                node = node[ids[position]]
-                if END in node:
-                    longest = start, position + 1, node[END]
-            found.append(longest)
-            start = longest[1]
-        return found
 
     def _encode_plus(  # type: ignore[override]
         self,

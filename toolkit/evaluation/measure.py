@@ -4,114 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from dataclasses import replace
 
 from toolkit.config import EvaluateConfig
-from toolkit.evaluation.generation import Timing, greedy, replay, static_cache_bytes
+from toolkit.evaluation.generation import greedy, replay, static_cache_bytes
 from toolkit.evaluation.memory import parameter_bytes, step_bytes
-from toolkit.evaluation.quality import Score, divergence, score
-from toolkit.evaluation.text import Prompt, Window
+from toolkit.evaluation.quality import divergence, score
+from toolkit.evaluation.sides import Side, Workload
+from toolkit.evaluation.text import Window
 from toolkit.progress import track
-from toolkit.stack import AppliedStack
-
-
-@dataclass
-class Workload:
-    """The text that every model is measured on.
-
-    Attributes
-    ----------
-    windows, prompts : list
-        Held-out text.
-    compression : list of Window
-        Held-out text whose context is the prompt to be compressed.
-    canary : list of Window
-        Text of another domain.
-    """
-
-    windows: list[Window]
-    prompts: list[Prompt]
-    compression: list[Window] = field(default_factory=list)
-    canary: list[Window] = field(default_factory=list)
-
-
-@dataclass
-class Side:
-    """One of the models compared, and the raw samples taken from it.
-
-    Attributes
-    ----------
-    base_tokenizer : PreTrainedTokenizerBase
-        The unmodified model's.
-    stack : AppliedStack or None
-        The methods at work on it; None for the unmodified model.
-    scores, canary : list of Score
-        One a window.
-    base_scores, compression : list of Score
-        The same windows, and the prompts to be compressed, with contexts in the tokenizer of
-        prompts and the text in base tokens: of a model whose vocabulary changed.
-    whole, prompt_cut : list of Score
-        Prompts to be compressed as the unmodified model reads them, and with their oldest tokens
-        cut so that as many are left as the other side has.
-    divergences : list of float
-        KL from the baseline per window, in nats, where both were scored together.
-    texts : list of str
-        One greedy continuation a prompt.
-    timings : list of Timing
-        Repeats in order, prompts within.
-    static_bytes : int
-        What a static cache holds for the generation whose cache is the largest.
-    parameter_bytes, step_bytes : int
-        Bytes of the parameters, and bytes of weights that one decode step reads.
-    """
-
-    name: str
-    model: PreTrainedModel
-    base_tokenizer: PreTrainedTokenizerBase
-    stack: AppliedStack | None = None
-    scores: list[Score] = field(default_factory=list)
-    canary: list[Score] = field(default_factory=list)
-    base_scores: list[Score] = field(default_factory=list)
-    compression: list[Score] = field(default_factory=list)
-    whole: list[Score] = field(default_factory=list)
-    prompt_cut: list[Score] = field(default_factory=list)
-    divergences: list[float] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    timings: list[Timing] = field(default_factory=list)
-    static_bytes: int = 0
-    parameter_bytes: int = 0
-    step_bytes: int = 0
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of prompts."""
-        return self.stack.tokenizer if self.stack else self.base_tokenizer
-
-    @property
-    def output_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of what the model generates."""
-        return self.stack.output_tokenizer if self.stack else self.base_tokenizer
-
-    @property
-    def changes_vocabulary(self) -> bool:
-        return not self.tokenizer is self.output_tokenizer is self.base_tokenizer
-
-    def score(self, window: Window) -> Score:
-        return score(self.model, self.tokenizer, window, self.output_tokenizer)
-
-    def score_base_tokens(self, window: Window) -> Score:
-        """Score a window's text in base tokens behind its context in the prompts' tokenizer."""
-        assert self.stack is not None
-        with self.stack.base_output():
-            found = score(self.model, self.tokenizer, window, self.base_tokenizer)
-        return replace(found, log_probs=None)
-
-    def recording(self) -> AbstractContextManager[None]:
-        """Have the methods at work, where there are any, count what they do."""
-        return self.stack.recording() if self.stack else nullcontext()
 
 
 def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quality: bool) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from toolkit.evaluation.generation import Timing
-from toolkit.evaluation.measure import Side, Workload
 from toolkit.evaluation.quality import Score
+from toolkit.evaluation.sides import Side, Workload
 from toolkit.evaluation.text import Window
+from toolkit.evaluation.timing import Timing
 
 Section = dict[str, Any]
 

@@ -12,23 +12,29 @@ from toolkit.calibration import calibrate, find
 from toolkit.config import EvaluateConfig, OnMissing
 from toolkit.corpus import Corpus, Split, load_corpus
 from toolkit.environment import describe_environment, peak_host_bytes, prepare
-from toolkit.evaluation.measure import Side, Workload, measure
+from toolkit.evaluation.measure import measure, measure_prompt_cut
 from toolkit.evaluation.memory import copy_bandwidth, require_room_for_copy
 from toolkit.evaluation.result import (
     Result,
     kv_section,
-    quality_section,
     samples_section,
-    speed_section,
     tokens_section,
 )
-from toolkit.evaluation.text import prompts, quality_windows
+from toolkit.evaluation.result_quality import quality_section
+from toolkit.evaluation.result_speed import speed_section
+from toolkit.evaluation.sides import Side, Workload
+from toolkit.evaluation.text import (
+    canary_windows,
+    compression_windows,
+    prompts,
+    quality_windows,
+)
 from toolkit.method import build
 from toolkit.models import LoadedModel, load_model
 from toolkit.progress import say
 from toolkit.stack import Stack
 
-SCHEMA = 1
+SCHEMA = 2
 
 ABSENT = {
     "gpu": "no CUDA device",
@@ -61,6 +67,8 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
     work = Workload(
         quality_windows(documents, config.quality),
         prompts(documents, loaded.tokenizer, config.generation),
+        compression_windows(documents, config.quality),
+        canary_windows(config.quality),
     )
     baseline = Side("baseline", loaded.model, loaded.tokenizer)
     quality = not loaded.random_weights
@@ -72,9 +80,11 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
         measure([baseline], work, config, quality)
     with stack.apply(candidate_model, loaded.tokenizer, artifacts) as applied:
         say(f"Stack: {', '.join(stack.names) or 'none'}; kernel: {applied.kernel}")
-        candidate = Side("candidate", candidate_model, applied.tokenizer, applied)
+        candidate = Side("candidate", candidate_model, loaded.tokenizer, applied)
         measure([baseline, candidate] if config.paired else [candidate], work, config, quality)
         measured = applied.measured()
+    if candidate.compression:
+        measure_prompt_cut(baseline, candidate, work)
 
     result = Result()
     result.sections |= {
@@ -94,7 +104,9 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
         "kernel": applied.kernel,
         "device": str(loaded.model.device),
     }
-    quality_section(result, baseline, candidate, known_weights=quality, seed=config.seed)
+    quality_section(
+        result, baseline, candidate, config.quality, known_weights=quality, seed=config.seed
+    )
     tokens_section(result, baseline, candidate)
     kv_section(result, baseline, candidate)
     speed_section(

@@ -13,6 +13,11 @@ from toolkit.files import replacing
 from toolkit.report.load import Job
 
 INK, REFERENCE = "#1f5f8b", "#999999"
+SAVINGS = {
+    "prompt tokens": "tokens.prompt.saving",
+    "output tokens": "tokens.output.saving",
+    "forward steps": "tokens.steps.saving",
+}
 
 
 def speedup_plot(jobs: Sequence[Job], path: Path) -> None:
@@ -29,6 +34,42 @@ def speedup_plot(jobs: Sequence[Job], path: Path) -> None:
     axes.set_yticks(rows, [job.label for job in jobs])
     axes.set_ylim(len(jobs) - 0.5, -0.5)
     axes.set_xlabel("speedup per byte of text, with 95 % interval")
+    _save(figure, path)
+
+
+def token_plot(jobs: Sequence[Job], path: Path) -> None:
+    """Draw the tokens and the forward steps each stack saves on the same text: exact counts."""
+    figure = Figure(figsize=(7, 1.4 + 0.6 * len(jobs)), layout="constrained")
+    axes = figure.subplots()
+    for number, (label, field) in enumerate(SAVINGS.items()):
+        rows = [row + 0.25 * (number - 1) for row in range(len(jobs))]
+        axes.barh(rows, [100 * job.get(field) for job in jobs], height=0.22, label=label)
+    axes.axvline(0, color=REFERENCE, linewidth=1)
+    axes.set_yticks(range(len(jobs)), [job.label for job in jobs])
+    axes.set_ylim(len(jobs) - 0.5, -0.5)
+    axes.set_xlabel("% saved on the same text")
+    figure.legend(loc="outside upper center", ncols=len(SAVINGS), fontsize=8)
+    _save(figure, path)
+
+
+def compression_plot(jobs: Sequence[Job], path: Path) -> None:
+    """Draw what follows a compressed prompt beside the whole prompt and the prompt cut."""
+    figure = Figure(figsize=(7, 1.4 + 0.6 * len(jobs)), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(jobs))
+    bits = [job.get("quality.compression.bits_per_byte") for job in jobs]
+    cut = [one["prompt_cut"] for one in bits]
+    axes.plot([one["baseline"] for one in bits], rows, "|", color=INK, markersize=12, label="whole")
+    axes.plot(cut, rows, "x", color=REFERENCE, label="prompt cut")
+    axes.errorbar(
+        [one["candidate"] for one in bits], rows,
+        xerr=_errors([one["difference"] for one in bits]), fmt="o", color=INK, capsize=3,
+        label="compressed, 95 % interval of its difference from the cut",
+    )  # fmt: skip
+    axes.set_yticks(rows, [job.label for job in jobs])
+    axes.set_ylim(len(jobs) - 0.5, -0.5)
+    axes.set_xlabel("bits per byte of what follows the prompt (lower is better)")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     _save(figure, path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from toolkit.files import flatten, is_table
@@ -38,7 +38,10 @@ COLUMNS: list[Column] = [
     ("change", _interval_field("quality.bits_per_byte.difference", "+.4f")),
     ("perplexity", _field("quality.perplexity.candidate", ".3f")),
     ("x dense", _interval_field("quality.perplexity.ratio")),
+    ("other domain", _interval_field("quality.canary.bits_per_byte.difference", "+.4f")),
     ("same text", _field("quality.greedy_agreement", ".0%")),
+    ("tokens saved", _field("tokens.saving", ".1%")),
+    ("steps saved", _field("tokens.steps.saving", ".1%")),
     ("sparsity", _field("sparsity.achieved", ".3f")),
     ("bytes needed", _field("sparsity.bytes_fraction", ".3f")),
     ("decode tokens/s", _field("speed.decode_tokens_per_s.candidate", ".1f")),
@@ -46,18 +49,32 @@ COLUMNS: list[Column] = [
 ]
 
 
+COMPRESSION: list[Column] = [
+    ("stack", lambda job: f"`{job.label}`"),
+    ("prompt tokens", _field("quality.compression.tokens.baseline", "")),
+    ("compressed", _field("quality.compression.tokens.candidate", "")),
+    ("bits per byte", _field("quality.compression.bits_per_byte.baseline", ".4f")),
+    ("compressed", _field("quality.compression.bits_per_byte.candidate", ".4f")),
+    ("prompt cut", _field("quality.compression.bits_per_byte.prompt_cut", ".4f")),
+    ("compressed - cut", _interval_field("quality.compression.bits_per_byte.difference", "+.4f")),
+]
+
+
+def compression_table(jobs: Sequence[Job]) -> str:
+    """Return one row a job whose stack compresses prompts."""
+    rows = [_row(form(job) for _, form in COMPRESSION) for job in jobs]
+    return "\n".join(_head(COMPRESSION) + rows)
+
+
 def markdown_table(jobs: Sequence[Job]) -> str:
     """Return one row a job, failed ones as failed."""
-    lines = [
-        "| " + " | ".join(name for name, _ in COLUMNS) + " |",
-        "|---" * len(COLUMNS) + "|",
-    ]
+    lines = _head(COLUMNS)
     for job in jobs:
         cells = [form(job) for _, form in COLUMNS]
         if not job.ok:
             message = " ".join(job.content["message"].split()).replace("|", "\\|")
             cells = [cells[0], f"**failed**: {message}", *[""] * (len(COLUMNS) - 2)]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(cells))
     return "\n".join(lines)
 
 
@@ -70,6 +87,14 @@ def csv_table(jobs: Sequence[Job]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _head(columns: Sequence[Column]) -> list[str]:
+    return [_row(name for name, _ in columns), "|---" * len(columns) + "|"]
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _scalars(content: dict[str, Any]) -> dict[str, Any]:

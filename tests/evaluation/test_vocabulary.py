@@ -1,0 +1,321 @@
+"""Evaluation of methods that change the vocabulary, or that draft."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import tiny
+from tests.evaluation.test_result import configured, leaves
+from tests.evaluation.vocabulary import (
+    Vocabulary,
+    drafts,
+    extended_tokenizer,
+    ngrams,
+    node,
+)
+from toolkit.adaptivocab.drafting import drafting
+from toolkit.config import QualityConfig
+from toolkit.corpus import encode
+from toolkit.evaluation.generation import greedy, replay
+from toolkit.evaluation.intervals import rate_difference
+from toolkit.evaluation.measure import measure_prompt_cut
+from toolkit.evaluation.quality import Score, score
+from toolkit.evaluation.result import Result, kv_section
+from toolkit.evaluation.result_quality import quality_section
+from toolkit.evaluation.run import evaluate
+from toolkit.evaluation.sides import Side, Workload
+from toolkit.evaluation.text import Prompt, Window
+from toolkit.evaluation.timing import Timing
+from toolkit.models.random import byte_tokenizer
+from toolkit.stack import AppliedStack, Stack
+
+BASE, MORE = byte_tokenizer(), extended_tokenizer()
+TEXT = "The following operations are the same as those of the other expressions in the list. "
+WINDOW = Window("d", TEXT, TEXT[::2] + TEXT)
+PROMPT = Prompt("d", TEXT, TEXT + TEXT)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("vocabulary") / "model"
+    loaded = tiny()
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return ["model=hub", f"model.name={folder}"]
+
+
+@pytest.fixture(scope="module")
+def results(hub, tmp_path_factory) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, mode, paired in (
+        ("full", "full", True), ("input", "input", True), ("draft", "draft", True),
+        ("unpaired", "full", False),
+    ):  # fmt: skip
+        config = configured(
+            tmp_path_factory.mktemp(name), *hub, f"paired={paired}", "generation.prompt_bytes=120",
+            "generation.new_tokens=60",
+        )  # fmt: skip
+        config.methods = node(mode)
+        found[name] = evaluate(config, name)
+    return found
+
+
+def step_by_step(model, context: list[int], text: list[int], vocabulary: int) -> float:
+    """Return the bits of `text` behind `context`, from one forward pass a token."""
+    ids, bits = [BASE.bos_token_id, *context], 0.0
+    for token in text:
+        logits = model(torch.tensor([ids])).logits[0, -1].double()
+        assert len(logits) == vocabulary
+        bits -= float(logits.log_softmax(-1)[token]) / math.log(2)
+        ids.append(token)
+    return bits
+
+
+@pytest.mark.parametrize("mode", ["full", "input"])
+def test_text_is_scored_in_the_tokens_the_model_generates(mode):
+    loaded = tiny()
+    with Stack([Vocabulary(mode)]).apply(loaded.model, BASE, {}) as stack:
+        side = Side("candidate", loaded.model, BASE, stack)
+        assert side.changes_vocabulary
+        output, size = (MORE, ngrams().size) if mode == "full" else (BASE, 320)
+        context = encode(MORE, WINDOW.context)
+        assert len(context) < len(encode(BASE, WINDOW.context))
+        text = encode(output, WINDOW.text)
+        found = side.score(WINDOW)
+        assert (found.tokens, found.context_tokens) == (len(text), len(context))
+        expected = step_by_step(loaded.model, context, text, size)
+        assert found.bits == pytest.approx(expected, rel=1e-4)
+        found = side.score_base_tokens(WINDOW)
+        text = encode(BASE, WINDOW.text)
+        assert (found.tokens, found.context_tokens) == (len(text), len(context))
+        with stack.base_output():
+            expected = step_by_step(loaded.model, context, text, 320)
+        assert found.bits == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_control_reads_the_newest_tokens_under_the_unmodified_model():
+    loaded = tiny()
+    work = Workload([], [], compression=[WINDOW, Window("e", TEXT[10:], TEXT)])
+    baseline = Side("baseline", loaded.model, BASE)
+    with Stack([Vocabulary("full")]).apply(loaded.model, BASE, {}) as stack:
+        candidate = Side("candidate", loaded.model, BASE, stack)
+        candidate.compression = [candidate.score_base_tokens(one) for one in work.compression]
+    measure_prompt_cut(baseline, candidate, work)
+    for window, compressed, whole, cut in zip(
+        work.compression, candidate.compression, baseline.whole, baseline.prompt_cut, strict=True
+    ):
+        context, text = encode(BASE, window.context), encode(BASE, window.text)
+        kept = len(encode(MORE, window.context))
+        assert compressed.context_tokens == cut.context_tokens == kept < whole.context_tokens
+        assert whole.bits == pytest.approx(step_by_step(loaded.model, context, text, 320), rel=1e-4)
+        context = context[-kept:]
+        assert cut.bits == pytest.approx(step_by_step(loaded.model, context, text, 320), rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["full", "input", "draft"])
+def test_a_replay_generates_the_text_in_the_tokens_of_the_output(mode):
+    loaded = tiny()
+    fed: list[int] = []
+    with Stack([Vocabulary(mode)]).apply(loaded.model, BASE, {}) as stack:
+        handle = loaded.model.get_input_embeddings().register_forward_pre_hook(
+            lambda module, inputs: fed.extend(inputs[0][0].tolist())
+        )
+        timing = replay(loaded.model, stack.tokenizer, PROMPT, stack.output_tokenizer)
+        handle.remove()
+        text = greedy(loaded.model, stack.tokenizer, PROMPT, 8, stack.output_tokenizer)
+    prompt = encode(stack.tokenizer, PROMPT.text)
+    output = encode(stack.output_tokenizer, PROMPT.continuation)
+    assert (timing.prompt_tokens, timing.new_tokens) == (len(prompt), len(output))
+    if mode == "draft":
+        assert text == greedy(loaded.model, BASE, PROMPT, 8)
+    else:
+        assert fed == (prompt + output)[:-1]
+        assert (len(output) < len(encode(BASE, PROMPT.continuation))) == (mode == "full")
+    assert text
+
+
+def test_a_drafted_replay_takes_fewer_steps_for_the_same_text():
+    loaded = tiny()
+    plain = replay(loaded.model, BASE, PROMPT)
+    with drafting(loaded.model, drafts()) as counter:
+        timing = replay(loaded.model, BASE, PROMPT)
+    assert plain.steps == plain.new_tokens == timing.new_tokens
+    assert timing.steps == counter.steps < plain.steps
+    assert counter.accepted < counter.proposed  # wrong drafts were among them
+    assert sum(timing.step_tokens) == timing.new_tokens
+    assert max(timing.step_tokens) > 1
+    assert len(timing.gaps) == timing.steps - 1
+    assert timing.live_bytes == plain.live_bytes
+    assert len(timing.token_times) == timing.new_tokens - timing.step_tokens[0]
+    assert sum(timing.token_times) == pytest.approx(sum(timing.gaps))
+
+
+def test_where_prompt_or_output_changes_the_figures_are_those_of_the_samples(results):
+    for name in ("full", "input", "unpaired"):
+        result = results[name]
+        missing = {name for name, value in leaves(result).items() if value is None}
+        assert missing == set(result["reasons"])
+        assert {"quality.perplexity", "quality.kl_bits_per_token"} <= missing
+        quality, samples = result["quality"], result["samples"]
+        compression = quality["compression"]
+        rows = {
+            model: [row for row in samples["compression"] if row["model"] == model]
+            for model in ("baseline", "candidate", "prompt_cut")
+        }
+        for model, mine in rows.items():
+            size = sum(row["bytes"] for row in mine)
+            assert len(mine) == compression["windows"] == 3
+            assert size == sum(row["tokens"] for row in mine)  # all in base tokens, bytes here
+            assert compression["tokens"][model] == sum(row["context_tokens"] for row in mine)
+            bits = compression["bits_per_byte"][model]
+            assert bits == pytest.approx(sum(row["bits"] for row in mine) / size)
+        difference = rate_difference(
+            [row["bits"] for row in rows["prompt_cut"]],
+            [row["bits"] for row in rows["candidate"]],
+            [row["bytes"] for row in rows["candidate"]],
+            seed=0,
+        )
+        assert compression["bits_per_byte"]["difference"] == difference
+        mine = samples["base_tokens"]
+        assert len(mine) == quality["windows"]
+        bits = sum(row["bits"] for row in mine) / sum(row["bytes"] for row in mine)
+        assert quality["base_tokens"]["bits_per_byte"]["candidate"] == pytest.approx(bits)
+
+
+def scores(*nats: float, tokens: int = 20) -> list[Score]:
+    return [Score(one, tokens=4, size=8, context_tokens=tokens, log_probs=None) for one in nats]
+
+
+def compared(
+    cut: list[Score], compressed: list[Score], texts: tuple[str, str] = ("", ""), read: int = 25
+) -> dict[str, Any]:
+    """Return `quality` of a stack that changes the vocabulary of prompts and outputs."""
+    model, windows = tiny().model, scores(4, 5, 6, 7)
+    baseline = Side("baseline", model, BASE, scores=windows, canary=windows, texts=[texts[0]])
+    baseline.whole, baseline.prompt_cut = scores(4, 5, 6, 7, tokens=read), cut
+    candidate = Side(
+        "candidate", model, BASE, AppliedStack(MORE, MORE, []), scores=windows, canary=windows,
+        base_scores=windows, compression=compressed, texts=[texts[1]],
+    )  # fmt: skip
+    result = Result()
+    config = QualityConfig(4, 64, 0, compression_windows=4, canary_windows=4)
+    quality_section(result, baseline, candidate, config, known_weights=True, seed=0)
+    return dict(result.sections["quality"])
+
+
+def test_the_control_is_beaten_only_where_the_whole_interval_says_so():
+    for change, beats in (((-1, -1, -1, -0.5), True), ((-4, -4, -4, 6), False), ((1,) * 4, False)):
+        cut = scores(8, 9, 10, 11)
+        compressed = scores(*(one.nats + more for one, more in zip(cut, change, strict=True)))
+        compression = compared(cut, compressed)["compression"]
+        difference = compression["bits_per_byte"]["difference"]
+        assert difference["estimate"] == pytest.approx(sum(change) / math.log(2) / 32)
+        assert compression["beats_control"] == beats
+        assert compression["tokens"] == {"baseline": 100, "candidate": 80, "prompt_cut": 80}
+    unshortened = compared(scores(8, 9, 10, 11), scores(7, 8, 9, 10), read=20)["compression"]
+    assert unshortened["bits_per_byte"]["difference"]["high"] < 0
+    assert not unshortened["beats_control"]
+
+
+def test_greedy_texts_in_other_tokens_are_compared_up_to_the_shorter_one():
+    same = compared(scores(1, 2), scores(1, 2), ("abcdef", "abcdefgh"))
+    assert (same["greedy_agreement"], same["exact_match"]) == (1, 1)
+    other = compared(scores(1, 2), scores(1, 2), ("abcdefgh", "abXd"))
+    assert (other["greedy_agreement"], other["exact_match"]) == (0.5, 0)
+
+
+def test_where_only_the_prompt_changes_the_base_tokens_are_the_output_anyway(results):
+    quality = results["input"]["quality"]
+    assert quality["base_tokens"]["bits_per_byte"] == quality["bits_per_byte"]
+    quality = results["full"]["quality"]
+    assert quality["base_tokens"]["bits_per_byte"] != quality["bits_per_byte"]
+
+
+def test_pairing_changes_no_figure_of_a_changed_vocabulary(results):
+    for section in ("quality", "tokens", "kv"):
+        assert results["unpaired"][section] == results["full"][section]
+
+
+def test_tokens_and_steps_are_those_of_the_same_text(results):
+    for name, (prompt, output) in {"full": (True, True), "input": (True, False)}.items():
+        tokens = results[name]["tokens"]
+        assert (tokens["prompt"]["saving"] > 0) == prompt
+        assert (tokens["output"]["saving"] > 0) == output
+        assert tokens["steps"]["candidate"] == tokens["output"]["candidate"]
+
+
+def test_the_cache_is_that_of_the_generation_where_the_candidates_is_largest():
+    sides = [Side(name, tiny().model, BASE) for name in ("baseline", "candidate")]
+    for side, live in zip(sides, ([900, 400, 500], [100, 300, 200]), strict=True):
+        side.timings = [
+            Timing(0.1, [], [1], 0.2, 1, 1, prompt_size=10 * number, size=5, live_bytes=one,
+                   committed_bytes=one + number)
+            for number, one in enumerate(live, start=1)
+        ]  # fmt: skip
+    result = Result()
+    kv_section(result, *sides)
+    kv = result.sections["kv"]
+    assert kv["live_bytes_per_byte"] == {"baseline": 400 / 25, "candidate": 300 / 25}
+    assert (kv["live_bytes"], kv["wasted_bytes"], kv["dynamic_bytes"]) == (300, 2, 402)
+
+
+def test_drafts_change_steps_and_times_and_nothing_else(results):
+    result = results["draft"]
+    assert result["quality"]["bits_per_byte"]["difference"]["estimate"] == 0
+    assert result["quality"]["kl_bits_per_token"] == 0
+    assert (result["quality"]["exact_match"], result["tokens"]["saving"]) == (1, 0)
+    for name in ("base_tokens", "compression"):
+        assert result["quality"][name] is None
+        assert "vocabulary" in result["reasons"][f"quality.{name}"]
+    assert 0 < result["tokens"]["steps"]["saving"] < 1
+    rows = [row for row in result["samples"]["timings"] if row["model"] == "candidate"]
+    tokens = sum(sum(row["step_tokens"][1:]) for row in rows)
+    seconds = sum(sum(row["gaps"]) for row in rows)
+    found = result["speed"]["decode_tokens_per_s"]["candidate"]
+    assert found == pytest.approx(tokens / seconds)
+    assert tokens > sum(len(row["gaps"]) for row in rows)
+
+
+def test_a_text_in_a_single_step_has_no_decoding_to_time(hub, tmp_path, monkeypatch):
+    from toolkit.evaluation import measure
+
+    def in_one_step(*arguments):
+        timing = replay(*arguments)
+        timing.gaps, timing.step_tokens = [], [timing.new_tokens]
+        return timing
+
+    monkeypatch.setattr(measure, "replay", in_one_step)
+    config = configured(tmp_path, *hub)
+    config.methods = {}
+    result = evaluate(config, "one step")
+    assert result["speed"]["decode_tokens_per_s"] is None
+    assert "single step" in result["reasons"]["speed.decode_speedup"]
+    assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("quality.compression_windows=0", "quality.compression_windows=0"),
+        ("quality.compression_context_bytes=10000000", "fewer than 2 stretches of 10000048 bytes"),
+    ],
+)
+def test_compression_that_is_not_measured_says_why(hub, tmp_path, setting, reason):
+    config = configured(tmp_path, *hub, setting)
+    config.methods = node("input")
+    result = evaluate(config, "none")
+    assert result["quality"]["compression"] is None
+    assert reason in result["reasons"]["quality.compression"]
+    assert result["samples"]["compression"] == []
+
+
+def test_the_context_can_be_read_from_its_newest_tokens_alone(tiny_llama):
+    found = score(tiny_llama.model, BASE, WINDOW, newest=7)
+    cut = Window("d", WINDOW.context[-7:], WINDOW.text)
+    assert found.context_tokens == 7
+    assert found.nats == score(tiny_llama.model, BASE, cut).nats
+    assert score(tiny_llama.model, BASE, WINDOW, newest=0).context_tokens == 0

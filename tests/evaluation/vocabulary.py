@@ -1,0 +1,100 @@
+"""A method that puts n-grams into a tiny model's vocabulary, with random rows for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tests.adaptivocab.tokenizers import mined
+from toolkit.adaptivocab.drafting import drafting
+from toolkit.adaptivocab.drafts import Drafts
+from toolkit.adaptivocab.extended import NewRows, base_head, extended
+from toolkit.adaptivocab.ngrams import NGrams
+from toolkit.adaptivocab.tokenizer import Expression
+from toolkit.artifact import Artifact
+from toolkit.corpus import Corpus, encode
+from toolkit.method import Applied, Calibration, Method, Stage
+from toolkit.models.random import byte_tokenizer
+
+ROWS = 320  # of the tiny models' vocabularies
+TEXTS = sorted(topics.values())[:8]
+
+
+@cache
+def ngrams() -> NGrams:
+    return NGrams(ROWS, mined(Expression.of(byte_tokenizer()), TEXTS, 30))
+
+
+@cache
+def extended_tokenizer() -> PreTrainedTokenizerBase:
+    return Expression.of(byte_tokenizer()).build(ngrams())
+
+
+@cache
+def drafts() -> Drafts:
+    tokenizer = byte_tokenizer()
+    return Drafts.count(ngrams(), [encode(tokenizer, text) for text in TEXTS])
+
+
+@dataclass
+class Vocabulary(Method):
+    """N-grams in one of AdaptiVocab's modes: full, input or draft."""
+
+    name: ClassVar[str] = "vocabulary"
+    stage: ClassVar[Stage] = Stage.vocabulary
+    calibrated: ClassVar[bool] = False
+
+    mode: str = "full"
+
+    def check(self, model: PreTrainedModel) -> None:
+        assert model.get_input_embeddings().weight.shape[0] == ROWS
+
+    def fit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: Corpus,
+        checkpoint: Path,
+    ) -> Calibration:
+        raise NotImplementedError
+
+    @contextmanager
+    def apply(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        artifact: Artifact | None,
+    ) -> Iterator[Applied]:
+        if self.mode == "draft":
+            with drafting(model, drafts()):
+                yield Applied(tokenizer)
+            return
+        full = self.mode == "full"
+        head = model.get_output_embeddings().weight
+        with extended(model, new_rows(model), output=full):
+            yield Applied(
+                extended_tokenizer(),
+                None if full else tokenizer,
+                partial(base_head, model, head) if full else nullcontext,
+            )
+
+
+def new_rows(model: PreTrainedModel) -> NewRows:
+    width = model.get_input_embeddings().weight.shape[1]
+    draw = torch.Generator().manual_seed(0)
+    rows = [0.02 * torch.randn(len(ngrams()), width, generator=draw) for _ in range(2)]
+    return NewRows(*rows, torch.empty(0, dtype=torch.int64), torch.empty(0, width))
+
+
+def node(mode: str) -> dict[str, Any]:
+    """Return the configuration of a stack of this method."""
+    target = f"{Vocabulary.__module__}.{Vocabulary.__qualname__}"
+    return {"vocabulary": {"_target_": target, "mode": mode}}

@@ -1,0 +1,50 @@
+"""What is noted of a timed generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Timing:
+    """One timed generation, seconds from its start.
+
+    Attributes
+    ----------
+    first : float
+        Until the first step's tokens were there.
+    gaps : list of float
+        Between one step and the next.
+    step_tokens : list of int
+        Tokens that each step yielded: one, unless the model drafts.
+    total : float
+        Until `generate` returned.
+    prompt_tokens, new_tokens : int
+        Tokens read, and tokens generated.
+    prompt_size, size : int
+        The bytes of text these are.
+    live_bytes, committed_bytes : int
+        Of the KV cache at the end: what its tokens take, and the storage held for them.
+    """
+
+    first: float
+    gaps: list[float]
+    step_tokens: list[int]
+    total: float
+    prompt_tokens: int
+    new_tokens: int
+    prompt_size: int
+    size: int
+    live_bytes: int
+    committed_bytes: int
+
+    @property
+    def steps(self) -> int:
+        """Forward passes, the prompt's included."""
+        return len(self.step_tokens)
+
+    @property
+    def token_times(self) -> list[float]:
+        """Seconds per token behind the first step: a step's gap divided by its tokens."""
+        later = zip(self.gaps, self.step_tokens[1:], strict=True)
+        return [gap / tokens for gap, tokens in later for _ in range(tokens)]
