@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tests.conftest import random_inputs, tiny
-from toolkit.adaptivocab import AdaptiVocab, Choice, Mode, Rows
+from toolkit.adaptivocab import AdaptiVocab, Mode, Rows
 from toolkit.adaptivocab.export import BASE_TOKENIZER, MAP, export
 from toolkit.adaptivocab.vocabulary import Vocabulary
 from toolkit.artifact import Artifact
@@ -23,22 +23,14 @@ from toolkit.errors import ArtifactError, ConfigError, MisfitError
 from toolkit.larosa import LaRoSA
 from toolkit.models import LoadedModel
 
-DEFAULTS: dict[str, Any] = {
-    "size": 20,
-    "max_pieces": 4,
-    "selection": Choice.merging,
-    "rows": Rows.closed,
-    "mode": Mode.full,
-    "max_bpb_increase": None,
-    "mining_tokens": 100_000,
-    "tokens": 128,
-    "gate_tokens": 128,
+SMALL: dict[str, Any] = {
+    "size": 20, "mode": Mode.full, "max_bpb_increase": None, "tokens": 128, "gate_tokens": 128,
     "window": 64,
-}
+}  # fmt: skip
 
 
 def method(**changes: Any) -> AdaptiVocab:
-    return AdaptiVocab(**DEFAULTS | changes)
+    return AdaptiVocab(**SMALL | changes)
 
 
 def calibrated(adaptivocab: AdaptiVocab, loaded: LoadedModel, corpus: Corpus) -> Artifact:

@@ -61,16 +61,16 @@ class Settings:
         For a value out of range.
     """
 
-    size: int
-    max_pieces: int
-    selection: Choice
-    rows: Rows
-    mode: Mode
-    max_bpb_increase: float | None
-    mining_tokens: int
-    tokens: int
-    gate_tokens: int
-    window: int
+    size: int = 2000
+    max_pieces: int = 4
+    selection: Choice = Choice.merging
+    rows: Rows = Rows.closed
+    mode: Mode = Mode.auto
+    max_bpb_increase: float | None = 0.01
+    mining_tokens: int = 4_000_000
+    tokens: int = 8192
+    gate_tokens: int = 4096
+    window: int = 512
 
     def __post_init__(self) -> None:
         self._require(self.size >= 1, "size", "at least 1")

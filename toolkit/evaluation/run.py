@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from toolkit.calibration import calibrate, find
 from toolkit.config import EvaluateConfig, OnMissing
 from toolkit.corpus import Corpus, Split, load_corpus
 from toolkit.environment import describe_environment, peak_host_bytes, prepare
+from toolkit.errors import ArtifactError
 from toolkit.evaluation.measure import measure, measure_prompt_cut
 from toolkit.evaluation.memory import copy_bandwidth, require_room_for_copy
 from toolkit.evaluation.result import (
@@ -29,8 +32,9 @@ from toolkit.evaluation.text import (
     prompts,
     quality_windows,
 )
-from toolkit.method import build
+from toolkit.method import Method, build
 from toolkit.models import LoadedModel, load_model
+from toolkit.models.fingerprint import fingerprint
 from toolkit.progress import say
 from toolkit.stack import Stack
 
@@ -152,12 +156,38 @@ def environment_section(result: Result, seed: int) -> None:
 def _artifacts(
     config: EvaluateConfig, stack: Stack, loaded: LoadedModel, corpus: Corpus
 ) -> dict[str, Artifact]:
-    found = {}
-    for method in stack.methods:
-        if not method.calibrated:
-            continue
-        if config.on_missing is OnMissing.calibrate:
-            found[method.name], _ = calibrate(loaded, method, corpus, config.artifacts)
-        else:
-            found[method.name] = find(loaded, method, corpus, config.artifacts)
+    """Return the stack's artifacts, each of the model as the methods before leave it.
+
+    What adapts to a text's activations has to see them in the tokens that will be read.
+    """
+    found: dict[str, Artifact] = {}
+    adapted = loaded
+    with ExitStack() as undo:
+        for method in stack.methods:
+            if not method.calibrated:
+                continue
+            if config.on_missing is OnMissing.calibrate:
+                artifact, _ = calibrate(adapted, method, corpus, config.artifacts)
+            elif adapted is loaded:
+                artifact = find(loaded, method, corpus, config.artifacts)
+            else:
+                artifact = _find_adapted(adapted, method, corpus, config.artifacts, list(found))
+            found[method.name] = artifact
+            if method is not stack.methods[-1]:
+                model = loaded.model
+                part = undo.enter_context(method.apply(model, adapted.tokenizer, artifact))
+                if (changed := fingerprint(model)) != adapted.fingerprint:
+                    adapted = replace(adapted, tokenizer=part.tokenizer, fingerprint=changed)
     return found
+
+
+def _find_adapted(
+    adapted: LoadedModel, method: Method, corpus: Corpus, root: str, before: list[str]
+) -> Artifact:
+    """Return an artifact that only an evaluation of the stack can make, where it has been made."""
+    if not method.key(adapted.fingerprint, corpus).folder(root, adapted.name).exists():
+        raise ArtifactError(
+            f"no artifact of {method.name} on top of {', '.join(before)} for {adapted.name} on "
+            f"{corpus.name}: it is calibrated on the model that they make: add on_missing=calibrate"
+        )
+    return find(adapted, method, corpus, root)
