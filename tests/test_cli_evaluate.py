@@ -59,13 +59,47 @@ def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
 
 def test_every_stack_there_is(command, tmp_path):
     done = command(
-        "evaluate.py", "-m", "experiment=ablation", *TINY, *FAST, "corpus.max_documents=40",
+        "evaluate.py", "-m", "experiment=ablation", *TINY, *FAST, "corpus.max_documents=40", "threads=1",
         "tracking.mode=disabled",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (sweep,) = tmp_path.glob("multirun/*/*")
     labels = [json.loads(p.read_text())["label"] for p in sorted(sweep.glob("*/result.json"))]
-    assert labels == ["baseline", "larosa"]
+    assert labels == ["adaptivocab", "all", "baseline", "fused", "larosa"]
+
+
+VOCABULARY = [
+    f"methods.adaptivocab.{setting}"
+    for setting in (
+        "size=50",
+        "tokens=256",
+        "gate_tokens=128",
+        "window=64",
+        "max_bpb_increase=null",
+    )
+]
+
+
+def test_larosa_on_an_adapted_vocabulary_is_calibrated_on_it(command, tmp_path):
+    stack = ["methods=all", *METHOD, *VOCABULARY, *FAST, "threads=1"]
+    made = command("calibrate.py", *TINY, "method=adaptivocab", "size=50", "tokens=256",
+                   "gate_tokens=128", "window=64", "max_bpb_increase=null")  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    alone = command("calibrate.py", *TINY, *SMALL)
+    assert alone.returncode == 0, alone.stderr
+    missing = command("evaluate.py", *TINY, *stack)
+    assert missing.returncode == 1
+    (line,) = [line for line in missing.stderr.splitlines() if "error:" in line]
+    assert "no artifact of larosa on top of adaptivocab" in line
+    done = command("evaluate.py", *TINY, *stack, "on_missing=calibrate")
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/*/*/result.json")]
+    (result,) = results
+    assert result["methods"] == ["adaptivocab", "larosa"]
+    assert result["artifacts"]["adaptivocab"] == Path(made.stdout.strip()).name
+    assert result["artifacts"]["larosa"] != Path(alone.stdout.strip()).name
+    assert result["tokens"]["prompt"]["saving"] > 0
+    assert result["sparsity"]["achieved"] > 0
 
 
 def test_a_missing_artifact_is_one_line_with_the_command_that_makes_it(command, tmp_path):

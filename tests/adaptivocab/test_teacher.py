@@ -175,12 +175,6 @@ def test_any_part_of_the_targets_is_a_part_of_all():
         assert torch.equal(targets.dense(start, end), whole[start:end])
 
 
-def test_targets_know_more_than_the_mean():
-    targets, _ = targets_of(sharp(), [passage(1), passage(2)], START)
-    mean = targets.shares[targets.classes]
-    assert float((targets.known - mean).abs().max()) > 0.1
-
-
 @every
 def test_a_first_pieces_probability_is_divided_not_doubled(name):
     model, passages = sharp(name), [passage(1), passage(2)]
