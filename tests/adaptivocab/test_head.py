@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -106,14 +106,17 @@ def group_mass(rows: Tensor, of: Problem) -> Tensor:
 
 
 @seeds
-def test_the_loss_and_its_gradient_are_the_cross_entropys(seed):
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_the_loss_and_its_gradient_are_the_cross_entropys(seed, cap):
     of = divided(seed)
     rows = of.exponential.requires_grad_()
-    logits = torch.cat([of.evidence.hidden @ rows.T, of.evidence.rest[:, None]], 1)
+    raw = of.evidence.hidden @ rows.T
+    bent = raw if cap is None else cap * torch.tanh(raw / cap)
+    logits = torch.cat([bent, of.evidence.rest[:, None]], 1)
     whole = torch.cat([of.target, 1 - of.target.sum(1, keepdim=True)], 1)
     expected = torch.nn.functional.cross_entropy(logits, whole)
     expected.backward()
-    loss, gradient = head._loss(rows.detach(), of.evidence)
+    loss, gradient = head._loss(rows.detach(), replace(of.evidence, cap=cap))
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(gradient, rows.grad, rtol=1e-4, atol=1e-6)
 

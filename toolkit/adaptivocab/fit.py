@@ -15,7 +15,7 @@ from toolkit.adaptivocab.head import Evidence, fit_head
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.adaptivocab.passages import Passage
 from toolkit.adaptivocab.rows import Rows, combined, weights
-from toolkit.adaptivocab.teacher import Lesson, Reading, Targets, predict, read
+from toolkit.adaptivocab.teacher import Lesson, Reading, Targets, predict, read, soft_cap
 from toolkit.adaptivocab.trie import Trie
 from toolkit.adaptivocab.tuning import distill, match_hidden
 from toolkit.corpus import encode
@@ -132,4 +132,4 @@ class RowFitter:
                 logits[:, firsts.to(logits.device)] = -torch.inf
                 hidden.append(states.to(device))
                 rest.append(logits.logsumexp(-1).to(device))
-        return Evidence(torch.cat(hidden), torch.cat(rest), targets)
+        return Evidence(torch.cat(hidden), torch.cat(rest), targets, soft_cap(self._model))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.adaptivocab.rows import combined
-from toolkit.adaptivocab.teacher import Targets
+from toolkit.adaptivocab.teacher import Targets, capped
 
 SHARES = (0.0, 0.15, 0.3, 0.45, 0.6)  # of the later pieces' logits
 RATE_ROUNDS = 15
@@ -40,11 +40,14 @@ class Evidence:
     rest : Tensor
         Log-sum-exp of the logits of all base tokens that begin no n-gram, of shape [positions].
     targets : Targets
+    cap : float or None
+        The model's soft cap, see `capped`.
     """
 
     hidden: Tensor
     rest: Tensor
     targets: Targets
+    cap: float | None = None
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield hidden states, rests and target probabilities, some positions at a time."""
@@ -105,11 +108,14 @@ def _loss(rows: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
     total = torch.zeros((), device=rows.device)
     gradient = torch.zeros_like(rows)
     for hidden, rest, target in evidence.chunks():
-        logits = torch.cat([hidden @ rows.T, rest[:, None]], 1)
-        log_probs = logits.log_softmax(-1)
+        logits = capped(hidden @ rows.T, evidence.cap)
+        log_probs = torch.cat([logits, rest[:, None]], 1).log_softmax(-1)
         other = 1 - target.sum(1)
         total -= (target * log_probs[:, :-1]).sum() + (other * log_probs[:, -1]).sum()
-        gradient += (log_probs[:, :-1].exp() - target).T @ hidden
+        error = log_probs[:, :-1].exp() - target
+        if evidence.cap is not None:
+            error *= 1 - (logits / evidence.cap).square()
+        gradient += error.T @ hidden
     return total / len(evidence.targets), gradient / len(evidence.targets)
 
 
@@ -121,7 +127,8 @@ def _matched(rows: Tensor, constant: Tensor, evidence: Evidence) -> Tensor:
     for _ in range(RATE_ROUNDS):
         predicted = torch.zeros_like(offsets)
         for part, rest in zip(logits, evidence.rest.split(CHUNK), strict=True):
-            predicted += torch.cat([part + offsets, rest[:, None]], 1).softmax(-1)[:, :-1].sum(0)
+            moved = torch.cat([capped(part + offsets, evidence.cap), rest[:, None]], 1)
+            predicted += moved.softmax(-1)[:, :-1].sum(0)
         offsets += ((wanted + EXPECTED) / (predicted + EXPECTED)).log()
     return rows + torch.outer(offsets, constant)
 

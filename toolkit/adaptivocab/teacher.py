@@ -86,7 +86,17 @@ def expected(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the logits, float32 of shape [tokens, vocabulary], that hidden states lead to."""
     head = model.get_output_embeddings()
     logits = head(hidden.to(head.weight)).float()
-    cap = getattr(model.config, "final_logit_softcapping", None)
+    return capped(logits, soft_cap(model))
+
+
+def soft_cap(model: PreTrainedModel) -> float | None:
+    """Return the bound that a model bends its logits to, if it has one (Gemma 2)."""
+    cap: float | None = getattr(model.config, "final_logit_softcapping", None)
+    return cap
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Return logits bent to stay within `cap` on both sides."""
     return logits if cap is None else cap * (logits / cap).tanh()
 
 
