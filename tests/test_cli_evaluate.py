@@ -59,8 +59,8 @@ def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
 
 def test_every_stack_there_is(command, tmp_path):
     done = command(
-        "evaluate.py", "-m", "experiment=ablation", *TINY, *FAST, "corpus.max_documents=40", "threads=1",
-        "tracking.mode=disabled",
+        "evaluate.py", "-m", "experiment=ablation", *TINY, *FAST, "corpus.max_documents=40",
+        "tracking.mode=disabled", "threads=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (sweep,) = tmp_path.glob("multirun/*/*")
