@@ -76,6 +76,18 @@ def test_calibration_repeats_to_the_bit(corpus: Corpus) -> None:
     assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
+def test_a_killed_calibration_does_not_turn_the_dial_again(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guarded, loaded = method(max_bpb_increase=0.5), tiny()
+    arguments = loaded.model, loaded.tokenizer, corpus, tmp_path / "checkpoint"
+    whole = guarded.calibrate(*arguments)
+    monkeypatch.delattr("toolkit.adaptivocab.calibrate.turn_dial")
+    resumed = guarded.calibrate(*arguments)
+    assert resumed.statistics == whole.statistics
+    assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)
+
+
 def test_an_artifact_survives_the_disk(
     corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
 ) -> None:
@@ -139,7 +151,7 @@ def test_the_guard_stops_what_costs_too_much(corpus: Corpus, tiny_llama: LoadedM
         calibrated(method(max_bpb_increase=guard), tiny_llama, corpus) for guard in (0.0, 1e6)
     ]
     strict, generous = (artifact.statistics for artifact in artifacts)
-    increases = {point["ngrams"]: point["increase"] for point in strict["dial"]}
+    increases = {point["ngrams"]: point["increase"] for point in strict["gate"]["dial"]}
     allowed = [count for count, increase in increases.items() if increase <= 0]
     assert strict["merged"] == max(allowed, default=0)
     assert generous["merged"] == len(generous["pieces"]) == max(increases)

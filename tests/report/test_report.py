@@ -190,6 +190,25 @@ def test_a_folder_without_jobs_is_refused(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_the_dial_is_drawn_where_there_is_one(tmp_path):
+    turned, undialled = content("adaptivocab", (1.1, 1.0, 1.2)), content("x", (1.0, 0.9, 1.1))
+    dial = [
+        {"ngrams": count, "saving": saving, "bits_per_byte": 1 + rise, "base_bits_per_byte": 1.0,
+         "increase": rise}
+        for count, saving, rise in ((8, 0.02, 0.01), (500, 0.2, 0.3))
+    ]  # fmt: skip
+    turned["vocabulary"] = {"merged": 8, "guard": 0.01, "dial": dial, "drafting": None}
+    undialled["vocabulary"] = {"merged": 8, "guard": None, "dial": None, "drafting": None}
+    for index, one in enumerate([undialled, turned]):
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / "result.json").write_text(json.dumps(one))
+    text = build_report(tmp_path).read_text()
+    drawn = tmp_path / "report" / "vocabulary_dial_1.png"
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert f"]({drawn.name})" in text
+    assert not (tmp_path / "report" / "vocabulary_dial_0.png").exists()
+
+
 def test_what_was_dropped_is_drawn_for_every_sparse_job_and_left_out_of_the_table(tmp_path):
     job = content("larosa", (1.1, 1.0, 1.2))
     rows = [

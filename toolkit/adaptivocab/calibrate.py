@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,8 +23,10 @@ from toolkit.adaptivocab.tokenizer import Expression
 from toolkit.adaptivocab.vocabulary import Vocabulary
 from toolkit.corpus import Corpus, Split, encode
 from toolkit.errors import TrimtabError
+from toolkit.files import write_json
 from toolkit.progress import say, waiting
 
+GATE = "gate.json"
 SELECTIONS: dict[Choice, type[PairMerging] | type[FrequencySelection]] = {
     Choice.merging: PairMerging,
     Choice.paper: FrequencySelection,
@@ -43,11 +47,13 @@ class Calibrator:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         corpus: Corpus,
+        checkpoint: Path,
         settings: Settings,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._corpus = corpus
+        self._checkpoint = checkpoint / GATE
         self._settings = settings
         self._expression = Expression.of(tokenizer)
         documents = corpus.documents(Split.calibration)
@@ -89,8 +95,11 @@ class Calibrator:
         tokens = [stream.tokens for stream in self._streams]
         fitter = RowFitter(self._model, self._tokenizer, tokens, self._settings.rows)
         if self._settings.max_bpb_increase is not None:
-            order, kept = self._gate(ngrams, fitter, texts)
-            ngrams = ngrams.subset(order[:kept])
+            if not self._checkpoint.exists():  # most of the work: kept, should we be killed
+                write_json(self._checkpoint, self._gate(ngrams, fitter, texts))
+            gate = json.loads(self._checkpoint.read_text("utf-8"))
+            self.statistics["gate"] = gate
+            ngrams = ngrams.subset(gate["order"][: gate["kept"]])
         self.statistics["merged"] = len(ngrams)
         if not len(ngrams):
             return ngrams, None, None
@@ -149,10 +158,8 @@ class Calibrator:
             )
         return read_texts(self._model, self._tokenizer, texts, f"{split} text")
 
-    def _gate(
-        self, ngrams: NGrams, fitter: RowFitter, texts: list[ReadText]
-    ) -> tuple[list[int], int]:
-        """Return the n-grams in the order of their cost, and how many the guard lets through."""
+    def _gate(self, ngrams: NGrams, fitter: RowFitter, texts: list[ReadText]) -> dict[str, Any]:
+        """Return the n-grams' costs and order, the dial, and how many the guard lets through."""
         guard = self._settings.max_bpb_increase
         assert guard is not None
         held_out = self._read(Split.validation, self._settings.gate_tokens)
@@ -181,9 +188,9 @@ class Calibrator:
 
         kept, dial = turn_dial(len(ngrams), point, guard)
         say(f"The guard of {guard:+.2%} lets {kept} of {len(ngrams)} n-grams through")
-        self.statistics |= {
-            "order": order,
+        return {
             "cost_nats_per_saved_token": cost,
+            "order": order,
             "dial": [one.to_json() for one in dial],
+            "kept": kept,
         }
-        return order, kept

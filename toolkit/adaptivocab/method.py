@@ -56,7 +56,7 @@ class AdaptiVocab(Settings, Method):
         checkpoint: Path,
     ) -> Calibration:
         """Mine n-grams, fit their rows, turn the dial and count drafts, see `Calibrator`."""
-        calibrator = Calibrator(model, tokenizer, corpus, self)
+        calibrator = Calibrator(model, tokenizer, corpus, checkpoint, self)
         vocabulary = calibrator.run()
         return Calibration(vocabulary.to_tensors(), calibrator.statistics, vocabulary.to_files())
 
@@ -71,7 +71,12 @@ class AdaptiVocab(Settings, Method):
         assert artifact is not None, "adaptivocab is a calibrated method"
         vocabulary = Vocabulary.from_artifact(artifact)
         applied = Applied(tokenizer)
-        section: dict[str, Any] = {"merged": len(vocabulary.merged)}
+        gate = artifact.statistics.get("gate", {})
+        section: dict[str, Any] = {
+            "merged": len(vocabulary.merged),
+            "guard": self.max_bpb_increase,
+            "dial": gate.get("dial"),
+        }
         with ExitStack() as undo:
             if vocabulary.rows is not None:
                 assert vocabulary.tokenizer is not None

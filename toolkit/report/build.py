@@ -10,6 +10,7 @@ from toolkit.files import replacing
 from toolkit.report.load import Job, load_jobs
 from toolkit.report.plots import (
     compression_plot,
+    dial_plot,
     quality_plot,
     sparsity_map,
     speedup_plot,
@@ -17,7 +18,10 @@ from toolkit.report.plots import (
 )
 from toolkit.report.table import compression_table, csv_table, interval, markdown_table
 
-SPARSITY = "sparsity_by_layer_{}.png"
+PLOTS_OF_ONE: tuple[tuple[str, str, Callable[[Job, Path], None]], ...] = (
+    ("sparsity", "sparsity_by_layer_{}.png", sparsity_map),
+    ("vocabulary.dial", "vocabulary_dial_{}.png", dial_plot),
+)
 # What is drawn of the jobs that have a field, where there are any.
 PLOTS = (
     ("speed.speedup", "all_methods_speedup_comparison.png", speedup_plot),
@@ -55,11 +59,12 @@ def build_report(folder: Path) -> Path:
         if having:
             draw(having, target / name)
             plots.append(name)
-    for job in measured:
-        if job.get("sparsity") is not None:
-            name = SPARSITY.format(jobs.index(job))
-            sparsity_map(job, target / name)
-            plots.append(name)
+    for field, pattern, draw_one in PLOTS_OF_ONE:
+        for job in measured:
+            if job.get(field):
+                name = pattern.format(jobs.index(job))
+                draw_one(job, target / name)
+                plots.append(name)
     for leftover in {path.name for path in target.glob("*.png")} - set(plots):
         (target / leftover).unlink()
     _write(target / "results.csv", csv_table(jobs))

@@ -109,6 +109,28 @@ def sparsity_map(job: Job, path: Path) -> None:
     _save(figure, path)
 
 
+def dial_plot(job: Job, path: Path) -> None:
+    """Draw what merging more and more n-grams saves and costs, as calibration measured it."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    points = sorted(job.get("vocabulary.dial"), key=lambda point: point["saving"])
+    axes.plot(
+        [100 * point["saving"] for point in points],
+        [100 * point["increase"] for point in points],
+        "o-",
+        color=INK,
+    )
+    for point in points:
+        place = 100 * point["saving"], 100 * point["increase"]
+        axes.annotate(f"{point['ngrams']}", place, xytext=(4, -10), textcoords="offset points")
+    guard = job.get("vocabulary.guard")
+    axes.axhline(100 * guard, color=REFERENCE, linewidth=1)
+    axes.set_xlabel("% of the tokens saved (at a point: n-grams merged)")
+    axes.set_ylabel("% more bits per byte; the line is the guard")
+    axes.set_title(f"{job.label}, validation text", fontsize=9)
+    _save(figure, path)
+
+
 def _quality_point(axes: Axes, job: Job) -> None:
     speed, lost = job.get("speed.speedup"), job.get("quality.bits_per_byte.difference")
     x, y = speed["estimate"], lost["estimate"]
