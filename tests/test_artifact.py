@@ -6,6 +6,8 @@ import torch
 from toolkit.artifact import DESCRIPTION, TENSORS, Artifact, ArtifactKey
 from toolkit.errors import ArtifactError
 
+FILE = "tokenizer/tokenizer.json"
+
 
 def artifact(**changes) -> Artifact:
     parts = {
@@ -21,6 +23,7 @@ def artifact(**changes) -> Artifact:
         statistics={"tokens": 3, "energy": 0.1 + 0.2},
         run={"wall_seconds": 1.5},
         tensors={"transposed": torch.arange(6.0).reshape(2, 3).T, "scalar": torch.tensor(0.5)},
+        files={FILE: b"{}\n"},
     )
 
 
@@ -30,6 +33,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     loaded = Artifact.load(tmp_path / "a")
     assert (loaded.key, loaded.model, loaded.corpus) == (saved.key, saved.model, saved.corpus)
     assert (loaded.statistics, loaded.run) == (saved.statistics, saved.run)
+    assert loaded.files == saved.files
     assert loaded.tensors.keys() == saved.tensors.keys()
     assert all(torch.equal(loaded.tensors[name], saved.tensors[name]) for name in saved.tensors)
 
@@ -49,7 +53,7 @@ def test_the_digest_depends_on_every_part_of_the_key(changes):
     assert artifact().key.digest == artifact().key.digest
 
 
-@pytest.mark.parametrize("name", [DESCRIPTION, TENSORS])
+@pytest.mark.parametrize("name", [DESCRIPTION, TENSORS, FILE])
 @pytest.mark.parametrize("damage", ["truncated", "one byte changed", "empty", "deleted"])
 def test_a_damaged_file_is_refused(tmp_path, name, damage):
     artifact().save(tmp_path / "a")
@@ -73,7 +77,7 @@ def test_another_schema_version_is_refused_by_number(tmp_path):
     artifact().save(tmp_path / "a")
     path = tmp_path / "a" / DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
-    with pytest.raises(ArtifactError, match="schema version 99, this version reads 1"):
+    with pytest.raises(ArtifactError, match="schema version 99, this version reads 2"):
         Artifact.load(tmp_path / "a")
 
 
