@@ -21,7 +21,7 @@ from toolkit.progress import track
 
 REACH = 8  # merged tokens behind an n-gram that it may have made harder to predict
 PRIOR = 4.0  # occurrences that the average n-gram's cost weighs
-SHARES = (1 / 64, 1 / 16, 1 / 4, 1)  # of the n-grams, at which the dial is measured
+SHARES = (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1)  # of the n-grams, at which the dial is measured
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,6 @@ def turn_dial(count: int, measure: Callable[[int], Point], guard: float) -> tupl
     guard : float
         Most that bits per byte may rise, relative.
     """
-    points = [measure(max(round(share * count), 1)) for share in SHARES]
+    points = [measure(kept) for kept in sorted({max(round(share * count), 1) for share in SHARES})]
     allowed = [point.ngrams for point in points if point.increase <= guard]
     return max(allowed, default=0), points
