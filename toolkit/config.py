@@ -160,6 +160,8 @@ class QualityConfig:
     compression_context_bytes: int = 768
     compression_bytes: int = 192
     canary_windows: int = 0
+    marginal_windows: int = 0
+    marginal_samples: int = 16
 
     def __post_init__(self) -> None:
         _require(self.windows > 1, "quality.windows", self.windows, "at least 2")
@@ -170,11 +172,13 @@ class QualityConfig:
             self.context_bytes,
             "at least 0 and less than quality.window_bytes",
         )
-        for key in ("compression_windows", "canary_windows"):
+        for key in ("compression_windows", "canary_windows", "marginal_windows"):
             value = getattr(self, key)
             _require(value == 0 or value > 1, f"quality.{key}", value, "0 or at least 2")
         for key in ("compression_context_bytes", "compression_bytes"):
             _require(getattr(self, key) >= 32, f"quality.{key}", getattr(self, key), "at least 32")
+        samples = self.marginal_samples
+        _require(samples > 0, "quality.marginal_samples", samples, "at least 1")
 
 
 @dataclass

@@ -40,6 +40,8 @@ class Applied:
         The tokenizer of prompts from here on; the given one unless the vocabulary changed.
     output_tokenizer : PreTrainedTokenizerBase or None
         The tokenizer of what the model generates, where it is another one.
+    alternatives : mapping
+        Output tokens that stand for several of the given tokenizer's, and which.
     base_output : callable
         Returns a context in which the model predicts tokens of the given tokenizer alone.
     kernel : str or None
@@ -55,6 +57,7 @@ class Applied:
 
     tokenizer: PreTrainedTokenizerBase
     output_tokenizer: PreTrainedTokenizerBase | None = None
+    alternatives: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     base_output: Callable[[], AbstractContextManager[None]] = nullcontext
     kernel: str | None = None
     extra_step_bytes: Callable[[], int] = int

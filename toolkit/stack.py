@@ -34,6 +34,11 @@ class AppliedStack:
         """What ran: the methods' kernels, or plain PyTorch where none of them has one."""
         return " + ".join(part.kernel for part in self.members if part.kernel) or "torch"
 
+    @property
+    def alternatives(self) -> dict[int, tuple[int, ...]]:
+        """Output tokens that stand for several of the unmodified model's, and which."""
+        return {token: stood for part in self.members for token, stood in part.alternatives.items()}
+
     def measured(self) -> dict[str, Any]:
         """Return the sections of result.json that the methods fill."""
         return {name: section for part in self.members for name, section in part.measured().items()}

@@ -25,6 +25,7 @@ OVERRIDES = [
     "quality.window_bytes=256", "quality.context_bytes=32", "generation.prompts=2",
     "quality.compression_windows=3", "quality.compression_context_bytes=96",
     "quality.compression_bytes=48", "quality.canary_windows=2",
+    "quality.marginal_windows=2", "quality.marginal_samples=4",
     "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
 ]  # fmt: skip
 

@@ -186,6 +186,25 @@ def test_where_prompt_or_output_changes_the_figures_are_those_of_the_samples(res
         assert quality["base_tokens"]["bits_per_byte"]["candidate"] == pytest.approx(bits)
 
 
+def test_all_segmentations_are_scored_where_output_tokens_are_new(results):
+    for name in ("full", "unpaired"):
+        marginal, samples = results[name]["quality"]["marginal"], results[name]["samples"]
+        assert (marginal["windows"], marginal["samples"]) == (2, 4)
+        documents = [row["document"] for row in samples["marginal"]]
+        assert documents[:2] == documents[2:]
+        for model in ("canonical", "marginal"):
+            rows = [row for row in samples["marginal"] if row["model"] == model]
+            bits = sum(row["bits"] for row in rows) / sum(row["bytes"] for row in rows)
+            assert marginal["bits_per_byte"][model] == pytest.approx(bits)
+        difference = marginal["bits_per_byte"]["difference"]["estimate"]
+        assert difference == pytest.approx(
+            marginal["bits_per_byte"]["marginal"] - marginal["bits_per_byte"]["canonical"]
+        )
+    for name in ("input", "draft"):
+        assert results[name]["quality"]["marginal"] is None
+        assert "quality.marginal" in results[name]["reasons"]
+
+
 def scores(*nats: float, tokens: int = 20) -> list[Score]:
     return [Score(one, tokens=4, size=8, context_tokens=tokens, log_probs=None) for one in nats]
 

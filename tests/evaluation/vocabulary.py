@@ -83,6 +83,7 @@ class Vocabulary(Method):
             yield Applied(
                 extended_tokenizer(),
                 None if full else tokenizer,
+                ngrams().by_id() if full else {},
                 partial(base_head, model, head) if full else nullcontext,
             )
 

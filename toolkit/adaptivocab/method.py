@@ -87,6 +87,8 @@ class AdaptiVocab(Settings, Method):
                 applied.tokenizer = vocabulary.tokenizer
                 applied.output_tokenizer = vocabulary.tokenizer if output else tokenizer
                 applied.base_output = lambda: base_head(model, weight)
+                if output:
+                    applied.alternatives = vocabulary.merged.by_id()
             counter = None
             if vocabulary.drafts is not None:
                 counter = undo.enter_context(drafting(model, vocabulary.drafts))

@@ -49,6 +49,10 @@ class NGrams:
                 expanded.extend(self.pieces[token - self.base_size])
         return expanded
 
+    def by_id(self) -> dict[int, tuple[int, ...]]:
+        """Return the base token ids of every n-gram by its own."""
+        return dict(enumerate(self.pieces, self.base_size))
+
     def subset(self, numbers: Sequence[int]) -> NGrams:
         """Return the n-grams of these numbers alone, renumbered in the given order."""
         return NGrams(self.base_size, tuple(self.pieces[number] for number in numbers))

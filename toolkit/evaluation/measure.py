@@ -31,6 +31,8 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
     names = " and ".join(side.name for side in sides)
     if quality:
         _score(sides, work)
+        if sides[-1].stack is not None and sides[-1].stack.alternatives:
+            _score_segmentations(sides[-1], work, config)
     for prompt in track(work.prompts, f"Greedy generation: {names}", len(work.prompts)):
         for side in sides:
             with side.recording():
@@ -84,6 +86,13 @@ def _score(sides: Sequence[Side], work: Workload) -> None:
             scores = [side.score_base_tokens(window) for window in found]
             side.base_scores = scores[: len(work.windows)]
             side.compression = scores[len(work.windows) :]
+
+
+def _score_segmentations(side: Side, work: Workload, config: EvaluateConfig) -> None:
+    for window in track(work.marginal, f"Segmentations: {side.name}", len(work.marginal)):
+        side.canonical.append(replace(side.score(window), log_probs=None))
+        found = side.score_marginal(window, config.quality.marginal_samples, config.seed)
+        side.marginal.append(found)
 
 
 def _score_window(sides: Sequence[Side], window: Window) -> None:

@@ -66,10 +66,10 @@ def score(
     newest : int, optional
         How many tokens of the context are read, the last ones; all where None.
     """
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    read = encode(tokenizer, window.context)
-    read = read[len(read) - newest :] if newest is not None else read
-    context = ([] if start is None else [start]) + read
+    context = encode(tokenizer, window.context)
+    context = context[len(context) - newest :] if newest is not None else context
+    read = len(context)
+    context = behind_start(tokenizer, context)
     text = encode(output_tokenizer or tokenizer, window.text)
     if not context:  # nothing to predict the first token from: it serves as the context
         context, text = text[:1], text[1:]
@@ -80,7 +80,13 @@ def score(
     log_probs = torch.cat([first.logits[0], then.logits[0]]).float().log_softmax(-1)
     target = target[0].to(log_probs.device)
     nats = -log_probs.gather(-1, target[:, None]).double().sum()
-    return Score(float(nats), len(text), window.scored_bytes, len(read), log_probs)
+    return Score(float(nats), len(text), window.scored_bytes, read, log_probs)
+
+
+def behind_start(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
+    """Return tokens behind the one that texts start with, if the tokenizer has one."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return tokens if start is None else [start, *tokens]
 
 
 def divergence(baseline: Score, candidate: Score) -> float:

@@ -93,6 +93,13 @@ def samples_section(result: Result, baseline: Side, candidate: Side, work: Workl
             for name, scores in compression_scores(baseline, candidate).items()
             for row in _score_rows(name, work.compression, scores)
         ],
+        "marginal": [
+            row
+            for name, scores in (
+                ("canonical", candidate.canonical), ("marginal", candidate.marginal)
+            )
+            for row in _score_rows(name, work.marginal, scores)
+        ],
         "texts": [
             {"document": prompt.document, "prompt": prompt.text, "baseline": first,
              "candidate": second}

@@ -59,6 +59,7 @@ def quality_section(
         result.missing("quality.kl_bits_per_token", reason)
     _compression(result, baseline, candidate, config, seed)
     _canary(result, baseline, candidate, config, seed)
+    _marginal(result, candidate, config, seed)
     result.missing("quality.tasks", "no lm-eval tasks are run by this version")
 
 
@@ -118,6 +119,25 @@ def _canary(
             "bits_per_byte": _bits_per_byte(baseline.canary, candidate.canary, seed),
             "text": CANARY,
             "windows": len(candidate.canary),
+        }
+
+
+def _marginal(result: Result, candidate: Side, config: QualityConfig, seed: int) -> None:
+    if candidate.stack is None or not candidate.stack.alternatives:
+        result.missing("quality.marginal", "no output token stands for several base tokens")
+    elif config.marginal_windows == 0:
+        result.missing("quality.marginal", "quality.marginal_windows=0")
+    elif len(candidate.marginal) < 2:
+        result.missing("quality.marginal", "fewer than 2 prompts were compressed")
+    else:
+        result.sections["quality"]["marginal"] = {
+            "bits_per_byte": {
+                "canonical": _rate(candidate.canonical),
+                "marginal": _rate(candidate.marginal),
+                "difference": _difference(candidate.canonical, candidate.marginal, seed),
+            },
+            "samples": config.marginal_samples,
+            "windows": len(candidate.marginal),
         }
 
 

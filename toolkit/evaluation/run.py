@@ -29,6 +29,7 @@ from toolkit.evaluation.sides import Side, Workload
 from toolkit.evaluation.text import (
     canary_windows,
     compression_windows,
+    marginal_windows,
     prompts,
     quality_windows,
 )
@@ -68,11 +69,13 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
     loaded = load_model(config.model)
     stack.check(loaded.model)
     artifacts = _artifacts(config, stack, loaded, corpus)
+    compression = compression_windows(documents, config.quality)
     work = Workload(
         quality_windows(documents, config.quality),
         prompts(documents, loaded.tokenizer, config.generation),
-        compression_windows(documents, config.quality),
+        compression,
         canary_windows(config.quality),
+        marginal_windows(compression, config.quality),
     )
     baseline = Side("baseline", loaded.model, loaded.tokenizer)
     quality = not loaded.random_weights

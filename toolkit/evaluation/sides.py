@@ -5,9 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.evaluation.quality import Score, score
+from toolkit.corpus import encode
+from toolkit.evaluation.marginal import marginal_nats
+from toolkit.evaluation.quality import Score, behind_start, score
 from toolkit.evaluation.text import Prompt, Window
 from toolkit.evaluation.timing import Timing
 from toolkit.stack import AppliedStack
@@ -25,12 +28,15 @@ class Workload:
         Held-out text whose context is the prompt to be compressed.
     canary : list of Window
         Text of another domain.
+    marginal : list of Window
+        Those of `compression` that are also scored in all their segmentations.
     """
 
     windows: list[Window]
     prompts: list[Prompt]
     compression: list[Window] = field(default_factory=list)
     canary: list[Window] = field(default_factory=list)
+    marginal: list[Window] = field(default_factory=list)
 
 
 @dataclass
@@ -51,6 +57,9 @@ class Side:
     whole, prompt_cut : list of Score
         Prompts to be compressed as the unmodified model reads them, and with their oldest tokens
         cut so that as many are left as the other side has.
+    canonical, marginal : list of Score
+        Prompts and continuations in the candidate's own tokens: the continuation as the tokenizer
+        has it, and in all its segmentations.
     divergences : list of float
         KL from the baseline per window, in nats, where both were scored together.
     texts : list of str
@@ -71,6 +80,8 @@ class Side:
     canary: list[Score] = field(default_factory=list)
     base_scores: list[Score] = field(default_factory=list)
     compression: list[Score] = field(default_factory=list)
+    canonical: list[Score] = field(default_factory=list)
+    marginal: list[Score] = field(default_factory=list)
     whole: list[Score] = field(default_factory=list)
     prompt_cut: list[Score] = field(default_factory=list)
     divergences: list[float] = field(default_factory=list)
@@ -106,6 +117,21 @@ class Side:
         with self.stack.base_output():
             found = score(self.model, self.tokenizer, window, self.base_tokenizer)
         return replace(found, log_probs=None)
+
+    def score_marginal(self, window: Window, samples: int, seed: int) -> Score:
+        """Score a window's text in all its segmentations, see `marginal_nats`."""
+        assert self.stack is not None
+        context = encode(self.tokenizer, window.context)
+        text = encode(self.base_tokenizer, window.text)
+        nats = marginal_nats(
+            self.model,
+            behind_start(self.tokenizer, context),
+            text,
+            self.stack.alternatives,
+            samples,
+            torch.Generator().manual_seed(seed),
+        )
+        return Score(nats, len(text), window.scored_bytes, len(context), None)
 
     def recording(self) -> AbstractContextManager[None]:
         """Have the methods at work, where there are any, count what they do."""

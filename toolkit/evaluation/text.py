@@ -65,6 +65,11 @@ def compression_windows(documents: Sequence[Document], config: QualityConfig) ->
     return _spread(found, min(config.compression_windows, len(found)), "")
 
 
+def marginal_windows(windows: list[Window], config: QualityConfig) -> list[Window]:
+    """Return `config.marginal_windows` of the windows, or as many as there are."""
+    return _spread(windows, min(config.marginal_windows, len(windows)), "")
+
+
 def canary_windows(config: QualityConfig) -> list[Window]:
     """Return `config.canary_windows` windows of a text that every Python ships, its own source.
 

@@ -1,0 +1,104 @@
+"""The likelihood of a text in all its segmentations."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from tests.conftest import tiny
+from tests.evaluation.vocabulary import new_rows, ngrams
+from toolkit.adaptivocab.extended import extended
+from toolkit.evaluation.marginal import marginal_nats, segmentations
+
+CONTEXT = [1, 70, 80, 90]
+
+
+def paths(text, alternatives):
+    """Return every sequence of tokens that stands for `text`, by the definition."""
+    if not text:
+        return [[]]
+    found = [[text[0], *rest] for rest in paths(text[1:], alternatives)]
+    for token, pieces in alternatives.items():
+        if tuple(text[: len(pieces)]) == pieces:
+            found += [[token, *rest] for rest in paths(text[len(pieces) :], alternatives)]
+    return found
+
+
+def log_probs(model, path):
+    """Return log-probabilities of all tokens at each place of a path, in one pass."""
+    logits = model(torch.tensor([CONTEXT + path])).logits[0, len(CONTEXT) - 1 : -1]
+    return logits.double().log_softmax(-1)
+
+
+def nats(model, path):
+    return -log_probs(model, path).gather(-1, torch.tensor(path)[:, None]).sum()
+
+
+def drawn(model, path, every):
+    """Return the log-probability of drawing a path by its tokens, each among those that fit."""
+    total = torch.zeros((), dtype=torch.float64)
+    for place, (row, token) in enumerate(zip(log_probs(model, path), path, strict=True)):
+        fit = sorted({other[place] for other in every if other[:place] == path[:place]})
+        total += row[fit].log_softmax(-1)[fit.index(token)]
+    return total
+
+
+def estimate(model, text, alternatives, samples, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return marginal_nats(model, CONTEXT, text, alternatives, samples, generator)
+
+
+@torch.inference_mode()
+def test_paths_are_drawn_from_the_model_and_weighed_by_what_was_left_of_it():
+    loaded, grams = tiny(), ngrams()
+    alternatives = grams.by_id()
+    text = [*grams.pieces[0], *grams.pieces[3]]
+    with extended(loaded.model, new_rows(loaded.model), output=True):
+        model, every = loaded.model, paths(text, alternatives)
+        chances = [float(drawn(model, path, every).exp()) for path in every]
+        assert len(every) >= 4
+        assert sum(chances) == pytest.approx(1)
+        weights = torch.tensor(
+            [
+                -nats(model, path) - torch.tensor(chance).log()
+                for path, chance in zip(every, chances, strict=True)
+            ]
+        )
+        counts = [0] * len(every)
+        for seed in range(100):
+            found = estimate(model, text, alternatives, 1, seed)
+            gaps = (weights + found).abs()
+            assert float(gaps.min()) < 1e-4
+            counts[int(gaps.argmin())] += 1
+        assert chisquare(counts, [100 * chance for chance in chances]).pvalue > 1e-3
+        together = estimate(model, text, alternatives, 1024)
+        exact = torch.stack([-nats(model, path) for path in every]).logsumexp(0)
+        assert together == pytest.approx(-float(exact), abs=0.2)
+
+
+def test_without_alternatives_it_is_the_likelihood_of_the_tokens():
+    model, text = tiny().model, [72, 101, 108, 108, 111]
+    with torch.inference_mode():
+        expected = float(nats(model, text))
+    assert estimate(model, text, {}, samples=3) == pytest.approx(expected, rel=1e-5)
+
+
+@given(
+    st.lists(st.integers(0, 2), min_size=1, max_size=8),
+    st.sets(st.lists(st.integers(0, 2), min_size=2, max_size=4).map(tuple), max_size=6),
+)
+def test_the_choices_at_each_place_spell_every_segmentation(text, pieces):
+    alternatives = dict(enumerate(sorted(pieces), start=3))
+    choices = segmentations(text, alternatives)
+
+    def spelled(place):
+        if place == len(text):
+            return [[]]
+        return [
+            [token, *rest]
+            for token, length in choices[place]
+            for rest in (spelled(place + length) if place + length <= len(text) else [])
+        ]
+
+    assert sorted(spelled(0)) == sorted(paths(text, alternatives))
