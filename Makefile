@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python evaluate.py -m experiment=demo methods=baseline,larosa
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

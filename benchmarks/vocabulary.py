@@ -247,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", choices=("docs", "source"), default="docs")
     parser.add_argument("--size", type=int, default=2000)
-    parser.add_argument("--fit-tokens", type=int, default=16384)
+    parser.add_argument("--fit-tokens", type=int, default=32768)
     parser.add_argument("--test-tokens", type=int, default=8192)
     parser.add_argument("--rows", nargs="*", type=Rows, default=list(Rows))
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))

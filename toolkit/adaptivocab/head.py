@@ -25,7 +25,7 @@ RATE_ROUNDS = 15
 EXPECTED = 0.01  # occurrences added to every class's, so that none is ruled out
 CHUNK = 1024  # positions at a time
 DAMPING = 1e-3  # of the second moment, over its mean eigenvalue
-PENALTY = 0.01  # on the mean square of what the ridge correction adds to a logit
+PENALTY = 32.0  # positions' worth of the mean square of what the ridge correction adds to a logit
 RIDGE_STEPS = 15
 
 
@@ -138,6 +138,7 @@ def _ridge(rows: Tensor, evidence: Evidence) -> Tensor:
     values, vectors = torch.linalg.eigh(_moment(evidence.hidden))
     whitening = vectors * values.rsqrt() @ vectors.T
     added = torch.zeros_like(rows, requires_grad=True)
+    penalty = PENALTY / len(evidence.targets)
     optimizer = torch.optim.LBFGS(
         [added], max_iter=RIDGE_STEPS, history_size=5, line_search_fn="strong_wolfe"
     )
@@ -145,8 +146,8 @@ def _ridge(rows: Tensor, evidence: Evidence) -> Tensor:
     @torch.no_grad()
     def closure() -> Tensor:
         loss, gradient = _loss(rows + added @ whitening, evidence)
-        added.grad = gradient @ whitening + 2 * PENALTY * added
-        return loss + PENALTY * added.square().sum()
+        added.grad = gradient @ whitening + 2 * penalty * added
+        return loss + penalty * added.square().sum()
 
     optimizer.step(closure)
     return rows + added.detach() @ whitening

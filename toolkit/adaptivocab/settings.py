@@ -68,7 +68,7 @@ class Settings:
     mode: Mode = Mode.auto
     max_bpb_increase: float | None = 0.01
     mining_tokens: int = 4_000_000
-    tokens: int = 8192
+    tokens: int = 32768
     gate_tokens: int = 4096
     window: int = 512
 
