@@ -91,3 +91,91 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         Of the columns, float32 of shape [n].
     """
     return ((x @ weight.to(x.dtype)) * scale).to(x.dtype)
+
+
+def decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Attend with one query a slot to the slot's first tokens, read where they lie.
+
+    Nothing but the tokens attended to is read. Scores, softmax and sums are in float32, or in
+    float64 where `query` is.
+
+    Parameters
+    ----------
+    query : Tensor
+        Of shape [slots, heads, head_dim].
+    keys, values : Tensor
+        Of shape [slots, max_len, kv_heads, head_dim], `kv_heads` a divisor of `heads`.
+    lengths : Tensor
+        Of the slots, integers of shape [slots] between 0 and `max_len`.
+    scale : float
+        Of the products of query and key.
+    window : int, optional
+        Of a slot's tokens only the last `window` are attended to.
+    softcap : float, optional
+        Where given, a score s becomes ``softcap * tanh(s / softcap)``.
+
+    Returns
+    -------
+    Tensor
+        Of the shape and dtype of `query`; zeros where a length is 0.
+
+    Raises
+    ------
+    ValueError
+        If a length is outside [0, max_len].
+    """
+    slots, heads, width = query.shape
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    out = torch.zeros((slots, heads, width), dtype=query.dtype, device=query.device)
+    for slot, length in enumerate(_lengths(keys, lengths)):
+        if not length:
+            continue
+        attended = slice(max(0, length - (window or length)), length)
+        key, value = (cache[slot, attended].to(wide) for cache in (keys, values))
+        grouped = query[slot].to(wide).reshape(key.shape[1], -1, width)
+        scores = torch.einsum("kgd,nkd->kgn", grouped, key) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        mixed = torch.einsum("kgn,nkd->kgd", scores.softmax(-1), value)
+        out[slot] = mixed.reshape(heads, width)
+    return out
+
+
+def append_kv(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> None:
+    """Write one token's key and value as the last of every slot's, in place.
+
+    Parameters
+    ----------
+    keys, values : Tensor
+        Of shape [slots, max_len, kv_heads, head_dim].
+    key, value : Tensor
+        Of shape [slots, kv_heads, head_dim].
+    lengths : Tensor
+        Of the slots, the new token counted: integers of shape [slots] between 0 and `max_len`. A
+        slot of length 0 is not touched.
+
+    Raises
+    ------
+    ValueError
+        If a length is outside [0, max_len].
+    """
+    for slot, length in enumerate(_lengths(keys, lengths)):
+        if length:
+            keys[slot, length - 1] = key[slot]
+            values[slot, length - 1] = value[slot]
+
+
+def _lengths(keys: Tensor, lengths: Tensor) -> list[int]:
+    found: list[int] = lengths.tolist()
+    for slot, length in enumerate(found):
+        if not 0 <= length <= keys.shape[1]:
+            raise ValueError(f"lengths[{slot}]={length} is outside [0, {keys.shape[1]}]")
+    return found

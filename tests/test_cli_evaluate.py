@@ -65,7 +65,7 @@ def test_every_stack_there_is(command, tmp_path):
     assert done.returncode == 0, done.stderr
     (sweep,) = tmp_path.glob("multirun/*/*")
     labels = [json.loads(p.read_text())["label"] for p in sorted(sweep.glob("*/result.json"))]
-    assert labels == ["adaptivocab", "all", "baseline", "fused", "larosa"]
+    assert labels == ["adaptivocab", "all", "baseline", "fused", "larosa", "vattention"]
 
 
 VOCABULARY = [
@@ -95,7 +95,7 @@ def test_larosa_on_an_adapted_vocabulary_is_calibrated_on_it(command, tmp_path):
     assert done.returncode == 0, done.stderr
     results = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/*/*/result.json")]
     (result,) = results
-    assert result["methods"] == ["adaptivocab", "larosa"]
+    assert result["methods"] == ["adaptivocab", "larosa", "vattention"]
     assert result["artifacts"]["adaptivocab"] == Path(made.stdout.strip()).name
     assert result["artifacts"]["larosa"] != Path(alone.stdout.strip()).name
     assert result["tokens"]["prompt"]["saving"] > 0

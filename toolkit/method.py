@@ -19,7 +19,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.artifact import Artifact, ArtifactKey
 from toolkit.corpus import Corpus
 from toolkit.environment import package_versions, peak_host_bytes
+from toolkit.errors import TrimtabError
 from toolkit.models.fingerprint import fingerprint
+
+
+NOT_CALIBRATED = "{name} needs no calibration: evaluate it with evaluate.py methods={name}"
 
 
 class Stage(IntEnum):
@@ -44,6 +48,10 @@ class Applied:
         Output tokens that stand for several of the given tokenizer's, and which.
     base_output : callable
         Returns a context in which the model predicts tokens of the given tokenizer alone.
+    engine : mapping or None
+        Settings of the generation engine's cache, where it generates instead of transformers.
+    drafts : object or None
+        Proposes tokens for the engine to verify, where there is one.
     kernel : str or None
         The kernel that runs on the model's device, or None where the method has none.
     extra_step_bytes : callable
@@ -59,6 +67,8 @@ class Applied:
     output_tokenizer: PreTrainedTokenizerBase | None = None
     alternatives: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     base_output: Callable[[], AbstractContextManager[None]] = nullcontext
+    engine: Mapping[str, Any] | None = None
+    drafts: Any = None
     kernel: str | None = None
     extra_step_bytes: Callable[[], int] = int
     recording: bool = False
@@ -99,7 +109,6 @@ class Method(ABC):
     def check(self, model: PreTrainedModel) -> None:
         """Raise `MisfitError` where the method does not fit the model."""
 
-    @abstractmethod
     def fit(
         self,
         model: PreTrainedModel,
@@ -118,7 +127,13 @@ class Method(ABC):
         checkpoint : Path
             Folder for intermediate results, to be created with the first of them. What it holds
             already is of this very calibration.
+
+        Raises
+        ------
+        TrimtabError
+            If the method needs no calibration.
         """
+        raise TrimtabError(NOT_CALIBRATED.format(name=self.name))
 
     def calibrate(
         self,

@@ -39,6 +39,16 @@ class AppliedStack:
         """Output tokens that stand for several of the unmodified model's, and which."""
         return {token: stood for part in self.members for token, stood in part.alternatives.items()}
 
+    @property
+    def engine(self) -> Mapping[str, Any] | None:
+        """Settings of the engine that generates, where transformers does not."""
+        return next((part.engine for part in self.members if part.engine is not None), None)
+
+    @property
+    def drafts(self) -> Any:
+        """What proposes tokens for the engine to verify, or None."""
+        return next((part.drafts for part in self.members if part.drafts is not None), None)
+
     def measured(self) -> dict[str, Any]:
         """Return the sections of result.json that the methods fill."""
         return {name: section for part in self.members for name, section in part.measured().items()}

@@ -6,7 +6,6 @@
 #include <torch/library.h>
 
 #include <optional>
-#include <string>
 
 #include "cpu_gather.h"
 #include "cpu_select.h"
@@ -25,10 +24,6 @@ constexpr int64_t kGatherTokensBFloat16 = 2;
 // takes, at 576 x 576 and 2048 x 2048 in one thread: float32 0.4 for 2 tokens, 0.3 to 0.6 for 4,
 // 0.3 to 0.9 for 8 and 0.4 to 1.2 for 16; bfloat16 0.3 to 0.4, 0.4 to 0.6, 0.8 to 0.9 and 1.3.
 constexpr int64_t kGatherTokensInt8 = 8;
-
-std::string name(at::ScalarType dtype) {
-  return "torch." + std::string(c10::getDtypeNames(dtype).first);
-}
 
 void check_activations(const Tensor& x) {
   const auto dtype = x.scalar_type();
@@ -142,22 +137,10 @@ Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& scale) {
   return at::matmul(x, weight.to(x.scalar_type())).mul(factors).to(x.scalar_type());
 }
 
-std::string cpu_instruction_set() {
-#if defined(__AVX512F__)
-  return "AVX-512";
-#elif defined(__AVX2__)
-  return "AVX2";
-#elif defined(__ARM_NEON)
-  return "NEON";
-#else
-  return "portable";
-#endif
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(trimtab, m) {
-  m.def("cpu_instruction_set() -> str", cpu_instruction_set);
+  m.def("sparse_linear_instruction_set() -> str", instruction_set);
 }
 
 TORCH_LIBRARY_IMPL(trimtab, CPU, m) {

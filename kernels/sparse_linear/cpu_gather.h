@@ -2,16 +2,13 @@
 
 #pragma once
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
 
-#include "cpu_common.h"
+#include "../cpu_common.h"
+#include "../cpu_vector.h"
 
 namespace trimtab {
 
@@ -30,51 +27,6 @@ constexpr int64_t kTokenTile = 512;
 // asked for ahead: a 576 x 576 int8 weight in memory is read in half the time. Longer ones, asked
 // for as well, push each other out of the nearest cache.
 constexpr int64_t kShortRowBytes = 2048;
-constexpr int64_t kCacheLineBytes = 64;
-// Below this many weight bytes a thread costs more to wake than it saves.
-constexpr int64_t kMinBytesPerThread = 64 * 1024;
-
-// float32 numbers in one register.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-typedef float Vector __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-
-inline Vector load(const float* source) {
-  Vector result;
-  std::memcpy(&result, source, sizeof result);
-  return result;
-}
-
-inline Vector load(const BFloat16* source) {
-  Halves halves;
-  std::memcpy(&halves, source, sizeof halves);
-  const Words words = __builtin_convertvector(halves, Words) << 16;
-  Vector result;
-  std::memcpy(&result, &words, sizeof result);
-  return result;
-}
-
-// Spelled out where there are instructions for it: GCC 12 widens bytes one by one.
-inline Vector load(const int8_t* source) {
-  Bytes bytes;
-  std::memcpy(&bytes, source, sizeof bytes);
-#if defined(__AVX512F__)
-  return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)bytes));
-#elif defined(__AVX2__)
-  const __m128i half = _mm_cvtsi64_si128((long long)bytes);
-  return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half));
-#else
-  return __builtin_convertvector(bytes, Vector);
-#endif
-}
 
 // sums[c] += values[0] * rows[0][c] + ... + values[R - 1] * rows[R - 1][c], first <= c < last
 template <int R, typename T>
@@ -92,13 +44,6 @@ inline void add_rows(float* sums, const T* const* rows, const float* values, int
     for (int r = 0; r < R; ++r) {
       sums[c] += values[r] * widen(rows[r][c]);
     }
-  }
-}
-
-template <typename W>
-inline void prefetch(const W* row, int64_t columns) {
-  for (int64_t c = 0; c < columns; c += kCacheLineBytes / static_cast<int64_t>(sizeof(W))) {
-    __builtin_prefetch(row + c, 0, 2);
   }
 }
 

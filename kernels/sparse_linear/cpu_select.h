@@ -9,7 +9,7 @@
 #include <cstring>
 #include <memory>
 
-#include "cpu_common.h"
+#include "../cpu_common.h"
 
 namespace trimtab {
 

@@ -42,7 +42,7 @@ def test_behind_the_end_of_the_continuation_anything_may_come():
 
 
 def test_a_step_takes_the_time_between_two_calls_and_a_token_its_share():
-    timing = Timing(0.5, [0.2, 0.9], [2, 1, 3], 1.7, 4, 6, 4, 6, 0, 0)
+    timing = Timing(0.5, [0.2, 0.9], [2, 1, 3], 1.7, 4, 6, 4, 6, 0, 0, 0)
     assert timing.steps == 3
     assert timing.token_times == pytest.approx([0.2, 0.3, 0.3, 0.3])
 

@@ -272,7 +272,7 @@ def test_the_cache_is_that_of_the_generation_where_the_candidates_is_largest():
     for side, live in zip(sides, ([900, 400, 500], [100, 300, 200]), strict=True):
         side.timings = [
             Timing(0.1, [], [1], 0.2, 1, 1, prompt_size=10 * number, size=5, live_bytes=one,
-                   committed_bytes=one + number)
+                   committed_bytes=one + number, reserved_bytes=one + 2 * number)
             for number, one in enumerate(live, start=1)
         ]  # fmt: skip
     result = Result()
@@ -300,14 +300,14 @@ def test_drafts_change_steps_and_times_and_nothing_else(results):
 
 
 def test_a_text_in_a_single_step_has_no_decoding_to_time(hub, tmp_path, monkeypatch):
-    from toolkit.evaluation import measure
+    from toolkit.evaluation import generation
 
     def in_one_step(*arguments):
         timing = replay(*arguments)
         timing.gaps, timing.step_tokens = [], [timing.new_tokens]
         return timing
 
-    monkeypatch.setattr(measure, "replay", in_one_step)
+    monkeypatch.setattr(generation, "replay", in_one_step)
     config = configured(tmp_path, *hub)
     config.methods = {}
     result = evaluate(config, "one step")

@@ -75,7 +75,7 @@ class Vocabulary(Method):
     ) -> Iterator[Applied]:
         if self.mode == "draft":
             with drafting(model, drafts()):
-                yield Applied(tokenizer)
+                yield Applied(tokenizer, drafts=drafts())
             return
         full = self.mode == "full"
         head = model.get_output_embeddings().weight

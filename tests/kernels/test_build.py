@@ -1,18 +1,23 @@
 """Building the C++ kernels: in processes of their own, with caches of their own."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from kernels.sparse_linear import cpu
+from kernels import build
+from kernels.decode_attention.cpu import LIBRARY as DECODE_ATTENTION
+from kernels.sparse_linear.cpu import LIBRARY as SPARSE_LINEAR
 from tests.conftest import ROOT
 
 USE = """
 import torch
+from kernels import decode_attention as attention
 from kernels.sparse_linear import keep_above, keep_topk, kernel_name, sparse_linear
 
 x, weight = torch.tensor([[3.0, 0.5, -2.0]]), torch.ones(3, 2)
@@ -27,6 +32,24 @@ except ValueError as error:
 else:
     raise AssertionError
 print(kernel_name("cpu", torch.float32))
+
+keys, values = torch.zeros(2, 2, 3, 1, 8)
+one, lengths = torch.ones(2, 1, 8), torch.tensor([2, 0], dtype=torch.int32)
+attention.append_kv(keys, values, one, one, lengths)
+assert values.sum((2, 3)).tolist() == [[0, 8, 0], [0, 0, 0]]
+mixed = attention.decode_attention(torch.zeros(2, 4, 8), keys, values, lengths, 1.0)
+assert mixed.sum(2).tolist() == [[4] * 4, [0] * 4]
+for call in (
+    lambda: attention.decode_attention(one, keys, values, lengths.long(), 1.0),
+    lambda: attention.append_kv(keys, values, one, one, lengths.long()),
+):
+    try:
+        call()
+    except ValueError as error:
+        assert "lengths is torch.int64" in str(error)
+    else:
+        raise AssertionError
+print(attention.kernel_name("cpu", torch.float32))
 """
 
 
@@ -48,12 +71,14 @@ def finish(process):
 
 @pytest.fixture
 def copying_compiler(compiled, tmp_path):
-    """Return a stand-in compiler that takes a second, keeps a log, and copies a finished build."""
+    """Return a stand-in compiler that takes a second, keeps a log, and copies finished builds."""
+    for library in (SPARSE_LINEAR, DECODE_ATTENTION):
+        build.load(library)
     script, log = tmp_path / "compiler", tmp_path / "log"
     script.write_text(
         f'#!/bin/sh\necho "$@" >> {log}\nsleep 1\n'
         'while [ "$1" != -o ]; do shift; done\n'
-        f'cp {cpu.library()} "$2"\n'
+        f'cp "{SPARSE_LINEAR.path.parent}/$(basename "$2")" "$2"\n'
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script, log
@@ -64,20 +89,24 @@ def test_processes_that_start_together_build_once(tmp_path, copying_compiler):
     cache = tmp_path / "cache"
     done = [finish(p) for p in [start(cache, CXX=str(script)) for _ in range(2)]]
     assert [code for code, _, _ in done] == [0, 0], done
-    assert all(out.startswith("C++ ") for _, out, _ in done)
-    assert sorted(len(err.splitlines()) for _, _, err in done) == [0, 1]
-    assert "Building the CPU kernels (once, about " in done[0][2] + done[1][2]
-    assert len(log.read_text().splitlines()) == 1
+    for _, out, _ in done:
+        assert re.fullmatch(r"C\+\+ .* gather-GEMV, .*\nC\+\+ .* decode attention, .*\n", out)
+    messages = sorted(line for _, _, err in done for line in err.splitlines())
+    assert len(messages) == 2
+    for message, name in zip(messages, ("decode_attention", "sparse_linear"), strict=True):
+        assert re.fullmatch(rf"Building the CPU kernels \(once, about \d+ s\): {name}", message)
+    assert len(log.read_text().splitlines()) == 2
     assert {path.suffix for path in (cache / "kernels").iterdir()} == {".so", ".lock"}
 
 
 def test_without_a_compiler_the_reference_runs_and_says_why(tmp_path):
     code, out, err = finish(start(tmp_path, PATH=str(tmp_path), CXX=""))
     assert code == 0, err
-    assert out == (
-        "reference: dense masked product in PyTorch "
-        "(no C++ compiler: none of $CXX, c++, g++ and clang++ is installed)\n"
-    )
+    reason = "(no C++ compiler: none of $CXX, c++, g++ and clang++ is installed)"
+    assert out.splitlines() == [
+        f"reference: dense masked product in PyTorch {reason}",
+        f"reference: one slot at a time in PyTorch {reason}",
+    ]
 
 
 def test_a_compiler_that_fails_is_an_error_with_its_words(tmp_path):
@@ -91,14 +120,25 @@ def test_a_compiler_that_fails_is_an_error_with_its_words(tmp_path):
     assert not list((tmp_path / "cache" / "kernels").glob("*.so"))
 
 
-def test_a_binary_is_of_one_source_and_one_pytorch(monkeypatch, tmp_path):
-    names = {cpu.library().name}
+@pytest.mark.parametrize("library", [SPARSE_LINEAR, DECODE_ATTENTION], ids=lambda one: one.name)
+def test_a_binary_is_of_one_source_and_one_pytorch(library, monkeypatch, tmp_path):
+    names = {library.path.name}
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "0.0")
-        names.add(cpu.library().name)
-    with monkeypatch.context() as patch:
-        changed = tmp_path / "cpu_select.h"
-        changed.write_text("// changed")
-        patch.setattr(cpu, "SOURCES", [*cpu.SOURCES[:-1], changed])
-        names.add(cpu.library().name)
-    assert len(names) == 3
+        names.add(library.path.name)
+    changed = tmp_path / "changed.h"
+    changed.write_text("// changed")
+    for index in range(len(library.sources)):
+        sources = [*library.sources]
+        sources[index] = changed
+        names.add(replace(library, sources=tuple(sources)).path.name)
+    assert len(names) == 2 + len(library.sources)
+
+
+@pytest.mark.parametrize("library", [SPARSE_LINEAR, DECODE_ATTENTION], ids=lambda one: one.name)
+def test_every_file_that_is_compiled_is_a_source(library):
+    included = {library.sources[0]}
+    for path in library.sources:
+        for name in re.findall(r'^#include "(.+)"', path.read_text("utf-8"), re.MULTILINE):
+            included.add((path.parent / name).resolve())
+    assert included == {path.resolve() for path in library.sources}

@@ -92,6 +92,7 @@ class AdaptiVocab(Settings, Method):
             counter = None
             if vocabulary.drafts is not None:
                 counter = undo.enter_context(drafting(model, vocabulary.drafts))
+                applied.drafts = vocabulary.drafts
             applied.measured = lambda: {
                 "vocabulary": section
                 | {

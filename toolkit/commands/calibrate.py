@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from toolkit.commands.launch import expand_shorthand, launch, typed
 from toolkit.config import CalibrateConfig
+from toolkit.errors import TrimtabError
 from toolkit.progress import waiting
 
 
@@ -21,10 +22,12 @@ def run(config: DictConfig) -> None:
         from toolkit.calibration import calibrate
         from toolkit.corpus import load_corpus
         from toolkit.environment import prepare
-        from toolkit.method import build
+        from toolkit.method import NOT_CALIBRATED, build
         from toolkit.models import load_model
 
     method = build(settings.method)
+    if not method.calibrated:
+        raise TrimtabError(NOT_CALIBRATED.format(name=method.name))
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
     model = load_model(settings.model)

@@ -21,7 +21,7 @@ from toolkit.evaluation.timing import Timing
 from toolkit.models.adapter import module_device
 
 
-class _Replay(LogitsProcessor):
+class Replay(LogitsProcessor):
     """Let only the next token of a given continuation through.
 
     Behind its end anything may come: a draft that reaches there is cut off by `generate`.
@@ -74,7 +74,7 @@ def replay(
     """
     continuation = encode(output_tokenizer or tokenizer, prompt.continuation)
     clock = _Clock()
-    prompt_tokens = len(_prompt_ids(tokenizer, prompt))
+    prompt_tokens = len(prompt_ids(tokenizer, prompt))
     started = time.perf_counter()
     output = _generate(
         model,
@@ -82,7 +82,7 @@ def replay(
         prompt,
         len(continuation),
         streamer=clock,
-        logits_processor=LogitsProcessorList([_Replay(prompt_tokens, continuation)]),
+        logits_processor=LogitsProcessorList([Replay(prompt_tokens, continuation)]),
     )
     total = time.perf_counter() - started
     _, first, *later = clock.times
@@ -98,6 +98,7 @@ def replay(
         size=len(prompt.continuation.encode()),
         live_bytes=live,
         committed_bytes=committed,
+        reserved_bytes=committed,
     )
 
 
@@ -110,11 +111,17 @@ def greedy(
 ) -> str:
     """Return the text the model itself continues the prompt with."""
     output = _generate(model, tokenizer, prompt, new_tokens)
-    prompt_tokens = len(_prompt_ids(tokenizer, prompt))
+    prompt_tokens = len(prompt_ids(tokenizer, prompt))
     decode = (output_tokenizer or tokenizer).decode
     text = decode(output.sequences[0, prompt_tokens:], skip_special_tokens=True)
     assert isinstance(text, str)
     return text
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Return the tokens of a prompt, special ones included."""
+    ids: list[int] = tokenizer(prompt.text)["input_ids"]
+    return ids
 
 
 def static_cache_bytes(
@@ -137,11 +144,6 @@ def cache_bytes(cache: Any) -> tuple[int, int]:
     return live, sum(storage.nbytes() for storage in storages.values())
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    ids: list[int] = tokenizer(prompt.text)["input_ids"]
-    return ids
-
-
 @torch.inference_mode()
 def _generate(
     model: PreTrainedModel,
@@ -151,7 +153,7 @@ def _generate(
     **options: Any,
 ) -> Any:
     device = module_device(model.get_input_embeddings())
-    ids = torch.tensor([_prompt_ids(tokenizer, prompt)], device=device)
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=device)
     generate: Any = model.generate
     return generate(
         input_ids=ids,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from toolkit.config import EvaluateConfig
-from toolkit.evaluation.generation import greedy, replay, static_cache_bytes
+from toolkit.evaluation.generation import static_cache_bytes
 from toolkit.evaluation.memory import parameter_bytes, step_bytes
 from toolkit.evaluation.quality import divergence, score
 from toolkit.evaluation.sides import Side, Workload
@@ -33,18 +34,14 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
         _score(sides, work)
         if sides[-1].stack is not None and sides[-1].stack.alternatives:
             _score_segmentations(sides[-1], work, config)
-    for prompt in track(work.prompts, f"Greedy generation: {names}", len(work.prompts)):
+    with ExitStack() as generating:
         for side in sides:
-            with side.recording():
-                text = greedy(
-                    side.model,
-                    side.tokenizer,
-                    prompt,
-                    config.generation.new_tokens,
-                    side.output_tokenizer,
-                )
-            side.texts.append(text)
-    _time(sides, work, config)
+            generating.enter_context(side.generating())
+        for prompt in track(work.prompts, f"Greedy generation: {names}", len(work.prompts)):
+            for side in sides:
+                with side.recording():
+                    side.texts.append(side.greedy(prompt, config.generation.new_tokens))
+        _time(sides, work, config)
     for side in track(sides, "Static cache", len(sides)):
         side.step_bytes = step_bytes(side.model)
         if side.stack:
@@ -112,7 +109,6 @@ def _time(sides: Sequence[Side], work: Workload, config: EvaluateConfig) -> None
     names = " and ".join(side.name for side in sides)
     for number, index in track(jobs, f"Timing: {names}", len(jobs)):
         for side in sides if (number + index) % 2 == 0 else reversed(sides):
-            prompt = work.prompts[index]
-            timing = replay(side.model, side.tokenizer, prompt, side.output_tokenizer)
+            timing = side.replay(work.prompts[index])
             if number >= config.speed.warmup:
                 side.timings.append(timing)

@@ -61,7 +61,7 @@ def kv_section(result: Result, baseline: Side, candidate: Side) -> None:
     result.sections["kv"] = {
         "live_bytes": largest.live_bytes,
         "committed_bytes": largest.committed_bytes,
-        "reserved_bytes": largest.committed_bytes,
+        "reserved_bytes": largest.reserved_bytes,
         "wasted_bytes": largest.committed_bytes - largest.live_bytes,
         "static_bytes": candidate.static_bytes,
         "dynamic_bytes": baseline.timings[index].committed_bytes,
@@ -69,7 +69,18 @@ def kv_section(result: Result, baseline: Side, candidate: Side) -> None:
         "live_bytes_per_byte": both(
             lambda side: side.timings[index].live_bytes / text, baseline, candidate
         ),
+        "measured_bytes": largest.measured_bytes,
     }
+    if largest.measured_bytes is None:
+        result.missing("kv.measured_bytes", "transformers' cache shares its memory with all else")
+
+
+def engine_section(result: Result, candidate: Side) -> None:
+    """Fill `engine`: what the engine that generated did over all generation of the job."""
+    if candidate.engine_stats is None:
+        result.missing("engine", "transformers generated: no method of the stack has a KV cache")
+    else:
+        result.sections["engine"] = asdict(candidate.engine_stats)
 
 
 def samples_section(result: Result, baseline: Side, candidate: Side, work: Workload) -> None:

@@ -19,6 +19,7 @@ from toolkit.evaluation.measure import measure, measure_prompt_cut
 from toolkit.evaluation.memory import copy_bandwidth, require_room_for_copy
 from toolkit.evaluation.result import (
     Result,
+    engine_section,
     kv_section,
     samples_section,
     tokens_section,
@@ -124,6 +125,7 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
         bandwidth=copy_bandwidth(loaded.model.device),
         seed=config.seed,
     )
+    engine_section(result, candidate)
     result.sections |= measured
     if "sparsity" not in measured:
         result.missing("sparsity", "no method of the stack drops activations")

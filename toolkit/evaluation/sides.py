@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.corpus import encode
+from toolkit.evaluation import generation, on_engine
 from toolkit.evaluation.marginal import marginal_nats
 from toolkit.evaluation.quality import Score, behind_start, score
 from toolkit.evaluation.text import Prompt, Window
 from toolkit.evaluation.timing import Timing
+from toolkit.generation import Engine, EngineStats
+from toolkit.generation.fit import longest_text
 from toolkit.stack import AppliedStack
 
 
@@ -66,6 +70,10 @@ class Side:
         One greedy continuation a prompt.
     timings : list of Timing
         Repeats in order, prompts within.
+    engine : Engine or None
+        What generates within `generating`, where the stack brings one.
+    engine_stats : EngineStats or None
+        What that engine did.
     static_bytes : int
         What a static cache holds for the generation whose cache is the largest.
     parameter_bytes, step_bytes : int
@@ -87,6 +95,8 @@ class Side:
     divergences: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
+    engine: Engine | None = None
+    engine_stats: EngineStats | None = None
     static_bytes: int = 0
     parameter_bytes: int = 0
     step_bytes: int = 0
@@ -132,6 +142,41 @@ class Side:
             torch.Generator().manual_seed(seed),
         )
         return Score(nats, len(text), window.scored_bytes, len(context), None)
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Have the stack's engine, where it brings one, generate within the block: one text."""
+        if self.stack is None or self.stack.engine is None:
+            yield
+            return
+        with Engine(
+            self.model,
+            self.tokenizer,
+            slots=1,
+            max_len=longest_text(self.model.config),
+            drafts=self.stack.drafts,
+            output_tokenizer=self.output_tokenizer,
+            **self.stack.engine,
+        ) as self.engine:
+            try:
+                yield
+            finally:
+                self.engine_stats = self.engine.stats
+                self.engine = None
+
+    def greedy(self, prompt: Prompt, new_tokens: int) -> str:
+        """Return the text the model itself continues the prompt with."""
+        arguments = self.model, self.tokenizer, prompt, new_tokens, self.output_tokenizer
+        if self.engine is None:
+            return generation.greedy(*arguments)
+        return on_engine.greedy(self.engine, *arguments)
+
+    def replay(self, prompt: Prompt) -> Timing:
+        """Time the generation of the text that really follows the prompt."""
+        arguments = self.tokenizer, prompt, self.output_tokenizer
+        if self.engine is None:
+            return generation.replay(self.model, *arguments)
+        return on_engine.replay(self.engine, *arguments)
 
     def recording(self) -> AbstractContextManager[None]:
         """Have the methods at work, where there are any, count what they do."""

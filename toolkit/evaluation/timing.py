@@ -23,8 +23,10 @@ class Timing:
         Tokens read, and tokens generated.
     prompt_size, size : int
         The bytes of text these are.
-    live_bytes, committed_bytes : int
-        Of the KV cache at the end: what its tokens take, and the storage held for them.
+    live_bytes, committed_bytes, reserved_bytes : int
+        Of the KV cache at the end: what its tokens take, the storage held for them, and addresses.
+    measured_bytes : int or None
+        The storage as the operating system or the driver counts it, where that can be told.
     """
 
     first: float
@@ -37,6 +39,8 @@ class Timing:
     size: int
     live_bytes: int
     committed_bytes: int
+    reserved_bytes: int
+    measured_bytes: int | None = None
 
     @property
     def steps(self) -> int:

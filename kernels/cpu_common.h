@@ -1,4 +1,4 @@
-// What selection and product share: threads, and entries as numbers to compute with.
+// What the CPU kernels share: threads, entries as numbers to compute with, and names.
 
 #pragma once
 
@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include <cstdint>
+#include <string>
 
 namespace trimtab {
 
@@ -13,6 +14,10 @@ using at::BFloat16;
 using at::Half;
 using at::Tensor;
 using std::int64_t;
+
+// Below this many bytes of memory to read a thread costs more to wake than it saves.
+constexpr int64_t kMinBytesPerThread = 64 * 1024;
+constexpr int64_t kCacheLineBytes = 64;
 
 // Goes through libtorch's own at::parallel_for: compiled here, it could bring a second OpenMP
 // runtime, with threads of its own, into the process.
@@ -29,6 +34,29 @@ inline int64_t thread_count() {
   uint32_t threads = 1;
   TORCH_CHECK(torch_get_num_threads(&threads) == 0, "torch_get_num_threads failed");
   return threads;
+}
+
+template <typename W>
+inline void prefetch(const W* row, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += kCacheLineBytes / static_cast<int64_t>(sizeof(W))) {
+    __builtin_prefetch(row + c, 0, 2);
+  }
+}
+
+inline std::string name(at::ScalarType dtype) {
+  return "torch." + std::string(c10::getDtypeNames(dtype).first);
+}
+
+inline std::string instruction_set() {
+#if defined(__AVX512F__)
+  return "AVX-512";
+#elif defined(__AVX2__)
+  return "AVX2";
+#elif defined(__ARM_NEON)
+  return "NEON";
+#else
+  return "portable";
+#endif
 }
 
 inline float widen(float value) {

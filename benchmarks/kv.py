@@ -1,0 +1,168 @@
+"""The KV cache on virtual memory: what it holds, what growing it costs, how fast it decodes.
+
+    python benchmarks/kv.py [--parts memory …] [--trace FILE.json] [--layers 32 …] [--out FILE.json]
+
+Parts that count: `memory` (bytes held for a trace of requests, and wasted), `budget` (how many of
+its sequences fit at once), `prefix` (requests that share their first tokens). Parts that time, on
+a quiet machine: `pages` (each call of a page's life), `growth` (a token's append by length) and
+`throughput` (decode steps: attention with append, then whole generations of a model).
+
+Virtual caches are counted by the operating system (blocks of their memory file), on a GPU by the
+driver, and compared with arithmetic; what is arithmetic alone says so. A paged cache, of blocks of
+16 tokens, needs a little less than ours: it wastes half a block a sequence, and ours half a page.
+Timed steps are taken in turn in one process; ratios have 95 % intervals. Sizes are in GiB, of
+which a KB and a MB are 2^-20 and 2^-10. The file keeps every sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kv_parts.counting import budget, memory, prefix
+from kv_parts.decoding import attention
+from kv_parts.generating import EMBEDDED, generation
+from kv_parts.growing import growth, pages
+from kv_parts.setting import Options, Record
+from kv_parts.trace import Trace
+
+from kernels.decode_attention import kernel_name
+from toolkit.environment import describe_environment, prepare
+from toolkit.errors import TrimtabError
+from toolkit.files import write_json
+from toolkit.models.loading import resolve_device
+from toolkit.vattention.layout import DTYPES, Layout
+from toolkit.vattention.storage import HOST_PAGE
+
+SHIPPED = Path(__file__).parent / "data" / "kv-trace.json"
+PARTS: dict[str, tuple[Callable[[Options], Iterator[Record]], ...]] = {
+    "memory": (memory,),
+    "budget": (budget,),
+    "prefix": (prefix,),
+    "pages": (pages,),
+    "growth": (growth,),
+    "throughput": (attention, generation),
+}
+HOST_PAGES, GPU_PAGE = (4096, HOST_PAGE, 2**21), 2**21
+SEED = 0
+
+
+def table(records: Iterator[Record]) -> Iterator[Record]:
+    """Print records as they come, under a new header where they have other columns."""
+    header: list[str] = []
+    for record in records:
+        cells = {name: cell(name, value) for name, value in record.items()}
+        shown = {name: text for name, text in cells.items() if text is not None}
+        if [*shown] != header and "skipped" not in record:
+            header = [*shown]
+            print(f"\n| {' | '.join(map(column, header))} |\n{'|---' * len(header)}|")
+        print(f"| {' | '.join(shown.values())} |", flush=True)
+        yield record
+
+
+def column(name: str) -> str:
+    for ending, unit in (("_bytes", " GiB"), ("_gib", " GiB"), ("_us", " µs"), ("_share", "")):
+        name = name.replace(ending, unit) if name.endswith(ending) else name
+    return name.replace("_", " ")
+
+
+def cell(name: str, value: Any) -> str | None:
+    """Return a value in words, or None where it has no place in a table."""
+    if value is None:
+        return "–"
+    if isinstance(value, dict) and "estimate" in value:
+        return f"{value['estimate']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
+    if isinstance(value, dict | list):
+        return None
+    if name.endswith("_bytes"):
+        return f"{value / 2**30:.4g}"
+    if name.endswith("_share"):
+        return f"{value:.2%}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def parse() -> Options:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    kinds = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=[*PARTS])
+    add("--trace", type=Path, default=SHIPPED, help="requests, in the form of the shipped file")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--layers", type=positive, default=32)
+    add("--kv-heads", type=positive, default=8)
+    add("--heads", type=positive, default=32, help="query heads, of throughput")
+    add("--head-dim", type=positive, default=128)
+    add("--dtype", choices=kinds, default="bfloat16")
+    add("--max-len", type=positive, default=8192, help="tokens a slot can have")
+    add("--layout", nargs="+", type=Layout, choices=[*Layout], help="of timed parts: slot")
+    add("--page-group", nargs="+", type=positive, help="bytes; of timed parts the device's own")
+    add("--budgets", nargs="+", type=float, default=[1, 2], metavar="GIB")
+    add("--lengths", nargs="+", type=positive, default=[512, 2000, 8000, 32000], help="of growth")
+    add("--calls", type=positive, default=300, help="of each kind, of pages")
+    add("--samples", type=positive, default=32, help="of growth and of throughput's attention")
+    add("--batch", type=positive, default=8, help="of throughput's attention")
+    add("--context", type=positive, default=2000, help="of throughput's attention")
+    add("--decode-layers", type=positive, default=4, help="of throughput's attention")
+    add("--model", default=EMBEDDED, help="also a shape with random weights, a name, a folder")
+    add("--model-batch", type=positive, default=4)
+    add("--model-context", type=positive, default=256)
+    add("--new-tokens", type=positive, default=24)
+    add("--repeats", type=positive, default=5, help="generations of each kind")
+    add("--out", type=Path, help="a JSON file for everything measured")
+    options = parser.parse_args()
+    on_gpu = options.device == "cuda"
+    given = options.layout, options.page_group
+    options.layout = given[0] or [*Layout]
+    options.page_group = given[1] or ([GPU_PAGE] if on_gpu else [*HOST_PAGES])
+    layouts, groups = given[0] or [Layout.slot], given[1] or [GPU_PAGE if on_gpu else HOST_PAGE]
+    options.timed = [(layout, page) for layout in layouts for page in groups]
+    options.dtype, options.seed = kinds[options.dtype], SEED
+    if options.heads % options.kv_heads:
+        parser.error(f"--heads {options.heads}: expected a multiple of {options.kv_heads}")
+    if min(options.samples, options.repeats) < 2:
+        parser.error("--samples, --repeats: expected at least 2, for an interval")
+    return options
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return value
+
+
+def run(options: Options) -> None:
+    resolve_device(options.device)
+    options.trace = Trace.load(options.trace, options.max_len)
+    prepare(options.seed, None)
+    kernel = kernel_name(options.device, options.dtype)
+    found: dict[str, Any] = {
+        "command": sys.argv,
+        "environment": describe_environment(options.seed),
+        "kernel": kernel,
+        "trace": {"prompts": options.trace.prompts, "outputs": options.trace.outputs},
+    }
+    print(
+        f"{len(options.trace.prompts)} sequences of {min(options.trace.lengths)} to "
+        f"{max(options.trace.lengths)} tokens, at most {options.max_len}; {options.layers} layers, "
+        f"{options.kv_heads} KV heads x {options.head_dim}, {options.dtype}; {kernel}"
+    )
+    for part in options.parts:
+        found[part] = []
+        print(f"\n{part}")
+        for measure in PARTS[part]:
+            for record in table(measure(options)):
+                found[part].append(record)
+                if options.out:
+                    write_json(options.out, found)
+
+
+if __name__ == "__main__":
+    try:
+        run(parse())
+    except TrimtabError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,141 @@
+"""A decode step's append and attention, on a virtual cache and on transformers' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from kernels.decode_attention import append_kv, decode_attention
+from kv_parts.layer import states
+from kv_parts.setting import Options, Record, label, lacking, llama, open_kv
+from kv_parts.timing import WARM_UP, Samples, compared, interleave
+from toolkit.vattention.cache import VirtualCache
+from toolkit.vattention.layout import Layout
+from toolkit.vattention.virtual_kv import VirtualKV
+
+Step = Callable[[], Tensor]
+REFERENCES = ("dynamic", "static")
+
+
+def attention(options: Options) -> Iterator[Record]:
+    """Time a decode step's append and attention in all of `decode_layers`.
+
+    `virtual` runs our kernel; the others run transformers' SDPA attention, as stock `generate`
+    does: on a virtual cache, a dynamic one, and a static one with just the room it is going to
+    need, which is its best case, as it reads all of its room at each step.
+    """
+    for layout, page in options.timed:
+        place = {
+            "cache": label(layout, page),
+            "batch": options.batch,
+            "context": options.context,
+            "layers": options.decode_layers,
+        }
+        tokens = options.batch * (options.context + WARM_UP + options.samples)
+        row = 2 * options.kv_heads * options.head_dim * options.dtype.itemsize
+        if reason := lacking((4 * options.decode_layers + 2) * tokens * row, options):
+            yield place | {"skipped": reason}
+            continue
+        times, differences = decode(options, layout, page)
+        for decoder, samples in times.items():
+            yield place | {
+                "decoder": decoder,
+                **compared(times, decoder, REFERENCES, options.seed),
+                "largest_difference": differences[decoder],
+                "samples_us": samples,
+            }
+
+
+def decode(options: Options, layout: Layout, page: int) -> tuple[Samples, dict[str, float]]:
+    """Return the times of each decoder's steps, and how far its results are from dynamic's."""
+    layers, batch = options.decode_layers, options.batch
+    most = options.context + WARM_UP + options.samples
+    config = llama(options, layers)
+    with ExitStack() as stack:
+        changes = {"layers": layers, "max_len": most}
+        kv = stack.enter_context(open_kv(options, batch, layout, page, **changes))
+        virtual = VirtualCache(
+            config, batch=batch, max_len=most, dtype=options.dtype, device=options.device,
+            layout=layout, page_group=page,
+        )  # fmt: skip
+        caches: dict[str, Cache] = {
+            "virtual_sdpa": stack.enter_context(virtual),
+            "dynamic": DynamicCache(config=config),
+            "static": StaticCache(config, max_cache_len=most),
+        }
+        fill(options, kv, caches.values())
+        token = Token(options)
+        steps = {"virtual": token.in_slots(kv)}
+        for name, cache in caches.items():
+            steps[name] = token.in_cache(cache, layers, most if name == "static" else None)
+        results: dict[str, Tensor] = {}
+
+        def noting(name: str) -> Callable[[], Any]:
+            return lambda: results.update({name: steps[name]()})
+
+        times = interleave({name: noting(name) for name in steps}, options.samples, options.device)
+    expected = results["dynamic"].float()
+    return times, {
+        name: float((result.float() - expected).abs().max()) for name, result in results.items()
+    }
+
+
+def fill(options: Options, kv: VirtualKV, caches: Iterable[Cache]) -> None:
+    """Put the same context into all."""
+    kv.ensure({kv.acquire(): options.context for _ in range(options.batch)})
+    for layer in range(options.decode_layers):
+        key, value = (states(options, options.batch, options.context) for _ in "kv")
+        kv.keys[layer][:, : options.context] = key.transpose(1, 2)
+        kv.values[layer][:, : options.context] = value.transpose(1, 2)
+        for cache in caches:
+            cache.update(key, value, layer)
+
+
+class Token:
+    """A token's query, key and value for every sequence, the same in all layers."""
+
+    def __init__(self, options: Options) -> None:
+        shape = options.batch, options.heads, options.head_dim
+        self._query = torch.randn(shape, dtype=options.dtype, device=options.device)
+        self._key, self._value = (states(options, options.batch, 1) for _ in "kv")
+        self._scale = options.head_dim**-0.5
+        groups = options.heads // options.kv_heads
+        self._module: Any = SimpleNamespace(num_key_value_groups=groups, is_causal=True)
+
+    def in_slots(self, kv: VirtualKV) -> Step:
+        """Return a step of our kernels; its result is the last layer's, [batch, heads, size]."""
+        key, value = self._key[:, :, 0], self._value[:, :, 0]
+
+        def step() -> Tensor:
+            kv.ensure({slot: kv.length(slot) + 1 for slot in range(len(self._query))})
+            for keys, values in zip(kv.keys, kv.values, strict=True):
+                append_kv(keys, values, key, value, kv.lengths)
+                result = decode_attention(self._query, keys, values, kv.lengths, self._scale)
+            return result
+
+        return step
+
+    def in_cache(self, cache: Cache, layers: int, room: int | None) -> Step:
+        """Return a step of transformers' attention, masked where it sees a static cache's room."""
+        query, device = self._query[:, :, None], self._query.device
+
+        def step() -> Tensor:
+            mask = None
+            if room is not None:
+                seen = torch.arange(room, device=device) <= cache.get_seq_length()
+                mask = seen[None, None, None]
+            for layer in range(layers):
+                shown = cache.update(self._key, self._value, layer)
+                result, _ = sdpa_attention_forward(
+                    self._module, query, *shown, mask, scaling=self._scale
+                )
+            return result[:, 0]
+
+        return step

@@ -1,0 +1,157 @@
+"""Whole generations of a model: stock `generate` on three caches, and the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import DynamicCache, LogitsProcessorList, MinNewTokensLengthLogitsProcessor
+from transformers.generation.streamers import BaseStreamer
+
+from kv_parts.setting import Options, Record
+from kv_parts.timing import compared, interleave
+from toolkit.config import DType, EmbeddedModel, HubModel, ModelConfig, RandomModel
+from toolkit.errors import TrimtabError
+from toolkit.generation import Engine
+from toolkit.generation.stopping import stop_tokens
+from toolkit.models import load_model
+from toolkit.models.random import shapes
+from toolkit.vattention.cache import VirtualCache
+
+EMBEDDED = "smollm2-135m"
+REFERENCES = ("dynamic", "static")
+CHUNK = 512
+
+
+def generation(options: Options) -> Iterator[Record]:
+    """Time greedy generations from random prompts of one length, caches made anew for each.
+
+    `step_mean_us` is of decode steps only, of those in which all sequences take part.
+    """
+    texts = Texts(options)
+    names = ("virtual", "dynamic", "static", "engine")
+    runs: dict[str, Callable[[], Any]] = {name: getattr(texts, name) for name in names}
+    times = interleave(runs, options.repeats, options.device, warm_up=1)
+    steps = {name: texts.steps[name][-options.repeats :] for name in names}
+    for name in names:
+        own, expected = texts.tokens[name], texts.tokens["dynamic"]
+        step = compared(steps, name, REFERENCES, options.seed)
+        yield {
+            "decoder": name,
+            "model": texts.name,
+            "batch": options.model_batch,
+            "context": options.model_context,
+            "new_tokens": options.new_tokens,
+            **compared(times, name, REFERENCES, options.seed),
+            **{f"step_{key}": value for key, value in step.items()},
+            "same_tokens_share": float((own == expected).float().mean()),
+            "samples_us": times[name],
+            "step_samples_us": steps[name],
+        }
+
+
+class Texts:
+    """Prompts, and the ways to continue them; each notes tokens and the mean time of a step."""
+
+    def __init__(self, options: Options) -> None:
+        loaded = load_model(model_config(options))
+        self.name = loaded.name
+        self._model: Any = loaded.model
+        self._tokenizer = loaded.tokenizer
+        self._batch, self._new = options.model_batch, options.new_tokens
+        self._max_len = options.model_context + options.new_tokens
+        self._device = options.device
+        self._ends = sorted(stop_tokens(loaded.model, loaded.tokenizer))
+        shape = options.model_batch, options.model_context
+        drawn = torch.randint(self._model.config.vocab_size, shape)
+        self._prompts = drawn.to(options.device)
+        # Before the last prompt has been read, others may have decoded at every chunk.
+        chunks = options.model_batch * -(-options.model_context // CHUNK)
+        if options.new_tokens < chunks + 2:
+            raise TrimtabError(
+                f"--new-tokens {options.new_tokens}: the engine decodes while it reads; expected "
+                f"at least {chunks + 2}, so that some steps have all sequences in them"
+            )
+        self.tokens: dict[str, torch.Tensor] = {}
+        self.steps: dict[str, list[float]] = {}
+
+    def dynamic(self) -> None:
+        cache = DynamicCache(config=self._model.config)
+        self._generate("dynamic", past_key_values=cache)
+
+    def static(self) -> None:
+        self._generate("static", cache_implementation="static", disable_compile=True)
+
+    def virtual(self) -> None:
+        cache = VirtualCache(
+            self._model.config, batch=self._batch, max_len=self._max_len,
+            dtype=self._model.dtype, device=self._device,
+        )  # fmt: skip
+        with cache:
+            self._generate("virtual", past_key_values=cache)
+
+    def engine(self) -> None:
+        def processors(index: int) -> LogitsProcessorList:
+            length = self._prompts.shape[1]
+            device = str(self._prompts.device)
+            return LogitsProcessorList(
+                [MinNewTokensLengthLogitsProcessor(length, self._new, self._ends, device=device)]
+            )
+
+        settings = {"slots": self._batch, "max_len": self._max_len, "prefill_chunk": CHUNK}
+        with Engine(self._model, self._tokenizer, **settings) as engine:
+            completions = engine.generate(
+                self._prompts.tolist(), max_new_tokens=self._new, logits_processors=processors
+            )
+        begun = max(completion.times[0] for completion in completions)
+        ended = min(completion.times[-1] for completion in completions)
+        times = {time for completion in completions for time in completion.times}
+        self._note("engine", sorted(time for time in times if begun <= time <= ended))
+        self.tokens["engine"] = torch.tensor([completion.tokens for completion in completions])
+
+    @torch.inference_mode()
+    def _generate(self, name: str, **cache: Any) -> None:
+        clock = Clock()
+        sequences = self._model.generate(
+            self._prompts,
+            attention_mask=torch.ones_like(self._prompts),
+            do_sample=False,
+            num_beams=1,
+            min_new_tokens=self._new,
+            max_new_tokens=self._new,
+            eos_token_id=self._ends,
+            pad_token_id=self._ends[0],
+            streamer=clock,
+            **cache,
+        )
+        self._note(name, clock.times[1:])
+        self.tokens[name] = sequences[:, self._prompts.shape[1] :].cpu()
+
+    def _note(self, name: str, times: list[float]) -> None:
+        mean = (times[-1] - times[0]) / (len(times) - 1)
+        self.steps.setdefault(name, []).append(round(mean * 1e6, 3))
+
+
+class Clock(BaseStreamer):
+    """Notes when `generate` hands out tokens; the first time it is the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def model_config(options: Options) -> ModelConfig:
+    """Return where the model comes from: the embedded one, a shipped shape, or the hub."""
+    common = {"device": options.device, "dtype": DType.auto}
+    if options.model == EMBEDDED:
+        return EmbeddedModel(**common)
+    if options.model in shapes():
+        return RandomModel(**common, config=options.model, seed=options.seed)
+    return HubModel(**common, name=options.model, revision=None, device_map=None)

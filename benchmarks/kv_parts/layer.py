@@ -1,0 +1,86 @@
+"""What one layer of transformers' caches takes, as the system counts it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from kv_parts.setting import Options, kilobytes, llama
+
+
+def held_by_layer(
+    options: Options, slots: int, batches: Sequence[tuple[int, int]] | None
+) -> tuple[int, int]:
+    """Return the bytes that a layer of a transformers cache holds, and takes at most.
+
+    Parameters
+    ----------
+    options : Options
+    slots : int
+    batches : sequence of (int, int), optional
+        Sequences and tokens of each dynamic cache. Of the tokens the last comes alone, in one
+        cache after the other: the peak is that of these. None for a static cache of all slots.
+    """
+    config = llama(options, 1)
+
+    def update(cache: Any, rows: int, tokens: int) -> None:
+        cache.update(*(states(options, rows, tokens) for _ in "kv"), 0)
+
+    taken = Taken(options.device)
+    if batches is None:
+        static = StaticCache(config, max_cache_len=options.max_len)
+        update(static, slots, 1)
+        return taken.now(), taken.peak()
+    caches = [DynamicCache(config=config) for _ in batches]
+    for cache, (rows, tokens) in zip(caches, batches, strict=True):
+        update(cache, rows, tokens - 1)
+    taken.forget_peak()
+    for cache, (rows, _) in zip(caches, batches, strict=True):
+        update(cache, rows, 1)
+    return taken.now(), taken.peak()
+
+
+def states(options: Options, rows: int, tokens: int) -> Tensor:
+    """Return keys or values of new tokens, as transformers' caches take them."""
+    shape = rows, options.kv_heads, tokens, options.head_dim
+    return torch.randn(shape, dtype=options.dtype, device=options.device)
+
+
+class Taken:
+    """Memory taken since: resident on the host, held by PyTorch's allocator on a GPU."""
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device != "cpu"
+        gc.collect()
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+        self.forget_peak()
+        self._start = 0
+        self._start = self.now()
+
+    def now(self) -> int:
+        """Return the bytes taken now."""
+        total = torch.cuda.memory_reserved() if self._on_gpu else _resident("VmRSS")
+        return total - self._start
+
+    def peak(self) -> int:
+        """Return the most bytes taken."""
+        total = torch.cuda.max_memory_reserved() if self._on_gpu else _resident("VmHWM")
+        return total - self._start
+
+    def forget_peak(self) -> None:
+        """Let `peak` be of what comes from now on."""
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5", "utf-8")
+
+
+def _resident(name: str) -> int:
+    return kilobytes("/proc/self/status", name)

@@ -1,0 +1,86 @@
+"""What the parts of `kv.py` share: caches in the shape asked for, and the memory there is."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig
+
+from toolkit.vattention.layout import Geometry, Layout
+from toolkit.vattention.virtual_kv import VirtualKV
+
+Options = argparse.Namespace
+Record = dict[str, Any]
+
+SPARE = 0.9  # the share of the memory left that a part may take
+
+
+def grid(options: Options) -> Iterator[tuple[Layout, int]]:
+    """Yield the layouts and page groups to be measured."""
+    return product(options.layout, options.page_group)
+
+
+def geometry(options: Options, slots: int, layout: Layout = Layout.slot) -> Geometry:
+    """Return the shape asked for."""
+    shape = options.layers, slots, options.max_len, options.kv_heads, options.head_dim
+    return Geometry(*shape, options.dtype, layout)
+
+
+def open_kv(options: Options, slots: int, layout: Layout, page: int, **changes: Any) -> VirtualKV:
+    """Return a cache of the shape asked for, but for what is changed."""
+    names = "layers", "max_len", "kv_heads", "head_dim", "dtype", "device"
+    shape = {name: getattr(options, name) for name in names} | changes
+    return VirtualKV(slots=slots, layout=layout, page_group=page, **shape)
+
+
+def llama(options: Options, layers: int) -> LlamaConfig:
+    """Return a config whose attention has the shape asked for."""
+    return LlamaConfig(
+        hidden_size=options.heads * options.head_dim,
+        num_hidden_layers=layers,
+        num_attention_heads=options.heads,
+        num_key_value_heads=options.kv_heads,
+        head_dim=options.head_dim,
+    )
+
+
+def label(layout: Layout, page: int) -> str:
+    """Return the name of a virtual cache in a table."""
+    return f"virtual, {layout}, {size(page)}"
+
+
+def size(page: int) -> str:
+    """Return the size of a page in words."""
+    return f"{page >> 20} MB" if page % 2**20 == 0 else f"{page >> 10} KB"
+
+
+def lacking(nbytes: int, options: Options) -> str | None:
+    """Return why so many bytes cannot be taken now; None where they can."""
+    room = SPARE * _available_bytes(options.device)
+    if nbytes <= room:
+        return None
+    return (
+        f"needs {nbytes / 2**30:.2f} GiB, and {SPARE:.0%} of the memory left are "
+        f"{room / 2**30:.2f}; --layers, or --decode-layers of throughput, makes it smaller"
+    )
+
+
+def kilobytes(path: str, name: str) -> int:
+    """Return a line of one of the system's tables of kilobytes, in bytes."""
+    lines = Path(path).read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _available_bytes(device: str) -> int:
+    if device != "cpu":
+        return torch.cuda.mem_get_info()[0]
+    available = kilobytes("/proc/meminfo", "MemAvailable")
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.exists() and (most := limit.read_text("utf-8").strip()) != "max":
+        available = min(available, int(most) - int(used.read_text("utf-8")))
+    return available

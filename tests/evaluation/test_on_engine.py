@@ -1,0 +1,141 @@
+"""Generation on the engine, as evaluation measures it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.conftest import tiny
+from tests.evaluation.test_result import configured, leaves
+from tests.evaluation.vocabulary import Vocabulary, extended_tokenizer, node
+from toolkit.config import EvaluateConfig
+from toolkit.corpus import encode
+from toolkit.evaluation import generation
+from toolkit.evaluation.run import evaluate
+from toolkit.evaluation.sides import Side
+from toolkit.evaluation.text import Prompt
+from toolkit.generation import Engine
+from toolkit.models.random import byte_tokenizer
+from toolkit.stack import Stack
+from toolkit.vattention import VAttention
+from toolkit.vattention.layout import committed_bytes
+
+BASE = byte_tokenizer()
+TEXT = "The following operations are the same as those of the other expressions in the list. "
+PROMPT = Prompt("d", TEXT, TEXT + TEXT)
+PAGE = 4096
+
+
+def test_a_side_generates_with_the_engine_within_the_block_alone():
+    loaded = tiny()
+    with Stack([VAttention(page_group=PAGE)]).apply(loaded.model, BASE, {}) as applied:
+        candidate = Side("candidate", loaded.model, BASE, applied)
+        before = loaded.model.config._attn_implementation
+        with candidate.generating():
+            assert isinstance(candidate.engine, Engine)
+            on_engine = candidate.greedy(PROMPT, 24)
+            assert candidate.engine.stats.decode_steps == 23
+        assert candidate.engine is None
+        assert candidate.engine_stats.decode_steps == 23
+        assert loaded.model.config._attn_implementation == before
+        assert on_engine == candidate.greedy(PROMPT, 24)
+        assert on_engine == generation.greedy(loaded.model, BASE, PROMPT, 24)
+
+
+def test_greedy_text_goes_on_past_the_stop_token_as_with_transformers():
+    loaded = tiny()
+    free = generation.greedy(loaded.model, BASE, PROMPT, 8)
+    loaded.model.generation_config.eos_token_id = encode(BASE, free)[2]
+    with Stack([VAttention()]).apply(loaded.model, BASE, {}) as applied:
+        candidate = Side("candidate", loaded.model, BASE, applied)
+        with candidate.generating():
+            found = candidate.greedy(PROMPT, 8)
+    assert found == generation.greedy(loaded.model, BASE, PROMPT, 8)
+
+
+@pytest.mark.parametrize("layout", ["slot", "mega"])
+@pytest.mark.parametrize("mode", [None, "full", "input", "draft"])
+def test_a_replay_on_the_engine_is_of_the_same_text_and_its_cache_is_measured(mode, layout):
+    loaded = tiny()
+    methods = [VAttention(layout=layout, page_group=PAGE)]
+    if mode:
+        methods.append(Vocabulary(mode))
+    with Stack(methods).apply(loaded.model, BASE, {}) as applied:
+        candidate = Side("candidate", loaded.model, BASE, applied)
+        with candidate.generating():
+            timing = candidate.replay(PROMPT)
+            geometry = candidate.engine.kv.geometry
+            again = candidate.replay(PROMPT)
+    plain = Side("candidate", loaded.model, BASE)
+    if mode in ("full", "input"):
+        assert timing.prompt_tokens == len(extended_tokenizer()(TEXT)["input_ids"])
+    else:
+        expected = plain.replay(PROMPT)
+        assert (timing.prompt_tokens, timing.new_tokens) == (
+            expected.prompt_tokens, expected.new_tokens,
+        )  # fmt: skip
+        assert timing.live_bytes == expected.live_bytes
+    assert sum(timing.step_tokens) == timing.new_tokens == again.new_tokens
+    assert len(timing.gaps) == timing.steps - 1
+    assert (timing.steps < timing.new_tokens) == (mode == "draft")
+    assert 0 < timing.first <= timing.first + sum(timing.gaps) <= timing.total
+    tokens = timing.prompt_tokens + timing.new_tokens - 1
+    assert timing.live_bytes == tokens * geometry.token_bytes
+    expected = committed_bytes([tokens], geometry, PAGE)
+    a_row = geometry.streams * PAGE  # made ready for the next tokens, or for a draft
+    assert timing.committed_bytes - expected in (0, a_row)
+    assert timing.measured_bytes == timing.committed_bytes
+    assert timing.reserved_bytes == geometry.reserved_bytes(PAGE) > timing.committed_bytes
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("engine") / "model"
+    loaded = tiny()
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return ["model=hub", f"model.name={folder}"]
+
+
+def stacked(folder: Any, hub: list[str], *modes: str) -> EvaluateConfig:
+    config = configured(
+        folder, *hub, "generation.prompt_bytes=120", "generation.new_tokens=60",
+    )  # fmt: skip
+    config.methods = {"vattention": {"_target_": "toolkit.vattention.VAttention"}}
+    for mode in modes:
+        config.methods |= node(mode)
+    return config
+
+
+def test_the_cache_changes_no_text_and_its_bytes_are_reported(hub, tmp_path):
+    result = evaluate(stacked(tmp_path, hub), "vattention")
+    assert result["quality"]["bits_per_byte"]["difference"]["estimate"] == 0
+    assert result["quality"]["exact_match"] == 1
+    assert "decode attention" in result["kernel"]
+    kv = result["kv"]
+    assert kv["live_bytes"] < kv["committed_bytes"] < kv["reserved_bytes"]
+    assert kv["measured_bytes"] == kv["committed_bytes"]
+    assert kv["wasted_bytes"] == kv["committed_bytes"] - kv["live_bytes"]
+    assert kv["dynamic_bytes"] == kv["live_bytes"]
+    texts, steps = 2 * 5, 2 * 5 * (60 - 1)  # a greedy one, a warm-up and three repeats a prompt
+    greedy = 6 - 60  # which is shorter
+    assert result["engine"]["decode_steps"] == steps + 2 * greedy
+    assert result["engine"]["chunks"] == texts
+    assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
+
+
+def test_drafts_are_verified_by_the_engine(hub, tmp_path):
+    drafted = evaluate(stacked(tmp_path, hub, "draft"), "fused")
+    assert drafted["engine"]["accepted"] > 0
+    assert 0 < drafted["tokens"]["steps"]["saving"] < 1
+    assert drafted["quality"]["exact_match"] == 1
+
+
+def test_without_a_cache_of_its_own_a_stack_has_no_engine(hub, tmp_path):
+    config = stacked(tmp_path, hub)
+    config.methods = {}
+    result = evaluate(config, "baseline")
+    assert result["engine"] is None
+    assert result["kv"]["measured_bytes"] is None
+    assert {"engine", "kv.measured_bytes"} <= set(result["reasons"])

@@ -1,0 +1,128 @@
+"""Pools of every backend, failures on order, and children to crash in."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import faulthandler
+import gc
+import itertools
+import os
+import resource
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from tests.vattention.fake_driver import fake_pool
+from toolkit.vattention import host
+from toolkit.vattention.cuda import CudaPool
+from toolkit.vattention.driver import NO_MEMORY, DriverError
+from toolkit.vattention.host import HostPool
+from toolkit.vattention.pages import PagePool
+
+PAGE = 4096
+
+
+def host_pool(page_bytes: int = PAGE, budget: int | None = None) -> PagePool:
+    return HostPool(page_bytes, budget)
+
+
+def small_fake_pool(page_bytes: int = PAGE, budget: int | None = None) -> PagePool:
+    return fake_pool(page_bytes, budget, granularity=PAGE)
+
+
+def cuda_pool(page_bytes: int = 1 << 21, budget: int | None = None) -> PagePool:
+    return CudaPool(page_bytes, budget)
+
+
+# What can be read and written from here, and crashed over.
+ON_CPU = {"host": host_pool, "fake": small_fake_pool}
+MAKERS = {**ON_CPU, "cuda": cuda_pool}
+
+
+@pytest.fixture(params=["host", "fake", pytest.param("cuda", marks=pytest.mark.gpu)])
+def pool(request: pytest.FixtureRequest) -> Callable[..., PagePool]:
+    """Make a pool of each backend, of small pages: `page_bytes` and `budget` as in `PagePool`."""
+    return MAKERS[request.param]
+
+
+@pytest.fixture(params=list(ON_CPU))
+def cpu_pool(request: pytest.FixtureRequest) -> Callable[..., PagePool]:
+    """Make a pool of each backend whose memory the CPU reads and writes."""
+    return ON_CPU[request.param]
+
+
+_HOST_CALLS = {
+    "reserve": (host._libc, "mmap"),
+    "free": (host._libc, "munmap"),
+    "create": (os, "posix_fallocate"),
+    "destroy": (host._libc, "fallocate"),
+    "map": (host._libc, "mmap"),
+    "protect": (host._libc, "mprotect"),
+    "unmap": (host._libc, "mmap"),
+}
+_DRIVER_CALLS = {"destroy": "release", "protect": "set_access"}
+
+
+@contextmanager
+def failing(pool: PagePool, call: str, k: int = 1, memory: bool = False) -> Iterator[None]:
+    """Let the system refuse the `k`-th call from now on, and only that one.
+
+    Parameters
+    ----------
+    pool : PagePool
+    call : str
+        What the pool wants to do: one of the keys above.
+    k : int
+    memory : bool
+        For want of memory, in `create`.
+    """
+    if isinstance(pool, HostPool):
+        target, name = _HOST_CALLS[call]
+        code = errno.ENOSPC if memory else errno.EIO
+    else:
+        target, name = pool._driver, _DRIVER_CALLS.get(call, call)
+        code = NO_MEMORY if memory else "CUDA_ERROR_UNKNOWN"
+    original, calls = getattr(target, name), itertools.count(1)
+
+    def refuse() -> int:
+        if target is os:
+            raise OSError(code, "injected")
+        if target is not host._libc:
+            raise DriverError(name, code, "injected")
+        ctypes.set_errno(code)
+        return 2**64 - 1 if name == "mmap" else -1
+
+    def called(*arguments: Any) -> Any:
+        return refuse() if next(calls) == k else original(*arguments)
+
+    # Pools of other tests, where their finalizers ran meanwhile, would count their calls too.
+    gc.disable()
+    try:
+        with mock.patch.object(target, name, called):
+            yield
+    finally:
+        gc.enable()
+
+
+def in_child(function: Callable[..., object], *arguments: object) -> int:
+    """Return the exit status of a fork that calls the function, the negative signal if killed."""
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            signal.alarm(20)
+            faulthandler.disable()
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            function(*arguments)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

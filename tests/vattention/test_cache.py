@@ -1,0 +1,673 @@
+from __future__ import annotations
+
+import copy
+import gc
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Iterator
+from functools import cache as cached
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BartConfig,
+    DeepseekV3Config,
+    DynamicCache,
+    Gemma3nTextConfig,
+    Gemma4TextConfig,
+    GPT2Config,
+    Lfm2Config,
+    PreTrainedModel,
+)
+
+from tests.conftest import random_inputs, tiny
+from tests.vattention.conftest import in_child
+from toolkit.config import DType, RandomModel
+from toolkit.errors import MisfitError
+from toolkit.models import load_model
+from toolkit.models.random import shapes
+from toolkit.vattention.cache import VirtualCache
+from toolkit.vattention.layout import Layout
+from toolkit.vattention.pages import KVOutOfMemory
+from toolkit.vattention.virtual_kv import VirtualKV
+
+PAGE = 4096
+PROMPT = 20
+NEW = 14
+WINDOW = 8
+SHAPES = [name for name in shapes() if name.startswith("tiny-")]
+# Which have no window in the shipped shapes; those of Gemma have one of WINDOW tokens.
+WINDOWED = {
+    "window-mistral": ("tiny-mistral", {"sliding_window": WINDOW}),
+    "window-phi3": ("tiny-phi3", {"sliding_window": WINDOW}),
+    "window-qwen2": (
+        "tiny-qwen2",
+        {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+}
+MODELS = [*SHAPES, *WINDOWED]
+# Gemma 2 runs eagerly only.
+ATTENTIONS = [
+    (name, attention)
+    for name in MODELS
+    for attention in ("sdpa", "eager")
+    if (name, attention) != ("tiny-gemma2", "sdpa")
+]
+MODES = {
+    "sampling": {"do_sample": True, "top_k": 40, "temperature": 2.0},
+    "beams": {"num_beams": 3},
+    "prompt lookup": {"prompt_lookup_num_tokens": 4},
+}
+RARE_MODES = {
+    "beams that sample": {"num_beams": 2, "do_sample": True},
+    "several": {"do_sample": True, "num_return_sequences": 3},
+    "prefill in chunks": {"prefill_chunk_size": 6},
+}
+
+
+@cached
+def model_of(name: str) -> PreTrainedModel:
+    """Return a tiny model; nothing may change it."""
+    if name in SHAPES:
+        return tiny(name).model
+    shape, settings = WINDOWED[name]
+    config = AutoConfig.for_model(**{**shapes()[shape], **settings, "pad_token_id": 0})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
+
+
+def make(model: PreTrainedModel, batch: int = 1, max_len: int = 96, **options) -> VirtualCache:
+    options = {"page_group": PAGE, "dtype": model.dtype, "device": model.device} | options
+    return VirtualCache(model.config, batch=batch, max_len=max_len, **options)
+
+
+def generate(model: PreTrainedModel, ids: torch.Tensor, cache=None, **options):
+    """Return what stock `generate` does, with the logits; ids of 0 are padding."""
+    torch.manual_seed(0)
+    if cache is None:
+        cache = DynamicCache(config=model.config)
+    if "min_new_tokens" in options:
+        options["max_new_tokens"] = options["min_new_tokens"]
+    options = {"do_sample": False, "max_new_tokens": NEW, "pad_token_id": 0} | options
+    return model.generate(
+        ids,
+        attention_mask=(ids != 0).long(),
+        past_key_values=cache,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+
+
+def prompts(model: PreTrainedModel, batch: int, tokens: int = PROMPT) -> torch.Tensor:
+    """Return prompts that say everything twice, all but the last padded on the left."""
+    half = random_inputs(model, batch, tokens // 2) % 100 + 1
+    ids = torch.cat([half, half], dim=1)
+    for row in range(batch - 1):
+        ids[row, : 2 * row + 3] = 0
+    return ids
+
+
+def assert_same(found, expected) -> None:
+    """Assert that the tokens are the same, and the logits but for the order of sums."""
+    torch.testing.assert_close(found.sequences, expected.sequences, rtol=0, atol=0)
+    for ours, theirs in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize(("name", "attention"), ATTENTIONS)
+def test_a_padded_batch_becomes_what_it_becomes_on_a_dynamic_cache(name, attention, layout):
+    model = copy.deepcopy(model_of(name))
+    model.set_attn_implementation(attention)
+    ids = prompts(model, 3)
+    with make(model, 3, layout=layout) as cache:
+        assert_same(generate(model, ids, cache), generate(model, ids))
+        assert cache.get_seq_length() == PROMPT + NEW - 1
+        assert cache.kv.stats().growths > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [*product(MODELS, MODES), *product(["tiny-llama", "tiny-gemma3"], RARE_MODES)],
+)
+def test_every_mode_is_what_it_is_on_a_dynamic_cache(name, mode):
+    model, options = model_of(name), (MODES | RARE_MODES)[mode]
+    ids = prompts(model, 1 if mode == "prompt lookup" else 2)
+    with make(model, 6) as cache:
+        assert_same(generate(model, ids, cache, **options), generate(model, ids, **options))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_assistant_is_followed_and_corrected(name):
+    model = model_of(name)
+    # Right now and then: the model itself, with some of its weights disturbed.
+    assistant = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in assistant.parameters():
+            weight += 0.3 * weight.std(correction=0) * torch.randn_like(weight)
+    options = {"assistant_model": assistant}
+    ids = prompts(model, 1)
+    with make(model) as cache:
+        assert_same(generate(model, ids, cache, **options), generate(model, ids, **options))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_finished_generation_is_continued(name):
+    model = model_of(name)
+    ids, more = prompts(model, 2), random_inputs(model, 2, 5) + 1
+    with make(model, 2) as cache:
+        for _ in range(2):
+            dynamic = DynamicCache(config=model.config)
+            cache.reset()
+            first = generate(model, ids, dynamic, eos_token_id=None)
+            assert_same(generate(model, ids, cache, eos_token_id=None), first)
+            longer = torch.cat([first.sequences, more], dim=1)
+            expected = generate(model, longer, dynamic, eos_token_id=None)
+            assert_same(generate(model, longer, cache, eos_token_id=None), expected)
+
+
+def test_bfloat16_as_in_a_dynamic_cache():
+    model = tiny(dtype=DType.bfloat16).model
+    ids = prompts(model, 2)
+    with make(model, 2) as cache:
+        found, expected = generate(model, ids, cache), generate(model, ids)
+    torch.testing.assert_close(found.sequences, expected.sequences)
+
+
+def test_a_forward_pass_under_no_grad_continues_one_under_inference_mode():
+    model = model_of("tiny-llama")
+    ids = prompts(model, 1)
+    expected = model(ids).logits[:, 10:]
+    with torch.inference_mode():
+        made = make(model)
+    with made as cache:
+        with torch.inference_mode():
+            model(ids[:, :5], past_key_values=cache)
+        with torch.no_grad():
+            model(ids[:, 5:10], past_key_values=cache)
+        with torch.inference_mode():
+            found = model(ids[:, 10:], past_key_values=cache).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# Of the layers themselves
+
+
+def states(cache: VirtualCache, rows: int, tokens: int, seed: int) -> tuple[torch.Tensor, ...]:
+    geometry = cache.kv.geometry
+    generator = torch.Generator().manual_seed(seed)
+    shape = geometry.layers, rows, geometry.kv_heads, tokens, geometry.head_dim
+    return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+class Twins:
+    """A virtual and a dynamic cache that are given the same, and compared after every step."""
+
+    def __init__(self, virtual: VirtualCache, rows: int) -> None:
+        self.virtual, self.dynamic, self.rows = virtual, DynamicCache(), rows
+        self.capacity, self.max_len = virtual.kv.geometry.slots, virtual.kv.geometry.max_len
+        self.steps = 0
+
+    def step(self, name: str, argument) -> None:
+        self.steps += 1
+        getattr(self, name)(argument)
+        length = self.dynamic.get_seq_length()
+        lengths = [length] * self.rows + [0] * (self.capacity - self.rows)
+        assert self.virtual.kv.lengths.tolist() == lengths
+        for ours, theirs in zip(self.virtual.layers, self.dynamic.layers, strict=False):
+            assert ours.get_seq_length() == length
+            if length:
+                assert torch.equal(ours.keys, theirs.keys)
+                assert torch.equal(ours.values, theirs.values)
+
+    def update(self, tokens: int) -> None:
+        length = self.dynamic.get_seq_length()
+        tokens = min(tokens, self.max_len - length)
+        if not tokens:
+            return
+        sizes = [layer.get_mask_sizes(tokens) for layer in self.virtual.layers]
+        pairs = zip(*states(self.virtual, self.rows, tokens, self.steps), strict=True)
+        for index, pair in enumerate(pairs):
+            seen, offset = sizes[index]
+            assert offset + seen == length + tokens
+            whole = self.dynamic.update(*pair, index)
+            shown = self.virtual.update(*pair, index)
+            for found, expected in zip(shown, whole, strict=True):
+                assert torch.equal(found, expected[:, :, offset:])
+
+    def crop(self, tokens: int) -> None:
+        self.virtual.crop(tokens)
+        self.dynamic.crop(tokens)
+
+    def reset(self, rows: int) -> None:
+        self.virtual.reset()
+        self.dynamic, self.rows = DynamicCache(), rows
+
+    def reorder(self, order: list[int]) -> None:
+        order = [order[row] % self.rows for row in range(self.rows)]
+        self.virtual.reorder_cache(torch.tensor(order))
+        self.dynamic.reorder_cache(torch.tensor(order))
+
+    def repeat(self, repeats: int) -> None:
+        repeats = min(repeats, self.capacity // self.rows)
+        self.virtual.batch_repeat_interleave(repeats)
+        self.dynamic.batch_repeat_interleave(repeats)
+        if self.dynamic.get_seq_length():
+            self.rows *= repeats
+
+    def select(self, order: list[int]) -> None:
+        order = [row % self.rows for row in order]
+        self.virtual.batch_select_indices(torch.tensor(order))
+        self.dynamic.batch_select_indices(torch.tensor(order))
+        if self.dynamic.get_seq_length():
+            self.rows = len(order)
+
+
+NUMBERS = st.lists(st.integers(0, 5), min_size=6, max_size=6)
+STEPS = st.one_of(
+    st.tuples(st.just("update"), st.integers(1, 20)),
+    st.tuples(st.just("crop"), st.integers(-30, 0)),
+    st.tuples(st.just("reset"), st.integers(1, 6)),
+    st.tuples(st.just("reorder"), NUMBERS),
+    st.tuples(st.just("repeat"), st.integers(1, 3)),
+    st.tuples(st.just("select"), st.lists(st.integers(0, 5), min_size=1, max_size=6)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@example(
+    steps=[("update", 7), ("repeat", 3), ("reorder", [5, 4, 3, 2, 1, 0]), ("select", [1, 4]),
+           ("update", 20), ("crop", -3), ("update", 1), ("reset", 3), ("update", 2)],
+    layout=Layout.slot,
+    name="tiny-llama",
+)  # fmt: skip
+@given(
+    steps=st.lists(STEPS, max_size=15),
+    layout=st.sampled_from(list(Layout)),
+    name=st.sampled_from(["tiny-llama", "tiny-gemma3"]),
+)
+def test_any_series_of_steps_holds_what_a_dynamic_cache_holds(steps, layout, name):
+    with make(model_of(name), 6, layout=layout) as cache:
+        twins = Twins(cache, 2)
+        for step, argument in steps:
+            twins.step(step, argument)
+
+
+@pytest.mark.parametrize("name", ["tiny-gemma2", "tiny-gemma3", *WINDOWED])
+def test_windows_are_shown_as_by_transformers_own_sliding_layers(name):
+    model = model_of(name)
+    dynamic = DynamicCache(config=model.config)
+    with make(model, 1) as cache:
+        assert cache.is_sliding == dynamic.is_sliding
+        assert any(cache.is_sliding)
+        for seed, tokens in enumerate([3, 1, 3, 1, 1, 12, 1, 2]):
+            for index, pair in enumerate(zip(*states(cache, 1, tokens, seed), strict=True)):
+                sizes = [each.get_mask_sizes(tokens, index) for each in (cache, dynamic)]
+                assert sizes[0] == sizes[1]
+                shown, expected = (each.update(*pair, index) for each in (cache, dynamic))
+                assert all(map(torch.equal, shown, expected))
+                del shown
+
+
+def test_growth_moves_nothing_and_writes_new_tokens_only():
+    with make(model_of("tiny-llama"), 2) as cache:
+        addresses = set()
+        for seed in range(90):
+            for index, pair in enumerate(zip(*states(cache, 2, 1, seed), strict=True)):
+                cache.update(*pair, index)
+            layer = cache.layers[1]
+            addresses.add((layer.keys.data_ptr(), layer.values.data_ptr()))
+            # Spoiled behind the cache's back: whatever is written again would be mended.
+            layer.keys[:, :, -1], layer.values[:, :, -1] = seed, -seed
+        assert cache.kv.stats().growths > 2
+        assert len(addresses) == 1
+        written = torch.arange(90.0)[:, None].expand_as(layer.keys)
+        assert torch.equal(layer.keys, written)
+        assert torch.equal(layer.values, -written)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_recycled_pages_hold_changes_nothing(attention):
+    model = copy.deepcopy(model_of("tiny-llama"))
+    model.set_attn_implementation(attention)
+    ids = prompts(model, 2)
+    with make(model, 6) as cache:
+        generate(model, prompts(model, 6), cache, max_new_tokens=64)
+        for layer in cache.layers:
+            layer.keys.fill_(torch.nan)
+            layer.values.fill_(torch.nan)
+        cache.reset()
+        growths = cache.kv.stats().growths
+        for options in ({}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 4}):
+            some = ids[1:] if "prompt_lookup_num_tokens" in options else ids
+            assert_same(generate(model, some, cache, **options), generate(model, some, **options))
+            cache.reset()
+        assert cache.kv.stats().growths == growths, "the pages were not recycled"
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "dtype"),
+    [
+        ("tiny-llama", "eager", DType.float32),
+        ("tiny-llama", "sdpa", DType.float32),
+        ("tiny-llama", "sdpa", DType.bfloat16),
+        ("tiny-gemma3", "sdpa", DType.float32),
+    ],
+)
+def test_nothing_is_read_beyond_the_last_token(name, attention, dtype):
+    """Where the last page is full there is no memory behind it."""
+    model = tiny(name, dtype).model
+    model.set_attn_implementation(attention)
+
+    def fill_pages() -> VirtualCache:
+        cache = make(model, 2, 512)
+        tokens = 2 * PAGE // cache.kv.row_bytes
+        assert tokens * cache.kv.row_bytes == 2 * PAGE
+        generate(model, prompts(model, 2), cache, min_new_tokens=tokens - PROMPT + 1)
+        assert cache.get_seq_length() == tokens
+        return cache
+
+    def read_beyond() -> None:
+        cache = fill_pages()
+        cache.kv.keys[0][0, cache.get_seq_length()].sum()
+
+    assert in_child(fill_pages) == 0
+    assert in_child(read_beyond) == -signal.SIGSEGV
+
+
+# What is refused, and what is left behind
+
+
+def test_out_of_memory_leaves_the_cache_readable_and_generation_goes_on_with_a_larger_budget():
+    model = model_of("tiny-llama")
+    ids = prompts(model, 2)
+    dynamic = DynamicCache(config=model.config)
+    expected = generate(model, ids, dynamic, min_new_tokens=40)
+    pages = 2 * 2 * model.config.num_hidden_layers * PAGE
+    with make(model, 2, budget=pages) as cache:
+        with pytest.raises(KVOutOfMemory):
+            generate(model, ids, cache, min_new_tokens=40)
+        length = cache.get_seq_length()
+        assert length == PAGE // cache.kv.row_bytes
+        for ours, theirs in zip(cache.layers, dynamic.layers, strict=True):
+            torch.testing.assert_close(ours.keys, theirs.keys[:, :, :length])
+            torch.testing.assert_close(ours.values, theirs.values[:, :, :length])
+        cache.kv.pool.budget = 2 * pages
+        sofar = expected.sequences[:, : length + 1]
+        rest = generate(model, sofar, cache, min_new_tokens=PROMPT + 40 - length - 1)
+        assert torch.equal(rest.sequences, expected.sequences)
+
+
+def test_out_of_memory_of_the_first_tokens_leaves_it_to_a_smaller_batch():
+    model = model_of("tiny-llama")
+    with make(model, 2, budget=2 * model.config.num_hidden_layers * PAGE) as cache:
+        with pytest.raises(KVOutOfMemory):
+            generate(model, prompts(model, 2), cache)
+        ids = prompts(model, 1)
+        assert_same(
+            generate(model, ids, cache, max_new_tokens=8), generate(model, ids, max_new_tokens=8)
+        )
+
+
+def test_out_of_memory_for_more_rows_leaves_those_there_are():
+    with make(model_of("tiny-llama"), 4, budget=6 * 2 * PAGE) as cache:
+        twins = Twins(cache, 2)
+        twins.step("update", 20)
+        with pytest.raises(KVOutOfMemory):
+            cache.batch_repeat_interleave(2)
+        twins.step("update", 4)
+
+
+def test_more_tokens_than_max_len_are_refused_with_both_numbers():
+    model = model_of("tiny-llama")
+    with make(model, max_len=24) as cache:
+        with pytest.raises(ValueError, match="length of 25 tokens .* max_len=24"):
+            generate(model, prompts(model, 1), cache, min_new_tokens=16)
+        assert cache.get_seq_length() == cache.get_max_length() == 24
+
+
+def test_more_sequences_than_the_batch_are_refused_with_both_numbers():
+    model = model_of("tiny-llama")
+    with make(model, 2) as cache:
+        with pytest.raises(ValueError, match="6 sequences .* batch=2"):
+            generate(model, prompts(model, 2), cache, num_beams=3)
+        generate(model, prompts(model, 2), cache)
+        with pytest.raises(ValueError, match="4 sequences .* batch=2"):
+            cache.batch_repeat_interleave(2)
+        with pytest.raises(MisfitError, match=r"keys of shape \[1, .* holds \[2, "):
+            model(prompts(model, 1), past_key_values=cache)
+
+
+def test_keys_that_require_gradients_are_refused():
+    model = copy.deepcopy(model_of("tiny-llama")).requires_grad_(True)
+    with make(model) as cache, pytest.raises(RuntimeError, match=r"torch\.no_grad"):
+        model(prompts(model, 1), past_key_values=cache)
+
+
+@pytest.mark.parametrize("part", ["dtype", "kv_heads", "head_dim"])
+def test_keys_of_another_model_are_refused(part):
+    model = model_of("tiny-llama")
+    with make(model) as cache:
+        keys = states(cache, 1, 3, 0)[0][0]
+        other = {
+            "dtype": keys.to(torch.bfloat16),
+            "kv_heads": keys[:, :1],
+            "head_dim": keys[..., :8],
+        }[part]
+        for pair in ((other, keys), (keys, other)):
+            with pytest.raises(MisfitError, match="layer 2 of LlamaConfig gave"):
+                cache.update(*pair, 2)
+            assert cache.kv.lengths.tolist() == [0]
+
+
+def test_layers_that_disagree_about_the_batch_are_refused():
+    with make(model_of("tiny-llama"), 3) as cache:
+        keys, values = states(cache, 3, 4, 0)
+        cache.update(keys[0], values[0], 0)
+        with pytest.raises(MisfitError, match=r"layer 1 .* shape \[2, .* holds \[3, "):
+            cache.update(keys[1, :2], values[1, :2], 1)
+
+
+def test_crop_takes_what_transformers_takes():
+    with make(model_of("tiny-llama")) as cache:
+        twins = Twins(cache, 1)
+        twins.step("update", 10)
+        with pytest.raises(ValueError, match=r"crop\(3\)"):
+            cache.crop(3)
+        assert cache.get_seq_length() == 10
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (BartConfig(), "BartConfig with is_encoder_decoder"),
+        (GPT2Config(add_cross_attention=True), "GPT2Config with add_cross_attention"),
+        (DeepseekV3Config(num_hidden_layers=2), "DeepseekV3Config with kv_lora_rank"),
+        (
+            Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"]),
+            "Lfm2Config .* LinearAttentionLayer",
+        ),
+        (Gemma3nTextConfig(), "Gemma3nTextConfig with num_kv_shared_layers"),
+        (
+            Gemma4TextConfig(num_hidden_layers=6, num_kv_shared_layers=0),
+            r"Gemma4TextConfig .* whose layers are alike: .*256.*512",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_models_with_other_caches_are_refused_by_name(config, reason):
+    with pytest.raises(MisfitError, match=reason):
+        VirtualCache(config, batch=1, max_len=8, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_is_not_copied(duplicate):
+    refused = pytest.raises(TypeError, match=r"neither copied nor pickled.*fork_prefix")
+    with make(model_of("tiny-llama")) as cache, refused:
+        duplicate(cache)
+
+
+def test_asleep_it_refuses_and_awake_it_goes_on():
+    model = model_of("tiny-llama")
+    ids = prompts(model, 1)
+    with make(model) as cache:
+        model(ids[:, :10], past_key_values=cache)
+        cache.kv.sleep()
+        with pytest.raises(RuntimeError, match="asleep"):
+            generate(model, ids, cache)
+        cache.kv.wake()
+        expected = generate(model, ids)
+        assert torch.equal(generate(model, ids, cache).sequences, expected.sequences)
+
+
+def test_it_is_not_offloaded_and_not_compiled():
+    with make(model_of("tiny-llama")) as cache:
+        assert not cache.is_compileable
+        for method in (cache.layers[0].offload, cache.layers[0].prefetch):
+            with pytest.raises(NotImplementedError, match=r"kv\.sleep"):
+                method()
+
+
+def test_bytes_are_those_of_the_tokens_their_pages_and_the_addresses():
+    model = model_of("tiny-llama")
+    config, page = model.config, 2 * PAGE
+    with make(model, 3, 96, page_group=page) as cache:
+        assert (cache.live_bytes, cache.committed_bytes) == (0, 0)
+        generate(model, prompts(model, 2), cache, max_new_tokens=1)
+        cache.kv.trim()  # of what was prepared ahead
+        token = 2 * config.num_key_value_heads * (config.hidden_size // 4) * 4
+        assert cache.live_bytes == 2 * PROMPT * config.num_hidden_layers * token
+        assert cache.committed_bytes == 2 * 2 * config.num_hidden_layers * page
+        assert cache.reserved_bytes >= 3 * 96 * config.num_hidden_layers * token
+
+
+def test_close_gives_everything_back_once_nobody_holds_a_tensor():
+    model = model_of("tiny-llama")
+    cache = make(model)
+    generate(model, prompts(model, 1), cache)
+    held = cache.layers[0].keys
+    with pytest.raises(RuntimeError, match="alive"):
+        cache.close()
+    del held
+    cache.close()
+    cache.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        generate(model, prompts(model, 1), cache)
+
+
+def test_an_error_within_the_context_is_the_one_that_is_seen():
+    with pytest.raises(KeyError) as error, make(model_of("tiny-llama")) as cache:
+        cache.update(*(each[0] for each in states(cache, 1, 3, 0)), 0)
+        held = cache.layers[0].keys
+        raise KeyError(held.shape)
+    assert "not closed" in str(error.value.__notes__)
+    del held
+    cache.close()
+
+
+def test_a_cache_that_nobody_closed_is_closed_when_nobody_has_it():
+    model = model_of("tiny-llama")
+    kv = generate(model, prompts(model, 1), make(model)).past_key_values.kv
+    gc.collect()
+    with pytest.raises(RuntimeError, match="closed"):
+        kv.keys  # noqa: B018
+
+
+def test_a_forked_child_that_drops_it_leaves_its_parents():
+    model = model_of("tiny-llama")
+    ids = prompts(model, 1)
+    caches = [make(model)]
+    generate(model, ids, caches[0], max_new_tokens=4)
+    kept = [layer.keys.clone() for layer in caches[0].layers]
+
+    def drop() -> None:
+        sys.unraisablehook = lambda _: os._exit(3)
+        caches.clear()
+
+    assert in_child(drop) == 0
+    for layer, keys in zip(caches[0].layers, kept, strict=True):
+        assert torch.equal(layer.keys, keys)
+    caches[0].close()
+
+
+# Over slots that are in use
+
+
+@pytest.fixture
+def kv() -> Iterator[VirtualKV]:
+    with VirtualKV(3, 5, 96, 2, 16, torch.float32, page_group=PAGE) as kv:
+        yield kv
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
+def test_sequences_continue_one_prompt_that_is_there_once(name, kv):
+    model = model_of(name)
+    common = prompts(model, 1, 40)
+    ids = torch.cat([common.expand(4, -1), prompts(model, 4, 4)], dim=1)
+    source = kv.acquire()
+    with VirtualCache.over(model.config, kv, [source]) as cache:
+        model(common, past_key_values=cache)
+    slots = [kv.fork_prefix(source, 40) for _ in range(4)]
+    with VirtualCache.over(model.config, kv, slots) as cache:
+        assert_same(generate(model, ids, cache), generate(model, ids))
+        assert kv.stats().shared_saving > 0
+        for method, argument in (
+            (cache.reorder_cache, torch.arange(4)),
+            (cache.batch_select_indices, torch.arange(2)),
+            (cache.batch_repeat_interleave, 1),
+        ):
+            with pytest.raises(RuntimeError, match="slots of its own"):
+                method(argument)
+    assert kv.length(source) == 40
+    with VirtualCache.over(model.config, kv, [source]) as cache:
+        assert_same(generate(model, ids[-1:], cache), generate(model, ids[-1:]))
+
+
+def test_what_is_cropped_of_a_shared_prompt_is_not_written_over(kv):
+    model = model_of("tiny-llama")
+    common = prompts(model, 1, 40)
+    source = kv.acquire()
+    with VirtualCache.over(model.config, kv, [source]) as cache:
+        model(common, past_key_values=cache)
+    before = kv.keys[2][source, :40].clone()
+    with VirtualCache.over(model.config, kv, [kv.fork_prefix(source, 40)]) as cache:
+        cache.crop(-12)
+        ids = torch.cat([common[:, :28], prompts(model, 1, 10)], dim=1)
+        assert_same(generate(model, ids, cache), generate(model, ids))
+    assert torch.equal(kv.keys[2][source, :40], before)
+
+
+def test_slots_that_make_no_batch_are_refused(kv):
+    config = model_of("tiny-llama").config
+    slots = [kv.acquire() for _ in range(3)]
+    with pytest.raises(ValueError, match="consecutive"):
+        VirtualCache.over(config, kv, slots[::2])
+    with pytest.raises(ValueError, match=r"\[\].*expected"):
+        VirtualCache.over(config, kv, [])
+    kv.ensure({slots[1]: 4})
+    with pytest.raises(ValueError, match=r"\[0, 4\] tokens"):
+        VirtualCache.over(config, kv, slots)
+    with pytest.raises(MisfitError, match=r"\(3, 2, 16\), and GPT2Config has \(3, 4, 16\)"):
+        VirtualCache.over(model_of("tiny-gpt2").config, kv, slots)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("options", [{}, MODES["beams"], MODES["prompt lookup"]])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
+def test_on_a_gpu_as_on_a_dynamic_cache(name, options, layout):
+    model = load_model(RandomModel(device="cuda", dtype=DType.float32, config=name, seed=0)).model
+    ids = prompts(model, 1 if "prompt_lookup_num_tokens" in options else 2).cuda()
+    with make(model, 6, 2048, page_group=None, layout=layout) as cache:
+        options = options | {"min_new_tokens": 128}
+        assert_same(generate(model, ids, cache, **options), generate(model, ids, **options))
+        assert cache.committed_bytes < cache.reserved_bytes

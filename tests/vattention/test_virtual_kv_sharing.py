@@ -1,0 +1,326 @@
+"""Prefixes shared by mapping the same pages into several slots; who writes there gets a copy."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.vattention.conftest import host_pool, in_child, small_fake_pool
+from tests.vattention.mirror import Mirror, close, make_cache
+from toolkit.vattention.layout import Layout, committed_bytes
+from toolkit.vattention.pages import KVOutOfMemory
+from toolkit.vattention.virtual_kv import VirtualKV
+
+
+@pytest.fixture(params=list(Layout))
+def mirror(pool, request) -> Iterator[Mirror]:
+    """Make a cache on every backend and in both layouts, with its model."""
+    kv = make_cache(pool(), layout=request.param, slots=5)
+    yield Mirror(kv)
+    close(kv)
+
+
+def tokens_in(kv: VirtualKV, pages: int) -> int:
+    """Return the tokens that fit into so many pages: 21 into one, 10 in `mega`."""
+    return pages * kv.page_bytes // kv.row_bytes
+
+
+def rows(kv: VirtualKV, nbytes: int) -> float:
+    return nbytes / (kv.geometry.streams * kv.page_bytes)
+
+
+def access(kv: VirtualKV, slot: int) -> list[str]:
+    return [row.access.name for row in kv._table.rows[slot]]
+
+
+def test_whole_pages_are_shared_and_the_partial_one_is_copied(mirror):
+    kv = mirror.kv
+    source = mirror.acquire()
+    mirror.ensure({source: tokens_in(kv, 5)})
+    alone = kv.stats()
+    fork = mirror.fork(source, tokens_in(kv, 3) + 2)
+    mirror.check()
+    both = kv.stats()
+    assert rows(kv, both.committed - alone.committed) == 1
+    assert rows(kv, both.shared_saving) == 3
+    assert [row in kv._table.rows[source] for row in kv._table.rows[fork]] == [True] * 3 + [False]
+    mirror.ensure({fork: 150, source: 160})
+    mirror.check()
+    assert rows(kv, kv.stats().shared_saving) == 3
+
+
+@pytest.mark.parametrize("length", ["nothing", "one", "bound - 1", "bound", "bound + 1", "all"])
+def test_forks_of_every_length_grow_apart(mirror, length):
+    kv = mirror.kv
+    bound = 4 * kv.page_bytes // kv.row_bytes  # of 85.3 tokens: the 86th lies on both sides
+    source = mirror.acquire()
+    mirror.ensure({source: 150})
+    fork = mirror.fork(source, {"nothing": 0, "one": 1, "bound - 1": bound - 1, "bound": bound,
+                                "bound + 1": bound + 1, "all": 150}[length])  # fmt: skip
+    mirror.check()
+    mirror.ensure({source: 151})
+    mirror.ensure({fork: kv.length(fork) + 1})
+    mirror.check()
+    mirror.ensure({source: 200, fork: 200})
+    mirror.check()
+
+
+@pytest.mark.parametrize("step", [-1, 0, 1])
+def test_a_bound_between_two_tokens_needs_no_copy(pool, step):
+    """Of 16 tokens a page."""
+    pages = pool()
+    kv = make_cache(pages, kv_heads=1, head_dim=pages.page_bytes // 16 // 4)
+    mirror = Mirror(kv)
+    source = mirror.acquire()
+    mirror.ensure({source: 48})
+    before = kv.stats().committed
+    fork = mirror.fork(source, 32 + step)
+    mirror.check()
+    assert rows(kv, kv.stats().committed - before) == (step != 0)
+    assert rows(kv, kv.stats().shared_saving) == {-1: 1, 0: 2, 1: 2}[step]
+    mirror.ensure({fork: 60, source: 60})
+    mirror.check()
+    close(kv)
+
+
+def test_a_fork_of_a_fork_shares_with_both(mirror):
+    kv = mirror.kv
+    first = mirror.acquire()
+    mirror.ensure({first: 100})
+    second = mirror.fork(first, 90)
+    mirror.ensure({second: 140})
+    third = mirror.fork(second, 130)
+    fourth = mirror.fork(third, 50)
+    mirror.check()
+    shared = [tokens * kv.row_bytes // kv.page_bytes for tokens in (90, 130, 50)]
+    assert rows(kv, kv.stats().shared_saving) == sum(shared)
+    mirror.ensure(dict.fromkeys((first, second, third, fourth), 180))
+    mirror.check()
+    for slot in (second, first, fourth):
+        mirror.release(slot)
+        mirror.poison()
+        mirror.check()
+        kv.trim()
+        mirror.check()
+    assert kv.stats().shared_saving == 0
+    assert kv.stats().committed == committed_bytes([180], kv.geometry, kv.page_bytes)
+
+
+def test_the_source_may_leave_before_the_fork(mirror):
+    kv = mirror.kv
+    source = mirror.acquire()
+    mirror.ensure({source: 120})
+    fork = mirror.fork(source, 110)
+    mirror.release(source)
+    mirror.check()
+    again = mirror.acquire()
+    mirror.ensure({again: 115})
+    mirror.check()
+    mirror.ensure({fork: 190})
+    mirror.check()
+    mirror.release(fork)
+    mirror.release(again)
+    kv.trim()
+    assert kv.stats().committed == 0
+
+
+def test_growing_again_after_cutting_into_a_shared_prefix_leaves_the_other_as_it_was(mirror):
+    kv = mirror.kv
+    source = mirror.acquire()
+    mirror.ensure({source: 150})
+    fork = mirror.fork(source, 150)
+    saving = rows(kv, kv.stats().shared_saving)
+    mirror.truncate(source, 70)
+    mirror.ensure({source: 120})
+    mirror.check()
+    kept = 70 * kv.row_bytes // kv.page_bytes
+    assert rows(kv, kv.stats().shared_saving) == kept < saving
+    mirror.truncate(fork, 60)
+    mirror.ensure({fork: 150, source: 150})
+    mirror.check()
+    assert rows(kv, kv.stats().shared_saving) == 60 * kv.row_bytes // kv.page_bytes
+
+
+def test_a_shared_page_that_both_cut_is_copied_by_one_and_kept_by_the_other(mirror):
+    kv = mirror.kv
+    source = mirror.acquire()
+    mirror.ensure({source: tokens_in(kv, 4)})
+    fork = mirror.fork(source, tokens_in(kv, 4))
+    mirror.truncate(source, tokens_in(kv, 3) - 2)
+    mirror.truncate(fork, tokens_in(kv, 3) - 5)
+    kv.trim()
+    before = rows(kv, kv.stats().committed)
+    mirror.ensure(dict.fromkeys((source, fork), tokens_in(kv, 3)))
+    mirror.check()
+    assert rows(kv, kv.stats().committed) == before + 1
+
+
+def test_pages_that_a_released_slot_still_has_are_taken_over_not_copied(pool):
+    """There would be no page to copy to. A page holds 16 tokens here."""
+    page = pool().page_bytes
+    kv = make_cache(pool(budget=4 * 4 * page), kv_heads=1, head_dim=page // 64)
+    mirror = Mirror(kv)
+    source = mirror.acquire()
+    mirror.ensure({source: 64})
+    fork = mirror.fork(source, 48)
+    mirror.release(source)
+    mirror.truncate(fork, 5)
+    pages = [page for row in kv._table.rows[fork] for page in row.pages]
+    mirror.ensure({fork: 40})
+    mirror.check()
+    assert [page for row in kv._table.rows[fork] for page in row.pages] == pages
+    mirror.ensure({fork: 64})
+    mirror.check()
+    assert kv.stats().committed == kv.pool.budget
+    close(kv)
+
+
+def test_a_copy_that_the_budget_does_not_hold_is_refused(pool):
+    small = pool()
+    kv = make_cache(pool(budget=4 * 4 * small.page_bytes))
+    mirror = Mirror(kv)
+    source = mirror.acquire()
+    mirror.ensure({source: tokens_in(kv, 4)})
+    with pytest.raises(KVOutOfMemory):
+        mirror.fork(source, tokens_in(kv, 2) + 3)
+    mirror.check()
+    fork = mirror.fork(source, 0)
+    mirror.release(fork)
+    mirror.truncate(source, tokens_in(kv, 3))
+    fork = mirror.fork(source, tokens_in(kv, 2) + 3)
+    mirror.check()
+    mirror.truncate(fork, 10)
+    with pytest.raises(KVOutOfMemory) as refusal:
+        mirror.ensure({fork: 30})
+    assert [rows(kv, n) for n in (refusal.value.needed, refusal.value.reclaimable)] == [2, 1]
+    mirror.check()
+    close(kv)
+
+
+def test_a_page_is_read_only_while_it_is_shared_and_no_longer(mirror):
+    kv = mirror.kv
+    source = mirror.acquire()
+    mirror.ensure({source: tokens_in(kv, 4)})
+    assert access(kv, source) == ["write"] * 4
+    fork = mirror.fork(source, tokens_in(kv, 2) + 1)
+    assert access(kv, source) == ["read", "read", "write", "write"]
+    assert access(kv, fork) == ["read", "read", "write"]
+    mirror.release(source)
+    kv.trim()
+    mirror.truncate(fork, tokens_in(kv, 1) + 1)
+    mirror.ensure({fork: tokens_in(kv, 3)})
+    assert access(kv, fork) == ["read", "write", "write"]
+    mirror.check()
+
+
+def test_a_stray_write_to_a_shared_page_faults_in_every_slot_that_has_it():
+    kv = make_cache(host_pool())
+    mirror = Mirror(kv)
+    source = mirror.acquire()
+    mirror.ensure({source: 60})
+    fork = mirror.fork(source, 50)
+    prefixes = [kv.values[1][slot, 3] for slot in (source, fork)]
+    tails = [kv.values[1][slot, 49] for slot in (source, fork)]
+    for prefix, tail in zip(prefixes, tails, strict=True):
+        assert in_child(prefix.sum) == 0
+        assert in_child(prefix.fill_, 1.0) == -signal.SIGSEGV
+        assert in_child(tail.mul_, 1.0) == 0
+    del prefixes, tails, prefix, tail
+    mirror.check()
+    close(kv)
+
+
+def test_a_fork_takes_the_slot_with_the_fewest_pages(mirror):
+    slots = [mirror.acquire() for _ in range(4)]
+    mirror.ensure(dict(zip(slots, (150, 100, 20, 150), strict=True)))
+    for slot in slots[1:]:
+        mirror.release(slot)
+    assert mirror.fork(0, 70) == 4  # never used
+    assert mirror.fork(0, 90) == 2
+    mirror.check()
+    assert mirror.acquire() == 3
+
+
+def test_many_requests_with_one_prefix_need_one_prefix_and_their_tails(pool):
+    kv = make_cache(pool(), layers=1, slots=64, max_len=500)
+    mirror = Mirror(kv)
+    slots = [mirror.acquire()]
+    prefix, tail = tokens_in(kv, 20), 10
+    mirror.ensure({slots[0]: prefix})
+    slots += [mirror.fork(slots[0], prefix) for _ in range(63)]
+    mirror.ensure(dict.fromkeys(slots, prefix + tail))
+    mirror.check()
+    # Each has the prefix's last page, which is not full, and one more for its tail.
+    assert rows(kv, kv.stats().committed) == 19 + 64 * 2
+    assert rows(kv, kv.stats().shared_saving) == 63 * 19
+    close(kv)
+
+
+def test_sharing_survives_sleep(mirror):
+    kv = mirror.kv
+    source = mirror.acquire()
+    mirror.ensure({source: 150})
+    fork = mirror.fork(source, 120)
+    other = mirror.fork(fork, 60)
+    mirror.truncate(source, 25)  # the longest of those that have the page tells what is live in it
+    mirror.ensure({other: 100})
+    before = kv.stats()
+    kv.trim()
+    trimmed = kv.stats()
+    kv.sleep()
+    kv.wake()
+    mirror.check()
+    after = kv.stats()
+    for name in ("live", "committed", "mapped", "shared_saving", "handles"):
+        assert getattr(after, name) == getattr(trimmed, name)
+    assert after.shared_saving == before.shared_saving > 0
+    assert [access(kv, slot) for slot in (source, fork)] != [["write"] * 2] * 2
+    mirror.ensure({source: 160, fork: 170, other: 180})
+    mirror.check()
+
+
+def test_sharing_waits_for_writes_under_way_before_they_are_forbidden():
+    pool = small_fake_pool()
+    kv = make_cache(pool)
+    mirror = Mirror(kv)
+    source = mirror.acquire()
+    mirror.ensure({source: 60})
+    pool._driver.calls.clear()
+    mirror.fork(source, 50)
+    names = [name for name, *_ in pool._driver.calls if name != "cuMemCreate"]
+    assert names[:3] == ["fence", "wait", "cuMemSetAccess"]
+    close(kv)
+
+
+def test_a_page_is_exchanged_only_when_its_copy_is_done():
+    pool = small_fake_pool()
+    kv = make_cache(pool)
+    mirror = Mirror(kv)
+    source = mirror.acquire()
+    mirror.ensure({source: 60})
+    fork = mirror.fork(source, 60)
+    mirror.truncate(fork, 10)
+    pool._driver.calls.clear()
+    mirror.ensure({fork: 12})
+    names = [name for name, *_ in pool._driver.calls if name != "cuMemCreate"]
+    assert names == ["fence", "wait", "cuMemUnmap", "cuMemMap", "cuMemSetAccess"] * 4
+    mirror.check()
+    close(kv)
+
+
+def test_copies_are_of_bits(pool):
+    kv = make_cache(pool(), dtype=torch.float16)
+    source = kv.acquire()
+    kv.ensure({source: 30})
+    kv.keys[0][source, :30] = torch.nan
+    kv.keys[0][source, 29] = -0.0
+    fork = kv.fork_prefix(source, 30)
+    kv.truncate(fork, 29)
+    kv.ensure({fork: 30})
+    for slot, length in ((source, 30), (fork, 29)):
+        bits = kv.keys[0][slot, :length].view(torch.int16).clone()
+        assert torch.equal(bits, kv.keys[0][source, :length].view(torch.int16))
+    close(kv)

@@ -1,0 +1,215 @@
+"""The engine: a model, a virtual KV cache, and as many texts at a time as the cache has slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from typing import Any, Self
+
+import torch
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.errors import TrimtabError
+from toolkit.generation.attention import attending
+from toolkit.generation.batch import Batch, Drafts, OnToken
+from toolkit.generation.fit import capacity, check_model, check_prompts, limits
+from toolkit.generation.forward import Forward
+from toolkit.generation.request import Completion, Request
+from toolkit.generation.sampling import Sampler, Sampling
+from toolkit.generation.stats import EngineStats
+from toolkit.generation.stopping import TextStream, stop_tokens
+from toolkit.models.adapter import adapter_for, head_shape, module_device
+from toolkit.progress import track
+from toolkit.vattention.virtual_kv import VirtualKV
+
+Processors = Callable[[int], LogitsProcessorList | None]
+Prompt = str | Sequence[int]
+
+
+class Engine:
+    """Generates for many prompts at once, on a KV cache that grows by the page.
+
+    Entering the context makes the cache and has the model use it; leaving it undoes both. A
+    finished sequence's slot takes the next prompt at once. Prompts are read in chunks between the
+    steps of those that decode. A decode step has one row a slot, whether it is in use or not, so
+    that a row's result does not depend on the others. Where the budget is reached, the youngest
+    sequence is put back and run again from its prompt later, with the same tokens.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        In evaluation mode, on one device.
+    tokenizer : PreTrainedTokenizerBase
+        Of prompts.
+    slots : int
+        Sequences at a time.
+    max_len : int
+        The most tokens of a prompt and the text behind it.
+    layout : str
+        Of the cache, see `toolkit.vattention.layout.Layout`.
+    page_group : int, optional
+        Bytes of a page; the backend's own where None.
+    budget : int, optional
+        The most bytes of pages at a time; no limit where None.
+    prefill_chunk : int
+        Prompt tokens read in one forward pass, and at most between two decode steps.
+    drafts : Drafts, optional
+        Proposes tokens where one sequence decodes alone; the text is as without, up to the
+        rounding of a forward pass over several tokens instead of one.
+    output_tokenizer : PreTrainedTokenizerBase, optional
+        Of generated text; that of prompts where None.
+
+    Attributes
+    ----------
+    stats : EngineStats
+
+    Raises
+    ------
+    MisfitError
+        If the model is not supported, in training mode, or on several devices.
+    TrimtabError
+        If a size is out of range for the model, or, on entering, for the cache.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        slots: int,
+        max_len: int,
+        layout: str = "slot",
+        page_group: int | None = None,
+        budget: int | None = None,
+        prefill_chunk: int = 512,
+        drafts: Drafts | None = None,
+        output_tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        check_model(model, max_len)
+        if prefill_chunk < 1:
+            raise TrimtabError(f"prefill_chunk={prefill_chunk}: expected at least 1")
+        layers = adapter_for(model).decoder_layers(model)
+        heads = head_shape(model)
+        self._model, self._tokenizer = model, tokenizer
+        self._output_tokenizer = output_tokenizer or tokenizer
+        self._shape = len(layers), slots, max_len, heads.kv_heads, heads.head_dim
+        self._cache_settings: dict[str, Any] = {
+            "dtype": model.dtype,
+            "layout": layout,
+            "page_group": page_group,
+            "device": module_device(layers[0]),
+            "budget": budget,
+        }
+        self._budget, self._chunk, self._drafts = budget, prefill_chunk, drafts
+        self._undo = ExitStack()
+        self._kv: VirtualKV | None = None
+        self._forward: Forward | None = None
+        self.stats = EngineStats()
+
+    def __enter__(self) -> Self:
+        if self._kv is not None:
+            raise RuntimeError("the engine runs already: enter it once")
+        with ExitStack() as undo:
+            try:
+                self._kv = undo.enter_context(VirtualKV(*self._shape, **self._cache_settings))
+            except ValueError as error:
+                raise TrimtabError(f"no KV cache for this engine: {error}") from error
+            undo.callback(self._forget)
+            undo.enter_context(attending(self._model))
+            self._forward = Forward(self._model, self._kv)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._undo.__exit__(*error)
+
+    @property
+    def kv(self) -> VirtualKV:
+        """The cache, while the engine runs."""
+        if self._kv is None:
+            raise RuntimeError("the engine does not run: use it in a `with`")
+        return self._kv
+
+    @property
+    def capacity(self) -> int:
+        """The most tokens one sequence can have: `max_len`, or what the budget holds."""
+        return capacity(self.kv.geometry, self.kv.page_bytes, self._budget)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int | Sequence[int],
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        on_token: OnToken | None = None,
+        logits_processors: Processors | None = None,
+        progress: bool = False,
+    ) -> list[Completion]:
+        """Return what the model continues the prompts with, in their order.
+
+        A text ends with a stop token of the model or of the tokenizer, with a stop string, or
+        where it has `max_new_tokens` tokens or, with its prompt, `capacity` tokens.
+
+        Parameters
+        ----------
+        prompts : sequence of str or of sequence of int
+            Texts, or token ids.
+        max_new_tokens : int or sequence of int
+            At least 1: for all prompts, or for each.
+        sampling : Sampling, optional
+            Greedy where None.
+        stop : sequence of str
+            What ends a text before it.
+        on_token : callable, optional
+            Called with the index of the prompt, the token, and the text that is final with it:
+            whole characters that can no longer become part of a stop string.
+        logits_processors : callable, optional
+            Returns transformers' processors for the prompt of an index, or None. They are applied
+            to its logits alone, before sampling, and made anew where a sequence is run again.
+        progress : bool
+            Whether to show a bar on standard error.
+
+        Raises
+        ------
+        TrimtabError
+            If a prompt is empty or cannot fit, or an argument is out of range; nothing has run.
+        """
+        kv, forward = self.kv, self._forward
+        assert forward is not None
+        sampling = sampling or Sampling()
+        if isinstance(stop, str) or not all(stop):
+            raise TrimtabError(f"stop={stop!r}: expected a sequence of strings, none empty")
+        ids = [self._ids(prompt) for prompt in prompts]
+        room = self.capacity
+        check_prompts(ids, room, kv.geometry.max_len)
+        each = limits(max_new_tokens, len(ids))
+        ends = stop_tokens(self._model, self._output_tokenizer)
+        requests = []
+        for index, (prompt, limit) in enumerate(zip(ids, each, strict=True)):
+
+            def sampler(index: int = index) -> Sampler:
+                made = logits_processors(index) if logits_processors else None
+                return Sampler(sampling, index, forward.device, made)
+
+            stream = TextStream(self._output_tokenizer, stop)
+            limit = min(limit, room - len(prompt))
+            requests.append(Request(index, prompt, limit, ends, stream, sampler))
+        batch = Batch(forward, kv, requests, self._chunk, self._drafts, on_token, self.stats)
+        with closing(batch.run()) as running:
+            finished: Iterator[Request] = running
+            if progress:
+                finished = track(running, "Generating", len(requests))
+            for _ in finished:
+                pass
+        return [request.completion() for request in requests]
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            encoded: list[int] = self._tokenizer(prompt)["input_ids"]
+            return encoded
+        return list(prompt)
+
+    def _forget(self) -> None:
+        self._kv = self._forward = None

@@ -1,0 +1,137 @@
+"""Where the keys and values of a token lie, and how many bytes that takes: arithmetic only.
+
+A cache consists of *streams* of token rows, each contiguous in a slot. All streams of a slot are
+equally long, so it grows by one page in every stream at a time: a *page row*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import torch
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Layout(StrEnum):
+    """What a stream holds.
+
+    `slot`: the keys, or the values, of one layer. `mega`: those of all layers, token by token; it
+    has fewer pages to map and less in unfinished ones, and a layer's rows lie further apart.
+    """
+
+    slot = "slot"
+    mega = "mega"
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"layout={value!r}; expected {' or '.join(cls)}")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The shape of a cache, whatever its pages.
+
+    Parameters
+    ----------
+    layers, slots, max_len, kv_heads, head_dim : int
+        `max_len` tokens fit into a slot.
+    dtype : torch.dtype
+        float32, float16 or bfloat16.
+    layout : Layout
+
+    Raises
+    ------
+    ValueError
+        If a size is no positive integer, or the dtype is none of these.
+    """
+
+    layers: int
+    slots: int
+    max_len: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    layout: Layout = Layout.slot
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "slots", "max_len", "kv_heads", "head_dim"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name}={size!r}; expected a positive integer")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+
+    @cached_property
+    def streams(self) -> int:
+        """How many there are: keys and values, of each layer or of all."""
+        return 2 * self.layers if self.layout is Layout.slot else 2
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one token in one stream."""
+        return self.token_bytes // self.streams
+
+    @cached_property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all of them."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    @property
+    def static_bytes(self) -> int:
+        """Bytes of a cache that has every slot at full length from the start."""
+        return self.slots * self.max_len * self.token_bytes
+
+    def page_rows(self, length: int, page: int) -> int:
+        """Return how many page rows hold the first `length` tokens of a slot."""
+        return -(-length * self.row_bytes // page)
+
+    def span(self, page: int) -> int:
+        """Return the bytes of addresses a slot has in a stream, in whole pages.
+
+        One page more than it can fill: what runs over a slot's end faults instead of reading, or
+        writing, the next slot.
+        """
+        return (self.page_rows(self.max_len, page) + 1) * page
+
+    def reserved_bytes(self, page: int) -> int:
+        """Return the bytes of addresses of the whole cache."""
+        return self.streams * self.slots * self.span(page)
+
+    def offset(self, stream: int, slot: int, page: int) -> int:
+        """Return where a slot begins in a stream, in bytes."""
+        return (stream * self.slots + slot) * self.span(page)
+
+    def place(self, layer: int, values: bool, page: int) -> tuple[int, tuple[int, ...]]:
+        """Return where a layer's keys or values begin, and how they are strided.
+
+        Returns
+        -------
+        offset : int
+            In bytes.
+        strides : tuple of int
+            In elements, of ``[slots, max_len, kv_heads, head_dim]``.
+        """
+        size = self.dtype.itemsize
+        strides = self.span(page) // size, self.row_bytes // size, self.head_dim, 1
+        if self.layout is Layout.slot:
+            return self.offset(2 * layer + values, 0, page), strides
+        return self.offset(values, 0, page) + layer * self.kv_heads * self.head_dim * size, strides
+
+
+def committed_bytes(lengths: Iterable[int], geometry: Geometry, page: int) -> int:
+    """Return the bytes of pages behind slots of these lengths, without sharing or spare pages.
+
+    Parameters
+    ----------
+    lengths : iterable of int
+        Tokens in each slot.
+    geometry : Geometry
+    page : int
+        Bytes of a page.
+    """
+    rows = sum(geometry.page_rows(length, page) for length in lengths)
+    return rows * geometry.streams * page
