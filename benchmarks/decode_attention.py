@@ -38,9 +38,7 @@ SAMPLES = 60
 KINDS = ("ours_us", "contiguous_us", "views_us")
 
 
-def measure(
-    shape: str, length: int, slots: int, dtype: torch.dtype, device: str
-) -> dict[str, Any]:
+def measure(shape: str, length: int, slots: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """Return a row of the table: what was measured, and the samples of `KINDS`."""
     clock = time_on_cuda if device == "cuda" else time_on_cpu
     heads, kv_heads, width = map(int, shape.split("x"))

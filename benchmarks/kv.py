@@ -8,10 +8,11 @@ a quiet machine: `pages` (each call of a page's life), `growth` (a token's appen
 `throughput` (decode steps: attention with append, then whole generations of a model).
 
 Virtual caches are counted by the operating system (blocks of their memory file), on a GPU by the
-driver, and compared with arithmetic; what is arithmetic alone says so. A paged cache, of blocks of
-16 tokens, needs a little less than ours: it wastes half a block a sequence, and ours half a page.
-Timed steps are taken in turn in one process; ratios have 95 % intervals. Sizes are in GiB, of
-which a KB and a MB are 2^-20 and 2^-10. The file keeps every sample.
+driver, and the count must agree with arithmetic within one page group a slot. What is arithmetic
+alone says so. A paged cache with blocks of 16 tokens needs a little less than ours with its default
+pages: 64 KB hold 32 tokens of one layer's keys in this shape. Timed steps are taken in turn in one
+process, and their ratios have 95 % intervals. KB, MB and GiB are 2^10, 2^20 and 2^30 bytes. The
+file keeps every sample.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def cell(name: str, value: Any) -> str | None:
         return f"{value / 2**30:.4g}"
     if name.endswith("_share"):
         return f"{value:.2%}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+    return str(value)
 
 
 def parse() -> Options:
@@ -101,7 +104,7 @@ def parse() -> Options:
     add("--max-len", type=positive, default=8192, help="tokens a slot can have")
     add("--layout", nargs="+", type=Layout, choices=[*Layout], help="of timed parts: slot")
     add("--page-group", nargs="+", type=positive, help="bytes; of timed parts the device's own")
-    add("--budgets", nargs="+", type=float, default=[1, 2], metavar="GIB")
+    add("--budgets", nargs="+", type=float, default=[1, 2, 4], metavar="GIB")
     add("--lengths", nargs="+", type=positive, default=[512, 2000, 8000, 32000], help="of growth")
     add("--calls", type=positive, default=300, help="of each kind, of pages")
     add("--samples", type=positive, default=32, help="of growth and of throughput's attention")

@@ -22,7 +22,6 @@ from toolkit.environment import package_versions, peak_host_bytes
 from toolkit.errors import TrimtabError
 from toolkit.models.fingerprint import fingerprint
 
-
 NOT_CALIBRATED = "{name} needs no calibration: evaluate it with evaluate.py methods={name}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from kv_parts.layer import held_by_layer
@@ -19,6 +20,7 @@ REQUESTS, PREFIX, TAILS = 64, 1000, (50, 300)
 SYSTEM = "by the system"
 LAYER = "one layer by the system, times layers"
 ARITHMETIC = "arithmetic"
+STILL = 0.1  # seconds
 
 
 def memory(options: Options) -> Iterator[Record]:
@@ -84,7 +86,11 @@ def play(trace: Trace, kv: VirtualKV) -> None:
 
 def weigh(kv: VirtualKV) -> tuple[int, int]:
     """Return what the system counts of a cache without pages that nothing is in, and with them."""
-    peak = kv.stats().measured
+    peak = -1
+    while peak != (now := kv.stats().measured):
+        # Pages are prepared in the background: they are all there when no more come.
+        peak = now
+        time.sleep(STILL)
     kv.trim()
     return kv.stats().measured, peak
 
@@ -154,15 +160,25 @@ def prefix(options: Options) -> Iterator[Record]:
     `held` and `peak` are as in `memory`.
     """
     draw = random.Random(options.seed)
-    tails = [draw.randint(*TAILS) for _ in range(REQUESTS)]
-    if (longest := PREFIX + max(tails)) > options.max_len:
-        raise TrimtabError(f"--max-len {options.max_len}: the part prefix needs {longest}")
+    outputs = options.trace.outputs
+    cases = {
+        f"{TAILS[0]} to {TAILS[1]} tokens": [draw.randint(*TAILS) for _ in range(REQUESTS)],
+        "the trace's outputs": [outputs[index % len(outputs)] for index in range(REQUESTS)],
+    }
+    for name, tails in cases.items():
+        if (longest := PREFIX + max(tails)) > options.max_len:
+            raise TrimtabError(f"--max-len {options.max_len}: the part prefix needs {longest}")
+        for record in shared(options, tails):
+            yield {"tails": name, **record}
+
+
+def shared(options: Options, tails: Sequence[int]) -> Iterator[Record]:
     for layout, page in grid(options):
         shape, cache = geometry(options, REQUESTS, layout), label(layout, page)
         ideal = (PREFIX + sum(tails)) * shape.token_bytes
-        shared = PREFIX * shape.row_bytes // page
-        rows = shared + sum(shape.page_rows(PREFIX + tail, page) - shared for tail in tails)
-        exact, allowance = (n * shape.streams * page for n in (rows, REQUESTS))
+        common = PREFIX * shape.row_bytes // page
+        rows = common + sum(shape.page_rows(PREFIX + tail, page) - common for tail in tails)
+        exact, allowance = (count * shape.streams * page for count in (rows, REQUESTS))
         if reason := lacking(exact + allowance, options):
             yield {"cache": cache, "skipped": reason}
             continue
@@ -176,7 +192,6 @@ def prefix(options: Options) -> Iterator[Record]:
             check_agreement(cache, counted, exact, allowance)
         yield {
             "cache": cache,
-            "requests": REQUESTS,
             "prefix_and_tails_bytes": ideal,
             "arithmetic_bytes": exact,
             "held_bytes": held,

@@ -107,8 +107,8 @@ class Texts:
             )
         begun = max(completion.times[0] for completion in completions)
         ended = min(completion.times[-1] for completion in completions)
-        times = {time for completion in completions for time in completion.times}
-        self._note("engine", sorted(time for time in times if begun <= time <= ended))
+        steps = {step for completion in completions for step in completion.times}
+        self._note("engine", sorted(step for step in steps if begun <= step <= ended))
         self.tokens["engine"] = torch.tensor([completion.tokens for completion in completions])
 
     @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def held_by_layer(
     caches = [DynamicCache(config=config) for _ in batches]
     for cache, (rows, tokens) in zip(caches, batches, strict=True):
         update(cache, rows, tokens - 1)
+    taken.now()
     taken.forget_peak()
     for cache, (rows, _) in zip(caches, batches, strict=True):
         update(cache, rows, 1)
@@ -58,21 +60,23 @@ class Taken:
     def __init__(self, device: str) -> None:
         self._on_gpu = device != "cpu"
         gc.collect()
-        if self._on_gpu:
-            torch.cuda.empty_cache()
-        self.forget_peak()
         self._start = 0
         self._start = self.now()
+        self.forget_peak()
 
     def now(self) -> int:
-        """Return the bytes taken now."""
-        total = torch.cuda.memory_reserved() if self._on_gpu else _resident("VmRSS")
-        return total - self._start
+        """Return the bytes taken, without freed ones that an allocator keeps for reuse."""
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+            return torch.cuda.memory_reserved() - self._start
+        ctypes.CDLL(None).malloc_trim(0)
+        return kilobytes("/proc/self/status", "VmRSS") - self._start
 
     def peak(self) -> int:
-        """Return the most bytes taken."""
-        total = torch.cuda.max_memory_reserved() if self._on_gpu else _resident("VmHWM")
-        return total - self._start
+        """Return the most bytes taken, with those."""
+        if self._on_gpu:
+            return torch.cuda.max_memory_reserved() - self._start
+        return kilobytes("/proc/self/status", "VmHWM") - self._start
 
     def forget_peak(self) -> None:
         """Let `peak` be of what comes from now on."""
@@ -80,7 +84,3 @@ class Taken:
             torch.cuda.reset_peak_memory_stats()
         else:
             Path("/proc/self/clear_refs").write_text("5", "utf-8")
-
-
-def _resident(name: str) -> int:
-    return kilobytes("/proc/self/status", name)

@@ -41,9 +41,7 @@ def check_attention(
         _check_kind("out", out, "query", query)
 
 
-def check_append(
-    keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths: Tensor
-) -> None:
+def check_append(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> None:
     _check_cache(keys, values, lengths)
     shape = [keys.shape[0], *keys.shape[2:]]
     for name, token in (("key", key), ("value", value)):
@@ -67,9 +65,7 @@ def _check_cache(keys: Tensor, values: Tensor, lengths: Tensor) -> None:
     _check_kind("values", values, "keys", keys)
     for name, cache in (("keys", keys), ("values", values)):
         if cache.shape[3] > 1 and cache.stride(3) != 1:
-            raise ValueError(
-                f"{name} has strides {list(cache.stride())}; expected a last one of 1"
-            )
+            raise ValueError(f"{name} has strides {list(cache.stride())}; expected a last one of 1")
     shape = [keys.shape[0]]
     if (
         lengths.dtype != torch.int32

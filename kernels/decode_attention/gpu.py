@@ -39,9 +39,7 @@ def decode_attention(
     window = min(window or ENDLESS, ENDLESS)
     parts = max(1, min(MAX_PARTS, triton.cdiv(min(keys.shape[1], window), PART)))
     sums = torch.empty((slots, heads, parts, width), dtype=torch.float32, device=query.device)
-    largest, total = torch.empty(
-        (2, slots, heads, parts), dtype=torch.float32, device=query.device
-    )
+    largest, total = torch.empty((2, slots, heads, parts), dtype=torch.float32, device=query.device)
     blocks = block_sizes(heads // kv_heads, width, query.dtype)
     triton_kernels.attend_kernel[(slots, kv_heads, parts)](
         query.contiguous(), keys, values, lengths, sums, largest, total, scale, softcap or 0.0,

@@ -40,9 +40,11 @@ def decode_attention(
 
     Of `keys` and `values` only the tokens attended to are read: what lies before a window or
     beyond a slot's length may be unmapped. The C++ and Triton kernels read each of them once for
-    all query heads of a KV head. Scores, softmax and sums are in float32 (float64 for float64). A
-    slot's result is the same bit by bit whatever the other slots hold, in C++ also for any number of
-    threads; float16 and float64 on a CPU, which the library computes, promise neither.
+    all query heads of a KV head. Scores, softmax and sums are in float32 (float64 for float64;
+    Triton rounds the softmax's weights to float16 or bfloat16 where the values are that). What
+    these two kernels return for a slot is the same bit by bit whatever the other slots hold, in C++
+    also for any number of threads. The softmax is taken block by block (arXiv 1805.02867), parts of
+    a long slot apart, as in flash-decoding.
 
     Parameters
     ----------
@@ -83,6 +85,9 @@ def decode_attention(
 
 def append_kv(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> None:
     """Write one token's key and value as the last of every slot's, in place.
+
+    In place under torch.compile too, with Inductor; other backends may copy whole caches, unmapped
+    memory and all, as PyTorch does there for any operator that changes its arguments.
 
     Parameters
     ----------

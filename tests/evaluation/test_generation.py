@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from toolkit.evaluation.generation import _Replay, cache_bytes, greedy, replay, static_cache_bytes
+from toolkit.evaluation.generation import Replay, cache_bytes, greedy, replay, static_cache_bytes
 from toolkit.evaluation.text import Prompt
 from toolkit.evaluation.timing import Timing
 
@@ -33,7 +33,7 @@ def test_the_times_of_a_replay_add_up(tiny_llama):
 
 
 def test_behind_the_end_of_the_continuation_anything_may_come():
-    forced, scores = _Replay(2, [5, 6]), torch.rand(1, 9)
+    forced, scores = Replay(2, [5, 6]), torch.rand(1, 9)
     for length, token in ((2, 5), (3, 6)):
         chosen = forced(torch.zeros(1, length, dtype=torch.int64), scores)
         assert chosen.argmax() == token

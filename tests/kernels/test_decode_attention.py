@@ -62,7 +62,9 @@ def test_the_reference_is_the_librarys_attention_of_each_slot(group, window):
             .repeat_interleave(group, 0)
             for cache in (case.keys, case.values)
         )
-        row = scaled_dot_product_attention(case.query[slot][:, None], keys, values, scale=case.scale)
+        row = scaled_dot_product_attention(
+            case.query[slot][:, None], keys, values, scale=case.scale
+        )
         torch.testing.assert_close(found[slot], row[:, 0], rtol=1e-12, atol=1e-12)
 
 
@@ -225,15 +227,24 @@ SWAPPED = torch.ones(2, 5, 8, 2).transpose(2, 3)
         ((Q[0], C, C, N, 1.0), r"query has shape \[4, 8\]; expected \[2, a multiple of 2, 8\]"),
         ((Q[:, :3], C, C, N, 1.0), r"query has shape \[2, 3, 8\]; expected \[2, a multiple of 2"),
         ((Q[:1], C, C, N, 1.0), r"query has shape \[1, 4, 8\]; expected \[2, a multiple"),
-        ((Q[..., :7], C, C, N, 1.0), r"query has shape \[2, 4, 7\]; expected .* of 2, 8\] for keys"),
+        (
+            (Q[..., :7], C, C, N, 1.0),
+            r"query has shape \[2, 4, 7\]; expected .* of 2, 8\] for keys",
+        ),
         ((Q, C[:, :, :0], C[:, :, :0], N, 1.0), r"expected \[2, a multiple of 0, 8\]"),
-        ((Q, C.double(), C.double(), N, 1.0), "keys is torch.float64 on cpu; expected torch.float32"),
+        (
+            (Q, C.double(), C.double(), N, 1.0),
+            "keys is torch.float64 on cpu; expected torch.float32",
+        ),
         ((Q, C[0], C, N, 1.0), r"keys has shape \[5, 2, 8\]; expected \[slots, max_len, kv_heads"),
         ((Q, C, C[:, :4], N, 1.0), r"values has shape \[2, 4, 2, 8\]; expected \[2, 5, 2, 8\] as"),
         ((Q, C, C.half(), N, 1.0), "values is torch.float16 on cpu; expected .* as keys is"),
         ((Q, SWAPPED, C, N, 1.0), r"keys has strides \[80, 16, 1, 2\]; expected a last one of 1"),
         ((Q, C, SWAPPED, N, 1.0), r"values has strides .*; expected a last one of 1"),
-        ((Q, C, C, N.long(), 1.0), r"lengths is torch.int64 of shape \[2\] on cpu; expected .*int32"),
+        (
+            (Q, C, C, N.long(), 1.0),
+            r"lengths is torch.int64 of shape \[2\] on cpu; expected .*int32",
+        ),
         ((Q, C, C, N[:1], 1.0), r"lengths is torch.int32 of shape \[1\] .* of shape \[2\] on cpu"),
         ((Q, C, C, N, 1.0, 0), "window=0; expected at least 1 or None"),
         ((Q, C, C, N, 1.0, None, 0.0), "softcap=0.*; expected a number above 0 or None"),
@@ -251,7 +262,10 @@ def test_what_does_not_fit_is_refused(device, arguments, message):
     [
         ((C, C, T[0], T, N), r"key has shape \[2, 8\]; expected \[2, 2, 8\] for keys of shape"),
         ((C, C, T, T[..., :4], N), r"value has shape \[2, 2, 4\]; expected \[2, 2, 8\]"),
-        ((C, C, T.half(), T, N), "key is torch.float16 on cpu; expected torch.float32 on cpu as keys"),
+        (
+            (C, C, T.half(), T, N),
+            "key is torch.float16 on cpu; expected torch.float32 on cpu as keys",
+        ),
         ((C, C, T, T, N.long()), "lengths is torch.int64"),
         ((C, C[:1], T, T, N), r"values has shape \[1, 5, 2, 8\]"),
     ],
@@ -268,7 +282,10 @@ def test_a_result_that_does_not_fit_is_refused(device):
     for out, message in (
         (torch.ones(2, 4, 9, device=device), r"out has shape \[2, 4, 9\].* contiguous \[2, 4, 8\]"),
         (q.transpose(0, 1).contiguous().transpose(0, 1), r"strides \[8, 16, 1\]; expected cont"),
-        (q.half(), f"out is torch.float16 on {device}; expected torch.float32 on {device} as query"),
+        (
+            q.half(),
+            f"out is torch.float16 on {device}; expected torch.float32 on {device} as query",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             decode_attention(q, c, c, n, 1.0, out=out)

@@ -8,7 +8,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import cache as cached
-from itertools import product
+from itertools import count, product
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -149,15 +150,19 @@ def test_every_mode_is_what_it_is_on_a_dynamic_cache(name, mode):
 @pytest.mark.parametrize("name", MODELS)
 def test_an_assistant_is_followed_and_corrected(name):
     model = model_of(name)
-    # Right now and then: the model itself, with some of its weights disturbed.
-    assistant = copy.deepcopy(model)
-    with torch.no_grad():
-        for weight in assistant.parameters():
-            weight += 0.3 * weight.std(correction=0) * torch.randn_like(weight)
-    options = {"assistant_model": assistant}
+    # The model itself, made to say something else at every third token.
+    assistant, calls = copy.deepcopy(model), count()
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    assistant.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, logits: logits.roll(next(calls) % 3 // 2, dims=-1)
+    )
     ids = prompts(model, 1)
-    with make(model) as cache:
-        assert_same(generate(model, ids, cache, **options), generate(model, ids, **options))
+    expected = generate(model, ids, assistant_model=assistant)
+    with make(model) as cache, patch.object(cache, "crop", wraps=cache.crop) as crop:
+        assert_same(generate(model, ids, cache, assistant_model=assistant), expected)
+        rejected = [-call.args[0] for call in crop.call_args_list]
+    assert max(rejected) > 0, "no draft was cut off"
+    assert len(rejected) < NEW - 1, "no draft was accepted"
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 
-from tests.vattention.conftest import failing
+from tests.vattention.conftest import failing, small_fake_pool
 from tests.vattention.mirror import Mirror, close, make_cache
 from toolkit.vattention.layout import Layout
 from toolkit.vattention.pages import KVOutOfMemory, PageError
@@ -154,6 +155,33 @@ def test_a_cache_that_cannot_wake_sleeps_on_whatever_failed(cpu_pool, call):
             assert k > 1
             return
     pytest.fail("the cache never woke")
+
+
+@pytest.mark.parametrize("prepare", [growth, copy_on_write, fork])
+def test_nothing_is_taken_back_while_a_copy_is_under_way(prepare, monkeypatch):
+    """Lengths that cannot be published come last: by then the copies were submitted."""
+    pool = small_fake_pool()
+    kv = make_cache(pool)
+    mirror = Mirror(kv)
+    operation = prepare(mirror)
+    mirror.check()
+    before = kv.stats()
+    with monkeypatch.context() as patched:
+        patched.setattr(kv._slots, "publish", mock.Mock(side_effect=RuntimeError("no device")))
+        pool._driver.calls.clear()
+        with pytest.raises(RuntimeError, match="no device"):
+            operation()
+    names = [name for name, *_ in pool._driver.calls]
+    if prepare is fork:
+        last = max(index for index, name in enumerate(names) if name == "cuMemMap")
+        assert names[last:][:5] == ["cuMemMap", "cuMemSetAccess", "fence", "wait", "cuMemUnmap"]
+    assert kv.stats() == before
+    mirror.check()
+    pool._driver.calls.clear()
+    operation()
+    assert names.count("wait") == 2 * pool._driver.counts()["wait"]
+    mirror.check()
+    close(kv)
 
 
 def test_memory_that_runs_out_half_way_gives_back_what_was_taken(cpu_pool):

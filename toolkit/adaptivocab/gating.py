@@ -21,7 +21,7 @@ from toolkit.progress import track
 
 REACH = 8  # merged tokens behind an n-gram that it may have made harder to predict
 PRIOR = 4.0  # occurrences that the average n-gram's cost weighs
-SHARES = (1 / 1024, 1 / 256, 1 / 64, 1 / 16, 1 / 4, 1)  # of the n-grams, at which the dial is measured
+SHARES = (1 / 1024, 1 / 256, 1 / 64, 1 / 16, 1 / 4, 1)  # of the n-grams: the dial's positions
 
 
 @dataclass(frozen=True)

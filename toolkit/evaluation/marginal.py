@@ -14,7 +14,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from toolkit.models.adapter import module_device

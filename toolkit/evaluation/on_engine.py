@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from transformers import (
     LogitsProcessorList,
@@ -55,7 +55,7 @@ def replay(
     moments = [moment for moment, _ in steps]
     return Timing(
         first=moments[0] - started,
-        gaps=[after - before for before, after in zip(moments, moments[1:], strict=False)],
+        gaps=[after - before for before, after in pairwise(moments)],
         step_tokens=[tokens for _, tokens in steps],
         total=total,
         prompt_tokens=len(ids),

@@ -74,6 +74,6 @@ class VAttention(Method):
         """Leave the model as it is, and say what the engine is to generate with."""
         yield Applied(
             tokenizer,
-            kernel=f"decode attention: {kernel_name(model.device, model.dtype)}",
+            kernel=f"decode attention: {kernel_name(model.device.type, model.dtype)}",
             engine=self.config(),
         )

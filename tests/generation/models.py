@@ -1,0 +1,107 @@
+"""Tiny models, prompts, and what transformers makes of them."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from tests.models.contract import draw
+from toolkit.config import DType
+from toolkit.generation import Engine
+from toolkit.models.random import byte_tokenizer
+
+# One token a byte, and none that ends a text: a random model would come to it early.
+TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer)
+SLIDING = "sliding_attention"
+# A change makes the windows of those models that have none by default shorter than the texts.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("tiny-llama", {}),
+    "mistral": ("tiny-mistral", {}),
+    "mistral, window": ("tiny-mistral", {"sliding_window": 8}),
+    "qwen2": ("tiny-qwen2", {}),
+    "qwen2, window": (
+        "tiny-qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "layer_types": ["full_attention", SLIDING, SLIDING],
+        },
+    ),
+    "qwen3": ("tiny-qwen3", {}),
+    "gemma2": ("tiny-gemma2", {}),
+    "gemma3": ("tiny-gemma3", {}),
+    "phi3": ("tiny-phi3", {}),
+    "phi3, window": ("tiny-phi3", {"sliding_window": 8}),
+    "opt": ("tiny-opt", {}),
+    "gpt2": ("tiny-gpt2", {}),
+    "gpt2, scaled by layer": ("tiny-gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+}
+
+
+def model_of(variant: str = "llama", dtype: DType = DType.float32) -> PreTrainedModel:
+    """Return a tiny model with random weights, norms and biases."""
+    shape, changes = VARIANTS[variant]
+    drawn = draw(shape, dtype, tied=True).model
+    config = copy.deepcopy(drawn.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    model = AutoModelForCausalLM.from_config(config, dtype=drawn.dtype)
+    model.load_state_dict(drawn.state_dict())
+    model.eval().requires_grad_(False)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def prompts_of(*sizes: int) -> list[list[int]]:
+    generator = random.Random(sum(sizes))
+    return [[generator.randrange(256) for _ in range(size)] for size in sizes]
+
+
+def engine_for(model: PreTrainedModel, **settings: Any) -> Engine:
+    defaults = {"slots": 3, "max_len": 128, "prefill_chunk": 8, "page_group": 4096}
+    return Engine(model, TOKENIZER, **{**defaults, **settings})
+
+
+def stock(model: PreTrainedModel, prompt: list[int], new_tokens: int, **options: Any) -> list[int]:
+    """Return what `generate` continues one prompt with, greedily and on a DynamicCache."""
+    ids = torch.tensor([prompt], device=model.device)
+    output: Any = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        **options,
+    )
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
+
+
+class Recorder:
+    """Notes the logits that every token of some sequences was chosen by."""
+
+    def __init__(self) -> None:
+        self.logits: dict[int, list[Tensor]] = {}
+
+    def __call__(self, index: int) -> LogitsProcessorList:
+        found = self.logits[index] = []
+
+        def note(input_ids: Tensor, scores: Tensor) -> Tensor:
+            found.append(scores[0].clone())
+            return scores
+
+        return LogitsProcessorList([note])
+
+    def of(self, index: int) -> Tensor:
+        """Return the logits of a sequence's last run, of shape [tokens, vocabulary]."""
+        return torch.stack(self.logits[index])

@@ -1,0 +1,58 @@
+"""The engine on an NVIDIA GPU: ``pytest -m gpu``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tests.generation.models import engine_for, model_of, prompts_of, stock
+from toolkit.config import DType
+from toolkit.generation import Sampling
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = prompts_of(5, 21, 1, 33, 16, 8)
+PAGE = 2 << 20
+
+
+def on_gpu(variant: str, dtype: DType = DType.float32) -> PreTrainedModel:
+    return torch.nn.Module.to(model_of(variant, dtype), "cuda")
+
+
+@pytest.mark.parametrize("variant", ["llama", "mistral, window", "gemma2", "phi3", "opt", "gpt2"])
+def test_greedy_text_is_what_transformers_generates(variant):
+    model = on_gpu(variant)
+    expected = [stock(model, prompt, 16) for prompt in PROMPTS]
+    with engine_for(model, page_group=None) as engine:
+        found = engine.generate(PROMPTS, max_new_tokens=16)
+    assert [one.tokens for one in found] == expected
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=3)], ids=str)
+def test_a_small_budget_and_another_order_change_nothing(sampling):
+    """Of the tiny Llama's six streams a page holds 16 384 tokens: two sequences fit, of four."""
+    model = on_gpu("llama", DType.bfloat16)
+    with engine_for(model, slots=4, page_group=None) as engine:
+        expected = engine.generate(PROMPTS, max_new_tokens=12, sampling=sampling)
+    with engine_for(model, slots=4, page_group=None, budget=2 * 6 * PAGE) as engine:
+        found = engine.generate(PROMPTS, max_new_tokens=12, sampling=sampling)
+        assert engine.kv.stats().peak_committed <= 2 * 6 * PAGE
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    with engine_for(model, slots=4, page_group=None) as engine:
+        alone = engine.generate(PROMPTS[:1], max_new_tokens=12, sampling=sampling)
+    assert alone[0].tokens == expected[0].tokens
+
+
+def test_an_interruption_leaves_the_engine_usable():
+    model = on_gpu("llama")
+
+    def interrupt(index: int, token: int, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with engine_for(model, page_group=None) as engine:
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(PROMPTS, max_new_tokens=4, on_token=interrupt)
+        assert engine.kv.stats().live == 0
+        (found,) = engine.generate(PROMPTS[:1], max_new_tokens=8)
+    assert found.tokens == stock(model, PROMPTS[0], 8)

@@ -1,0 +1,100 @@
+"""What an engine refuses before anything has run, and what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.generation.models import engine_for, model_of, prompts_of
+from toolkit.errors import MisfitError, TrimtabError
+from toolkit.generation.fit import capacity, longest_text
+from toolkit.vattention.layout import Geometry, committed_bytes
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "message"),
+    [
+        (["a", ""], {}, "prompt 1 has no tokens"),
+        (
+            prompts_of(3, 24),
+            {},
+            "prompt 1 has 24 tokens: with one behind it, it is longer than the 24 that max_len "
+            "allows; raise max_len, or shorten the prompt",
+        ),
+        (["a"], {"max_new_tokens": 0}, "max_new_tokens=0: expected at least 1"),
+        (["a"], {"max_new_tokens": [1, 2]}, "max_new_tokens=.*for each of the 1 prompts"),
+        (["a"], {"stop": [""]}, "stop=.*none empty"),
+        (["a"], {"stop": "no"}, "stop='no': expected a sequence of strings"),
+    ],
+)
+def test_arguments(prompts, settings, message):
+    with engine_for(model_of(), max_len=24) as engine:
+        with pytest.raises(TrimtabError, match=message):
+            engine.generate(prompts, **{"max_new_tokens": 4, **settings})
+        assert engine.stats.chunks == 0
+        assert engine.kv.stats().committed == 0
+
+
+def test_a_prompt_that_the_budget_cannot_hold():
+    budget = 6 * 4096  # one page row: 32 tokens
+    with engine_for(model_of(), budget=budget) as engine:
+        engine.generate(prompts_of(31), max_new_tokens=1)
+        message = (
+            "prompt 1 has 32 tokens: with one behind it, it is longer than the 32 that the budget "
+            "of the KV cache has memory for; raise the budget, or shorten the prompt"
+        )
+        with pytest.raises(TrimtabError, match=message):
+            engine.generate(prompts_of(3, 32), max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"slots": 0}, "slots=0"),
+        ({"layout": "other"}, "layout='other'"),
+        ({"page_group": 1000}, "1000"),
+    ],
+)
+def test_a_cache_that_cannot_be(settings, message):
+    model = model_of()
+    before = model.config._attn_implementation
+    with pytest.raises(TrimtabError, match=message), engine_for(model, **settings):
+        pass
+    assert model.config._attn_implementation == before
+
+
+def test_sizes_that_do_not_fit_the_model():
+    with pytest.raises(TrimtabError, match="max_len=4096: LlamaForCausalLM has positions for 2048"):
+        engine_for(model_of(), max_len=4096)
+    with pytest.raises(TrimtabError, match="prefill_chunk=0: expected at least 1"):
+        engine_for(model_of(), prefill_chunk=0)
+
+
+def test_models_that_are_not_supported():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("gpt_neox", vocab_size=64, intermediate_size=16, **sizes)
+    with pytest.raises(MisfitError, match="GPTNeoXForCausalLM is not supported; supported: GPT2"):
+        engine_for(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(MisfitError, match="training mode"):
+        engine_for(model_of().train())
+    spread = model_of()
+    spread.model.layers[1].to("meta")
+    with pytest.raises(MisfitError, match="lies on 2 devices"):
+        engine_for(spread)
+
+
+def test_long_rope_ends_at_its_original_length():
+    """Beyond it one long text would turn all texts of the batch by other angles."""
+    assert longest_text(model_of("phi3").config) == 1024
+    assert longest_text(model_of("gemma3").config) == 2048
+    assert longest_text(model_of("gpt2").config) == 2048
+
+
+@pytest.mark.parametrize("layout", ["slot", "mega"])
+@pytest.mark.parametrize("budget", [0, 100_000, 123_456, 10**9])
+def test_capacity_is_the_most_tokens_whose_pages_the_budget_holds(budget, layout):
+    geometry = Geometry(3, 2, 500, 3, 24, torch.float32, layout)
+    fits = [length for length in range(501) if committed_bytes([length], geometry, 4096) <= budget]
+    assert capacity(geometry, 4096, budget) == max(fits)
+    assert capacity(geometry, 4096, None) == 500
