@@ -33,6 +33,8 @@ def held_by_layer(
     def update(cache: Any, rows: int, tokens: int) -> None:
         cache.update(*(states(options, rows, tokens) for _ in "kv"), 0)
 
+    # The first static cache of a process has modules imported, which are not to be counted.
+    update(StaticCache(config, max_cache_len=1), 1, 1)
     taken = Taken(options.device)
     if batches is None:
         static = StaticCache(config, max_cache_len=options.max_len)
@@ -41,7 +43,7 @@ def held_by_layer(
     caches = [DynamicCache(config=config) for _ in batches]
     for cache, (rows, tokens) in zip(caches, batches, strict=True):
         update(cache, rows, tokens - 1)
-    taken.now()
+    taken.give_back()
     taken.forget_peak()
     for cache, (rows, _) in zip(caches, batches, strict=True):
         update(cache, rows, 1)
@@ -66,10 +68,9 @@ class Taken:
 
     def now(self) -> int:
         """Return the bytes taken, without freed ones that an allocator keeps for reuse."""
+        self.give_back()
         if self._on_gpu:
-            torch.cuda.empty_cache()
             return torch.cuda.memory_reserved() - self._start
-        ctypes.CDLL(None).malloc_trim(0)
         return kilobytes("/proc/self/status", "VmRSS") - self._start
 
     def peak(self) -> int:
@@ -77,6 +78,13 @@ class Taken:
         if self._on_gpu:
             return torch.cuda.max_memory_reserved() - self._start
         return kilobytes("/proc/self/status", "VmHWM") - self._start
+
+    def give_back(self) -> None:
+        """Have the allocator keep nothing for reuse."""
+        if self._on_gpu:
+            torch.cuda.empty_cache()
+        else:
+            ctypes.CDLL(None).malloc_trim(0)
 
     def forget_peak(self) -> None:
         """Let `peak` be of what comes from now on."""

@@ -153,6 +153,7 @@ def test_every_field_is_documented(result, folder, hub):
         if name.startswith("reasons.") or any(other.startswith(f"{name}.") for other in result):
             continue  # a section that is missing in one of the two results
         generic = re.sub(r"\.(baseline|candidate|prompt_cut|estimate|low|high)$", "", name)
+        generic = re.sub(r"(?<=bits_per_byte)\.(canonical|marginal)$", "", generic)
         generic = re.sub(r"^artifacts\..*", "artifacts", generic)
         generic = re.sub(r"^(sparsity\.sites|environment\.packages)\..*", r"\1", generic)
         generic = re.sub(r"\.difference$|\.ratio$", "", generic)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kernels import reference
 from toolkit.errors import MisfitError, TrimtabError
-from toolkit.generation.attention import DecodeStep, ReadStep, attention
+from toolkit.generation.attention import attention
+from toolkit.generation.steps import DecodeStep, ReadStep
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 MODULE = SimpleNamespace(layer_idx=1, num_key_value_groups=HEADS // KV_HEADS, is_causal=True)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.generation.models import engine_for, model_of, prompts_of
+from toolkit.config import DType
 from toolkit.errors import MisfitError, TrimtabError
 from toolkit.generation.fit import capacity, longest_text
 from toolkit.vattention.layout import Geometry, committed_bytes
@@ -62,6 +63,11 @@ def test_a_cache_that_cannot_be(settings, message):
     with pytest.raises(TrimtabError, match=message), engine_for(model, **settings):
         pass
     assert model.config._attn_implementation == before
+
+
+def test_a_dtype_that_the_cache_does_not_hold():
+    with pytest.raises(TrimtabError, match=r"dtype=torch\.float64; expected one of"):
+        engine_for(model_of(dtype=DType.float64)).__enter__()
 
 
 def test_sizes_that_do_not_fit_the_model():

@@ -68,7 +68,8 @@ def test_seed_and_index_make_what_is_drawn():
     assert len({tuple(draws(*pair)) for pair in [(3, 1), (3, 2), (4, 1), (1, 3)]}) == 4
 
 
-def test_processors_come_before_the_warpers_and_may_write_to_the_scores():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_processors_come_before_the_warpers_and_may_write_to_the_scores(dtype):
     seen = []
 
     def processor(input_ids, scores):
@@ -76,7 +77,7 @@ def test_processors_come_before_the_warpers_and_may_write_to_the_scores():
         scores[:, 0] = -math.inf
         return scores
 
-    logits = torch.tensor([[8.0, 4.0]], dtype=torch.bfloat16)
+    logits = torch.tensor([[8.0, 4.0]], dtype=dtype)
     sampler = Sampler(Sampling(temperature=0.5, top_k=1), 0, CPU, LogitsProcessorList([processor]))
     assert sampler([5, 6], logits) == 1
     assert seen == [([[5, 6]], [[8.0, 4.0]])]

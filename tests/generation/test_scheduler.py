@@ -58,6 +58,7 @@ class ToyCache:
         self.held: dict[int, list[int]] = {}
         self.sizes: dict[int, int] = {}
         self.budget = budget
+        self.refused = 0
 
     def acquire(self) -> int:
         slot = next(slot for slot in reversed(range(len(self.lengths))) if slot not in self.sizes)
@@ -68,6 +69,7 @@ class ToyCache:
         wanted = {**self.sizes, **lengths}
         assert all(wanted[slot] >= size for slot, size in self.sizes.items())
         if sum(wanted.values()) > self.budget:
+            self.refused += 1
             raise KVOutOfMemory(sum(wanted.values()), self.budget)
         self.sizes = wanted
 
@@ -198,6 +200,9 @@ def test_every_prompt_is_continued_as_if_it_were_alone(work, slots, chunk, spare
     assert stats.diverged == 0
     if sum(prompt + new for prompt, new in work) <= budget:
         assert stats.preemptions == 0
+    if guesses is None:
+        # Nobody asks again for memory that there cannot be.
+        assert cache.refused <= stats.preemptions + len(work)
     right = guesses[0] if guesses else 0
     assert stats.accepted <= right * stats.drafted_steps
     if slots == 1 and right and max(new for _, new in work) > 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 
@@ -365,6 +366,7 @@ def test_stats_of_an_empty_cache_and_of_its_best_days(make):
     mirror.ensure({slot: 60})
     mirror.ensure({slot: 61})  # in the same pages
     mirror.ensure({slot: 100})
+    mirror.fork(slot, 0)  # nothing to put there
     stats = kv.stats()
     assert stats.live == 100 * kv.geometry.token_bytes
     assert stats.wasted == stats.committed - stats.live
@@ -625,6 +627,28 @@ def test_what_was_prepared_is_no_reason_to_refuse(make):
     assert kv.stats().cached == 0
 
 
+def test_a_refusal_counts_what_was_under_way(monkeypatch):
+    kv = make_cache(host_pool(budget=6 * 4 * PAGE), lookahead=True)
+    mirror = Mirror(kv)
+    slot, create, go_on = mirror.acquire(), kv.pool._create, threading.Event()
+
+    def slow(place: int) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            go_on.wait(20)
+        return create(place)
+
+    monkeypatch.setattr(kv.pool, "_create", slow)
+    mirror.ensure({slot: 10})
+    timer = threading.Timer(0.2, go_on.set)
+    timer.start()
+    with pytest.raises(KVOutOfMemory) as refusal:
+        mirror.ensure({slot: 150})
+    assert all(row.done() for row in kv._ahead._rows.values())
+    assert rows(kv, refusal.value.free + refusal.value.reclaimable) == 5
+    timer.join()
+    close(kv)
+
+
 def test_a_thread_that_fails_prepares_nothing(cpu_pool):
     kv = make_cache(cpu_pool(), lookahead=True)
     mirror = Mirror(kv)
@@ -674,6 +698,20 @@ def test_pages_are_unmapped_only_behind_what_still_used_them():
     assert calls.index(("wait", fence)) < names.index("cuMemUnmap") < names.index("cuMemCreate")
     close(kv)
     driver.check_clean()
+
+
+def test_nothing_in_use_is_unmapped_before_the_work_is_done():
+    pool = small_fake_pool()
+    kv = make_cache(pool)
+    mirror = Mirror(kv)
+    mirror.ensure({mirror.acquire(): 60})
+    for operation in (kv.sleep, kv.close):
+        pool._driver.calls.clear()
+        operation()
+        names = [name for name, *_ in pool._driver.calls]
+        assert names.index("fence") < names.index("wait") < names.index("cuMemUnmap")
+        if operation == kv.sleep:
+            kv.wake()
 
 
 def test_growth_creates_maps_and_permits_every_stream_once():

@@ -11,7 +11,7 @@ import torch
 from tests.vattention.conftest import host_pool, in_child, small_fake_pool
 from tests.vattention.mirror import Mirror, close, make_cache
 from toolkit.vattention.layout import Layout, committed_bytes
-from toolkit.vattention.pages import KVOutOfMemory
+from toolkit.vattention.pages import Access, KVOutOfMemory
 from toolkit.vattention.virtual_kv import VirtualKV
 
 
@@ -216,12 +216,16 @@ def test_a_page_is_read_only_while_it_is_shared_and_no_longer(mirror):
     mirror.check()
 
 
-def test_a_stray_write_to_a_shared_page_faults_in_every_slot_that_has_it():
+@pytest.mark.parametrize("slept", [False, True])
+def test_a_stray_write_to_a_shared_page_faults_in_every_slot_that_has_it(slept):
     kv = make_cache(host_pool())
     mirror = Mirror(kv)
     source = mirror.acquire()
     mirror.ensure({source: 60})
     fork = mirror.fork(source, 50)
+    if slept:
+        kv.sleep()
+        kv.wake()
     prefixes = [kv.values[1][slot, 3] for slot in (source, fork)]
     tails = [kv.values[1][slot, 49] for slot in (source, fork)]
     for prefix, tail in zip(prefixes, tails, strict=True):
@@ -292,6 +296,23 @@ def test_sharing_waits_for_writes_under_way_before_they_are_forbidden():
     mirror.fork(source, 50)
     names = [name for name, *_ in pool._driver.calls if name != "cuMemCreate"]
     assert names[:3] == ["fence", "wait", "cuMemSetAccess"]
+    close(kv)
+
+
+def test_waking_forbids_writes_only_when_its_own_are_done():
+    pool = small_fake_pool()
+    kv = make_cache(pool)
+    mirror = Mirror(kv)
+    source = mirror.acquire()
+    mirror.ensure({source: 60})
+    mirror.fork(source, 50)
+    kv.sleep()
+    pool._driver.calls.clear()
+    kv.wake()
+    calls = pool._driver.calls
+    forbidding = calls.index(next(call for call in calls if call[-1] is Access.read))
+    assert [name for name, *_ in calls[forbidding - 2 : forbidding]] == ["fence", "wait"]
+    mirror.check()
     close(kv)
 
 

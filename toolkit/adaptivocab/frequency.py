@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from toolkit.adaptivocab.streams import LEAST, Admissible, Mined, Stream
 
 Place = tuple[int, int]  # number of the stream, first token
+Key = tuple[tuple[int, ...], bool]  # pieces, across pre-tokens
+Entry = tuple[int, Key]  # minus the tokens saved, when last looked at
 
 
 class FrequencySelection:
@@ -37,7 +39,7 @@ class FrequencySelection:
         self._admissible = admissible
         self._aligned = aligned
         self._taken = [bytearray(len(stream.tokens)) for stream in self._streams]
-        found: dict[tuple[tuple[int, ...], bool], list[Place]] = defaultdict(list)
+        found: dict[Key, list[Place]] = defaultdict(list)
         for number, stream in enumerate(self._streams):
             for start in range(len(stream.tokens)):
                 for length in range(2, min(max_pieces, len(stream.tokens) - start) + 1):
@@ -60,13 +62,18 @@ class FrequencySelection:
         """Return at most `size` n-grams, fewer where none occurs twice any more."""
         mined = Mined([], [], sum(len(stream.tokens) for stream in self._streams))
         chosen: set[tuple[int, ...]] = set()
-        heap = [(-len(places) * (len(key[0]) - 1), key) for key, places in self._places.items()]
+        waiting: dict[tuple[int, ...], list[Entry]] = defaultdict(list)
+        heap: list[Entry] = [
+            (-len(places) * (len(key[0]) - 1), key) for key, places in self._places.items()
+        ]
         heapq.heapify(heap)
         while heap and len(mined.pieces) < size:
             gain, key = heapq.heappop(heap)
             pieces, across = key
-            headless = not across and len(pieces) > 2 and pieces[:-1] not in chosen
-            if pieces in chosen or headless or not self._admissible(pieces, across):
+            if pieces in chosen or not self._admissible(pieces, across):
+                continue
+            if not across and len(pieces) > 2 and pieces[:-1] not in chosen:
+                waiting[pieces[:-1]].append((gain, key))
                 continue
             places = list(self._free(key))
             now = -len(places) * (len(pieces) - 1)
@@ -80,9 +87,11 @@ class FrequencySelection:
             chosen.add(pieces)
             mined.pieces.append(pieces)
             mined.saved.append(-now)
+            for entry in waiting.pop(pieces, ()):
+                heapq.heappush(heap, entry)
         return mined
 
-    def _free(self, key: tuple[tuple[int, ...], bool]) -> Iterator[Place]:
+    def _free(self, key: Key) -> Iterator[Place]:
         """Yield where the n-gram stands in text that none covers yet, without overlap."""
         length = len(key[0])
         behind = (-1, -1)

@@ -1,6 +1,6 @@
 """Text generation on a virtual KV cache: many sequences of different lengths at a time."""
 
-from toolkit.generation.batch import Drafts
+from toolkit.generation.drafts import Drafts
 from toolkit.generation.engine import Engine
 from toolkit.generation.request import Completion, Finish
 from toolkit.generation.sampling import Sampling

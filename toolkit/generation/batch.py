@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
 
 from torch import Tensor
 
+from toolkit.generation.drafts import Drafts
 from toolkit.generation.forward import Forward
 from toolkit.generation.request import Request
 from toolkit.generation.scheduler import Scheduler
@@ -16,17 +16,6 @@ from toolkit.vattention.pages import KVOutOfMemory
 from toolkit.vattention.virtual_kv import VirtualKV
 
 OnToken = Callable[[int, int, str], object]
-
-
-class Drafts(Protocol):
-    """Proposes how a text may go on."""
-
-    @property
-    def context(self) -> int:
-        """How many of the last tokens `propose` looks at."""
-
-    def propose(self, ids: Sequence[int]) -> list[int]:
-        """Return the likely next tokens, often none."""
 
 
 class Batch:

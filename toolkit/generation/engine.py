@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -11,7 +12,8 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from toolkit.errors import TrimtabError
 from toolkit.generation.attention import attending
-from toolkit.generation.batch import Batch, Drafts, OnToken
+from toolkit.generation.batch import Batch, OnToken
+from toolkit.generation.drafts import Drafts
 from toolkit.generation.fit import capacity, check_model, check_prompts, limits
 from toolkit.generation.forward import Forward
 from toolkit.generation.request import Completion, Request
@@ -32,8 +34,9 @@ class Engine:
     Entering the context makes the cache and has the model use it; leaving it undoes both. A
     finished sequence's slot takes the next prompt at once. Prompts are read in chunks between the
     steps of those that decode. A decode step has one row a slot, whether it is in use or not, so
-    that a row's result does not depend on the others. Where the budget is reached, the youngest
-    sequence is put back and run again from its prompt later, with the same tokens.
+    that a text does not depend on the others; where the library splits a product between threads,
+    which row a sequence has may show in the last bits of its logits. When the budget is reached,
+    the youngest sequence is put back, and run again from its prompt later, with the same tokens.
 
     Parameters
     ----------
@@ -92,14 +95,19 @@ class Engine:
         heads = head_shape(model)
         self._model, self._tokenizer = model, tokenizer
         self._output_tokenizer = output_tokenizer or tokenizer
-        self._shape = len(layers), slots, max_len, heads.kv_heads, heads.head_dim
-        self._cache_settings: dict[str, Any] = {
-            "dtype": model.dtype,
-            "layout": layout,
-            "page_group": page_group,
-            "device": module_device(layers[0]),
-            "budget": budget,
-        }
+        self._make_cache = partial(
+            VirtualKV,
+            len(layers),
+            slots,
+            max_len,
+            heads.kv_heads,
+            heads.head_dim,
+            model.dtype,
+            layout,
+            page_group,
+            device=module_device(layers[0]),
+            budget=budget,
+        )
         self._budget, self._chunk, self._drafts = budget, prefill_chunk, drafts
         self._undo = ExitStack()
         self._kv: VirtualKV | None = None
@@ -111,7 +119,7 @@ class Engine:
             raise RuntimeError("the engine runs already: enter it once")
         with ExitStack() as undo:
             try:
-                self._kv = undo.enter_context(VirtualKV(*self._shape, **self._cache_settings))
+                self._kv = undo.enter_context(self._make_cache())
             except ValueError as error:
                 raise TrimtabError(f"no KV cache for this engine: {error}") from error
             undo.callback(self._forget)

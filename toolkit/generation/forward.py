@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from toolkit.generation.attention import DecodeStep, ReadStep, Step
+from toolkit.generation.steps import DecodeStep, ReadStep, Step
 from toolkit.vattention.virtual_kv import VirtualKV
 
 

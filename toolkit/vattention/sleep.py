@@ -66,7 +66,6 @@ def restore(
             row = made[part]
             table.extend(undo, slot, [row])
             if first[part] == (slot, index):
-                undo.callback(table.settle)
                 table.filled(slot, index, part.content.shape[1]).copy_(part.content)
                 table.settle()
                 table.allow(undo, slot, index, index + 1, part.access)

@@ -1,0 +1,35 @@
+"""The two forward passes, on a cache that holds more than the texts that decode."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.generation.models import model_of, prompts_of
+from toolkit.generation.attention import attending
+from toolkit.generation.forward import Forward
+from toolkit.vattention.virtual_kv import VirtualKV
+
+
+@torch.inference_mode()
+def test_slots_that_do_not_decode_are_left_alone():
+    model = model_of()
+    text, other = prompts_of(6, 9)
+    expected = model(torch.tensor([text])).logits[0]
+    with VirtualKV(3, 3, 64, 2, 16, torch.float32, page_group=4096) as kv:
+        mine, theirs = kv.acquire(), kv.acquire()
+        kv.ensure({theirs: len(other)})
+        with attending(model):
+            forward = Forward(model, kv)
+            forward.read(theirs, other[:4], 0)
+            marked = [cache[theirs, : len(other)] for cache in (*kv.keys, *kv.values)]
+            for cache in marked:
+                cache[4:] = 7
+            before = [cache.clone() for cache in marked]
+            kv.ensure({mine: 4})
+            found = [forward.read(mine, text[:4], 0, keep=2)]
+            for token in text[4:]:
+                kv.ensure({mine: kv.length(mine) + 1})
+                found.append(forward.decode({mine: token})[mine : mine + 1])
+        torch.testing.assert_close(torch.cat(found), expected[2:], atol=1e-4, rtol=1e-4)
+        assert all(torch.equal(cache, one) for cache, one in zip(marked, before, strict=True))
+        del forward, marked, cache
