@@ -9,7 +9,7 @@ from toolkit.vattention.pages import Page, PagePool
 
 
 class LookAhead:
-    """The next page row of every slot that grew lately, created by one thread, not yet mapped.
+    """The next page row of slots that are about to need it, created by one thread, not yet mapped.
 
     Nobody waits for what the thread has not begun, and what it cannot have, for lack of memory or
     for whatever reason, is not prepared: whoever needs it then finds out.
@@ -25,8 +25,9 @@ class LookAhead:
         self._rows: dict[int, Future[list[Page]]] = {}
 
     def prepare(self, slot: int, places: Sequence[int]) -> None:
-        """Begin to create a row for a slot, to be mapped at these addresses."""
-        self._rows[slot] = self._thread.submit(self._pool.create, places)
+        """Begin to create a row for a slot that has none, to be mapped at these addresses."""
+        if slot not in self._rows:
+            self._rows[slot] = self._thread.submit(self._pool.create, places)
 
     def take(self, slot: int) -> list[Page] | None:
         """Return the slot's pages, one a stream, if they are there or being created."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Self
@@ -20,6 +20,8 @@ from toolkit.vattention.stats import KVStats, count
 from toolkit.vattention.storage import Storage, make_pool
 from toolkit.vattention.supply import Supply
 from toolkit.vattention.table import PageTable
+
+LEAD = 8  # A page over what is left of it when the next is prepared.
 
 
 class VirtualKV:
@@ -47,7 +49,8 @@ class VirtualKV:
         The most bytes of pages at a time; no limit where None. What is still needed is never
         given up for it: see `ensure`.
     lookahead : bool
-        Whether to create the next page row of slots that grow in the background.
+        Whether to create the next page row of a slot in the background, when what is left of its
+        last one is an eighth of a page, or a token.
     pool : PagePool, optional
         Where the pages come from; it may be shared between caches, and brings its device, page
         and budget. The cache makes one of its own where None.
@@ -178,19 +181,17 @@ class VirtualKV:
         self._check_usable()
         table, slots = self._table, self._slots
         lengths = {slot: slots.longer(slot, length) for slot, length in lengths.items()}
-        if not missing(table, slots.lengths, lengths):
+        if missing(table, slots.lengths, lengths):
+            with ExitStack() as undo:
+                needs = self._needs(lengths)
+                make_writable(undo, table, self._supply, slots.lengths, lengths, needs)
+                slots.publish(lengths)
+                undo.pop_all()
+            self._grown()
+        else:
             slots.publish(lengths)
-            return
-        needs, ends = self._needs(lengths), [len(rows) for rows in table.rows]
-        with ExitStack() as undo:
-            make_writable(undo, table, self._supply, slots.lengths, lengths, needs)
-            slots.publish(lengths)
-            undo.pop_all()
-        self._grown()
-        last = table.needed(self.geometry.max_len)
-        for slot in lengths:
-            if self._lookahead and ends[slot] < needs[slot] < last:
-                self._ahead.prepare(slot, table.places(slot, needs[slot]))
+        if self._lookahead:
+            self._look_ahead(lengths)
 
     def truncate(self, slot: int, length: int) -> None:
         """Forget the tokens of a slot from `length` on; their pages stay cached.
@@ -298,6 +299,15 @@ class VirtualKV:
         if self._owns_pool:
             self.pool.close()
         self._closed = True
+
+    def _look_ahead(self, slots: Iterable[int]) -> None:
+        table = self._table
+        last = table.needed(self.geometry.max_len)
+        for slot in slots:
+            rows = len(table.rows[slot])
+            left = rows * table.page - self._slots.lengths[slot] * self.row_bytes
+            if 0 < rows < last and left <= max(table.page // LEAD, self.row_bytes):
+                self._ahead.prepare(slot, table.places(slot, rows))
 
     def _unmap_all(self) -> None:
         self._ahead.give_back()
