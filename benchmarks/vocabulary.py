@@ -17,6 +17,7 @@ import math
 import sysconfig
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,14 @@ from toolkit.adaptivocab.tokenizer import Expression
 from toolkit.config import DType, EmbeddedModel, PythonDocs
 from toolkit.corpus import Corpus, Document, Split, encode, load_corpus
 from toolkit.environment import describe_environment, prepare
-from toolkit.evaluation.intervals import rate_difference, ratio
+from toolkit.evaluation.intervals import Estimate, rate_difference, ratio
 from toolkit.files import write_json
 from toolkit.models import load_model
 from toolkit.progress import say
 
 PARTS = ("mining", "encoding", "drafts", "rows", "dial")
 SIZES = (500, 2000, 5000)
-MAX_PIECES = 4
+MAX_PIECES, PIECES = 4, (2, 3, 8)
 WINDOW = 512
 ENOUGH = 10**7  # base tokens: all of either text
 Record = dict[str, Any]
@@ -66,22 +67,23 @@ class Bench:
         embedding: Any = self.loaded.model.get_input_embeddings()
         self.base_size = max(embedding.weight.shape[0], len(self.tokenizer))
 
-    def mine(self, choice: Choice, size: int) -> NGrams:
+    def mine(self, choice: Choice, size: int, max_pieces: int = MAX_PIECES) -> NGrams:
         selection = SELECTIONS[choice](
-            self.streams, MAX_PIECES, self.expression.admissible, self.expression.aligned
+            self.streams, max_pieces, self.expression.admissible, self.expression.aligned
         )
         return NGrams(self.base_size, tuple(selection.run(size).pieces))
 
-    def saving(self, ngrams: NGrams, corpus: Corpus) -> Record:
+    def saving(self, ngrams: NGrams, corpus: Corpus) -> Estimate:
+        """Return the share of held-out tokens saved, its interval by resampling documents."""
         extended_tokenizer = self.expression.build(ngrams)
         pairs = []
         for document in corpus.documents(Split.test):
             merged = encode(extended_tokenizer, document.text)
             base = ngrams.expand(merged)
             assert base == encode(self.tokenizer, document.text)
-            pairs.append((len(base), len(merged)))
-        base_tokens, merged_tokens = map(sum, zip(*pairs, strict=True))
-        return {"tokens": base_tokens, "saving": 1 - merged_tokens / base_tokens}
+            pairs.append((float(len(base)), float(len(merged))))
+        base_tokens, merged_tokens = zip(*pairs, strict=True)
+        return rate_difference(merged_tokens, base_tokens, base_tokens, seed=0)
 
     def read(self, corpus: Corpus, split: Split, tokens: int) -> list[ReadText]:
         texts = cut(corpus.documents(split), self.tokenizer, tokens, WINDOW)
@@ -103,17 +105,19 @@ def python_source() -> Corpus:
 
 
 def mining(bench: Bench) -> Iterator[Record]:
-    for choice in Choice:
-        for size in SIZES:
-            started = time.perf_counter()
-            ngrams = bench.mine(choice, size)
-            seconds = time.perf_counter() - started
-            tokens = sum(len(stream.tokens) for stream in bench.streams)
-            yield {
-                "selection": choice.value, "size": len(ngrams), "mined_tokens": tokens,
-                "seconds": seconds, **bench.saving(ngrams, bench.corpus),
-                "other_saving": bench.saving(ngrams, bench.other)["saving"],
-            }  # fmt: skip
+    cases = [(choice, size, MAX_PIECES) for choice, size in product(Choice, SIZES)]
+    cases += [(Choice.merging, bench.size, pieces) for pieces in PIECES]
+    tokens = sum(len(stream.tokens) for stream in bench.streams)
+    for choice, size, pieces in cases:
+        started = time.perf_counter()
+        ngrams = bench.mine(choice, size, pieces)
+        seconds = time.perf_counter() - started
+        yield {
+            "selection": choice.value, "max_pieces": pieces, "size": len(ngrams),
+            "mined_tokens": tokens, "seconds": seconds,
+            "saving": bench.saving(ngrams, bench.corpus),
+            "other_saving": bench.saving(ngrams, bench.other),
+        }  # fmt: skip
 
 
 def encoding(bench: Bench) -> Iterator[Record]:

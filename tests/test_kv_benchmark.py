@@ -113,7 +113,7 @@ def test_all_parts_run_in_a_tiny_shape(command: Command, tmp_path):
     assert [*calls] == ["create", "map", "protect", "unmap", "release"]
     assert {len(samples) for samples in calls.values()} == {3}
     assert [(record["layers"], record["length"]) for record in found["growth"]] == [
-        (1, 30), (1, 60), (2, 30), (2, 60),
+        (1, 30), (1, 60), (1, 30), (1, 60), (2, 30), (2, 60), (2, 30), (2, 60),
     ]  # fmt: skip
     check_throughput(found["throughput"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from toolkit.evaluation.intervals import ratio
 from toolkit.vattention.layout import Layout
 from toolkit.vattention.pages import Access, Page, PagePool, Reservation
 from toolkit.vattention.storage import make_pool
+from toolkit.vattention.virtual_kv import VirtualKV
 
 PERCENTILES = (50, 90, 99)
+MORE = 16  # samples of what takes microseconds, for each that the options ask for
 
 
 def pages(options: Options) -> Iterator[Record]:
@@ -60,54 +63,99 @@ def life(
 def growth(options: Options) -> Iterator[Record]:
     """Time a token's append to one sequence, by its length, in one layer and in all of them.
 
-    `over_shortest` is the virtual cache's time over its own at the shortest length.
+    First the virtual cache at all lengths in turn, then beside a dynamic cache at each length. What
+    a dynamic cache copies leaves nothing else in the processor's caches, so beside it a virtual one
+    is slower than alone, and the more so the longer the sequence.
     """
+    lengths = sorted(options.lengths)
     for layout, page in options.timed:
         for layers in sorted({1, options.layers}):
-            shortest: list[float] = []
-            for length in sorted(options.lengths):
-                place = {"cache": label(layout, page), "layers": layers, "length": length}
-                token_bytes = 2 * options.kv_heads * options.head_dim * options.dtype.itemsize
+            place = {"cache": label(layout, page), "layers": layers}
+            token_bytes = 2 * layers * row_bytes(options)
+            if reason := lacking(sum(lengths) * token_bytes, options):
+                yield place | {"skipped": reason}
+            else:
+                yield from (place | row for row in by_length(options, layers, layout, page))
+            for length in lengths:
                 # Both caches, a layer's states to begin with, and a layer's copy.
-                if reason := lacking((2 * layers + 2) * length * token_bytes, options):
-                    yield place | {"skipped": reason}
+                if reason := lacking((2 * layers + 2) * length * 2 * row_bytes(options), options):
+                    yield place | {"length": length, "skipped": reason}
                     continue
-                times, mapped = grow(options, layers, layout, page, length)
-                shortest = shortest or times["virtual"]
+                times = beside_dynamic(options, layers, layout, page, length)
                 own, other = times["virtual"], times["dynamic"]
                 yield place | {
+                    "length": length,
                     "virtual_us": float(np.mean(own)),
                     "dynamic_us": float(np.mean(other)),
                     "dynamic_over_virtual": ratio(other, own, paired=True, seed=options.seed),
-                    "over_shortest": ratio(own, shortest, paired=False, seed=options.seed),
-                    "times_mapped": mapped,
                     "samples_us": times,
                 }
 
 
-def grow(
+def by_length(options: Options, layers: int, layout: Layout, page: int) -> Iterator[Record]:
+    """Yield times of a token in a virtual cache, at every length in turn."""
+    samples = MORE * options.samples
+    with ExitStack() as stack:
+        caches = {}
+        for length in sorted(options.lengths):
+            kv = open_grown(options, layers, layout, page, length, samples)
+            caches[str(length)] = stack.enter_context(kv)
+        steps = {length: appending(options, kv) for length, kv in caches.items()}
+        before = {length: kv.stats().growths for length, kv in caches.items()}
+        times = interleave(steps, samples, options.device)
+        shortest = next(iter(times.values()))
+        for length, own in times.items():
+            yield {
+                "length": int(length),
+                "virtual_us": float(np.mean(own)),
+                "over_shortest": ratio(own, shortest, paired=True, seed=options.seed),
+                "times_mapped": caches[length].stats().growths - before[length],
+                "samples_us": own,
+            }
+
+
+def beside_dynamic(
     options: Options, layers: int, layout: Layout, page: int, length: int
-) -> tuple[Samples, int]:
-    """Return times of a token in both caches, and how often the virtual one mapped pages."""
+) -> Samples:
+    """Return times of a token in a virtual and in a dynamic cache, in turn."""
     cache = DynamicCache(config=llama(options, layers))
     old, new = (states(options, 1, tokens) for tokens in (length, 1))
     for layer in range(layers):
         cache.update(old, old, layer)
-    most = length + WARM_UP + options.samples
+
+    def concatenate() -> None:
+        for layer in range(layers):
+            cache.update(new, new, layer)
+
+    with open_grown(options, layers, layout, page, length, options.samples) as kv:
+        steps = {"virtual": appending(options, kv), "dynamic": concatenate}
+        return interleave(steps, options.samples, options.device)
+
+
+@contextmanager
+def open_grown(
+    options: Options, layers: int, layout: Layout, page: int, length: int, samples: int
+) -> Iterator[VirtualKV]:
+    """Yield a cache with one sequence of a length, and addresses for the samples."""
+    most = length + WARM_UP + samples
     with open_kv(options, 1, layout, page, layers=layers, max_len=most) as kv:
-        slot = kv.acquire()
-        kv.ensure({slot: length})
+        kv.ensure({kv.acquire(): length})
+        yield kv
 
-        def append() -> None:
-            kv.ensure({slot: kv.length(slot) + 1})
-            for keys, values in zip(kv.keys, kv.values, strict=True):
-                append_kv(keys, values, new[:, :, 0], new[:, :, 0], kv.lengths)
 
-        def concatenate() -> None:
-            for layer in range(layers):
-                cache.update(new, new, layer)
+def appending(options: Options, kv: VirtualKV) -> Callable[[], None]:
+    """Return a step that appends a token to a cache's only sequence, in all layers."""
+    new = states(options, 1, 1)[:, :, 0]
 
-        before = kv.stats().growths
-        steps = {"virtual": append, "dynamic": concatenate}
-        times = interleave(steps, options.samples, options.device)
-        return times, kv.stats().growths - before
+    def append() -> None:
+        kv.ensure({0: kv.length(0) + 1})
+        for keys, values in zip(kv.keys, kv.values, strict=True):
+            append_kv(keys, values, new, new, kv.lengths)
+
+    return append
+
+
+def row_bytes(options: Options) -> int:
+    """Return the bytes of a token's keys in one layer."""
+    size: int = options.dtype.itemsize
+    return options.kv_heads * options.head_dim * size

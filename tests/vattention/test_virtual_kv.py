@@ -600,7 +600,8 @@ def test_a_row_is_prepared_near_the_end_of_the_last_one_and_none_beyond_a_full_s
     mirror = Mirror(kv)
     slot = mirror.acquire()
     # An eighth of the 21.3 tokens of a page is 2.7 of them. The last row holds 8 of 200 tokens.
-    for length, prepared in ((0, 0), (18, 0), (19, 1), (20, 1), (22, 0), (39, 0), (40, 1), (200, 0)):
+    expected = {0: 0, 18: 0, 19: 1, 20: 1, 22: 0, 39: 0, 40: 1, 200: 0}
+    for length, prepared in expected.items():
         mirror.ensure({slot: length})
         settle(kv)
         assert rows(kv, kv.stats().cached) == prepared, length
