@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python evaluate.py experiment=demo methods=all methods.adaptivocab.mode=draft
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
