@@ -12,6 +12,7 @@ from kernels import reference
 from toolkit.errors import MisfitError, TrimtabError
 from toolkit.generation.attention import attention
 from toolkit.generation.steps import DecodeStep, ReadStep
+from toolkit.vattention.attention import Scoring
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 MODULE = SimpleNamespace(layer_idx=1, num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
@@ -40,7 +41,7 @@ def test_reading_in_chunks_is_attending_token_by_token(cuts, window, softcap):
     for start, end in zip([0, *cuts], cuts, strict=False):
         step = ReadStep(keys, values, slot, start, end)
         new = (one[:, :, start:end] for one in (query, key, value))
-        outputs.append(step.attend(MODULE, *new, 0.4, window, softcap))
+        outputs.append(step.attend(MODULE, *new, Scoring(0.4, window, softcap)))
     found = torch.cat(outputs, dim=1)
     assert found.shape == (1, total, HEADS, WIDTH)
 
@@ -64,7 +65,7 @@ def test_a_decode_step_appends_and_attends_where_the_lengths_say():
     keys[1][0, :2], values[1][0, :2] = drawn(2, KV_HEADS, WIDTH), drawn(2, KV_HEADS, WIDTH)
     step = DecodeStep(keys, values, lengths)
     query, key = drawn(3, HEADS, 1, WIDTH), drawn(3, KV_HEADS, 1, WIDTH)
-    found = step.attend(MODULE, query, key, key, 0.3, None, None)
+    found = step.attend(MODULE, query, key, key, Scoring(0.3))
     assert torch.equal(keys[1][0, 2], key[0, :, 0])
     assert keys[1][1].isnan().all()
     expected = reference.decode_attention(query[:, :, 0], keys[1], values[1], lengths, 0.3)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from tests.generation.models import model_of, prompts_of
-from toolkit.generation.attention import attending
+from toolkit.generation.attention import NAME
 from toolkit.generation.forward import Forward
+from toolkit.vattention.attention import using_attention
 from toolkit.vattention.virtual_kv import VirtualKV
 
 
@@ -18,7 +19,7 @@ def test_slots_that_do_not_decode_are_left_alone():
     with VirtualKV(3, 3, 64, 2, 16, torch.float32, page_group=4096) as kv:
         mine, theirs = kv.acquire(), kv.acquire()
         kv.ensure({theirs: len(other)})
-        with attending(model):
+        with using_attention(model, NAME):
             forward = Forward(model, kv)
             forward.read(theirs, other[:4], 0)
             marked = [cache[theirs, : len(other)] for cache in (*kv.keys, *kv.values)]

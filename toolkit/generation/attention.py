@@ -7,19 +7,16 @@ it has no mask function for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
-from toolkit.errors import MisfitError, TrimtabError
+from toolkit.errors import TrimtabError
 from toolkit.generation.steps import Step
+from toolkit.vattention.attention import Scoring, require_plain
 
 NAME = "trimtab"
-# Terms that some attention functions add to the scores; no supported architecture passes them.
-FOREIGN = ("s_aux", "position_bias")
 
 
 def attention(
@@ -42,24 +39,9 @@ def attention(
             "the model is in the hands of a generation engine: call engine.generate, or leave the "
             "engine's `with` before using the model otherwise"
         )
-    foreign = [name for name in FOREIGN if others.get(name) is not None]
-    if foreign or dropout or not getattr(module, "is_causal", True):
-        raise MisfitError(
-            f"{type(module).__name__} asks for {', '.join(foreign) or 'dropout or later tokens'}: "
-            "the generation engine's attention is causal, with windows and soft caps only"
-        )
-    return step.attend(module, query, key, value, scaling, sliding_window, softcap), None
-
-
-@contextmanager
-def attending(model: PreTrainedModel) -> Iterator[None]:
-    """Have a model use `attention` for the time of the ``with``."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    require_plain(module, dropout, others)
+    scoring = Scoring(scaling, sliding_window, softcap)
+    return step.attend(module, query, key, value, scoring), None
 
 
 AttentionInterface.register(NAME, attention)

@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import TrimtabError
-from toolkit.generation.attention import attending
+from toolkit.generation.attention import NAME
 from toolkit.generation.batch import Batch, OnToken
 from toolkit.generation.drafts import Drafts
 from toolkit.generation.fit import capacity, check_model, check_prompts, limits
@@ -22,6 +22,7 @@ from toolkit.generation.stats import EngineStats
 from toolkit.generation.stopping import TextStream, stop_tokens
 from toolkit.models.adapter import adapter_for, head_shape, module_device
 from toolkit.progress import track
+from toolkit.vattention.attention import using_attention
 from toolkit.vattention.virtual_kv import VirtualKV
 
 Processors = Callable[[int], LogitsProcessorList | None]
@@ -123,7 +124,7 @@ class Engine:
             except ValueError as error:
                 raise TrimtabError(f"no KV cache for this engine: {error}") from error
             undo.callback(self._forget)
-            undo.enter_context(attending(self._model))
+            undo.enter_context(using_attention(self._model, NAME))
             self._forward = Forward(self._model, self._kv)
             self._undo = undo.pop_all()
         return self

@@ -14,7 +14,7 @@ from toolkit.vattention.virtual_kv import VirtualKV
 
 
 class Forward:
-    """Runs a model that is `attending`, on a cache.
+    """Runs a model that uses the attention function `attention.NAME`, on a cache.
 
     The decode step is always of one row a slot, idle ones included, and reads tokens, lengths and
     cache from tensors that never move.

@@ -11,9 +11,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kernels.decode_attention import append_kv, decode_attention
+from toolkit.vattention.attention import Scoring, attend
 
 
 class Step(Protocol):
@@ -25,9 +25,7 @@ class Step(Protocol):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        scoring: Scoring,
     ) -> Tensor:
         """Write a layer's new keys and values, and attend.
 
@@ -37,12 +35,7 @@ class Step(Protocol):
             The layer's attention.
         query, key, value : Tensor
             Of shape [rows, heads, tokens, head_dim], `key` and `value` with the KV heads.
-        scale : float
-            Of the products of query and key.
-        window : int, optional
-            The most tokens attended to, the token itself included.
-        softcap : float, optional
-            Bound of the scores.
+        scoring : Scoring
 
         Returns
         -------
@@ -74,15 +67,14 @@ class DecodeStep:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        scoring: Scoring,
     ) -> Tensor:
         keys, values = self._keys[_layer(module)], self._values[_layer(module)]
         append_kv(keys, values, key[:, :, 0], value[:, :, 0], self._lengths)
         found = decode_attention(
-            query[:, :, 0], keys, values, self._lengths, scale, window, softcap
-        )
+            query[:, :, 0], keys, values, self._lengths,
+            scoring.scale, scoring.window, scoring.softcap,
+        )  # fmt: skip
         return found[:, None]
 
 
@@ -109,20 +101,15 @@ class ReadStep:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        scoring: Scoring,
     ) -> Tensor:
+        window = scoring.window
         first = 0 if window is None else max(0, self._start - window + 1)
         keys = self._write(self._keys[_layer(module)], key)[:, :, first:]
         values = self._write(self._values[_layer(module)], value)[:, :, first:]
         if window not in self._masks:
             self._masks[window] = self._mask(first, window, query.device)
-        mask = self._masks[window]
-        if softcap is not None:
-            return _capped(query, keys, values, mask, scale, softcap)
-        # Without a mask this is causal, which is right as then the first token read is seen first.
-        return sdpa_attention_forward(module, query, keys, values, mask, scaling=scale)[0]
+        return attend(module, query, keys, values, self._masks[window], scoring)
 
     def _write(self, cache: Tensor, new: Tensor) -> Tensor:
         """Write into the slot; return what it holds then, of shape [1, kv_heads, end, head_dim]."""
@@ -151,22 +138,3 @@ def _layer(module: nn.Module) -> int:
     index = module.layer_idx
     assert isinstance(index, int)
     return index
-
-
-def _capped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float
-) -> Tensor:
-    """Return attention with capped scores, which the library does not offer.
-
-    Scores and softmax are in float32, as in `kernels.reference.decode_attention`.
-    """
-    rows, heads, tokens, width = query.shape
-    if mask is None:
-        mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril(
-            key.shape[2] - tokens
-        )
-    grouped = query.unflatten(1, (key.shape[1], -1)).float()
-    scores = torch.einsum("bkgqd,bknd->bkgqn", grouped, key.float()) * scale
-    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, -torch.inf)
-    mixed = torch.einsum("bkgqn,bknd->bqkgd", scores.softmax(-1), value.float())
-    return mixed.reshape(rows, tokens, heads, width).to(query.dtype)

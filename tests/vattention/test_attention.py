@@ -1,0 +1,180 @@
+"""Attention for stock `generate`: our kernel where it fits, and PyTorch's everywhere else."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from kernels import reference
+from tests.conftest import tiny
+from tests.vattention.conftest import in_child
+from tests.vattention.generating import (
+    MODELS,
+    MODES,
+    NEW,
+    PAGE,
+    PROMPT,
+    assert_same,
+    generate,
+    make,
+    model_of,
+    prompts,
+)
+from toolkit.config import DType
+from toolkit.errors import MisfitError
+from toolkit.vattention import attention, decode_kernel
+from toolkit.vattention.attention import Scoring, attend
+
+HEADS, KV_HEADS, WIDTH, TOKENS = 4, 2, 8, 9
+MODULE = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
+# With a window shorter than the prompts in some layer or in all.
+SLIDING = {"tiny-gemma2", "tiny-gemma3", "window-mistral", "window-phi3", "window-qwen2"}
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def equally_long(model, batch: int) -> Tensor:
+    """Return prompts without padding."""
+    return prompts(model, 1).repeat(batch, 1) + torch.arange(batch)[:, None]
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch) -> list[torch.Size]:
+    """Return the shapes of the queries that the kernel gets; a mock would keep the cache alive."""
+    shapes, kernel = [], attention.decode_attention
+
+    def noting(query: Tensor, *others: object) -> Tensor:
+        shapes.append(query.shape)
+        return kernel(query, *others)
+
+    monkeypatch.setattr(attention, "decode_attention", noting)
+    return shapes
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("queries", [1, TOKENS])
+def test_attending_is_what_the_reference_does_token_by_token(queries, masked, softcap):
+    rows, padding = 3, torch.tensor([2, 0, 4])
+    query = drawn(rows, HEADS, queries, WIDTH)
+    key, value = drawn(rows, KV_HEADS, TOKENS, WIDTH), drawn(rows, KV_HEADS, TOKENS, WIDTH) + 1
+    ends = torch.arange(TOKENS - queries + 1, TOKENS + 1)
+    mask = None
+    if masked:
+        place = torch.arange(TOKENS)
+        mask = (place < ends[:, None]) & (place >= padding[:, None, None])
+        mask = mask[:, None]
+    found = attend(MODULE, query, key, value, mask, Scoring(0.4, None, softcap))
+    assert found.shape == (rows, queries, HEADS, WIDTH)
+    # Nothing may be NaN that a later layer would write into the cache.
+    assert found.isfinite().all()
+    for row in range(rows):
+        first = int(padding[row]) if masked else 0
+        for index, end in enumerate(ends.tolist()):
+            if end <= first:
+                continue
+            seen = [part[row, :, first:end].transpose(0, 1)[None] for part in (key, value)]
+            length = torch.tensor([end - first], dtype=torch.int32)
+            expected = reference.decode_attention(
+                query[row, :, index][None], *seen, length, 0.4, None, softcap
+            )
+            torch.testing.assert_close(found[row, index], expected[0])
+
+
+@pytest.mark.parametrize("mode", ["greedy", *MODES])
+@pytest.mark.parametrize("name", MODELS)
+def test_stock_generate_with_the_kernel_says_the_same(name, mode, kernel_calls):
+    model, options = copy.deepcopy(model_of(name)), MODES.get(mode, {})
+    before = model.config._attn_implementation
+    ids = equally_long(model, 1 if mode == "prompt lookup" else 2)
+    expected = generate(model, ids, **options)
+    with make(model, 6) as cache, decode_kernel(model):
+        assert_same(generate(model, ids, cache, **options), expected)
+    assert model.config._attn_implementation == before
+    if mode == "greedy":
+        # Layers whose window is full have a mask.
+        windows = [getattr(layer, "_window", None) for layer in cache.layers]
+        assert any(windows) == (name in SLIDING)
+        assert len(kernel_calls) == (NEW - 1) * windows.count(None)
+    elif mode != "prompt lookup":
+        assert bool(kernel_calls) == (None in [layer._window for layer in cache.layers])
+
+
+def test_a_padded_batch_is_pytorchs(kernel_calls):
+    model = copy.deepcopy(model_of("tiny-llama"))
+    ids = prompts(model, 3)
+    expected = generate(model, ids)
+    with make(model, 3) as cache, decode_kernel(model):
+        assert_same(generate(model, ids, cache), expected)
+    assert not kernel_calls
+
+
+def test_padding_under_a_soft_cap_changes_nothing():
+    model = copy.deepcopy(model_of("tiny-gemma2"))
+    ids = prompts(model, 3)
+    expected = generate(model, ids)
+    with make(model, 3) as cache, decode_kernel(model):
+        assert_same(generate(model, ids, cache), expected)
+
+
+def test_it_reads_a_dynamic_cache_too():
+    model = copy.deepcopy(model_of("tiny-qwen3"))
+    ids = equally_long(model, 2)
+    expected = generate(model, ids)
+    with decode_kernel(model):
+        assert_same(generate(model, ids, DynamicCache(config=model.config)), expected)
+
+
+def test_bfloat16_is_near():
+    model = copy.deepcopy(tiny(dtype=DType.bfloat16).model)
+    ids = equally_long(model, 2)
+    expected = generate(model, ids, max_new_tokens=2)
+    with make(model, 2) as cache, decode_kernel(model):
+        found = generate(model, ids, cache, max_new_tokens=2)
+    for ours, theirs in zip(found.logits, expected.logits, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
+
+
+def test_it_reads_nothing_beyond_the_last_token():
+    """Where the last page is full there is no memory behind it."""
+    model = copy.deepcopy(model_of("tiny-llama"))
+
+    def fill_pages() -> None:
+        cache = make(model, 2, 512)
+        tokens = 2 * PAGE // cache.kv.row_bytes
+        with decode_kernel(model):
+            generate(model, equally_long(model, 2), cache, min_new_tokens=tokens - PROMPT + 1)
+        assert cache.get_seq_length() * cache.kv.row_bytes == 2 * PAGE
+
+    assert in_child(fill_pages) == 0
+
+
+def test_an_error_gives_the_model_its_attention_back():
+    model = copy.deepcopy(model_of("tiny-llama"))
+    before = model.config._attn_implementation
+    with pytest.raises(MisfitError, match="dropout"), decode_kernel(model):
+        model.train()
+        model.config.attention_dropout = 0.5
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        generate(model, equally_long(model, 1))
+    assert model.config._attn_implementation == before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma2", "tiny-gemma3"])
+def test_on_a_gpu_as_without_it(name):
+    model = copy.deepcopy(model_of(name)).to("cuda")
+    ids = equally_long(model, 2).to("cuda")
+    expected = generate(model, ids)
+    with make(model, 2) as cache, decode_kernel(model):
+        found = generate(model, ids, cache)
+    for ours, theirs in zip(found.logits[:2], expected.logits[:2], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-2)
