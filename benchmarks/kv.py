@@ -5,7 +5,7 @@
 Parts that count: `memory` (bytes held for a trace of requests, and wasted), `budget` (how many of
 its sequences fit at once), `prefix` (requests that share their first tokens). Parts that time, on
 a quiet machine: `pages` (each call of a page's life), `growth` (a token's append by length) and
-`throughput` (decode steps: attention with append, then whole generations of a model).
+`throughput` (decode steps: attention with append, then all of a model's; then its generations).
 
 Virtual caches are counted by the operating system (blocks of their memory file), on a GPU by the
 driver, and the count must agree with arithmetic within one page group a slot. What is arithmetic
@@ -28,6 +28,7 @@ from kv_parts.decoding import attention
 from kv_parts.generating import EMBEDDED, generation
 from kv_parts.growing import growth, pages
 from kv_parts.setting import Options, Record
+from kv_parts.stepping import steps
 from kv_parts.trace import Trace
 
 from kernels.decode_attention import kernel_name
@@ -45,7 +46,7 @@ PARTS: dict[str, tuple[Callable[[Options], Iterator[Record]], ...]] = {
     "prefix": (prefix,),
     "pages": (pages,),
     "growth": (growth,),
-    "throughput": (attention, generation),
+    "throughput": (attention, steps, generation),
 }
 HOST_PAGES, GPU_PAGE = (4096, HOST_PAGE, 2**21), 2**21
 SEED = 0
@@ -107,13 +108,13 @@ def parse() -> Options:
     add("--budgets", nargs="+", type=float, default=[1, 2, 4], metavar="GIB")
     add("--lengths", nargs="+", type=positive, default=[512, 2000, 8000, 32000], help="of growth")
     add("--calls", type=positive, default=300, help="of each kind, of pages")
-    add("--samples", type=positive, default=32, help="of growth and of throughput's attention")
-    add("--batch", type=positive, default=8, help="of throughput's attention")
-    add("--context", type=positive, default=2000, help="of throughput's attention")
+    add("--samples", type=positive, default=32, help="of growth and of throughput's steps")
+    add("--batch", type=positive, default=8, help="of throughput's steps")
+    add("--context", type=positive, default=2000, help="of throughput's steps")
     add("--decode-layers", type=positive, default=4, help="of throughput's attention")
     add("--model", default=EMBEDDED, help="also a shape with random weights, a name, a folder")
-    add("--model-batch", type=positive, default=4)
-    add("--model-context", type=positive, default=256)
+    add("--model-batch", type=positive, default=4, help="of throughput's generations")
+    add("--model-context", type=positive, default=256, help="of throughput's generations")
     add("--new-tokens", type=positive, default=24)
     add("--repeats", type=positive, default=5, help="generations of each kind")
     add("--out", type=Path, help="a JSON file for everything measured")

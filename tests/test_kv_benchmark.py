@@ -156,12 +156,16 @@ def check_prefix(records: list[dict[str, Any]]) -> None:
 
 def check_throughput(records: list[dict[str, Any]]) -> None:
     decoders = [record["decoder"] for record in records]
-    attention = ["virtual", "virtual_sdpa", "dynamic", "static"]
-    assert decoders == [*attention, "virtual", "dynamic", "static", "engine"]
-    for record in records[:4]:
+    attention = ["virtual", "virtual_kernel", "virtual_sdpa", "dynamic", "static"]
+    steps = ["engine", "virtual_kernel", "virtual", "dynamic", "static"]
+    assert decoders == [*attention, *steps, "virtual", "dynamic", "static", "engine"]
+    for record in records[:5]:
         assert record["largest_difference"] < 1e-5
         assert len(record["samples_us"]) == 3
-    for record in records[4:]:
+    for record in records[5:10]:
+        assert record["same_tokens_share"] == 1
+        assert len(record["samples_us"]) == 3
+    for record in records[10:]:
         assert record["same_tokens_share"] == 1
         assert len(record["samples_us"]) == len(record["step_samples_us"]) == 2
 

@@ -11,25 +11,30 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kernels.decode_attention import append_kv, decode_attention
 from kv_parts.layer import states
 from kv_parts.setting import Options, Record, label, lacking, llama, open_kv
 from kv_parts.timing import WARM_UP, Samples, compared, interleave
+from toolkit.vattention.attention import NAME
 from toolkit.vattention.cache import VirtualCache
 from toolkit.vattention.layout import Layout
 from toolkit.vattention.virtual_kv import VirtualKV
 
 Step = Callable[[], Tensor]
 REFERENCES = ("dynamic", "static")
+CACHES = 5  # that are full at a time, beside what a dynamic one copies in a layer
+ATTENTION = {"virtual_kernel": ALL_ATTENTION_FUNCTIONS[NAME]}
 
 
 def attention(options: Options) -> Iterator[Record]:
     """Time a decode step's append and attention in all of `decode_layers`.
 
-    `virtual` runs our kernel; the others run transformers' SDPA attention, as stock `generate`
-    does: on a virtual cache, a dynamic one, and a static one with just the room it is going to
-    need, which is its best case, as it reads all of its room at each step.
+    `virtual` runs our kernels, as the engine does, and `virtual_kernel` the attention that stock
+    `generate` has under `decode_kernel`. The others run transformers' SDPA attention, as stock
+    `generate` does: on a virtual cache, a dynamic one, and a static one with just the room it is
+    going to need, which is its best case, as it reads all of its room at each step.
     """
     for layout, page in options.timed:
         place = {
@@ -40,7 +45,7 @@ def attention(options: Options) -> Iterator[Record]:
         }
         tokens = options.batch * (options.context + WARM_UP + options.samples)
         row = 2 * options.kv_heads * options.head_dim * options.dtype.itemsize
-        if reason := lacking((4 * options.decode_layers + 2) * tokens * row, options):
+        if reason := lacking((CACHES * options.decode_layers + 2) * tokens * row, options):
             yield place | {"skipped": reason}
             continue
         times, differences = decode(options, layout, page)
@@ -61,12 +66,17 @@ def decode(options: Options, layout: Layout, page: int) -> tuple[Samples, dict[s
     with ExitStack() as stack:
         changes = {"layers": layers, "max_len": most}
         kv = stack.enter_context(open_kv(options, batch, layout, page, **changes))
-        virtual = VirtualCache(
-            config, batch=batch, max_len=most, dtype=options.dtype, device=options.device,
-            layout=layout, page_group=page,
-        )  # fmt: skip
+
+        def virtual() -> VirtualCache:
+            cache = VirtualCache(
+                config, batch=batch, max_len=most, dtype=options.dtype, device=options.device,
+                layout=layout, page_group=page,
+            )  # fmt: skip
+            return stack.enter_context(cache)
+
         caches: dict[str, Cache] = {
-            "virtual_sdpa": stack.enter_context(virtual),
+            "virtual_kernel": virtual(),
+            "virtual_sdpa": virtual(),
             "dynamic": DynamicCache(config=config),
             "static": StaticCache(config, max_cache_len=most),
         }
@@ -74,7 +84,8 @@ def decode(options: Options, layout: Layout, page: int) -> tuple[Samples, dict[s
         token = Token(options)
         steps = {"virtual": token.in_slots(kv)}
         for name, cache in caches.items():
-            steps[name] = token.in_cache(cache, layers, most if name == "static" else None)
+            attend = ATTENTION.get(name, sdpa_attention_forward)
+            steps[name] = token.in_cache(cache, attend, most if name == "static" else None)
         results: dict[str, Tensor] = {}
 
         def noting(name: str) -> Callable[[], Any]:
@@ -122,8 +133,8 @@ class Token:
 
         return step
 
-    def in_cache(self, cache: Cache, layers: int, room: int | None) -> Step:
-        """Return a step of transformers' attention, masked where it sees a static cache's room."""
+    def in_cache(self, cache: Cache, attend: Callable[..., Any], room: int | None) -> Step:
+        """Return a step of an attention function, masked where it sees a static cache's room."""
         query, device = self._query[:, :, None], self._query.device
 
         def step() -> Tensor:
@@ -131,11 +142,9 @@ class Token:
             if room is not None:
                 seen = torch.arange(room, device=device) <= cache.get_seq_length()
                 mask = seen[None, None, None]
-            for layer in range(layers):
+            for layer in range(len(cache.layers)):
                 shown = cache.update(self._key, self._value, layer)
-                result, _ = sdpa_attention_forward(
-                    self._module, query, *shown, mask, scaling=self._scale
-                )
+                result, _ = attend(self._module, query, *shown, mask, scaling=self._scale)
             return result[:, 0]
 
         return step

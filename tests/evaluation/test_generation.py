@@ -1,8 +1,7 @@
 import pytest
 import torch
-from transformers import DynamicCache
 
-from toolkit.evaluation.generation import Replay, cache_bytes, greedy, replay, static_cache_bytes
+from toolkit.evaluation.generation import Replay, greedy, replay
 from toolkit.evaluation.text import Prompt
 from toolkit.evaluation.timing import Timing
 
@@ -54,31 +53,6 @@ def test_a_draft_of_transformers_own_is_replayed_too(tiny_llama):
     model.generation_config.prompt_lookup_num_tokens = 9
     timing = replay(model, tokenizer, prompt)
     assert timing.steps < timing.new_tokens == sum(timing.step_tokens) == 20
-
-
-def test_cache_bytes_are_measured_on_the_tensors(tiny_llama):
-    timing = replay(tiny_llama.model, tiny_llama.tokenizer, PROMPT)
-    assert timing.live_bytes == (16 + 17 - 1) * TOKEN_BYTES
-    assert timing.committed_bytes >= timing.live_bytes
-
-
-def test_a_cache_that_holds_more_than_it_shows_is_found_out(tiny_llama):
-    cache = DynamicCache(config=tiny_llama.model.config)
-    for layer in range(3):
-        room = torch.zeros(2, 1, 2, 100, 16)
-        cache.update(room[0, :, :, :10], room[1, :, :, :10], layer)
-        cache.layers[layer].keys = room[0, :, :, :10]
-        cache.layers[layer].values = room[1, :, :, :10]
-    live, committed = cache_bytes(cache)
-    assert live == 10 * TOKEN_BYTES
-    assert committed == 100 * TOKEN_BYTES
-
-
-def test_a_static_cache_holds_all_it_could_need(tiny_llama):
-    found = static_cache_bytes(tiny_llama.model, tiny_llama.tokenizer, PROMPT, 50)
-    assert found == (16 + 50 - 1) * TOKEN_BYTES
-    found = static_cache_bytes(tiny_llama.model, tiny_llama.tokenizer, PROMPT, 10)
-    assert found == (16 + 10 - 1) * TOKEN_BYTES  # after a longer text on the same model
 
 
 def test_greedy_text_is_what_the_largest_logits_spell(tiny_llama):

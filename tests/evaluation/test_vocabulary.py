@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from tests.evaluation.test_result import configured, leaves
+from tests.evaluation.test_result import configured, counted, leaves
 from tests.evaluation.vocabulary import (
     Vocabulary,
     drafts,
@@ -20,6 +20,7 @@ from tests.evaluation.vocabulary import (
 from toolkit.adaptivocab.drafting import drafting
 from toolkit.config import QualityConfig
 from toolkit.corpus import encode
+from toolkit.evaluation.cache_memory import CacheKind, CacheMemory
 from toolkit.evaluation.generation import greedy, replay
 from toolkit.evaluation.intervals import rate_difference
 from toolkit.evaluation.measure import measure_prompt_cut
@@ -255,8 +256,9 @@ def test_where_only_the_prompt_changes_the_base_tokens_are_the_output_anyway(res
 
 
 def test_pairing_changes_no_figure_of_a_changed_vocabulary(results):
-    for section in ("quality", "tokens", "kv"):
+    for section in ("quality", "tokens"):
         assert results["unpaired"][section] == results["full"][section]
+    assert counted(results["unpaired"]["kv"]) == counted(results["full"]["kv"])
 
 
 def test_tokens_and_steps_are_those_of_the_same_text(results):
@@ -275,9 +277,18 @@ def test_the_cache_is_that_of_the_generation_where_the_candidates_is_largest():
                    committed_bytes=one + number, reserved_bytes=one + 2 * number)
             for number, one in enumerate(live, start=1)
         ]  # fmt: skip
+    baseline, candidate = sides
+    baseline.caches = {CacheKind.dynamic: CacheMemory(400, 402, 4096)}
+    candidate.caches = {
+        CacheKind.dynamic: CacheMemory(300, 302, 8192),
+        CacheKind.static: CacheMemory(310, 310, None),
+    }
     result = Result()
     kv_section(result, *sides)
     kv = result.sections["kv"]
+    assert (kv["measured_bytes"], kv["dynamic_measured_bytes"]) == (8192, 4096)
+    assert (kv["static_bytes"], kv["static_measured_bytes"]) == (310, None)
+    assert [*result.reasons] == ["kv.static_measured_bytes"]
     assert kv["live_bytes_per_byte"] == {"baseline": 400 / 25, "candidate": 300 / 25}
     assert (kv["live_bytes"], kv["wasted_bytes"], kv["dynamic_bytes"]) == (300, 2, 402)
 

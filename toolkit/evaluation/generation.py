@@ -16,6 +16,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from toolkit.corpus import encode
+from toolkit.evaluation.cache_memory import CacheKind, CacheMemory, cache_bytes, cache_memory
 from toolkit.evaluation.text import Prompt
 from toolkit.evaluation.timing import Timing
 from toolkit.models.adapter import module_device
@@ -124,24 +125,24 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     return ids
 
 
-def static_cache_bytes(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, new_tokens: int
-) -> int:
-    """Return the bytes transformers' static cache holds for the same generation."""
-    # A model that generated a longer text before would get a cache of that length again.
-    vars(model).pop("_previous_max_cache_length", None)
-    output = _generate(
-        model, tokenizer, prompt, new_tokens, cache_implementation="static", disable_compile=True
-    )
-    return cache_bytes(output.past_key_values)[1]
+def transformers_cache(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    new_tokens: int,
+    kind: CacheKind,
+) -> CacheMemory:
+    """Return what one of transformers' caches holds at the end of a generation."""
+    options: dict[str, Any] = {}
+    if kind is CacheKind.static:
+        # A model that generated a longer text before would get a cache of that length again.
+        vars(model).pop("_previous_max_cache_length", None)
+        options = {"cache_implementation": "static", "disable_compile": True}
 
+    def make() -> Any:
+        return _generate(model, tokenizer, prompt, new_tokens, **options).past_key_values
 
-def cache_bytes(cache: Any) -> tuple[int, int]:
-    """Return the bytes of a transformers cache: of its tensors, and of the storage under them."""
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
-    live = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    return live, sum(storage.nbytes() for storage in storages.values())
+    return cache_memory(make, module_device(model.get_input_embeddings()))
 
 
 @torch.inference_mode()

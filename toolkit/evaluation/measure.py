@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from toolkit.config import EvaluateConfig
-from toolkit.evaluation.generation import static_cache_bytes
+from toolkit.evaluation.cache_memory import CacheKind
+from toolkit.evaluation.generation import transformers_cache
 from toolkit.evaluation.memory import parameter_bytes, step_bytes
 from toolkit.evaluation.quality import divergence, score
 from toolkit.evaluation.sides import Side, Workload
@@ -42,13 +43,33 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
                 with side.recording():
                     side.texts.append(side.greedy(prompt, config.generation.new_tokens))
         _time(sides, work, config)
-    for side in track(sides, "Static cache", len(sides)):
+    for side in sides:
         side.step_bytes = step_bytes(side.model)
         if side.stack:
             side.step_bytes += sum(part.extra_step_bytes() for part in side.stack.members)
-        largest = max(range(len(work.prompts)), key=lambda index: side.timings[index].live_bytes)
-        side.static_bytes = static_cache_bytes(
-            side.model, side.tokenizer, work.prompts[largest], side.timings[largest].new_tokens
+
+
+def measure_caches(side: Side, candidate: Side, work: Workload) -> None:
+    """Have transformers' caches hold the candidate's largest timed generation, as `side` reads it.
+
+    Both kinds, of which the dynamic one is left out where the candidate has a cache of its own.
+    Of the other side the dynamic one alone.
+    """
+    sizes = [timing.live_bytes for timing in candidate.timings[: len(work.prompts)]]
+    largest = sizes.index(max(sizes))
+    if side is not candidate:
+        kinds = [CacheKind.dynamic]
+    elif side.engine_stats:
+        kinds = [CacheKind.static]
+    else:
+        kinds = [*CacheKind]
+    for kind in track(kinds, f"Transformers' caches: {side.name}", len(kinds)):
+        side.caches[kind] = transformers_cache(
+            side.model,
+            side.tokenizer,
+            work.prompts[largest],
+            side.timings[largest].new_tokens,
+            kind,
         )
 
 

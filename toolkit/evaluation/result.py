@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from toolkit.evaluation.cache_memory import PAGEMAP, CacheKind
 from toolkit.evaluation.quality import Score
 from toolkit.evaluation.sides import Side, Workload
 from toolkit.evaluation.text import Window
@@ -53,26 +54,35 @@ def tokens_section(result: Result, baseline: Side, candidate: Side) -> None:
 
 
 def kv_section(result: Result, baseline: Side, candidate: Side) -> None:
-    """Fill `kv`: the KV cache of the largest timed generation, measured from its tensors."""
+    """Fill `kv`: the KV cache of the largest timed generation, and transformers' for the same."""
     timings = candidate.timings
     index = max(range(len(timings)), key=lambda number: timings[number].live_bytes)
     largest = timings[index]
     text = largest.prompt_size + largest.size
+    static, dynamic = candidate.caches[CacheKind.static], baseline.caches[CacheKind.dynamic]
+    measured = largest.measured_bytes
+    if measured is None:
+        measured = candidate.caches[CacheKind.dynamic].measured
     result.sections["kv"] = {
         "live_bytes": largest.live_bytes,
         "committed_bytes": largest.committed_bytes,
         "reserved_bytes": largest.reserved_bytes,
         "wasted_bytes": largest.committed_bytes - largest.live_bytes,
-        "static_bytes": candidate.static_bytes,
-        "dynamic_bytes": baseline.timings[index].committed_bytes,
+        "static_bytes": static.committed,
+        "dynamic_bytes": dynamic.committed,
         "tokens": largest.prompt_tokens + largest.new_tokens,
         "live_bytes_per_byte": both(
             lambda side: side.timings[index].live_bytes / text, baseline, candidate
         ),
-        "measured_bytes": largest.measured_bytes,
     }
-    if largest.measured_bytes is None:
-        result.missing("kv.measured_bytes", "transformers' cache shares its memory with all else")
+    for name, found in (
+        ("measured_bytes", measured),
+        ("static_measured_bytes", static.measured),
+        ("dynamic_measured_bytes", dynamic.measured),
+    ):
+        result.sections["kv"][name] = found
+        if found is None:
+            result.missing(f"kv.{name}", f"no {PAGEMAP}: the system does not say what is in memory")
 
 
 def engine_section(result: Result, candidate: Side) -> None:

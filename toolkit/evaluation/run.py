@@ -15,7 +15,7 @@ from toolkit.config import EvaluateConfig, OnMissing
 from toolkit.corpus import Corpus, Split, load_corpus
 from toolkit.environment import describe_environment, peak_host_bytes, prepare
 from toolkit.errors import ArtifactError
-from toolkit.evaluation.measure import measure, measure_prompt_cut
+from toolkit.evaluation.measure import measure, measure_caches, measure_prompt_cut
 from toolkit.evaluation.memory import copy_bandwidth, require_room_for_copy
 from toolkit.evaluation.result import (
     Result,
@@ -91,6 +91,8 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
         candidate = Side("candidate", candidate_model, loaded.tokenizer, applied)
         measure([baseline, candidate] if config.paired else [candidate], work, config, quality)
         measured = applied.measured()
+        measure_caches(candidate, candidate, work)
+    measure_caches(baseline, candidate, work)
     if candidate.compression:
         measure_prompt_cut(baseline, candidate, work)
 

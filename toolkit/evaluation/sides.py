@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.corpus import encode
 from toolkit.evaluation import generation, on_engine
+from toolkit.evaluation.cache_memory import CacheKind, CacheMemory
 from toolkit.evaluation.marginal import marginal_nats
 from toolkit.evaluation.quality import Score, behind_start, score
 from toolkit.evaluation.text import Prompt, Window
@@ -74,8 +75,8 @@ class Side:
         What generates within `generating`, where the stack brings one.
     engine_stats : EngineStats or None
         What that engine did.
-    static_bytes : int
-        What a static cache holds for the generation whose cache is the largest.
+    caches : dict of CacheKind to CacheMemory
+        What transformers' caches hold for the candidate's largest timed generation.
     parameter_bytes, step_bytes : int
         Bytes of the parameters, and bytes of weights that one decode step reads.
     """
@@ -97,7 +98,7 @@ class Side:
     timings: list[Timing] = field(default_factory=list)
     engine: Engine | None = None
     engine_stats: EngineStats | None = None
-    static_bytes: int = 0
+    caches: dict[CacheKind, CacheMemory] = field(default_factory=dict)
     parameter_bytes: int = 0
     step_bytes: int = 0
 

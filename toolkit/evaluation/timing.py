@@ -26,7 +26,7 @@ class Timing:
     live_bytes, committed_bytes, reserved_bytes : int
         Of the KV cache at the end: what its tokens take, the storage held for them, and addresses.
     measured_bytes : int or None
-        The storage as the operating system or the driver counts it, where that can be told.
+        The pages of a virtual cache as the operating system or the driver counts them.
     """
 
     first: float
