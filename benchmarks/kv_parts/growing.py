@@ -16,7 +16,8 @@ from kv_parts.setting import Options, Record, label, lacking, llama, open_kv, si
 from kv_parts.timing import WARM_UP, Samples, interleave, microseconds
 from toolkit.evaluation.intervals import ratio
 from toolkit.vattention.layout import Layout
-from toolkit.vattention.pages import Access, Page, PagePool, Reservation
+from toolkit.vattention.pages import Access, Page, Reservation
+from toolkit.vattention.pool import PagePool
 from toolkit.vattention.storage import make_pool
 from toolkit.vattention.virtual_kv import VirtualKV
 

@@ -23,7 +23,7 @@ from toolkit.vattention import host
 from toolkit.vattention.cuda import CudaPool
 from toolkit.vattention.driver import NO_MEMORY, DriverError
 from toolkit.vattention.host import HostPool
-from toolkit.vattention.pages import PagePool
+from toolkit.vattention.pool import PagePool
 
 PAGE = 4096
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from toolkit.vattention.layout import Layout
-from toolkit.vattention.pages import Access, PagePool
+from toolkit.vattention.pages import Access
+from toolkit.vattention.pool import PagePool
 from toolkit.vattention.virtual_kv import VirtualKV
 
 POISON = 0xFF  # as bytes of any float dtype: NaN

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from toolkit.vattention.driver import NO_MEMORY, CudaDriver, Driver, DriverError
-from toolkit.vattention.pages import Access, Fence, KVOutOfMemory, Page, PagePool, Reservation
+from toolkit.vattention.pages import Access, Fence, KVOutOfMemory, Page, Reservation
+from toolkit.vattention.pool import PagePool
 
 
 class CudaPool(PagePool):

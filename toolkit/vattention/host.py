@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from toolkit.errors import TrimtabError
-from toolkit.vattention.pages import Access, KVOutOfMemory, PageError, PagePool, Reservation
+from toolkit.vattention.pages import Access, KVOutOfMemory, PageError, Reservation
+from toolkit.vattention.pool import PagePool
 
 # What the standard library does not name or does not do, from linux/mman.h and linux/falloc.h.
 _PROT_NONE, _MAP_FIXED, _MAP_NORESERVE, _MAP_FAILED = 0, 0x10, 0x4000, 2**64 - 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from toolkit.vattention.pages import Page, PagePool
+from toolkit.vattention.pages import Page
+from toolkit.vattention.pool import PagePool
 
 
 class LookAhead:

@@ -10,7 +10,7 @@ from torch import Tensor
 from toolkit.vattention.cuda import CudaPool
 from toolkit.vattention.host import HostPool
 from toolkit.vattention.layout import Geometry
-from toolkit.vattention.pages import PagePool
+from toolkit.vattention.pool import PagePool
 
 HOST_PAGE = 64 * 1024
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from toolkit.vattention.layout import Geometry
-from toolkit.vattention.pages import Access, Fence, Page, PagePool, Reservation
+from toolkit.vattention.pages import Access, Fence, Page, Reservation
+from toolkit.vattention.pool import PagePool
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from toolkit.vattention.growth import fork, make_writable, missing
 from toolkit.vattention.layout import Geometry, Layout
 from toolkit.vattention.lookahead import LookAhead
-from toolkit.vattention.pages import PagePool
+from toolkit.vattention.pool import PagePool
 from toolkit.vattention.sleep import SavedRow, restore, save
 from toolkit.vattention.slots import Slots
 from toolkit.vattention.stats import KVStats, count
