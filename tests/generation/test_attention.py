@@ -39,7 +39,7 @@ def test_reading_in_chunks_is_attending_token_by_token(cuts, window, softcap):
     keys, values = caches(3, total + 2)
     outputs = []
     for start, end in zip([0, *cuts], cuts, strict=False):
-        step = ReadStep(keys, values, slot, start, end)
+        step = ReadStep(keys, values, slot, start, end, prompt=True)
         new = (one[:, :, start:end] for one in (query, key, value))
         outputs.append(step.attend(MODULE, *new, Scoring(0.4, window, softcap)))
     found = torch.cat(outputs, dim=1)

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from tests.conftest import random_inputs
+from tests.generation.models import TOKENIZER, Recorder
 from tests.models.contract import assert_equal, draw, stepwise
 from toolkit.config import DType
+from toolkit.generation import Engine
 from toolkit.larosa import Allocation, Count, LaRoSA, Prefill, Selection, Transforms
 from toolkit.larosa.plan import SitePlan
 from toolkit.larosa.selection import Positions, Selector
@@ -116,10 +118,18 @@ def test_where_in_its_text_the_model_is(prefix, prefill, cached, length, dense):
         assert (positions.length, positions.dense) == (length, dense)
 
 
-@pytest.fixture(scope="module", params=["tiny-llama", "tiny-opt", "tiny-gemma3"])
-def sparse(request, corpus):
+class Repeats:
+    """Proposes the last token again, twice."""
+
+    context = 1
+
+    def propose(self, ids: list[int]) -> list[int]:
+        return ids * 2
+
+
+def made_sparse(name: str, dtype: DType, corpus):
     """Return a model, and what applies LaRoSA to it with further settings."""
-    loaded = draw(request.param, DType.float64, tied=True)
+    loaded = draw(name, dtype, tied=True)
     common = {
         "sparsity": 0.6, "count": Count.nominal, "transforms": Transforms.all, "tokens": 512,
         "window": 64, "probe_tokens": 128, "selection": Selection.topk,
@@ -132,6 +142,48 @@ def sparse(request, corpus):
         return method.apply(loaded.model, loaded.tokenizer, artifact)
 
     return loaded.model, applied
+
+
+NAMES = ["tiny-llama", "tiny-opt", "tiny-gemma3"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def sparse(request, corpus):
+    return made_sparse(request.param, DType.float64, corpus)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def sparse_float32(request, corpus):
+    return made_sparse(request.param, DType.float32, corpus)
+
+
+@pytest.mark.parametrize("drafts", [None, Repeats()])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"dense_prefix": 7},
+        {"prefill": Prefill.dense},
+        {"dense_prefix": 14, "prefill": Prefill.dense},
+    ],
+)
+def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafts):
+    model, applied = sparse_float32
+    # Prompts of several chunks, and of fewer tokens than stay dense; a draft decodes alone.
+    prompts = [[5, 6, 7], [*range(40, 51)], [9, 8]][: 1 if drafts else None]
+    recorder, expected = Recorder(), []
+    settings = {"slots": 3, "max_len": 64, "prefill_chunk": 4, "page_group": 4096}
+    with applied(**more):
+        for prompt in prompts:
+            output = model.generate(
+                torch.tensor([prompt]), do_sample=False, min_new_tokens=9, max_new_tokens=9,
+                pad_token_id=0, return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+            expected.append(torch.cat(output.logits))
+        with Engine(model, TOKENIZER, drafts=drafts, **settings) as engine:
+            engine.generate(prompts, max_new_tokens=9, logits_processors=recorder)
+    for index, logits in enumerate(expected):
+        torch.testing.assert_close(recorder.of(index), logits)
+    assert engine.stats.drafted_steps > 0 or drafts is None
 
 
 def test_a_dense_prefix_predicts_what_the_dense_model_does(sparse):

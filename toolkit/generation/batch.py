@@ -76,7 +76,7 @@ class Batch:
                 return
             request = self._requests[chunk.index]
             ids = request.prompt[chunk.start : chunk.end]
-            logits = self._forward.read(self._slots[chunk.index], ids, chunk.start)
+            logits = self._forward.read(self._slots[chunk.index], ids, chunk.start, prompt=True)
             self._stats.chunks += 1
             self._scheduler.read(chunk)
             if chunk.last:
@@ -152,7 +152,7 @@ class Batch:
         """Accept as much of a draft as the sampler chooses too, and its choice behind that."""
         slot, start = self._slots[request.index], len(request.ids) - 1
         ids = [request.ids[-1], *draft]
-        logits = self._forward.read(slot, ids, start, keep=len(ids))
+        logits = self._forward.read(slot, ids, start, prompt=False, keep=len(ids))
         self._stats.drafted_steps += 1
         self._stats.proposed += len(draft)
         now = time.perf_counter()

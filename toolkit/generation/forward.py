@@ -65,7 +65,9 @@ class Forward:
         torch.sub(self._lengths, 1, out=self._positions[:, 0]).clamp_(min=0)
         return self._run(tokens[:, None], self._positions, self._step, 1)[:, 0]
 
-    def read(self, slot: int, ids: Sequence[int], start: int, keep: int = 1) -> Tensor:
+    def read(
+        self, slot: int, ids: Sequence[int], start: int, *, prompt: bool, keep: int = 1
+    ) -> Tensor:
         """Write tokens into a slot from position `start` on, and return the last `keep` logits.
 
         Parameters
@@ -73,6 +75,8 @@ class Forward:
         slot, start : int
             The cache's length covers the tokens already.
         ids : sequence of int
+        prompt : bool
+            Whether the tokens are a prompt's.
         keep : int
             At least 1.
 
@@ -84,7 +88,7 @@ class Forward:
         end = start + len(ids)
         tokens = torch.tensor([ids], device=self.device)
         positions = torch.arange(start, end, device=self.device)[None]
-        step = ReadStep(self._kv.keys, self._kv.values, slot, start, end)
+        step = ReadStep(self._kv.keys, self._kv.values, slot, start, end, prompt)
         return self._run(tokens, positions, step, keep)[0]
 
     def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int) -> Tensor:

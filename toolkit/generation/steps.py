@@ -17,7 +17,18 @@ from toolkit.vattention.attention import Scoring, attend
 
 
 class Step(Protocol):
-    """One forward pass, as the attention function sees it."""
+    """One forward pass, as the attention function sees it, and methods that hook into the model.
+
+    Attributes
+    ----------
+    start : int or None
+        Position of the first token; None where every row is at one of its own.
+    prompt : bool
+        Whether the tokens are a prompt's.
+    """
+
+    start: int | None
+    prompt: bool
 
     def attend(
         self,
@@ -58,6 +69,9 @@ class DecodeStep:
         int32 of shape [slots], the new token counted; read where the step runs.
     """
 
+    start = None
+    prompt = False
+
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], lengths: Tensor) -> None:
         self._keys, self._values, self._lengths = keys, values, lengths
 
@@ -86,11 +100,21 @@ class ReadStep:
     keys, values : sequence of Tensor
         By layer, of shape [slots, max_len, kv_heads, head_dim].
     slot, start, end : int
+    prompt : bool
+        Whether the tokens are a prompt's.
     """
 
     def __init__(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], slot: int, start: int, end: int
+        self,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        slot: int,
+        start: int,
+        end: int,
+        prompt: bool,
     ) -> None:
+        self.start: int | None = start
+        self.prompt = prompt
         self._keys, self._values = keys, values
         self._slot, self._start, self._end = slot, start, end
         self._masks: dict[int | None, Tensor | None] = {}

@@ -37,18 +37,23 @@ class Positions:
     dense_prefix : int
         Leading positions of every text that drop nothing.
     prefill : Prefill
-        `dense` leaves the first forward pass of a text alone, where it has several tokens.
+        `dense` leaves alone what reads a prompt: in the engine its chunks, elsewhere the first
+        forward pass of a text, where it has several tokens.
 
     Attributes
     ----------
     length, dense : int
         Positions of the current pass, and how many of the first of them stay dense.
+    rows : Tensor or None
+        Where every row is at a position of its own, whether it stays dense: bool of shape
+        [rows, 1].
     """
 
     dense_prefix: int
     prefill: Prefill
     length: int = 1
     dense: int = 0
+    rows: Tensor | None = None
 
     @property
     def everywhere(self) -> bool:
@@ -56,14 +61,27 @@ class Positions:
         return not self.dense_prefix and self.prefill is Prefill.sparse
 
     def observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note where in its text the model is: a forward pre-hook, with keywords, of the model."""
+        """Note where in its text the model is: a forward pre-hook, with keywords, of the model.
+
+        A pass of the engine says so in its `step`, and every other in its cache.
+        """
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-        cache = kwargs.get("past_key_values")
-        start = 0 if cache is None else int(cache.get_seq_length())
-        self.length = tokens.shape[1]
-        whole = self.prefill is Prefill.dense and start == 0 and self.length > 1
-        self.dense = self.length if whole else min(max(self.dense_prefix - start, 0), self.length)
+        self.length, self.dense, self.rows = tokens.shape[1], 0, None
+        step = kwargs.get("step")
+        if step is None:
+            cache = kwargs.get("past_key_values")
+            start = 0 if cache is None else int(cache.get_seq_length())
+            prompt = start == 0 and self.length > 1
+        else:
+            start, prompt = step.start, step.prompt
+        if prompt and self.prefill is Prefill.dense:
+            self.dense = self.length
+        elif start is not None:
+            self.dense = min(max(self.dense_prefix - start, 0), self.length)
+        elif self.dense_prefix:
+            # Compared where the positions are: to look at a number is to wait for the device.
+            self.rows = kwargs["position_ids"] < self.dense_prefix
 
 
 @dataclass
@@ -98,7 +116,11 @@ class Selector:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Zero what is dropped of activations [..., d]."""
-        if self.positions.everywhere or not self.positions.dense:
+        if self.positions.rows is not None:
+            # Some architectures flatten rows and positions before their MLP.
+            dense = self.positions.rows.reshape(-1, *[1] * (z.dim() - 1))
+            selected = z.where(dense, self._keep(z))
+        elif not self.positions.dense:
             selected = self._keep(z)
         elif self.positions.dense == self.positions.length:
             selected = z
