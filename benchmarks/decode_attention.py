@@ -17,11 +17,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import positive, sizes
 from sparse_linear import COLD_BYTES, DTYPES, SEED, WARM_UP, name, time_on_cpu, time_on_cuda
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -94,12 +96,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--device", choices=DTYPES, default="cpu")
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="heads x KV heads x head_dim")
-    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="tokens a slot")
-    parser.add_argument("--slots", nargs="+", type=int, default=SLOTS)
-    parser.add_argument("--out", type=Path, help="a JSON file for every sample")
+    add = parser.add_argument
+    add("--device", choices=DTYPES, default="cpu")
+    triples = partial(sizes, like="32x8x128")
+    add("--shapes", nargs="+", type=triples, default=SHAPES, help="heads x KV heads x head_dim")
+    add("--lengths", nargs="+", type=positive, default=LENGTHS, help="tokens a slot")
+    add("--slots", nargs="+", type=positive, default=SLOTS)
+    add("--out", type=Path, help="a JSON file for every sample")
     arguments = parser.parse_args()
+    for shape in arguments.shapes:
+        heads, kv_heads, _ = map(int, shape.split("x"))
+        if heads % kv_heads:
+            parser.error(f"--shapes {shape}: expected heads that are a multiple of {kv_heads}")
     torch.manual_seed(SEED)
     dtypes = DTYPES[arguments.device]
     result: dict[str, Any] = {

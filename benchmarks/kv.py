@@ -8,11 +8,12 @@ a quiet machine: `pages` (each call of a page's life), `growth` (a token's appen
 `throughput` (decode steps: attention with append, then all of a model's; then its generations).
 
 Virtual caches are counted by the operating system (blocks of their memory file), on a GPU by the
-driver, and the count must agree with arithmetic within one page group a slot. What is arithmetic
-alone says so. A paged cache with blocks of 16 tokens needs a little less than ours with its default
-pages: 64 KB hold 32 tokens of one layer's keys in this shape. Timed steps are taken in turn in one
-process, and their ratios have 95 % intervals. KB, MB and GiB are 2^10, 2^20 and 2^30 bytes. The
-file keeps every sample.
+driver. On the host what is held must be what arithmetic says, to the byte, and at its peak at most
+a page row a slot more: a page group in every stream, prepared ahead. A driver counts all that runs
+on its GPU: there both may be off by so much. What is arithmetic alone says so. A paged cache with
+blocks of 16 tokens needs a little less than ours with its default pages: 64 KB hold 32 tokens of
+one layer's keys in this shape. Timed steps are taken in turn in one process, and their ratios have
+95 % intervals. KB, MB and GiB are 2^10, 2^20 and 2^30 bytes. The file keeps every sample.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kv_parts.counting import budget, memory, prefix
+from arguments import above_zero, positive
+from kv_parts.counting import budget, memory
 from kv_parts.decoding import attention
 from kv_parts.generating import EMBEDDED, generation
 from kv_parts.growing import growth, pages
 from kv_parts.setting import Options, Record
+from kv_parts.sharing import prefix
 from kv_parts.stepping import steps
 from kv_parts.trace import Trace
 
@@ -105,7 +108,7 @@ def parse() -> Options:
     add("--max-len", type=positive, default=8192, help="tokens a slot can have")
     add("--layout", nargs="+", type=Layout, choices=[*Layout], help="of timed parts: slot")
     add("--page-group", nargs="+", type=positive, help="bytes; of timed parts the device's own")
-    add("--budgets", nargs="+", type=float, default=[1, 2, 4], metavar="GIB")
+    add("--budgets", nargs="+", type=above_zero, default=[1, 2, 4], metavar="GIB")
     add("--lengths", nargs="+", type=positive, default=[512, 2000, 8000, 32000], help="of growth")
     add("--calls", type=positive, default=300, help="of each kind, of pages")
     add("--samples", type=positive, default=32, help="of growth and of throughput's steps")
@@ -130,13 +133,10 @@ def parse() -> Options:
         parser.error(f"--heads {options.heads}: expected a multiple of {options.kv_heads}")
     if min(options.samples, options.repeats) < 2:
         parser.error("--samples, --repeats: expected at least 2, for an interval")
+    least, largest = min(options.budgets), max(options.page_group)
+    if "budget" in options.parts and least * 2**30 < largest:
+        parser.error(f"--budgets {least}: expected at least a page group, {largest / 2**30:.3g}")
     return options
-
-
-def positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return value
 
 
 def run(options: Options) -> None:

@@ -16,20 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sysconfig
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from larosa_report import write_report
+from texts import python_texts
 
 from toolkit.artifact import Artifact
-from toolkit.config import DType, EmbeddedModel, PythonDocs, QualityConfig
-from toolkit.corpus import Corpus, Document, Split, load_corpus
+from toolkit.config import DType, EmbeddedModel, QualityConfig
+from toolkit.corpus import Corpus, Split
 from toolkit.environment import describe_environment, prepare
 from toolkit.evaluation.intervals import rate_difference
-from toolkit.evaluation.quality import score
+from toolkit.evaluation.quality import predicting, score
 from toolkit.evaluation.text import Window, quality_windows
 from toolkit.files import write_json
 from toolkit.larosa import (
@@ -101,7 +101,7 @@ class Bench:
     def nats(self, text: str) -> list[float]:
         """Return every window's negative log-likelihood."""
         model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        return [score(model, tokenizer, window).nats for window in self.windows[text]]
+        return [score(predicting(model), tokenizer, window).nats for window in self.windows[text]]
 
     def scored(
         self, method: LaRoSA, artifact: Artifact
@@ -172,34 +172,37 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.55, 0.65, 0.75, 0.85])
     parser.add_argument("--nominal", type=float, nargs="*", default=[0.25, 0.4, 0.5, 0.6, 0.7])
     parser.add_argument("--calibrate", choices=("docs", "source"), default="docs")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD",
+        help="; ".join(METHODS),
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("larosa-benchmark"))
     options = parser.parse_args()
+    jobs = [(Count.bytes, 1 - share, name) for share in options.budgets for name in EQUAL_BYTES]
+    jobs += [(Count.nominal, share, name) for share in options.nominal for name in NOMINAL]
+    jobs = [job for job in jobs if job[-1] in options.methods]
+    if not jobs:
+        parser.error(
+            f"--budgets {options.budgets} --nominal {options.nominal} --methods {options.methods}: "
+            f"nothing to measure; expected a budget for {'; '.join(EQUAL_BYTES)}, or a nominal "
+            f"sparsity for {'; '.join(NOMINAL)}"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     prepare(0, None)
-    corpus = load_corpus(PythonDocs(calibration=0.7, validation=0.1, max_documents=None))
-    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    sources = [Document(path.name, path.read_text("utf-8", "replace")) for path in files]
-    source = Corpus("python source", sources, calibration=0.7, validation=0.1)
+    texts = python_texts()
     config = QualityConfig(windows=options.windows, window_bytes=2048, context_bytes=256)
     windows = {
-        name: quality_windows(part.documents(Split.test), config)
-        for name, part in (("python-docs", corpus), ("python source", source))
+        text.name: quality_windows(text.documents(Split.test), config) for text in texts.values()
     }
     loaded = load_model(EmbeddedModel(device="auto", dtype=DType.auto))
     with tempfile.TemporaryDirectory() as folder:
-        calibration = source if options.calibrate == "source" else corpus
-        bench = Bench(loaded, calibration, windows, Path(folder))
+        bench = Bench(loaded, texts[options.calibrate], windows, Path(folder))
         dense = {text: bench.nats(text) for text in windows}
         rows: list[dict[str, Any]] = []
-        jobs = [(Count.bytes, 1 - budget) for budget in options.budgets]
-        jobs += [(Count.nominal, sparsity) for sparsity in options.nominal]
-        for count, sparsity in jobs:
-            names = EQUAL_BYTES if count is Count.bytes else NOMINAL
-            for name in (name for name in names if name in options.methods):
-                rows += measure(bench, name, count, sparsity, dense)
-                content = {"environment": describe_environment(0), "dense": dense, "rows": rows}
-                write_json(options.out / "larosa.json", content)
+        for count, sparsity, name in jobs:
+            rows += measure(bench, name, count, sparsity, dense)
+            content = {"environment": describe_environment(0), "dense": dense, "rows": rows}
+            write_json(options.out / "larosa.json", content)
     report = write_report(options.out)
     print(report)
 

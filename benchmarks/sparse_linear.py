@@ -14,11 +14,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import sizes
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -124,7 +126,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--device", choices=DTYPES, default="cpu")
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="inputs x outputs")
+    pairs = partial(sizes, like="4096x11008")
+    parser.add_argument("--shapes", nargs="+", type=pairs, default=SHAPES, help="inputs x outputs")
     parser.add_argument("--out", type=Path, help="a JSON file for every sample")
     arguments = parser.parse_args()
     torch.manual_seed(SEED)

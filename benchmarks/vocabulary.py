@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import sysconfig
 import time
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from arguments import positive
+from texts import python_texts
 
 from toolkit.adaptivocab.calibrate import SELECTIONS
 from toolkit.adaptivocab.drafts import Drafts
@@ -34,8 +36,8 @@ from toolkit.adaptivocab.settings import Choice
 from toolkit.adaptivocab.streams import streams
 from toolkit.adaptivocab.teacher import predict
 from toolkit.adaptivocab.tokenizer import Expression
-from toolkit.config import DType, EmbeddedModel, PythonDocs
-from toolkit.corpus import Corpus, Document, Split, encode, load_corpus
+from toolkit.config import DType, EmbeddedModel
+from toolkit.corpus import Corpus, Split, encode
 from toolkit.environment import describe_environment, prepare
 from toolkit.evaluation.intervals import Estimate, rate_difference, ratio
 from toolkit.files import write_json
@@ -55,7 +57,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.loaded = load_model(EmbeddedModel(device="auto", dtype=DType.auto))
-        self.texts = {"docs": python_docs(), "source": python_source()}
+        self.texts = python_texts()
         self.corpus = self.texts.pop(options.text)
         (self.other,) = self.texts.values()
         self.size, self.kinds = options.size, options.rows
@@ -92,16 +94,6 @@ class Bench:
     def fitter(self, rows: Rows) -> RowFitter:
         tokens = [stream.tokens for stream in self.streams]
         return RowFitter(self.loaded.model, self.tokenizer, tokens, rows)
-
-
-def python_docs() -> Corpus:
-    return load_corpus(PythonDocs(calibration=0.7, validation=0.1, max_documents=None))
-
-
-def python_source() -> Corpus:
-    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    documents = [Document(path.name, path.read_text("utf-8", "replace")) for path in files]
-    return Corpus("python source", documents, calibration=0.7, validation=0.1)
 
 
 def mining(bench: Bench) -> Iterator[Record]:
@@ -250,13 +242,18 @@ def summary(record: Record) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", choices=("docs", "source"), default="docs")
-    parser.add_argument("--size", type=int, default=2000)
-    parser.add_argument("--fit-tokens", type=int, default=32768)
-    parser.add_argument("--test-tokens", type=int, default=8192)
+    parser.add_argument("--size", type=positive, default=2000)
+    parser.add_argument("--fit-tokens", type=positive, default=32768)
+    parser.add_argument("--test-tokens", type=positive, default=8192)
     parser.add_argument("--rows", nargs="*", type=Rows, default=list(Rows))
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path("vocabulary-benchmark"))
     options = parser.parse_args()
+    if options.test_tokens < 2 * WINDOW:
+        parser.error(
+            f"--test-tokens {options.test_tokens}: expected at least {2 * WINDOW}, two passages "
+            f"of {WINDOW}, for an interval"
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     prepare(0, None)
     bench = Bench(options)

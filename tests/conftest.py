@@ -20,11 +20,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.config import DType, EmbeddedModel, RandomModel
 from toolkit.corpus import Corpus, Document
 from toolkit.models import LoadedModel, load_model
-from toolkit.models.random import byte_tokenizer
+from toolkit.models.random import byte_tokenizer, shapes
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+SHAPES = [name for name in shapes() if name.startswith("tiny-")]
 TINY = ["model=random", "model.config=tiny-llama"]
 SMALL = ["tokens=512", "window=64"]
 
@@ -94,6 +95,11 @@ def corpus() -> Corpus:
         for n in range(40)
     ]
     return Corpus("words", documents, calibration=0.5, validation=0.2)
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    """Return normally distributed numbers of that shape, the same for the same shape."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def random_inputs(model: PreTrainedModel, *shape: int) -> torch.Tensor:

@@ -8,12 +8,13 @@ import random
 import re
 import runpy
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Command
+from tests.conftest import ROOT, Command, tiny
 from toolkit.errors import TrimtabError
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -85,13 +86,43 @@ def test_a_file_that_is_no_trace_is_refused_by_name(parts, tmp_path, text):
         parts("trace").Trace.load(path, 100)
 
 
-def test_a_count_that_arithmetic_does_not_allow_is_an_error(parts):
-    check = parts("counting").check_agreement
-    for counted in (90, 110):
-        check("slot", counted, 100, 10)
-    for counted in (89, 111):
-        with pytest.raises(TrimtabError, match=f"the system counts {counted} bytes"):
-            check("slot", counted, 100, 10)
+@pytest.mark.parametrize(
+    ("device", "held", "peak"), [("cpu", 100, 100), ("cpu", 100, 110), ("cuda", 90, 110)]
+)
+def test_a_count_as_arithmetic_allows_it_passes(parts, device, held, peak):
+    parts("weighing").check_agreement("slot", 100, held, peak, 10, device)
+
+
+@pytest.mark.parametrize(
+    ("device", "held", "peak"),
+    [
+        ("cpu", 99, 100), ("cpu", 101, 101), ("cpu", 100, 99), ("cpu", 100, 111),
+        ("cuda", 89, 100), ("cuda", 111, 110), ("cuda", 100, 89), ("cuda", 100, 111),
+    ],
+)  # fmt: skip
+def test_a_count_that_arithmetic_does_not_allow_is_an_error(parts, device, held, peak):
+    with pytest.raises(TrimtabError, match=f"slot: .* {held} bytes held and {peak} at the peak"):
+        parts("weighing").check_agreement("slot", 100, held, peak, 10, device)
+
+
+def test_what_does_not_fit_is_skipped_with_what_makes_it_smaller(parts):
+    lacking = parts("setting").lacking
+    options = Namespace(device="cpu")
+    assert lacking(2**20, options, "lower --batch") is None
+    assert lacking(2**60, options, "lower --batch").endswith("; lower --batch")
+
+
+def test_generations_compare_without_a_token_that_ends_them(monkeypatch, parts):
+    loaded = tiny()
+    loaded.tokenizer.eos_token = loaded.model.generation_config.eos_token_id = None
+    generating = parts("generating")
+    monkeypatch.setattr(generating, "load_model", lambda config: loaded)
+    options = Namespace(
+        device="cpu", model="tiny-llama", seed=0,
+        model_batch=2, model_context=20, new_tokens=5, repeats=2,
+    )  # fmt: skip
+    records = [*generating.generation(options)]
+    assert [record["same_tokens_share"] for record in records] == [1, 1, 1, 1]
 
 
 def test_all_parts_run_in_a_tiny_shape(command: Command, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from toolkit.config import PythonDocs, QualityConfig
 from toolkit.corpus import Split, load_corpus
-from toolkit.evaluation.quality import score
+from toolkit.evaluation.quality import predicting, score
 from toolkit.evaluation.text import quality_windows
 from toolkit.larosa import Allocation, Basis, Count, LaRoSA, Selection, Transforms
 from toolkit.models import LoadedModel
@@ -41,7 +41,7 @@ def excess(smollm2: LoadedModel, tmp_path_factory) -> Excess:
     root = tmp_path_factory.mktemp("checkpoints")
 
     def perplexity() -> float:
-        scores = [score(smollm2.model, smollm2.tokenizer, window) for window in windows]
+        scores = [score(predicting(smollm2.model), smollm2.tokenizer, window) for window in windows]
         return math.exp(sum(s.nats for s in scores) / sum(s.tokens for s in scores))
 
     dense = perplexity()

@@ -177,6 +177,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token that a text is read behind, if the tokenizer has one."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    assert start is None or isinstance(start, int)
+    return start
+
+
 def _python_docs() -> Iterator[Document]:
     from pydoc_data.topics import topics
 

@@ -15,7 +15,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kernels.decode_attention import append_kv, decode_attention
 from kv_parts.layer import states
-from kv_parts.setting import Options, Record, label, lacking, llama, open_kv
+from kv_parts.setting import (
+    CACHES,
+    Options,
+    Record,
+    label,
+    lacking,
+    layer_bytes,
+    llama,
+    open_kv,
+)
 from kv_parts.timing import WARM_UP, Samples, compared, interleave
 from toolkit.vattention.attention import NAME
 from toolkit.vattention.cache import VirtualCache
@@ -23,8 +32,6 @@ from toolkit.vattention.layout import Layout
 from toolkit.vattention.virtual_kv import VirtualKV
 
 Step = Callable[[], Tensor]
-REFERENCES = ("dynamic", "static")
-CACHES = 5  # that are full at a time, beside what a dynamic one copies in a layer
 ATTENTION = {"virtual_kernel": ALL_ATTENTION_FUNCTIONS[NAME]}
 
 
@@ -44,15 +51,15 @@ def attention(options: Options) -> Iterator[Record]:
             "layers": options.decode_layers,
         }
         tokens = options.batch * (options.context + WARM_UP + options.samples)
-        row = 2 * options.kv_heads * options.head_dim * options.dtype.itemsize
-        if reason := lacking((CACHES * options.decode_layers + 2) * tokens * row, options):
+        needed = (CACHES * options.decode_layers + 2) * tokens * layer_bytes(options)
+        if reason := lacking(needed, options, "lower --decode-layers, --batch or --context"):
             yield place | {"skipped": reason}
             continue
         times, differences = decode(options, layout, page)
         for decoder, samples in times.items():
             yield place | {
                 "decoder": decoder,
-                **compared(times, decoder, REFERENCES, options.seed),
+                **compared(times, decoder, options.seed),
                 "largest_difference": differences[decoder],
                 "samples_us": samples,
             }

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from transformers import DynamicCache, LogitsProcessorList, MinNewTokensLengthLogitsProcessor
-from transformers.generation.streamers import BaseStreamer
 
 from kv_parts.setting import Options, Record
 from kv_parts.timing import compared, interleave
 from toolkit.config import DType, EmbeddedModel, HubModel, ModelConfig, RandomModel
 from toolkit.errors import TrimtabError
+from toolkit.evaluation.generation import Clock
 from toolkit.generation import Engine
 from toolkit.generation.stopping import stop_tokens
 from toolkit.models import load_model
@@ -21,7 +20,6 @@ from toolkit.models.random import shapes
 from toolkit.vattention.cache import VirtualCache
 
 EMBEDDED = "smollm2-135m"
-REFERENCES = ("dynamic", "static")
 CHUNK = 512
 
 
@@ -37,14 +35,14 @@ def generation(options: Options) -> Iterator[Record]:
     steps = {name: texts.steps[name][-options.repeats :] for name in names}
     for name in names:
         own, expected = texts.tokens[name], texts.tokens["dynamic"]
-        step = compared(steps, name, REFERENCES, options.seed)
+        step = compared(steps, name, options.seed)
         yield {
             "decoder": name,
             "model": texts.name,
             "batch": options.model_batch,
             "context": options.model_context,
             "new_tokens": options.new_tokens,
-            **compared(times, name, REFERENCES, options.seed),
+            **compared(times, name, options.seed),
             **{f"step_{key}": value for key, value in step.items()},
             "same_tokens_share": float((own == expected).float().mean()),
             "samples_us": times[name],
@@ -93,7 +91,9 @@ class Texts:
             self._generate("virtual", past_key_values=cache)
 
     def engine(self) -> None:
-        def processors(index: int) -> LogitsProcessorList:
+        def processors(index: int) -> LogitsProcessorList | None:
+            if not self._ends:
+                return None
             length = self._prompts.shape[1]
             device = str(self._prompts.device)
             return LogitsProcessorList(
@@ -121,8 +121,9 @@ class Texts:
             num_beams=1,
             min_new_tokens=self._new,
             max_new_tokens=self._new,
-            eos_token_id=self._ends,
-            pad_token_id=self._ends[0],
+            eos_token_id=self._ends or None,
+            # No text ends before the others, so that nothing is padded: any token will do.
+            pad_token_id=self._ends[0] if self._ends else 0,
             streamer=clock,
             **cache,
         )
@@ -132,19 +133,6 @@ class Texts:
     def _note(self, name: str, times: list[float]) -> None:
         mean = (times[-1] - times[0]) / (len(times) - 1)
         self.steps.setdefault(name, []).append(round(mean * 1e6, 3))
-
-
-class Clock(BaseStreamer):
-    """Notes when `generate` hands out tokens; the first time it is the prompt."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
 
 
 def model_config(options: Options) -> ModelConfig:

@@ -12,7 +12,16 @@ from transformers import DynamicCache
 
 from kernels.decode_attention import append_kv
 from kv_parts.layer import states
-from kv_parts.setting import Options, Record, label, lacking, llama, open_kv, size
+from kv_parts.setting import (
+    Options,
+    Record,
+    label,
+    lacking,
+    layer_bytes,
+    llama,
+    open_kv,
+    size,
+)
 from kv_parts.timing import WARM_UP, Samples, interleave, microseconds
 from toolkit.evaluation.intervals import ratio
 from toolkit.vattention.layout import Layout
@@ -64,22 +73,21 @@ def life(
 def growth(options: Options) -> Iterator[Record]:
     """Time a token's append to one sequence, by its length, in one layer and in all of them.
 
-    First the virtual cache at all lengths in turn, then beside a dynamic cache at each length. What
-    a dynamic cache copies leaves nothing else in the processor's caches, so beside it a virtual one
-    is slower than alone, and the more so the longer the sequence.
+    First the virtual cache alone, at all lengths in turn, then beside a dynamic cache at each
+    length, which is another measurement: what the dynamic cache copies between two appends leaves
+    the processor's caches cold, and gives the background thread time to prepare pages.
     """
-    lengths = sorted(options.lengths)
+    lengths, layer, remedy = sorted(options.lengths), layer_bytes(options), "lower --lengths"
     for layout, page in options.timed:
         for layers in sorted({1, options.layers}):
             place = {"cache": label(layout, page), "layers": layers}
-            token_bytes = 2 * layers * row_bytes(options)
-            if reason := lacking(sum(lengths) * token_bytes, options):
+            if reason := lacking(sum(lengths) * layers * layer, options, remedy):
                 yield place | {"skipped": reason}
             else:
                 yield from (place | row for row in by_length(options, layers, layout, page))
             for length in lengths:
                 # Both caches, a layer's states to begin with, and a layer's copy.
-                if reason := lacking((2 * layers + 2) * length * 2 * row_bytes(options), options):
+                if reason := lacking((2 * layers + 2) * length * layer, options, remedy):
                     yield place | {"length": length, "skipped": reason}
                     continue
                 times = beside_dynamic(options, layers, layout, page, length)
@@ -154,9 +162,3 @@ def appending(options: Options, kv: VirtualKV) -> Callable[[], None]:
             append_kv(keys, values, new, new, kv.lengths)
 
     return append
-
-
-def row_bytes(options: Options) -> int:
-    """Return the bytes of a token's keys in one layer."""
-    size: int = options.dtype.itemsize
-    return options.kv_heads * options.head_dim * size

@@ -18,6 +18,7 @@ Options = argparse.Namespace
 Record = dict[str, Any]
 
 SPARE = 0.9  # the share of the memory left that a part may take
+CACHES = 5  # full at a time in a timed decode step, beside what a dynamic one copies in a layer
 
 
 def grid(options: Options) -> Iterator[tuple[Layout, int]]:
@@ -29,6 +30,11 @@ def geometry(options: Options, slots: int, layout: Layout = Layout.slot) -> Geom
     """Return the shape asked for."""
     shape = options.layers, slots, options.max_len, options.kv_heads, options.head_dim
     return Geometry(*shape, options.dtype, layout)
+
+
+def layer_bytes(options: Options) -> int:
+    """Return the bytes of a token's keys and values in one layer."""
+    return geometry(options, slots=1).token_bytes // options.layers
 
 
 def open_kv(options: Options, slots: int, layout: Layout, page: int, **changes: Any) -> VirtualKV:
@@ -59,14 +65,14 @@ def size(page: int) -> str:
     return f"{page >> 20} MB" if page % 2**20 == 0 else f"{page >> 10} KB"
 
 
-def lacking(nbytes: int, options: Options) -> str | None:
-    """Return why so many bytes cannot be taken now; None where they can."""
+def lacking(nbytes: int, options: Options, remedy: str) -> str | None:
+    """Return why so many bytes cannot be taken now, and what makes them fewer; None if they can."""
     room = SPARE * _available_bytes(options.device)
     if nbytes <= room:
         return None
     return (
         f"needs {nbytes / 2**30:.2f} GiB, and {SPARE:.0%} of the memory left are "
-        f"{room / 2**30:.2f}; --layers, or --decode-layers of throughput, makes it smaller"
+        f"{room / 2**30:.2f}; {remedy}"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from kv_parts.generating import model_config
-from kv_parts.setting import Options, Record, lacking
+from kv_parts.setting import CACHES, Options, Record, lacking
 from kv_parts.timing import WARM_UP, compared, interleave
 from toolkit.generation.attention import NAME
 from toolkit.generation.forward import Forward
@@ -23,8 +23,6 @@ from toolkit.vattention.virtual_kv import VirtualKV
 
 Step = Callable[[], Tensor]
 States = list[tuple[Tensor, Tensor]]
-REFERENCES = ("dynamic", "static")
-CACHES = 5  # that are full at a time, beside what a dynamic one copies in a layer
 
 
 @torch.inference_mode()
@@ -41,7 +39,8 @@ def steps(options: Options) -> Iterator[Record]:
     prompt = torch.randint(model.config.vocab_size, (1, options.context), device=options.device)
     model(prompt, past_key_values=read, logits_to_keep=1)
     states = [(layer.keys, layer.values) for layer in read.layers]
-    if reason := lacking(CACHES * 2 * batch * sum(keys.nbytes for keys, _ in states), options):
+    needed = CACHES * 2 * batch * sum(keys.nbytes for keys, _ in states)
+    if reason := lacking(needed, options, "lower --batch or --context"):
         yield place | {"skipped": reason}
         return
     tokens = torch.randint(model.config.vocab_size, (batch, 1), device=options.device)
@@ -57,7 +56,7 @@ def steps(options: Options) -> Iterator[Record]:
         same = (chosen[name] == chosen["dynamic"]).float().mean()
         yield place | {
             "decoder": name,
-            **compared(times, name, REFERENCES, options.seed),
+            **compared(times, name, options.seed),
             "same_tokens_share": float(same),
             "samples_us": times[name],
         }

@@ -13,6 +13,7 @@ from kv_parts.setting import Record
 from toolkit.evaluation.intervals import ratio
 
 WARM_UP = 3
+REFERENCES = ("dynamic", "static")  # whose times others are compared with
 Samples = dict[str, list[float]]
 
 
@@ -43,14 +44,14 @@ def interleave(
     return times
 
 
-def compared(times: Samples, name: str, references: tuple[str, ...], seed: int) -> Record:
-    """Return a step's mean time, and how much longer others took; None for itself."""
+def compared(times: Samples, name: str, seed: int) -> Record:
+    """Return a step's mean time, and how much longer references took; None for itself."""
     own = times[name]
     return {"mean_us": float(np.mean(own))} | {
         f"{other}_over_it": None
         if other == name
         else ratio(times[other], own, paired=True, seed=seed)
-        for other in references
+        for other in REFERENCES
     }
 
 

@@ -9,19 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers import LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 import toolkit.adaptivocab.drafts as drafts_module
-from tests.conftest import random_inputs, tiny
+from tests.conftest import SHAPES, random_inputs, tiny
 from toolkit.adaptivocab.drafting import NGramCandidates, drafting
 from toolkit.adaptivocab.drafts import Drafts
 from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.models.random import byte_tokenizer, shapes
+from toolkit.evaluation.generation import Replay
+from toolkit.models.random import byte_tokenizer
 
 BASE = 320
 PROMPT = 12
-SHAPES = [name for name in shapes() if name.startswith("tiny-")]
 
 
 def prompts(model, count: int = 3) -> list[torch.Tensor]:
@@ -449,16 +449,6 @@ def test_rare_contexts_of_long_texts_are_left_out(monkeypatch):
     assert set(Drafts.count(ngrams, streams).guesses) == {(1,)}
 
 
-class Replay(LogitsProcessor):
-    def __init__(self, text: list[int]):
-        self.text = text
-
-    def __call__(self, input_ids, scores):
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, self.text[input_ids.shape[1]]] = 0
-        return forced
-
-
 def test_steps_are_those_of_a_generation_of_the_text():
     model = tiny().model
     words = random_inputs(model, 12, 3).tolist()
@@ -466,7 +456,7 @@ def test_steps_are_those_of_a_generation_of_the_text():
     text = [token for n in choice for token in words[n % 12]]
     drafts = learned(text[150:])
     with drafting(model, drafts) as counter:
-        replay = LogitsProcessorList([Replay(text)])
+        replay = LogitsProcessorList([Replay(0, text)])
         ids = torch.tensor([text[:1]])
         output = generate(model, ids, max_new_tokens=149, logits_processor=replay)
     assert output[0].tolist() == text[:150]

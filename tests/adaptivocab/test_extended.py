@@ -3,11 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conftest import random_inputs, tiny
+from tests.conftest import SHAPES, random_inputs, tiny
 from toolkit.adaptivocab.extended import NewRows, base_head, extended, extended_head
-from toolkit.models.random import shapes
 
-SHAPES = [name for name in shapes() if name.startswith("tiny-")]
 FEW = ["tiny-llama", "tiny-qwen3", "tiny-gemma2"]  # tied, untied, tied and capped
 SIZE = 320
 COUNT = 5

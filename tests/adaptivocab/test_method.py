@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,13 @@ from toolkit.adaptivocab.export import BASE_TOKENIZER, MAP, export
 from toolkit.adaptivocab.vocabulary import Vocabulary
 from toolkit.artifact import Artifact
 from toolkit.calibration import calibrate
+from toolkit.config import OnMissing
 from toolkit.corpus import Corpus, Split, encode
 from toolkit.errors import ArtifactError, ConfigError, MisfitError
-from toolkit.larosa import LaRoSA
+from toolkit.evaluation.run import _artifacts
+from toolkit.larosa import Allocation, Basis, LaRoSA, Transforms
 from toolkit.models import LoadedModel
+from toolkit.stack import Stack
 
 SMALL: dict[str, Any] = {
     "size": 20, "mode": Mode.full, "max_bpb_increase": None, "tokens": 128, "gate_tokens": 128,
@@ -56,11 +60,11 @@ def test_text_in_ngrams_is_shorter_and_the_model_comes_back(
     base = encode(tokenizer, text)
     with method(rows=rows).apply(model, tokenizer, artifact) as applied:
         merged = encode(applied.tokenizer, text)
-        assert Vocabulary.from_artifact(artifact).merged.expand(merged) == base
+        ngrams = Vocabulary.from_artifact(artifact).merged
+        assert ngrams.expand(merged) == base
         assert len(merged) < 0.9 * len(base)
-        assert model(torch.tensor([merged[:32]])).logits.shape[-1] == max(merged) + 1 or (
-            model.config.vocab_size > max(merged)
-        )
+        logits = model(torch.tensor([merged[:32]])).logits
+        assert logits.shape[-1] == model.config.vocab_size == ngrams.size
     after = model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert model.config.to_dict() == config
@@ -158,16 +162,25 @@ def test_the_guard_stops_what_costs_too_much(corpus: Corpus, tiny_llama: LoadedM
 
 
 def test_larosa_on_top_learns_from_the_adapted_text(
-    corpus: Corpus, tiny_llama: LoadedModel
+    corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
 ) -> None:
-    model = tiny_llama.model
-    artifact = calibrated(method(), tiny_llama, corpus)
-    with method().apply(model, tiny_llama.tokenizer, artifact) as applied:
-        ids = encode(applied.tokenizer, corpus.documents(Split.test)[0].text)[:16]
-        assert max(ids) >= len(tiny_llama.tokenizer)
-        with torch.inference_mode():
-            assert torch.isfinite(model(torch.tensor([ids])).logits).all()
-    assert LaRoSA.stage > AdaptiVocab.stage
+    """Without gradients its axes are those of the text's activations, and of nothing else."""
+    larosa = LaRoSA(
+        basis=Basis.pca,
+        transforms=Transforms.all,
+        allocation=Allocation.uniform,
+        tokens=128,
+        window=64,
+        probe_tokens=64,
+    )
+    config: Any = SimpleNamespace(on_missing=OnMissing.calibrate, artifacts=tmp_path)
+    alone, on_top = (
+        _artifacts(config, Stack(methods), tiny_llama, corpus)["larosa"].tensors
+        for methods in ([larosa], [method(), larosa])
+    )
+    axes = [name for name in alone if name.endswith("transform")]
+    assert axes
+    assert not any(torch.equal(alone[name], on_top[name]) for name in axes)
 
 
 @pytest.mark.parametrize(

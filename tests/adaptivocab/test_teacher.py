@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.conftest import tiny
+from tests.conftest import SHAPES, tiny
 from toolkit.adaptivocab.matching import Matcher
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.adaptivocab.passages import Passage
 from toolkit.adaptivocab.teacher import SMOOTHING, Lesson, Targets, expected, predict, read
 from toolkit.adaptivocab.trie import Trie
-from toolkit.models.random import shapes
 
-SHAPES = [name for name in shapes() if name.startswith("tiny-")]
 START = 257
 # Of few tokens, so that texts go on as n-grams do; (3, 1, 2) and (0, 1, 2, 3) lack prefixes.
 NGRAMS = NGrams(320, ((0, 1), (0, 1, 2, 3), (1, 1), (1, 1, 0), (3, 1, 2), (0, 2)))

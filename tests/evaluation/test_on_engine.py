@@ -15,7 +15,7 @@ from toolkit.corpus import encode
 from toolkit.evaluation import generation
 from toolkit.evaluation.run import evaluate
 from toolkit.evaluation.sides import Side
-from toolkit.evaluation.text import Prompt
+from toolkit.evaluation.text import Prompt, Window
 from toolkit.generation import Engine
 from toolkit.models.random import byte_tokenizer
 from toolkit.stack import Stack
@@ -44,6 +44,24 @@ def test_a_side_generates_with_the_engine_within_the_block_alone():
         assert loaded.model.config._attn_implementation == before
         assert on_engine == candidate.greedy(PROMPT, 24)
         assert on_engine == generation.greedy(loaded.model, BASE, PROMPT, 24)
+
+
+def test_a_side_scores_with_the_engine_within_the_block_alone(monkeypatch):
+    loaded, window = tiny(), Window("d", TEXT, TEXT)
+    with Stack([VAttention(page_group=PAGE)]).apply(loaded.model, BASE, {}) as applied:
+        candidate = Side("candidate", loaded.model, BASE, applied)
+        expected = candidate.score(window)
+        with candidate.generating():
+            read = []
+            logits = candidate.engine.logits
+            monkeypatch.setattr(
+                candidate.engine, "logits", lambda *parts: read.append(parts) or logits(*parts)
+            )
+            found = candidate.score(window)
+            assert candidate.engine.kv.stats().growths > 0
+        ((prompt, text),) = read
+    assert (prompt, text) == ([BASE.bos_token_id, *encode(BASE, TEXT)], encode(BASE, TEXT))
+    assert found.nats == pytest.approx(expected.nats, rel=1e-6)
 
 
 def test_greedy_text_goes_on_past_the_stop_token_as_with_transformers():
@@ -113,7 +131,8 @@ def stacked(folder: Any, hub: list[str], *modes: str) -> EvaluateConfig:
 
 def test_the_cache_changes_no_text_and_its_bytes_are_reported(hub, tmp_path):
     result = evaluate(stacked(tmp_path, hub), "vattention")
-    assert result["quality"]["bits_per_byte"]["difference"]["estimate"] == 0
+    difference = result["quality"]["bits_per_byte"]["difference"]["estimate"]
+    assert difference == pytest.approx(0, abs=1e-6)
     assert result["quality"]["exact_match"] == 1
     assert result["kernel"].startswith("decode attention: C++")
     kv = result["kv"]

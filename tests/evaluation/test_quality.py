@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from toolkit.evaluation.quality import common_prefix, divergence, score
+from toolkit.evaluation.quality import common_prefix, divergence, predicting, score
 from toolkit.evaluation.text import Window
 
 WINDOW = Window("d", "some context, ", "and the text that is scored: ñ 🤖")
@@ -13,7 +13,7 @@ WINDOW = Window("d", "some context, ", "and the text that is scored: ñ 🤖")
 def test_a_uniform_model_needs_the_bits_of_its_vocabulary():
     loaded = tiny("tiny-qwen3")
     torch.nn.init.zeros_(loaded.model.lm_head.weight)
-    found = score(loaded.model, loaded.tokenizer, WINDOW)
+    found = score(predicting(loaded.model), loaded.tokenizer, WINDOW)
     size = len(WINDOW.text.encode())
     assert (found.tokens, found.size) == (size, size)
     assert found.bits == pytest.approx(size * math.log2(320))
@@ -27,12 +27,12 @@ def test_the_score_is_the_sum_of_the_step_by_step_probabilities(tiny_llama):
         logits = model(torch.tensor([ids])).logits[0, -1].double()
         expected -= float(logits.log_softmax(-1)[token])
         ids.append(token)
-    assert score(model, tokenizer, WINDOW).nats == pytest.approx(expected, rel=1e-5)
+    assert score(predicting(model), tokenizer, WINDOW).nats == pytest.approx(expected, rel=1e-5)
 
 
 def test_divergence_is_zero_for_a_copy_and_what_the_definition_says_otherwise():
     first, second = (tiny("tiny-llama", seed=seed) for seed in (1, 2))
-    scores = [score(each.model, each.tokenizer, WINDOW) for each in (first, second)]
+    scores = [score(predicting(each.model), each.tokenizer, WINDOW) for each in (first, second)]
     assert divergence(scores[0], scores[0]) == 0
     p, q = (found.log_probs.double() for found in scores)
     expected = (p.exp() * (p - q)).sum().item()

@@ -24,7 +24,7 @@ from toolkit.evaluation.cache_memory import CacheKind, CacheMemory
 from toolkit.evaluation.generation import greedy, replay
 from toolkit.evaluation.intervals import rate_difference
 from toolkit.evaluation.measure import measure_prompt_cut
-from toolkit.evaluation.quality import Score, score
+from toolkit.evaluation.quality import Score, predicting, score
 from toolkit.evaluation.result import Result, kv_section
 from toolkit.evaluation.result_quality import quality_section
 from toolkit.evaluation.run import evaluate
@@ -344,8 +344,8 @@ def test_compression_that_is_not_measured_says_why(hub, tmp_path, setting, reaso
 
 
 def test_the_context_can_be_read_from_its_newest_tokens_alone(tiny_llama):
-    found = score(tiny_llama.model, BASE, WINDOW, newest=7)
+    found = score(predicting(tiny_llama.model), BASE, WINDOW, newest=7)
     cut = Window("d", WINDOW.context[-7:], WINDOW.text)
     assert found.context_tokens == 7
-    assert found.nats == score(tiny_llama.model, BASE, cut).nats
-    assert score(tiny_llama.model, BASE, WINDOW, newest=0).context_tokens == 0
+    assert found.nats == score(predicting(tiny_llama.model), BASE, cut).nats
+    assert score(predicting(tiny_llama.model), BASE, WINDOW, newest=0).context_tokens == 0

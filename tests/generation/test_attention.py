@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
+from tests.conftest import drawn
 from toolkit.errors import MisfitError, TrimtabError
 from toolkit.generation.attention import attention
 from toolkit.generation.steps import DecodeStep, ReadStep
@@ -16,10 +17,6 @@ from toolkit.vattention.attention import Scoring
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 MODULE = SimpleNamespace(layer_idx=1, num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
-
-
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def caches(slots: int, length: int) -> tuple[list[Tensor], list[Tensor]]:

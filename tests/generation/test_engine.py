@@ -300,3 +300,20 @@ def test_text_is_decoded_by_the_tokenizer_of_the_output():
     with engine_for(model_of(), output_tokenizer=output) as engine:
         (found,) = engine.generate(["x"], max_new_tokens=3, logits_processors=force("abc"))
     assert found.text == "ABC"
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma2", "mistral, window", "gpt2"])
+def test_a_given_text_is_expected_as_the_model_does(variant):
+    model = model_of(variant)
+    prompt, text = prompts_of(19, 23)
+    expected = model(torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1]
+    with engine_for(model, slots=2) as engine:
+        found = engine.logits(prompt, text)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(engine.logits(prompt, text[:1]), expected[:1])
+        assert engine.kv.stats().live == 0
+        for one, other in (([], text), (prompt, []), (prompt * 6, text)):
+            with pytest.raises(TrimtabError, match="129 at most"):
+                engine.logits(one, other)
+        # The longest that fits: of 129 tokens the last is not read.
+        assert len(engine.logits([1], [2] * 128)) == 128

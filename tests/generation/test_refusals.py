@@ -23,7 +23,14 @@ from toolkit.vattention.layout import Geometry, committed_bytes
             "prompt 1 has 24 tokens: with one behind it, it is longer than the 24 that max_len "
             "allows; raise max_len, or shorten the prompt",
         ),
-        (["a"], {"max_new_tokens": 0}, "max_new_tokens=0: expected at least 1"),
+        ("ab", {}, "prompts='ab': expected several"),
+        ([1, 2], {}, "prompt 1: expected a text or token ids"),
+        ([["a"]], {}, r"prompt \['a'\]: expected a text or token ids"),
+        ([[1], [2, 320]], {}, "prompt 1 has the token 320: expected ids from 0 to 319"),
+        ([[-1]], {}, "prompt 0 has the token -1"),
+        (["a"], {"max_new_tokens": 5.0}, "max_new_tokens=5.0: expected integers"),
+        (["a"], {"max_new_tokens": "5"}, "max_new_tokens=5: expected integers"),
+        (["a"], {"max_new_tokens": 0}, "max_new_tokens=0: expected integers of at least 1"),
         (["a"], {"max_new_tokens": [1, 2]}, "max_new_tokens=.*for each of the 1 prompts"),
         (["a"], {"stop": [""]}, "stop=.*none empty"),
         (["a"], {"stop": "no"}, "stop='no': expected a sequence of strings"),
@@ -54,7 +61,7 @@ def test_a_prompt_that_the_budget_cannot_hold():
     [
         ({"slots": 0}, "slots=0"),
         ({"layout": "other"}, "layout='other'"),
-        ({"page_group": 1000}, "1000"),
+        ({"page_group": 1000}, "pages of 1000 bytes; expected"),
     ],
 )
 def test_a_cache_that_cannot_be(settings, message):

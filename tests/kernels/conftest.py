@@ -1,6 +1,18 @@
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from kernels.sparse_linear import cpu
+
+
+@pytest.fixture(params=[1, 2, 7])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Run a test on so many threads each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

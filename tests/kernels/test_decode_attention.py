@@ -17,14 +17,6 @@ DTYPES = [*COMPILED, torch.float16, torch.float64]
 OPERATORS = torch.ops.trimtab
 
 
-@pytest.fixture(params=[1, 2, 7])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @st.composite
 def cases(draw_from):
     max_len = draw_from(st.sampled_from([1, 3, 64, 70, 300, 600]))

@@ -7,14 +7,6 @@ from tests.kernels.cases import SHAPES, assert_close_to_float64, draw
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=[1, 2, 7])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8, 9, 33])

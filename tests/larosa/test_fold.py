@@ -21,7 +21,7 @@ WIDTH = 64
 def parts(name: str, dtype: DType = DType.float64):
     model = draw(name, dtype, tied=True).model
     adapter = adapter_for(model)
-    return adapter, head_shape(model), adapter.decoder_layers(model)[1]
+    return adapter, head_shape(model.config), adapter.decoder_layers(model)[1]
 
 
 def gains(adapter, layer) -> dict[str, torch.Tensor]:

@@ -47,7 +47,7 @@ def mean_products(x: Tensor) -> Tensor:
 
 
 def mean_head_products(model, x: Tensor) -> Tensor:
-    shape = head_shape(model)
+    shape = head_shape(model.config)
     shared = shape.heads // shape.kv_heads
     rows = x.reshape(-1, shape.kv_heads, shared, shape.head_dim)
     return torch.einsum("tgsi,tgsj->gij", rows, rows) / len(rows)

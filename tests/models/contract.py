@@ -184,7 +184,7 @@ class AdapterContract:
             assert_equal(norm(x), expected)
 
     def test_heads_divide_h2_and_what_the_attention_reads(self, exact):
-        adapter, shape = adapter_for(exact.model), head_shape(exact.model)
+        adapter, shape = adapter_for(exact.model), head_shape(exact.model.config)
         layer = adapter.decoder_layers(exact.model)[0]
         readers = {site.name: adapter.readers(layer, site) for site in adapter.sites}
         assert input_width(readers["h2"][0]) == shape.heads * shape.head_dim
@@ -192,7 +192,7 @@ class AdapterContract:
         assert outputs == (shape.heads + 2 * shape.kv_heads) * shape.head_dim
 
     def test_a_rotation_of_the_values_is_undone_behind_the_attention(self, exact):
-        adapter, shape = adapter_for(exact.model), head_shape(exact.model)
+        adapter, shape = adapter_for(exact.model), head_shape(exact.model.config)
         ids = random_inputs(exact.model, 2, 20)
         expected = exact.model(ids).logits
         outputs = next(site for site in adapter.sites if site.name == "h2")

@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
-from tests.conftest import tiny
+from tests.conftest import SHAPES, tiny
 from tests.models.contract import AdapterContract
 from tests.models.larosa_contract import LaRoSAContract
 from toolkit.errors import MisfitError
@@ -75,12 +75,12 @@ def test_a_variant_of_opt_with_other_parts_is_refused(setting, found, expected):
 def test_every_supported_architecture_has_its_contract():
     for contract in (AdapterContract, LaRoSAContract):
         tested = {test.shape for test in contract.__subclasses__()}
-        assert tested == {name for name in shapes() if name.startswith("tiny-")}
+        assert tested == set(SHAPES)
         assert {type(tiny(shape).model).__name__ for shape in tested} == set(ADAPTERS)
 
 
 def test_contract_models_cover_tied_and_untied_heads_and_grouped_queries():
     models = [tiny(test.shape).model for test in AdapterContract.__subclasses__()]
     assert {model.config.tie_word_embeddings for model in models} == {True, False}
-    divided = [head_shape(model) for model in models]
+    divided = [head_shape(model.config) for model in models]
     assert {shape.heads // shape.kv_heads for shape in divided} == {1, 2}

@@ -7,7 +7,7 @@ from functools import cache as cached
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from tests.conftest import random_inputs, tiny
+from tests.conftest import SHAPES, random_inputs, tiny
 from toolkit.models.random import shapes
 from toolkit.vattention.cache import VirtualCache
 
@@ -15,7 +15,6 @@ PAGE = 4096
 PROMPT = 20
 NEW = 14
 WINDOW = 8
-SHAPES = [name for name in shapes() if name.startswith("tiny-")]
 # Which have no window in the shipped shapes; those of Gemma have one of WINDOW tokens.
 WINDOWED = {
     "window-mistral": ("tiny-mistral", {"sliding_window": WINDOW}),

@@ -9,7 +9,6 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from toolkit.vattention.layout import Layout
 from toolkit.vattention.pages import Access
 from toolkit.vattention.pool import PagePool
 from toolkit.vattention.virtual_kv import VirtualKV
@@ -25,6 +24,11 @@ def make_cache(pool: PagePool, **more) -> VirtualKV:
     shape = {"layers": 2, "slots": 4, "max_len": 200, "kv_heads": 2, "dtype": torch.float32}
     shape["head_dim"] = 24 * pool.page_bytes // 4096
     return VirtualKV(**{**shape, "lookahead": False, **more}, pool=pool)
+
+
+def rows(kv: VirtualKV, nbytes: int) -> float:
+    """Return bytes of pages as a number of page rows."""
+    return nbytes / (kv.geometry.streams * kv.page_bytes)
 
 
 class Mirror:
@@ -47,6 +51,7 @@ class Mirror:
         self.pages: dict[int, list[int]] = {}
         self._fresh_page = count()
         self._fresh_token = 0
+        self._most_rows = 0
 
     @property
     def lengths(self) -> dict[int, int]:
@@ -76,6 +81,7 @@ class Mirror:
         grown = self.grown(lengths)
         self.kv.ensure(lengths)
         self.pages = grown
+        self._note_growth()
         for slot, length in lengths.items():
             new = torch.arange(length - len(self.tokens[slot])) + self._fresh_token
             self._fresh_token += len(new)
@@ -105,6 +111,7 @@ class Mirror:
         slot = self.kv.fork_prefix(source, length)
         assert slot not in self.tokens
         self.tokens[slot], self.pages[slot] = self.tokens[source][:length], pages
+        self._note_growth()
         return slot
 
     def poison(self) -> None:
@@ -146,10 +153,15 @@ class Mirror:
         assert stats.wasted == stats.committed - stats.live
         assert stats.handles == stats.committed // page
         assert (stats.committed, stats.mapped) == (pool.committed, pool.mapped)
-        assert stats.peak_committed >= stats.committed
+        assert stats.peak_committed >= max(stats.committed, self._most_rows * size)
         assert stats.reserved == geometry.reserved_bytes(page) == pool.reserved
-        if pool.measured is not None and self.kv.pool.backend == "host":
+        if self.kv.pool.backend == "host":
             assert stats.measured == stats.committed
+
+    def _note_growth(self) -> None:
+        """Remember the most page rows that live tokens needed at a time."""
+        needed = {row for rows in self.pages.values() for row in rows}
+        self._most_rows = max(self._most_rows, len(needed))
 
     def _start(self, length: int) -> int:
         return length * self.kv.row_bytes // self.kv.page_bytes
@@ -165,14 +177,9 @@ class Mirror:
 
 def close(kv: VirtualKV) -> None:
     """Close a cache, and assert that its pool has everything back."""
-    pool, owned = kv.pool, kv._owns_pool
     kv.close()
-    if not owned:
-        stats = pool.stats()
-        assert (stats.committed, stats.mapped, stats.reserved, stats.handles) == (0, 0, 0, 0)
-        assert stats.references == 0
-        if pool.backend == "host":
-            assert stats.measured == 0
-
-
-LAYOUTS = list(Layout)
+    stats = kv.pool.stats()
+    assert (stats.committed, stats.mapped, stats.reserved, stats.handles) == (0, 0, 0, 0)
+    assert stats.references == 0
+    if kv.pool.backend == "host":
+        assert stats.measured == 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kernels import reference
-from tests.conftest import tiny
+from tests.conftest import drawn, tiny
 from tests.vattention.conftest import in_child
 from tests.vattention.generating import (
     MODELS,
@@ -34,10 +34,6 @@ HEADS, KV_HEADS, WIDTH, TOKENS = 4, 2, 8, 9
 MODULE = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
 # With a window shorter than the prompts in some layer or in all.
 SLIDING = {"tiny-gemma2", "tiny-gemma3", "window-mistral", "window-phi3", "window-qwen2"}
-
-
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def equally_long(model, batch: int) -> Tensor:
@@ -124,12 +120,13 @@ def test_padding_under_a_soft_cap_changes_nothing():
         assert_same(generate(model, ids, cache), expected)
 
 
-def test_it_reads_a_dynamic_cache_too():
+def test_it_reads_a_dynamic_cache_too(kernel_calls):
     model = copy.deepcopy(model_of("tiny-qwen3"))
     ids = equally_long(model, 2)
     expected = generate(model, ids)
     with decode_kernel(model):
         assert_same(generate(model, ids, DynamicCache(config=model.config)), expected)
+    assert len(kernel_calls) == (NEW - 1) * model.config.num_hidden_layers
 
 
 def test_bfloat16_is_near():

@@ -7,22 +7,22 @@ over the driver of the GPU.
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import ROOT
+from tests.vattention.conftest import in_child
 from tests.vattention.fake_driver import GRANULARITY, FakeDriver, fake_pool
 from toolkit.vattention.cuda import CudaPool
 from toolkit.vattention.pages import Access, KVOutOfMemory, Page, PageError, Reservation
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = GRANULARITY
 
 MakePool = Callable[..., CudaPool]
@@ -124,7 +124,7 @@ def test_a_page_is_as_large_as_the_granularity_unless_told():
 
 @pytest.mark.parametrize("page_bytes", [0, -PAGE, PAGE // 2, PAGE + 4096])
 def test_a_page_is_of_whole_granules(page_bytes):
-    with pytest.raises(ValueError, match=f"page_bytes={page_bytes}.*{PAGE}.*cuda"):
+    with pytest.raises(ValueError, match=f"pages of {page_bytes} bytes.*{PAGE}.*cuda"):
         fake_pool(page_bytes)
 
 
@@ -304,18 +304,20 @@ def test_a_tensor_keeps_a_dropped_pool():
 
 
 def test_a_forked_child_that_drops_the_pool_calls_nothing():
-    pool = fake_pool()
-    driver = driver_of(pool)
-    reservation = pool.reserve(PAGE)
-    put(pool, reservation, 0, 1)
+    pools = [fake_pool()]
+    driver, dropped = driver_of(pools[0]), weakref.ref(pools[0])
+    reservation = pools[0].reserve(PAGE)
+    put(pools[0], reservation, 0, 1)
     calls = len(driver.calls)
-    child = os.fork()
-    if not child:
-        del pool
+
+    def drop() -> None:
+        pools.clear()
         gc.collect()
-        os._exit(len(driver.calls) - calls)
-    assert os.waitpid(child, 0)[1] == 0
-    clear(pool, reservation)
+        assert dropped() is None
+        assert len(driver.calls) == calls
+
+    assert in_child(drop) == 0
+    clear(pools[0], reservation)
     driver.check_clean()
 
 
@@ -397,27 +399,6 @@ def test_what_is_written_is_read_back(make_pool):
     assert tensor.device == pool.device
     assert tensor.data_ptr() == reservation.address
     del tensor
-    clear(pool, reservation)
-
-
-def test_one_page_at_two_addresses(make_pool):
-    pool = make_pool()
-    reservation = pool.reserve(4 * pool.page_bytes)
-    (page,) = put(pool, reservation, 0, 1)
-    pool.map(reservation, 3 * pool.page_bytes, [page])
-    pool.protect(reservation, 3 * pool.page_bytes, pool.page_bytes, Access.read)
-    writer = floats(pool, reservation, 0, 1024)
-    reader = floats(pool, reservation, 3 * pool.page_bytes, 1024)
-    for value in (1.0, 2.0):
-        writer.fill_(value)
-        assert (reader == value).all().item()
-    stats = pool.stats()
-    assert (stats.committed, stats.mapped) == (pool.page_bytes, 2 * pool.page_bytes)
-    del writer
-    pool.fence().wait()
-    pool.unmap(reservation, 0, pool.page_bytes)
-    assert (reader == 2.0).all().item()
-    del reader
     clear(pool, reservation)
 
 

@@ -72,7 +72,7 @@ def test_writes_reach_the_memory(dropped):
 
 def test_is_dropped_once_when_the_last_view_dies(dropped):
     tensor = square(dropped)
-    views = [tensor.T[1:], tensor.view(-1, 2, 2) if tensor.is_contiguous() else tensor[:, ::2]]
+    views = [tensor.T[1:], tensor[:, ::2]]
     views.append(views[0].detach())
     storage = tensor.untyped_storage()
     del tensor

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.vattention.conftest import PAGE, failing, host_pool, in_child, small_fake_pool
-from tests.vattention.mirror import POISON, Mirror, close, make_cache
+from tests.vattention.mirror import Mirror, close, make_cache
 from toolkit.vattention.layout import Layout, committed_bytes
 from toolkit.vattention.pages import KVOutOfMemory
 from toolkit.vattention.virtual_kv import VirtualKV
@@ -107,7 +107,6 @@ def test_tokens_that_divide_a_page_and_tokens_larger_than_one(make, layout):
             expected = committed_bytes([length, max_len], kv.geometry, page)
             assert kv.stats().committed == expected
         mirror.check()
-        fork = None
         mirror.release(other)
         fork = mirror.fork(slot, max_len - 1)
         mirror.check()
@@ -444,7 +443,6 @@ def test_poison_in_pages_that_nobody_needs_reaches_no_output(make):
     mirror.ensure({b: 180})  # the poisoned pages go
     mirror.poison()
     mirror.check()
-    assert POISON == 255
 
 
 def use(kv: VirtualKV) -> list[Callable[[], object]]:
@@ -489,7 +487,7 @@ def test_closing_is_refused_while_others_hold_tensors():
     del row
     close(kv)
     kv.close()
-    for call in (*use(kv), kv.wake):
+    for call in (*use(kv), kv.wake, kv.stats):
         with pytest.raises(RuntimeError, match="the cache is closed"):
             call()
 
@@ -570,6 +568,9 @@ def test_a_sleeping_cache_can_be_closed(make):
     kv = make()
     kv.ensure({kv.acquire(): 50})
     kv.sleep()
+    kv.close()
+    with pytest.raises(RuntimeError, match="the cache is closed"):
+        kv.wake()
 
 
 # Looking ahead

@@ -18,7 +18,7 @@ from toolkit.adaptivocab.rows import Rows, combined, weights
 from toolkit.adaptivocab.teacher import Lesson, Reading, Targets, predict, read, soft_cap
 from toolkit.adaptivocab.trie import Trie
 from toolkit.adaptivocab.tuning import distill, match_hidden
-from toolkit.corpus import encode
+from toolkit.corpus import encode, start_token
 from toolkit.progress import track
 
 
@@ -28,13 +28,6 @@ class ReadText:
 
     text: str
     reading: Reading
-
-
-def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the token that a text is read behind, if the tokenizer has one."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    assert start is None or isinstance(start, int)
-    return start
 
 
 def read_texts(

@@ -42,7 +42,7 @@ class Replay(LogitsProcessor):
         return forced
 
 
-class _Clock(BaseStreamer):
+class Clock(BaseStreamer):
     """Note when `generate` hands out tokens, and how many; the first call brings the prompt."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ def replay(
         Of the prompt, and of the text behind it; the prompt's where None.
     """
     continuation = encode(output_tokenizer or tokenizer, prompt.continuation)
-    clock = _Clock()
+    clock = Clock()
     prompt_tokens = len(prompt_ids(tokenizer, prompt))
     started = time.perf_counter()
     output = _generate(

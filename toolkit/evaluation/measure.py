@@ -11,7 +11,7 @@ from toolkit.config import EvaluateConfig
 from toolkit.evaluation.cache_memory import CacheKind
 from toolkit.evaluation.generation import transformers_cache
 from toolkit.evaluation.memory import parameter_bytes, step_bytes
-from toolkit.evaluation.quality import divergence, score
+from toolkit.evaluation.quality import divergence, predicting, score
 from toolkit.evaluation.sides import Side, Workload
 from toolkit.evaluation.text import Window
 from toolkit.progress import track
@@ -31,18 +31,18 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
     for side in sides:
         side.parameter_bytes = parameter_bytes(side.model)
     names = " and ".join(side.name for side in sides)
-    if quality:
-        _score(sides, work)
-        if sides[-1].stack is not None and sides[-1].stack.alternatives:
-            _score_segmentations(sides[-1], work, config)
     with ExitStack() as generating:
         for side in sides:
             generating.enter_context(side.generating())
+        if quality:
+            _score(sides, work)
         for prompt in track(work.prompts, f"Greedy generation: {names}", len(work.prompts)):
             for side in sides:
                 with side.recording():
                     side.texts.append(side.greedy(prompt, config.generation.new_tokens))
         _time(sides, work, config)
+    if quality and sides[-1].stack is not None and sides[-1].stack.alternatives:
+        _score_segmentations(sides[-1], work, config)
     for side in sides:
         side.step_bytes = step_bytes(side.model)
         if side.stack:
@@ -78,7 +78,7 @@ def measure_prompt_cut(baseline: Side, candidate: Side, work: Workload) -> None:
 
     To be called when the candidate's stack is off the model again, which the two may share.
     """
-    found = candidate.compression
+    found, predict = candidate.compression, predicting(baseline.model)
     for window, compressed in track(
         zip(work.compression, found, strict=False), "Prompt cut: baseline", len(found)
     ):
@@ -86,7 +86,7 @@ def measure_prompt_cut(baseline: Side, candidate: Side, work: Workload) -> None:
             (baseline.whole, None),
             (baseline.prompt_cut, compressed.context_tokens),
         ):
-            one = score(baseline.model, baseline.base_tokenizer, window, newest=newest)
+            one = score(predict, baseline.base_tokenizer, window, newest=newest)
             scores.append(replace(one, log_probs=None))
 
 

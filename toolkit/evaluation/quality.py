@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.corpus import encode
+from toolkit.corpus import encode, start_token
 from toolkit.evaluation.text import Window
 from toolkit.models.adapter import module_device
 
@@ -43,9 +44,12 @@ class Score:
         return self.nats / math.log(2)
 
 
-@torch.inference_mode()
+# What is expected at every token of a text behind a context: logits of shape [tokens, vocabulary].
+Predict = Callable[[list[int], list[int]], Tensor]
+
+
 def score(
-    model: PreTrainedModel,
+    predict: Predict,
     tokenizer: PreTrainedTokenizerBase,
     window: Window,
     output_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -54,11 +58,12 @@ def score(
     """Return the likelihood of a window's text, given its context.
 
     Context and text are tokenized apart, so that exactly the text's bytes are scored whatever
-    the tokenizer; a start token before them makes the first byte predictable too. The context
-    is read first, as a prompt would be, and the text on top of its cache.
+    the tokenizer; a start token before them makes the first byte predictable too.
 
     Parameters
     ----------
+    predict : callable
+        Given the tokens of context and text: `predicting` a model, or an engine's `logits`.
     tokenizer : PreTrainedTokenizerBase
         Of the context.
     output_tokenizer : PreTrainedTokenizerBase, optional
@@ -73,19 +78,32 @@ def score(
     text = encode(output_tokenizer or tokenizer, window.text)
     if not context:  # nothing to predict the first token from: it serves as the context
         context, text = text[:1], text[1:]
-    device = module_device(model.get_input_embeddings())
-    prompt, target = (torch.tensor([part], device=device) for part in (context, text))
-    first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-    then = model(input_ids=target[:, :-1], past_key_values=first.past_key_values)
-    log_probs = torch.cat([first.logits[0], then.logits[0]]).float().log_softmax(-1)
-    target = target[0].to(log_probs.device)
+    log_probs = predict(context, text).float().log_softmax(-1)
+    target = torch.tensor(text, device=log_probs.device)
     nats = -log_probs.gather(-1, target[:, None]).double().sum()
     return Score(float(nats), len(text), window.scored_bytes, read, log_probs)
 
 
+def predicting(model: PreTrainedModel) -> Predict:
+    """Return what predicts with transformers' own cache.
+
+    The context is read first, as a prompt would be, and the text on top of its cache.
+    """
+
+    @torch.inference_mode()
+    def predict(context: list[int], text: list[int]) -> Tensor:
+        device = module_device(model.get_input_embeddings())
+        prompt, target = (torch.tensor([part], device=device) for part in (context, text))
+        first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        then = model(input_ids=target[:, :-1], past_key_values=first.past_key_values)
+        return torch.cat([first.logits[0], then.logits[0]])
+
+    return predict
+
+
 def behind_start(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
     """Return tokens behind the one that texts start with, if the tokenizer has one."""
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = start_token(tokenizer)
     return tokens if start is None else [start, *tokens]
 
 

@@ -13,7 +13,7 @@ from toolkit.corpus import encode
 from toolkit.evaluation import generation, on_engine
 from toolkit.evaluation.cache_memory import CacheKind, CacheMemory
 from toolkit.evaluation.marginal import marginal_nats
-from toolkit.evaluation.quality import Score, behind_start, score
+from toolkit.evaluation.quality import Predict, Score, behind_start, predicting, score
 from toolkit.evaluation.text import Prompt, Window
 from toolkit.evaluation.timing import Timing
 from toolkit.generation import Engine, EngineStats
@@ -72,7 +72,7 @@ class Side:
     timings : list of Timing
         Repeats in order, prompts within.
     engine : Engine or None
-        What generates within `generating`, where the stack brings one.
+        What reads and generates within `generating`, where the stack brings one.
     engine_stats : EngineStats or None
         What that engine did.
     caches : dict of CacheKind to CacheMemory
@@ -118,15 +118,19 @@ class Side:
         tokenizers = self.tokenizer, self.output_tokenizer
         return any(tokenizer is not self.base_tokenizer for tokenizer in tokenizers)
 
+    @property
+    def _predict(self) -> Predict:
+        return predicting(self.model) if self.engine is None else self.engine.logits
+
     def score(self, window: Window) -> Score:
         """Score a window as the model reads and writes it."""
-        return score(self.model, self.tokenizer, window, self.output_tokenizer)
+        return score(self._predict, self.tokenizer, window, self.output_tokenizer)
 
     def score_base_tokens(self, window: Window) -> Score:
         """Score a window's text in base tokens behind its context in the prompts' tokenizer."""
         assert self.stack is not None
         with self.stack.base_output():
-            found = score(self.model, self.tokenizer, window, self.base_tokenizer)
+            found = score(self._predict, self.tokenizer, window, self.base_tokenizer)
         return replace(found, log_probs=None)
 
     def score_marginal(self, window: Window, samples: int, seed: int) -> Score:
@@ -146,7 +150,7 @@ class Side:
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Have the stack's engine, where it brings one, generate within the block: one text."""
+        """Have the stack's engine, where it brings one, read and generate within the block."""
         if self.stack is None or self.stack.engine is None:
             yield
             return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import TrimtabError
@@ -16,6 +18,7 @@ from toolkit.generation.batch import Batch, OnToken
 from toolkit.generation.drafts import Drafts
 from toolkit.generation.fit import capacity, check_model, check_prompts, limits
 from toolkit.generation.forward import Forward
+from toolkit.generation.reading import expected
 from toolkit.generation.request import Completion, Request
 from toolkit.generation.sampling import Sampler, Sampling
 from toolkit.generation.stats import EngineStats
@@ -93,7 +96,7 @@ class Engine:
         if prefill_chunk < 1:
             raise TrimtabError(f"prefill_chunk={prefill_chunk}: expected at least 1")
         layers = adapter_for(model).decoder_layers(model)
-        heads = head_shape(model)
+        heads = head_shape(model.config)
         self._model, self._tokenizer = model, tokenizer
         self._output_tokenizer = output_tokenizer or tokenizer
         self._make_cache = partial(
@@ -183,16 +186,22 @@ class Engine:
         Raises
         ------
         TrimtabError
-            If a prompt is empty or cannot fit, or an argument is out of range; nothing has run.
+            If a prompt is empty, cannot fit or has a token that the model does not know, or an
+            argument is out of range; nothing has run then.
+        KVOutOfMemory
+            If the machine itself has no memory left, for one sequence alone.
         """
         kv, forward = self.kv, self._forward
         assert forward is not None
         sampling = sampling or Sampling()
+        if isinstance(prompts, str):
+            raise TrimtabError(f"prompts={prompts!r}: expected several; put a single one in a list")
         if isinstance(stop, str) or not all(stop):
             raise TrimtabError(f"stop={stop!r}: expected a sequence of strings, none empty")
         ids = [self._ids(prompt) for prompt in prompts]
         room = self.capacity
-        check_prompts(ids, room, kv.geometry.max_len)
+        embedding: Any = self._model.get_input_embeddings()
+        check_prompts(ids, room, kv.geometry.max_len, len(embedding.weight))
         each = limits(max_new_tokens, len(ids))
         ends = stop_tokens(self._model, self._output_tokenizer)
         requests = []
@@ -214,11 +223,46 @@ class Engine:
                 pass
         return [request.completion() for request in requests]
 
+    @torch.inference_mode()
+    def logits(self, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
+        """Return what the model expects at every token of a text behind a prompt.
+
+        The text is read, in chunks as prompts are, and not generated.
+
+        Parameters
+        ----------
+        prompt, text : sequence of int
+            Token ids, at least one each.
+
+        Returns
+        -------
+        Tensor
+            Of shape [tokens of the text, vocabulary], in the model's dtype.
+
+        Raises
+        ------
+        TrimtabError
+            If one is empty, or the two do not fit.
+        """
+        kv, forward = self.kv, self._forward
+        assert forward is not None
+        tokens, room = len(prompt) + len(text), self.capacity
+        if not prompt or not text or tokens > room + 1:
+            raise TrimtabError(
+                f"a prompt of {len(prompt)} tokens and a text of {len(text)}: expected at least "
+                f"one each, and {room + 1} at most, as the last is not read and the KV cache has "
+                f"room for {room}; raise max_len or the budget, or shorten them"
+            )
+        return expected(forward, kv, prompt, text, self._chunk)
+
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             encoded: list[int] = self._tokenizer(prompt)["input_ids"]
             return encoded
-        return list(prompt)
+        try:
+            return [operator.index(token) for token in prompt]
+        except TypeError as error:
+            raise TrimtabError(f"prompt {prompt!r}: expected a text or token ids") from error
 
     def _forget(self) -> None:
         self._kv = self._forward = None

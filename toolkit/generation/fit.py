@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -73,8 +74,15 @@ def capacity(geometry: Geometry, page: int, budget: int | None) -> int:
     return min(geometry.max_len, rows * page // geometry.row_bytes)
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], room: int, max_len: int) -> None:
+def check_prompts(
+    prompts: Sequence[Sequence[int]], room: int, max_len: int, vocabulary: int
+) -> None:
     """Refuse prompts that are empty, or do not fit into `room` tokens with one token behind.
+
+    Parameters
+    ----------
+    vocabulary : int
+        How many tokens the model knows.
 
     Raises
     ------
@@ -83,6 +91,11 @@ def check_prompts(prompts: Sequence[Sequence[int]], room: int, max_len: int) -> 
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise TrimtabError(f"prompt {index} has no tokens: give it at least one")
+        if unknown := [token for token in prompt if not 0 <= token < vocabulary]:
+            raise TrimtabError(
+                f"prompt {index} has the token {unknown[0]}: expected ids from 0 to "
+                f"{vocabulary - 1}; is the tokenizer the model's?"
+            )
         if len(prompt) >= room:
             by_length = room == max_len
             limit = "max_len allows" if by_length else "the budget of the KV cache has memory for"
@@ -99,12 +112,16 @@ def limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
     Raises
     ------
     TrimtabError
-        If one is below 1, or there are not as many as prompts.
+        If one is no integer or below 1, or there are not as many as prompts.
     """
-    found = [max_new_tokens] * count if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    each = max_new_tokens if isinstance(max_new_tokens, Iterable) else [max_new_tokens] * count
+    try:
+        found = [operator.index(limit) for limit in each]
+    except TypeError:
+        found = [0]
     if len(found) != count or min(found, default=1) < 1:
         raise TrimtabError(
-            f"max_new_tokens={max_new_tokens}: expected at least 1, once or for each of the "
-            f"{count} prompts"
+            f"max_new_tokens={max_new_tokens}: expected integers of at least 1, once or for each "
+            f"of the {count} prompts"
         )
     return found

@@ -69,8 +69,8 @@ class DecodeStep:
         int32 of shape [slots], the new token counted; read where the step runs.
     """
 
-    start = None
-    prompt = False
+    start: int | None = None
+    prompt: bool = False
 
     def __init__(self, keys: Sequence[Tensor], values: Sequence[Tensor], lengths: Tensor) -> None:
         self._keys, self._values, self._lengths = keys, values, lengths

@@ -66,7 +66,7 @@ def sparsified(
         Returns the selection of a site, by its name and the layer's index. Called layer by layer,
         in the order of the adapter's sites.
     """
-    adapter, heads = adapter_for(model), head_shape(model)
+    adapter, heads = adapter_for(model), head_shape(model.config)
     layers = adapter.decoder_layers(model)
     weight_bytes: list[int] = []
     with ExitStack() as undo:

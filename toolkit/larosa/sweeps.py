@@ -54,7 +54,7 @@ class Sweeps:
 
     def __post_init__(self) -> None:
         self.adapter: Adapter = adapter_for(self.model)
-        self.heads: HeadShape = head_shape(self.model)
+        self.heads: HeadShape = head_shape(self.model.config)
         self.layers = self.adapter.decoder_layers(self.model)
 
     def moments(self) -> None:

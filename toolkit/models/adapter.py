@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +75,8 @@ def adapter_for(model: PreTrainedModel) -> Adapter:
     return adapter
 
 
-def head_shape(model: PreTrainedModel) -> HeadShape:
-    """Return how the attention of a supported model is divided into heads."""
-    config = model.config
+def head_shape(config: Any) -> HeadShape:
+    """Return how the attention of a model with this config is divided into heads."""
     heads = config.num_attention_heads
     return HeadShape(
         heads,

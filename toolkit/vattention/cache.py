@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from toolkit.errors import MisfitError
+from toolkit.models.adapter import head_shape
 from toolkit.vattention.batch import Batch
 from toolkit.vattention.cache_layer import VirtualLayer
 from toolkit.vattention.layout import Layout
@@ -68,7 +69,8 @@ class CacheShape:
                     f"{owner} is not supported by the virtual cache, which holds full and sliding "
                     f"attention only: layer {index} has a {type(layer).__name__}; use DynamicCache"
                 )
-        heads = {_heads(layer) for layer in getattr(config, "per_layer_config", [config])}
+        shapes = map(head_shape, getattr(config, "per_layer_config", [config]))
+        heads = {(shape.kv_heads, shape.head_dim) for shape in shapes}
         if len(heads) > 1:
             raise MisfitError(
                 f"{owner} is not supported by the virtual cache, whose layers are alike: its have "
@@ -76,14 +78,6 @@ class CacheShape:
             )
         windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
         return cls(owner, windows, *heads.pop())
-
-
-def _heads(config: PreTrainedConfig) -> tuple[int, int]:
-    heads = config.num_attention_heads
-    return (
-        getattr(config, "num_key_value_heads", None) or heads,
-        getattr(config, "head_dim", None) or config.hidden_size // heads,
-    )
 
 
 class VirtualCache(Cache):
@@ -116,6 +110,10 @@ class VirtualCache(Cache):
     MisfitError
         If the model's layers keep anything else than keys and values of their own tokens, or
         differ in shape.
+    ValueError
+        If a size cannot be used.
+    TrimtabError
+        If the device or its driver cannot do this.
     """
 
     def __init__(
@@ -131,6 +129,8 @@ class VirtualCache(Cache):
         budget: int | None = None,
     ) -> None:
         shape = CacheShape.of(config)
+        if batch < 1:
+            raise ValueError(f"batch={batch}; expected at least 1")
         layers, heads, size = len(shape.windows), shape.kv_heads, shape.head_dim
         kv = VirtualKV(
             layers, batch, max_len, heads, size, dtype, layout, page_group,

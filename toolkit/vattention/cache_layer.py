@@ -78,6 +78,8 @@ class VirtualLayer(CacheLayerMixin):
             If there are no pages for the tokens. The cache is as it was.
         ValueError
             If there are more sequences than the cache has room for, or more tokens.
+        RuntimeError
+            If the tensors require gradients, or the cache is asleep or closed.
         """
         length, tokens = self.get_seq_length(), key_states.shape[-2]
         if not length:
@@ -170,7 +172,15 @@ class VirtualLayer(CacheLayerMixin):
         return keys, values
 
     def _take(self, order: Tensor) -> None:
-        """Let sequence i become what sequence ``order[i]`` was; there may be more or fewer."""
+        """Let sequence i become what sequence ``order[i]`` was; there may be more or fewer.
+
+        Raises
+        ------
+        RuntimeError
+            If the slots are somebody else's.
+        ValueError, KVOutOfMemory
+            If there is no room for so many sequences.
+        """
         length, rows = self.get_seq_length(), len(order)
         if self._batch.borrowed:
             raise RuntimeError(

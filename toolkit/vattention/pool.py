@@ -47,7 +47,7 @@ class PagePool(ABC):
     def __init__(self, page_bytes: int, budget: int | None = None) -> None:
         if page_bytes <= 0 or page_bytes % self.granularity:
             raise ValueError(
-                f"page_bytes={page_bytes}; expected a positive multiple of {self.granularity}, "
+                f"pages of {page_bytes} bytes; expected a positive multiple of {self.granularity}, "
                 f"the granularity of {self.backend} memory"
             )
         if budget is not None and budget < page_bytes:

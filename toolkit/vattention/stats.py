@@ -30,7 +30,7 @@ class KVStats:
         Pages that live tokens would need beyond `committed` if no page stood behind two slots.
     cached : int
         Pages that no live token is in: of released slots, beyond lengths, prepared ahead. They
-        are given up before memory is refused to anyone, and by `trim`.
+        are given up before memory is refused to this cache, and by `trim`.
     wasted : int
         Committed bytes that hold no live token.
     measured : int
@@ -39,7 +39,7 @@ class KVStats:
     handles : int
         Physical pages, in number.
     peak_committed : int
-        The most `committed` was after a growth.
+        The most that `committed` was after a growth, or is now.
     growths : int
         How often pages were put behind slots.
     """

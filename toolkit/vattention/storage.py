@@ -77,6 +77,8 @@ def make_pool(device: torch.device, page_bytes: int | None, budget: int | None) 
     ------
     ValueError
         If the device is neither the CPU nor a GPU, or the pool refuses the page or the budget.
+    TrimtabError
+        If the device or its driver cannot do this.
     """
     if device.type == "cuda":
         return CudaPool(page_bytes, budget, device)

@@ -66,6 +66,10 @@ class VirtualKV:
     ------
     ValueError
         If a size cannot be used, or a page or a budget is given beside a pool.
+    TrimtabError
+        If the device or its driver cannot do this.
+    PageError
+        If the system has no addresses left.
     """
 
     def __init__(
@@ -268,8 +272,8 @@ class VirtualKV:
         RuntimeError
             If it is awake.
         """
+        self._check_open()
         if self._saved is None:
-            self._check_usable()
             raise RuntimeError("the cache is awake; only one that sleeps can be woken")
         with ExitStack() as undo:
             restore(undo, self._table, self._supply, self._saved)
@@ -279,6 +283,7 @@ class VirtualKV:
 
     def stats(self) -> KVStats:
         """Return what the cache holds now."""
+        self._check_open()
         prepared, lengths = self._ahead.ready(), self._slots.lengths
         return count(self._table, lengths, prepared, peak=self._peak, growths=self._growths)
 
@@ -298,6 +303,7 @@ class VirtualKV:
         self.pool.free(self._storage.reservation)
         if self._owns_pool:
             self.pool.close()
+        self._saved = None
         self._closed = True
 
     def _look_ahead(self, slots: Iterable[int]) -> None:
@@ -315,11 +321,14 @@ class VirtualKV:
             self._table.mark(slot)
         self._table.cut(dict.fromkeys(range(self.geometry.slots), 0))
 
-    def _check_usable(self) -> None:
+    def _check_open(self) -> None:
         # A pool checks that itself, but not every call comes to the pool.
         self.pool._check_process()
         if self._closed:
             raise RuntimeError("the cache is closed; make another")
+
+    def _check_usable(self) -> None:
+        self._check_open()
         if self._saved is not None:
             raise RuntimeError("the cache is asleep; wake it first")
 
