@@ -15,7 +15,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from toolkit.config import DType, EmbeddedModel, RandomModel
 from toolkit.corpus import Corpus, Document
@@ -102,7 +102,7 @@ def drawn(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def random_inputs(model: PreTrainedModel, *shape: int) -> torch.Tensor:
+def random_inputs(*shape: int) -> torch.Tensor:
     """Return token ids of that shape, the same for the same shape."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, shape, generator=generator)

@@ -29,7 +29,7 @@ def test_sparsity_0_is_the_original(corpus, dtype, residual):
         **TEXT,
     )  # fmt: skip
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-    ids = random_inputs(loaded.model, 2, 24).cuda()
+    ids = random_inputs(2, 24).cuda()
     expected = loaded.model(ids).logits.float()
     with method.apply(loaded.model, loaded.tokenizer, artifact):
         found = loaded.model(ids).logits.float(), stepwise(loaded.model, ids, 9).float()
@@ -66,7 +66,7 @@ def test_sparse_decode_runs_the_triton_kernel_and_is_what_the_reference_computes
     loaded = on_gpu(DType.bfloat16)
     method = LaRoSA(sparsity=0.5, selection=selection, transforms=Transforms.all, **TEXT)
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-    ids = random_inputs(loaded.model, 1, 16).cuda()
+    ids = random_inputs(1, 16).cuda()
     with method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
         assert applied.kernel is not None
         assert applied.kernel.startswith("Triton")

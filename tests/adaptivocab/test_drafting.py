@@ -24,8 +24,8 @@ BASE = 320
 PROMPT = 12
 
 
-def prompts(model, count: int = 3) -> list[torch.Tensor]:
-    return list(random_inputs(model, count, PROMPT)[:, None])
+def prompts(count: int = 3) -> list[torch.Tensor]:
+    return list(random_inputs(count, PROMPT)[:, None])
 
 
 def generate(model, ids, **options):
@@ -52,7 +52,7 @@ def learned(*texts: list[int]) -> Drafts:
 
 def drafts_for(model, **options) -> Drafts:
     """Return drafts of what the model makes of the prompts."""
-    return learned(*(generate(model, ids, **options)[0].tolist() for ids in prompts(model)))
+    return learned(*(generate(model, ids, **options)[0].tolist() for ids in prompts()))
 
 
 def certain(*chain: int) -> Drafts:
@@ -76,7 +76,7 @@ def test_greedy_search_returns_the_same_tokens_in_fewer_steps(name):
     counters = []
     for options in ({}, {"no_repeat_ngram_size": 2}):  # some would repeat one token for ever
         drafts = drafts_for(model, **options)
-        counters += [same_with_drafts(model, drafts, ids, **options) for ids in prompts(model)]
+        counters += [same_with_drafts(model, drafts, ids, **options) for ids in prompts()]
     steps, generated, proposed, accepted = (
         sum(getattr(counter, key) for counter in counters)
         for key in ("steps", "generated", "proposed", "accepted")
@@ -103,7 +103,7 @@ def test_greedy_search_returns_the_same_tokens_in_fewer_steps(name):
 def test_options_of_generate_hold(options):
     model = tiny("tiny-phi3").model
     drafts = drafts_for(model, **options)
-    counters = [same_with_drafts(model, drafts, ids, **options) for ids in prompts(model)]
+    counters = [same_with_drafts(model, drafts, ids, **options) for ids in prompts()]
     assert all(counter.drafted == 1 for counter in counters)
     tokens = options.get("max_new_tokens", 24)
     assert all(counter.proposed <= (tokens - 1) * counter.steps for counter in counters)
@@ -112,7 +112,7 @@ def test_options_of_generate_hold(options):
 
 def test_an_end_of_text_within_a_draft_ends_the_text():
     model = tiny("tiny-phi3").model
-    ids = prompts(model)[0]
+    ids = prompts()[0]
     continuation = generate(model, ids)[0, PROMPT:].tolist()
     drafts = learned(ids[0].tolist() + continuation)
     for end in range(1, 8):
@@ -123,7 +123,7 @@ def test_an_end_of_text_within_a_draft_ends_the_text():
 @pytest.mark.parametrize("kind", ["bos", "eos", "pad"])
 def test_special_tokens_are_never_proposed(kind):
     model = tiny().model
-    ids = prompts(model)[0]
+    ids = prompts()[0]
     special = getattr(model.generation_config, f"{kind}_token_id")
     with drafting(model, certain(ids[0, -1].item(), special)) as counter:
         generate(model, ids, max_new_tokens=3)
@@ -135,7 +135,7 @@ def test_special_tokens_are_never_proposed(kind):
 
 def test_a_stop_string_within_a_draft_ends_the_text():
     model, tokenizer = tiny("tiny-phi3").model, byte_tokenizer()
-    ids = prompts(model)[0]
+    ids = prompts()[0]
     continuation = generate(model, ids)[0, PROMPT:].tolist()
     ends = [
         n for n in range(1, 20) if 32 < ord((tokenizer.decode(continuation[n]) + "\0")[0]) < 127
@@ -155,7 +155,7 @@ def test_a_stop_string_within_a_draft_ends_the_text():
 def test_left_padding_of_a_single_text():
     model = tiny().model
     drafts = drafts_for(model)
-    ids = prompts(model)[0]
+    ids = prompts()[0]
     pads = torch.full((1, 5), model.generation_config.pad_token_id)
     padded = torch.cat([pads, ids], dim=1)
     mask = (torch.arange(PROMPT + 5)[None] >= 5).long()
@@ -176,7 +176,7 @@ class Listener(BaseStreamer):
 
 def test_a_streamer_gets_every_token_once():
     model = tiny().model
-    ids = prompts(model)[0]
+    ids = prompts()[0]
     with drafting(model, drafts_for(model)) as counter:
         drafted = generate(model, ids, streamer=(listener := Listener()))
     assert counter.accepted > 0
@@ -187,7 +187,7 @@ def test_a_streamer_gets_every_token_once():
 def test_a_cache_is_as_good_as_one_of_plain_generation(name):
     """Both ways round, over a sliding window: each continues what the other began."""
     model = tiny(name).model
-    ids = prompts(model)[0]
+    ids = prompts()[0]
     drafts = drafts_for(model, max_new_tokens=48)
     whole = generate(model, ids, max_new_tokens=48)
 
@@ -230,7 +230,7 @@ class Never(StoppingCriteria):
 )
 def test_calls_that_cannot_draft_go_on_without_and_are_counted(options):
     model = tiny().model
-    ids = random_inputs(model, options.pop("batch", 1), PROMPT)
+    ids = random_inputs(options.pop("batch", 1), PROMPT)
     counter = same_with_drafts(model, drafts_for(model), ids, **options)
     assert (counter.calls, counter.undrafted) == (1, 1)
     assert (counter.steps, counter.proposed, counter.generated) == (0, 0, 0)
@@ -240,16 +240,14 @@ def test_an_assistant_of_the_callers_own_stays_theirs():
     model, assistant = tiny().model, tiny(seed=1).model
     calls = []
     assistant.register_forward_hook(lambda *_: calls.append(1))
-    counter = same_with_drafts(
-        model, drafts_for(model), prompts(model)[0], assistant_model=assistant
-    )
+    counter = same_with_drafts(model, drafts_for(model), prompts()[0], assistant_model=assistant)
     assert len(calls) > 2
     assert (counter.undrafted, counter.proposed) == (1, 0)
 
 
 def test_embeddings_for_a_prompt_go_undrafted():
     model = tiny().model
-    embeddings = model.get_input_embeddings()(prompts(model)[0]).detach()
+    embeddings = model.get_input_embeddings()(prompts()[0]).detach()
     options = {"inputs_embeds": embeddings, "max_new_tokens": 9, "do_sample": False}
     plain = model.generate(**options)
     with drafting(model, drafts_for(model)) as counter:
@@ -259,7 +257,7 @@ def test_embeddings_for_a_prompt_go_undrafted():
 
 def test_nothing_stays_behind():
     model = tiny().model
-    ids = prompts(model)[0]
+    ids = prompts()[0]
     plain = generate(model, ids)
     drafts = drafts_for(model)
     kind, names = type(model), set(vars(model))
@@ -285,7 +283,7 @@ def test_the_counter_counts_forward_passes():
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     with drafting(model, drafts) as counter:
-        for ids in prompts(model):
+        for ids in prompts():
             generate(model, ids)
     assert counter.steps == len(passes) < 72 == counter.generated
     assert (counter.calls, counter.drafted) == (3, 3)
@@ -293,7 +291,7 @@ def test_the_counter_counts_forward_passes():
 
 def test_candidates_are_ids_of_the_texts_type_with_the_draft_behind():
     model = tiny().model
-    ids = prompts(model)[0]
+    ids = prompts()[0]
     chain = [ids[0, -1].item(), 1, 2, 3]
     seen = []
     original = NGramCandidates.get_candidates
@@ -342,7 +340,7 @@ def agreement(model, ids, exact: dict[tuple[int, int], float], drafts: Drafts):
 
 def test_sampling_keeps_its_distribution(monkeypatch):
     model = tiny("tiny-phi3").model
-    ids = prompts(model)[0]
+    ids = prompts()[0]
     exact = outcomes(model, ids)
     assert min(exact.values()) * SAMPLES > 5
     drafts = certain(ids[0, -1].item(), max(exact, key=exact.__getitem__)[0])
@@ -451,8 +449,8 @@ def test_rare_contexts_of_long_texts_are_left_out(monkeypatch):
 
 def test_steps_are_those_of_a_generation_of_the_text():
     model = tiny().model
-    words = random_inputs(model, 12, 3).tolist()
-    choice = random_inputs(model, 90).tolist()
+    words = random_inputs(12, 3).tolist()
+    choice = random_inputs(90).tolist()
     text = [token for n in choice for token in words[n % 12]]
     drafts = learned(text[150:])
     with drafting(model, drafts) as counter:

@@ -55,7 +55,7 @@ def assert_same(before: tuple, after: tuple) -> None:
 def test_a_model_gets_everything_back(name, output):
     model = tiny(name).model
     tied = model.config.tie_word_embeddings
-    before, ids = state(model), random_inputs(model, 1, 9)
+    before, ids = state(model), random_inputs(1, 9)
     expected = logits(model, ids)
     with extended(model, rows_for(model), output=output):
         inside = state(model)
@@ -97,7 +97,7 @@ def test_rows_that_do_not_fit_change_nothing(name):
 @every
 def test_without_output_the_logits_of_base_text_are_the_bases_bit_for_bit(name):
     model = tiny(name).model
-    ids = random_inputs(model, 2, 20)
+    ids = random_inputs(2, 20)
     expected = logits(model, ids)
     with extended(model, rows_for(model), output=False):
         assert torch.equal(logits(model, ids), expected)
@@ -109,7 +109,7 @@ def test_without_output_the_logits_of_base_text_are_the_bases_bit_for_bit(name):
 @every
 def test_with_output_only_the_changed_logits_of_base_text_change(name):
     model = tiny(name).model
-    ids = random_inputs(model, 2, 20)
+    ids = random_inputs(2, 20)
     expected = logits(model, ids)
     with extended(model, rows_for(model), output=True):
         found = logits(model, ids)
@@ -123,7 +123,7 @@ def test_with_output_only_the_changed_logits_of_base_text_change(name):
 @every
 def test_base_head_predicts_base_tokens_as_the_base_does(name):
     model = tiny(name).model
-    ids, own = random_inputs(model, 2, 20), model.get_output_embeddings().weight
+    ids, own = random_inputs(2, 20), model.get_output_embeddings().weight
     expected = logits(model, ids)
     with extended(model, rows_for(model), output=True):
         outside = state(model)
@@ -140,7 +140,7 @@ def test_base_head_predicts_base_tokens_as_the_base_does(name):
 def test_rows_equal_to_a_tokens_behave_as_it(name):
     """Read and predicted: as the token wherever it stands, and as likely as it."""
     model = tiny(name).model
-    ids = random_inputs(model, 1, 20)
+    ids = random_inputs(1, 20)
     token = int(ids[0, 8])
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     none = torch.empty(0, dtype=torch.int64)
@@ -156,7 +156,7 @@ def test_rows_equal_to_a_tokens_behave_as_it(name):
 def test_generation_takes_ngrams_in_and_puts_them_out(name):
     """The n-gram is twice as likely as the token that the base would choose."""
     model = tiny(name).model
-    ids = random_inputs(model, 1, 9)
+    ids = random_inputs(1, 9)
     best = logits(model, ids)[0, -1]
     chosen = int(best.argmax())
     assert best[chosen] > 0

@@ -111,7 +111,7 @@ def test_in_input_mode_new_tokens_are_read_and_never_said(
     model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
     adaptivocab = method(mode=Mode.input)
     artifact = calibrated(adaptivocab, tiny_llama, corpus)
-    ids = random_inputs(model, 1, 40)
+    ids = random_inputs(1, 40)
     with torch.inference_mode():
         base = model(ids).logits
         with adaptivocab.apply(model, tokenizer, artifact) as applied:
@@ -126,7 +126,7 @@ def test_in_input_mode_new_tokens_are_read_and_never_said(
 def test_in_full_mode_the_base_head_is_at_hand(corpus: Corpus, tiny_llama: LoadedModel) -> None:
     model = tiny_llama.model
     artifact = calibrated(method(), tiny_llama, corpus)
-    ids = random_inputs(model, 1, 40)
+    ids = random_inputs(1, 40)
     with torch.inference_mode():
         base = model(ids).logits
         with method().apply(model, tiny_llama.tokenizer, artifact) as applied:

@@ -60,7 +60,7 @@ def test_bytes_read_are_those_counted_by_hand(corpus, tiny_llama, design, transf
     artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
     plan = artifact.statistics["plan"]
     assert (plan["weights"], plan["transforms"]) == (4 * WEIGHTS, transforms + adapters)
-    section = measured(tiny_llama, method, artifact, random_inputs(tiny_llama.model, 2, 10))
+    section = measured(tiny_llama, method, artifact, random_inputs(2, 10))
     assert section["requested"] == 0.5
     assert section["sites"] == dict.fromkeys(("h1", "h2", "h3", "h4"), 0.5)
     assert section["achieved"] == pytest.approx(0.5)
@@ -152,7 +152,7 @@ def test_nothing_is_counted_unless_asked(tiny_llama, corpus):
     method = LaRoSA(**SMALL)
     artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
     with method.apply(tiny_llama.model, tiny_llama.tokenizer, artifact) as applied:
-        tiny_llama.model(random_inputs(tiny_llama.model, 1, 16))
+        tiny_llama.model(random_inputs(1, 16))
         with pytest.raises(ZeroDivisionError):
             applied.measured()
 
@@ -205,7 +205,7 @@ def test_norms_and_weights_that_are_zero_in_places_are_folded_exactly(corpus, se
         layer.self_attn.v_proj.weight[2] = 0
     method = LaRoSA(sparsity=0.0, count=Count.nominal, **settings, **SMALL)
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-    ids = random_inputs(loaded.model, 2, 12)
+    ids = random_inputs(2, 12)
     expected = loaded.model(ids).logits
     with method.apply(loaded.model, loaded.tokenizer, artifact):
         assert_equal(loaded.model(ids).logits, expected)

@@ -25,7 +25,7 @@ def test_a_layer_whose_part_was_pruned_to_nothing_calibrates_and_runs(corpus, de
     loaded.model.model.layers[1].get_submodule(dead).weight.data.zero_()
     method = LaRoSA(sparsity=0.0, count=Count.nominal, **SMALL, **settings)
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-    ids = random_inputs(loaded.model, 1, 16)
+    ids = random_inputs(1, 16)
     expected = loaded.model(ids).logits
     with method.apply(loaded.model, loaded.tokenizer, artifact):
         torch.testing.assert_close(loaded.model(ids).logits, expected, atol=1e-4, rtol=1e-3)

@@ -23,7 +23,7 @@ def test_a_dispatched_model_calibrates_and_runs_as_the_same_model_does(corpus):
     for loaded in (plain, spread):
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
         with method.apply(loaded.model, loaded.tokenizer, artifact):
-            found.append((artifact, loaded.model(random_inputs(loaded.model, 2, 20)).logits))
+            found.append((artifact, loaded.model(random_inputs(2, 20)).logits))
     (expected, logits), (artifact, others) = found
     assert artifact.statistics == expected.statistics
     assert torch.equal(logits, others)

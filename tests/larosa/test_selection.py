@@ -188,7 +188,7 @@ def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafts
 
 def test_a_dense_prefix_predicts_what_the_dense_model_does(sparse):
     model, applied = sparse
-    ids = random_inputs(model, 2, 12)
+    ids = random_inputs(2, 12)
     dense = model(ids).logits
     with applied(dense_prefix=4):
         found, steps = model(ids).logits, stepwise(model, ids, 3)
@@ -203,7 +203,7 @@ def test_a_dense_prefix_predicts_what_the_dense_model_does(sparse):
 
 def test_a_dense_prompt_is_followed_by_sparse_steps(sparse):
     model, applied = sparse
-    ids = random_inputs(model, 2, 12)
+    ids = random_inputs(2, 12)
     dense = model(ids).logits
     with applied(prefill=Prefill.dense) as method:
         found = stepwise(model, ids, 5)

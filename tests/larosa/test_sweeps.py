@@ -54,7 +54,7 @@ def mean_head_products(model, x: Tensor) -> Tensor:
 
 
 def test_moments_are_those_of_the_whole_models_forward(model, tmp_path):
-    windows = random_inputs(model, WINDOWS, LENGTH)
+    windows = random_inputs(WINDOWS, LENGTH)
     sweeps = Sweeps(model, windows, PROBES, tmp_path)
     sweeps.moments()
     adapter = adapter_for(model)
@@ -77,7 +77,7 @@ def test_moments_are_those_of_the_whole_models_forward(model, tmp_path):
 
 
 def test_sensitivities_are_those_of_one_backward_through_the_whole_model(model, tmp_path):
-    windows = random_inputs(model, WINDOWS, LENGTH)
+    windows = random_inputs(WINDOWS, LENGTH)
     sweeps = Sweeps(model, windows, PROBES, tmp_path)
     sweeps.moments()
     sweeps.sensitivities()

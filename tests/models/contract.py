@@ -141,7 +141,7 @@ class AdapterContract:
                 handles.append(
                     norm.register_forward_hook(lambda m, i, found, seen=seen: seen.append(found))
                 )
-            exact.model(random_inputs(exact.model, 1, 8))
+            exact.model(random_inputs(1, 8))
             for handle in handles:
                 handle.remove()
             assert len(seen) == len(handles)
@@ -159,7 +159,7 @@ class AdapterContract:
                 torch.testing.assert_close(reader(x), x @ input_major(reader) + bias)
 
     def test_layer_by_layer_is_the_whole_models_forward(self, exact):
-        adapter, windows = adapter_for(exact.model), random_inputs(exact.model, 3, 20)
+        adapter, windows = adapter_for(exact.model), random_inputs(3, 20)
         whole = exact.model(windows, output_hidden_states=True, use_cache=False).hidden_states
         stream = LayerwiseForward(exact.model, adapter, windows)
         assert stream.tokens == windows.numel()
@@ -193,7 +193,7 @@ class AdapterContract:
 
     def test_a_rotation_of_the_values_is_undone_behind_the_attention(self, exact):
         adapter, shape = adapter_for(exact.model), head_shape(exact.model.config)
-        ids = random_inputs(exact.model, 2, 20)
+        ids = random_inputs(2, 20)
         expected = exact.model(ids).logits
         outputs = next(site for site in adapter.sites if site.name == "h2")
         for layer in adapter.decoder_layers(exact.model):
@@ -208,7 +208,7 @@ class AdapterContract:
 
     def test_a_scale_of_the_gated_is_undone_behind_the_gate(self, exact):
         adapter = adapter_for(exact.model)
-        ids = random_inputs(exact.model, 2, 20)
+        ids = random_inputs(2, 20)
         expected = exact.model(ids).logits
         before, behind = (site for site in adapter.sites if site.name in ("h3", "h4"))
         for layer in adapter.decoder_layers(exact.model):
@@ -226,7 +226,7 @@ class AdapterContract:
 
     def test_writers_alone_write_to_the_residual_stream(self, exact):
         adapter = adapter_for(exact.model)
-        stream = LayerwiseForward(exact.model, adapter, random_inputs(exact.model, 1, 8))
+        stream = LayerwiseForward(exact.model, adapter, random_inputs(1, 8))
         width = exact.model.config.hidden_size
         nothing = dict.fromkeys(adapter.writers, torch.zeros(width).double())
         for index, layer in enumerate(stream.layers):
@@ -237,7 +237,7 @@ class AdapterContract:
 
     def test_what_is_written_is_added_as_it_is_unless_a_norm_stands_behind(self, exact):
         adapter = adapter_for(exact.model)
-        stream = LayerwiseForward(exact.model, adapter, random_inputs(exact.model, 1, 8))
+        stream = LayerwiseForward(exact.model, adapter, random_inputs(1, 8))
         width = exact.model.config.hidden_size
         written = torch.randn(width, dtype=torch.float64)
         for name in adapter.writers:

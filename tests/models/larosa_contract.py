@@ -71,7 +71,7 @@ class LaRoSAContract:
         return draw(self.shape, dtype, tied)
 
     def assert_exact(self, loaded: LoadedModel, method: LaRoSA, artifact: Artifact) -> None:
-        ids = random_inputs(loaded.model, 2, 12)
+        ids = random_inputs(2, 12)
         expected = loaded.model(ids).logits
         with method.apply(loaded.model, loaded.tokenizer, artifact):
             whole, steps = loaded.model(ids).logits, stepwise(loaded.model, ids, 5)
@@ -100,7 +100,7 @@ class LaRoSAContract:
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
         self.assert_exact(loaded, method, artifact)
         artifact.save(tmp_path / "artifact")
-        ids = random_inputs(loaded.model, 1, 12)
+        ids = random_inputs(1, 12)
 
         def logits(source: Artifact) -> Tensor:
             with method.apply(loaded.model, loaded.tokenizer, source):
@@ -127,7 +127,7 @@ class LaRoSAContract:
         loaded = draw(self.shape, DType.float64, tied=True)
         method = LaRoSA(sparsity=0.5, transforms=Transforms.all, selection=selection, **SMALL)
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-        ids = random_inputs(loaded.model, 2, 12)
+        ids = random_inputs(2, 12)
         dense = loaded.model(ids).logits
         with method.apply(loaded.model, loaded.tokenizer, artifact):
             expected = loaded.model(ids).logits
@@ -144,7 +144,7 @@ class LaRoSAContract:
         before = copy.deepcopy(loaded.model.state_dict())
         parameters = dict(loaded.model.named_parameters())
         modules = list(loaded.model.modules())
-        ids = random_inputs(loaded.model, 1, 12)
+        ids = random_inputs(1, 12)
         logits = loaded.model(ids).logits
 
         def use() -> None:

@@ -12,7 +12,7 @@ from toolkit.models.layerwise import LayerwiseForward
 def test_only_layers_of_full_attention_look_further_back_than_the_window(name):
     model = tiny(name).model
     length = 2 * model.config.sliding_window
-    stream = LayerwiseForward(model, adapter_for(model), random_inputs(model, 1, length))
+    stream = LayerwiseForward(model, adapter_for(model), random_inputs(1, length))
     assert set(model.config.layer_types) == {"sliding_attention", "full_attention"}
     for index, kind in enumerate(model.config.layer_types):
         before = stream.outputs(index)
@@ -23,7 +23,7 @@ def test_only_layers_of_full_attention_look_further_back_than_the_window(name):
 
 def test_longrope_beyond_the_original_length_is_the_whole_models_forward():
     model = draw("tiny-phi3", DType.float64, tied=False).model
-    windows = random_inputs(model, 2, 20)
+    windows = random_inputs(2, 20)
 
     def first_layer() -> torch.Tensor:
         return model(windows, output_hidden_states=True, use_cache=False).hidden_states[1]

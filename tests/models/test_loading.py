@@ -23,7 +23,7 @@ def test_a_local_folder_is_loaded_by_path(tmp_path, tiny_llama):
     assert not loaded.random_weights
     assert loaded.fingerprint == tiny_llama.fingerprint
     assert not loaded.model.training
-    ids = random_inputs(loaded.model, 1, 8)
+    ids = random_inputs(1, 8)
     assert torch.equal(loaded.model(ids).logits, tiny_llama.model(ids).logits)
 
 

@@ -79,9 +79,9 @@ def generate(model: PreTrainedModel, ids: torch.Tensor, cache=None, **options):
     )
 
 
-def prompts(model: PreTrainedModel, batch: int, tokens: int = PROMPT) -> torch.Tensor:
+def prompts(batch: int, tokens: int = PROMPT) -> torch.Tensor:
     """Return prompts that say everything twice, all but the last padded on the left."""
-    half = random_inputs(model, batch, tokens // 2) % 100 + 1
+    half = random_inputs(batch, tokens // 2) % 100 + 1
     ids = torch.cat([half, half], dim=1)
     for row in range(batch - 1):
         ids[row, : 2 * row + 3] = 0

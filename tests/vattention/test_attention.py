@@ -36,9 +36,9 @@ MODULE = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
 SLIDING = {"tiny-gemma2", "tiny-gemma3", "window-mistral", "window-phi3", "window-qwen2"}
 
 
-def equally_long(model, batch: int) -> Tensor:
+def equally_long(batch: int) -> Tensor:
     """Return prompts without padding."""
-    return prompts(model, 1).repeat(batch, 1) + torch.arange(batch)[:, None]
+    return prompts(1).repeat(batch, 1) + torch.arange(batch)[:, None]
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_attending_is_what_the_reference_does_token_by_token(queries, masked, so
 def test_stock_generate_with_the_kernel_says_the_same(name, mode, kernel_calls):
     model, options = copy.deepcopy(model_of(name)), MODES.get(mode, {})
     before = model.config._attn_implementation
-    ids = equally_long(model, 1 if mode == "prompt lookup" else 2)
+    ids = equally_long(1 if mode == "prompt lookup" else 2)
     expected = generate(model, ids, **options)
     with make(model, 6) as cache, decode_kernel(model):
         assert_same(generate(model, ids, cache, **options), expected)
@@ -105,7 +105,7 @@ def test_stock_generate_with_the_kernel_says_the_same(name, mode, kernel_calls):
 
 def test_a_padded_batch_is_pytorchs(kernel_calls):
     model = copy.deepcopy(model_of("tiny-llama"))
-    ids = prompts(model, 3)
+    ids = prompts(3)
     expected = generate(model, ids)
     with make(model, 3) as cache, decode_kernel(model):
         assert_same(generate(model, ids, cache), expected)
@@ -114,7 +114,7 @@ def test_a_padded_batch_is_pytorchs(kernel_calls):
 
 def test_padding_under_a_soft_cap_changes_nothing():
     model = copy.deepcopy(model_of("tiny-gemma2"))
-    ids = prompts(model, 3)
+    ids = prompts(3)
     expected = generate(model, ids)
     with make(model, 3) as cache, decode_kernel(model):
         assert_same(generate(model, ids, cache), expected)
@@ -122,7 +122,7 @@ def test_padding_under_a_soft_cap_changes_nothing():
 
 def test_it_reads_a_dynamic_cache_too(kernel_calls):
     model = copy.deepcopy(model_of("tiny-qwen3"))
-    ids = equally_long(model, 2)
+    ids = equally_long(2)
     expected = generate(model, ids)
     with decode_kernel(model):
         assert_same(generate(model, ids, DynamicCache(config=model.config)), expected)
@@ -131,7 +131,7 @@ def test_it_reads_a_dynamic_cache_too(kernel_calls):
 
 def test_bfloat16_is_near():
     model = copy.deepcopy(tiny(dtype=DType.bfloat16).model)
-    ids = equally_long(model, 2)
+    ids = equally_long(2)
     expected = generate(model, ids, max_new_tokens=2)
     with make(model, 2) as cache, decode_kernel(model):
         found = generate(model, ids, cache, max_new_tokens=2)
@@ -147,7 +147,7 @@ def test_it_reads_nothing_beyond_the_last_token():
         cache = make(model, 2, 512)
         tokens = 2 * PAGE // cache.kv.row_bytes
         with decode_kernel(model):
-            generate(model, equally_long(model, 2), cache, min_new_tokens=tokens - PROMPT + 1)
+            generate(model, equally_long(2), cache, min_new_tokens=tokens - PROMPT + 1)
         assert cache.get_seq_length() * cache.kv.row_bytes == 2 * PAGE
 
     assert in_child(fill_pages) == 0
@@ -161,7 +161,7 @@ def test_an_error_gives_the_model_its_attention_back():
         model.config.attention_dropout = 0.5
         for layer in model.model.layers:
             layer.self_attn.attention_dropout = 0.5
-        generate(model, equally_long(model, 1))
+        generate(model, equally_long(1))
     assert model.config._attn_implementation == before
 
 
@@ -169,7 +169,7 @@ def test_an_error_gives_the_model_its_attention_back():
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma2", "tiny-gemma3"])
 def test_on_a_gpu_as_without_it(name):
     model = copy.deepcopy(model_of(name)).to("cuda")
-    ids = equally_long(model, 2).to("cuda")
+    ids = equally_long(2).to("cuda")
     expected = generate(model, ids)
     with make(model, 2) as cache, decode_kernel(model):
         found = generate(model, ids, cache)

@@ -55,7 +55,7 @@ from toolkit.vattention.virtual_kv import VirtualKV
 def test_a_padded_batch_becomes_what_it_becomes_on_a_dynamic_cache(name, attention, layout):
     model = copy.deepcopy(model_of(name))
     model.set_attn_implementation(attention)
-    ids = prompts(model, 3)
+    ids = prompts(3)
     with make(model, 3, layout=layout) as cache:
         assert_same(generate(model, ids, cache), generate(model, ids))
         assert cache.get_seq_length() == PROMPT + NEW - 1
@@ -68,7 +68,7 @@ def test_a_padded_batch_becomes_what_it_becomes_on_a_dynamic_cache(name, attenti
 )
 def test_every_mode_is_what_it_is_on_a_dynamic_cache(name, mode):
     model, options = model_of(name), (MODES | RARE_MODES)[mode]
-    ids = prompts(model, 1 if mode == "prompt lookup" else 2)
+    ids = prompts(1 if mode == "prompt lookup" else 2)
     with make(model, 6) as cache:
         assert_same(generate(model, ids, cache, **options), generate(model, ids, **options))
 
@@ -82,7 +82,7 @@ def test_an_assistant_is_followed_and_corrected(name):
     assistant.get_output_embeddings().register_forward_hook(
         lambda module, inputs, logits: logits.roll(next(calls) % 3 // 2, dims=-1)
     )
-    ids = prompts(model, 1)
+    ids = prompts(1)
     expected = generate(model, ids, assistant_model=assistant)
     with make(model) as cache, patch.object(cache, "crop", wraps=cache.crop) as crop:
         assert_same(generate(model, ids, cache, assistant_model=assistant), expected)
@@ -94,7 +94,7 @@ def test_an_assistant_is_followed_and_corrected(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_finished_generation_is_continued(name):
     model = model_of(name)
-    ids, more = prompts(model, 2), random_inputs(model, 2, 5) + 1
+    ids, more = prompts(2), random_inputs(2, 5) + 1
     with make(model, 2) as cache:
         for _ in range(2):
             dynamic = DynamicCache(config=model.config)
@@ -108,7 +108,7 @@ def test_a_finished_generation_is_continued(name):
 
 def test_bfloat16_as_in_a_dynamic_cache():
     model = tiny(dtype=DType.bfloat16).model
-    ids = prompts(model, 2)
+    ids = prompts(2)
     with make(model, 2) as cache:
         found, expected = generate(model, ids, cache), generate(model, ids)
     torch.testing.assert_close(found.sequences, expected.sequences)
@@ -116,7 +116,7 @@ def test_bfloat16_as_in_a_dynamic_cache():
 
 def test_a_forward_pass_under_no_grad_continues_one_under_inference_mode():
     model = model_of("tiny-llama")
-    ids = prompts(model, 1)
+    ids = prompts(1)
     expected = model(ids).logits[:, 10:]
     with torch.inference_mode():
         made = make(model)
@@ -270,9 +270,9 @@ def test_growth_moves_nothing_and_writes_new_tokens_only():
 def test_what_recycled_pages_hold_changes_nothing(attention):
     model = copy.deepcopy(model_of("tiny-llama"))
     model.set_attn_implementation(attention)
-    ids = prompts(model, 2)
+    ids = prompts(2)
     with make(model, 6) as cache:
-        generate(model, prompts(model, 6), cache, max_new_tokens=64)
+        generate(model, prompts(6), cache, max_new_tokens=64)
         for layer in cache.layers:
             layer.keys.fill_(torch.nan)
             layer.values.fill_(torch.nan)
@@ -303,7 +303,7 @@ def test_nothing_is_read_beyond_the_last_token(name, attention, dtype):
         cache = make(model, 2, 512)
         tokens = 2 * PAGE // cache.kv.row_bytes
         assert tokens * cache.kv.row_bytes == 2 * PAGE
-        generate(model, prompts(model, 2), cache, min_new_tokens=tokens - PROMPT + 1)
+        generate(model, prompts(2), cache, min_new_tokens=tokens - PROMPT + 1)
         assert cache.get_seq_length() == tokens
         return cache
 
@@ -320,7 +320,7 @@ def test_nothing_is_read_beyond_the_last_token(name, attention, dtype):
 
 def test_out_of_memory_leaves_the_cache_readable_and_generation_goes_on_with_a_larger_budget():
     model = model_of("tiny-llama")
-    ids = prompts(model, 2)
+    ids = prompts(2)
     dynamic = DynamicCache(config=model.config)
     expected = generate(model, ids, dynamic, min_new_tokens=40)
     pages = 2 * 2 * model.config.num_hidden_layers * PAGE
@@ -342,8 +342,8 @@ def test_out_of_memory_of_the_first_tokens_leaves_it_to_a_smaller_batch():
     model = model_of("tiny-llama")
     with make(model, 2, budget=2 * model.config.num_hidden_layers * PAGE) as cache:
         with pytest.raises(KVOutOfMemory):
-            generate(model, prompts(model, 2), cache)
-        ids = prompts(model, 1)
+            generate(model, prompts(2), cache)
+        ids = prompts(1)
         assert_same(
             generate(model, ids, cache, max_new_tokens=8), generate(model, ids, max_new_tokens=8)
         )
@@ -362,7 +362,7 @@ def test_more_tokens_than_max_len_are_refused_with_both_numbers():
     model = model_of("tiny-llama")
     with make(model, max_len=24) as cache:
         with pytest.raises(ValueError, match="length of 25 tokens .* max_len=24"):
-            generate(model, prompts(model, 1), cache, min_new_tokens=16)
+            generate(model, prompts(1), cache, min_new_tokens=16)
         assert cache.get_seq_length() == cache.get_max_length() == 24
 
 
@@ -370,18 +370,18 @@ def test_more_sequences_than_the_batch_are_refused_with_both_numbers():
     model = model_of("tiny-llama")
     with make(model, 2) as cache:
         with pytest.raises(ValueError, match="6 sequences .* batch=2"):
-            generate(model, prompts(model, 2), cache, num_beams=3)
-        generate(model, prompts(model, 2), cache)
+            generate(model, prompts(2), cache, num_beams=3)
+        generate(model, prompts(2), cache)
         with pytest.raises(ValueError, match="4 sequences .* batch=2"):
             cache.batch_repeat_interleave(2)
         with pytest.raises(MisfitError, match=r"keys of shape \[1, .* holds \[2, "):
-            model(prompts(model, 1), past_key_values=cache)
+            model(prompts(1), past_key_values=cache)
 
 
 def test_keys_that_require_gradients_are_refused():
     model = copy.deepcopy(model_of("tiny-llama")).requires_grad_(True)
     with make(model) as cache, pytest.raises(RuntimeError, match=r"torch\.no_grad"):
-        model(prompts(model, 1), past_key_values=cache)
+        model(prompts(1), past_key_values=cache)
 
 
 @pytest.mark.parametrize("part", ["dtype", "kv_heads", "head_dim"])
@@ -449,7 +449,7 @@ def test_it_is_not_copied(duplicate):
 
 def test_asleep_it_refuses_and_awake_it_goes_on():
     model = model_of("tiny-llama")
-    ids = prompts(model, 1)
+    ids = prompts(1)
     with make(model) as cache:
         model(ids[:, :10], past_key_values=cache)
         cache.kv.sleep()
@@ -473,7 +473,7 @@ def test_bytes_are_those_of_the_tokens_their_pages_and_the_addresses():
     config, page = model.config, 2 * PAGE
     with make(model, 3, 96, page_group=page) as cache:
         assert (cache.live_bytes, cache.committed_bytes) == (0, 0)
-        generate(model, prompts(model, 2), cache, max_new_tokens=1)
+        generate(model, prompts(2), cache, max_new_tokens=1)
         token = 2 * config.num_key_value_heads * (config.hidden_size // 4) * 4
         assert cache.live_bytes == 2 * PROMPT * config.num_hidden_layers * token
         assert cache.committed_bytes == 2 * 2 * config.num_hidden_layers * page
@@ -483,7 +483,7 @@ def test_bytes_are_those_of_the_tokens_their_pages_and_the_addresses():
 def test_close_gives_everything_back_once_nobody_holds_a_tensor():
     model = model_of("tiny-llama")
     cache = make(model)
-    generate(model, prompts(model, 1), cache)
+    generate(model, prompts(1), cache)
     held = cache.layers[0].keys
     with pytest.raises(RuntimeError, match="alive"):
         cache.close()
@@ -491,7 +491,7 @@ def test_close_gives_everything_back_once_nobody_holds_a_tensor():
     cache.close()
     cache.close()
     with pytest.raises(RuntimeError, match="closed"):
-        generate(model, prompts(model, 1), cache)
+        generate(model, prompts(1), cache)
 
 
 def test_an_error_within_the_context_is_the_one_that_is_seen():
@@ -506,7 +506,7 @@ def test_an_error_within_the_context_is_the_one_that_is_seen():
 
 def test_a_cache_that_nobody_closed_is_closed_when_nobody_has_it():
     model = model_of("tiny-llama")
-    kv = generate(model, prompts(model, 1), make(model)).past_key_values.kv
+    kv = generate(model, prompts(1), make(model)).past_key_values.kv
     gc.collect()
     with pytest.raises(RuntimeError, match="closed"):
         kv.keys  # noqa: B018
@@ -514,7 +514,7 @@ def test_a_cache_that_nobody_closed_is_closed_when_nobody_has_it():
 
 def test_a_forked_child_that_drops_it_leaves_its_parents():
     model = model_of("tiny-llama")
-    ids = prompts(model, 1)
+    ids = prompts(1)
     caches = [make(model)]
     generate(model, ids, caches[0], max_new_tokens=4)
     kept = [layer.keys.clone() for layer in caches[0].layers]
@@ -541,8 +541,8 @@ def kv() -> Iterator[VirtualKV]:
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
 def test_sequences_continue_one_prompt_that_is_there_once(name, kv):
     model = model_of(name)
-    common = prompts(model, 1, 40)
-    ids = torch.cat([common.expand(4, -1), prompts(model, 4, 4)], dim=1)
+    common = prompts(1, 40)
+    ids = torch.cat([common.expand(4, -1), prompts(4, 4)], dim=1)
     source = kv.acquire()
     with VirtualCache.over(model.config, kv, [source]) as cache:
         model(common, past_key_values=cache)
@@ -564,14 +564,14 @@ def test_sequences_continue_one_prompt_that_is_there_once(name, kv):
 
 def test_what_is_cropped_of_a_shared_prompt_is_not_written_over(kv):
     model = model_of("tiny-llama")
-    common = prompts(model, 1, 40)
+    common = prompts(1, 40)
     source = kv.acquire()
     with VirtualCache.over(model.config, kv, [source]) as cache:
         model(common, past_key_values=cache)
     before = kv.keys[2][source, :40].clone()
     with VirtualCache.over(model.config, kv, [kv.fork_prefix(source, 40)]) as cache:
         cache.crop(-12)
-        ids = torch.cat([common[:, :28], prompts(model, 1, 10)], dim=1)
+        ids = torch.cat([common[:, :28], prompts(1, 10)], dim=1)
         assert_same(generate(model, ids, cache), generate(model, ids))
     assert torch.equal(kv.keys[2][source, :40], before)
 
@@ -596,7 +596,7 @@ def test_slots_that_make_no_batch_are_refused(kv):
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
 def test_on_a_gpu_as_on_a_dynamic_cache(name, options, layout):
     model = load_model(RandomModel(device="cuda", dtype=DType.float32, config=name, seed=0)).model
-    ids = prompts(model, 1 if "prompt_lookup_num_tokens" in options else 2).cuda()
+    ids = prompts(1 if "prompt_lookup_num_tokens" in options else 2).cuda()
     with make(model, 6, 2048, page_group=None, layout=layout) as cache:
         options = options | {"min_new_tokens": 128}
         assert_same(generate(model, ids, cache, **options), generate(model, ids, **options))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.vattention.conftest import PAGE, failing, host_pool, in_child, small_fake_pool
-from tests.vattention.mirror import Mirror, close, make_cache
+from tests.vattention.mirror import Mirror, close, make_cache, rows
 from toolkit.vattention.layout import Layout, committed_bytes
 from toolkit.vattention.pages import KVOutOfMemory
 from toolkit.vattention.virtual_kv import VirtualKV
@@ -42,11 +42,6 @@ def make(pool) -> Iterator[MakeCache]:
 @pytest.fixture(params=list(Layout))
 def layout(request) -> Layout:
     return request.param
-
-
-def rows(kv: VirtualKV, nbytes: int) -> float:
-    """Return bytes of pages as a number of page rows."""
-    return nbytes / (kv.geometry.streams * kv.page_bytes)
 
 
 def test_tensors_have_the_shape_of_the_cache_and_share_nothing(make, layout):
