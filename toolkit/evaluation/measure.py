@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from toolkit.config import EvaluateConfig
@@ -31,11 +31,11 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
     for side in sides:
         side.parameter_bytes = parameter_bytes(side.model)
     names = " and ".join(side.name for side in sides)
-    with ExitStack() as generating:
-        for side in sides:
-            generating.enter_context(side.generating())
-        if quality:
+    if quality:
+        with _engines(sides):
             _score(sides, work)
+    # Others than those that read: pages of longer windows would stay with a cache.
+    with _engines(sides):
         for prompt in track(work.prompts, f"Greedy generation: {names}", len(work.prompts)):
             for side in sides:
                 with side.recording():
@@ -88,6 +88,14 @@ def measure_prompt_cut(baseline: Side, candidate: Side, work: Workload) -> None:
         ):
             one = score(predict, baseline.base_tokenizer, window, newest=newest)
             scores.append(replace(one, log_probs=None))
+
+
+@contextmanager
+def _engines(sides: Sequence[Side]) -> Iterator[None]:
+    with ExitStack() as running:
+        for side in sides:
+            running.enter_context(side.generating())
+        yield
 
 
 def _score(sides: Sequence[Side], work: Workload) -> None:
