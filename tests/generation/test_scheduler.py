@@ -89,7 +89,10 @@ class ToyForward:
         self.kv = kv
         self.events: list[tuple[str, int, int]] = []  # with how many other sequences have a slot
 
-    def read(self, slot: int, ids: Sequence[int], start: int, keep: int = 1) -> torch.Tensor:
+    def read(
+        self, slot: int, ids: Sequence[int], start: int, *, prompt: bool, keep: int = 1
+    ) -> torch.Tensor:
+        assert prompt == (keep == 1)  # of a draft every token is looked at
         self.events.append(("read", len(ids), len(self.kv.sizes) - 1))
         self.write(slot, ids, start)
         held = self.kv.held[slot]
