@@ -6,7 +6,8 @@ Everything is measured on held-out documents of the text that was calibrated on,
 n-gram could do harm, on the other text too: Python's documentation and its standard library's
 source code. Parts: `mining` (tokens saved by size and selection, seconds), `encoding` (the
 extended tokenizer's time over the base's), `drafts` (forward steps saved), `rows` (bits per byte
-of whole texts in n-grams, ungated, by kind of rows) and `dial` (the least costly n-grams first).
+of whole texts in n-grams, ungated, by kind of rows; and what of it the input rows alone lose) and
+`dial` (the least costly n-grams first).
 Writes vocabulary.json with every passage's likelihoods, and prints tables.
 """
 
@@ -25,7 +26,7 @@ from texts import python_texts
 
 from toolkit.adaptivocab.calibrate import SELECTIONS
 from toolkit.adaptivocab.drafts import Drafts
-from toolkit.adaptivocab.extended import extended
+from toolkit.adaptivocab.extended import NewRows, extended
 from toolkit.adaptivocab.fit import ReadText, RowFitter, read_texts
 from toolkit.adaptivocab.gating import SHARES, Scored, costs, order_by_cost
 from toolkit.adaptivocab.merging import PairMerging
@@ -158,8 +159,8 @@ def rows(bench: Bench) -> Iterator[Record]:
         for corpus in (bench.corpus, bench.other)
     }
     for kind in bench.kinds:
-        fitter = bench.fitter(kind)
         started = time.perf_counter()
+        fitter = bench.fitter(kind)
         new = fitter.fit(ngrams, tokenizer, fit)
         seconds = time.perf_counter() - started
         for text, test in tests.items():
@@ -169,8 +170,32 @@ def rows(bench: Bench) -> Iterator[Record]:
                 mass = emitted(bench, passages, ngrams, fitter.start)
             yield {
                 "rows": kind.value, "text": text, "fit_seconds": seconds,
-                **likelihood(scored), **mass,
+                **likelihood(scored),
+                "input_difference": input_loss(bench, new, passages, test, fitter.start), **mass,
             }  # fmt: skip
+
+
+def input_loss(
+    bench: Bench,
+    new: NewRows,
+    passages: Sequence[Passage],
+    test: Sequence[ReadText],
+    start: int | None,
+) -> Estimate:
+    """Return bits per byte that the base head loses behind n-grams instead of base tokens.
+
+    Of the first base token of every merged one alone: there both models say what comes next.
+    """
+    bits: list[list[float]] = [[], []]
+    with extended(bench.loaded.model, new, output=False):
+        for passage, text in zip(passages, test, strict=True):
+            logits, _ = predict(bench.loaded.model, passage.merged, start)
+            firsts = passage.base[passage.starts].to(logits.device)
+            nats = -logits.log_softmax(-1).gather(1, firsts[:, None]).double().sum()
+            base_nats = text.reading.nats[passage.starts].sum()
+            for part, value in zip(bits, (base_nats, nats), strict=True):
+                part.append(float(value) / math.log(2))
+    return rate_difference(*bits, [float(passage.size) for passage in passages], seed=0)
 
 
 def emitted(bench: Bench, passages: Sequence[Passage], ngrams: NGrams, start: int | None) -> Record:

@@ -48,7 +48,7 @@ def generated(loaded: LoadedModel, ids: torch.Tensor, **options: Any) -> list[in
     return list(output[0].tolist())
 
 
-@pytest.mark.parametrize("rows", list(Rows))
+@pytest.mark.parametrize("rows", [rows for rows in Rows if rows is not Rows.recovered])
 def test_text_in_ngrams_is_shorter_and_the_model_comes_back(
     rows: Rows, corpus: Corpus, tiny_llama: LoadedModel
 ) -> None:

@@ -56,7 +56,7 @@ def test_mean_first_and_last_are_what_they_say(head):
             assert found == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("rows", [Rows.closed, Rows.distilled])
+@pytest.mark.parametrize("rows", [Rows.closed, Rows.distilled, Rows.recovered])
 def test_fitted_rows_have_no_weights(rows):
     with pytest.raises(ValueError, match=f"{rows} rows are no fixed combination"):
         weights(NGRAMS, rows, head=True)

@@ -91,9 +91,9 @@ class Calibrator:
             "mined": {"tokens": mined.tokens, "saving": saving, "saved": mined.saved},
             "pieces": [list(pieces) for pieces in mined.pieces],
         }
-        texts = self._read(Split.calibration, self._settings.tokens)
         tokens = [stream.tokens for stream in self._streams]
         fitter = RowFitter(self._model, self._tokenizer, tokens, self._settings.rows)
+        texts = self._read(Split.calibration, self._settings.tokens)
         if self._settings.max_bpb_increase is not None:
             if not self._checkpoint.exists():  # most of the work: kept, should we be killed
                 write_json(self._checkpoint, self._gate(ngrams, fitter, texts))

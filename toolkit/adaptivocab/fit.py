@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,15 @@ from toolkit.adaptivocab.extended import NewRows, extended
 from toolkit.adaptivocab.head import Evidence, fit_head
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.adaptivocab.passages import Passage
+from toolkit.adaptivocab.recovery import Recovery
 from toolkit.adaptivocab.rows import Rows, combined, weights
 from toolkit.adaptivocab.teacher import Lesson, Reading, Targets, predict, read, soft_cap
 from toolkit.adaptivocab.trie import Trie
 from toolkit.adaptivocab.tuning import distill, match_hidden
 from toolkit.corpus import encode, start_token
 from toolkit.progress import track
+
+FITTED = (Rows.closed, Rows.distilled, Rows.recovered)  # from the paper's rows on
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class RowFitter:
     streams : sequence of sequence of int
         Base tokens of more text, on which n-grams are counted.
     rows : Rows
+
+    Raises
+    ------
+    MisfitError
+        If `recovered` rows have nothing to learn from, see `Recovery`.
     """
 
     def __init__(
@@ -66,6 +74,8 @@ class RowFitter:
         self._streams = streams
         self._rows = rows
         self.start = start_token(tokenizer)
+        recovers = rows is Rows.recovered
+        self._recovery = Recovery.fit(model, tokenizer, self.start) if recovers else None
 
     def fit(
         self, ngrams: NGrams, tokenizer: PreTrainedTokenizerBase, texts: Sequence[ReadText]
@@ -79,15 +89,16 @@ class RowFitter:
         """
         embedding: Any = self._model.get_input_embeddings()
         head: Any = self._model.get_output_embeddings()
-        fixed = self._rows not in (Rows.closed, Rows.distilled)
-        kind = self._rows if fixed else Rows.exponential
+        kind = Rows.exponential if self._rows in FITTED else self._rows
         rows = NewRows(
             input=combined(embedding.weight, ngrams, weights(ngrams, kind, head=False)),
             head=combined(head.weight, ngrams, weights(ngrams, kind, head=True)),
             changed=torch.empty(0, dtype=torch.int64),
             changed_head=torch.empty(0, head.weight.shape[1]),
         )
-        if fixed:
+        if self._recovery:
+            return replace(rows, input=self._recovery(ngrams.pieces))
+        if self._rows not in FITTED:
             return rows
         passages = [Passage.of(text.text, tokenizer, ngrams) for text in texts]
         new_input = match_hidden(self._model, rows.input, passages, self.start)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.adaptivocab.ngrams import NGrams
@@ -49,6 +50,11 @@ class Passage:
             ends=ends,
             size=len(text.encode("utf-8", "surrogatepass")),
         )
+
+
+def with_start(ids: Tensor, start: int | None) -> Tensor:
+    """Return token ids, of shape [..., tokens], behind the token `start` if there is one."""
+    return ids if start is None else functional.pad(ids, (1, 0), value=start)
 
 
 def cut(

@@ -1,6 +1,6 @@
-"""New rows of the embedding and of the head, as combinations of the pieces' rows.
+"""Kinds of new rows of the embedding and of the head; here those that combine the pieces' rows.
 
-These are the baselines: AdaptiVocab's exponential weights (arXiv 2503.19693, section 3.3) and
+Which are the baselines: AdaptiVocab's exponential weights (arXiv 2503.19693, section 3.3) and
 simpler ones.
 """
 
@@ -21,6 +21,7 @@ class Rows(StrEnum):
 
     closed = "closed"
     distilled = "distilled"
+    recovered = "recovered"
     exponential = "exponential"
     mean = "mean"
     first = "first"

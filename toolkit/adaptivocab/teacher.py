@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from toolkit.adaptivocab.passages import Passage
+from toolkit.adaptivocab.passages import Passage, with_start
 from toolkit.adaptivocab.trie import Node, Trie
 from toolkit.models.adapter import module_device
 
@@ -61,7 +61,7 @@ def predict(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple[Ten
     head = model.get_output_embeddings()
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][0]))
-    text = ids if start is None else torch.cat([ids.new_tensor([start]), ids])
+    text = with_start(ids, start)
     try:
         device = module_device(model.get_input_embeddings())
         logits = model(input_ids=text[None].to(device), use_cache=False).logits[0].float()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from toolkit.adaptivocab.extended import NewRows, extended_head
-from toolkit.adaptivocab.passages import Passage
+from toolkit.adaptivocab.layers import outputs_of
+from toolkit.adaptivocab.passages import Passage, with_start
 from toolkit.adaptivocab.teacher import Reading, Targets, expected
 from toolkit.models.adapter import adapter_for, module_device
 from toolkit.progress import track
@@ -42,7 +42,9 @@ def match_hidden(
     embedding: Any = model.get_input_embeddings()
 
     def hidden(ids: Tensor, weight: Tensor) -> Tensor:
-        return _output_of(layer, model, ids, start, {_weight_name(model, embedding): weight})
+        weights = {_weight_name(model, embedding): weight}
+        (output,) = outputs_of([layer], lambda: _run(model, weights, ids, start))
+        return output[0, -len(ids) :]
 
     with torch.no_grad():
         wanted = [hidden(part.base, embedding.weight)[part.ends - 1] for part in passages]
@@ -102,10 +104,9 @@ def distill(
                 strict=True,
             )
         )
-        ids = _with_start(model, passage.merged, start)
-        logits = functional_call(
-            model, weights, (), {"input_ids": ids, "use_cache": False}, tie_weights=False
-        ).logits[0, -len(passage.merged) - 1 : -1]
+        logits = _run(model, weights, passage.merged, start).logits[
+            0, -len(passage.merged) - 1 : -1
+        ]
         return -(wanted[-len(logits) :] * logits.float().log_softmax(-1)).sum(-1).mean()
 
     new_input, new_head, changed = _minimise(
@@ -151,46 +152,11 @@ def _minimise(
     return [part.detach() for part in rows]
 
 
-class _Reached(Exception):  # noqa: N818
-    """The layer has run: the rest of the model is not needed."""
-
-
-def _output_of(
-    layer: nn.Module,
-    model: PreTrainedModel,
-    ids: Tensor,
-    start: int | None,
-    weights: dict[str, Tensor],
-) -> Tensor:
-    """Return what `layer` makes of token ids, of shape [tokens, width]."""
-    reached: list[Tensor] = []
-
-    def stop(_: nn.Module, __: Any, output: Any) -> None:
-        reached.append(output[0] if isinstance(output, tuple) else output)
-        raise _Reached
-
-    with _hooked(layer, stop):
-        try:
-            arguments = {"input_ids": _with_start(model, ids, start), "use_cache": False}
-            functional_call(model, weights, (), arguments, tie_weights=False)
-        except _Reached:
-            pass
-    return reached[0][0, -len(ids) :]
-
-
-@contextmanager
-def _hooked(layer: nn.Module, hook: Callable[..., None]) -> Iterator[None]:
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _with_start(model: PreTrainedModel, ids: Tensor, start: int | None) -> Tensor:
-    """Return a batch of one text, on the device of the model's embedding."""
-    text = ids if start is None else torch.cat([ids.new_tensor([start]), ids])
-    return text[None].to(module_device(model.get_input_embeddings()))
+def _run(model: PreTrainedModel, weights: dict[str, Tensor], ids: Tensor, start: int | None) -> Any:
+    """Return what the model says of one text, int64 of shape [tokens], with other `weights`."""
+    text = with_start(ids, start)[None].to(module_device(model.get_input_embeddings()))
+    arguments = {"input_ids": text, "use_cache": False}
+    return functional_call(model, weights, (), arguments, tie_weights=False)
 
 
 def _weight_name(model: PreTrainedModel, module: nn.Module) -> str:
