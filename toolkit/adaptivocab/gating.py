@@ -137,6 +137,11 @@ def order_by_cost(ngrams: NGrams, cost: Sequence[float]) -> list[int]:
     return list(order)
 
 
+def positions(count: int) -> list[int]:
+    """Return how many of `count` n-grams are merged at each of the dial's positions, ascending."""
+    return sorted({max(round(share * count), 1) for share in SHARES})
+
+
 def turn_dial(count: int, measure: Callable[[int], Point], guard: float) -> tuple[int, list[Point]]:
     """Return how many n-grams the guard lets through, and the points measured, ascending.
 
@@ -149,6 +154,6 @@ def turn_dial(count: int, measure: Callable[[int], Point], guard: float) -> tupl
     guard : float
         Most that bits per byte may rise, relative.
     """
-    points = [measure(kept) for kept in sorted({max(round(share * count), 1) for share in SHARES})]
+    points = [measure(kept) for kept in positions(count)]
     allowed = [point.ngrams for point in points if point.increase <= guard]
     return max(allowed, default=0), points

@@ -1,0 +1,88 @@
+"""What the parts share: a model, a text to calibrate on, and another to beware of."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from texts import python_texts
+
+from toolkit.adaptivocab.calibrate import SELECTIONS
+from toolkit.adaptivocab.fit import ReadText, RowFitter, read_texts
+from toolkit.adaptivocab.matching import Matcher
+from toolkit.adaptivocab.merging import PairMerging
+from toolkit.adaptivocab.ngrams import NGrams
+from toolkit.adaptivocab.passages import cut
+from toolkit.adaptivocab.rows import Rows
+from toolkit.adaptivocab.settings import Choice
+from toolkit.adaptivocab.streams import streams
+from toolkit.adaptivocab.tokenizer import Expression
+from toolkit.config import DType, EmbeddedModel
+from toolkit.corpus import Corpus, Split, encode
+from toolkit.evaluation.intervals import Estimate, rate_difference
+from toolkit.models import load_model
+
+MAX_PIECES = 4
+WINDOW = 512
+ENOUGH = 10**7  # base tokens: all of either text
+Record = dict[str, Any]
+
+
+class Bench:
+    """One model, a text to calibrate on, another to beware of, and what both parts share."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.loaded = load_model(EmbeddedModel(device="auto", dtype=DType.auto))
+        self.texts = python_texts()
+        self.corpus = self.texts.pop(options.text)
+        (self.other,) = self.texts.values()
+        self.size, self.kinds = options.size, options.rows
+        self.fit_tokens, self.test_tokens = options.fit_tokens, options.test_tokens
+        self.tokenizer = self.loaded.tokenizer
+        self.expression = Expression.of(self.tokenizer)
+        documents = self.corpus.documents(Split.calibration)
+        self.streams = list(streams(documents, self.expression, ENOUGH))
+        embedding: Any = self.loaded.model.get_input_embeddings()
+        self.base_size = max(embedding.weight.shape[0], len(self.tokenizer))
+
+    def mine(self, choice: Choice, size: int, max_pieces: int = MAX_PIECES) -> NGrams:
+        selection = SELECTIONS[choice](
+            self.streams, max_pieces, self.expression.admissible, self.expression.aligned
+        )
+        return NGrams(self.base_size, tuple(selection.run(size).pieces))
+
+    def mine_freely(self, size: int) -> NGrams:
+        """Mine n-grams of all but special tokens, whether or not a tokenizer could have them."""
+        special = self.tokenizer.added_tokens_decoder
+        selection = PairMerging(
+            self.streams, MAX_PIECES, lambda pieces, _: special.keys().isdisjoint(pieces), False
+        )
+        return NGrams(self.base_size, tuple(selection.run(size).pieces))
+
+    def saving(self, ngrams: NGrams, corpus: Corpus, *, freely: bool = False) -> Estimate:
+        """Return the share of held-out tokens saved, its interval by resampling documents.
+
+        `freely` finds n-grams in base tokens, without a tokenizer that has them.
+        """
+        tokenizer = None if freely else self.expression.build(ngrams)
+        matcher = Matcher(ngrams)
+        base_tokens, merged_tokens = [], []
+        for document in corpus.documents(Split.test):
+            base = encode(self.tokenizer, document.text)
+            merged = (
+                encode(tokenizer, document.text)
+                if tokenizer
+                else [token for _, _, token in matcher(base)]
+            )
+            assert ngrams.expand(merged) == base
+            base_tokens.append(float(len(base)))
+            merged_tokens.append(float(len(merged)))
+        return rate_difference(merged_tokens, base_tokens, base_tokens, seed=0)
+
+    def read(self, corpus: Corpus, split: Split, tokens: int) -> list[ReadText]:
+        texts = cut(corpus.documents(split), self.tokenizer, tokens, WINDOW)
+        return read_texts(self.loaded.model, self.tokenizer, texts, f"{corpus.name}, {split}")
+
+    def fitter(self, rows: Rows) -> RowFitter:
+        tokens = [stream.tokens for stream in self.streams]
+        return RowFitter(self.loaded.model, self.tokenizer, tokens, rows)

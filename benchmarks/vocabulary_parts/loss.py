@@ -1,0 +1,120 @@
+"""What n-grams lose: bits per byte by kind of rows, and by how many of them are merged."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+from toolkit.adaptivocab.extended import NewRows, extended
+from toolkit.adaptivocab.fit import ReadText
+from toolkit.adaptivocab.gating import Scored, costs, order_by_cost, positions
+from toolkit.adaptivocab.ngrams import NGrams
+from toolkit.adaptivocab.passages import Passage
+from toolkit.adaptivocab.rows import Rows
+from toolkit.adaptivocab.settings import Choice
+from toolkit.adaptivocab.teacher import predict
+from toolkit.corpus import Split
+from toolkit.evaluation.intervals import Estimate, rate_difference
+from vocabulary_parts.bench import Bench, Record
+
+
+def rows(bench: Bench) -> Iterator[Record]:
+    ngrams = bench.mine(Choice.merging, bench.size)
+    tokenizer = bench.expression.build(ngrams)
+    fitted = {Rows.closed, Rows.distilled} & set(bench.kinds)
+    fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens) if fitted else []
+    tests = {
+        corpus.name: bench.read(corpus, Split.test, bench.test_tokens)
+        for corpus in (bench.corpus, bench.other)
+    }
+    for kind in bench.kinds:
+        started = time.perf_counter()
+        fitter = bench.fitter(kind)
+        new = fitter.fit(ngrams, tokenizer, fit)
+        seconds = time.perf_counter() - started
+        for text, test in tests.items():
+            passages = [Passage.of(part.text, tokenizer, ngrams) for part in test]
+            scored = Scored.of(bench.loaded.model, new, passages, test, fitter.start)
+            with extended(bench.loaded.model, new, output=True):
+                mass = emitted(bench, passages, ngrams, fitter.start)
+            yield {
+                "rows": kind.value, "text": text, "fit_seconds": seconds,
+                **likelihood(scored),
+                "input_difference": input_loss(bench, new, passages, test, fitter.start), **mass,
+            }  # fmt: skip
+
+
+def input_loss(
+    bench: Bench,
+    new: NewRows,
+    passages: Sequence[Passage],
+    test: Sequence[ReadText],
+    start: int | None,
+) -> Estimate:
+    """Return bits per byte that the base head loses behind n-grams instead of base tokens.
+
+    Of the first base token of every merged one alone: there both models say what comes next.
+    """
+    base_bits, bits = [], []
+    with extended(bench.loaded.model, new, output=False):
+        for passage, text in zip(passages, test, strict=True):
+            logits, _ = predict(bench.loaded.model, passage.merged, start)
+            firsts = passage.base[passage.starts].to(logits.device)
+            nats = -logits.log_softmax(-1).gather(1, firsts[:, None]).double().sum()
+            bits.append(float(nats) / math.log(2))
+            base_bits.append(float(text.reading.nats[passage.starts].sum()) / math.log(2))
+    sizes = [float(passage.size) for passage in passages]
+    return rate_difference(base_bits, bits, sizes, seed=0)
+
+
+def emitted(bench: Bench, passages: Sequence[Passage], ngrams: NGrams, start: int | None) -> Record:
+    """Return how often n-grams are predicted, and how often they are there."""
+    predicted, there, positions = 0.0, 0, 0
+    for passage in passages[:4]:
+        logits, _ = predict(bench.loaded.model, passage.merged, start)
+        predicted += float(logits.softmax(-1)[:, ngrams.base_size :].sum())
+        there += int((passage.merged >= ngrams.base_size).sum())
+        positions += len(passage.merged)
+    return {"emitted": predicted / positions, "emitted_in_text": there / positions}
+
+
+def likelihood(scored: Scored) -> Record:
+    """Return bits per byte of both models, and the paired difference."""
+    bits = {
+        name: [float(part.sum()) / math.log(2) for part in parts]
+        for name, parts in (("base", scored.base_nats), ("merged", scored.nats))
+    }
+    sizes = [float(passage.size) for passage in scored.passages]
+    point = scored.point(0)
+    return {
+        "saving": point.saving,
+        "bits_per_byte": point.bits_per_byte,
+        "base_bits_per_byte": point.base_bits_per_byte,
+        "difference": rate_difference(bits["base"], bits["merged"], sizes, seed=0),
+        "bits": bits,
+        "bytes": sizes,
+    }
+
+
+def dial(bench: Bench) -> Iterator[Record]:
+    """Order n-grams by their cost on validation text, and merge more and more of them."""
+    ngrams = bench.mine(Choice.merging, bench.size)
+    model = bench.loaded.model
+    fitter = bench.fitter(Rows.closed)
+    fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens)
+    splits = {
+        split: bench.read(bench.corpus, split, bench.test_tokens)
+        for split in (Split.validation, Split.test)
+    }
+    order = list(range(len(ngrams)))
+    for count in reversed(positions(len(ngrams))):
+        subset = ngrams.subset(order[:count])
+        tokenizer = bench.expression.build(subset)
+        new = fitter.fit(subset, tokenizer, fit)
+        for split, texts in splits.items():
+            passages = [Passage.of(part.text, tokenizer, subset) for part in texts]
+            scored = Scored.of(model, new, passages, texts, fitter.start)
+            if count == len(ngrams) and split is Split.validation:
+                order = order_by_cost(ngrams, costs(scored, ngrams))
+            yield {"ngrams": len(subset), "split": split.value, **likelihood(scored)}

@@ -1,0 +1,71 @@
+"""What n-grams save: tokens, forward steps, and what they cost to encode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import product
+
+from toolkit.adaptivocab.drafts import Drafts
+from toolkit.adaptivocab.settings import Choice
+from toolkit.corpus import Split, encode
+from toolkit.evaluation.intervals import ratio
+from vocabulary_parts.bench import MAX_PIECES, Bench, Record
+
+SIZES = (500, 2000, 5000)
+PIECES = (2, 3, 8)  # most of an n-gram, beside `MAX_PIECES`
+
+
+def mining(bench: Bench) -> Iterator[Record]:
+    tokens = sum(len(stream.tokens) for stream in bench.streams)
+    cases = [(choice, size, MAX_PIECES) for choice, size in product(Choice, SIZES)]
+    cases += [(Choice.merging, bench.size, pieces) for pieces in PIECES]
+    for choice, size, pieces in cases:
+        started = time.perf_counter()
+        ngrams = bench.mine(choice, size, pieces)
+        yield {
+            "selection": choice.value, "max_pieces": pieces, "size": len(ngrams),
+            "mined_tokens": tokens, "seconds": time.perf_counter() - started,
+            "saving": bench.saving(ngrams, bench.corpus),
+            "other_saving": bench.saving(ngrams, bench.other),
+        }  # fmt: skip
+    for size in SIZES:
+        ngrams = bench.mine_freely(size)
+        yield {
+            "selection": "merging, no tokenizer", "max_pieces": MAX_PIECES, "size": len(ngrams),
+            "mined_tokens": tokens,
+            "saving": bench.saving(ngrams, bench.corpus, freely=True),
+            "other_saving": bench.saving(ngrams, bench.other, freely=True),
+        }  # fmt: skip
+
+
+def encoding(bench: Bench) -> Iterator[Record]:
+    """Time encoding document by document, the two tokenizers in turn, each text once for each."""
+    for size in (2000, 10000):
+        ngrams = bench.mine(Choice.merging, size)
+        tokenizers = {"base": bench.tokenizer, "extended": bench.expression.build(ngrams)}
+        seconds: dict[str, list[float]] = {name: [] for name in tokenizers}
+        for number, document in enumerate(bench.other.documents(Split.calibration)):
+            names = list(tokenizers) if number % 2 else list(tokenizers)[::-1]
+            for name in names:
+                started = time.perf_counter()
+                encode(tokenizers[name], document.text)
+                seconds[name].append(time.perf_counter() - started)
+        yield {
+            "size": len(ngrams),
+            "time_over_base": ratio(seconds["extended"], seconds["base"], paired=True, seed=0),
+            "seconds": seconds,
+        }
+
+
+def drafts(bench: Bench) -> Iterator[Record]:
+    ngrams = bench.mine_freely(bench.size)
+    counted = Drafts.count(ngrams, [stream.tokens for stream in bench.streams])
+    for corpus in (bench.corpus, bench.other):
+        tokens = [encode(bench.tokenizer, d.text) for d in corpus.documents(Split.test)]
+        lengths = [float(len(stream)) for stream in tokens]
+        steps = [float(counted.steps(stream)) for stream in tokens]
+        yield {
+            "text": corpus.name, "tokens": sum(lengths), "steps": sum(steps),
+            "tokens_per_step": ratio(lengths, steps, paired=True, seed=0),
+        }  # fmt: skip
