@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,8 @@ from toolkit.adaptivocab.fit import RowFitter
 from toolkit.adaptivocab.layers import outputs_of
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.adaptivocab.passages import with_start
-from toolkit.adaptivocab.recovery import LAYERS, Features, Recovery, Ridge, split_tokens
+from toolkit.adaptivocab.recovery import LAYERS, Features, Recovery, split_tokens
+from toolkit.adaptivocab.ridge import Ridge
 from toolkit.adaptivocab.rows import combined, weights
 from toolkit.adaptivocab.vocabulary import Vocabulary
 from toolkit.corpus import Corpus, Document
@@ -158,12 +161,13 @@ def composed(model: PreTrainedModel, kind: str) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("start", [0, None])
-def test_a_rule_that_a_vocabulary_follows_is_recovered(start):
+def test_a_rule_that_a_vocabulary_follows_is_recovered(start, capsys):
     """Halves' rows add up after a map each: n-grams nobody has seen get the row the rule says."""
     model = model_for("gpt2")
     first, second = composed(model, "gpt2")
     weight = model.get_input_embeddings().weight.detach()
     recovery = Recovery.fit(model, base("gpt2"), start)
+    assert explained(capsys) > 0.5
     ngrams = [(a, b) for a in range(10, 40) for b in range(300, 320)]
     pieces = torch.tensor(ngrams)
     wanted = weight[pieces[:, 0]] @ first + weight[pieces[:, 1]] @ second
@@ -174,10 +178,17 @@ def test_a_rule_that_a_vocabulary_follows_is_recovered(start):
     assert error < 0.6
 
 
-def test_rows_are_as_long_as_tokens_rows_though_nothing_can_be_learned():
+def explained(capsys: pytest.CaptureFixture[str]) -> float:
+    """Return the share of the variance that was said to be recovered."""
+    (found,) = re.findall(r"Split and recover: (-?\d+)% of the variance", capsys.readouterr().err)
+    return int(found) / 100
+
+
+def test_rows_are_as_long_as_tokens_rows_though_nothing_can_be_learned(capsys):
     """Between random rows there is no rule: a regression alone would say next to nothing."""
     model = model_for("gpt2")
     recovery = Recovery.fit(model, base("gpt2"), 0)
+    assert explained(capsys) < 0.2
     rows = recovery([(first, last) for first in range(10, 40) for last in range(300, 320)])
     wanted = model.get_input_embeddings().weight.detach().norm(dim=1).mean()
     assert 0.8 < rows.norm(dim=1).mean() / wanted < 1.25

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.adaptivocab.layers import outputs_of
 from toolkit.adaptivocab.passages import with_start
+from toolkit.adaptivocab.ridge import Ridge
 from toolkit.errors import MisfitError
 from toolkit.models.adapter import adapter_for
-from toolkit.progress import track
+from toolkit.progress import say, track
 
 SPLITS = 8192  # most tokens split
 FEWEST = 32  # with fewer there is nothing to learn from
@@ -29,51 +30,6 @@ HELD_OUT = 8  # every so many-th is kept to choose layer, penalty and scale
 LAYERS = (1, 2, 4, 8, 16)  # behind which hidden states are tried
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # tried, over a feature's variance
 BATCH = 256  # sequences of tokens read at a time
-
-
-@dataclass(frozen=True)
-class Ridge:
-    """An affine map of features, each first brought to mean 0 and variance 1.
-
-    Parameters
-    ----------
-    center, spread : Tensor
-        Of the features, of shape [features].
-    weight : Tensor
-        Of shape [features, width].
-    offset : Tensor
-        Of shape [width].
-    """
-
-    center: Tensor
-    spread: Tensor
-    weight: Tensor
-    offset: Tensor
-
-    @classmethod
-    def fits(
-        cls, features: Tensor, rows: Tensor, penalties: Sequence[float]
-    ) -> Iterator[tuple[float, Ridge]]:
-        """Yield every penalty, and the map with the least mean square error under it.
-
-        Parameters
-        ----------
-        features : Tensor
-            Of shape [examples, features].
-        rows : Tensor
-            What to map them to, of shape [examples, width].
-        """
-        center, spread = features.mean(0), features.std(0).clamp_min(torch.finfo().tiny)
-        offset = rows.mean(0)
-        scaled = (features - center) / spread
-        gram, cross = (scaled.T @ other / len(scaled) for other in (scaled, rows - offset))
-        identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        for penalty in penalties:
-            factor = torch.linalg.cholesky(gram + penalty * identity)
-            yield penalty, cls(center, spread, torch.cholesky_solve(cross, factor), offset)
-
-    def __call__(self, features: Tensor) -> Tensor:
-        return ((features - self.center) / self.spread) @ self.weight + self.offset
 
 
 @dataclass(frozen=True)
@@ -193,7 +149,12 @@ class Recovery:
                 error = float((guess - rows[held_out]).square().mean())
                 scale = float(rows[held_out].norm(dim=1).mean() / guess.norm(dim=1).mean())
                 tried.append((error, layer, penalty, scale))
-        _, layer, penalty, scale = min(tried)
+        error, layer, penalty, scale = min(tried)
+        explained = 1 - error / float(rows[held_out].var(0, correction=0).mean())
+        say(
+            f"Split and recover: {explained:.0%} of the variance of {held_out.sum()} held-out "
+            f"tokens' rows, from {count} tokens and layer {LAYERS[layer]}"
+        )
         ((_, ridge),) = Ridge.fits(known.behind(layer), rows, [penalty])
         return cls(model, start, layer, ridge, scale)
 
