@@ -22,7 +22,7 @@ from toolkit.adaptivocab.tuning import distill, match_hidden
 from toolkit.corpus import encode, start_token
 from toolkit.progress import track
 
-FITTED = (Rows.closed, Rows.distilled, Rows.recovered)  # from the paper's rows on
+FITTED = (Rows.closed, Rows.distilled, Rows.recovered)  # begin with the paper's rows
 
 
 @dataclass(frozen=True)
