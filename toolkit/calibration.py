@@ -62,7 +62,10 @@ def find(loaded: LoadedModel, method: Method, corpus: Corpus, root: str | Path) 
     key = method.key(loaded.fingerprint, corpus)
     folder = key.folder(root, loaded.name)
     if not folder.exists():
-        settings = " ".join(f"{name}={value}" for name, value in method.config().items())
+        settings = " ".join(
+            f"{name}={'null' if value is None else value}"
+            for name, value in method.config().items()
+        )
         raise ArtifactError(
             f"no artifact of {method.name} for {loaded.name} on {corpus.name} (looked for "
             f"{folder}): make it with calibrate.py method={method.name} {settings} and the same "

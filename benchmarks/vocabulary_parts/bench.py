@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from texts import python_texts
 
 from toolkit.adaptivocab.calibrate import SELECTIONS
-from toolkit.adaptivocab.fit import ReadText, RowFitter, read_texts
+from toolkit.adaptivocab.fit import Extension, ReadText, RowFitter, read_texts
+from toolkit.adaptivocab.gating import Scored
 from toolkit.adaptivocab.matching import Matcher
 from toolkit.adaptivocab.merging import PairMerging
 from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.passages import cut
+from toolkit.adaptivocab.passages import Passage, cut
 from toolkit.adaptivocab.rows import Rows
 from toolkit.adaptivocab.settings import Choice
 from toolkit.adaptivocab.streams import streams
 from toolkit.adaptivocab.tokenizer import Expression
 from toolkit.config import DType, EmbeddedModel
-from toolkit.corpus import Corpus, Split, encode
+from toolkit.corpus import Corpus, Split, encode, start_token
 from toolkit.evaluation.intervals import Estimate, rate_difference
 from toolkit.models import load_model
 
@@ -39,6 +41,7 @@ class Bench:
         self.size, self.kinds = options.size, options.rows
         self.fit_tokens, self.test_tokens = options.fit_tokens, options.test_tokens
         self.tokenizer = self.loaded.tokenizer
+        self.start = start_token(self.tokenizer)
         self.expression = Expression.of(self.tokenizer)
         documents = self.corpus.documents(Split.calibration)
         self.streams = list(streams(documents, self.expression, ENOUGH))
@@ -85,4 +88,10 @@ class Bench:
 
     def fitter(self, rows: Rows) -> RowFitter:
         tokens = [stream.tokens for stream in self.streams]
-        return RowFitter(self.loaded.model, self.tokenizer, tokens, rows)
+        return RowFitter(self.loaded.model, self.expression, tokens, rows, output=True)
+
+    def score(self, extension: Extension, texts: Sequence[ReadText], *, output: bool) -> Scored:
+        """Read texts in n-grams; without `output` the base head predicts what comes next."""
+        passages = [Passage.of(text.text, extension.tokenizer, extension.ngrams) for text in texts]
+        model = self.loaded.model
+        return Scored.of(model, extension.rows, passages, texts, self.start, output=output)

@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 
-from toolkit.adaptivocab.extended import NewRows, extended
-from toolkit.adaptivocab.fit import ReadText
+from toolkit.adaptivocab.extended import extended
+from toolkit.adaptivocab.fit import ON_TEXT
 from toolkit.adaptivocab.gating import Scored, costs, order_by_cost, positions
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.adaptivocab.passages import Passage
@@ -15,14 +15,13 @@ from toolkit.adaptivocab.rows import Rows
 from toolkit.adaptivocab.settings import Choice
 from toolkit.adaptivocab.teacher import predict
 from toolkit.corpus import Split
-from toolkit.evaluation.intervals import Estimate, rate_difference
+from toolkit.evaluation.intervals import rate_difference
 from vocabulary_parts.bench import Bench, Record
 
 
 def rows(bench: Bench) -> Iterator[Record]:
     ngrams = bench.mine(Choice.merging, bench.size)
-    tokenizer = bench.expression.build(ngrams)
-    fitted = {Rows.closed, Rows.distilled} & set(bench.kinds)
+    fitted = set(ON_TEXT) & set(bench.kinds)
     fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens) if fitted else []
     tests = {
         corpus.name: bench.read(corpus, Split.test, bench.test_tokens)
@@ -30,49 +29,24 @@ def rows(bench: Bench) -> Iterator[Record]:
     }
     for kind in bench.kinds:
         started = time.perf_counter()
-        fitter = bench.fitter(kind)
-        new = fitter.fit(ngrams, tokenizer, fit)
+        extension = bench.fitter(kind).extend(ngrams, fit)
         seconds = time.perf_counter() - started
         for text, test in tests.items():
-            passages = [Passage.of(part.text, tokenizer, ngrams) for part in test]
-            scored = Scored.of(bench.loaded.model, new, passages, test, fitter.start)
-            with extended(bench.loaded.model, new, output=True):
-                mass = emitted(bench, passages, ngrams, fitter.start)
+            scored, read_alone = (bench.score(extension, test, output=on) for on in (True, False))
+            with extended(bench.loaded.model, extension.rows, output=True):
+                mass = emitted(bench, scored.passages, ngrams)
             yield {
                 "rows": kind.value, "text": text, "fit_seconds": seconds,
                 **likelihood(scored),
-                "input_difference": input_loss(bench, new, passages, test, fitter.start), **mass,
+                "input_difference": likelihood(read_alone)["difference"], **mass,
             }  # fmt: skip
 
 
-def input_loss(
-    bench: Bench,
-    new: NewRows,
-    passages: Sequence[Passage],
-    test: Sequence[ReadText],
-    start: int | None,
-) -> Estimate:
-    """Return bits per byte that the base head loses behind n-grams instead of base tokens.
-
-    Of the first base token of every merged one alone: there both models say what comes next.
-    """
-    base_bits, bits = [], []
-    with extended(bench.loaded.model, new, output=False):
-        for passage, text in zip(passages, test, strict=True):
-            logits, _ = predict(bench.loaded.model, passage.merged, start)
-            firsts = passage.base[passage.starts].to(logits.device)
-            nats = -logits.log_softmax(-1).gather(1, firsts[:, None]).double().sum()
-            bits.append(float(nats) / math.log(2))
-            base_bits.append(float(text.reading.nats[passage.starts].sum()) / math.log(2))
-    sizes = [float(passage.size) for passage in passages]
-    return rate_difference(base_bits, bits, sizes, seed=0)
-
-
-def emitted(bench: Bench, passages: Sequence[Passage], ngrams: NGrams, start: int | None) -> Record:
+def emitted(bench: Bench, passages: Sequence[Passage], ngrams: NGrams) -> Record:
     """Return how often n-grams are predicted, and how often they are there."""
     predicted, there, positions = 0.0, 0, 0
     for passage in passages[:4]:
-        logits, _ = predict(bench.loaded.model, passage.merged, start)
+        logits, _ = predict(bench.loaded.model, passage.merged, bench.start)
         predicted += float(logits.softmax(-1)[:, ngrams.base_size :].sum())
         there += int((passage.merged >= ngrams.base_size).sum())
         positions += len(passage.merged)
@@ -100,7 +74,6 @@ def likelihood(scored: Scored) -> Record:
 def dial(bench: Bench) -> Iterator[Record]:
     """Order n-grams by their cost on validation text, and merge more and more of them."""
     ngrams = bench.mine(Choice.merging, bench.size)
-    model = bench.loaded.model
     fitter = bench.fitter(Rows.closed)
     fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens)
     splits = {
@@ -109,12 +82,9 @@ def dial(bench: Bench) -> Iterator[Record]:
     }
     order = list(range(len(ngrams)))
     for count in reversed(positions(len(ngrams))):
-        subset = ngrams.subset(order[:count])
-        tokenizer = bench.expression.build(subset)
-        new = fitter.fit(subset, tokenizer, fit)
+        extension = fitter.extend(ngrams.subset(order[:count]), fit)
         for split, texts in splits.items():
-            passages = [Passage.of(part.text, tokenizer, subset) for part in texts]
-            scored = Scored.of(model, new, passages, texts, fitter.start)
+            scored = bench.score(extension, texts, output=True)
             if count == len(ngrams) and split is Split.validation:
                 order = order_by_cost(ngrams, costs(scored, ngrams))
-            yield {"ngrams": len(subset), "split": split.value, **likelihood(scored)}
+            yield {"ngrams": count, "split": split.value, **likelihood(scored)}

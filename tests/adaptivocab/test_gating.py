@@ -7,20 +7,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.adaptivocab.gating import PRIOR, REACH, Point, Scored, costs, order_by_cost, turn_dial
+from toolkit.adaptivocab.gating import PRIOR, REACH, Scored, costs, order_by_cost, positions
 from toolkit.adaptivocab.ngrams import NGrams
 from toolkit.adaptivocab.passages import Passage
 
 NGRAMS = NGrams(10, ((1, 2), (1, 2, 3), (4, 5)))
 
 
-def scored(merged: list[int], excess: list[float]) -> Scored:
+def scored(merged: list[int], excess: list[float], *, output: bool = True) -> Scored:
     lengths = torch.tensor([len(NGRAMS.expand([token])) for token in merged])
     ends = lengths.cumsum(0)
     base = torch.tensor(NGRAMS.expand(merged))
     passage = Passage(base, torch.tensor(merged), ends - lengths, ends, size=8)
     before = torch.linspace(1, 2, len(merged), dtype=torch.float64)
-    return Scored([passage], [before + torch.tensor(excess, dtype=torch.float64)], [before])
+    return Scored([passage], [before + torch.tensor(excess, dtype=torch.float64)], [before], output)
 
 
 def test_what_an_ngram_costs_is_blamed_on_it_and_what_follows_on_those_before():
@@ -33,6 +33,14 @@ def test_what_an_ngram_costs_is_blamed_on_it_and_what_follows_on_those_before():
         (blame[2] + PRIOR * average) / (1 + PRIOR),
     ]
     assert found == pytest.approx(expected)
+
+
+def test_an_ngram_that_is_only_read_is_not_to_blame_for_how_it_came():
+    found = costs(scored([7, 10, 7, 12, 7], [0.5, 1.0, 0.2, 2.0, 0.4], output=False), NGRAMS)
+    blame = [0.2 + 2.0 + 0.4 / 2, 0.0, 0.4 / 2]
+    average = sum(blame) / 2
+    expected = [(one + PRIOR * average) / (1 + PRIOR) for one in (blame[0], blame[2])]
+    assert [found[0], found[2]] == pytest.approx(expected)
 
 
 def test_blame_reaches_only_so_far():
@@ -51,18 +59,12 @@ def test_the_order_is_by_cost_but_prefixes_come_first(cost):
     assert (order.index(0) < order.index(2)) == (min(cost[0], cost[1]) <= cost[2])
 
 
-@pytest.mark.parametrize(("guard", "kept"), [(0.0, 0), (0.011, 4), (0.06, 64), (10.0, 256)])
-def test_the_dial_stops_at_the_last_point_within_the_guard(guard, kept):
-    asked = []
-
-    def measure(count: int) -> Point:
-        asked.append(count)
-        return Point(count, count / 1000, 1 + count * 0.001 * (0.9 if count == 64 else 1), 1.0)
-
-    found, points = turn_dial(256, measure, guard)
-    assert found == kept
-    assert asked == sorted(set(asked)) == [point.ngrams for point in points]
-    assert asked[-1] == 256
+@given(st.integers(1, 5000))
+def test_the_dial_begins_with_few_and_ends_with_all(count):
+    found = positions(count)
+    assert found == sorted(set(found))
+    assert 1 <= found[0] <= max(count / 1024 + 1, 1)
+    assert found[-1] == count
 
 
 def test_a_point_counts_bits_per_byte_and_tokens():

@@ -22,6 +22,7 @@ from toolkit.adaptivocab.passages import with_start
 from toolkit.adaptivocab.recovery import LAYERS, Features, Recovery, split_tokens
 from toolkit.adaptivocab.ridge import Ridge
 from toolkit.adaptivocab.rows import combined, weights
+from toolkit.adaptivocab.tokenizer import Expression
 from toolkit.adaptivocab.vocabulary import Vocabulary
 from toolkit.corpus import Corpus, Document
 from toolkit.errors import MisfitError
@@ -180,7 +181,7 @@ def test_a_rule_that_a_vocabulary_follows_is_recovered(start, capsys):
 
 def explained(capsys: pytest.CaptureFixture[str]) -> float:
     """Return the share of the variance that was said to be recovered."""
-    (found,) = re.findall(r"Split and recover: (-?\d+)% of the variance", capsys.readouterr().err)
+    (found,) = re.findall(r"explains (-?\d+)% of the variance", capsys.readouterr().err)
     return int(found) / 100
 
 
@@ -207,7 +208,7 @@ def test_a_row_does_not_depend_on_the_other_sequences():
 
 def test_a_vocabulary_of_bytes_has_nothing_to_learn_from(tiny_llama):
     with pytest.raises(MisfitError, match="this vocabulary has 0 of them, expected at least"):
-        RowFitter(tiny_llama.model, byte_tokenizer(), [], Rows.recovered)
+        RowFitter(tiny_llama.model, Expression(byte_tokenizer()), [], Rows.recovered, output=True)
 
 
 def test_calibration_recovers_the_input_and_takes_the_papers_head():

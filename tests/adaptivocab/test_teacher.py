@@ -29,7 +29,7 @@ def sharp(name: str = "tiny-llama") -> PreTrainedModel:
     head = model.get_output_embeddings()
     weight = head.weight.detach().clone()
     weight[:5] = 0.7 * torch.randn(5, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    head.weight = torch.nn.Parameter(weight)
+    head.weight = torch.nn.Parameter(weight, requires_grad=False)
     return model
 
 

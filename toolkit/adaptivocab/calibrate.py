@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.adaptivocab.drafts import Drafts
-from toolkit.adaptivocab.extended import NewRows
-from toolkit.adaptivocab.fit import ReadText, RowFitter, read_texts
+from toolkit.adaptivocab.fit import ON_TEXT, Extension, ReadText, RowFitter, read_texts
 from toolkit.adaptivocab.frequency import FrequencySelection
-from toolkit.adaptivocab.gating import Point, Scored, costs, order_by_cost, turn_dial
+from toolkit.adaptivocab.guard import Guard
 from toolkit.adaptivocab.merging import PairMerging
 from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.passages import Passage, cut
+from toolkit.adaptivocab.passages import cut
 from toolkit.adaptivocab.settings import Choice, Mode, Settings
-from toolkit.adaptivocab.streams import Admissible, Mined, Stream, streams
+from toolkit.adaptivocab.streams import Admissible, Mined, Stream, first, streams
 from toolkit.adaptivocab.tokenizer import Expression
 from toolkit.adaptivocab.vocabulary import Vocabulary
 from toolkit.corpus import Corpus, Split, encode
-from toolkit.errors import TrimtabError
+from toolkit.errors import MisfitError, TrimtabError
 from toolkit.files import write_json
 from toolkit.progress import say, waiting
 
@@ -65,21 +65,28 @@ class Calibrator:
 
     def run(self) -> Vocabulary:
         mode = self._settings.mode
-        merged, rows, tokenizer = NGrams(self._base_size, ()), None, None
-        if mode is not Mode.draft:
-            merged, rows, tokenizer = self._merge()
-        drafts = None
+        extension = None if mode is Mode.draft else self._merge()
+        vocabulary = Vocabulary(NGrams(self._base_size, ()), None, None, None)
+        if extension:
+            vocabulary = Vocabulary(extension.ngrams, extension.rows, extension.tokenizer, None)
         if mode in (Mode.draft, Mode.auto):
-            drafts = self._drafts(merged, tokenizer or self._tokenizer)
-        return Vocabulary(merged, rows, tokenizer, drafts)
+            vocabulary = replace(vocabulary, drafts=self._drafts(vocabulary))
+        return vocabulary
 
     @property
     def _base_size(self) -> int:
         embedding: Any = self._model.get_input_embeddings()
         return max(embedding.weight.shape[0], len(self._tokenizer))
 
-    def _merge(self) -> tuple[NGrams, NewRows | None, PreTrainedTokenizerBase | None]:
-        """Return the n-grams that become tokens, their rows and the tokenizer that has them."""
+    def _merge(self) -> Extension | None:
+        """Return the n-grams that become tokens."""
+        embedding: Any = self._model.get_input_embeddings()
+        if len(self._tokenizer) > embedding.weight.shape[0]:
+            raise MisfitError(
+                f"the tokenizer has {len(self._tokenizer)} tokens and the model's embedding "
+                f"{embedding.weight.shape[0]} rows, behind which n-grams would be: give the model "
+                "a row for every token with resize_token_embeddings, or use adaptivocab.mode=draft"
+            )
         with waiting("Mining n-grams"):
             mined = self._mine(
                 self._streams, self._expression.admissible, aligned=self._expression.aligned
@@ -91,20 +98,36 @@ class Calibrator:
             "mined": {"tokens": mined.tokens, "saving": saving, "saved": mined.saved},
             "pieces": [list(pieces) for pieces in mined.pieces],
         }
-        tokens = [stream.tokens for stream in self._streams]
-        fitter = RowFitter(self._model, self._tokenizer, tokens, self._settings.rows)
-        texts = self._read(Split.calibration, self._settings.tokens)
-        if self._settings.max_bpb_increase is not None:
-            if not self._checkpoint.exists():  # most of the work: kept, should we be killed
-                write_json(self._checkpoint, self._gate(ngrams, fitter, texts))
-            gate = json.loads(self._checkpoint.read_text("utf-8"))
-            self.statistics["gate"] = gate
-            ngrams = ngrams.subset(gate["order"][: gate["kept"]])
-        self.statistics["merged"] = len(ngrams)
-        if not len(ngrams):
-            return ngrams, None, None
-        tokenizer = self._expression.build(ngrams)
-        return ngrams, fitter.fit(ngrams, tokenizer, texts), tokenizer
+        settings = self._settings
+        fitter = RowFitter(
+            self._model,
+            self._expression,
+            [stream.tokens for stream in self._streams],
+            settings.rows,
+            output=settings.mode is not Mode.input,
+        )
+        fitted = settings.rows in ON_TEXT
+        texts = self._read(Split.calibration, settings.tokens) if fitted else []
+        if settings.max_bpb_increase is None:
+            extension: Extension | None = fitter.extend(ngrams, texts)
+        else:
+            extension = self._guarded(ngrams, fitter, texts, settings.max_bpb_increase)
+        self.statistics["merged"] = len(extension.ngrams) if extension else 0
+        return extension
+
+    def _guarded(
+        self, ngrams: NGrams, fitter: RowFitter, texts: list[ReadText], limit: float
+    ) -> Extension | None:
+        settings = self._settings
+        held_out = self._read(Split.validation, settings.gate_tokens)
+        guard = Guard(self._model, fitter, held_out, limit)
+        if not self._checkpoint.exists():  # most of the work: kept, should we be killed
+            few = texts[: max(settings.gate_tokens // settings.window, 1)]
+            write_json(self._checkpoint, guard.turn_dial(ngrams, few))
+        turned = json.loads(self._checkpoint.read_text("utf-8"))
+        extension, points = guard.merge(ngrams, turned, texts)
+        self.statistics["gate"] = {**turned, "merged": points}
+        return extension
 
     def _mine(self, texts: Sequence[Stream], admissible: Admissible, *, aligned: bool) -> Mined:
         selection = SELECTIONS[self._settings.selection]
@@ -118,27 +141,30 @@ class Calibrator:
             )
         return mined
 
-    def _drafts(self, merged: NGrams, tokenizer: PreTrainedTokenizerBase) -> Drafts:
+    def _drafts(self, vocabulary: Vocabulary) -> Drafts:
         """Mine and count drafts on the text as the model is going to generate it.
 
         What is only proposed need not fit a tokenizer: these n-grams may begin and end within
         words and hold digits, but no special token.
         """
         special = self._tokenizer.added_tokens_decoder
-        documents = self._corpus.documents(Split.calibration)
-        held_out = self._corpus.splits[Split.validation]
+        tokenizer = vocabulary.tokenizer or self._tokenizer
+
+        def tokens_of(split: Split) -> list[Stream]:
+            texts = (encode(tokenizer, one.text) for one in self._corpus.splits[split])
+            limit = self._settings.mining_tokens
+            return list(first(limit, (Stream(text, [0] * len(text)) for text in texts)))
+
         with waiting("Counting drafts"):
-            texts = [encode(tokenizer, document.text) for document in documents]
+            counted = tokens_of(Split.calibration)
             mined = self._mine(
-                [Stream(text, [0] * len(text)) for text in texts],
-                lambda pieces, _: special.keys().isdisjoint(pieces),
-                aligned=False,
+                counted, lambda pieces, _: special.keys().isdisjoint(pieces), aligned=False
             )
-            ngrams = NGrams(merged.size, tuple(mined.pieces))
-            drafts = Drafts.count(ngrams, texts)
-            streams = [encode(tokenizer, document.text) for document in held_out]
-            steps = sum(drafts.steps(stream) for stream in streams)
-        tokens = sum(map(len, streams))
+            ngrams = NGrams(vocabulary.merged.size, tuple(mined.pieces))
+            drafts = Drafts.count(ngrams, [stream.tokens for stream in counted])
+            held_out = [stream.tokens for stream in tokens_of(Split.validation)]
+            steps = sum(drafts.steps(stream) for stream in held_out)
+        tokens = sum(map(len, held_out))
         self.statistics["drafts"] = {
             "ngrams": len(ngrams),
             "validation_tokens": tokens,
@@ -151,46 +177,10 @@ class Calibrator:
     def _read(self, split: Split, tokens: int) -> list[ReadText]:
         texts = cut(self._corpus.splits[split], self._tokenizer, tokens, self._settings.window)
         if not texts:
+            unguarded = ", or max_bpb_increase=null to merge without a guard"
             raise TrimtabError(
                 f"the {split} split of {self._corpus.name} has no text of half a window of "
-                f"{self._settings.window} tokens: use a larger corpus, a smaller window, or "
-                "max_bpb_increase=null to merge without a guard"
+                f"{self._settings.window} tokens: use a larger corpus or a smaller window"
+                + (unguarded if split is Split.validation else "")
             )
         return read_texts(self._model, self._tokenizer, texts, f"{split} text")
-
-    def _gate(self, ngrams: NGrams, fitter: RowFitter, texts: list[ReadText]) -> dict[str, Any]:
-        """Return the n-grams' costs and order, the dial, and how many the guard lets through."""
-        guard = self._settings.max_bpb_increase
-        assert guard is not None
-        held_out = self._read(Split.validation, self._settings.gate_tokens)
-        few = texts[: max(self._settings.gate_tokens // self._settings.window, 1)]
-        order = list(range(len(ngrams)))
-
-        def measure(count: int) -> Scored:
-            subset = ngrams.subset(order[:count])
-            tokenizer = self._expression.build(subset)
-            rows = fitter.fit(subset, tokenizer, few)
-            passages = [Passage.of(text.text, tokenizer, subset) for text in held_out]
-            return Scored.of(self._model, rows, passages, held_out, fitter.start)
-
-        everything = measure(len(ngrams))
-        cost = costs(everything, ngrams)
-        order = order_by_cost(ngrams, cost)
-
-        def point(count: int) -> Point:
-            scored = everything if count == len(ngrams) else measure(count)
-            found = scored.point(count)
-            say(
-                f"{count} n-grams: {found.saving:.1%} fewer tokens of validation text, bits per "
-                f"byte {found.increase:+.2%}"
-            )
-            return found
-
-        kept, dial = turn_dial(len(ngrams), point, guard)
-        say(f"The guard of {guard:+.2%} lets {kept} of {len(ngrams)} n-grams through")
-        return {
-            "cost_nats_per_saved_token": cost,
-            "order": order,
-            "dial": [one.to_json() for one in dial],
-            "kept": kept,
-        }

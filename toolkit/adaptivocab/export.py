@@ -12,9 +12,12 @@ tokens of the same text. The base model is read from where it was at calibration
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from toolkit.adaptivocab.extended import extended
 from toolkit.adaptivocab.method import AdaptiVocab
@@ -54,11 +57,31 @@ def export(artifact: Artifact, loaded: LoadedModel, target: Path) -> None:
         with extended(loaded.model, vocabulary.rows, output=True):
             loaded.model.save_pretrained(temporary)
         vocabulary.tokenizer.save_pretrained(temporary)
+        _check_tokenizer(temporary, vocabulary.tokenizer)
         loaded.tokenizer.save_pretrained(temporary / BASE_TOKENIZER)
         ids = {
             merged.base_size + number: list(pieces) for number, pieces in enumerate(merged.pieces)
         }
         write_json(temporary / MAP, {str(token): pieces for token, pieces in ids.items()})
+
+
+def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ArtifactError` where others would tokenize otherwise.
+
+    For some families `AutoTokenizer` builds a class of its own whatever the folder says, and that
+    class splits texts by a pattern of its own.
+    """
+    found = AutoTokenizer.from_pretrained(folder)
+    ours, theirs = (json.loads(one.backend_tokenizer.to_str()) for one in (tokenizer, found))
+    names = [
+        name for name in ("normalizer", "pre_tokenizer", "model") if ours[name] != theirs[name]
+    ]
+    if names:
+        raise ArtifactError(
+            f"AutoTokenizer reads the tokenizer.json of such a model as {type(found).__name__}, "
+            f"which has {' and '.join(names)} of its own: n-grams would be lost. Use the artifact "
+            "with this package"
+        )
 
 
 def _exportable(artifact: Artifact) -> Vocabulary:

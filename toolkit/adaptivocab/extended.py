@@ -32,6 +32,12 @@ class NewRows:
     changed: Tensor
     changed_head: Tensor
 
+    @classmethod
+    def of_input(cls, rows: Tensor) -> NewRows:
+        """Return `rows` for the embedding, and nothing for the head."""
+        nothing = rows[:0]
+        return cls(rows, nothing, torch.empty(0, dtype=torch.int64), nothing)
+
     def to_tensors(self) -> dict[str, Tensor]:
         return dict(vars(self))
 

@@ -17,12 +17,14 @@ from toolkit.adaptivocab.passages import Passage
 from toolkit.adaptivocab.recovery import Recovery
 from toolkit.adaptivocab.rows import Rows, combined, weights
 from toolkit.adaptivocab.teacher import Lesson, Reading, Targets, predict, read, soft_cap
+from toolkit.adaptivocab.tokenizer import Expression
 from toolkit.adaptivocab.trie import Trie
 from toolkit.adaptivocab.tuning import distill, match_hidden
 from toolkit.corpus import encode, start_token
 from toolkit.progress import track
 
-FITTED = (Rows.closed, Rows.distilled, Rows.recovered)  # begin with the paper's rows
+ON_TEXT = (Rows.closed, Rows.distilled)  # need texts that the base model has read
+FITTED = (*ON_TEXT, Rows.recovered)  # begin with the paper's rows
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,37 @@ def read_texts(
     ]
 
 
+@dataclass(frozen=True)
+class Extension:
+    """N-grams, and what makes tokens of them.
+
+    Parameters
+    ----------
+    ngrams : NGrams
+    rows : NewRows
+    tokenizer : PreTrainedTokenizerBase
+        The extended one.
+    """
+
+    ngrams: NGrams
+    rows: NewRows
+    tokenizer: PreTrainedTokenizerBase
+
+
 class RowFitter:
-    """Fits rows for any set of n-grams on the same texts.
+    """Fits rows for any set of n-grams.
 
     Parameters
     ----------
     model : PreTrainedModel
         The base model; it is left as it was.
-    tokenizer : PreTrainedTokenizerBase
-        The base tokenizer.
+    expression : Expression
+        Of the base tokenizer.
     streams : sequence of sequence of int
         Base tokens of more text, on which n-grams are counted.
     rows : Rows
+    output : bool
+        Whether n-grams are to be predicted too; otherwise the head gets no rows.
 
     Raises
     ------
@@ -66,58 +87,67 @@ class RowFitter:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        expression: Expression,
         streams: Sequence[Sequence[int]],
         rows: Rows,
+        *,
+        output: bool,
     ) -> None:
         self._model = model
+        self._expression = expression
         self._streams = streams
         self._rows = rows
-        self.start = start_token(tokenizer)
-        recovers = rows is Rows.recovered
-        self._recovery = Recovery.fit(model, tokenizer, self.start) if recovers else None
+        self.output = output
+        self.start = start_token(expression.tokenizer)
+        self._recovery = None
+        if rows is Rows.recovered:
+            self._recovery = Recovery.fit(model, expression.tokenizer, self.start)
 
-    def fit(
-        self, ngrams: NGrams, tokenizer: PreTrainedTokenizerBase, texts: Sequence[ReadText]
-    ) -> NewRows:
-        """Return rows for `ngrams`.
+    def extend(self, ngrams: NGrams, texts: Sequence[ReadText]) -> Extension:
+        """Return `ngrams` with their tokenizer, and rows fitted on texts where any are fitted so.
 
         Parameters
         ----------
-        tokenizer : PreTrainedTokenizerBase
-            The tokenizer extended by `ngrams`.
+        texts : sequence of ReadText
+            Read only for the kinds of rows in `ON_TEXT`.
         """
+        tokenizer = self._expression.build(ngrams)
+        passages = [Passage.of(text.text, tokenizer, ngrams) for text in texts]
+        rows = self._fit(ngrams, passages, [text.reading for text in texts])
+        if not self.output:
+            rows = NewRows.of_input(rows.input)
+        return Extension(ngrams, rows, tokenizer)
+
+    def _fit(
+        self, ngrams: NGrams, passages: Sequence[Passage], readings: Sequence[Reading]
+    ) -> NewRows:
         embedding: Any = self._model.get_input_embeddings()
         head: Any = self._model.get_output_embeddings()
         kind = Rows.exponential if self._rows in FITTED else self._rows
-        rows = NewRows(
-            input=combined(embedding.weight, ngrams, weights(ngrams, kind, head=False)),
-            head=combined(head.weight, ngrams, weights(ngrams, kind, head=True)),
-            changed=torch.empty(0, dtype=torch.int64),
-            changed_head=torch.empty(0, head.weight.shape[1]),
-        )
+        new_input = combined(embedding.weight, ngrams, weights(ngrams, kind, head=False))
         if self._recovery:
-            return replace(rows, input=self._recovery(ngrams.pieces))
-        if self._rows not in FITTED:
-            return rows
-        passages = [Passage.of(text.text, tokenizer, ngrams) for text in texts]
-        new_input = match_hidden(self._model, rows.input, passages, self.start)
-        targets = self._targets(ngrams, passages, texts)
+            new_input = self._recovery(ngrams.pieces)
+        if self._rows not in ON_TEXT:
+            papers = combined(head.weight, ngrams, weights(ngrams, kind, head=True))
+            return replace(NewRows.of_input(new_input), head=papers)
+        new_input = match_hidden(self._model, new_input, passages, self.start)
+        if self._rows is Rows.closed and not self.output:
+            return NewRows.of_input(new_input)
+        targets = self._targets(ngrams, passages, readings)
         evidence = self._evidence(new_input, passages, targets)
         new_head, changed_head = fit_head(head.weight, ngrams, evidence)
         rows = NewRows(new_input, new_head, targets.trie.firsts, changed_head)
         if self._rows is Rows.distilled:
-            readings = [text.reading for text in texts]
             rows = distill(self._model, rows, passages, readings, targets, self.start)
         return rows
 
     def _targets(
-        self, ngrams: NGrams, passages: Sequence[Passage], texts: Sequence[ReadText]
+        self, ngrams: NGrams, passages: Sequence[Passage], readings: Sequence[Reading]
     ) -> Targets:
         trie = Trie(ngrams)
         lessons = [
-            Lesson.of(self._model, passage, text.reading, trie)
-            for passage, text in zip(passages, texts, strict=True)
+            Lesson.of(self._model, passage, reading, trie)
+            for passage, reading in zip(passages, readings, strict=True)
         ]
         return Targets.of(passages, lessons, trie, trie.conditionals(trie.counts(self._streams)))
 
@@ -126,8 +156,7 @@ class RowFitter:
     ) -> Evidence:
         """Read the merged tokens with the new input rows in place."""
         head: Any = self._model.get_output_embeddings()
-        nothing = new_input[:0]
-        rows = NewRows(new_input, nothing, torch.empty(0, dtype=torch.int64), nothing)
+        rows = NewRows.of_input(new_input)
         firsts, device = targets.trie.firsts, head.weight.device
         hidden, rest = [], []
         with extended(self._model, rows, output=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -62,11 +62,15 @@ class Scored:
     nats, base_nats : list of Tensor
         For each merged token, float64 of shape [merged tokens]: what it costs, and what its base
         tokens cost the base model together.
+    output : bool
+        Whether n-grams are predicted too, or read alone. Then the base head predicts the first
+        base token of each merged one, and the others cost what they cost the base model.
     """
 
     passages: list[Passage]
     nats: list[Tensor]
     base_nats: list[Tensor]
+    output: bool
 
     @classmethod
     def of(
@@ -76,16 +80,21 @@ class Scored:
         passages: Sequence[Passage],
         texts: Sequence[ReadText],
         start: int | None,
+        *,
+        output: bool,
     ) -> Scored:
         """Read passages with the extended model; `texts` hold the base model's reading."""
         nats, base = [], []
-        with extended(model, rows, output=True):
+        with extended(model, rows, output=output):
             for passage in track(passages, "Reading with n-grams", len(passages)):
-                nats.append(read(model, passage.merged, start).nats)
-        for passage, text in zip(passages, texts, strict=True):
+                asked = passage.merged if output else passage.base[passage.starts]
+                nats.append(read(model, passage.merged, start, asked).nats)
+        for number, (passage, text) in enumerate(zip(passages, texts, strict=True)):
             upto = torch.cat([text.reading.nats.new_zeros(1), text.reading.nats.cumsum(0)])
             base.append(upto[passage.ends] - upto[passage.starts])
-        return cls(list(passages), nats, base)
+            if not output:
+                nats[number] += upto[passage.ends] - upto[passage.starts + 1]
+        return cls(list(passages), nats, base, output)
 
     def point(self, ngrams: int) -> Point:
         size = sum(passage.size for passage in self.passages)
@@ -100,7 +109,8 @@ def costs(scored: Scored, ngrams: NGrams) -> list[float]:
     """Return the nats that each n-gram costs per token it saves.
 
     What a merged token costs beyond its base tokens is blamed on the token itself if it is an
-    n-gram, and otherwise on the n-grams among the `REACH` tokens before it, in equal parts.
+    n-gram that was predicted, and otherwise on the n-grams among the `REACH` tokens before it, in
+    equal parts.
     N-grams that are rare in the text are drawn towards the average.
     """
     blame: dict[int, float] = defaultdict(float)
@@ -110,13 +120,15 @@ def costs(scored: Scored, ngrams: NGrams) -> list[float]:
         excess = (nats - base).tolist()
         for position, (token, cost) in enumerate(zip(passage.merged.tolist(), excess, strict=True)):
             recent = [(place, one) for place, one in recent if position - place <= REACH]
-            if token >= ngrams.base_size:
-                recent.append((position, token - ngrams.base_size))
-                seen[token - ngrams.base_size] += 1
+            new = token >= ngrams.base_size
+            if new and scored.output:
                 blame[token - ngrams.base_size] += cost
             else:
                 for _, one in recent:
                     blame[one] += cost / len(recent)
+            if new:
+                recent.append((position, token - ngrams.base_size))
+                seen[token - ngrams.base_size] += 1
     saved = sum(count * (len(ngrams.pieces[one]) - 1) for one, count in seen.items())
     average = sum(blame.values()) / max(saved, 1)
     return [
@@ -140,20 +152,3 @@ def order_by_cost(ngrams: NGrams, cost: Sequence[float]) -> list[int]:
 def positions(count: int) -> list[int]:
     """Return how many of `count` n-grams are merged at each of the dial's positions, ascending."""
     return sorted({max(round(share * count), 1) for share in SHARES})
-
-
-def turn_dial(count: int, measure: Callable[[int], Point], guard: float) -> tuple[int, list[Point]]:
-    """Return how many n-grams the guard lets through, and the points measured, ascending.
-
-    Parameters
-    ----------
-    count : int
-        N-grams there are.
-    measure : callable
-        Measures the dial with that many of them merged.
-    guard : float
-        Most that bits per byte may rise, relative.
-    """
-    points = [measure(kept) for kept in positions(count)]
-    allowed = [point.ngrams for point in points if point.increase <= guard]
-    return max(allowed, default=0), points

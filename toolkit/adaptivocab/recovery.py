@@ -116,8 +116,8 @@ class Recovery:
     ) -> Recovery:
         """Learn from the tokens of a vocabulary that two others spell.
 
-        The layer, the penalty and the scale are those of the least square error on held-out
-        tokens.
+        The layer and the penalty are those of the least square error on held-out tokens, before
+        the scale, which gives the rows their length back and is not fitted by error.
 
         Parameters
         ----------
@@ -152,8 +152,8 @@ class Recovery:
         error, layer, penalty, scale = min(tried)
         explained = 1 - error / float(rows[held_out].var(0, correction=0).mean())
         say(
-            f"Split and recover: {explained:.0%} of the variance of {held_out.sum()} held-out "
-            f"tokens' rows, from {count} tokens and layer {LAYERS[layer]}"
+            f"Split and recover: the regression explains {explained:.0%} of the variance of "
+            f"{held_out.sum()} held-out tokens' rows, from {count} tokens and layer {LAYERS[layer]}"
         )
         ((_, ridge),) = Ridge.fits(known.behind(layer), rows, [penalty])
         return cls(model, start, layer, ridge, scale)

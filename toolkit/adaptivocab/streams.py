@@ -53,9 +53,13 @@ def streams(documents: Iterable[Document], expression: Expression, tokens: int) 
 
     A document's order says nothing about its text, see `Corpus`: the first ones are a sample.
     """
-    for document in documents:
-        found, words = expression.segment(document.text)
-        yield Stream(found[:tokens], words[:tokens])
-        tokens -= len(found)
+    return first(tokens, (Stream(*expression.segment(one.text)) for one in documents))
+
+
+def first(tokens: int, streams: Iterable[Stream]) -> Iterator[Stream]:
+    """Yield streams until there are `tokens` tokens of them, and cut the last."""
+    for stream in streams:
+        yield Stream(stream.tokens[:tokens], stream.words[:tokens])
+        tokens -= len(stream.tokens)
         if tokens <= 0:
             return

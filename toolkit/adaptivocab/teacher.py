@@ -73,11 +73,20 @@ def predict(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple[Ten
     return logits[:-1], hidden[:-1]
 
 
-def read(model: PreTrainedModel, ids: Tensor, start: int | None) -> Reading:
-    """Have a model read a text, see `predict`."""
+def read(
+    model: PreTrainedModel, ids: Tensor, start: int | None, asked: Tensor | None = None
+) -> Reading:
+    """Have a model read a text, see `predict`.
+
+    Parameters
+    ----------
+    asked : Tensor, optional
+        Whose log-probability is taken at every token, of the shape of `ids`; the token's own
+        where None.
+    """
     logits, hidden = predict(model, ids, start)
-    targets = ids.to(logits.device)[:, None]
-    nats = -logits.log_softmax(-1).gather(1, targets)[:, 0].double()
+    targets = (ids if asked is None else asked).to(logits.device)
+    nats = -logits.log_softmax(-1).gather(1, targets[:, None])[:, 0].double()
     return Reading(nats.cpu(), hidden.cpu())
 
 

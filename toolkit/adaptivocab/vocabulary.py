@@ -59,8 +59,9 @@ class Vocabulary:
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
             return {
-                f"{TOKENIZER}/{path.name}": path.read_bytes()
-                for path in sorted(Path(folder).iterdir())
+                f"{TOKENIZER}/{path.relative_to(folder)}": path.read_bytes()
+                for path in sorted(Path(folder).rglob("*"))
+                if path.is_file()
             }
 
     @classmethod
@@ -88,5 +89,7 @@ def _load(files: Mapping[str, bytes]) -> PreTrainedTokenizerBase:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for path, content in files.items():
-            (folder / Path(path).name).write_bytes(content)
-        return load_tokenizer(folder)
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        return load_tokenizer(folder / TOKENIZER)

@@ -161,6 +161,8 @@ def _generate(
         attention_mask=torch.ones_like(ids),
         do_sample=False,
         num_beams=1,
+        repetition_penalty=1.0,  # the model's own may ask for one, and the engine has none
+        no_repeat_ngram_size=0,
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,
         pad_token_id=tokenizer.pad_token_id
