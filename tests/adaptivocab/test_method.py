@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from tests.adaptivocab.tokenizers import DOCUMENTS, TEXTS, base
 from tests.conftest import random_inputs, tiny
 from toolkit.adaptivocab import AdaptiVocab, Mode, Rows
 from toolkit.adaptivocab.export import BASE_TOKENIZER, MAP, export
@@ -20,11 +22,13 @@ from toolkit.adaptivocab.vocabulary import Vocabulary
 from toolkit.artifact import Artifact
 from toolkit.calibration import calibrate
 from toolkit.config import OnMissing
-from toolkit.corpus import Corpus, Split, encode
-from toolkit.errors import ArtifactError, ConfigError, MisfitError
+from toolkit.corpus import Corpus, Document, Split, encode
+from toolkit.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
 from toolkit.evaluation.run import _artifacts
 from toolkit.larosa import Allocation, Basis, LaRoSA, Transforms
 from toolkit.models import LoadedModel
+from toolkit.models.fingerprint import fingerprint
+from toolkit.models.random import shapes
 from toolkit.stack import Stack
 
 SMALL: dict[str, Any] = {
@@ -86,7 +90,7 @@ def test_a_killed_calibration_does_not_turn_the_dial_again(
     guarded, loaded = method(max_bpb_increase=0.5), tiny()
     arguments = loaded.model, loaded.tokenizer, corpus, tmp_path / "checkpoint"
     whole = guarded.calibrate(*arguments)
-    monkeypatch.delattr("toolkit.adaptivocab.calibrate.turn_dial")
+    monkeypatch.delattr("toolkit.adaptivocab.guard.Guard.turn_dial")
     resumed = guarded.calibrate(*arguments)
     assert resumed.statistics == whole.statistics
     assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)
@@ -150,15 +154,60 @@ def test_drafts_change_nothing_that_is_generated(corpus: Corpus, tiny_llama: Loa
     assert generated(tiny_llama, ids) == expected
 
 
-def test_the_guard_stops_what_costs_too_much(corpus: Corpus, tiny_llama: LoadedModel) -> None:
-    artifacts = [
-        calibrated(method(max_bpb_increase=guard), tiny_llama, corpus) for guard in (0.0, 1e6)
+def test_text_beyond_the_limit_is_counted_by_nobody(
+    corpus: Corpus, tiny_llama: LoadedModel
+) -> None:
+    """Neither for n-grams nor for drafts, which are counted on the text as it is generated."""
+    first, *others = corpus.splits[Split.calibration]
+    alone, among = (Corpus("words", [], 0.5, 0.2) for _ in range(2))
+    alone.splits |= corpus.splits | {Split.calibration: [first]}
+    among.splits |= corpus.splits | {Split.calibration: [first, *others]}
+    limit = len(encode(tiny_llama.tokenizer, first.text))
+    found = [
+        calibrated(method(mode=Mode.draft, mining_tokens=tokens), tiny_llama, text)
+        for text, tokens in ((alone, limit), (among, limit), (among, 10 * limit))
     ]
-    strict, generous = (artifact.statistics for artifact in artifacts)
-    increases = {point["ngrams"]: point["increase"] for point in strict["gate"]["dial"]}
-    allowed = [count for count, increase in increases.items() if increase <= 0]
-    assert strict["merged"] == max(allowed, default=0)
-    assert generous["merged"] == len(generous["pieces"]) == max(increases)
+    names = [name for name in found[0].tensors if name.startswith("drafts.")]
+    assert names
+    assert all(torch.equal(found[0].tensors[name], found[1].tensors[name]) for name in names)
+    assert found[0].statistics["drafts"]["ngrams"] == found[1].statistics["drafts"]["ngrams"]
+    assert any(
+        found[1].tensors[name].shape != found[2].tensors[name].shape
+        or not torch.equal(found[1].tensors[name], found[2].tensors[name])
+        for name in names
+    )
+
+
+def test_rows_that_need_no_text_ask_for_none(tiny_llama: LoadedModel) -> None:
+    lines = [Document(str(number), f"abab{chr(97 + number)}") for number in range(20)]
+    short = Corpus("lines", lines, calibration=0.5, validation=0.2)
+    artifact = calibrated(method(rows=Rows.mean), tiny_llama, short)
+    assert artifact.statistics["merged"] > 0
+    with pytest.raises(TrimtabError, match="calibration split .* smaller window$"):
+        calibrated(method(rows=Rows.closed), tiny_llama, short)
+    with pytest.raises(TrimtabError, match="validation split .* max_bpb_increase=null"):
+        calibrated(method(rows=Rows.mean, max_bpb_increase=0.1), tiny_llama, short)
+
+
+def test_a_token_without_a_row_of_the_embedding_is_refused(
+    corpus: Corpus, tiny_llama: LoadedModel
+) -> None:
+    """The rows of n-grams would begin where that token's should be."""
+    tiny_llama.model.resize_token_embeddings(258)
+    with pytest.raises(MisfitError, match="259 tokens and the model's embedding 258 rows"):
+        calibrated(method(), tiny_llama, corpus)
+    assert calibrated(method(mode=Mode.draft), tiny_llama, corpus).statistics["drafts"]
+
+
+def test_a_tokenizer_keeps_all_its_chat_templates(
+    corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
+) -> None:
+    templates = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tiny_llama.tokenizer.chat_template = templates
+    calibrated(method(), tiny_llama, corpus).save(tmp_path / "artifact")
+    loaded = Vocabulary.from_artifact(Artifact.load(tmp_path / "artifact")).tokenizer
+    assert loaded is not None
+    assert loaded.chat_template == templates
 
 
 def test_larosa_on_top_learns_from_the_adapted_text(
@@ -191,6 +240,8 @@ def test_larosa_on_top_learns_from_the_adapted_text(
         ({"window": 8}, "adaptivocab.window=8"),
         ({"tokens": 63}, "adaptivocab.tokens=63"),
         ({"max_bpb_increase": -0.1}, "adaptivocab.max_bpb_increase=-0.1"),
+        ({"max_bpb_increase": math.inf}, "adaptivocab.max_bpb_increase=inf"),
+        ({"max_bpb_increase": math.nan}, "adaptivocab.max_bpb_increase=nan"),
     ],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, Any], named: str) -> None:
@@ -254,6 +305,51 @@ def test_an_exported_folder_needs_nothing_of_ours(
     base: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(out / BASE_TOKENIZER)
     expanded = [one for token in ids for one in pieces.get(str(token), [token])]
     assert expanded == encode(base, text)
+
+
+def exported(name: str, kind: str, folder: Path) -> tuple[Artifact, LoadedModel]:
+    """Calibrate a model with a tokenizer of a kind on prose, and export it."""
+    tokenizer = base(kind)
+    shape = shapes()[name] | {"vocab_size": len(tokenizer)}
+    config = AutoConfig.for_model(**shape, pad_token_id=None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    loaded = LoadedModel(model, tokenizer, name, fingerprint(model), True, {})
+    texts = [Document(str(number), text[:3000]) for number, text in enumerate(DOCUMENTS)]
+    prose = Corpus("topics", texts, calibration=0.5, validation=0.2)
+    artifact = calibrated(method(rows=Rows.mean, size=100), loaded, prose)
+    export(artifact, loaded, folder)
+    return artifact, loaded
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tiny-llama", "llama3"),
+        ("tiny-llama", "sentencepiece"),
+        ("tiny-qwen3", "qwen2"),
+        ("tiny-gpt2", "gpt2"),
+        ("tiny-gemma2", "sentencepiece"),
+        ("tiny-phi3", "sentencepiece"),
+    ],
+)
+def test_others_read_an_exported_tokenizer_as_we_do(name: str, kind: str, tmp_path: Path) -> None:
+    artifact, loaded = exported(name, kind, tmp_path / "out")
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ours = Vocabulary.from_artifact(artifact).tokenizer
+    assert ours is not None
+    for text in [*TEXTS, *DOCUMENTS[:4]]:
+        assert encode(found, text) == encode(ours, text)
+    long = DOCUMENTS[0]
+    assert len(encode(found, long)) < 0.97 * len(encode(loaded.tokenizer, long))
+
+
+def test_a_family_whose_tokenizer_is_replaced_is_not_exported(tmp_path: Path) -> None:
+    """For Qwen2 `AutoTokenizer` builds a class with a pre-tokenizer of its own."""
+    with pytest.raises(ArtifactError, match="as Qwen2Tokenizer, which has pre_tokenizer"):
+        exported("tiny-qwen2", "qwen2", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_an_ordinary_folder_cannot_hold_is_refused(

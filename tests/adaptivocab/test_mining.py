@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.adaptivocab.tokenizers import DOCUMENTS, base, expression
 from toolkit.adaptivocab.frequency import FrequencySelection
 from toolkit.adaptivocab.merging import PairMerging
-from toolkit.adaptivocab.streams import Mined, Stream, streams
+from toolkit.adaptivocab.streams import Mined, Stream, first, streams
 from toolkit.corpus import Document
 
 METHODS = [PairMerging, FrequencySelection]
@@ -314,3 +314,13 @@ def test_a_document_that_ends_at_the_number_is_the_last():
     documents = [Document("0", DOCUMENTS[0]), Document("1", DOCUMENTS[1])]
     length = len(expression("gpt2").segment(DOCUMENTS[0])[0])
     assert len(list(streams(documents, expression("gpt2"), length))) == 1
+
+
+@given(texts(), st.integers(1, 40))
+def test_a_limit_cuts_texts_and_adds_nothing(found, limit):
+    cut = list(first(limit, found))
+    everything = [token for one in found for token in one.tokens]
+    assert [token for one in cut for token in one.tokens] == everything[:limit]
+    for part, whole in zip(cut, found, strict=False):
+        assert part.words == whole.words[: len(part.tokens)]
+    assert len(cut) == len(found) or sum(len(one.tokens) for one in cut) == limit

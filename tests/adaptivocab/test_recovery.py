@@ -202,8 +202,16 @@ def test_a_row_does_not_depend_on_the_other_sequences():
     sequences = [(5, 9, 11), (300, 301), (7, 5), (8, 8, 2, 100)]
     together = recovery(sequences)
     assert together.dtype == torch.float32
+    features = Features.of(model, sequences, 0, "Reading").behind(recovery.layer)
+    torch.testing.assert_close(together, (recovery.scale * recovery.ridge(features)).float())
     for sequence, row in zip(sequences, together, strict=True):
         torch.testing.assert_close(recovery([sequence])[0], row)
+
+
+def test_what_tokens_are_read_behind_is_part_of_the_fit():
+    model = model_for("gpt2")
+    fits = [Recovery.fit(model, base("gpt2"), start) for start in (0, None)]
+    assert not torch.allclose(fits[0].ridge.center, fits[1].ridge.center)
 
 
 def test_a_vocabulary_of_bytes_has_nothing_to_learn_from(tiny_llama):

@@ -46,6 +46,15 @@ def test_a_side_generates_with_the_engine_within_the_block_alone():
         assert on_engine == generation.greedy(loaded.model, BASE, PROMPT, 24)
 
 
+def test_penalties_that_a_model_ships_are_left_out_by_both():
+    """Else an engine without them would seem to change the text."""
+    loaded = tiny()
+    expected = generation.greedy(loaded.model, BASE, PROMPT, 24)
+    loaded.model.generation_config.repetition_penalty = 5.0
+    loaded.model.generation_config.no_repeat_ngram_size = 1
+    assert generation.greedy(loaded.model, BASE, PROMPT, 24) == expected
+
+
 def test_a_side_scores_with_the_engine_within_the_block_alone(monkeypatch):
     loaded, window = tiny(), Window("d", TEXT, TEXT)
     with Stack([VAttention(page_group=PAGE)]).apply(loaded.model, BASE, {}) as applied:

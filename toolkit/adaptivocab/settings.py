@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -82,7 +83,9 @@ class Settings:
             )
         guard = self.max_bpb_increase
         self._require(
-            guard is None or guard >= 0, "max_bpb_increase", "a share of at least 0, or null"
+            guard is None or 0 <= guard < math.inf,
+            "max_bpb_increase",
+            "a finite share of at least 0, or null to merge all",
         )
 
     def _require(self, condition: bool, field: str, expected: str) -> None:
