@@ -48,6 +48,12 @@ def test_as_many_are_merged_as_the_limit_allows_the_least_costly_first(monkeypat
         "ngrams": 10, "saving": 0.1, "bits_per_byte": 1.01, "base_bits_per_byte": 1.0,
         "increase": pytest.approx(0.01),
     }]  # fmt: skip
+    method = AdaptiVocab(mode=Mode.full, max_bpb_increase=LIMIT)
+    loaded = tiny()
+    with method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
+        section = applied.measured()["vocabulary"]
+    assert section["dial"] == gate["dial"]
+    assert section["validation"] == gate["merged"][-1]
     kept = [list(one) for one in Vocabulary.from_artifact(artifact).merged.pieces]
     assert kept == [pieces[number] for number in gate["order"][:10]]
     assert kept != pieces[:10]

@@ -87,6 +87,14 @@ class Calibrator:
                 f"{embedding.weight.shape[0]} rows, behind which n-grams would be: give the model "
                 "a row for every token with resize_token_embeddings, or use adaptivocab.mode=draft"
             )
+        settings = self._settings
+        fitter = RowFitter(
+            self._model,
+            self._expression,
+            [stream.tokens for stream in self._streams],
+            settings.rows,
+            output=settings.mode is not Mode.input,
+        )
         with waiting("Mining n-grams"):
             mined = self._mine(
                 self._streams, self._expression.admissible, aligned=self._expression.aligned
@@ -98,14 +106,6 @@ class Calibrator:
             "mined": {"tokens": mined.tokens, "saving": saving, "saved": mined.saved},
             "pieces": [list(pieces) for pieces in mined.pieces],
         }
-        settings = self._settings
-        fitter = RowFitter(
-            self._model,
-            self._expression,
-            [stream.tokens for stream in self._streams],
-            settings.rows,
-            output=settings.mode is not Mode.input,
-        )
         fitted = settings.rows in ON_TEXT
         texts = self._read(Split.calibration, settings.tokens) if fitted else []
         if settings.max_bpb_increase is None:

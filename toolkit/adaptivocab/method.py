@@ -76,6 +76,7 @@ class AdaptiVocab(Settings, Method):
             "merged": len(vocabulary.merged),
             "guard": self.max_bpb_increase,
             "dial": gate.get("dial"),
+            "validation": gate["merged"][-1] if len(vocabulary.merged) and gate else None,
         }
         with ExitStack() as undo:
             if vocabulary.rows is not None:
