@@ -69,7 +69,20 @@ def test_a_damaged_file_is_refused(tmp_path, name, damage):
         path.write_bytes(b"")
     else:
         path.unlink()
-    with pytest.raises(ArtifactError, match="damaged|no artifact here"):
+    with pytest.raises(ArtifactError, match=r"is damaged: .*calibrate\.py .*force=true"):
+        Artifact.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3", "null", '{"content_sha256": "", "x": NaN}'])
+def test_a_description_that_is_none_is_damaged(tmp_path, content):
+    artifact().save(tmp_path / "a")
+    (tmp_path / "a" / DESCRIPTION).write_text(content)
+    with pytest.raises(ArtifactError, match=rf"{DESCRIPTION} is damaged"):
+        Artifact.load(tmp_path / "a")
+
+
+def test_where_no_folder_is_there_is_no_artifact(tmp_path):
+    with pytest.raises(ArtifactError, match=r"there is no artifact here; make it with calibrate"):
         Artifact.load(tmp_path / "a")
 
 

@@ -13,6 +13,7 @@ from tests.conftest import tiny
 from toolkit import tracking
 from toolkit.calibration import calibrate
 from toolkit.config import TrackingConfig, TrackingMode
+from toolkit.errors import ConfigError
 from toolkit.larosa import LaRoSA
 
 RESULT = {
@@ -96,3 +97,41 @@ def test_disabled_tracking_writes_nothing(tmp_path):
     with tracking.run(config, "evaluate", OmegaConf.create({"seed": 0}), None) as log:
         log.result(RESULT, tmp_path / "report.md")
     assert offline_runs(tmp_path) == []
+
+
+def test_a_run_online_without_a_login_is_refused_with_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    expected = r"^tracking\.mode=online: .*run `wandb login`, or use tracking\.mode=offline$"
+    config = configured(tmp_path, TrackingMode.online)
+    with (
+        pytest.raises(ConfigError, match=expected),
+        tracking.run(config, "evaluate", OmegaConf.create({}), None),
+    ):
+        pass
+
+
+def test_a_project_that_cannot_be_is_refused_by_name(tmp_path):
+    config = TrackingConfig(TrackingMode.offline, "a/b", None, str(tmp_path))
+    with (
+        pytest.raises(ConfigError, match=r"^tracking\.project=a/b: Invalid project name"),
+        tracking.run(config, "evaluate", OmegaConf.create({}), None),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, below):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / below
+    expected = rf"^tracking\.folder={folder}: cannot be written: Not a directory; name a folder"
+    for enter in (tracking.check, lambda config: tracking.run(config, "", None, None).__enter__()):
+        with pytest.raises(ConfigError, match=expected):
+            enter(configured(folder))
+    tracking.check(configured(folder, TrackingMode.disabled))
+
+
+def test_checking_a_folder_leaves_nothing(tmp_path):
+    tracking.check(configured(tmp_path / "new" / "place"))
+    assert list(tmp_path.iterdir()) == []

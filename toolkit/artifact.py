@@ -157,24 +157,27 @@ class Artifact:
 def _verified_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
-        raise ArtifactError(f"{folder}: there is no artifact here ({DESCRIPTION} is missing)")
+        if not folder.exists():
+            raise ArtifactError(f"{folder}: there is no artifact here; make it with calibrate.py")
+        raise _damaged(folder, f"it holds no {DESCRIPTION}")
     try:
         content = json.loads(path.read_text("utf-8"))
         expected = content.pop("content_sha256")
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError) as error:
+        actual = sha256_of_json(content)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise _damaged(path) from error
     if content.get("schema") != SCHEMA:
         raise ArtifactError(
             f"{path}: schema version {content.get('schema')}, this version reads {SCHEMA}: "
             "calibrate again"
         )
-    if sha256_of_json(content) != expected:
+    if actual != expected:
         raise _damaged(path)
     return dict(content)
 
 
-def _damaged(path: Path) -> ArtifactError:
+def _damaged(path: Path, how: str = "truncated or edited since it was written") -> ArtifactError:
     return ArtifactError(
-        f"{path} is damaged: truncated or edited since it was written; calibrate again with "
-        "force=true"
+        f"{path} is damaged: {how}; calibrate.py with the same settings and force=true makes it "
+        "anew, and so does any calibration once its folder is removed"
     )

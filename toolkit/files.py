@@ -15,6 +15,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toolkit.errors import ConfigError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -49,6 +51,31 @@ def publishing(path: Path, *, replace: bool = False) -> Iterator[Path]:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_writable(setting: str, folder: str | Path) -> None:
+    """Refuse a folder that cannot be written, or cannot be made; nothing is left behind.
+
+    Parameters
+    ----------
+    setting : str
+        Full name of the setting that the folder comes from.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=_existing(Path(folder).absolute())):
+            pass
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}; name a folder that can"
+        raise ConfigError(setting, folder, reason) from error
+
+
+def _existing(path: Path) -> Path:
+    """Return `path` or the nearest folder above that exists."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return _existing(path.parent)
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from toolkit.artifact import Artifact
 from toolkit.config import TrackingConfig, TrackingMode
-from toolkit.files import flatten, is_table
+from toolkit.errors import ConfigError
+from toolkit.files import flatten, is_table, require_writable
 from toolkit.progress import say
 
 
@@ -48,6 +49,12 @@ class Log:
             self._run.log({f"plots/{plot.stem}": wandb.Image(str(plot))})
 
 
+def check(config: TrackingConfig) -> None:
+    """Refuse a folder that `run` could not write, before there is work to lose."""
+    if config.mode is not TrackingMode.disabled:
+        require_writable("tracking.folder", config.folder)
+
+
 @contextmanager
 def run(
     config: TrackingConfig, job_type: str, composed: DictConfig, group: str | None
@@ -62,20 +69,29 @@ def run(
         The job's whole configuration, logged resolved.
     group : str or None
         Name that the jobs of a sweep share.
+
+    Raises
+    ------
+    ConfigError
+        If the folder cannot be written, or Weights & Biases refuses to open the run.
     """
+    check(config)
     keeps = config.mode is not TrackingMode.disabled
     if keeps:
         Path(config.folder).mkdir(parents=True, exist_ok=True)
-    opened = wandb.init(
-        mode=config.mode.value,
-        project=config.project,
-        entity=config.entity,
-        dir=config.folder if keeps else None,
-        group=group,
-        job_type=job_type,
-        config=cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)),
-        settings=wandb.Settings(silent=True),
-    )
+    try:
+        opened = wandb.init(
+            mode=config.mode.value,
+            project=config.project,
+            entity=config.entity,
+            dir=config.folder if keeps else None,
+            group=group,
+            job_type=job_type,
+            config=cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)),
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.Error as error:
+        raise _refusal(config, str(error).rstrip(".")) from error
     # Not `with opened`: on an exception that prints a traceback of its own.
     exit_code = 1
     try:
@@ -86,3 +102,11 @@ def run(
         opened.finish(exit_code=exit_code)
         if config.mode is TrackingMode.offline:
             say(f"W&B run kept offline; upload it with: wandb sync {folder}")
+
+
+def _refusal(config: TrackingConfig, reason: str) -> ConfigError:
+    if reason.startswith("Invalid project name"):
+        return ConfigError("tracking.project", config.project, reason)
+    online = config.mode is TrackingMode.online
+    advice = "run `wandb login`, or use tracking.mode=offline" if online else "or disable tracking"
+    return ConfigError("tracking.mode", config.mode.value, f"{reason}; {advice}")

@@ -88,6 +88,15 @@ def test_failed_jobs_are_shown_as_failed(sweep):
     assert "| `broken` | **failed**: it broke here \\| there |" in build_report(sweep).read_text()
 
 
+@pytest.mark.parametrize("text", ['{"status": "ok", "lab', "", "[]", "{}", "\xff"])
+def test_a_damaged_result_is_a_failed_job_beside_the_healthy_ones(sweep, text):
+    (sweep / "3" / "result.json").write_text(text, "latin-1")
+    report = build_report(sweep).read_text("utf-8")
+    assert "| `3` | **failed**: result.json is damaged: " in report
+    assert "`quick` is **faster than the unmodified model**" in report
+    assert "result.json is damaged" in (sweep / "report" / "results.csv").read_text("utf-8")
+
+
 def test_every_row_has_every_column(sweep):
     lines = markdown_table(load_jobs(sweep)).replace("\\|", "").splitlines()
     assert len({line.count("|") for line in lines}) == 1

@@ -22,12 +22,15 @@ def run(config: DictConfig) -> None:
         from toolkit.calibration import calibrate
         from toolkit.corpus import load_corpus
         from toolkit.environment import prepare
+        from toolkit.files import require_writable
         from toolkit.method import NOT_CALIBRATED, build
         from toolkit.models import load_model
 
     method = build(settings.method)
     if not method.calibrated:
         raise TrimtabError(NOT_CALIBRATED.format(name=method.name))
+    tracking.check(settings.tracking)
+    require_writable("artifacts", settings.artifacts)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
     model = load_model(settings.model)

@@ -9,8 +9,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from toolkit.commands.launch import launch, one_line, output_folder, typed
-from toolkit.config import EvaluateConfig
-from toolkit.files import write_json
+from toolkit.config import EvaluateConfig, OnMissing
+from toolkit.files import require_writable, write_json
 from toolkit.progress import waiting
 
 
@@ -36,6 +36,8 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
         from toolkit import tracking
         from toolkit.evaluation.run import evaluate
 
+    if settings.on_missing is OnMissing.calibrate:
+        require_writable("artifacts", settings.artifacts)
     with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
         result = evaluate(settings, label())
         write_json(folder / "result.json", result)

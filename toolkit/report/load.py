@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Job:
 def load_jobs(folder: Path) -> list[Job]:
     """Return the jobs of an output folder, or of every job below a sweep's, in their order.
 
+    A job whose file is damaged counts as failed.
+
     Raises
     ------
     TrimtabError
@@ -58,9 +61,12 @@ def load_jobs(folder: Path) -> list[Job]:
 def _content(folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
     path = result if result.exists() else folder / "error.json"
-    content = json.loads(path.read_text("utf-8"))
-    assert isinstance(content, dict)
-    return content
+    with suppress(ValueError):
+        content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, dict) and {"status", "label"} <= content.keys():
+            return content
+    message = f"{path.name} is damaged: truncated or edited since it was written; run the job again"
+    return {"status": "error", "label": folder.name, "type": "Damaged", "message": message}
 
 
 def _order(folder: Path) -> tuple[int, str]:
