@@ -1,5 +1,7 @@
 """The YAML files, the schemas behind them, and the ranges they accept."""
 
+import errno
+import os
 from dataclasses import MISSING, fields
 
 import pytest
@@ -7,14 +9,16 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
-from toolkit.commands.launch import expand_shorthand, one_line, typed
+from toolkit.commands.launch import expand_shorthand, launch, one_line, typed
 from toolkit.config import CalibrateConfig, EvaluateConfig
 from toolkit.errors import TrimtabError
 from toolkit.method import build
 from toolkit.registry import config_folder, method_names, register
 from toolkit.stack import Stack
 
+CORES = len(os.sched_getaffinity(0))
 KINDS = {"calibrate": CalibrateConfig, "evaluate": EvaluateConfig}
 
 
@@ -106,6 +110,41 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["on_missing=guess"], "on_missing: Invalid value 'guess'"),
         ("evaluate", ["paired=maybe"], "paired: Value 'maybe'"),
         ("evaluate", ["threads=0"], "threads=0: expected null or at least 1"),
+        ("evaluate", [f"threads={CORES + 1}"], f"at most {CORES}, the cores this process may use"),
+        ("calibrate", ["threads=100000"], "threads=100000: expected null or at least 1"),
+        ("evaluate", ["seed=-1"], "seed=-1: expected at least 0 and less than 2**32"),
+        ("calibrate", [f"seed={2**32}"], f"seed={2**32}: expected at least 0"),
+        (
+            "evaluate",
+            ["model=random", "model.config=tiny-llama", f"model.seed={10**26}"],
+            f"model.seed={10**26}: expected at least 0",
+        ),
+        ("evaluate", ["methods=[]"], "methods is empty: write methods=baseline for no method"),
+        (
+            "evaluate",
+            ["methods=[lorasa]"],
+            "methods=lorasa: no such option, did you mean larosa?; there are: adaptivocab, all, ba",
+        ),
+        (
+            "evaluate",
+            ["methods=[larosa,larosa]"],
+            "methods: larosa is named twice (all contains it): name it once",
+        ),
+        (
+            "evaluate",
+            ["methods=[fused,all]"],
+            "methods: adaptivocab is named twice (all and fused contain it): name it once",
+        ),
+        (
+            "evaluate",
+            ["methods.larosa.sparsity=0.4"],
+            "methods.larosa: larosa is not in the stack, write methods=larosa",
+        ),
+        (
+            "evaluate",
+            ["methods=larosa", "methods.adaptivocab.size=10"],
+            "adaptivocab is not in the stack, write 'methods=[larosa,adaptivocab]'",
+        ),
         ("evaluate", ["methods=lorasa"], "methods=lorasa: no such option, did you mean larosa?"),
         ("evaluate", ["methods=larosa", "methods.larosa.p=1"], "unknown setting methods.larosa.p"),
         ("calibrate", ["model.device=tpu"], "model.device=tpu: expected auto, cpu, cuda"),
@@ -138,6 +177,11 @@ def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
         ({"probe_tokens": 100}, "larosa.probe_tokens=100: expected at least one window"),
         ({"group": 0}, "larosa.group=0: expected at least 1 layer"),
         ({"cap": 0.9}, "larosa.cap=0.9: expected at least 1"),
+        *(
+            ({field: float(value)}, f"larosa.{field}={value}: expected")
+            for field in ("sparsity", "cap")
+            for value in ("inf", "nan")
+        ),
         ({"dense_prefix": -1}, "larosa.dense_prefix=-1: expected at least 0 tokens"),
         ({"count": "entries"}, "Invalid value 'entries', expected one of"),
         ({"transforms": "some"}, "Invalid value 'some', expected one of"),
@@ -179,6 +223,54 @@ def test_a_methods_own_settings_are_checked(settings, expected):
 def test_settings_at_the_edge_of_their_ranges_are_taken(settings):
     method = build({"_target_": "toolkit.larosa.LaRoSA", **settings})
     assert {key: method.config()[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize("name", ["calibrate", "evaluate"])
+def test_the_most_a_seed_and_threads_may_be(name):
+    config = typed(composed(name, f"seed={2**32 - 1}", f"threads={CORES}"), KINDS[name])
+    assert (config.seed, config.threads) == (2**32 - 1, CORES)
+
+
+def test_the_help_says_which_methods_need_no_calibration():
+    help_text = (config_folder() / "calibrate.yaml").read_text()
+    nodes = (OmegaConf.load(config_folder() / "method" / f"{name}.yaml") for name in method_names())
+    kinds = [get_class(node["_target_"]) for node in nodes]
+    (uncalibrated,) = [kind.name for kind in kinds if not kind.calibrated]
+    assert f"${{options:method}} ({uncalibrated} needs no calibration)" in help_text
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (SafetensorError("I/O error: No space left"), "I/O error: No space left"),
+    ],
+)
+def test_a_file_the_system_refuses_is_one_line(monkeypatch, capsys, tmp_path, error, line):
+    with pytest.raises(SystemExit, match="1"):
+        launched(monkeypatch, tmp_path, error)
+    assert capsys.readouterr().err == f"evaluate.py: error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EBADF, "Bad file descriptor"), SafetensorError("no such tensor")]
+)
+def test_a_defect_keeps_its_traceback(monkeypatch, tmp_path, error):
+    with pytest.raises(type(error)):
+        launched(monkeypatch, tmp_path, error)
+
+
+def launched(monkeypatch, folder, error):
+    """Run a task that raises `error`."""
+
+    def task(config):
+        raise error
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["evaluate.py"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    launch(task, "evaluate")
 
 
 def test_shorthand_is_for_what_the_root_does_not_know():

@@ -6,6 +6,7 @@ answer at once.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -84,6 +85,10 @@ class RandomModel(ModelConfig):
 
     config: str
     seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_seed("model.seed", self.seed)
 
 
 @dataclass
@@ -217,6 +222,7 @@ class CalibrateConfig:
     threads: int | None
 
     def __post_init__(self) -> None:
+        _check_seed("seed", self.seed)
         _check_threads(self.threads)
 
 
@@ -238,6 +244,7 @@ class EvaluateConfig:
     threads: int | None
 
     def __post_init__(self) -> None:
+        _check_seed("seed", self.seed)
         _check_threads(self.threads)
         timed = self.speed.repeats * self.generation.prompts
         _require(
@@ -249,5 +256,11 @@ class EvaluateConfig:
         )
 
 
+def _check_seed(key: str, seed: int) -> None:
+    _require(0 <= seed < 2**32, key, seed, "at least 0 and less than 2**32")
+
+
 def _check_threads(threads: int | None) -> None:
-    _require(threads is None or threads > 0, "threads", threads, "null or at least 1")
+    cores = len(os.sched_getaffinity(0))
+    expected = f"null or at least 1 and at most {cores}, the cores this process may use"
+    _require(threads is None or 1 <= threads <= cores, "threads", threads, expected)

@@ -52,6 +52,16 @@ def test_too_little_text_is_an_error_with_both_numbers():
         quality_windows([Document("d", "x" * 128)], config)
 
 
+def test_where_nothing_fits_the_lengths_are_named(tokenizer):
+    documents = [Document("d", "x" * 1000)]
+    config = QualityConfig(windows=2, window_bytes=10_000, context_bytes=0)
+    with pytest.raises(TrimtabError, match=r"^quality.window_bytes=10000: no test document is lon"):
+        quality_windows(documents, config)
+    lengths = "generation.prompt_bytes=50 generation.new_tokens=10000"
+    with pytest.raises(TrimtabError, match=f"^{lengths}: no test document is long enough"):
+        prompts(documents, tokenizer, GenerationConfig(2, 50, 10_000))
+
+
 def test_no_window_is_without_text():
     config = QualityConfig(windows=2, window_bytes=64, context_bytes=60)
     documents = [Document("short", "x" * 40), Document("a", "x" * 64), Document("b", "x" * 64)]

@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.conftest import random_inputs, tiny
 from toolkit.config import DType, EmbeddedModel, HubModel, RandomModel
 from toolkit.errors import ConfigError, TrimtabError
-from toolkit.models import embedded, load_model
+from toolkit.models import LoadedModel, embedded, load_model
 from toolkit.models.fingerprint import fingerprint
 from toolkit.models.loading import resolve_dtype, short_name
 from toolkit.models.random import byte_tokenizer, shapes
@@ -37,6 +39,40 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         load_model(hub(str(tmp_path)))
 
 
+def saved(model: LoadedModel, folder: Path) -> HubModel:
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return hub(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"), [("config.json", "no config.json"), ("tokenizer.json", "no tokenizer file")]
+)
+def test_a_file_that_is_missing_is_named(tmp_path, tiny_llama, file, reason):
+    config = saved(tiny_llama, tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(ConfigError, match=f"causal language model: the folder has {reason}"):
+        load_model(config)
+
+
+@pytest.mark.parametrize("size", [0, 100, 10_000])
+def test_weights_cut_short_are_to_be_downloaded_again(tmp_path, tiny_llama, size):
+    config = saved(tiny_llama, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(ConfigError, match="file is incomplete or damaged, download it again"):
+        load_model(config)
+
+
+def test_what_transformers_says_in_several_lines_is_said_whole(tmp_path, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise ValueError("one of:\n\n(1) a\n(2) b")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+    with pytest.raises(ConfigError, match=r"model: one of: \(1\) a \(2\) b$"):
+        load_model(hub("org/model"))
+
+
 def test_an_unknown_shape_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="model.config=huge: expected one of tiny-llama"):
         load_model(RandomModel(device="cpu", dtype=DType.auto, config="huge", seed=0))
@@ -59,6 +95,12 @@ def test_auto_dtype_follows_the_device():
 )
 def test_short_names_are_folder_names(name, short):
     assert short_name(name) == short
+
+
+def test_the_short_name_of_a_folder_is_its_last_part(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "hubA").mkdir()
+    assert short_name("~/hubA") == short_name(str(tmp_path / "hubA")) == "hubA"
 
 
 def test_the_shipped_shapes_have_the_published_sizes():

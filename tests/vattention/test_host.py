@@ -52,6 +52,13 @@ def test_the_granularity_is_the_systems_page(pool):
     assert (pool.backend, pool.device) == ("host", torch.device("cpu"))
 
 
+def test_a_page_larger_than_the_machines_memory_is_refused():
+    memory = PAGE * os.sysconf("SC_PHYS_PAGES")
+    with pytest.raises(ValueError, match=f"expected at most {memory}, the machine's memory"):
+        HostPool(TIB * PAGE)
+    HostPool(memory).close()
+
+
 @pytest.mark.parametrize("page_bytes", [PAGE, 3 * PAGE, 1 << 21])
 def test_reserves_more_than_any_machine_has_for_nothing(page_bytes):
     with HostPool(page_bytes) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -16,12 +17,14 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from toolkit.errors import ConfigError, TrimtabError
-from toolkit.registry import config_folder, register
+from toolkit.registry import config_folder, group_options, method_names, register
 
 Config = TypeVar("Config")
 Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # writing to an open file, the error does not name it
 
 
 def typed(config: DictConfig, kind: type[Config]) -> Config:
@@ -29,10 +32,12 @@ def typed(config: DictConfig, kind: type[Config]) -> Config:
 
     Raises
     ------
-    ConfigError
+    TrimtabError
         For a value that is required and missing, or out of range.
     """
     for key in sorted(OmegaConf.missing_keys(config)):
+        if key == "methods":  # has a default: only an empty choice leaves none
+            raise TrimtabError("methods is empty: write methods=baseline for no method")
         raise ConfigError(key, "???", f"is required: write {key}=VALUE")
     value = OmegaConf.to_object(config)
     if not isinstance(value, kind):
@@ -43,9 +48,10 @@ def typed(config: DictConfig, kind: type[Config]) -> Config:
 def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
     """Compose the configuration from the command line and run `task` on it, once or in a sweep.
 
-    A `TrimtabError`, and every refusal of Hydra or OmegaConf, is printed as one line on
-    standard error and ends the process with exit code 1; ``HYDRA_FULL_ERROR=1`` shows the
-    traceback instead. Any other exception is a defect and keeps its traceback.
+    A `TrimtabError`, every refusal of Hydra or OmegaConf, and what the system refuses to do with
+    a file, is printed as one line on standard error and ends the process with exit code 1;
+    ``HYDRA_FULL_ERROR=1`` shows the traceback instead. Any other exception is a defect and keeps
+    its traceback.
     """
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
@@ -57,10 +63,10 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
         composed = True
         try:
             task(config)
-        except Mistake as error:
+        except Exception as error:
             # One job: stop here, before Hydra adds a line of its own. In a sweep Hydra has to
             # see the failure, so that it marks the job and goes on with the next.
-            if verbose or HydraConfig.get().mode == RunMode.MULTIRUN:
+            if verbose or not _is_mistake(error) or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             _stop(error)
 
@@ -72,7 +78,7 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
         entry()
     except Exception as error:
         # Before the task has begun everything that fails is about the command line.
-        if verbose or (composed and not isinstance(error, Mistake)):
+        if verbose or (composed and not _is_mistake(error)):
             raise
         _stop(error)
     except KeyboardInterrupt:
@@ -96,6 +102,14 @@ def expand_shorthand(arguments: list[str], root_keys: set[str], node: str) -> li
     return [expand(argument) for argument in arguments]
 
 
+def _is_mistake(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.filename is not None or error.errno in FULL
+    if isinstance(error, SafetensorError):
+        return "I/O error" in str(error)
+    return isinstance(error, Mistake)
+
+
 def _stop(error: BaseException) -> None:
     print(f"{_program()}: error: {one_line(error)}", file=sys.stderr)
     sys.exit(1)
@@ -109,11 +123,15 @@ def one_line(error: BaseException) -> str:
     """Say in one line what was refused and what was expected instead."""
     if isinstance(error, TrimtabError):
         return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        available = ", ".join(error.options or [])
-        nearest = _nearest(option, error.options or [])
-        return f"{group}={option}: no such option{nearest}; there are: {available}"
+        options = error.options or group_options(group)  # Hydra lists none for a list's member
+        nearest = _nearest(option, options)
+        return f"{group}={option}: no such option{nearest}; there are: {', '.join(options)}"
+    if twice := re.match(r"method@methods\.(\w+) appears more than once", str(error)):
+        return _named_twice(twice[1])
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
@@ -128,6 +146,9 @@ def _describe(error: OmegaConfBaseException) -> str:
         return f"{error.full_key}: {first}"
     place, _, key = str(error.full_key).rpartition(".")
     siblings = [name for name in _keys(error.parent_node) if not name.startswith("_")]
+    if place == "methods" and key in method_names():
+        stack = f"'methods=[{','.join([*siblings, key])}]'" if siblings else f"methods={key}"
+        return f"{error.full_key}: {key} is not in the stack, write {stack}"
     hint = _nearest(key, siblings) or _elsewhere(place, key)
     return (
         f"unknown setting {error.full_key}{hint}; {place or 'the top level'} has: "
@@ -147,6 +168,16 @@ def _elsewhere(group: str, key: str) -> str:
         if group and key in _keys(OmegaConf.load(path))
     ]
     return f", it belongs to {' and '.join(options)}" if options else ""
+
+
+def _named_twice(method: str) -> str:
+    stacks = [
+        path.stem
+        for path in sorted((config_folder() / "methods").glob("*.yaml"))
+        if f"/method@{method}:" in path.read_text("utf-8")
+    ]
+    held = f" ({' and '.join(stacks)} {'contains' if len(stacks) == 1 else 'contain'} it)"
+    return f"methods: {method} is named twice{held if stacks else ''}: name it once"
 
 
 def _nearest(word: str, candidates: Sequence[str]) -> str:

@@ -53,7 +53,8 @@ def quality_windows(documents: Sequence[Document], config: QualityConfig) -> lis
         If the documents hold fewer.
     """
     found = list(_windows(documents, config.window_bytes, config.context_bytes))
-    return _spread(found, config.windows, "quality.windows")
+    lengths = f"quality.window_bytes={config.window_bytes}"
+    return _spread(found, config.windows, "quality.windows", lengths)
 
 
 def compression_windows(documents: Sequence[Document], config: QualityConfig) -> list[Window]:
@@ -62,12 +63,12 @@ def compression_windows(documents: Sequence[Document], config: QualityConfig) ->
     least = config.compression_bytes - LONGEST_CHARACTER
     windows = _windows(documents, size, config.compression_context_bytes)
     found = [window for window in windows if window.scored_bytes > least]
-    return _spread(found, min(config.compression_windows, len(found)), "")
+    return _spread(found, min(config.compression_windows, len(found)))
 
 
 def marginal_windows(windows: list[Window], config: QualityConfig) -> list[Window]:
     """Return `config.marginal_windows` of the windows, or as many as there are."""
-    return _spread(windows, min(config.marginal_windows, len(windows)), "")
+    return _spread(windows, min(config.marginal_windows, len(windows)))
 
 
 def canary_windows(config: QualityConfig) -> list[Window]:
@@ -80,7 +81,7 @@ def canary_windows(config: QualityConfig) -> list[Window]:
     paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     documents = [Document(path.name, path.read_text("utf-8", "ignore")) for path in paths]
     found = list(_windows(documents, config.window_bytes, config.context_bytes))
-    return _spread(found, min(config.canary_windows, len(found)), "")
+    return _spread(found, min(config.canary_windows, len(found)))
 
 
 def prompts(
@@ -111,7 +112,10 @@ def prompts(
             if len(offsets) >= config.new_tokens:
                 continuation = rest[: offsets[config.new_tokens - 1][1]]
                 found.append(Prompt(document.name, text, continuation))
-    return _spread(found, config.prompts, "generation.prompts")
+    lengths = (
+        f"generation.prompt_bytes={config.prompt_bytes} generation.new_tokens={config.new_tokens}"
+    )
+    return _spread(found, config.prompts, "generation.prompts", lengths)
 
 
 def _windows(documents: Sequence[Document], size: int, context_bytes: int) -> Iterator[Window]:
@@ -138,10 +142,14 @@ def _split(text: str, size: int) -> tuple[str, str]:
     return head, text[len(head) :]
 
 
-def _spread(items: list[T], count: int, key: str) -> list[T]:
+def _spread(items: list[T], count: int, key: str = "", lengths: str = "") -> list[T]:
+    if not items and count:
+        raise TrimtabError(
+            f"{lengths}: no test document is long enough; lower it, or use longer documents"
+        )
     if len(items) < count:
         raise TrimtabError(
-            f"{key}={count}: the test documents hold only {len(items)}; lower it, or use a larger "
-            "corpus"
+            f"{key}={count}: the test documents hold only {len(items)} with {lengths}; lower "
+            "either, or use a larger corpus"
         )
     return [items[index * len(items) // count] for index in range(count)]

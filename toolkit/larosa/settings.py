@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -99,7 +100,7 @@ class Settings:
 
         require(0 <= self.sparsity < 1, "sparsity", "a share in [0, 1)")
         require(self.group >= 1, "group", "at least 1 layer")
-        require(self.cap >= 1, "cap", "at least 1")
+        require(1 <= self.cap < math.inf, "cap", "at least 1, and finite")
         require(self.dense_prefix >= 0, "dense_prefix", "at least 0 tokens")
         require(self.window >= 2, "window", "at least 2 tokens")
         require(self.tokens >= self.window, "tokens", "at least one window")

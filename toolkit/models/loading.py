@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +25,8 @@ from toolkit.models.embedded import embedded_folder
 from toolkit.models.fingerprint import fingerprint
 from toolkit.models.random import random_model
 from toolkit.progress import say, waiting
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 
 SOURCES = {kind.__name__: kind for kind in (EmbeddedModel, HubModel, RandomModel)}
 
@@ -134,7 +137,8 @@ def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:
 
 def short_name(name: str) -> str:
     """Return a folder-safe name: ``org/model`` as ``org--model``, a path as its last part."""
-    last = Path(name).resolve().name if Path(name).is_dir() else name
+    path = Path(name).expanduser()
+    last = path.resolve().name if path.is_dir() else name
     return re.sub(r"[^\w.-]+", "--", last)
 
 
@@ -146,11 +150,28 @@ def _pretrained(
     try:
         with waiting(f"Loading {config.name}"):
             return _from_folder(name, config.revision, config.device_map, device, dtype)
+    except SafetensorError as error:
+        raise ConfigError(
+            "model.name",
+            config.name,
+            f"a .safetensors file is incomplete or damaged, download it again ({error})",
+        ) from error
     except (OSError, ValueError) as error:
-        reason = next(line for line in str(error).splitlines() if line.strip())
+        reason = _missing_file(path) or " ".join(str(error).split())
         raise ConfigError(
             "model.name", config.name, f"cannot be loaded as a causal language model: {reason}"
         ) from error
+
+
+def _missing_file(folder: Path) -> str:
+    """Say what the local folder of a model lacks; nothing where it is none, or lacks neither."""
+    if not folder.is_dir():
+        return ""
+    if not (folder / "config.json").is_file():
+        return "the folder has no config.json; expected a model and its tokenizer"
+    if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
+        return "the folder has no tokenizer file, such as tokenizer.json: put the model's there"
+    return ""
 
 
 def _from_folder(

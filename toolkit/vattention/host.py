@@ -54,7 +54,7 @@ class HostPool(PagePool):
     Parameters
     ----------
     page_bytes : int
-        A multiple of the system's page, 4096 bytes on most machines.
+        A multiple of the system's page, 4096 bytes on most machines; at most the machine's memory.
     budget : int, optional
         The most bytes of pages at a time. No limit where None.
 
@@ -62,6 +62,8 @@ class HostPool(PagePool):
     ------
     TrimtabError
         If the system refuses a memfd.
+    ValueError
+        If a page is larger than the machine's memory, and as for every pool.
     """
 
     backend = "host"
@@ -69,6 +71,11 @@ class HostPool(PagePool):
 
     def __init__(self, page_bytes: int, budget: int | None = None) -> None:
         super().__init__(page_bytes, budget)
+        memory = mmap.PAGESIZE * os.sysconf("SC_PHYS_PAGES")
+        if page_bytes > memory:
+            raise ValueError(
+                f"pages of {page_bytes} bytes; expected at most {memory}, the machine's memory"
+            )
         self._offsets: set[int] = set()
         self._elsewhere = _ELSEWHERE
         self._ballast = _mmap(0, 2 * self.granularity, _UNUSED)
