@@ -128,8 +128,8 @@ class RowFitter:
         if self._recovery:
             new_input = self._recovery(ngrams.pieces)
         if self._rows not in ON_TEXT:
-            papers = combined(head.weight, ngrams, weights(ngrams, kind, head=True))
-            return replace(NewRows.of_input(new_input), head=papers)
+            new_head = combined(head.weight, ngrams, weights(ngrams, kind, head=True))
+            return replace(NewRows.of_input(new_input), head=new_head)
         new_input = match_hidden(self._model, new_input, passages, self.start)
         if self._rows is Rows.closed and not self.output:
             return NewRows.of_input(new_input)
