@@ -44,13 +44,13 @@ def rows(bench: Bench) -> Iterator[Record]:
 
 def emitted(bench: Bench, passages: Sequence[Passage], ngrams: NGrams) -> Record:
     """Return how often n-grams are predicted, and how often they are there."""
-    predicted, there, positions = 0.0, 0, 0
+    predicted, there, tokens = 0.0, 0, 0
     for passage in passages[:4]:
         logits, _ = predict(bench.loaded.model, passage.merged, bench.start)
         predicted += float(logits.softmax(-1)[:, ngrams.base_size :].sum())
         there += int((passage.merged >= ngrams.base_size).sum())
-        positions += len(passage.merged)
-    return {"emitted": predicted / positions, "emitted_in_text": there / positions}
+        tokens += len(passage.merged)
+    return {"emitted": predicted / tokens, "emitted_in_text": there / tokens}
 
 
 def likelihood(scored: Scored) -> Record:
