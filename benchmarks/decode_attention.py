@@ -28,9 +28,9 @@ from sparse_linear import COLD_BYTES, DTYPES, SEED, WARM_UP, name, time_on_cpu, 
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.decode_attention import decode_attention, kernel_name
-from toolkit.environment import describe_environment
-from toolkit.evaluation.intervals import ratio
+from trimtab.environment import describe_environment
+from trimtab.evaluation.intervals import ratio
+from trimtab_kernels.decode_attention import decode_attention, kernel_name
 
 # Query heads, KV heads and head_dim: SmolLM2-135M's, Llama-3-8B's.
 SHAPES = ("9x3x64", "32x8x128")

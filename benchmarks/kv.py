@@ -34,13 +34,13 @@ from kv_parts.sharing import prefix
 from kv_parts.stepping import steps
 from kv_parts.trace import Trace
 
-from kernels.decode_attention import kernel_name
-from toolkit.environment import describe_environment, prepare
-from toolkit.errors import TrimtabError
-from toolkit.files import write_json
-from toolkit.models.loading import resolve_device
-from toolkit.vattention.layout import DTYPES, Layout
-from toolkit.vattention.storage import HOST_PAGE
+from trimtab.environment import describe_environment, prepare
+from trimtab.errors import TrimtabError
+from trimtab.files import write_json
+from trimtab.models.loading import resolve_device
+from trimtab.vattention.layout import DTYPES, Layout
+from trimtab.vattention.storage import HOST_PAGE
+from trimtab_kernels.decode_attention import kernel_name
 
 SHIPPED = Path(__file__).parent / "data" / "kv-trace.json"
 PARTS: dict[str, tuple[Callable[[Options], Iterator[Record]], ...]] = {

@@ -24,15 +24,15 @@ from typing import Any
 from larosa_report import write_report
 from texts import python_texts
 
-from toolkit.artifact import Artifact
-from toolkit.config import DType, EmbeddedModel, QualityConfig
-from toolkit.corpus import Corpus, Split
-from toolkit.environment import describe_environment, prepare
-from toolkit.evaluation.intervals import rate_difference
-from toolkit.evaluation.quality import predicting, score
-from toolkit.evaluation.text import Window, quality_windows
-from toolkit.files import write_json
-from toolkit.larosa import (
+from trimtab.artifact import Artifact
+from trimtab.config import DType, EmbeddedModel, QualityConfig
+from trimtab.corpus import Corpus, Split
+from trimtab.environment import describe_environment, prepare
+from trimtab.evaluation.intervals import rate_difference
+from trimtab.evaluation.quality import predicting, score
+from trimtab.evaluation.text import Window, quality_windows
+from trimtab.files import write_json
+from trimtab.larosa import (
     Allocation,
     Basis,
     Count,
@@ -43,8 +43,8 @@ from toolkit.larosa import (
     Share,
     Transforms,
 )
-from toolkit.models import LoadedModel, load_model
-from toolkit.progress import say
+from trimtab.models import LoadedModel, load_model
+from trimtab.progress import say
 
 SHARED = ("moments", "entering", "sensitivities")  # what no setting of LaRoSA changes
 PLAIN = {

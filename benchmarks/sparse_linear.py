@@ -24,9 +24,9 @@ from arguments import sizes
 from torch import Tensor
 from torch.nn.functional import linear
 
-from kernels.sparse_linear import keep_topk, kernel_name, sparse_linear
-from toolkit.environment import describe_environment
-from toolkit.evaluation.intervals import ratio
+from trimtab.environment import describe_environment
+from trimtab.evaluation.intervals import ratio
+from trimtab_kernels.sparse_linear import keep_topk, kernel_name, sparse_linear
 
 # SmolLM2-135M's products (q and o, k and v, gate and up, down), then larger models'.
 SHAPES = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sysconfig
 from pathlib import Path
 
-from toolkit.config import PythonDocs
-from toolkit.corpus import Corpus, Document, load_corpus
+from trimtab.config import PythonDocs
+from trimtab.corpus import Corpus, Document, load_corpus
 
 CALIBRATION, VALIDATION = 0.7, 0.1
 

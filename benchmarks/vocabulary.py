@@ -22,10 +22,10 @@ from vocabulary_parts.bench import WINDOW, Bench, Record
 from vocabulary_parts.loss import dial, rows
 from vocabulary_parts.saving import drafts, encoding, mining
 
-from toolkit.adaptivocab.rows import Rows
-from toolkit.environment import describe_environment, prepare
-from toolkit.files import write_json
-from toolkit.progress import say
+from trimtab.adaptivocab.rows import Rows
+from trimtab.environment import describe_environment, prepare
+from trimtab.files import write_json
+from trimtab.progress import say
 
 PARTS = {part.__name__: part for part in (mining, encoding, drafts, rows, dial)}
 

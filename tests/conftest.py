@@ -17,10 +17,10 @@ os.environ["WANDB_MODE"] = "offline"
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.config import DType, EmbeddedModel, RandomModel
-from toolkit.corpus import Corpus, Document
-from toolkit.models import LoadedModel, load_model
-from toolkit.models.random import byte_tokenizer, shapes
+from trimtab.config import DType, EmbeddedModel, RandomModel
+from trimtab.corpus import Corpus, Document
+from trimtab.models import LoadedModel, load_model
+from trimtab.models.random import byte_tokenizer, shapes
 
 torch.set_num_threads(1)
 

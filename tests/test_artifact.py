@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from toolkit.artifact import DESCRIPTION, TENSORS, Artifact, ArtifactKey
-from toolkit.errors import ArtifactError
+from trimtab.artifact import DESCRIPTION, TENSORS, Artifact, ArtifactKey
+from trimtab.errors import ArtifactError
 
 FILE = "tokenizer/tokenizer.json"
 

@@ -17,13 +17,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import tiny
-from toolkit import calibration
-from toolkit.adaptivocab import AdaptiVocab
-from toolkit.artifact import DESCRIPTION
-from toolkit.calibration import calibrate, find
-from toolkit.corpus import Corpus
-from toolkit.errors import ArtifactError, ConfigError, TrimtabError
-from toolkit.larosa import LaRoSA
+from trimtab import calibration
+from trimtab.adaptivocab import AdaptiVocab
+from trimtab.artifact import DESCRIPTION
+from trimtab.calibration import calibrate, find
+from trimtab.corpus import Corpus
+from trimtab.errors import ArtifactError, ConfigError, TrimtabError
+from trimtab.larosa import LaRoSA
 
 METHOD = LaRoSA(tokens=512, window=64)
 PATIENCE = 120

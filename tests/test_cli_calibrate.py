@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SMALL, TINY
-from toolkit.artifact import Artifact
+from trimtab.artifact import Artifact
 
 LONGER = ["tokens=4096", "window=64"]
 
@@ -138,7 +138,7 @@ def test_help_shows_examples_groups_and_settings(command, tmp_path, script):
 def test_the_whole_configuration_is_shown_on_request(command, tmp_path):
     done = command("calibrate.py", "--cfg", "job", "sparsity=0.25")
     assert "sparsity: 0.25" in done.stdout
-    assert "_target_: toolkit.larosa.LaRoSA" in done.stdout
+    assert "_target_: trimtab.larosa.LaRoSA" in done.stdout
     assert "project: trimtab" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

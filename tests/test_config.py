@@ -11,12 +11,12 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
-from toolkit.commands.launch import expand_shorthand, launch, one_line, typed
-from toolkit.config import CalibrateConfig, EvaluateConfig
-from toolkit.errors import TrimtabError
-from toolkit.method import build
-from toolkit.registry import config_folder, method_names, register
-from toolkit.stack import Stack
+from trimtab.commands.launch import expand_shorthand, launch, one_line, typed
+from trimtab.config import CalibrateConfig, EvaluateConfig
+from trimtab.errors import TrimtabError
+from trimtab.method import build
+from trimtab.registry import config_folder, method_names, register
+from trimtab.stack import Stack
 
 CORES = len(os.sched_getaffinity(0))
 KINDS = {"calibrate": CalibrateConfig, "evaluate": EvaluateConfig}
@@ -205,7 +205,7 @@ def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
 )
 def test_a_methods_own_settings_are_checked(settings, expected):
     with pytest.raises(Exception, match=expected):
-        build({"_target_": "toolkit.larosa.LaRoSA", **settings})
+        build({"_target_": "trimtab.larosa.LaRoSA", **settings})
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_methods_own_settings_are_checked(settings, expected):
     ],
 )
 def test_settings_at_the_edge_of_their_ranges_are_taken(settings):
-    method = build({"_target_": "toolkit.larosa.LaRoSA", **settings})
+    method = build({"_target_": "trimtab.larosa.LaRoSA", **settings})
     assert {key: method.config()[key] for key in settings} == settings
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.config import FilesCorpus, HubCorpus, PythonDocs
-from toolkit.corpus import Corpus, Document, Split, load_corpus, token_windows
-from toolkit.errors import ConfigError, TrimtabError
+from trimtab.config import FilesCorpus, HubCorpus, PythonDocs
+from trimtab.corpus import Corpus, Document, Split, load_corpus, token_windows
+from trimtab.errors import ConfigError, TrimtabError
 
 SHARES = {"calibration": 0.5, "validation": 0.2, "max_documents": None}
 texts = st.lists(st.text(min_size=1, max_size=20), max_size=30)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from toolkit.files import canonical_json, publishing, replacing, save_tensors, write_json
+from trimtab.files import canonical_json, publishing, replacing, save_tensors, write_json
 
 
 def test_a_file_is_replaced_only_when_the_block_succeeds(tmp_path):

@@ -7,9 +7,9 @@ import torch
 
 from tests.conftest import SMALL, TINY, random_inputs, tiny
 from tests.models.contract import stepwise
-from toolkit.config import DType, RandomModel
-from toolkit.larosa import Count, LaRoSA, Selection, Share, Transforms
-from toolkit.models import LoadedModel, load_model
+from trimtab.config import DType, RandomModel
+from trimtab.larosa import Count, LaRoSA, Selection, Share, Transforms
+from trimtab.models import LoadedModel, load_model
 
 pytestmark = pytest.mark.gpu
 
@@ -59,9 +59,9 @@ def test_gpu_and_cpu_make_the_same_plan(corpus):
 def test_sparse_decode_runs_the_triton_kernel_and_is_what_the_reference_computes(
     corpus, selection, monkeypatch
 ):
-    from kernels import reference
-    from toolkit.larosa import modules
-    from toolkit.larosa import selection as selecting
+    from trimtab.larosa import modules
+    from trimtab.larosa import selection as selecting
+    from trimtab_kernels import reference
 
     loaded = on_gpu(DType.bfloat16)
     method = LaRoSA(sparsity=0.5, selection=selection, transforms=Transforms.all, **TEXT)

@@ -23,15 +23,15 @@ def wheel(tmp_path_factory) -> Path:
 def test_it_holds_the_packages_and_the_configuration_and_shadows_nothing(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     configuration = {str(path.relative_to(ROOT)) for path in ROOT.glob("conf/**/*.yaml")}
-    assert {f"toolkit/{name}" for name in configuration} <= names
-    assert "toolkit/models/shapes.yaml" in names
+    assert {f"trimtab/{name}" for name in configuration} <= names
+    assert "trimtab/models/shapes.yaml" in names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
-        "kernels", "toolkit"
+        "trimtab", "trimtab_kernels"
     }  # fmt: skip
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(entry_points).decode()
-    assert "trimtab-calibrate = toolkit.commands.calibrate:main" in text
-    assert "trimtab-evaluate = toolkit.commands.evaluate:main" in text
+    assert "trimtab-calibrate = trimtab.commands.calibrate:main" in text
+    assert "trimtab-evaluate = trimtab.commands.evaluate:main" in text
 
 
 @pytest.mark.parametrize("name", ["calibrate", "evaluate"])
@@ -41,7 +41,7 @@ def test_the_installed_commands_find_their_configuration_anywhere(wheel, tmp_pat
     work = tmp_path / "work"
     work.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", f"from toolkit.commands.{name} import main; main()", "--cfg", "job"],
+        [sys.executable, "-c", f"from trimtab.commands.{name} import main; main()", "--cfg", "job"],
         cwd=work,
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,

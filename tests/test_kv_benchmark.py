@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Command, tiny
-from toolkit.errors import TrimtabError
+from trimtab.errors import TrimtabError
 
 BENCHMARKS = ROOT / "benchmarks"
 SHIPPED = BENCHMARKS / "data" / "kv-trace.json"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import PythonDocs, QualityConfig
-from toolkit.corpus import Split, load_corpus
-from toolkit.evaluation.quality import predicting, score
-from toolkit.evaluation.text import quality_windows
-from toolkit.larosa import Allocation, Basis, Count, LaRoSA, Selection, Transforms
-from toolkit.models import LoadedModel
+from trimtab.config import PythonDocs, QualityConfig
+from trimtab.corpus import Split, load_corpus
+from trimtab.evaluation.quality import predicting, score
+from trimtab.evaluation.text import quality_windows
+from trimtab.larosa import Allocation, Basis, Count, LaRoSA, Selection, Transforms
+from trimtab.models import LoadedModel
 
 NOMINAL = {"count": Count.nominal, "transforms": Transforms.all}
 MAGNITUDE = {

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 import pytest
 
-from toolkit.errors import MisfitError
-from toolkit.method import Applied, Calibration, Method, Stage
-from toolkit.stack import Stack
+from trimtab.errors import MisfitError
+from trimtab.method import Applied, Calibration, Method, Stage
+from trimtab.stack import Stack
 
 events: list[str] = []
 

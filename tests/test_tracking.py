@@ -10,11 +10,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import tiny
-from toolkit import tracking
-from toolkit.calibration import calibrate
-from toolkit.config import TrackingConfig, TrackingMode
-from toolkit.errors import ConfigError
-from toolkit.larosa import LaRoSA
+from trimtab import tracking
+from trimtab.calibration import calibrate
+from trimtab.config import TrackingConfig, TrackingMode
+from trimtab.errors import ConfigError
+from trimtab.larosa import LaRoSA
 
 RESULT = {
     "status": "ok",

@@ -8,9 +8,9 @@ from kv_parts.layer import held_by_layer
 from kv_parts.setting import Options, Record, geometry, grid, label, lacking, open_kv
 from kv_parts.trace import Trace
 from kv_parts.weighing import check_agreement, weigh
-from toolkit.vattention.layout import Layout, committed_bytes
-from toolkit.vattention.pages import KVOutOfMemory
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.vattention.layout import Layout, committed_bytes
+from trimtab.vattention.pages import KVOutOfMemory
+from trimtab.vattention.virtual_kv import VirtualKV
 
 BLOCK = 16  # tokens in a block of a paged cache
 PAGED = f"paged, {BLOCK} tokens a block"

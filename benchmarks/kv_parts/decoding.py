@@ -13,7 +13,6 @@ from transformers import Cache, DynamicCache, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kernels.decode_attention import append_kv, decode_attention
 from kv_parts.layer import states
 from kv_parts.setting import (
     CACHES,
@@ -26,10 +25,11 @@ from kv_parts.setting import (
     open_kv,
 )
 from kv_parts.timing import WARM_UP, Samples, compared, interleave
-from toolkit.vattention.attention import NAME
-from toolkit.vattention.cache import VirtualCache
-from toolkit.vattention.layout import Layout
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.vattention.attention import NAME
+from trimtab.vattention.cache import VirtualCache
+from trimtab.vattention.layout import Layout
+from trimtab.vattention.virtual_kv import VirtualKV
+from trimtab_kernels.decode_attention import append_kv, decode_attention
 
 Step = Callable[[], Tensor]
 ATTENTION = {"virtual_kernel": ALL_ATTENTION_FUNCTIONS[NAME]}

@@ -10,14 +10,14 @@ from transformers import DynamicCache, LogitsProcessorList, MinNewTokensLengthLo
 
 from kv_parts.setting import Options, Record
 from kv_parts.timing import compared, interleave
-from toolkit.config import DType, EmbeddedModel, HubModel, ModelConfig, RandomModel
-from toolkit.errors import TrimtabError
-from toolkit.evaluation.generation import Clock
-from toolkit.generation import Engine
-from toolkit.generation.stopping import stop_tokens
-from toolkit.models import load_model
-from toolkit.models.random import shapes
-from toolkit.vattention.cache import VirtualCache
+from trimtab.config import DType, EmbeddedModel, HubModel, ModelConfig, RandomModel
+from trimtab.errors import TrimtabError
+from trimtab.evaluation.generation import Clock
+from trimtab.generation import Engine
+from trimtab.generation.stopping import stop_tokens
+from trimtab.models import load_model
+from trimtab.models.random import shapes
+from trimtab.vattention.cache import VirtualCache
 
 EMBEDDED = "smollm2-135m"
 CHUNK = 512

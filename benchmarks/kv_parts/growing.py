@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from kernels.decode_attention import append_kv
 from kv_parts.layer import states
 from kv_parts.setting import (
     Options,
@@ -23,12 +22,13 @@ from kv_parts.setting import (
     size,
 )
 from kv_parts.timing import WARM_UP, Samples, interleave, microseconds
-from toolkit.evaluation.intervals import ratio
-from toolkit.vattention.layout import Layout
-from toolkit.vattention.pages import Access, Page, Reservation
-from toolkit.vattention.pool import PagePool
-from toolkit.vattention.storage import make_pool
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.evaluation.intervals import ratio
+from trimtab.vattention.layout import Layout
+from trimtab.vattention.pages import Access, Page, Reservation
+from trimtab.vattention.pool import PagePool
+from trimtab.vattention.storage import make_pool
+from trimtab.vattention.virtual_kv import VirtualKV
+from trimtab_kernels.decode_attention import append_kv
 
 PERCENTILES = (50, 90, 99)
 MORE = 16  # samples of what takes microseconds, for each that the options ask for

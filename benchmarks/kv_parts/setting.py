@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from toolkit.vattention.layout import Geometry, Layout
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.vattention.layout import Geometry, Layout
+from trimtab.vattention.virtual_kv import VirtualKV
 
 Options = argparse.Namespace
 Record = dict[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from kv_parts.setting import Options, Record, geometry, grid, label, lacking, open_kv
 from kv_parts.weighing import check_agreement, weigh
-from toolkit.errors import TrimtabError
+from trimtab.errors import TrimtabError
 
 REQUESTS, PREFIX, TAILS = 64, 1000, (50, 300)
 

@@ -14,12 +14,12 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from kv_parts.generating import model_config
 from kv_parts.setting import CACHES, Options, Record, lacking
 from kv_parts.timing import WARM_UP, compared, interleave
-from toolkit.generation.attention import NAME
-from toolkit.generation.forward import Forward
-from toolkit.models import load_model
-from toolkit.vattention.attention import decode_kernel, using_attention
-from toolkit.vattention.cache import CacheShape, VirtualCache
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.generation.attention import NAME
+from trimtab.generation.forward import Forward
+from trimtab.models import load_model
+from trimtab.vattention.attention import decode_kernel, using_attention
+from trimtab.vattention.cache import CacheShape, VirtualCache
+from trimtab.vattention.virtual_kv import VirtualKV
 
 Step = Callable[[], Tensor]
 States = list[tuple[Tensor, Tensor]]

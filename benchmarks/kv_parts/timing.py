@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kv_parts.setting import Record
-from toolkit.evaluation.intervals import ratio
+from trimtab.evaluation.intervals import ratio
 
 WARM_UP = 3
 REFERENCES = ("dynamic", "static")  # whose times others are compared with

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from toolkit.errors import TrimtabError
+from trimtab.errors import TrimtabError
 
 
 @dataclass(frozen=True)

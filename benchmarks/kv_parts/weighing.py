@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from toolkit.errors import TrimtabError
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.errors import TrimtabError
+from trimtab.vattention.virtual_kv import VirtualKV
 
 STILL = 0.1  # seconds
 HOST_REMEDY = (

@@ -8,21 +8,21 @@ from typing import Any
 
 from texts import python_texts
 
-from toolkit.adaptivocab.calibrate import SELECTIONS
-from toolkit.adaptivocab.fit import Extension, ReadText, RowFitter, read_texts
-from toolkit.adaptivocab.gating import Scored
-from toolkit.adaptivocab.matching import Matcher
-from toolkit.adaptivocab.merging import PairMerging
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.passages import Passage, cut
-from toolkit.adaptivocab.rows import Rows
-from toolkit.adaptivocab.settings import Choice
-from toolkit.adaptivocab.streams import streams
-from toolkit.adaptivocab.tokenizer import Expression
-from toolkit.config import DType, EmbeddedModel
-from toolkit.corpus import Corpus, Split, encode, start_token
-from toolkit.evaluation.intervals import Estimate, rate_difference
-from toolkit.models import load_model
+from trimtab.adaptivocab.calibrate import SELECTIONS
+from trimtab.adaptivocab.fit import Extension, ReadText, RowFitter, read_texts
+from trimtab.adaptivocab.gating import Scored
+from trimtab.adaptivocab.matching import Matcher
+from trimtab.adaptivocab.merging import PairMerging
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.passages import Passage, cut
+from trimtab.adaptivocab.rows import Rows
+from trimtab.adaptivocab.settings import Choice
+from trimtab.adaptivocab.streams import streams
+from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.config import DType, EmbeddedModel
+from trimtab.corpus import Corpus, Split, encode, start_token
+from trimtab.evaluation.intervals import Estimate, rate_difference
+from trimtab.models import load_model
 
 MAX_PIECES = 4
 WINDOW = 512

@@ -6,16 +6,16 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 
-from toolkit.adaptivocab.extended import extended
-from toolkit.adaptivocab.fit import ON_TEXT
-from toolkit.adaptivocab.gating import Scored, costs, order_by_cost, positions
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.passages import Passage
-from toolkit.adaptivocab.rows import Rows
-from toolkit.adaptivocab.settings import Choice
-from toolkit.adaptivocab.teacher import predict
-from toolkit.corpus import Split
-from toolkit.evaluation.intervals import rate_difference
+from trimtab.adaptivocab.extended import extended
+from trimtab.adaptivocab.fit import ON_TEXT
+from trimtab.adaptivocab.gating import Scored, costs, order_by_cost, positions
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.passages import Passage
+from trimtab.adaptivocab.rows import Rows
+from trimtab.adaptivocab.settings import Choice
+from trimtab.adaptivocab.teacher import predict
+from trimtab.corpus import Split
+from trimtab.evaluation.intervals import rate_difference
 from vocabulary_parts.bench import Bench, Record
 
 

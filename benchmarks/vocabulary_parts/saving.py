@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from itertools import product
 
-from toolkit.adaptivocab.drafts import Drafts
-from toolkit.adaptivocab.settings import Choice
-from toolkit.corpus import Split, encode
-from toolkit.evaluation.intervals import ratio
+from trimtab.adaptivocab.drafts import Drafts
+from trimtab.adaptivocab.settings import Choice
+from trimtab.corpus import Split, encode
+from trimtab.evaluation.intervals import ratio
 from vocabulary_parts.bench import MAX_PIECES, Bench, Record
 
 SIZES = (500, 2000, 5000)

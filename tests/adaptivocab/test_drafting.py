@@ -12,13 +12,13 @@ from scipy.stats import chisquare
 from transformers import LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-import toolkit.adaptivocab.drafts as drafts_module
+import trimtab.adaptivocab.drafts as drafts_module
 from tests.conftest import SHAPES, random_inputs, tiny
-from toolkit.adaptivocab.drafting import NGramCandidates, drafting
-from toolkit.adaptivocab.drafts import Drafts
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.evaluation.generation import Replay
-from toolkit.models.random import byte_tokenizer
+from trimtab.adaptivocab.drafting import NGramCandidates, drafting
+from trimtab.adaptivocab.drafts import Drafts
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.evaluation.generation import Replay
+from trimtab.models.random import byte_tokenizer
 
 BASE = 320
 PROMPT = 12

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import SHAPES, random_inputs, tiny
-from toolkit.adaptivocab.extended import NewRows, base_head, extended, extended_head
+from trimtab.adaptivocab.extended import NewRows, base_head, extended, extended_head
 
 FEW = ["tiny-llama", "tiny-qwen3", "tiny-gemma2"]  # tied, untied, tied and capped
 SIZE = 320

@@ -11,18 +11,18 @@ from transformers import PreTrainedModel
 
 from tests.adaptivocab.test_teacher import NGRAMS, passage, sharp
 from tests.conftest import SHAPES
-from toolkit.adaptivocab import Rows, tuning
-from toolkit.adaptivocab.extended import NewRows, extended
-from toolkit.adaptivocab.fit import Extension, ReadText, RowFitter, read_texts
-from toolkit.adaptivocab.gating import Scored
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.passages import Passage, with_start
-from toolkit.adaptivocab.rows import combined, weights
-from toolkit.adaptivocab.teacher import Lesson, Targets, expected, predict, read
-from toolkit.adaptivocab.tokenizer import Expression
-from toolkit.adaptivocab.trie import Trie
-from toolkit.adaptivocab.tuning import distill, match_hidden
-from toolkit.models.random import byte_tokenizer
+from trimtab.adaptivocab import Rows, tuning
+from trimtab.adaptivocab.extended import NewRows, extended
+from trimtab.adaptivocab.fit import Extension, ReadText, RowFitter, read_texts
+from trimtab.adaptivocab.gating import Scored
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.passages import Passage, with_start
+from trimtab.adaptivocab.rows import combined, weights
+from trimtab.adaptivocab.teacher import Lesson, Targets, expected, predict, read
+from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.trie import Trie
+from trimtab.adaptivocab.tuning import distill, match_hidden
+from trimtab.models.random import byte_tokenizer
 
 some = pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-gemma2"])
 START = byte_tokenizer().bos_token_id
@@ -151,7 +151,7 @@ def test_ngrams_are_predicted_as_often_as_the_base_model_would_go_on_so(monkeypa
     """What the head is fitted on are hidden states of the model that reads n-grams."""
     model = sharp()
     felt = 30 * papers(model, FEW, head=False)  # else a tiny model hardly feels its input
-    monkeypatch.setattr("toolkit.adaptivocab.fit.match_hidden", lambda *_: felt)
+    monkeypatch.setattr("trimtab.adaptivocab.fit.match_hidden", lambda *_: felt)
     texts = texts_for(model, range(4))
     extension = fitted(model, Rows.closed, texts)
     parts = [Passage.of(text.text, extension.tokenizer, FEW) for text in texts]

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.adaptivocab.gating import PRIOR, REACH, Scored, costs, order_by_cost, positions
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.passages import Passage
+from trimtab.adaptivocab.gating import PRIOR, REACH, Scored, costs, order_by_cost, positions
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.passages import Passage
 
 NGRAMS = NGrams(10, ((1, 2), (1, 2, 3), (4, 5)))
 

@@ -10,11 +10,11 @@ import torch
 
 from tests.adaptivocab.tokenizers import DOCUMENTS
 from tests.conftest import tiny
-from toolkit.adaptivocab import AdaptiVocab, Mode, Rows
-from toolkit.adaptivocab.gating import Point, Scored, positions
-from toolkit.adaptivocab.vocabulary import Vocabulary
-from toolkit.artifact import Artifact
-from toolkit.corpus import Corpus, Document
+from trimtab.adaptivocab import AdaptiVocab, Mode, Rows
+from trimtab.adaptivocab.gating import Point, Scored, positions
+from trimtab.adaptivocab.vocabulary import Vocabulary
+from trimtab.artifact import Artifact
+from trimtab.corpus import Corpus, Document
 
 LIMIT = 0.0105
 TEXT = Corpus(

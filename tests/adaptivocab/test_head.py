@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from toolkit.adaptivocab import head
-from toolkit.adaptivocab.head import CHUNK, DAMPING, Evidence, constant_direction, fit_head
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.rows import Rows, combined, weights
-from toolkit.adaptivocab.teacher import Targets
-from toolkit.adaptivocab.trie import Trie
+from trimtab.adaptivocab import head
+from trimtab.adaptivocab.head import CHUNK, DAMPING, Evidence, constant_direction, fit_head
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.rows import Rows, combined, weights
+from trimtab.adaptivocab.teacher import Targets
+from trimtab.adaptivocab.trie import Trie
 
 BASE, WIDTH = 40, 12
 POSITIONS = 2 * CHUNK + 500

@@ -16,20 +16,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from tests.adaptivocab.tokenizers import DOCUMENTS, TEXTS, base
 from tests.conftest import random_inputs, tiny
-from toolkit.adaptivocab import AdaptiVocab, Mode, Rows
-from toolkit.adaptivocab.export import BASE_TOKENIZER, MAP, export
-from toolkit.adaptivocab.vocabulary import Vocabulary
-from toolkit.artifact import Artifact
-from toolkit.calibration import calibrate
-from toolkit.config import OnMissing
-from toolkit.corpus import Corpus, Document, Split, encode
-from toolkit.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
-from toolkit.evaluation.run import _artifacts
-from toolkit.larosa import Allocation, Basis, LaRoSA, Transforms
-from toolkit.models import LoadedModel
-from toolkit.models.fingerprint import fingerprint
-from toolkit.models.random import shapes
-from toolkit.stack import Stack
+from trimtab.adaptivocab import AdaptiVocab, Mode, Rows
+from trimtab.adaptivocab.export import BASE_TOKENIZER, MAP, export
+from trimtab.adaptivocab.vocabulary import Vocabulary
+from trimtab.artifact import Artifact
+from trimtab.calibration import calibrate
+from trimtab.config import OnMissing
+from trimtab.corpus import Corpus, Document, Split, encode
+from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
+from trimtab.evaluation.run import _artifacts
+from trimtab.larosa import Allocation, Basis, LaRoSA, Transforms
+from trimtab.models import LoadedModel
+from trimtab.models.fingerprint import fingerprint
+from trimtab.models.random import shapes
+from trimtab.stack import Stack
 
 SMALL: dict[str, Any] = {
     "size": 20, "mode": Mode.full, "max_bpb_increase": None, "tokens": 128, "gate_tokens": 128,
@@ -90,7 +90,7 @@ def test_a_killed_calibration_does_not_turn_the_dial_again(
     guarded, loaded = method(max_bpb_increase=0.5), tiny()
     arguments = loaded.model, loaded.tokenizer, corpus, tmp_path / "checkpoint"
     whole = guarded.calibrate(*arguments)
-    monkeypatch.delattr("toolkit.adaptivocab.guard.Guard.turn_dial")
+    monkeypatch.delattr("trimtab.adaptivocab.guard.Guard.turn_dial")
     resumed = guarded.calibrate(*arguments)
     assert resumed.statistics == whole.statistics
     assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)
@@ -262,7 +262,7 @@ import json, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "toolkit":
+        if name.partition(".")[0] == "trimtab":
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
@@ -370,7 +370,7 @@ def test_what_an_ordinary_folder_cannot_hold_is_refused(
 
 def test_export_is_a_command(corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path) -> None:
     _, folder = calibrate(tiny_llama, method(), corpus, tmp_path)
-    command = [sys.executable, "-m", "toolkit.adaptivocab.export", str(folder), str(tmp_path / "o")]
+    command = [sys.executable, "-m", "trimtab.adaptivocab.export", str(folder), str(tmp_path / "o")]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == str(tmp_path / "o")

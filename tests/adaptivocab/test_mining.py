@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.adaptivocab.tokenizers import DOCUMENTS, base, expression
-from toolkit.adaptivocab.frequency import FrequencySelection
-from toolkit.adaptivocab.merging import PairMerging
-from toolkit.adaptivocab.streams import Mined, Stream, first, streams
-from toolkit.corpus import Document
+from trimtab.adaptivocab.frequency import FrequencySelection
+from trimtab.adaptivocab.merging import PairMerging
+from trimtab.adaptivocab.streams import Mined, Stream, first, streams
+from trimtab.corpus import Document
 
 METHODS = [PairMerging, FrequencySelection]
 each = pytest.mark.parametrize("method", METHODS)

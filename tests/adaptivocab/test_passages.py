@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.adaptivocab.tokenizers import DOCUMENTS, EVERY, TEXTS, base, extended, ngrams
-from toolkit.adaptivocab.passages import Passage, cut
-from toolkit.corpus import Document, encode
+from trimtab.adaptivocab.passages import Passage, cut
+from trimtab.corpus import Document, encode
 
 WINDOW = 64
 LETTERS = [text for text in DOCUMENTS if text.isascii()]

@@ -14,20 +14,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.adaptivocab.tokenizers import DOCUMENTS, EVERY, base
 from tests.conftest import SHAPES, random_inputs, tiny
-from toolkit.adaptivocab import AdaptiVocab, Mode, Rows
-from toolkit.adaptivocab.fit import RowFitter
-from toolkit.adaptivocab.layers import outputs_of
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.passages import with_start
-from toolkit.adaptivocab.recovery import LAYERS, Features, Recovery, split_tokens
-from toolkit.adaptivocab.ridge import Ridge
-from toolkit.adaptivocab.rows import combined, weights
-from toolkit.adaptivocab.tokenizer import Expression
-from toolkit.adaptivocab.vocabulary import Vocabulary
-from toolkit.corpus import Corpus, Document
-from toolkit.errors import MisfitError
-from toolkit.models.adapter import adapter_for
-from toolkit.models.random import byte_tokenizer, shapes
+from trimtab.adaptivocab import AdaptiVocab, Mode, Rows
+from trimtab.adaptivocab.fit import RowFitter
+from trimtab.adaptivocab.layers import outputs_of
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.passages import with_start
+from trimtab.adaptivocab.recovery import LAYERS, Features, Recovery, split_tokens
+from trimtab.adaptivocab.ridge import Ridge
+from trimtab.adaptivocab.rows import combined, weights
+from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.vocabulary import Vocabulary
+from trimtab.corpus import Corpus, Document
+from trimtab.errors import MisfitError
+from trimtab.models.adapter import adapter_for
+from trimtab.models.random import byte_tokenizer, shapes
 
 every = pytest.mark.parametrize("name", SHAPES)
 SPELLING = [kind for kind in EVERY if kind != "wordpiece"]  # where strings in a row spell a token

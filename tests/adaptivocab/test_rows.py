@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.rows import Rows, combined, weights
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.rows import Rows, combined, weights
 
 NGRAMS = NGrams(20, ((3, 7), (5, 5, 9), (11, 0, 2, 4), (0, 1)))
 FIXED = [Rows.exponential, Rows.mean, Rows.first, Rows.last]

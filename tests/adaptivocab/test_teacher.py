@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.conftest import SHAPES, tiny
-from toolkit.adaptivocab.matching import Matcher
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.passages import Passage
-from toolkit.adaptivocab.teacher import SMOOTHING, Lesson, Targets, expected, predict, read
-from toolkit.adaptivocab.trie import Trie
+from trimtab.adaptivocab.matching import Matcher
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.passages import Passage
+from trimtab.adaptivocab.teacher import SMOOTHING, Lesson, Targets, expected, predict, read
+from trimtab.adaptivocab.trie import Trie
 
 START = 257
 # Of few tokens, so that texts go on as n-grams do; (3, 1, 2) and (0, 1, 2, 3) lack prefixes.

@@ -40,8 +40,8 @@ from tests.adaptivocab.tokenizers import (
     odd_ngrams,
 )
 from tests.conftest import ROOT
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.patterns import (
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.patterns import (
     DIGIT,
     GPT2,
     GPT2_DIGITS,
@@ -53,9 +53,9 @@ from toolkit.adaptivocab.patterns import (
     is_space,
     may_hold_digit,
 )
-from toolkit.adaptivocab.tokenizer import Expression, load_tokenizer
-from toolkit.adaptivocab.wrapper import NGramTokenizer
-from toolkit.errors import MisfitError
+from trimtab.adaptivocab.tokenizer import Expression, load_tokenizer
+from trimtab.adaptivocab.wrapper import NGramTokenizer
+from trimtab.errors import MisfitError
 
 NATIVE = {**ALIGNED, **UNALIGNED}
 BETWEEN = [
@@ -263,7 +263,7 @@ import json, sys
 from transformers import AutoTokenizer
 folder, texts = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
-assert "toolkit" not in sys.modules
+assert "trimtab" not in sys.modules
 with open(texts, encoding="utf-8") as file:
     print(json.dumps([len(tokenizer), tokenizer(json.load(file))["input_ids"]]))
 """
@@ -293,8 +293,8 @@ BUILD = """
 import json, sys
 from pathlib import Path
 from transformers import AutoTokenizer
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.tokenizer import Expression
 folder = Path(sys.argv[1])
 size, pieces = json.loads((folder / "ngrams.json").read_text())
 found = NGrams(size, tuple(map(tuple, pieces)))
@@ -454,7 +454,7 @@ def test_ids_of_the_base_are_not_given_away():
 
 
 def test_a_pattern_without_its_guards_is_found_out(monkeypatch):
-    monkeypatch.setattr("toolkit.adaptivocab.patterns.Pattern.guard", lambda *_: "")
+    monkeypatch.setattr("trimtab.adaptivocab.patterns.Pattern.guard", lambda *_: "")
     with pytest.raises(MisfitError, match="n-grams that change the base tokens around them"):
         expression("gpt2").build(ngrams("gpt2"))
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.trie import Trie
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.trie import Trie
 
 ALPHABET = range(3)
 OTHER = len(ALPHABET)  # any token that is in no n-gram

@@ -14,9 +14,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, processo
 from tokenizers import pre_tokenizers as pre
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.patterns import LLAMA3, QWEN2
-from toolkit.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.patterns import LLAMA3, QWEN2
+from trimtab.adaptivocab.tokenizer import Expression
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

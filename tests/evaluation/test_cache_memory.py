@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from toolkit.evaluation import cache_memory as module
-from toolkit.evaluation.cache_memory import (
+from trimtab.evaluation import cache_memory as module
+from trimtab.evaluation.cache_memory import (
     CacheKind,
     cache_bytes,
     cache_memory,
     resident_bytes,
 )
-from toolkit.evaluation.generation import replay, transformers_cache
-from toolkit.evaluation.text import Prompt
+from trimtab.evaluation.generation import replay, transformers_cache
+from trimtab.evaluation.text import Prompt
 
 PROMPT = Prompt("d", "a prompt of text", " and what follows")
 TENSORS = 3 * 2  # layers, keys and values

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from toolkit.evaluation.generation import Replay, greedy, replay
-from toolkit.evaluation.text import Prompt
-from toolkit.evaluation.timing import Timing
+from trimtab.evaluation.generation import Replay, greedy, replay
+from trimtab.evaluation.text import Prompt
+from trimtab.evaluation.timing import Timing
 
 PROMPT = Prompt("d", "a prompt of text", " and what follows")
 TOKEN_BYTES = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, float32

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from toolkit.evaluation.intervals import rate_difference, ratio
+from trimtab.evaluation.intervals import rate_difference, ratio
 
 
 def test_a_constant_ratio_has_no_spread():

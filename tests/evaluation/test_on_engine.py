@@ -10,17 +10,17 @@ import pytest
 from tests.conftest import tiny
 from tests.evaluation.test_result import configured, leaves
 from tests.evaluation.vocabulary import Vocabulary, extended_tokenizer, node
-from toolkit.config import EvaluateConfig
-from toolkit.corpus import encode
-from toolkit.evaluation import generation
-from toolkit.evaluation.run import evaluate
-from toolkit.evaluation.sides import Side
-from toolkit.evaluation.text import Prompt, Window
-from toolkit.generation import Engine
-from toolkit.models.random import byte_tokenizer
-from toolkit.stack import Stack
-from toolkit.vattention import VAttention
-from toolkit.vattention.layout import committed_bytes
+from trimtab.config import EvaluateConfig
+from trimtab.corpus import encode
+from trimtab.evaluation import generation
+from trimtab.evaluation.run import evaluate
+from trimtab.evaluation.sides import Side
+from trimtab.evaluation.text import Prompt, Window
+from trimtab.generation import Engine
+from trimtab.models.random import byte_tokenizer
+from trimtab.stack import Stack
+from trimtab.vattention import VAttention
+from trimtab.vattention.layout import committed_bytes
 
 BASE = byte_tokenizer()
 TEXT = "The following operations are the same as those of the other expressions in the list. "
@@ -132,7 +132,7 @@ def stacked(folder: Any, hub: list[str], *modes: str) -> EvaluateConfig:
     config = configured(
         folder, *hub, "generation.prompt_bytes=120", "generation.new_tokens=60",
     )  # fmt: skip
-    config.methods = {"vattention": {"_target_": "toolkit.vattention.VAttention"}}
+    config.methods = {"vattention": {"_target_": "trimtab.vattention.VAttention"}}
     for mode in modes:
         config.methods |= node(mode)
     return config

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from toolkit.evaluation.quality import common_prefix, divergence, predicting, score
-from toolkit.evaluation.text import Window
+from trimtab.evaluation.quality import common_prefix, divergence, predicting, score
+from trimtab.evaluation.text import Window
 
 WINDOW = Window("d", "some context, ", "and the text that is scored: ñ 🤖")
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from kernels.sparse_linear import kernel_name
 from tests.conftest import ROOT
 from tests.evaluation.vocabulary import node
-from toolkit.commands.launch import typed
-from toolkit.config import EvaluateConfig
-from toolkit.errors import ArtifactError, ConfigError
-from toolkit.evaluation import run as evaluation
-from toolkit.evaluation.run import evaluate
-from toolkit.registry import config_folder, register
+from trimtab.commands.launch import typed
+from trimtab.config import EvaluateConfig
+from trimtab.errors import ArtifactError, ConfigError
+from trimtab.evaluation import run as evaluation
+from trimtab.evaluation.run import evaluate
+from trimtab.registry import config_folder, register
+from trimtab_kernels.sparse_linear import kernel_name
 
 OVERRIDES = [
     "methods=larosa", "methods.larosa.tokens=512", "methods.larosa.window=64",
@@ -269,7 +269,7 @@ def test_a_missing_artifact_names_the_command_that_makes_it(folder, hub):
 
 
 def test_pairing_is_refused_where_a_copy_does_not_fit(folder, hub, monkeypatch):
-    from toolkit.evaluation import memory
+    from trimtab.evaluation import memory
 
     monkeypatch.setattr(memory, "_free_bytes", lambda device: 1000)
     with pytest.raises(ConfigError, match="paired=true: a second copy .* use paired=false"):

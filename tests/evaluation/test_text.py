@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.config import GenerationConfig, QualityConfig
-from toolkit.corpus import Document
-from toolkit.errors import TrimtabError
-from toolkit.evaluation.text import (
+from trimtab.config import GenerationConfig, QualityConfig
+from trimtab.corpus import Document
+from trimtab.errors import TrimtabError
+from trimtab.evaluation.text import (
     canary_windows,
     compression_windows,
     prompts,

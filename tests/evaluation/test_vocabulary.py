@@ -17,22 +17,22 @@ from tests.evaluation.vocabulary import (
     ngrams,
     node,
 )
-from toolkit.adaptivocab.drafting import drafting
-from toolkit.config import QualityConfig
-from toolkit.corpus import encode
-from toolkit.evaluation.cache_memory import CacheKind, CacheMemory
-from toolkit.evaluation.generation import greedy, replay
-from toolkit.evaluation.intervals import rate_difference
-from toolkit.evaluation.measure import measure_prompt_cut
-from toolkit.evaluation.quality import Score, predicting, score
-from toolkit.evaluation.result import Result, kv_section
-from toolkit.evaluation.result_quality import quality_section
-from toolkit.evaluation.run import evaluate
-from toolkit.evaluation.sides import Side, Workload
-from toolkit.evaluation.text import Prompt, Window
-from toolkit.evaluation.timing import Timing
-from toolkit.models.random import byte_tokenizer
-from toolkit.stack import AppliedStack, Stack
+from trimtab.adaptivocab.drafting import drafting
+from trimtab.config import QualityConfig
+from trimtab.corpus import encode
+from trimtab.evaluation.cache_memory import CacheKind, CacheMemory
+from trimtab.evaluation.generation import greedy, replay
+from trimtab.evaluation.intervals import rate_difference
+from trimtab.evaluation.measure import measure_prompt_cut
+from trimtab.evaluation.quality import Score, predicting, score
+from trimtab.evaluation.result import Result, kv_section
+from trimtab.evaluation.result_quality import quality_section
+from trimtab.evaluation.run import evaluate
+from trimtab.evaluation.sides import Side, Workload
+from trimtab.evaluation.text import Prompt, Window
+from trimtab.evaluation.timing import Timing
+from trimtab.models.random import byte_tokenizer
+from trimtab.stack import AppliedStack, Stack
 
 BASE, MORE = byte_tokenizer(), extended_tokenizer()
 TEXT = "The following operations are the same as those of the other expressions in the list. "
@@ -311,7 +311,7 @@ def test_drafts_change_steps_and_times_and_nothing_else(results):
 
 
 def test_a_text_in_a_single_step_has_no_decoding_to_time(hub, tmp_path, monkeypatch):
-    from toolkit.evaluation import generation
+    from trimtab.evaluation import generation
 
     def in_one_step(*arguments):
         timing = replay(*arguments)

@@ -14,15 +14,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.adaptivocab.tokenizers import mined
-from toolkit.adaptivocab.drafting import drafting
-from toolkit.adaptivocab.drafts import Drafts
-from toolkit.adaptivocab.extended import NewRows, base_head, extended
-from toolkit.adaptivocab.ngrams import NGrams
-from toolkit.adaptivocab.tokenizer import Expression
-from toolkit.artifact import Artifact
-from toolkit.corpus import Corpus, encode
-from toolkit.method import Applied, Calibration, Method, Stage
-from toolkit.models.random import byte_tokenizer
+from trimtab.adaptivocab.drafting import drafting
+from trimtab.adaptivocab.drafts import Drafts
+from trimtab.adaptivocab.extended import NewRows, base_head, extended
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.artifact import Artifact
+from trimtab.corpus import Corpus, encode
+from trimtab.method import Applied, Calibration, Method, Stage
+from trimtab.models.random import byte_tokenizer
 
 ROWS = 320  # of the tiny models' vocabularies
 TEXTS = sorted(topics.values())[:8]

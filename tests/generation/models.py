@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from tests.models.contract import draw
-from toolkit.config import DType
-from toolkit.generation import Engine
-from toolkit.models.random import byte_tokenizer
+from trimtab.config import DType
+from trimtab.generation import Engine
+from trimtab.models.random import byte_tokenizer
 
 # One token a byte, and none that ends a text: a random model would come to it early.
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import reference
 from tests.conftest import drawn
-from toolkit.errors import MisfitError, TrimtabError
-from toolkit.generation.attention import attention
-from toolkit.generation.steps import DecodeStep, ReadStep
-from toolkit.vattention.attention import Scoring
+from trimtab.errors import MisfitError, TrimtabError
+from trimtab.generation.attention import attention
+from trimtab.generation.steps import DecodeStep, ReadStep
+from trimtab.vattention.attention import Scoring
+from trimtab_kernels import reference
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 MODULE = SimpleNamespace(layer_idx=1, num_key_value_groups=HEADS // KV_HEADS, is_causal=True)

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tests.generation.models import TOKENIZER, engine_for, model_of, prompts_of
-from toolkit.generation import Finish, Sampling
+from trimtab.generation import Finish, Sampling
 
 NEW = 20
 

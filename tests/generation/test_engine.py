@@ -17,9 +17,9 @@ from tests.generation.models import (
     prompts_of,
     stock,
 )
-from toolkit.errors import TrimtabError
-from toolkit.generation import Engine, Finish, Sampling
-from toolkit.models.adapter import ADAPTERS
+from trimtab.errors import TrimtabError
+from trimtab.generation import Engine, Finish, Sampling
+from trimtab.models.adapter import ADAPTERS
 
 PROMPTS = prompts_of(5, 21, 1, 33, 16, 8)
 PAGE = 4096

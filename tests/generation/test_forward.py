@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from tests.generation.models import model_of, prompts_of
-from toolkit.generation.attention import NAME
-from toolkit.generation.forward import Forward
-from toolkit.vattention.attention import using_attention
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.generation.attention import NAME
+from trimtab.generation.forward import Forward
+from trimtab.vattention.attention import using_attention
+from trimtab.vattention.virtual_kv import VirtualKV
 
 
 @torch.inference_mode()

@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.generation.models import engine_for, model_of, prompts_of, stock
-from toolkit.config import DType
-from toolkit.generation import Sampling
+from trimtab.config import DType
+from trimtab.generation import Sampling
 
 pytestmark = pytest.mark.gpu
 

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.generation.models import engine_for, model_of, prompts_of
-from toolkit.config import DType
-from toolkit.errors import MisfitError, TrimtabError
-from toolkit.generation.fit import capacity, longest_text
-from toolkit.vattention.layout import Geometry, committed_bytes
+from trimtab.config import DType
+from trimtab.errors import MisfitError, TrimtabError
+from trimtab.generation.fit import capacity, longest_text
+from trimtab.vattention.layout import Geometry, committed_bytes
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from scipy.stats import chisquare
 from transformers import LogitsProcessorList
 
 from tests.generation.models import engine_for, model_of, prompts_of
-from toolkit.errors import TrimtabError
-from toolkit.generation import Sampling
-from toolkit.generation.sampling import Sampler
+from trimtab.errors import TrimtabError
+from trimtab.generation import Sampling
+from trimtab.generation.sampling import Sampler
 
 CPU = torch.device("cpu")
 LOGITS = [1.0, 0.4, -0.5, 2.0, 0.0, -3.0]

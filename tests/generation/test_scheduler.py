@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.generation.models import TOKENIZER
-from toolkit.generation.batch import Batch
-from toolkit.generation.request import Finish, Request
-from toolkit.generation.sampling import Sampler, Sampling
-from toolkit.generation.scheduler import Chunk, Scheduler
-from toolkit.generation.stats import EngineStats
-from toolkit.generation.stopping import TextStream
-from toolkit.vattention.pages import KVOutOfMemory
+from trimtab.generation.batch import Batch
+from trimtab.generation.request import Finish, Request
+from trimtab.generation.sampling import Sampler, Sampling
+from trimtab.generation.scheduler import Chunk, Scheduler
+from trimtab.generation.stats import EngineStats
+from trimtab.generation.stopping import TextStream
+from trimtab.vattention.pages import KVOutOfMemory
 
 VOCABULARY = 97
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 
 from tests.conftest import tiny
 from tests.generation.models import TOKENIZER
-from toolkit.generation.stopping import REPLACEMENT, TextStream, stop_tokens
+from trimtab.generation.stopping import REPLACEMENT, TextStream, stop_tokens
 
 
 def pieces_tokenizer() -> PreTrainedTokenizerBase:

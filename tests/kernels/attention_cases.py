@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kernels import reference
+from trimtab_kernels import reference
 
 PROT_NONE = 0
 

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from kernels.sparse_linear import cpu
+from trimtab_kernels.sparse_linear import cpu
 
 
 @pytest.fixture(params=[1, 2, 7])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from kernels import reference
-from kernels.decode_attention import append_kv, decode_attention
 from tests.kernels.attention_cases import assert_close_to_float64, draw, guard
+from trimtab_kernels import reference
+from trimtab_kernels.decode_attention import append_kv, decode_attention
 
 FORMS = (
     (decode_attention, append_kv),

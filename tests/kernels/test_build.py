@@ -10,15 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels import build
-from kernels.decode_attention.cpu import LIBRARY as DECODE_ATTENTION
-from kernels.sparse_linear.cpu import LIBRARY as SPARSE_LINEAR
 from tests.conftest import ROOT
+from trimtab_kernels import build
+from trimtab_kernels.decode_attention.cpu import LIBRARY as DECODE_ATTENTION
+from trimtab_kernels.sparse_linear.cpu import LIBRARY as SPARSE_LINEAR
 
 USE = """
 import torch
-from kernels import decode_attention as attention
-from kernels.sparse_linear import keep_above, keep_topk, kernel_name, sparse_linear
+from trimtab_kernels import decode_attention as attention
+from trimtab_kernels.sparse_linear import keep_above, keep_topk, kernel_name, sparse_linear
 
 x, weight = torch.tensor([[3.0, 0.5, -2.0]]), torch.ones(3, 2)
 assert keep_topk(x, 2).tolist() == [[3, 0, -2]]

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels import reference
-from kernels.decode_attention import append_kv, decode_attention, kernel_name
 from tests.conftest import ROOT
 from tests.kernels.attention_cases import Case, assert_close_to_float64, draw, expected
+from trimtab_kernels import reference
+from trimtab_kernels.decode_attention import append_kv, decode_attention, kernel_name
 
 COMPILED = [torch.float32, torch.bfloat16]
 DTYPES = [*COMPILED, torch.float16, torch.float64]

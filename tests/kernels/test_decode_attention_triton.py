@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 
-from kernels import reference
-from kernels.decode_attention import append_kv, decode_attention, kernel_name
 from tests.conftest import ROOT
 from tests.kernels import triton_attention_cases
 from tests.kernels.attention_cases import assert_close_to_float64, draw
+from trimtab_kernels import reference
+from trimtab_kernels.decode_attention import append_kv, decode_attention, kernel_name
 
 pytest.importorskip("triton")
 
@@ -32,7 +32,7 @@ def test_the_kernels_are_right_on_the_interpreter():
 
 def sources(kind):
     """Return each kernel with the types, constants and options of a launch."""
-    from kernels.decode_attention import gpu, triton_kernels
+    from trimtab_kernels.decode_attention import gpu, triton_kernels
 
     heads, tokens, columns = gpu.block_sizes(4, 128, KINDS[kind])
     pointers = dict.fromkeys(["query_ptr", "keys_ptr", "values_ptr"], f"*{kind}")
@@ -84,7 +84,7 @@ def test_binaries_for_gpus_are_built_without_atomics(capability, kind, monkeypat
 
 
 def test_blocks_fill_shared_memory_and_part_evenly():
-    from kernels.decode_attention import gpu
+    from trimtab_kernels.decode_attention import gpu
 
     for dtype in KINDS.values():
         for width in (1, 16, 24, 64, 80, 128, 256, 512):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from kernels.sparse_linear import int8_linear
 from tests.kernels.cases import SHAPES, assert_close_to_float64_int8, draw_int8
+from trimtab_kernels.sparse_linear import int8_linear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 

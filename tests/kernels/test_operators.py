@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from kernels.sparse_linear import keep_above, keep_topk, kernel_name, sparse_linear
 from tests.kernels.cases import draw
+from trimtab_kernels.sparse_linear import keep_above, keep_topk, kernel_name, sparse_linear
 
 OPERATORS = torch.ops.trimtab
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.reference import keep_above, keep_topk, sparse_linear
+from trimtab_kernels.reference import keep_above, keep_topk, sparse_linear
 
 
 @st.composite

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels import reference
-from kernels.sparse_linear import keep_above, keep_topk
 from tests.kernels.cases import same
+from trimtab_kernels import reference
+from trimtab_kernels.sparse_linear import keep_above, keep_topk
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # Values that every dtype holds exactly, with ties, both zeros and what is not finite.

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from kernels.sparse_linear import keep_above, keep_topk, sparse_linear
 from tests.kernels.cases import SHAPES, assert_close_to_float64, draw
+from trimtab_kernels.sparse_linear import keep_above, keep_topk, sparse_linear
 
 DTYPES = [torch.float32, torch.bfloat16]
 

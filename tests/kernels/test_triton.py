@@ -6,13 +6,6 @@ import sys
 import pytest
 import torch
 
-from kernels.sparse_linear import (
-    int8_linear,
-    keep_above,
-    keep_topk,
-    kernel_name,
-    sparse_linear,
-)
 from tests.conftest import ROOT
 from tests.kernels import triton_cases
 from tests.kernels.cases import (
@@ -20,6 +13,13 @@ from tests.kernels.cases import (
     assert_close_to_float64_int8,
     draw,
     draw_int8,
+)
+from trimtab_kernels.sparse_linear import (
+    int8_linear,
+    keep_above,
+    keep_topk,
+    kernel_name,
+    sparse_linear,
 )
 
 pytest.importorskip("triton")
@@ -39,7 +39,7 @@ def test_the_kernels_are_right_on_the_interpreter():
 
 def sources(kind, dtype):
     """Return each kernel with the types and constants of a launch."""
-    from kernels.sparse_linear import gpu, triton_kernels
+    from trimtab_kernels.sparse_linear import gpu, triton_kernels
 
     pointer, floats = f"*{kind}", "*fp32"
     yield (
@@ -78,7 +78,7 @@ def test_binaries_for_gpus_are_built_without_atomics(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from kernels.sparse_linear import gpu
+    from trimtab_kernels.sparse_linear import gpu
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for kernel, types, constants in sources(kind, dtype):

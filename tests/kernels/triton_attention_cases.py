@@ -22,7 +22,7 @@ SETTINGS = (
 
 
 def run(case: Case) -> torch.Tensor:
-    from kernels.decode_attention.gpu import decode_attention
+    from trimtab_kernels.decode_attention.gpu import decode_attention
 
     out = torch.full_like(case.query, torch.nan)
     decode_attention(*case.arguments, out)
@@ -39,7 +39,7 @@ def check_attention(dtype: torch.dtype, device: str) -> None:
 
 
 def check_many_parts(dtype: torch.dtype, device: str) -> None:
-    from kernels.decode_attention.gpu import MAX_PARTS, PART
+    from trimtab_kernels.decode_attention.gpu import MAX_PARTS, PART
 
     for length in (MAX_PARTS * PART, MAX_PARTS * PART + 1):
         case = draw([length, 70], dtype, group=1, kv_heads=1, width=16).to(device)
@@ -62,7 +62,7 @@ def check_minus_infinity(dtype: torch.dtype, device: str) -> None:
 
 
 def check_append(dtype: torch.dtype, device: str) -> None:
-    from kernels.decode_attention.gpu import append_kv
+    from trimtab_kernels.decode_attention.gpu import append_kv
 
     case = draw([5, 0, 9, 1], dtype, gaps=(1, 3, 7)).to(device)
     key, value = (torch.randn(4, 24, 2).to(device, dtype).transpose(1, 2) for _ in range(2))
@@ -76,7 +76,7 @@ def check_append(dtype: torch.dtype, device: str) -> None:
 
 
 def check_guarded() -> None:
-    from kernels.decode_attention.gpu import append_kv
+    from trimtab_kernels.decode_attention.gpu import append_kv
 
     for width, window in product((64, 80), (None, 64)):
         case = draw([192, 0, 64], torch.float32, width=width, max_len=256, window=window)

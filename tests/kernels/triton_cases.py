@@ -7,7 +7,6 @@ import sys
 
 import torch
 
-from kernels import reference
 from tests.kernels.cases import (
     assert_close_to_float64,
     assert_close_to_float64_int8,
@@ -15,13 +14,14 @@ from tests.kernels.cases import (
     draw_int8,
     same,
 )
+from trimtab_kernels import reference
 
 DTYPES = (torch.float16, torch.bfloat16)
 SHAPES = ((1, 1), (1, 37), (37, 1), (577, 131), (1000, 257))
 
 
 def check_selection(dtype: torch.dtype, device: str, widths: tuple[int, ...]) -> None:
-    from kernels.sparse_linear.gpu import select
+    from trimtab_kernels.sparse_linear.gpu import select
 
     for width in widths:
         x = torch.randn(3, width, generator=torch.Generator().manual_seed(width)).to(dtype)
@@ -38,7 +38,7 @@ def check_selection(dtype: torch.dtype, device: str, widths: tuple[int, ...]) ->
 
 
 def check_product(dtype: torch.dtype, device: str) -> None:
-    from kernels.sparse_linear.gpu import gather_gemv
+    from trimtab_kernels.sparse_linear.gpu import gather_gemv
 
     for shape in SHAPES:
         x, weight, bias = draw(*shape, dtype)
@@ -58,7 +58,7 @@ def check_product(dtype: torch.dtype, device: str) -> None:
 
 
 def check_int8(dtype: torch.dtype, device: str) -> None:
-    from kernels.sparse_linear.gpu import gather_gemv
+    from trimtab_kernels.sparse_linear.gpu import gather_gemv
 
     for shape in SHAPES:
         x, weight, scale = draw_int8(*shape, dtype)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from toolkit.errors import MisfitError
-from toolkit.larosa import allocation
-from toolkit.larosa.allocation import Choice, Option, alpha_grid, greedy, uniform
+from trimtab.errors import MisfitError
+from trimtab.larosa import allocation
+from trimtab.larosa.allocation import Choice, Option, alpha_grid, greedy, uniform
 
 SITES = ("h1", "h2", "h3", "h4")
 

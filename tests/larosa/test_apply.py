@@ -10,14 +10,14 @@ from torch import nn
 
 from tests.conftest import random_inputs, tiny
 from tests.models.contract import assert_equal, draw
-from toolkit.config import DType
-from toolkit.corpus import Corpus, Document, Split, token_windows
-from toolkit.larosa import Allocation, Basis, Count, LaRoSA, Precision, Selection, Share, Transforms
-from toolkit.larosa.account import Account
-from toolkit.larosa.apply import SparseModel
-from toolkit.larosa.plan import SitePlan
-from toolkit.larosa.selection import Positions, Prefill, Selector
-from toolkit.method import Applied
+from trimtab.config import DType
+from trimtab.corpus import Corpus, Document, Split, token_windows
+from trimtab.larosa import Allocation, Basis, Count, LaRoSA, Precision, Selection, Share, Transforms
+from trimtab.larosa.account import Account
+from trimtab.larosa.apply import SparseModel
+from trimtab.larosa.plan import SitePlan
+from trimtab.larosa.selection import Positions, Prefill, Selector
+from trimtab.method import Applied
 
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
 LAYERS, WIDTH = 3, 64

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.errors import TrimtabError
-from toolkit.larosa.bases import (
+from trimtab.errors import TrimtabError
+from trimtab.larosa.bases import (
     Basis,
     entry_costs,
     metric_for,

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.models.contract import draw
-from toolkit.config import DType
-from toolkit.corpus import Split, token_windows
-from toolkit.errors import MisfitError
-from toolkit.larosa import Allocation, Basis, Count, LaRoSA, Precision, Transforms
-from toolkit.larosa.calibrate import SHARES
-from toolkit.larosa.plan import Plan
-from toolkit.larosa.precision import transform_matrix
+from trimtab.config import DType
+from trimtab.corpus import Split, token_windows
+from trimtab.errors import MisfitError
+from trimtab.larosa import Allocation, Basis, Count, LaRoSA, Precision, Transforms
+from trimtab.larosa.calibrate import SHARES
+from trimtab.larosa.plan import Plan
+from trimtab.larosa.precision import transform_matrix
 
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
 

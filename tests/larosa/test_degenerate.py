@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import random_inputs, tiny
-from toolkit.corpus import Corpus, Split
-from toolkit.larosa import Basis, Count, LaRoSA, Precision, Selection, Share, Transforms
+from trimtab.corpus import Corpus, Split
+from trimtab.larosa import Basis, Count, LaRoSA, Precision, Selection, Share, Transforms
 
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 256}
 

@@ -5,8 +5,8 @@ import torch
 from accelerate import cpu_offload, dispatch_model
 
 from tests.conftest import random_inputs, tiny
-from toolkit.errors import MisfitError
-from toolkit.larosa import Count, LaRoSA, Share, Transforms
+from trimtab.errors import MisfitError
+from trimtab.larosa import Count, LaRoSA, Share, Transforms
 
 
 def test_a_dispatched_model_calibrates_and_runs_as_the_same_model_does(corpus):

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from tests.models.contract import draw
-from toolkit.config import DType
-from toolkit.larosa.fold import fold
-from toolkit.larosa.precision import Precision, stored_transform
-from toolkit.models import adapter_for
-from toolkit.models.adapter import head_shape, input_major, norm_gain
+from trimtab.config import DType
+from trimtab.larosa.fold import fold
+from trimtab.larosa.precision import Precision, stored_transform
+from trimtab.models import adapter_for
+from trimtab.models.adapter import head_shape, input_major, norm_gain
 
 WIDTH = 64
 

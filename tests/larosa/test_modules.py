@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.larosa.modules import SparseLinear, SparseNorm, replaced
-from toolkit.larosa.precision import Precision, stored_transform, transform_matrix
+from trimtab.larosa.modules import SparseLinear, SparseNorm, replaced
+from trimtab.larosa.precision import Precision, stored_transform, transform_matrix
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.reference import int8_linear
-from toolkit.larosa.bases import undone
-from toolkit.larosa.precision import Precision, stored_transform, transform_matrix
+from trimtab.larosa.bases import undone
+from trimtab.larosa.precision import Precision, stored_transform, transform_matrix
+from trimtab_kernels.reference import int8_linear
 
 
 def drawn(width: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

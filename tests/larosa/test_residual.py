@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from toolkit.larosa.bases import pca
-from toolkit.larosa.residual import Share, adapters, residual_rotation, span_of
+from trimtab.larosa.bases import pca
+from trimtab.larosa.residual import Share, adapters, residual_rotation, span_of
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from toolkit.artifact import Artifact
-from toolkit.larosa import LaRoSA, Share, calibrate, sweeps
+from trimtab.artifact import Artifact
+from trimtab.larosa import LaRoSA, Share, calibrate, sweeps
 
 # Every kind of file: moments, hidden states, gradients, residual rotations and costs.
 METHOD = LaRoSA(

@@ -6,12 +6,12 @@ import torch
 from tests.conftest import random_inputs
 from tests.generation.models import TOKENIZER, Recorder
 from tests.models.contract import assert_equal, draw, stepwise
-from toolkit.config import DType
-from toolkit.generation import Engine
-from toolkit.larosa import Allocation, Count, LaRoSA, Prefill, Selection, Transforms
-from toolkit.larosa.plan import SitePlan
-from toolkit.larosa.selection import Positions, Selector
-from toolkit.method import Applied
+from trimtab.config import DType
+from trimtab.generation import Engine
+from trimtab.larosa import Allocation, Count, LaRoSA, Prefill, Selection, Transforms
+from trimtab.larosa.plan import SitePlan
+from trimtab.larosa.selection import Positions, Selector
+from trimtab.method import Applied
 
 EVERYWHERE = Positions(0, Prefill.sparse)
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.larosa.statistics import HeadMoment, MagnitudeHistogram, SecondMoment, SquareSum
+from trimtab.larosa.statistics import HeadMoment, MagnitudeHistogram, SecondMoment, SquareSum
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tests.conftest import random_inputs
 from tests.models.contract import draw
-from toolkit.config import DType
-from toolkit.larosa.sweeps import Sweeps
-from toolkit.models import adapter_for
-from toolkit.models.adapter import head_shape, norm_gain, norm_shift
+from trimtab.config import DType
+from trimtab.larosa.sweeps import Sweeps
+from trimtab.models import adapter_for
+from trimtab.models.adapter import head_shape, norm_gain, norm_shift
 
 WINDOWS, LENGTH, PROBES = 5, 12, 3
 

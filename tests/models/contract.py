@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.conftest import random_inputs, tiny
-from toolkit.config import DType
-from toolkit.models import LoadedModel, adapter_for
-from toolkit.models.adapter import (
+from trimtab.config import DType
+from trimtab.models import LoadedModel, adapter_for
+from trimtab.models.adapter import (
     centers,
     head_shape,
     input_major,
@@ -31,7 +31,7 @@ from toolkit.models.adapter import (
     norm_shift,
     set_input_major,
 )
-from toolkit.models.layerwise import LayerwiseForward
+from trimtab.models.layerwise import LayerwiseForward
 
 # Relative to the largest logit. Everything is exact but for rounding in the model's own dtype.
 TOLERANCE = {DType.float64: 1e-6, DType.float32: 1e-4, DType.bfloat16: 1e-1}

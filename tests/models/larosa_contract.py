@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.conftest import random_inputs
 from tests.models.contract import assert_equal, draw, stepwise
-from toolkit.artifact import Artifact
-from toolkit.config import DType
-from toolkit.errors import MisfitError
-from toolkit.larosa import (
+from trimtab.artifact import Artifact
+from trimtab.config import DType
+from trimtab.errors import MisfitError
+from trimtab.larosa import (
     Allocation,
     Basis,
     Count,
@@ -25,8 +25,8 @@ from toolkit.larosa import (
     Share,
     Transforms,
 )
-from toolkit.larosa.plan import Plan
-from toolkit.models import LoadedModel, adapter_for
+from trimtab.larosa.plan import Plan
+from trimtab.models import LoadedModel, adapter_for
 
 # Each of them on every architecture.
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}

@@ -5,10 +5,10 @@ from transformers import OPTConfig, OPTForCausalLM
 from tests.conftest import SHAPES, tiny
 from tests.models.contract import AdapterContract
 from tests.models.larosa_contract import LaRoSAContract
-from toolkit.errors import MisfitError
-from toolkit.models import adapter_for
-from toolkit.models.adapter import ADAPTERS, head_shape
-from toolkit.models.random import shapes
+from trimtab.errors import MisfitError
+from trimtab.models import adapter_for
+from trimtab.models.adapter import ADAPTERS, head_shape
+from trimtab.models.random import shapes
 
 
 class TestLlama(AdapterContract, LaRoSAContract):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.conftest import random_inputs, tiny
-from toolkit.config import DType, EmbeddedModel, HubModel, RandomModel
-from toolkit.errors import ConfigError, TrimtabError
-from toolkit.models import LoadedModel, embedded, load_model
-from toolkit.models.fingerprint import fingerprint
-from toolkit.models.loading import resolve_dtype, short_name
-from toolkit.models.random import byte_tokenizer, shapes
+from trimtab.config import DType, EmbeddedModel, HubModel, RandomModel
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.models import LoadedModel, embedded, load_model
+from trimtab.models.fingerprint import fingerprint
+from trimtab.models.loading import resolve_dtype, short_name
+from trimtab.models.random import byte_tokenizer, shapes
 
 
 def hub(name: str) -> HubModel:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import TrimtabError
-from toolkit.report import build_report
-from toolkit.report.load import load_jobs
-from toolkit.report.table import csv_table, markdown_table
+from trimtab.errors import TrimtabError
+from trimtab.report import build_report
+from trimtab.report.load import load_jobs
+from trimtab.report.table import csv_table, markdown_table
 
 
 def content(label: str, speedup: tuple[float, float, float], lost: float = 0.01) -> dict:
@@ -184,7 +184,7 @@ def test_the_csv_holds_every_scalar_under_its_dotted_name(sweep):
 
 def test_the_command_rebuilds_and_prints_the_path(sweep):
     done = subprocess.run(
-        [sys.executable, "-m", "toolkit.report", str(sweep)], capture_output=True, text=True
+        [sys.executable, "-m", "trimtab.report", str(sweep)], capture_output=True, text=True
     )
     assert done.stdout.strip() == str(sweep / "report" / "report.md")
 
@@ -193,7 +193,7 @@ def test_a_folder_without_jobs_is_refused(tmp_path):
     with pytest.raises(TrimtabError, match="holds no result.json"):
         build_report(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "toolkit.report", str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-m", "trimtab.report", str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1

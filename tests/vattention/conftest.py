@@ -19,11 +19,11 @@ from unittest import mock
 import pytest
 
 from tests.vattention.fake_driver import fake_pool
-from toolkit.vattention import host
-from toolkit.vattention.cuda import CudaPool
-from toolkit.vattention.driver import NO_MEMORY, DriverError
-from toolkit.vattention.host import HostPool
-from toolkit.vattention.pool import PagePool
+from trimtab.vattention import host
+from trimtab.vattention.cuda import CudaPool
+from trimtab.vattention.driver import NO_MEMORY, DriverError
+from trimtab.vattention.host import HostPool
+from trimtab.vattention.pool import PagePool
 
 PAGE = 4096
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from toolkit.vattention import host
-from toolkit.vattention.cuda import CudaPool
-from toolkit.vattention.driver import NO_MEMORY, DriverError
-from toolkit.vattention.pages import Access
+from trimtab.vattention import host
+from trimtab.vattention.cuda import CudaPool
+from trimtab.vattention.driver import NO_MEMORY, DriverError
+from trimtab.vattention.pages import Access
 
 MB = 1 << 20
 GRANULARITY = 2 * MB

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from tests.conftest import SHAPES, random_inputs, tiny
-from toolkit.models.random import shapes
-from toolkit.vattention.cache import VirtualCache
+from trimtab.models.random import shapes
+from trimtab.vattention.cache import VirtualCache
 
 PAGE = 4096
 PROMPT = 20

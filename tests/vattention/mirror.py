@@ -9,9 +9,9 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from toolkit.vattention.pages import Access
-from toolkit.vattention.pool import PagePool
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.vattention.pages import Access
+from trimtab.vattention.pool import PagePool
+from trimtab.vattention.virtual_kv import VirtualKV
 
 POISON = 0xFF  # as bytes of any float dtype: NaN
 

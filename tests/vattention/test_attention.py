@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from kernels import reference
 from tests.conftest import drawn, tiny
 from tests.vattention.conftest import in_child
 from tests.vattention.generating import (
@@ -25,10 +24,11 @@ from tests.vattention.generating import (
     model_of,
     prompts,
 )
-from toolkit.config import DType
-from toolkit.errors import MisfitError
-from toolkit.vattention import attention, decode_kernel
-from toolkit.vattention.attention import Scoring, attend
+from trimtab.config import DType
+from trimtab.errors import MisfitError
+from trimtab.vattention import attention, decode_kernel
+from trimtab.vattention.attention import Scoring, attend
+from trimtab_kernels import reference
 
 HEADS, KV_HEADS, WIDTH, TOKENS = 4, 2, 8, 9
 MODULE = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)

@@ -41,13 +41,13 @@ from tests.vattention.generating import (
     model_of,
     prompts,
 )
-from toolkit.config import DType, RandomModel
-from toolkit.errors import MisfitError
-from toolkit.models import load_model
-from toolkit.vattention.cache import VirtualCache
-from toolkit.vattention.layout import Layout
-from toolkit.vattention.pages import KVOutOfMemory
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.config import DType, RandomModel
+from trimtab.errors import MisfitError
+from trimtab.models import load_model
+from trimtab.vattention.cache import VirtualCache
+from trimtab.vattention.layout import Layout
+from trimtab.vattention.pages import KVOutOfMemory
+from trimtab.vattention.virtual_kv import VirtualKV
 
 
 @pytest.mark.parametrize("layout", list(Layout))

@@ -20,8 +20,8 @@ from torch import Tensor
 from tests.conftest import ROOT
 from tests.vattention.conftest import in_child
 from tests.vattention.fake_driver import GRANULARITY, FakeDriver, fake_pool
-from toolkit.vattention.cuda import CudaPool
-from toolkit.vattention.pages import Access, KVOutOfMemory, Page, PageError, Reservation
+from trimtab.vattention.cuda import CudaPool
+from trimtab.vattention.pages import Access, KVOutOfMemory, Page, PageError, Reservation
 
 PAGE = GRANULARITY
 
@@ -326,8 +326,8 @@ import atexit
 atexit.register(lambda: print(tensor.sum().item()))  # the first to be registered runs last
 import torch
 from tests.vattention.fake_driver import FakeDriver
-from toolkit.vattention.cuda import CudaPool
-from toolkit.vattention.pages import Access
+from trimtab.vattention.cuda import CudaPool
+from trimtab.vattention.pages import Access
 pool = CudaPool(driver=FakeDriver() if {fake} else None)
 reservation = pool.reserve(2 * pool.page_bytes)
 pool.map(reservation, 0, pool.create([reservation.address]))

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from toolkit.vattention import dlpack
-from toolkit.vattention.dlpack import KINDS, tensor_at
-from toolkit.vattention.host import HostPool
+from trimtab.vattention import dlpack
+from trimtab.vattention.dlpack import KINDS, tensor_at
+from trimtab.vattention.host import HostPool
 
 CPU = torch.device("cpu")
 MEMORY = torch.arange(64, dtype=torch.float32)
@@ -192,7 +192,7 @@ def test_what_outlives_the_interpreter_is_left_alone(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import atexit, ctypes, sys, threading, time, torch\n"
-        "from toolkit.vattention.dlpack import tensor_at\n"
+        "from trimtab.vattention.dlpack import tensor_at\n"
         "memory = torch.zeros(4)\n"
         "def dropped(): print('dropped', flush=True)\n"
         "def make():\n"

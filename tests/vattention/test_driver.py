@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from tests.vattention.fake_driver import GRANULARITY, FakeDriver
-from toolkit.errors import TrimtabError
-from toolkit.vattention.driver import CudaDriver, DriverError
-from toolkit.vattention.pages import Access, PageError
+from trimtab.errors import TrimtabError
+from trimtab.vattention.driver import CudaDriver, DriverError
+from trimtab.vattention.pages import Access, PageError
 
 MB = 1 << 20
 ADDRESS, HANDLE = 0x7F0000000000, 0xABCD

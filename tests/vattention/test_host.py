@@ -14,9 +14,9 @@ import torch
 from tests.conftest import ROOT
 from tests.vattention.conftest import PAGE
 from tests.vattention.test_pages import give_back, laid, memory
-from toolkit.errors import TrimtabError
-from toolkit.vattention.host import HostPool
-from toolkit.vattention.pages import Access, KVOutOfMemory, PageError
+from trimtab.errors import TrimtabError
+from trimtab.vattention.host import HostPool
+from trimtab.vattention.pages import Access, KVOutOfMemory, PageError
 
 TIB = 1 << 40
 
@@ -248,8 +248,8 @@ class TestRefusals:
             "import os, sys\n"
             "os.memfd_create = lambda name: os.open(sys.argv[1] + '/x', os.O_RDWR | os.O_CREAT)\n"
             "from tests.vattention.test_pages import fill, give_back, laid, memory\n"
-            "from toolkit.vattention.host import HostPool\n"
-            "from toolkit.vattention.pages import KVOutOfMemory\n"
+            "from trimtab.vattention.host import HostPool\n"
+            "from trimtab.vattention.pages import KVOutOfMemory\n"
             "pool = HostPool(4096)\n"
             "reservation, pages = laid(pool, 10)\n"
             "try:\n"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.vattention.layout import Geometry, Layout, committed_bytes
+from trimtab.vattention.layout import Geometry, Layout, committed_bytes
 
 MB, KB = 1 << 20, 1 << 10
 

@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 )
 
 from tests.vattention.conftest import ON_CPU, PAGE, failing, in_child
-from toolkit.vattention.pages import Access, KVOutOfMemory, Page, PageError, PoolStats, Reservation
-from toolkit.vattention.pool import PagePool
+from trimtab.vattention.pages import Access, KVOutOfMemory, Page, PageError, PoolStats, Reservation
+from trimtab.vattention.pool import PagePool
 
 
 def places(pool: PagePool, reservation: Reservation, count: int) -> list[int]:

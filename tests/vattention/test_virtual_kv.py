@@ -14,9 +14,9 @@ import torch
 
 from tests.vattention.conftest import PAGE, failing, host_pool, in_child, small_fake_pool
 from tests.vattention.mirror import Mirror, close, make_cache, rows
-from toolkit.vattention.layout import Layout, committed_bytes
-from toolkit.vattention.pages import KVOutOfMemory
-from toolkit.vattention.virtual_kv import VirtualKV
+from trimtab.vattention.layout import Layout, committed_bytes
+from trimtab.vattention.pages import KVOutOfMemory
+from trimtab.vattention.virtual_kv import VirtualKV
 
 MakeCache = Callable[..., VirtualKV]
 

@@ -1,0 +1,69 @@
+"""Launches of the Triton kernels. Imported only where a GPU runs them: Triton takes a while."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from trimtab_kernels.decode_attention import triton_kernels
+
+# Tokens of a slot that one program attends to: as many, or where there are more than MAX_PARTS
+# times as many, a multiple. The number of slots has no say, or it would change results.
+PART = 256
+MAX_PARTS = 32
+# What tl.dot takes at least. Query heads of one KV head fill it up with nothing.
+MIN_DOT = 16
+# A block of keys, and one of values, in the shared memory of a multiprocessor.
+BLOCK_BYTES = 16 * 1024
+MAX_BLOCK_TOKENS = 128
+# Triton 3.9 warns where multiply-add fusion is left to its default, which 3.10 changes.
+OPTIONS = {"enable_fp_fusion": True}
+ATTEND_OPTIONS = {"num_warps": 4, "num_stages": 2, **OPTIONS}
+ENDLESS = 2**31 - 1
+
+
+def decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    out: Tensor,
+) -> None:
+    """Write the result to `out`; see `ops.decode_attention`."""
+    slots, heads, width = query.shape
+    kv_heads = keys.shape[2]
+    window = min(window or ENDLESS, ENDLESS)
+    parts = max(1, min(MAX_PARTS, triton.cdiv(min(keys.shape[1], window), PART)))
+    sums = torch.empty((slots, heads, parts, width), dtype=torch.float32, device=query.device)
+    largest, total = torch.empty((2, slots, heads, parts), dtype=torch.float32, device=query.device)
+    blocks = block_sizes(heads // kv_heads, width, query.dtype)
+    triton_kernels.attend_kernel[(slots, kv_heads, parts)](
+        query.contiguous(), keys, values, lengths, sums, largest, total, scale, softcap or 0.0,
+        window, heads // kv_heads, width, lengths.stride(0), *keys.stride()[:3],
+        *values.stride()[:3], softcap is not None, MAX_PARTS, PART, *blocks, **ATTEND_OPTIONS,
+    )  # fmt: skip
+    triton_kernels.combine_kernel[(slots, heads)](
+        sums, largest, total, lengths, out, window, width, parts, lengths.stride(0), MAX_PARTS,
+        PART, blocks[2], **OPTIONS,
+    )  # fmt: skip
+
+
+def append_kv(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> None:
+    """See `ops.append_kv`."""
+    slots, _, kv_heads, width = keys.shape
+    triton_kernels.append_kernel[(slots, kv_heads)](
+        keys, values, key.contiguous(), value.contiguous(), lengths, width, lengths.stride(0),
+        *keys.stride()[:3], *values.stride()[:3], triton.next_power_of_2(width), **OPTIONS,
+    )  # fmt: skip
+
+
+def block_sizes(group: int, width: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Return how many query heads, tokens and columns `attend_kernel` takes at a time."""
+    columns = max(MIN_DOT, triton.next_power_of_2(width))
+    tokens = BLOCK_BYTES // (columns * dtype.itemsize)
+    heads = max(MIN_DOT, triton.next_power_of_2(group))
+    return heads, max(MIN_DOT, min(MAX_BLOCK_TOKENS, tokens)), columns

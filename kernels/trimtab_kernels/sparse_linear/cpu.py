@@ -1,0 +1,29 @@
+"""The C++ kernels of this folder: their source, and their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from trimtab_kernels import build
+
+DTYPES = (torch.float32, torch.bfloat16)
+LIBRARY = build.CpuLibrary(
+    name="sparse_linear",
+    sources=(
+        *(Path(__file__).parent / name for name in ("cpu.cpp", "cpu_gather.h", "cpu_select.h")),
+        *build.HEADERS,
+    ),
+    seconds=15,
+)
+
+
+def load() -> str | None:
+    """Register the C++ kernels with PyTorch; see `build.load`."""
+    return build.load(LIBRARY)
+
+
+def describe(dtype: torch.dtype) -> str:
+    """Return the name of the kernel for one token of this dtype, or why there is none."""
+    return build.describe(LIBRARY, dtype, "gather-GEMV", "dense masked product in PyTorch")

@@ -1,0 +1,77 @@
+"""Launches of the Triton kernels. Imported only where a GPU runs them: Triton takes a while."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from trimtab_kernels.sparse_linear import triton_kernels
+
+MAX_WIDTH = 16384
+"""The widest row that `select` holds in registers."""
+
+BLOCK_COLUMNS = 128
+BLOCK_ROWS = 32
+SUM_COLUMNS = 128
+# Enough programs to keep the memory of a large GPU busy; smaller products are split finer.
+ENOUGH_PROGRAMS = 512
+# Triton 3.9 warns where multiply-add fusion is left to its default, which 3.10 changes.
+OPTIONS = {"enable_fp_fusion": True}
+# The bits of infinity, plus one: any NaN's rank among magnitudes.
+NAN_RANK = {torch.float16: 0x7C01, torch.bfloat16: 0x7F81}
+
+
+def select(x: Tensor, keep: int, threshold: float = 0.0) -> Tensor:
+    """Return `x`, of shape [..., d], with at most `keep` entries of a row, none below `threshold`.
+
+    See `ops.keep_above`; d is at most `MAX_WIDTH`, the dtype float16 or bfloat16.
+    """
+    width = x.shape[-1]
+    source = x.contiguous()
+    out = torch.empty_like(source)
+    if x.numel():
+        block = triton.next_power_of_2(width)
+        triton_kernels.select_kernel[(x.numel() // width,)](
+            source, out, threshold, keep, width, NAN_RANK[x.dtype], block,
+            num_warps=max(1, min(16, block // 512)), **OPTIONS,
+        )  # fmt: skip
+    return out
+
+
+def gather_gemv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: float,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Return the product of one token, of shape [..., d] with one row.
+
+    See `ops.sparse_linear`, and for `scale`, of the columns, `ops.int8_linear`.
+    """
+    width, columns = weight.shape
+    out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
+    if not columns:
+        return out
+    rows = rows_per_part(width, columns)
+    parts = triton.cdiv(width, rows)
+    partial = torch.empty((parts, columns), dtype=torch.float32, device=x.device)
+    triton_kernels.gather_kernel[(triton.cdiv(columns, BLOCK_COLUMNS), parts)](
+        x.contiguous(), weight, partial, threshold, width, columns, weight.stride(0),
+        rows, BLOCK_ROWS, BLOCK_COLUMNS, **OPTIONS,
+    )  # fmt: skip
+    offset = partial if bias is None else bias.contiguous()
+    factor = partial if scale is None else scale.contiguous()
+    triton_kernels.sum_kernel[(triton.cdiv(columns, SUM_COLUMNS),)](
+        partial, offset, factor, out, columns, parts, bias is not None, scale is not None,
+        SUM_COLUMNS, **OPTIONS,
+    )  # fmt: skip
+    return out
+
+
+def rows_per_part(width: int, columns: int) -> int:
+    """Return how many weight rows one program adds up: a matter of the shape alone."""
+    coarse = 4 * BLOCK_ROWS
+    programs = triton.cdiv(width, coarse) * triton.cdiv(columns, BLOCK_COLUMNS)
+    return coarse if programs >= ENOUGH_PROGRAMS else BLOCK_ROWS

@@ -1,6 +1,0 @@
-"""Models: where they come from, what identifies them, and where their parts are."""
-
-from toolkit.models.adapter import Adapter, Site, adapter_for
-from toolkit.models.loading import LoadedModel, load_model
-
-__all__ = ["Adapter", "LoadedModel", "Site", "adapter_for", "load_model"]

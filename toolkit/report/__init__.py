@@ -1,5 +1,0 @@
-"""The report of a job or a sweep, always rebuilt from the result.json files on disk."""
-
-from toolkit.report.build import build_report
-
-__all__ = ["build_report"]

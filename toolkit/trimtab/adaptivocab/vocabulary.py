@@ -1,0 +1,95 @@
+"""What a calibration of AdaptiVocab finds, as tensors and files of an artifact."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.adaptivocab.drafts import Drafts
+from trimtab.adaptivocab.extended import NewRows
+from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.tokenizer import load_tokenizer
+from trimtab.artifact import Artifact
+
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """N-grams that are tokens, and n-grams that are drafts.
+
+    Parameters
+    ----------
+    merged : NGrams
+        Those that are tokens; none in draft mode.
+    rows : NewRows or None
+        Their rows; None without any.
+    tokenizer : PreTrainedTokenizerBase or None
+        The extended tokenizer; None without any.
+    drafts : Drafts or None
+        What is proposed while generating, where drafts are.
+    """
+
+    merged: NGrams
+    rows: NewRows | None
+    tokenizer: PreTrainedTokenizerBase | None
+    drafts: Drafts | None
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        tensors = {
+            "base_size": torch.tensor([self.merged.base_size]),
+            "merged": self.merged.to_tensor(),
+        }
+        if self.rows:
+            tensors |= {f"rows.{name}": part for name, part in self.rows.to_tensors().items()}
+        if self.drafts:
+            tensors |= {f"drafts.{name}": part for name, part in self.drafts.to_tensors().items()}
+        return tensors
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the files of the extended tokenizer."""
+        if self.tokenizer is None:
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            return {
+                f"{TOKENIZER}/{path.relative_to(folder)}": path.read_bytes()
+                for path in sorted(Path(folder).rglob("*"))
+                if path.is_file()
+            }
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact) -> Vocabulary:
+        """Undo `to_tensors` and `to_files`."""
+        rows, drafts = (_under(artifact.tensors, part) for part in ("rows", "drafts"))
+        return cls(
+            NGrams.from_tensor(int(artifact.tensors["base_size"]), artifact.tensors["merged"]),
+            NewRows(**rows) if rows else None,
+            _load(artifact.files) if artifact.files else None,
+            Drafts.from_tensors(drafts) if drafts else None,
+        )
+
+
+def _under(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _load(files: Mapping[str, bytes]) -> PreTrainedTokenizerBase:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path, content in files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        return load_tokenizer(folder / TOKENIZER)

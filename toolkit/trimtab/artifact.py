@@ -1,0 +1,183 @@
+"""Artifacts: what a calibration leaves behind, found again by a digest of what went in.
+
+``<root>/<model>/<method>/<digest>/artifact.json + tensors.safetensors``, and what
+other files a method adds (a tokenizer).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from trimtab.errors import ArtifactError
+from trimtab.files import publishing, save_tensors, sha256_of_file, sha256_of_json, write_json
+
+SCHEMA = 2
+DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class ArtifactKey:
+    """What determines an artifact.
+
+    Parameters
+    ----------
+    method : str
+    config : dict
+        The method's whole configuration, JSON values only.
+    model_fingerprint, corpus_digest : str
+    """
+
+    method: str
+    config: dict[str, Any]
+    model_fingerprint: str
+    corpus_digest: str
+
+    @property
+    def digest(self) -> str:
+        """First 16 hexadecimal digits of a SHA-256 over the key and the schema version."""
+        return sha256_of_json({"schema": SCHEMA, **asdict(self)})[:16]
+
+    def folder(self, root: str | Path, model: str) -> Path:
+        """Return where the artifact of this key is kept under `root`, for a model's short name."""
+        return Path(root) / model / self.method / self.digest
+
+
+@dataclass
+class Artifact:
+    """A calibrated method.
+
+    Attributes
+    ----------
+    key : ArtifactKey
+    model : dict
+        The model's architecture, dtype and parameter count.
+    corpus : dict
+        The corpus' name and the digests of the documents in each split, so that an evaluation
+        can prove itself held out.
+    statistics : dict
+        What the calibration measured, JSON values only; reproducible to the bit.
+    run : dict
+        Packages, device, wall time and memory: what differs from one run to the next.
+    tensors : dict of str to Tensor
+    files : dict of str to bytes
+        Other files, by their path within the artifact's folder.
+    """
+
+    key: ArtifactKey
+    model: dict[str, Any]
+    corpus: dict[str, Any]
+    statistics: dict[str, Any]
+    run: dict[str, Any]
+    tensors: dict[str, Tensor]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def save(self, folder: str | Path, *, replace: bool = False) -> None:
+        """Write the artifact as `folder` in one step: a reader never sees a part of it.
+
+        Where `folder` exists it is kept, unless `replace` is true.
+        """
+        with publishing(Path(folder), replace=replace) as temporary:
+            save_tensors(temporary / TENSORS, self.tensors)
+            for name, content in self.files.items():
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_bytes(content)
+            description = {
+                "schema": SCHEMA,
+                "digest": self.key.digest,
+                **asdict(self.key),
+                "model": self.model,
+                "corpus": self.corpus,
+                "statistics": self.statistics,
+                "run": self.run,
+                "tensors_sha256": sha256_of_file(temporary / TENSORS),
+                "files_sha256": {
+                    name: sha256_of_file(temporary / name) for name in sorted(self.files)
+                },
+            }
+            write_json(
+                temporary / DESCRIPTION,
+                {**description, "content_sha256": sha256_of_json(description)},
+            )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Artifact:
+        """Read an artifact and verify every byte of it.
+
+        Raises
+        ------
+        ArtifactError
+            If it is missing, truncated, edited, or of another schema version.
+        """
+        folder = Path(folder)
+        content = _verified_description(folder)
+        path = folder / TENSORS
+        if not path.is_file() or sha256_of_file(path) != content["tensors_sha256"]:
+            raise _damaged(path)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path) from error
+        key = ArtifactKey(**{name: content[name] for name in ArtifactKey.__dataclass_fields__})
+        parts = {name: content[name] for name in ("model", "corpus", "statistics", "run")}
+        files = {}
+        for name, expected in content["files_sha256"].items():
+            if not (folder / name).is_file() or sha256_of_file(folder / name) != expected:
+                raise _damaged(folder / name)
+            files[name] = (folder / name).read_bytes()
+        return cls(key, **parts, tensors=tensors, files=files)
+
+    def verify(self, key: ArtifactKey) -> None:
+        """Refuse to serve for anything but what the artifact was calibrated for.
+
+        Raises
+        ------
+        ArtifactError
+            If the model, the corpus or the method's configuration is another.
+        """
+        if key.model_fingerprint != self.key.model_fingerprint:
+            raise ArtifactError(
+                f"the artifact {self.key.digest} belongs to another model: calibrated on "
+                f"{self.model['architecture']} with fingerprint {self.key.model_fingerprint[:12]}, "
+                f"and this one's is {key.model_fingerprint[:12]}; calibrate this model"
+            )
+        if key != self.key:
+            raise ArtifactError(
+                f"the artifact {self.key.digest} was calibrated with another configuration or "
+                f"corpus than the one asked for ({key.digest}); calibrate again"
+            )
+
+
+def _verified_description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        if not folder.exists():
+            raise ArtifactError(f"{folder}: there is no artifact here; make it with calibrate.py")
+        raise _damaged(folder, f"it holds no {DESCRIPTION}")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        expected = content.pop("content_sha256")
+        actual = sha256_of_json(content)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise _damaged(path) from error
+    if content.get("schema") != SCHEMA:
+        raise ArtifactError(
+            f"{path}: schema version {content.get('schema')}, this version reads {SCHEMA}: "
+            "calibrate again"
+        )
+    if actual != expected:
+        raise _damaged(path)
+    return dict(content)
+
+
+def _damaged(path: Path, how: str = "truncated or edited since it was written") -> ArtifactError:
+    return ArtifactError(
+        f"{path} is damaged: {how}; calibrate.py with the same settings and force=true makes it "
+        "anew, and so does any calibration once its folder is removed"
+    )

@@ -1,0 +1,147 @@
+"""Find the artifact that a method, a model and a corpus imply, or make it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from trimtab.artifact import Artifact
+from trimtab.corpus import Corpus
+from trimtab.errors import ArtifactError, ConfigError
+from trimtab.files import require_writable
+from trimtab.method import Method
+from trimtab.models import LoadedModel
+from trimtab.progress import say
+
+
+def calibrate(
+    loaded: LoadedModel, method: Method, corpus: Corpus, root: str | Path, *, force: bool = False
+) -> tuple[Artifact, Path]:
+    """Return the artifact and its folder, calibrating only where there is none yet.
+
+    A calibration that was killed is resumed, one that another process is at is waited for.
+    Nothing under the artifact's own folder is written before all of it is there.
+
+    Parameters
+    ----------
+    force : bool
+        Calibrate from the start, and replace an artifact that exists.
+
+    Raises
+    ------
+    ArtifactError
+        If an artifact exists and is damaged.
+    ConfigError
+        If `root` cannot be written.
+    MisfitError
+        If the method does not fit the model.
+    """
+    folder = method.key(loaded.fingerprint, corpus).folder(root, loaded.name)
+    if force or not folder.exists():
+        with _alone(folder):
+            if force or not folder.exists():  # unless made while this process waited
+                return _make(loaded, method, corpus, folder, force), folder
+    artifact = find(loaded, method, corpus, root)
+    say(f"Found: {folder}")
+    return artifact, folder
+
+
+def _make(
+    loaded: LoadedModel, method: Method, corpus: Corpus, folder: Path, force: bool
+) -> Artifact:
+    checkpoint = folder.with_name(f".{folder.name}.unfinished")
+    if force:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
+    artifact.model["source"] = loaded.source
+    artifact.save(folder, replace=force)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    say(
+        f"Calibrated {method.name} in {artifact.run['wall_seconds']:.1f} s, peak memory "
+        f"{artifact.run['peak_host_bytes'] / 2**30:.2f} GiB"
+    )
+    return artifact
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from calibrating `folder` for the time of the ``with``.
+
+    The lock ends with its process, however that ends. Its file is removed again, and so are the
+    folders that were made for it and are still empty.
+    """
+    path = folder.with_name(f".{folder.name}.lock")
+    waited = False
+    while True:
+        require_writable("artifacts", path.parent)
+        made = [parent for parent in path.parents if not parent.exists()]
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("wb")
+        except FileNotFoundError:  # another process has just removed an empty folder
+            continue
+        with file:
+            if not _lock(file, folder, quiet=waited):
+                waited = True
+            if not _is_at(path, file):  # removed by the process that was waited for
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+                with suppress(OSError):  # not empty
+                    for parent in made:
+                        parent.rmdir()
+            return
+
+
+def _lock(file: IO[bytes], folder: Path, *, quiet: bool) -> bool:
+    """Lock `file`, and return whether it could be had at once."""
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if not quiet:
+                say(f"Another process calibrates {folder}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return False
+    except OSError as error:
+        reason = f"cannot be locked: {error.strerror}; name a folder on a file system that can"
+        raise ConfigError("artifacts", folder.parent, reason) from error
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    return False
+
+
+def find(loaded: LoadedModel, method: Method, corpus: Corpus, root: str | Path) -> Artifact:
+    """Return the artifact, verified.
+
+    Raises
+    ------
+    ArtifactError
+        If there is none, or it is damaged or of another model.
+    """
+    key = method.key(loaded.fingerprint, corpus)
+    folder = key.folder(root, loaded.name)
+    if not folder.exists():
+        settings = " ".join(
+            f"{name}={'null' if value is None else value}"
+            for name, value in method.config().items()
+        )
+        raise ArtifactError(
+            f"no artifact of {method.name} for {loaded.name} on {corpus.name} (looked for "
+            f"{folder}): make it with calibrate.py method={method.name} {settings} and the same "
+            "model and corpus, or add on_missing=calibrate"
+        )
+    artifact = Artifact.load(folder)
+    artifact.verify(key)
+    return artifact

@@ -1,0 +1,71 @@
+"""Evaluate a stack of methods: configuration in, result.json and a report out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from trimtab.commands.launch import launch, one_line, output_folder, typed
+from trimtab.config import EvaluateConfig, OnMissing
+from trimtab.files import require_writable, write_json
+from trimtab.progress import waiting
+
+
+def run(config: DictConfig) -> None:
+    """Evaluate as `config` says and print the report's path on standard output.
+
+    Writes result.json, or error.json where it fails.
+    """
+    folder = output_folder()
+    try:
+        _evaluate(config, folder)
+    except Exception as error:
+        failure = {"type": type(error).__name__, "message": one_line(error)}
+        write_json(folder / "error.json", {"status": "error", "label": label(), **failure})
+        _report(folder)
+        raise
+
+
+def _evaluate(config: DictConfig, folder: Path) -> None:
+    settings = typed(config, EvaluateConfig)
+    # Heavy imports wait until the configuration is known to be sound.
+    with waiting("Importing PyTorch and transformers"):
+        from trimtab import tracking
+        from trimtab.evaluation.run import evaluate
+
+    if settings.on_missing is OnMissing.calibrate:
+        require_writable("artifacts", settings.artifacts)
+    with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
+        result = evaluate(settings, label())
+        write_json(folder / "result.json", result)
+        report = _report(folder)
+        log.result(result, report)
+    print(report)
+
+
+def _report(folder: Path) -> Path:
+    from trimtab.report import build_report
+
+    return build_report(folder.parent if _sweep(folder) else folder)
+
+
+def _sweep(folder: Path) -> str | None:
+    """Return the name that the jobs of one sweep share, or None outside a sweep."""
+    return "/".join(folder.parts[-3:-1]) if HydraConfig.get().mode == RunMode.MULTIRUN else None
+
+
+def label() -> str:
+    """Return what tells this job from its neighbours: the stack and the settings changed."""
+    overrides = HydraConfig.get().overrides.task
+    stacks = [item.partition("=")[2] for item in overrides if item.startswith("methods=")]
+    stack = stacks[-1] if stacks else "baseline"
+    changed = [item.removeprefix("methods.") for item in overrides if item.startswith("methods.")]
+    return " ".join([stack, *(item.removeprefix(f"{stack}.") for item in changed)])
+
+
+def main() -> None:
+    """Enter from the command line."""
+    launch(run, "evaluate")

@@ -1,0 +1,79 @@
+"""Bytes in memory and bytes per second: what a decode step is up against."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trimtab.errors import ConfigError
+
+COPY_BYTES = 2**28
+COPIES = 7
+
+
+def parameter_bytes(model: PreTrainedModel) -> int:
+    """Return the bytes of a model's parameters, tied ones once."""
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def step_bytes(model: PreTrainedModel) -> int:
+    """Return the parameter bytes that one decode step reads.
+
+    That is all of them, but of an input embedding that is not tied to the head one row only.
+    """
+    embedding = cast(Tensor, model.get_input_embeddings().weight)
+    untied = model.get_output_embeddings().weight is not embedding
+    return parameter_bytes(model) - (embedding.nbytes - embedding[0].nbytes if untied else 0)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Return the measured bytes per second of a large copy, bytes read and written counted."""
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = []
+    for _ in range(COPIES):
+        _synchronize(device)
+        started = time.perf_counter()
+        target.copy_(source)
+        _synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * COPY_BYTES / median(seconds)
+
+
+def require_room_for_copy(model: PreTrainedModel) -> None:
+    """Refuse a paired measurement where a second copy of the model does not fit.
+
+    Raises
+    ------
+    ConfigError
+        Naming the memory needed and the memory free.
+    """
+    needed = parameter_bytes(model)
+    free = _free_bytes(model.device)
+    if needed > free:
+        raise ConfigError(
+            "paired",
+            "true",
+            f"a second copy of the model takes {needed / 2**30:.1f} GiB and {free / 2**30:.1f} "
+            "GiB are free: use paired=false",
+        )
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo does not say how much memory is available")
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,123 @@
+"""Writing so that a reader finds either all of it or nothing: a temporary name, then a rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trimtab.errors import ConfigError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed over it if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def publishing(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, renamed to it if the block succeeds.
+
+    Where `path` exists already it is kept (somebody else published the same content
+    meanwhile), unless `replace` is true: then the old folder is removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if replace and path.exists():
+            shutil.rmtree(path)
+        if not path.exists():
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_writable(setting: str, folder: str | Path) -> None:
+    """Refuse a folder that cannot be written, or cannot be made; nothing is left behind.
+
+    Parameters
+    ----------
+    setting : str
+        Full name of the setting that the folder comes from.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=_existing(Path(folder).absolute())):
+            pass
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}; name a folder that can"
+        raise ConfigError(setting, folder, reason) from error
+
+
+def _existing(path: Path) -> Path:
+    """Return `path` or the nearest folder above that exists."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return _existing(path.parent)
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
+    """Write tensors, and strings about them, as safetensors, atomically."""
+    with replacing(path) as temporary:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, metadata=metadata)
+
+
+def canonical_json(value: Any) -> bytes:
+    """Encode `value` as the one byte string that digests of it are taken over."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one, with dotted keys: the names that docs/results.md documents."""
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = item
+    return flat
+
+
+def is_table(item: Any) -> bool:
+    """Return whether a JSON value is rows of named cells."""
+    return isinstance(item, list) and bool(item) and isinstance(item[0], dict)
+
+
+def sha256_of_json(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,132 @@
+"""How the next token is chosen: greedy, or drawn from a distribution that may be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from trimtab.errors import TrimtabError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What the next token is drawn from.
+
+    Parameters
+    ----------
+    temperature : float
+        The logits are divided by it; 0 takes the most probable token (greedy).
+    top_k : int, optional
+        Draw from that many most probable tokens only.
+    top_p : float, optional
+        Draw from the most probable tokens that together have this probability, at most 1.
+    seed : int
+        At least 0. Every prompt has a generator of its own, seeded by this and its index, so that
+        what is drawn for it does not depend on the others.
+
+    Raises
+    ------
+    TrimtabError
+        If a value is out of range, or a cut is asked for where nothing is drawn.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temperature", 0 <= self.temperature < float("inf"), "a number from 0 on"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1, or None"),
+            ("seed", self.seed >= 0, "at least 0"),
+        )
+        for name, fits, expected in checks:
+            if not fits:
+                raise TrimtabError(f"{name}={getattr(self, name)}: expected {expected}")
+        if self.greedy and (self.top_k, self.top_p) != (None, None):
+            raise TrimtabError(
+                f"temperature=0 is greedy, which top_k={self.top_k} and top_p={self.top_p} do not "
+                "change: leave them None, or set a temperature"
+            )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def warpers(self) -> LogitsProcessorList:
+        """Return transformers' own warpers, in the order its `generate` applies them."""
+        if self.greedy:
+            return LogitsProcessorList()
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+        if self.top_k is not None:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p is not None:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        return warpers
+
+
+class Sampler:
+    """Chooses one sequence's tokens, one after the other.
+
+    Parameters
+    ----------
+    sampling : Sampling
+    index : int
+        Of the prompt.
+    device : torch.device
+        Of the logits.
+    processors : LogitsProcessorList, optional
+        Applied before the warpers.
+
+    Attributes
+    ----------
+    plain : bool
+        Whether the choice is the largest logit, whatever came before.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        index: int,
+        device: torch.device,
+        processors: LogitsProcessorList | None = None,
+    ) -> None:
+        self._processors: Any = processors
+        self._warpers: Any = sampling.warpers()
+        self._generator = None
+        if not sampling.greedy:
+            (seed,) = np.random.SeedSequence((sampling.seed, index)).generate_state(1, np.uint64)
+            self._generator = torch.Generator(device).manual_seed(int(seed))
+        self.plain = processors is None and self._generator is None
+
+    def __call__(self, ids: Sequence[int], logits: Tensor) -> int:
+        """Return the next token.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            The prompt and the tokens behind it.
+        logits : Tensor
+            Floating point, of shape [1, vocabulary]; processed in float32.
+        """
+        # As in transformers: a copy, because processors may write to it.
+        scores = logits.to(torch.float32, copy=True)
+        if self._processors is not None:
+            scores = self._processors(torch.tensor([ids], device=scores.device), scores)
+        if self._generator is None:
+            return int(scores.argmax())
+        scores = self._warpers(None, scores)
+        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))

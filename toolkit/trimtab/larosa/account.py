@@ -1,0 +1,70 @@
+"""What a sparse model read, from what was counted while it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.larosa.apply import SparseModel
+from trimtab.larosa.selection import Selector
+
+
+@dataclass
+class Account:
+    """The bytes behind the activations that were kept.
+
+    Parameters
+    ----------
+    sparse : SparseModel
+    selectors : sequence of Selector
+        Those at work in it, layer by layer.
+    """
+
+    sparse: SparseModel
+    selectors: Sequence[Selector]
+
+    def kept_bytes(self) -> float:
+        """Return the bytes of weights behind what a token kept, on average."""
+        pairs = zip(self.sparse.weight_bytes, self.selectors, strict=True)
+        return sum(size * part.kept / part.seen for size, part in pairs)
+
+    def extra_step_bytes(self) -> int:
+        """Return the bytes a decode step reads beyond the parameters, less those it skips."""
+        skipped = sum(self.sparse.weight_bytes) - self.kept_bytes() if self.sparse.skips else 0
+        return self.sparse.adapter_bytes - round(skipped)
+
+    def section(self, requested: float) -> dict[str, Any]:
+        """Return result.json's `sparsity`.
+
+        ``bytes_fraction`` counts the weight rows behind what was kept, every transform and every
+        adapter; ``bytes_read_fraction`` what the kernel that ran for one token had to read.
+        """
+        dense, kept = sum(self.sparse.weight_bytes), self.kept_bytes()
+        extra = self.sparse.transform_bytes + self.sparse.adapter_bytes
+        sites: dict[str, list[Selector]] = {}
+        for part in self.selectors:
+            sites.setdefault(part.site, []).append(part)
+        return {
+            "requested": requested,
+            "achieved": 1 - kept / dense,
+            "bytes_fraction": (kept + extra) / dense,
+            "bytes_read_fraction": ((kept if self.sparse.skips else dense) + extra) / dense,
+            "sites": {name: _dropped(row) for name, row in sites.items()},
+            "layers": [
+                {
+                    "layer": layer,
+                    "site": name,
+                    "basis": part.plan.basis,
+                    "achieved": _dropped([part]),
+                }
+                for name, row in sites.items()
+                for layer, part in enumerate(row)
+            ],
+            "dense_prefix": self.selectors[0].positions.dense_prefix,
+            "prefill": self.selectors[0].positions.prefill.value,
+        }
+
+
+def _dropped(selectors: Sequence[Selector]) -> float:
+    return 1 - sum(part.kept for part in selectors) / sum(part.seen for part in selectors)

@@ -1,0 +1,181 @@
+"""Fold a layer's plan into its norms and linear layers, in float64.
+
+Every map M in front of a linear layer goes into its weight as M⁻¹, and every map behind one as a
+factor, so that at sparsity 0 the model computes what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.larosa.bases import per_head, undone
+from trimtab.larosa.plan import PLAIN, TRANSFORM
+from trimtab.larosa.precision import transform_matrix
+from trimtab.models.adapter import (
+    Adapter,
+    HeadShape,
+    Site,
+    centers,
+    input_major,
+    norm_epsilon,
+    norm_gain,
+    norm_shift,
+)
+
+
+@dataclass
+class FoldedLayer:
+    """The parts of a decoder layer after folding.
+
+    Attributes
+    ----------
+    linears : dict of str to (Tensor, Tensor or None)
+        Input-major weight and bias by the linear layer's name, in the model's dtype.
+    norms : dict of str to Module
+        The new norms, by the old ones' names.
+    transforms : dict of str to (Tensor, Tensor or None)
+        T by the site's name, in the model's dtype, or int8 with the scale of its columns.
+    """
+
+    linears: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    norms: dict[str, nn.Module] = field(default_factory=dict)
+    transforms: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+
+def fold(
+    adapter: Adapter,
+    heads: HeadShape,
+    layer: nn.Module,
+    bases: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    rotation: Tensor | None,
+) -> FoldedLayer:
+    """Return a decoder layer's parts with its plan folded in; the layer itself is not changed.
+
+    Parameters
+    ----------
+    bases : mapping
+        `SitePlan.basis` by site.
+    tensors : mapping
+        The layer's calibrated tensors, named ``<site>.<what>``.
+    rotation : Tensor or None
+        Q of the residual stream at this layer, float64 of shape [d, d].
+    """
+    linears = {
+        name: _Linear(layer.get_submodule(name)) for site in adapter.sites for name in site.readers
+    }
+    folded = FoldedLayer()
+    for site in adapter.sites:
+        readers = [linears[name] for name in site.readers]
+        found = {
+            what: tensors[f"{site.name}.{what}"].to(readers[0].weight.device)
+            for what in ("gain", "transform", "scale")
+            if f"{site.name}.{what}" in tensors
+        }
+        if site.norm is not None:
+            _behind_norm(folded, layer, site, readers, bases[site.name], found, rotation)
+        elif "transform" in found:  # of the values, at h2
+            blocks = found["transform"].double()
+            linears[adapter.values].after(torch.block_diag(*blocks))
+            readers[0].before(per_head(blocks, heads.heads))
+        elif "gain" in found:  # of the gate's other factor, at h4
+            assert adapter.up is not None
+            linears[adapter.up].after(found["gain"].double())
+            readers[0].before(found["gain"].double())
+    if rotation is not None:
+        centred = any(
+            centers(layer.get_submodule(site.norm)) for site in adapter.sites if site.norm
+        )
+        for name in adapter.writers:
+            linears[name].rotate_outputs(rotation, centred)
+    folded.linears = {name: linear.stored() for name, linear in linears.items()}
+    return folded
+
+
+def _behind_norm(
+    folded: FoldedLayer,
+    layer: nn.Module,
+    site: Site,
+    readers: list[_Linear],
+    basis: str,
+    found: dict[str, Tensor],
+    rotation: Tensor | None,
+) -> None:
+    assert site.norm is not None
+    norm = layer.get_submodule(site.norm)
+    gain, shift, dtype = norm_gain(norm), norm_shift(norm), readers[0].dtype
+    for reader in readers:
+        if shift is not None:
+            reader.shift(shift)
+        reader.weight = gain[:, None] * reader.weight
+        if rotation is not None:
+            reader.weight = rotation.T @ reader.weight
+    stored = {
+        what: tensor if what == "scale" or tensor.dtype == torch.int8 else tensor.to(dtype)
+        for what, tensor in found.items()
+    }
+    if basis == TRANSFORM:
+        folded.transforms[site.name] = stored["transform"], stored.get("scale")
+        matrix = transform_matrix(stored)
+    else:
+        assert (basis == PLAIN) == (rotation is None)
+        matrix = stored["gain"].double()
+    for reader in readers:
+        reader.before(matrix)
+    rms = rotation is not None or not centers(norm)
+    kind, options = (nn.RMSNorm, {}) if rms else (nn.LayerNorm, {"bias": False})
+    new = kind(len(gain), norm_epsilon(norm), device=gain.device, dtype=dtype, **options)
+    new.weight = nn.Parameter(stored["gain"], requires_grad=False)
+    folded.norms[site.norm] = new
+
+
+class _Linear:
+    """Weight and bias of a linear layer while maps are folded into them, float64."""
+
+    def __init__(self, module: nn.Module) -> None:
+        weight = input_major(module)
+        self.dtype = weight.dtype
+        self.weight = weight.double()
+        bias = module.bias
+        self.bias = bias.double() if isinstance(bias, Tensor) else None
+
+    def before(self, matrix: Tensor) -> None:
+        """Undo a map of the inputs."""
+        self.weight = undone(self.weight, matrix)
+
+    def after(self, matrix: Tensor) -> None:
+        """Apply a map to the last outputs, as many as it is wide."""
+        size = len(matrix)
+
+        def mapped(part: Tensor) -> Tensor:
+            last = part[..., -size:]
+            last = last * matrix if matrix.ndim == 1 else last @ matrix
+            return torch.cat([part[..., :-size], last], dim=-1)
+
+        self.weight = mapped(self.weight)
+        self.bias = None if self.bias is None else mapped(self.bias)
+
+    def rotate_outputs(self, rotation: Tensor, centred: bool) -> None:
+        """Rotate what is added to the residual stream, its mean taken away where norms would.
+
+        A stream whose mean every norm subtracts may go without it: LayerNorm is then RMSNorm,
+        which a rotation passes (SliceGPT, arXiv 2401.15024, section 3.1).
+        """
+        for name in ("weight", "bias"):
+            part = getattr(self, name)
+            if part is not None:
+                part = part - part.mean(-1, keepdim=True) if centred else part
+                setattr(self, name, part @ rotation)
+
+    def shift(self, shift: Tensor) -> None:
+        """Add what a constant shift of the inputs gives."""
+        given = shift @ self.weight
+        self.bias = given if self.bias is None else self.bias + given
+
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        bias = None if self.bias is None else self.bias.to(self.dtype)
+        return self.weight.to(self.dtype).contiguous(), bias

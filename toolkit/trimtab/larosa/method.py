@@ -1,0 +1,115 @@
+"""LaRoSA as a method: layerwise rotated sparse activation (arXiv 2507.01299)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.artifact import Artifact
+from trimtab.corpus import Corpus, Split, token_windows
+from trimtab.errors import MisfitError
+from trimtab.larosa.account import Account
+from trimtab.larosa.apply import sparsified
+from trimtab.larosa.calibrate import Calibrator
+from trimtab.larosa.plan import Plan
+from trimtab.larosa.residual import Share
+from trimtab.larosa.selection import Positions, Selection, Selector
+from trimtab.larosa.settings import Settings
+from trimtab.larosa.thresholds import fit_thresholds
+from trimtab.method import Applied, Calibration, Method, Stage
+from trimtab.models.adapter import adapter_for
+from trimtab.progress import say
+
+
+@dataclass
+class LaRoSA(Settings, Method):
+    """Rotate activations onto principal axes, drop the small ones, and skip the weights behind.
+
+    The fields are those of `Settings`.
+    """
+
+    name: ClassVar[str] = "larosa"
+    stage: ClassVar[Stage] = Stage.weights
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise `MisfitError` where the model has no adapter, is not in memory or cannot turn."""
+        adapter = adapter_for(model)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise MisfitError(
+                "part of the model is offloaded by model.device_map, and LaRoSA rewrites weights "
+                "in memory: leave the offloading out, or take a dtype in which the model fits"
+            )
+        if adapter.post_norms and self.residual is not Share.none:
+            raise MisfitError(
+                f"{type(model).__name__} norms what attention and MLP add to the residual stream, "
+                "so that a rotation of it cannot be absorbed: use larosa.residual=none"
+            )
+
+    def fit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        corpus: Corpus,
+        checkpoint: Path,
+    ) -> Calibration:
+        """Find bases and sparsities, see `Calibrator`, and thresholds, see `fit_thresholds`.
+
+        Thresholds are found on the validation documents: on the text that the bases were made
+        for, activations are a little more concentrated than on any other.
+        """
+        documents = corpus.documents(Split.calibration)
+        windows = token_windows(documents, tokenizer, self.tokens // self.window, self.window)
+        calibrator = Calibrator(model, windows, checkpoint, self)
+        plan, tensors, statistics = calibrator.run()
+        if self.selection is not Selection.topk:
+            probes, found_on = calibrator.probes, Split.validation
+            held_out = token_windows(
+                corpus.splits[found_on], tokenizer, probes, self.window, fewer=True
+            )
+            if not len(held_out):
+                say("No validation text: thresholds are found on the calibration text")
+                held_out, found_on = windows[:probes], Split.calibration
+            plan = fit_thresholds(model, plan, tensors, held_out)
+            statistics |= {"thresholds": found_on.value, "threshold_tokens": held_out.numel()}
+        return Calibration(tensors, {**statistics, "plan": plan.to_json()})
+
+    @contextmanager
+    def apply(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        artifact: Artifact | None,
+    ) -> Iterator[Applied]:
+        """Sparsify every site of every decoder layer for the time of the ``with``."""
+        assert artifact is not None, "larosa is a calibrated method"
+        plan = Plan.from_json(artifact.statistics["plan"])
+        positions = Positions(self.dense_prefix, self.prefill)
+        applied = Applied(tokenizer)
+
+        selectors: list[Selector] = []
+
+        def selector(site: str, layer: int) -> Selector:
+            row = plan.sites[site][layer]
+            selectors.append(Selector(site, row, self.selection, self.cap, positions, applied))
+            return selectors[-1]
+
+        with sparsified(model, plan, artifact.tensors, selector) as sparse:
+            account = Account(sparse, selectors)
+            applied.kernel = sparse.kernel
+            applied.extra_step_bytes = account.extra_step_bytes
+            applied.measured = lambda: {"sparsity": account.section(self.sparsity)}
+            if positions.everywhere:
+                yield applied
+                return
+            # Not the base model: OPT's head goes round it, to what holds the layers.
+            stack = model.get_submodule(adapter_for(model).layers.rpartition(".")[0])
+            hook = stack.register_forward_pre_hook(positions.observe, with_kwargs=True)
+            try:
+                yield applied
+            finally:
+                hook.remove()

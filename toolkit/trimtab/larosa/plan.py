@@ -1,0 +1,69 @@
+"""What is done to a model: a basis, a sparsity and a threshold for every site of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trimtab.larosa.allocation import Choice
+
+PLAIN, RESIDUAL, TRANSFORM = "plain", "residual", "transform"
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What happens at one site of one layer.
+
+    Parameters
+    ----------
+    basis : str
+        ``plain``, ``residual`` (the residual stream's) or ``transform`` (the site's own).
+    sparsity : float
+        Share of the activations to drop.
+    threshold : float
+        The magnitude that this share lay below during calibration.
+    """
+
+    basis: str
+    sparsity: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The description of a sparse model, saved in its artifact.
+
+    Parameters
+    ----------
+    span : int
+        How many layers share a rotation of the residual stream; 0 where it is not rotated.
+    sites : dict of str to list of SitePlan
+        By the site's name, one a layer.
+    weights, transforms : int
+        Bytes of the dense block weights, and of all transforms and adapters read per token.
+    """
+
+    span: int
+    sites: dict[str, list[SitePlan]]
+    weights: int
+    transforms: int
+
+    @classmethod
+    def of(cls, choices: Iterable[Choice], span: int, weights: int, transforms: int) -> Plan:
+        """Return the plan of choices that come layer by layer."""
+        sites: dict[str, list[SitePlan]] = {}
+        for choice in choices:
+            option = choice.option
+            sites.setdefault(option.site, []).append(
+                SitePlan(option.basis, choice.sparsity, choice.threshold)
+            )
+        return cls(span, sites, weights, transforms)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Plan:
+        sites = {name: [SitePlan(**part) for part in row] for name, row in content["sites"].items()}
+        return cls(**{**content, "sites": sites})

@@ -1,0 +1,106 @@
+"""From a live model to its parts; `trimtab.models.architectures` holds their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from trimtab.errors import MisfitError
+from trimtab.models.architectures import ADAPTERS, Adapter, Site
+from trimtab.models.norms import centers, norm_epsilon, norm_gain, norm_shift
+
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "HeadShape",
+    "Site",
+    "adapter_for",
+    "centers",
+    "head_shape",
+    "input_major",
+    "input_width",
+    "module_device",
+    "norm_epsilon",
+    "norm_gain",
+    "norm_shift",
+    "set_input_major",
+]
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """How attention is divided into heads.
+
+    Parameters
+    ----------
+    heads : int
+        Query heads: h2 is `heads` times `head_dim` wide.
+    kv_heads : int
+        Heads of keys and values. Query head i reads KV head ``i // (heads // kv_heads)``.
+    head_dim : int
+        Entries of one head.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def adapter_for(model: PreTrainedModel) -> Adapter:
+    """Return the adapter of a model's architecture.
+
+    Raises
+    ------
+    MisfitError
+        If the architecture, or this variant of it, is not supported; the message lists what is.
+    """
+    name = type(model).__name__
+    if name not in ADAPTERS:
+        raise MisfitError(
+            f"the architecture {name} is not supported; supported: {', '.join(ADAPTERS)}"
+        )
+    adapter = ADAPTERS[name]
+    for setting, expected in adapter.requires(model.config).items():
+        found = getattr(model.config, setting)
+        if found != expected:
+            raise MisfitError(
+                f"{name} with {setting}={found} is not supported, only with "
+                f"{setting}={expected}: choose another model of the family"
+            )
+    return adapter
+
+
+def head_shape(config: Any) -> HeadShape:
+    """Return how the attention of a model with this config is divided into heads."""
+    heads = config.num_attention_heads
+    return HeadShape(
+        heads,
+        getattr(config, "num_key_value_heads", None) or heads,
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
+
+
+def input_major(linear: nn.Module) -> Tensor:
+    """Return the weight of a linear layer as a view of shape [inputs, outputs]."""
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight if isinstance(linear, Conv1D) else weight.T
+
+
+def set_input_major(linear: nn.Module, weight: Tensor) -> None:
+    """Give a linear layer a new weight parameter, from a tensor of shape [inputs, outputs]."""
+    stored = weight if isinstance(linear, Conv1D) else weight.T
+    linear.weight = nn.Parameter(stored.contiguous(), requires_grad=False)
+
+
+def input_width(linear: nn.Module) -> int:
+    return input_major(linear).shape[0]
+
+
+def module_device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

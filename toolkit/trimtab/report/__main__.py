@@ -1,0 +1,25 @@
+"""Rebuild a report: ``python -m trimtab.report multirun/DATE/TIME``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from trimtab.errors import TrimtabError
+from trimtab.report import build_report
+
+
+def main() -> None:
+    """Enter from the command line; print the path of the report."""
+    parser = argparse.ArgumentParser(prog="python -m trimtab.report", description=__doc__)
+    parser.add_argument("folder", type=Path, help="output folder of a job or of a sweep")
+    try:
+        print(build_report(parser.parse_args().folder))
+    except TrimtabError as error:
+        print(f"trimtab.report: error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

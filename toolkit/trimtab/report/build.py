@@ -1,0 +1,144 @@
+"""Build ``report/``: the table, the plots and what to know when reading them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.files import replacing
+from trimtab.report.load import Job, load_jobs
+from trimtab.report.plots import (
+    compression_plot,
+    dial_plot,
+    quality_plot,
+    sparsity_map,
+    speedup_plot,
+    token_plot,
+)
+from trimtab.report.table import compression_table, csv_table, interval, markdown_table
+
+PLOTS_OF_ONE: tuple[tuple[str, str, Callable[[Job, Path], None]], ...] = (
+    ("sparsity", "sparsity_by_layer_{}.png", sparsity_map),
+    ("vocabulary.dial", "vocabulary_dial_{}.png", dial_plot),
+)
+# What is drawn of the jobs that have a field, where there are any.
+PLOTS = (
+    ("speed.speedup", "all_methods_speedup_comparison.png", speedup_plot),
+    ("tokens.steps", "all_methods_token_comparison.png", token_plot),
+    ("quality", "quality_versus_speed.png", quality_plot),
+    ("quality.compression", "prompt_compression.png", compression_plot),
+)
+
+
+PROMPT_CUT = (
+    "Bits per byte of what follows a prompt, in base tokens: behind the whole prompt under the "
+    "unmodified model, behind the prompt in the stack's tokens, and behind the prompt with its "
+    "oldest tokens cut until it is as short, under the unmodified model again. A stack that does "
+    "not beat the cut is no way to shorten prompts."
+)
+
+
+def build_report(folder: Path) -> Path:
+    """Write the report of the jobs below `folder` and return the path of its report.md.
+
+    The same files on disk give the same report.
+
+    Raises
+    ------
+    TrimtabError
+        If there is no job.
+    """
+    jobs = load_jobs(folder)
+    target = folder / "report"
+    target.mkdir(exist_ok=True)
+    measured = [job for job in jobs if job.ok]
+    plots = []
+    for field, name, draw in PLOTS:
+        having = [job for job in measured if job.get(field) is not None]
+        if having:
+            draw(having, target / name)
+            plots.append(name)
+    for field, pattern, draw_one in PLOTS_OF_ONE:
+        for job in measured:
+            if job.get(field):
+                name = pattern.format(jobs.index(job))
+                draw_one(job, target / name)
+                plots.append(name)
+    for leftover in {path.name for path in target.glob("*.png")} - set(plots):
+        (target / leftover).unlink()
+    _write(target / "results.csv", csv_table(jobs))
+    _write(target / "report.md", _markdown(jobs, measured, plots))
+    return target / "report.md"
+
+
+def _markdown(jobs: Sequence[Job], measured: Sequence[Job], plots: Sequence[str]) -> str:
+    parts = ["# Trimtab report"]
+    for machine in dict.fromkeys(_machine(job) for job in measured):
+        parts.append(machine)
+    parts += [markdown_table(jobs), _reading()]
+    parts += [_verdict(job) for job in measured if job.content["methods"]]
+    compressed = [job for job in measured if job.get("quality.compression") is not None]
+    if compressed:
+        parts += [compression_table(compressed), PROMPT_CUT]
+        parts += [_compression_verdict(job) for job in compressed]
+    parts += [f"![{Path(name).stem}]({name})" for name in plots]
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(job: Job) -> str:
+    environment: dict[str, Any] = job.content["environment"]
+    packages = environment["packages"]
+    hardware = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
+    return (
+        f"{job.get('model.name')} ({job.get('model.dtype')}) on `{job.get('corpus.name')}`, "
+        f"measured on {hardware}; torch {packages['torch']}, transformers "
+        f"{packages['transformers']}, commit {str(environment['commit'])[:12]}."
+    )
+
+
+def _reading() -> str:
+    return (
+        "Every row is measured against the unmodified model under transformers' own `generate`. "
+        "Brackets are 95 % bootstrap intervals over raw samples that each job's `result.json` "
+        "keeps. *Same text*: share of the baseline's greedy text before the first difference. "
+        "*Other domain*: the change on source files of Python's standard library. *Tokens saved*: "
+        "of prompts and outputs. *Steps saved*: of the forward passes for the same text. "
+        "*Bytes needed*: weight bytes of the decoder blocks behind what was kept, transforms "
+        "counted, over dense, on the text that was scored. `baseline` compares the "
+        "model with its own copy: its interval is the noise of the measurement. docs/results.md "
+        "explains every field."
+    )
+
+
+def _verdict(job: Job) -> str:
+    speedup = job.get("speed.speedup")
+    pairing = "" if job.get("speed.paired") else " (unpaired: the two were timed one after another)"
+    if speedup["low"] > 1:
+        verdict = "faster than the unmodified model"
+    elif speedup["high"] < 1:
+        verdict = "slower than the unmodified model"
+    else:
+        verdict = "not measurably faster or slower than the unmodified model"
+    return (
+        f"- `{job.label}` is **{verdict}**: speedup {interval(speedup)}{pairing}. "
+        f"Kernel that ran: {job.content['kernel']}."
+    )
+
+
+def _compression_verdict(job: Job) -> str:
+    found = job.get("quality.compression")
+    tokens, bits = found["tokens"], found["bits_per_byte"]
+    verdict = "beats" if found["beats_control"] else "does not beat"
+    return (
+        f"- `{job.label}` **{verdict} the prompt cut**: of {tokens['baseline']} prompt tokens it "
+        f"saves {1 - tokens['candidate'] / tokens['baseline']:.1%}, and the text behind them needs "
+        f"{bits['candidate']:.3f} bits per byte, {bits['prompt_cut']:.3f} behind a cut prompt "
+        f"(difference {interval(bits['difference'], '+.4f')}) and {bits['baseline']:.3f} behind "
+        "the whole one."
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8")

@@ -1,0 +1,136 @@
+"""Pages of GPU memory, through the virtual memory management of the stock CUDA driver."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Sequence
+
+import torch
+
+from trimtab.vattention.driver import NO_MEMORY, CudaDriver, Driver, DriverError
+from trimtab.vattention.pages import Access, Fence, KVOutOfMemory, Page, Reservation
+from trimtab.vattention.pool import PagePool
+
+
+class CudaPool(PagePool):
+    """Pages of one GPU's memory; see `PagePool`.
+
+    A page is one allocation of the driver, mapped whole. What is written through one of its
+    addresses is seen at the others by work that starts when the writing kernel is done, not
+    before (CUDA C++ Programming Guide, "Virtual Aliasing Support").
+
+    Parameters
+    ----------
+    page_bytes : int, optional
+        A multiple of the granularity, which it is where None: 2 MB on the GPUs of today.
+    budget : int, optional
+        See `PagePool`.
+    device : str or torch.device
+        The GPU; PyTorch's current one where it has no index.
+    driver : Driver, optional
+        Opened on `device` where None.
+
+    Raises
+    ------
+    TrimtabError
+        If there is no driver with virtual memory management; see `CudaDriver`.
+    ValueError
+        See `PagePool`.
+    """
+
+    backend = "cuda"
+
+    def __init__(
+        self,
+        page_bytes: int | None = None,
+        budget: int | None = None,
+        device: str | torch.device = "cuda",
+        driver: Driver | None = None,
+    ) -> None:
+        self._driver = CudaDriver(torch.device(device)) if driver is None else driver
+        self.device = self._driver.device
+        super().__init__(self.granularity if page_bytes is None else page_bytes, budget)
+        self._free_at_start = self._driver.free_memory()
+        held = self._reservations, self._pages
+        finalizer = weakref.finalize(
+            self, _abandon, self._process, self._driver, self.page_bytes, *held
+        )
+        # Tensors may outlive the interpreter's exit handlers; the driver frees all by itself.
+        finalizer.atexit = False
+
+    @property
+    def granularity(self) -> int:
+        """Bytes that the size of a page must be a multiple of, as the driver says."""
+        return self._driver.granularity
+
+    def fence(self) -> Fence:
+        """Return a mark behind what the calling thread submitted to its current stream.
+
+        Other streams are not in it: have the current one wait for them first.
+        """
+        return self._driver.fence()
+
+    def _reserve(self, nbytes: int) -> int:
+        return self._driver.reserve(nbytes)
+
+    def _free(self, address: int, nbytes: int) -> None:
+        self._driver.free(address, nbytes)
+
+    def _create(self, place: int) -> int:
+        try:
+            return self._driver.create(self.page_bytes)
+        except DriverError as error:
+            if error.code != NO_MEMORY:
+                raise
+            raise KVOutOfMemory(self.page_bytes, self._driver.free_memory()) from error
+
+    def _destroy(self, handle: int) -> None:
+        self._driver.release(handle)
+
+    def _map(self, address: int, handles: Sequence[int]) -> None:
+        mapped = 0
+        try:
+            for handle in handles:
+                self._driver.map(address + mapped, self.page_bytes, handle)
+                mapped += self.page_bytes
+        except BaseException:
+            if mapped:
+                self._driver.unmap(address, mapped)
+            raise
+
+    def _protect(self, address: int, nbytes: int, access: Access) -> None:
+        self._driver.set_access(address, nbytes, access)
+
+    def _unmap(self, address: int, nbytes: int) -> None:
+        # One call may cover several mappings if it covers them whole, as NVIDIA's sample
+        # vectorAddMMAP has it; it happens or fails as one, and costs as much as one page's.
+        self._driver.unmap(address, nbytes)
+
+    def _measured(self) -> int:
+        """Return the device memory in use, less what was in use when the pool was made.
+
+        The driver counts for the device, not for the pool: what PyTorch and other processes have
+        taken since is in it, what they gave back makes it less.
+        """
+        return self._free_at_start - self._driver.free_memory()
+
+
+def _abandon(
+    process: int,
+    driver: Driver,
+    page_bytes: int,
+    reservations: set[Reservation],
+    pages: set[Page],
+) -> None:
+    """Give back what a pool that was dropped without closing it holds. No tensor is alive."""
+    if os.getpid() != process:
+        return
+    if reservations or pages:
+        driver.synchronize()
+    for reservation in reservations:
+        for offset in reservation.pages:
+            driver.unmap(reservation.address + offset, page_bytes)
+        driver.free(reservation.address, reservation.nbytes)
+    for page in pages:
+        driver.release(page.handle)

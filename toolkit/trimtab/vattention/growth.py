@@ -1,0 +1,147 @@
+"""How slots come by the page rows behind positions that are about to be written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+
+from trimtab.vattention.pages import Access
+from trimtab.vattention.supply import Supply
+from trimtab.vattention.table import PageRow, PageTable
+
+
+def missing(
+    table: PageTable, lengths: Sequence[int], wanted: Mapping[int, int]
+) -> list[tuple[int, int]]:
+    """Return slot and index of the rows in the way of writing from slots' ends to wanted lengths.
+
+    They are not there, or may only be read: another slot has them too, or had.
+    """
+    return [
+        (slot, index)
+        for slot, length in wanted.items()
+        if length > lengths[slot]
+        for index in range(_row_of(table, lengths[slot]), table.needed(length))
+        if not _writable(table.rows[slot], index)
+    ]
+
+
+def make_writable(
+    undo: ExitStack,
+    table: PageTable,
+    supply: Supply,
+    lengths: Sequence[int],
+    wanted: Mapping[int, int],
+    needs: Sequence[int],
+) -> None:
+    """Put rows of their own behind slots, keeping what is live in those that they replace.
+
+    Parameters
+    ----------
+    undo : ExitStack
+    table : PageTable
+    supply : Supply
+    lengths : sequence of int
+        By slot, the live tokens.
+    wanted : mapping of int to int
+        The lengths that some slots grow to.
+    needs : sequence of int
+        By slot, how many rows it has to have afterwards.
+
+    Raises
+    ------
+    KVOutOfMemory, PageError
+        With everything as before, once `undo` is left; cached rows may be gone.
+    """
+    for slot, index in missing(table, lengths, wanted):
+        _take_over(table, lengths, slot, index)
+    # That may have cut what a slot had cached.
+    new, own = _plan(table, missing(table, lengths, wanted))
+    rows = supply.rows(undo, new, needs)
+    for slot, group in groupby(zip(new, rows, strict=True), key=lambda pair: pair[0][0]):
+        added: list[PageRow] = []
+        for (_, index), row in group:
+            if index < len(table.rows[slot]):
+                end = lengths[slot] * table.geometry.row_bytes
+                live = max(0, end - index * table.page)
+                table.replace(undo, slot, index, row, live)
+            else:
+                added.append(row)
+        if added:
+            table.extend(undo, slot, added)
+    for slot, index in own:
+        table.allow(undo, slot, index, index + 1, Access.write)
+
+
+def fork(
+    undo: ExitStack,
+    table: PageTable,
+    supply: Supply,
+    needs: Sequence[int],
+    source: int,
+    slot: int,
+    nbytes: int,
+) -> None:
+    """Put the first bytes of a slot's streams behind one with no rows.
+
+    Whole pages are shared, the rest is copied.
+
+    Raises
+    ------
+    KVOutOfMemory, PageError
+        With everything as before, once `undo` is left; cached rows may be gone.
+    """
+    whole, rest = divmod(nbytes, table.page)
+    copies = supply.rows(undo, [(slot, whole)] if rest else [], needs)
+    shared = table.rows[source][:whole]
+    if shared:
+        # What still runs may be writing there, and must not find that it no longer may.
+        table.settle()
+        table.allow(undo, source, 0, whole, Access.read)
+        table.extend(undo, slot, shared)
+    if copies:
+        table.extend(undo, slot, copies)
+        undo.callback(table.settle)
+        table.filled(slot, whole, rest).copy_(table.filled(source, whole, rest))
+
+
+def _row_of(table: PageTable, token: int) -> int:
+    return token * table.geometry.row_bytes // table.page
+
+
+def _writable(rows: Sequence[PageRow], index: int) -> bool:
+    return index < len(rows) and rows[index].access is Access.write
+
+
+def _take_over(table: PageTable, lengths: Sequence[int], slot: int, index: int) -> None:
+    """Leave a row to one slot alone if the others that have it need it no more."""
+    if index >= len(table.rows[slot]):
+        return
+    row = table.rows[slot][index]
+    # A row is shared at one index only: it holds the same part of the same prefix.
+    others = [
+        other
+        for other, rows in enumerate(table.rows)
+        if other != slot and index < len(rows) and rows[index] is row
+    ]
+    if all(table.needed(lengths[other]) <= index for other in others):
+        table.cut(dict.fromkeys(others, index))
+
+
+def _plan(
+    table: PageTable, places: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the places that need a new row, and those whose row will be the slot's alone."""
+    new, own = [], []
+    leaving: Counter[PageRow] = Counter()
+    for slot, index in places:
+        row = table.rows[slot][index] if index < len(table.rows[slot]) else None
+        if row is not None and row.slots - leaving[row] == 1:
+            own.append((slot, index))
+            continue
+        new.append((slot, index))
+        if row is not None:
+            leaving[row] += 1
+    return new, own

@@ -1,0 +1,362 @@
+"""Physical pages and the virtual memory they are mapped into: what every backend does.
+
+A `PagePool` hands out pages of one size, counts who refers to them, keeps within a budget, and
+maps them into reserved ranges of addresses, one page at several addresses if asked. What the
+operating system or the driver is called for is left to the backends, a dozen lines a call; the
+rules that they share are here, so that they hold on every device.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from trimtab.vattention.dlpack import tensor_at
+from trimtab.vattention.pages import Access, Fence, KVOutOfMemory, Page, PoolStats, Reservation
+
+
+class PagePool(ABC):
+    """Physical pages of one size on one device, within a budget.
+
+    Thread-safe. Every call raises `RuntimeError` after `close`, and in a forked child, whose pages
+    are its parent's. A context manager, which closes the pool.
+
+    Parameters
+    ----------
+    page_bytes : int
+        Bytes of a page: a multiple of `granularity`.
+    budget : int, optional
+        The most bytes of pages at a time; whole pages count. No limit where None.
+
+    Raises
+    ------
+    ValueError
+        If `page_bytes` is no positive multiple of the granularity, or the budget below one page.
+    """
+
+    backend: ClassVar[str]
+    device: torch.device
+
+    def __init__(self, page_bytes: int, budget: int | None = None) -> None:
+        if page_bytes <= 0 or page_bytes % self.granularity:
+            raise ValueError(
+                f"pages of {page_bytes} bytes; expected a positive multiple of {self.granularity}, "
+                f"the granularity of {self.backend} memory"
+            )
+        if budget is not None and budget < page_bytes:
+            raise ValueError(f"budget={budget}; expected at least one page of {page_bytes} bytes")
+        self.page_bytes = page_bytes
+        self.budget = budget
+        self._lock = threading.RLock()
+        self._pages: set[Page] = set()
+        self._reservations: set[Reservation] = set()
+        self._process = os.getpid()
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    @abstractmethod
+    def granularity(self) -> int:
+        """Bytes that the size of a page must be a multiple of."""
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Bytes of the budget that are left, in whole pages; None without a budget."""
+        if self.budget is None:
+            return None
+        return (self.budget // self.page_bytes - len(self._pages)) * self.page_bytes
+
+    def reserve(self, nbytes: int) -> Reservation:
+        """Reserve a range of addresses, a multiple of the page, with nothing behind it."""
+        with self._exclusive():
+            self._check_range(nbytes, 0, nbytes)
+            reservation = Reservation(self._reserve(nbytes), nbytes)
+            self._reservations.add(reservation)
+            return reservation
+
+    def free(self, reservation: Reservation) -> None:
+        """Give the addresses back.
+
+        Raises
+        ------
+        RuntimeError
+            While pages are mapped there or tensors over the range are alive.
+        """
+        with self._exclusive():
+            self._check(reservation)
+            if reservation.pages or reservation.tensors:
+                raise RuntimeError(
+                    f"the range at {reservation.address:#x} is in use: {len(reservation.pages)} "
+                    f"pages are mapped there and {reservation.tensors} tensors over it are alive; "
+                    "unmap the pages and drop the tensors first"
+                )
+            self._free(reservation.address, reservation.nbytes)
+            self._reservations.remove(reservation)
+
+    def create(self, places: Sequence[int]) -> list[Page]:
+        """Take physical pages, all or none; each has one reference, the caller's.
+
+        Parameters
+        ----------
+        places : sequence of int
+            For each page the address it will be mapped at first. A backend may choose pages that
+            map cheaply there; nothing else depends on it.
+
+        Raises
+        ------
+        KVOutOfMemory
+            If the budget or the machine does not have so many.
+        """
+        with self._exclusive(), ExitStack() as undo:
+            needed = len(places) * self.page_bytes
+            if self.free_bytes is not None and needed > self.free_bytes:
+                raise KVOutOfMemory(needed, self.free_bytes)
+            created: list[Page] = []
+            for place in places:
+                try:
+                    page = Page(self._create(place))
+                except KVOutOfMemory as error:
+                    free = len(created) * self.page_bytes + error.free
+                    raise KVOutOfMemory(needed, free) from error
+                undo.callback(self._destroy, page.handle)
+                created.append(page)
+            undo.pop_all()
+            self._pages.update(created)
+            return created
+
+    def retain(self, page: Page) -> None:
+        """Refer to a page once more."""
+        with self._exclusive():
+            self._check_page(page)
+            page.references += 1
+
+    def release(self, page: Page) -> None:
+        """Refer to a page once less; the last reference gives its memory back.
+
+        Raises
+        ------
+        ValueError
+            If only its mappings refer to the page.
+        """
+        with self._exclusive():
+            self._check_page(page)
+            if page.references == page.mappings:
+                raise ValueError("only its mappings refer to the page; unmap it instead")
+            if page.references == 1:
+                self._destroy(page.handle)
+                self._pages.remove(page)
+            page.references -= 1
+
+    def map(self, reservation: Reservation, offset: int, pages: Sequence[Page]) -> None:
+        """Put pages behind consecutive addresses, all or none, and refer to each once more.
+
+        They cannot be used before `protect` says what for.
+
+        Raises
+        ------
+        ValueError
+            If the range is not of whole pages within the reservation, or mapped already.
+        PageError
+            If the system refuses; nothing is mapped then.
+        """
+        with self._exclusive():
+            self._check(reservation)
+            self._check_range(reservation.nbytes, offset, len(pages) * self.page_bytes)
+            offsets = range(offset, offset + len(pages) * self.page_bytes, self.page_bytes)
+            for page in pages:
+                self._check_page(page)
+            taken = [at for at in offsets if at in reservation.pages]
+            if taken:
+                raise ValueError(f"offset {taken[0]} is mapped already; unmap it first")
+            self._map(reservation.address + offset, [page.handle for page in pages])
+            reservation.pages.update(zip(offsets, pages, strict=True))
+            for page in pages:
+                page.references += 1
+                page.mappings += 1
+
+    def protect(self, reservation: Reservation, offset: int, nbytes: int, access: Access) -> None:
+        """Say what a mapped range may be used for.
+
+        Raises
+        ------
+        ValueError
+            If not every page of the range is mapped.
+        PageError
+            If the system refuses.
+        """
+        with self._exclusive():
+            self._mapped(reservation, offset, nbytes)
+            self._protect(reservation.address + offset, nbytes, access)
+
+    def unmap(self, reservation: Reservation, offset: int, nbytes: int) -> None:
+        """Take the pages from behind a range, and refer to each once less.
+
+        The caller sees to it that nothing still reads there: see `fence`.
+
+        Raises
+        ------
+        ValueError
+            If not every page of the range is mapped.
+        """
+        with self._exclusive(), ExitStack() as rest:
+            offsets = self._mapped(reservation, offset, nbytes)
+            self._unmap(reservation.address + offset, nbytes)
+            # All of them, even if the system refuses to take one back.
+            for at in offsets:
+                page = reservation.pages.pop(at)
+                page.mappings -= 1
+                rest.callback(self.release, page)
+
+    def tensor(
+        self,
+        reservation: Reservation,
+        offset: int,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Return a tensor over reserved addresses, mapped or not; strides in elements.
+
+        Touching what is not mapped, or not allowed, faults. The range cannot be freed while the
+        tensor or a view of it is alive.
+        """
+        last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        end = offset + (last + 1 if 0 not in shape else 0) * dtype.itemsize
+        if min((offset, *shape, *strides)) < 0 or end > reservation.nbytes:
+            raise ValueError(
+                f"a tensor of shape {list(shape)} and strides {list(strides)} at {offset} does not "
+                f"lie within the {reservation.nbytes} bytes reserved"
+            )
+        if offset % dtype.itemsize:
+            raise ValueError(f"offset {offset}; expected a multiple of {dtype.itemsize}, {dtype}")
+
+        def dropped() -> None:
+            # In a forked child another thread may have had the lock, and never return it.
+            if os.getpid() == self._process:
+                with self._lock:
+                    reservation.tensors -= 1
+
+        with self._exclusive():
+            self._check(reservation)
+            reservation.tensors += 1
+            address = reservation.address + offset
+            return tensor_at(address, shape, strides, dtype, self.device, dropped)
+
+    def stats(self) -> PoolStats:
+        """Return what the pool holds now."""
+        with self._exclusive():
+            mapped = sum(len(reservation.pages) for reservation in self._reservations)
+            return PoolStats(
+                budget=self.budget,
+                committed=len(self._pages) * self.page_bytes,
+                mapped=mapped * self.page_bytes,
+                reserved=sum(reservation.nbytes for reservation in self._reservations),
+                handles=len(self._pages),
+                references=sum(page.references for page in self._pages),
+                measured=self._measured(),
+            )
+
+    @abstractmethod
+    def fence(self) -> Fence:
+        """Return a mark behind the work submitted so far, to wait for before unmapping."""
+
+    def close(self) -> None:
+        """Give everything back to the system; closing twice is closing once.
+
+        Raises
+        ------
+        RuntimeError
+            While anything is reserved.
+        """
+        self._check_process()
+        with self._lock, ExitStack() as rest:
+            if self._reservations:
+                raise RuntimeError(
+                    f"{len(self._reservations)} ranges of addresses are still reserved in the "
+                    "pool; free them first"
+                )
+            self._closed = True
+            while self._pages:
+                rest.callback(self._destroy, self._pages.pop().handle)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        # Before the lock: in a forked child another thread may have had it, and never return it.
+        self._check_process()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the pool is closed; make another")
+            yield
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this pool's pages belong to the process that made it; a forked child shares them "
+                "and would write into its parent's cache: make the pool after forking"
+            )
+
+    def _check(self, reservation: Reservation) -> None:
+        if reservation not in self._reservations:
+            raise ValueError("the range is not reserved in this pool, or was freed")
+
+    def _check_page(self, page: Page) -> None:
+        if page not in self._pages:
+            raise ValueError("the page is not of this pool, or was released")
+
+    def _check_range(self, limit: int, offset: int, nbytes: int) -> None:
+        if offset % self.page_bytes or nbytes % self.page_bytes or nbytes <= 0:
+            raise ValueError(
+                f"offset {offset} and {nbytes} bytes; expected whole pages of {self.page_bytes}"
+            )
+        if not 0 <= offset <= limit - nbytes:
+            raise ValueError(
+                f"{nbytes} bytes at offset {offset}; expected a range within {limit} bytes"
+            )
+
+    def _mapped(self, reservation: Reservation, offset: int, nbytes: int) -> range:
+        self._check(reservation)
+        self._check_range(reservation.nbytes, offset, nbytes)
+        offsets = range(offset, offset + nbytes, self.page_bytes)
+        for at in offsets:
+            if at not in reservation.pages:
+                raise ValueError(f"nothing is mapped at offset {at}; map it first")
+        return offsets
+
+    # What a backend does: addresses and handles in, `PageError` where the system refuses,
+    # `KVOutOfMemory` from `_create` where it has no more. Called with the lock held.
+
+    @abstractmethod
+    def _reserve(self, nbytes: int) -> int: ...
+
+    @abstractmethod
+    def _free(self, address: int, nbytes: int) -> None: ...
+
+    @abstractmethod
+    def _create(self, place: int) -> int: ...
+
+    @abstractmethod
+    def _destroy(self, handle: int) -> None: ...
+
+    @abstractmethod
+    def _map(self, address: int, handles: Sequence[int]) -> None: ...
+
+    @abstractmethod
+    def _protect(self, address: int, nbytes: int, access: Access) -> None: ...
+
+    @abstractmethod
+    def _unmap(self, address: int, nbytes: int) -> None: ...
+
+    @abstractmethod
+    def _measured(self) -> int: ...

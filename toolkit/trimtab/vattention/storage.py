@@ -1,0 +1,87 @@
+"""The addresses of a cache: one reservation for good, and the tensors over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from trimtab.vattention.cuda import CudaPool
+from trimtab.vattention.host import HostPool
+from trimtab.vattention.layout import Geometry
+from trimtab.vattention.pool import PagePool
+
+HOST_PAGE = 64 * 1024
+
+
+class Storage:
+    """Reserved addresses in the shape of a cache, which pages are put behind by others.
+
+    Parameters
+    ----------
+    pool : PagePool
+    geometry : Geometry
+
+    Attributes
+    ----------
+    keys, values : tuple of Tensor
+        By layer, ``[slots, max_len, kv_heads, head_dim]``.
+    reservation : Reservation
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    def __init__(self, pool: PagePool, geometry: Geometry) -> None:
+        self.pool = pool
+        self.geometry = geometry
+        self.reservation = pool.reserve(geometry.reserved_bytes(pool.page_bytes))
+        self._make_tensors()
+
+    def drop_tensors(self) -> None:
+        """Drop the tensors, for good.
+
+        Raises
+        ------
+        RuntimeError
+            While others hold some; they are not dropped then.
+        """
+        self.keys = self.values = ()
+        alive = self.reservation.tensors
+        if alive:
+            self._make_tensors()
+            raise RuntimeError(
+                f"{alive} tensors over the cache, or views of them, are alive; drop them first"
+            )
+
+    def _make_tensors(self) -> None:
+        # Not inference tensors, even if made under `inference_mode`: those cannot be written to
+        # outside of it.
+        with torch.inference_mode(False):
+            self.keys = tuple(self._tensors(False))
+            self.values = tuple(self._tensors(True))
+
+    def _tensors(self, values: bool) -> Iterator[Tensor]:
+        geometry = self.geometry
+        shape = geometry.slots, geometry.max_len, geometry.kv_heads, geometry.head_dim
+        for layer in range(geometry.layers):
+            offset, strides = geometry.place(layer, values, self.pool.page_bytes)
+            yield self.pool.tensor(self.reservation, offset, shape, strides, geometry.dtype)
+
+
+def make_pool(device: torch.device, page_bytes: int | None, budget: int | None) -> PagePool:
+    """Return a pool on a device, with pages of 64 KB on the host where nothing else is asked for.
+
+    Raises
+    ------
+    ValueError
+        If the device is neither the CPU nor a GPU, or the pool refuses the page or the budget.
+    TrimtabError
+        If the device or its driver cannot do this.
+    """
+    if device.type == "cuda":
+        return CudaPool(page_bytes, budget, device)
+    if device.type == "cpu":
+        return HostPool(HOST_PAGE if page_bytes is None else page_bytes, budget)
+    raise ValueError(f"device={device}; expected cpu or cuda")
