@@ -38,7 +38,8 @@ from trimtab.environment import describe_environment, prepare
 from trimtab.errors import TrimtabError
 from trimtab.files import write_json
 from trimtab.models.loading import resolve_device
-from trimtab.vattention.layout import DTYPES, Layout
+from trimtab.vattention.layout import DTYPES
+from trimtab.vattention.settings import Layout
 from trimtab.vattention.storage import HOST_PAGE
 from trimtab_kernels.decode_attention import kernel_name
 

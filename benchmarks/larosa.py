@@ -25,7 +25,7 @@ from larosa_report import write_report
 from texts import python_texts
 
 from trimtab.artifact import Artifact
-from trimtab.config import DType, EmbeddedModel, QualityConfig
+from trimtab.config import QualityConfig
 from trimtab.corpus import Corpus, Split
 from trimtab.environment import describe_environment, prepare
 from trimtab.evaluation.intervals import rate_difference
@@ -39,11 +39,12 @@ from trimtab.larosa import (
     LaRoSA,
     Precision,
     Prefill,
+    RotationScope,
     Selection,
-    Share,
     Transforms,
 )
-from trimtab.models import LoadedModel, load_model
+from trimtab.models.loading import LoadedModel, load_model
+from trimtab.models.sources import DType, EmbeddedModel
 from trimtab.progress import say
 
 SHARED = ("moments", "entering", "sensitivities")  # what no setting of LaRoSA changes
@@ -63,11 +64,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "magnitude Top-K": PLAIN,
     "TEAL thresholds": {**PLAIN, "selection": Selection.threshold},
     "TEAL thresholds, greedy": {
-        **PLAIN, "selection": Selection.threshold, "allocation": Allocation.greedy,
+        **PLAIN, "selection": Selection.threshold, "allocation": Allocation.steepest,
     },
     "WINA scores": {**PLAIN, "fold_norms": True},
     "LaRoSA as released": {**ROTATED, "transforms": Transforms.all},
-    "LaRoSA, paper": {**ROTATED, "residual": Share.layer, "allocation": Allocation.alpha},
+    "LaRoSA, paper": {**ROTATED, "residual": RotationScope.layer, "allocation": Allocation.alpha},
     "ours": {},
     **PROTOCOLS,
 }  # fmt: skip

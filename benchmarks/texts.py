@@ -5,7 +5,7 @@ from __future__ import annotations
 import sysconfig
 from pathlib import Path
 
-from trimtab.config import PythonDocs
+from trimtab.corpora import PythonDocs
 from trimtab.corpus import Corpus, Document, load_corpus
 
 CALIBRATION, VALIDATION = 0.7, 0.1

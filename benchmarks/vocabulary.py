@@ -22,7 +22,7 @@ from vocabulary_parts.bench import WINDOW, Bench, Record
 from vocabulary_parts.loss import dial, rows
 from vocabulary_parts.saving import drafts, encoding, mining
 
-from trimtab.adaptivocab.rows import Rows
+from trimtab.adaptivocab.settings import Rows
 from trimtab.environment import describe_environment, prepare
 from trimtab.files import write_json
 from trimtab.progress import say

@@ -17,10 +17,10 @@ os.environ["WANDB_MODE"] = "offline"
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.config import DType, EmbeddedModel, RandomModel
 from trimtab.corpus import Corpus, Document
-from trimtab.models import LoadedModel, load_model
+from trimtab.models.loading import LoadedModel, load_model
 from trimtab.models.random import byte_tokenizer, shapes
+from trimtab.models.sources import DType, EmbeddedModel, RandomModel
 
 torch.set_num_threads(1)
 

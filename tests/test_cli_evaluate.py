@@ -73,7 +73,7 @@ VOCABULARY = [
     for setting in (
         "size=50",
         "tokens=256",
-        "gate_tokens=128",
+        "validation_tokens=128",
         "window=64",
         "max_bpb_increase=null",
     )
@@ -83,7 +83,7 @@ VOCABULARY = [
 def test_larosa_on_an_adapted_vocabulary_is_calibrated_on_it(command, tmp_path):
     stack = ["methods=all", *METHOD, *VOCABULARY, *FAST, "threads=1"]
     made = command("calibrate.py", *TINY, "method=adaptivocab", "size=50", "tokens=256",
-                   "gate_tokens=128", "window=64", "max_bpb_increase=null")  # fmt: skip
+                   "validation_tokens=128", "window=64", "max_bpb_increase=null")  # fmt: skip
     assert made.returncode == 0, made.stderr
     alone = command("calibrate.py", *TINY, *SMALL)
     assert alone.returncode == 0, alone.stderr

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from trimtab.commands.launch import expand_shorthand, launch, one_line, typed
 from trimtab.config import CalibrateConfig, EvaluateConfig
 from trimtab.errors import TrimtabError
-from trimtab.method import build
+from trimtab.method import Method
+from trimtab.registry import build
 from trimtab.registry import config_folder, method_names, register
 from trimtab.stack import Stack
 
@@ -81,12 +82,12 @@ def test_every_experiment_composes():
 )
 def test_stacks_are_composed_from_names_and_lists(choice, expected):
     config = typed(composed("evaluate", choice), EvaluateConfig)
-    assert Stack(build(node) for node in config.methods.values()).names == expected
+    assert Stack(build(node, Method) for node in config.methods.values()).names == expected
 
 
 def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
     config = composed("evaluate", "methods=larosa", "methods.larosa.sparsity=0.25")
-    assert build(config.methods.larosa).sparsity == 0.25
+    assert build(config.methods.larosa, Method).sparsity == 0.25
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,11 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["quality.windows=1"], "quality.windows=1: expected at least 2"),
         ("evaluate", ["quality.window_bytes=10"], "quality.window_bytes=10: expected at least 64"),
         ("evaluate", ["quality.context_bytes=4096"], "quality.context_bytes=4096: expected"),
-        ("evaluate", ["quality.canary_windows=1"], "canary_windows=1: expected 0 or at least 2"),
+        (
+            "evaluate",
+            ["quality.out_of_domain_windows=1"],
+            "out_of_domain_windows=1: expected 0 or at least 2",
+        ),
         ("evaluate", ["quality.compression_windows=-1"], "windows=-1: expected 0 or at least 2"),
         ("evaluate", ["quality.compression_bytes=31"], "compression_bytes=31: expected at least"),
         ("evaluate", ["quality.compression_context_bytes=0"], "bytes=0: expected at least 32"),
@@ -193,7 +198,7 @@ def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
         ({"basis": "none", "transforms": "all"}, "larosa.basis=none: expected a basis to rotate"),
         (
             {"allocation": "uniform"},
-            "larosa.transforms=auto: expected all or none, unless allocation=greedy chooses",
+            "larosa.transforms=auto: expected all or none, unless allocation=steepest chooses",
         ),
         ({"allocation": "alpha"}, "larosa.transforms=auto: expected all or none"),
         (
@@ -205,7 +210,7 @@ def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
 )
 def test_a_methods_own_settings_are_checked(settings, expected):
     with pytest.raises(Exception, match=expected):
-        build({"_target_": "trimtab.larosa.LaRoSA", **settings})
+        build({"_target_": "trimtab.larosa.LaRoSA", **settings}, Method)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +226,7 @@ def test_a_methods_own_settings_are_checked(settings, expected):
     ],
 )
 def test_settings_at_the_edge_of_their_ranges_are_taken(settings):
-    method = build({"_target_": "trimtab.larosa.LaRoSA", **settings})
+    method = build({"_target_": "trimtab.larosa.LaRoSA", **settings}, Method)
     assert {key: method.config()[key] for key in settings} == settings
 
 

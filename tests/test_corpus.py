@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.config import FilesCorpus, HubCorpus, PythonDocs
+from trimtab.corpora import FilesCorpus, HubCorpus, PythonDocs
 from trimtab.corpus import Corpus, Document, Split, load_corpus, token_windows
 from trimtab.errors import ConfigError, TrimtabError
 

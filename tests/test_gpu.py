@@ -7,9 +7,9 @@ import torch
 
 from tests.conftest import SMALL, TINY, random_inputs, tiny
 from tests.models.contract import stepwise
-from trimtab.config import DType, RandomModel
-from trimtab.larosa import Count, LaRoSA, Selection, Share, Transforms
-from trimtab.models import LoadedModel, load_model
+from trimtab.larosa import Count, LaRoSA, RotationScope, Selection, Transforms
+from trimtab.models.loading import LoadedModel, load_model
+from trimtab.models.sources import DType, RandomModel
 
 pytestmark = pytest.mark.gpu
 
@@ -20,7 +20,7 @@ def on_gpu(dtype: DType) -> LoadedModel:
     return load_model(RandomModel(device="cuda", dtype=dtype, config="tiny-llama", seed=0))
 
 
-@pytest.mark.parametrize("residual", [Share.none, Share.group])
+@pytest.mark.parametrize("residual", [RotationScope.none, RotationScope.group])
 @pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
 def test_sparsity_0_is_the_original(corpus, dtype, residual):
     loaded = on_gpu(dtype)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.config import PythonDocs, QualityConfig
+from trimtab.config import QualityConfig
+from trimtab.corpora import PythonDocs
 from trimtab.corpus import Split, load_corpus
 from trimtab.evaluation.quality import predicting, score
 from trimtab.evaluation.text import quality_windows
 from trimtab.larosa import Allocation, Basis, Count, LaRoSA, Selection, Transforms
-from trimtab.models import LoadedModel
+from trimtab.models.loading import LoadedModel
 
 NOMINAL = {"count": Count.nominal, "transforms": Transforms.all}
 MAGNITUDE = {

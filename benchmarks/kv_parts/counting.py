@@ -8,8 +8,9 @@ from kv_parts.layer import held_by_layer
 from kv_parts.setting import Options, Record, geometry, grid, label, lacking, open_kv
 from kv_parts.trace import Trace
 from kv_parts.weighing import check_agreement, weigh
-from trimtab.vattention.layout import Layout, committed_bytes
+from trimtab.vattention.layout import committed_bytes
 from trimtab.vattention.pages import KVOutOfMemory
+from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
 
 BLOCK = 16  # tokens in a block of a paged cache

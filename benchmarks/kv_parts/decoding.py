@@ -27,7 +27,7 @@ from kv_parts.setting import (
 from kv_parts.timing import WARM_UP, Samples, compared, interleave
 from trimtab.vattention.attention import NAME
 from trimtab.vattention.cache import VirtualCache
-from trimtab.vattention.layout import Layout
+from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
 from trimtab_kernels.decode_attention import append_kv, decode_attention
 

@@ -10,13 +10,13 @@ from transformers import DynamicCache, LogitsProcessorList, MinNewTokensLengthLo
 
 from kv_parts.setting import Options, Record
 from kv_parts.timing import compared, interleave
-from trimtab.config import DType, EmbeddedModel, HubModel, ModelConfig, RandomModel
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.generation import Clock
 from trimtab.generation import Engine
 from trimtab.generation.stopping import stop_tokens
-from trimtab.models import load_model
+from trimtab.models.loading import load_model
 from trimtab.models.random import shapes
+from trimtab.models.sources import DType, EmbeddedModel, HubModel, ModelSource, RandomModel
 from trimtab.vattention.cache import VirtualCache
 
 EMBEDDED = "smollm2-135m"
@@ -135,7 +135,7 @@ class Texts:
         self.steps.setdefault(name, []).append(round(mean * 1e6, 3))
 
 
-def model_config(options: Options) -> ModelConfig:
+def model_config(options: Options) -> ModelSource:
     """Return where the model comes from: the embedded one, a shipped shape, or the hub."""
     common = {"device": options.device, "dtype": DType.auto}
     if options.model == EMBEDDED:

@@ -23,9 +23,9 @@ from kv_parts.setting import (
 )
 from kv_parts.timing import WARM_UP, Samples, interleave, microseconds
 from trimtab.evaluation.intervals import ratio
-from trimtab.vattention.layout import Layout
 from trimtab.vattention.pages import Access, Page, Reservation
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.settings import Layout
 from trimtab.vattention.storage import make_pool
 from trimtab.vattention.virtual_kv import VirtualKV
 from trimtab_kernels.decode_attention import append_kv

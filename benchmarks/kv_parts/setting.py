@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from trimtab.vattention.layout import Geometry, Layout
+from trimtab.vattention.layout import Geometry
+from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
 
 Options = argparse.Namespace

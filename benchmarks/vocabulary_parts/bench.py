@@ -15,14 +15,13 @@ from trimtab.adaptivocab.matching import Matcher
 from trimtab.adaptivocab.merging import PairMerging
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.passages import Passage, cut
-from trimtab.adaptivocab.rows import Rows
-from trimtab.adaptivocab.settings import Choice
+from trimtab.adaptivocab.settings import NGramSelection, Rows
 from trimtab.adaptivocab.streams import streams
 from trimtab.adaptivocab.tokenizer import Expression
-from trimtab.config import DType, EmbeddedModel
 from trimtab.corpus import Corpus, Split, encode, start_token
 from trimtab.evaluation.intervals import Estimate, rate_difference
-from trimtab.models import load_model
+from trimtab.models.loading import load_model
+from trimtab.models.sources import DType, EmbeddedModel
 
 MAX_PIECES = 4
 WINDOW = 512
@@ -48,9 +47,9 @@ class Bench:
         embedding: Any = self.loaded.model.get_input_embeddings()
         self.base_size = max(embedding.weight.shape[0], len(self.tokenizer))
 
-    def mine(self, choice: Choice, size: int, max_pieces: int = MAX_PIECES) -> NGrams:
+    def mine(self, choice: NGramSelection, size: int, max_ngram: int = MAX_PIECES) -> NGrams:
         selection = SELECTIONS[choice](
-            self.streams, max_pieces, self.expression.admissible, self.expression.aligned
+            self.streams, max_ngram, self.expression.admissible, self.expression.aligned
         )
         return NGrams(self.base_size, tuple(selection.run(size).pieces))
 

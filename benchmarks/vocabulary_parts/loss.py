@@ -11,8 +11,7 @@ from trimtab.adaptivocab.fit import ON_TEXT
 from trimtab.adaptivocab.gating import Scored, costs, order_by_cost, positions
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.passages import Passage
-from trimtab.adaptivocab.rows import Rows
-from trimtab.adaptivocab.settings import Choice
+from trimtab.adaptivocab.settings import NGramSelection, Rows
 from trimtab.adaptivocab.teacher import predict
 from trimtab.corpus import Split
 from trimtab.evaluation.intervals import rate_difference
@@ -20,7 +19,7 @@ from vocabulary_parts.bench import Bench, Record
 
 
 def rows(bench: Bench) -> Iterator[Record]:
-    ngrams = bench.mine(Choice.merging, bench.size)
+    ngrams = bench.mine(NGramSelection.merging, bench.size)
     fitted = set(ON_TEXT) & set(bench.kinds)
     fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens) if fitted else []
     tests = {
@@ -73,8 +72,8 @@ def likelihood(scored: Scored) -> Record:
 
 def dial(bench: Bench) -> Iterator[Record]:
     """Order n-grams by their cost on validation text, and merge more and more of them."""
-    ngrams = bench.mine(Choice.merging, bench.size)
-    fitter = bench.fitter(Rows.closed)
+    ngrams = bench.mine(NGramSelection.merging, bench.size)
+    fitter = bench.fitter(Rows.fitted)
     fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens)
     splits = {
         split: bench.read(bench.corpus, split, bench.test_tokens)

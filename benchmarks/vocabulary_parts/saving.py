@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.settings import Choice
+from trimtab.adaptivocab.settings import NGramSelection
 from trimtab.corpus import Split, encode
 from trimtab.evaluation.intervals import ratio
 from vocabulary_parts.bench import MAX_PIECES, Bench, Record
@@ -18,13 +18,13 @@ PIECES = (2, 3, 8)  # most of an n-gram, beside `MAX_PIECES`
 
 def mining(bench: Bench) -> Iterator[Record]:
     tokens = sum(len(stream.tokens) for stream in bench.streams)
-    cases = [(choice, size, MAX_PIECES) for choice, size in product(Choice, SIZES)]
-    cases += [(Choice.merging, bench.size, pieces) for pieces in PIECES]
+    cases = [(choice, size, MAX_PIECES) for choice, size in product(NGramSelection, SIZES)]
+    cases += [(NGramSelection.merging, bench.size, pieces) for pieces in PIECES]
     for choice, size, pieces in cases:
         started = time.perf_counter()
         ngrams = bench.mine(choice, size, pieces)
         yield {
-            "selection": choice.value, "max_pieces": pieces, "size": len(ngrams),
+            "selection": choice.value, "max_ngram": pieces, "size": len(ngrams),
             "mined_tokens": tokens, "seconds": time.perf_counter() - started,
             "saving": bench.saving(ngrams, bench.corpus),
             "other_saving": bench.saving(ngrams, bench.other),
@@ -32,7 +32,7 @@ def mining(bench: Bench) -> Iterator[Record]:
     for size in SIZES:
         ngrams = bench.mine_freely(size)
         yield {
-            "selection": "merging, no tokenizer", "max_pieces": MAX_PIECES, "size": len(ngrams),
+            "selection": "merging, no tokenizer", "max_ngram": MAX_PIECES, "size": len(ngrams),
             "mined_tokens": tokens,
             "saving": bench.saving(ngrams, bench.corpus, freely=True),
             "other_saving": bench.saving(ngrams, bench.other, freely=True),
@@ -42,7 +42,7 @@ def mining(bench: Bench) -> Iterator[Record]:
 def encoding(bench: Bench) -> Iterator[Record]:
     """Time encoding document by document, the two tokenizers in turn, each text once for each."""
     for size in (2000, 10000):
-        ngrams = bench.mine(Choice.merging, size)
+        ngrams = bench.mine(NGramSelection.merging, size)
         tokenizers = {"base": bench.tokenizer, "extended": bench.expression.build(ngrams)}
         seconds: dict[str, list[float]] = {name: [] for name in tokenizers}
         for number, document in enumerate(bench.other.documents(Split.calibration)):

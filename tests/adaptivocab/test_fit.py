@@ -139,11 +139,11 @@ def test_fitted_rows_say_what_the_base_model_does_better_than_the_papers():
     model = sharp()
     texts = texts_for(model, range(4))
     found = {}
-    for kind in (Rows.exponential, Rows.closed, Rows.distilled):
+    for kind in (Rows.exponential, Rows.fitted, Rows.distilled):
         extension = fitted(model, kind, texts)
         parts = [Passage.of(text.text, extension.tokenizer, FEW) for text in texts]
         found[kind] = cross_entropy(model, extension.rows, parts, targets_of(model, FEW, parts))
-    assert found[Rows.closed] < found[Rows.exponential] - 0.02
+    assert found[Rows.fitted] < found[Rows.exponential] - 0.02
     assert found[Rows.distilled] < found[Rows.exponential] - 0.02
 
 
@@ -153,7 +153,7 @@ def test_ngrams_are_predicted_as_often_as_the_base_model_would_go_on_so(monkeypa
     felt = 30 * papers(model, FEW, head=False)  # else a tiny model hardly feels its input
     monkeypatch.setattr("trimtab.adaptivocab.fit.match_hidden", lambda *_: felt)
     texts = texts_for(model, range(4))
-    extension = fitted(model, Rows.closed, texts)
+    extension = fitted(model, Rows.fitted, texts)
     parts = [Passage.of(text.text, extension.tokenizer, FEW) for text in texts]
     targets = targets_of(model, FEW, parts)
     wanted = targets.dense(0, len(targets)).mean(0)[: len(FEW)]
@@ -167,13 +167,13 @@ def test_more_text_to_count_on_moves_the_head():
     model = sharp()
     texts = texts_for(model, range(1))
     heads = [
-        fitted(model, Rows.closed, texts, streams=streams).rows.head
+        fitted(model, Rows.fitted, texts, streams=streams).rows.head
         for streams in ([], [[0, 1] * 50])
     ]
     assert not torch.allclose(*heads)
 
 
-@pytest.mark.parametrize("rows", [Rows.closed, Rows.distilled, Rows.exponential])
+@pytest.mark.parametrize("rows", [Rows.fitted, Rows.distilled, Rows.exponential])
 def test_where_ngrams_are_only_read_the_head_gets_no_rows(rows):
     model = sharp()
     texts = texts_for(model, range(2))

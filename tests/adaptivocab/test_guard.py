@@ -32,7 +32,7 @@ def calibrated(monkeypatch: pytest.MonkeyPatch, increase: Callable[[int, int], f
 
     monkeypatch.setattr(Scored, "point", point)
     method = AdaptiVocab(
-        size=160, mode=Mode.full, max_bpb_increase=LIMIT, rows=Rows.mean, gate_tokens=128,
+        size=160, mode=Mode.full, max_bpb_increase=LIMIT, rows=Rows.mean, validation_tokens=128,
         tokens=128, window=64,
     )  # fmt: skip
     loaded = tiny()
@@ -86,7 +86,7 @@ def test_the_rows_that_ship_are_those_that_were_measured(monkeypatch):
     monkeypatch.setattr(Scored, "of", classmethod(spy))
     for mode, output in ((Mode.full, True), (Mode.input, False)):
         method = AdaptiVocab(
-            size=40, mode=mode, max_bpb_increase=100.0, gate_tokens=128, tokens=512, window=64
+            size=40, mode=mode, max_bpb_increase=100.0, validation_tokens=128, tokens=512, window=64
         )
         loaded = tiny()
         rows = Vocabulary.from_artifact(method.calibrate(loaded.model, loaded.tokenizer, TEXT)).rows

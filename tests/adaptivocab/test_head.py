@@ -9,7 +9,8 @@ from torch import Tensor
 from trimtab.adaptivocab import head
 from trimtab.adaptivocab.head import CHUNK, DAMPING, Evidence, constant_direction, fit_head
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.rows import Rows, combined, weights
+from trimtab.adaptivocab.rows import combined, weights
+from trimtab.adaptivocab.settings import Rows
 from trimtab.adaptivocab.teacher import Targets
 from trimtab.adaptivocab.trie import Trie
 

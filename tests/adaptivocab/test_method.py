@@ -26,14 +26,14 @@ from trimtab.corpus import Corpus, Document, Split, encode
 from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
 from trimtab.evaluation.run import _artifacts
 from trimtab.larosa import Allocation, Basis, LaRoSA, Transforms
-from trimtab.models import LoadedModel
 from trimtab.models.fingerprint import fingerprint
+from trimtab.models.loading import LoadedModel
 from trimtab.models.random import shapes
 from trimtab.stack import Stack
 
 SMALL: dict[str, Any] = {
-    "size": 20, "mode": Mode.full, "max_bpb_increase": None, "tokens": 128, "gate_tokens": 128,
-    "window": 64,
+    "size": 20, "mode": Mode.full, "max_bpb_increase": None, "tokens": 128,
+    "validation_tokens": 128, "window": 64,
 }  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def test_rows_that_need_no_text_ask_for_none(tiny_llama: LoadedModel) -> None:
     artifact = calibrated(method(rows=Rows.mean), tiny_llama, short)
     assert artifact.statistics["merged"] > 0
     with pytest.raises(TrimtabError, match="calibration split .* smaller window$"):
-        calibrated(method(rows=Rows.closed), tiny_llama, short)
+        calibrated(method(rows=Rows.fitted), tiny_llama, short)
     with pytest.raises(TrimtabError, match="validation split .* max_bpb_increase=null"):
         calibrated(method(rows=Rows.mean, max_bpb_increase=0.1), tiny_llama, short)
 
@@ -236,7 +236,7 @@ def test_larosa_on_top_learns_from_the_adapted_text(
     ("changes", "named"),
     [
         ({"size": 0}, "adaptivocab.size=0"),
-        ({"max_pieces": 1}, "adaptivocab.max_pieces=1"),
+        ({"max_ngram": 1}, "adaptivocab.max_ngram=1"),
         ({"window": 8}, "adaptivocab.window=8"),
         ({"tokens": 63}, "adaptivocab.tokens=63"),
         ({"max_bpb_increase": -0.1}, "adaptivocab.max_bpb_increase=-0.1"),

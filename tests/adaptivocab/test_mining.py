@@ -56,18 +56,18 @@ class Recounted:
     A unit is a stretch of a document and the number of its n-gram, or its token.
     """
 
-    def __init__(self, documents, max_pieces, admissible, aligned):
+    def __init__(self, documents, max_ngram, admissible, aligned):
         self.documents = [part for part in documents if part.tokens]
         self.text = [
             [(n, n + 1, token) for n, token in enumerate(part.tokens)] for part in self.documents
         ]
         self.base_size = max((max(part.tokens) for part in self.documents), default=0) + 1
-        self.max_pieces, self.admissible, self.aligned = max_pieces, admissible, aligned
+        self.max_ngram, self.admissible, self.aligned = max_ngram, admissible, aligned
 
     def key(self, document, left, right):
         """Return what two neighbours merge into, None where they may not."""
         (start, middle, number), (_, end, token) = left, right
-        if end - middle > 1 or end - start > self.max_pieces:
+        if end - middle > 1 or end - start > self.max_ngram:
             return None
         words = document.words
         crosses = self.aligned and words[middle - 1] != words[middle]
@@ -240,7 +240,7 @@ def test_the_order_of_documents_does_not_matter(method, documents, longest, rule
     assert found == method(backwards, longest, rule, aligned).run(12)
 
 
-def covering(documents, max_pieces, admissible, aligned, size) -> Mined:
+def covering(documents, max_ngram, admissible, aligned, size) -> Mined:
     """Return what saves most in text not covered yet, all n-grams looked at anew each time."""
     mined = Mined([], [], sum(len(part.tokens) for part in documents))
     free = [[True] * len(part.tokens) for part in documents]
@@ -248,7 +248,7 @@ def covering(documents, max_pieces, admissible, aligned, size) -> Mined:
         places: dict = {}
         for number, part in enumerate(documents):
             for start in range(len(part.tokens)):
-                for end in range(start + 2, min(start + max_pieces, len(part.tokens)) + 1):
+                for end in range(start + 2, min(start + max_ngram, len(part.tokens)) + 1):
                     words = set(part.words[start:end])
                     across = aligned and len(words) > 1
                     if across and not whole_words(part.words, start, end):

@@ -226,7 +226,7 @@ def test_calibration_recovers_the_input_and_takes_the_papers_head():
     corpus = Corpus("topics", documents, calibration=0.5, validation=0.2)
     method = AdaptiVocab(
         size=30, mode=Mode.full, max_bpb_increase=None, rows=Rows.recovered, tokens=128,
-        gate_tokens=128, window=64,
+        validation_tokens=128, window=64,
     )  # fmt: skip
     vocabulary = Vocabulary.from_artifact(method.calibrate(model, tokenizer, corpus))
     ngrams, rows = vocabulary.merged, vocabulary.rows

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.rows import Rows, combined, weights
+from trimtab.adaptivocab.rows import combined, weights
+from trimtab.adaptivocab.settings import Rows
 
 NGRAMS = NGrams(20, ((3, 7), (5, 5, 9), (11, 0, 2, 4), (0, 1)))
 FIXED = [Rows.exponential, Rows.mean, Rows.first, Rows.last]
@@ -56,7 +57,7 @@ def test_mean_first_and_last_are_what_they_say(head):
             assert found == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("rows", [Rows.closed, Rows.distilled, Rows.recovered])
+@pytest.mark.parametrize("rows", [Rows.fitted, Rows.distilled, Rows.recovered])
 def test_fitted_rows_have_no_weights(rows):
     with pytest.raises(ValueError, match=f"{rows} rows are no fixed combination"):
         weights(NGRAMS, rows, head=True)

@@ -24,7 +24,7 @@ OVERRIDES = [
     "methods.larosa.sparsity=0.5", "on_missing=calibrate", "quality.windows=3",
     "quality.window_bytes=256", "quality.context_bytes=32", "generation.prompts=2",
     "quality.compression_windows=3", "quality.compression_context_bytes=96",
-    "quality.compression_bytes=48", "quality.canary_windows=2",
+    "quality.compression_bytes=48", "quality.out_of_domain_windows=2",
     "quality.marginal_windows=2", "quality.marginal_samples=4",
     "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
 ]  # fmt: skip
@@ -210,9 +210,9 @@ def test_the_canary_is_another_text_scored_on_both_sides(result):
 
 
 def test_a_canary_that_is_not_measured_says_why(folder, hub, monkeypatch):
-    off = run(folder, *hub, "quality.canary_windows=0")
+    off = run(folder, *hub, "quality.out_of_domain_windows=0")
     assert off["quality"]["canary"] is None
-    assert off["reasons"]["quality.canary"] == "quality.canary_windows=0"
+    assert off["reasons"]["quality.canary"] == "quality.out_of_domain_windows=0"
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(folder))
     bare = run(folder, *hub)
     assert bare["quality"]["canary"] is None

@@ -84,7 +84,7 @@ def test_prompts_to_be_compressed_have_their_full_size():
 
 
 def test_the_canary_is_source_of_the_running_python():
-    windows = canary_windows(QualityConfig(2, 512, 64, canary_windows=5))
+    windows = canary_windows(QualityConfig(2, 512, 64, out_of_domain_windows=5))
     assert len({window.document for window in windows}) == 5
     for window in windows:
         source = (Path(os.__file__).parent / window.document).read_text("utf-8")

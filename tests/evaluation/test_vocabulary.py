@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from trimtab.adaptivocab.drafting import drafting
 
 from tests.conftest import tiny
 from tests.evaluation.test_result import configured, counted, leaves
@@ -17,7 +18,6 @@ from tests.evaluation.vocabulary import (
     ngrams,
     node,
 )
-from trimtab.adaptivocab.drafting import drafting
 from trimtab.config import QualityConfig
 from trimtab.corpus import encode
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory
@@ -222,7 +222,7 @@ def compared(
         base_scores=windows, compression=compressed, texts=[texts[1]],
     )  # fmt: skip
     result = Result()
-    config = QualityConfig(4, 64, 0, compression_windows=4, canary_windows=4)
+    config = QualityConfig(4, 64, 0, compression_windows=4, out_of_domain_windows=4)
     quality_section(result, baseline, candidate, config, known_weights=True, seed=0)
     return dict(result.sections["quality"])
 

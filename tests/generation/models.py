@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from tests.models.contract import draw
-from trimtab.config import DType
 from trimtab.generation import Engine
 from trimtab.models.random import byte_tokenizer
+from trimtab.models.sources import DType
 
 # One token a byte, and none that ends a text: a random model would come to it early.
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer)

@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.generation.models import engine_for, model_of, prompts_of, stock
-from trimtab.config import DType
 from trimtab.generation import Sampling
+from trimtab.models.sources import DType
 
 pytestmark = pytest.mark.gpu
 

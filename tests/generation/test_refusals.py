@@ -7,9 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.generation.models import engine_for, model_of, prompts_of
-from trimtab.config import DType
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.generation.fit import capacity, longest_text
+from trimtab.models.sources import DType
 from trimtab.vattention.layout import Geometry, committed_bytes
 
 

@@ -10,14 +10,24 @@ from torch import nn
 
 from tests.conftest import random_inputs, tiny
 from tests.models.contract import assert_equal, draw
-from trimtab.config import DType
 from trimtab.corpus import Corpus, Document, Split, token_windows
-from trimtab.larosa import Allocation, Basis, Count, LaRoSA, Precision, Selection, Share, Transforms
+from trimtab.larosa import (
+    Allocation,
+    Basis,
+    Count,
+    LaRoSA,
+    Precision,
+    RotationScope,
+    Selection,
+    Transforms,
+)
 from trimtab.larosa.account import Account
 from trimtab.larosa.apply import SparseModel
 from trimtab.larosa.plan import SitePlan
-from trimtab.larosa.selection import Positions, Prefill, Selector
+from trimtab.larosa.selection import Positions, Selector
+from trimtab.larosa.settings import Prefill
 from trimtab.method import Applied
+from trimtab.models.sources import DType
 
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
 LAYERS, WIDTH = 3, 64
@@ -31,10 +41,18 @@ DESIGNS = [
     ({"transforms": Transforms.all}, 2 * LAYERS * INT8, 0),
     ({"transforms": Transforms.all, "precision": Precision.model}, 2 * LAYERS * 4 * SQUARE, 0),
     ({"transforms": Transforms.none}, 0, 0),
-    ({"transforms": Transforms.none, "residual": Share.model}, 0, 2 * 4 * SQUARE),
-    ({"transforms": Transforms.none, "residual": Share.group, "group": 2}, 0, 3 * 4 * SQUARE),
-    ({"transforms": Transforms.none, "residual": Share.layer}, 0, 4 * 4 * SQUARE),
-    ({"transforms": Transforms.all, "residual": Share.layer}, 2 * LAYERS * INT8, 4 * 4 * SQUARE),
+    ({"transforms": Transforms.none, "residual": RotationScope.model}, 0, 2 * 4 * SQUARE),
+    (
+        {"transforms": Transforms.none, "residual": RotationScope.group, "group": 2},
+        0,
+        3 * 4 * SQUARE,
+    ),
+    ({"transforms": Transforms.none, "residual": RotationScope.layer}, 0, 4 * 4 * SQUARE),
+    (
+        {"transforms": Transforms.all, "residual": RotationScope.layer},
+        2 * LAYERS * INT8,
+        4 * 4 * SQUARE,
+    ),
 ]
 
 
@@ -83,7 +101,7 @@ def test_bytes_asked_for_count_transforms_and_adapters(
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.6])
 @pytest.mark.parametrize("count", list(Count))
-@pytest.mark.parametrize("residual", [Share.none, Share.group])
+@pytest.mark.parametrize("residual", [RotationScope.none, RotationScope.group])
 def test_thresholds_reach_the_bytes_asked_for_on_the_text_they_were_found_on(
     corpus, sparsity, count, residual
 ):
@@ -192,7 +210,7 @@ def test_no_second_copy_of_a_weight_stays_in_memory(corpus, dtype, design, trans
         {"transforms": Transforms.all},
         {"transforms": Transforms.all, "precision": Precision.model},
         {"fold_norms": True, "transforms": Transforms.none},
-        {"residual": Share.layer, "transforms": Transforms.none},
+        {"residual": RotationScope.layer, "transforms": Transforms.none},
     ],
 )
 def test_norms_and_weights_that_are_zero_in_places_are_folded_exactly(corpus, settings):

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from trimtab.errors import TrimtabError
 from trimtab.larosa.bases import (
-    Basis,
     entry_costs,
     metric_for,
     pca,
@@ -14,6 +13,7 @@ from trimtab.larosa.bases import (
     undone,
     weighted_pca,
 )
+from trimtab.larosa.settings import Basis
 
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
 seeds = st.integers(0, 10_000)

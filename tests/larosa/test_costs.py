@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.models.contract import draw
-from trimtab.config import DType
 from trimtab.corpus import Split, token_windows
 from trimtab.errors import MisfitError
 from trimtab.larosa import Allocation, Basis, Count, LaRoSA, Precision, Transforms
 from trimtab.larosa.calibrate import SHARES
 from trimtab.larosa.plan import Plan
 from trimtab.larosa.precision import transform_matrix
+from trimtab.models.sources import DType
 
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
 
@@ -72,7 +72,7 @@ def test_fisher_costs_are_in_one_unit_and_the_greedy_allocation_finds_the_least(
         plans[allocation] = Plan.from_json(artifact.statistics["plan"])
         costs[allocation] = artifact.statistics["cost"]
         assert plans[allocation].to_json() == artifact.statistics["plan"]
-    assert costs[Allocation.greedy] < costs[Allocation.alpha] <= costs[Allocation.uniform]
+    assert costs[Allocation.steepest] < costs[Allocation.alpha] <= costs[Allocation.uniform]
     sizes = {"h1": 128 * 64, "h2": 64 * 64, "h3": 320 * 64, "h4": 160 * 64}
     for allocation, plan in plans.items():
         assert {len(row) for row in plan.sites.values()} == {3}

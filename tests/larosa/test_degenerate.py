@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import random_inputs, tiny
 from trimtab.corpus import Corpus, Split
-from trimtab.larosa import Basis, Count, LaRoSA, Precision, Selection, Share, Transforms
+from trimtab.larosa import Basis, Count, LaRoSA, Precision, RotationScope, Selection, Transforms
 
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 256}
 
@@ -16,7 +16,7 @@ SMALL = {"tokens": 512, "window": 64, "probe_tokens": 256}
     [
         {},
         {"transforms": Transforms.all, "precision": Precision.model},
-        {"basis": Basis.output_pca, "residual": Share.layer},
+        {"basis": Basis.output_pca, "residual": RotationScope.layer},
     ],
     ids=["default", "all", "residual"],
 )

@@ -6,13 +6,13 @@ from accelerate import cpu_offload, dispatch_model
 
 from tests.conftest import random_inputs, tiny
 from trimtab.errors import MisfitError
-from trimtab.larosa import Count, LaRoSA, Share, Transforms
+from trimtab.larosa import Count, LaRoSA, RotationScope, Transforms
 
 
 def test_a_dispatched_model_calibrates_and_runs_as_the_same_model_does(corpus):
     """With accelerate's hooks on every module, which replace the modules' forward."""
     method = LaRoSA(
-        sparsity=0.5, residual=Share.group, group=2, transforms=Transforms.all, tokens=512,
+        sparsity=0.5, residual=RotationScope.group, group=2, transforms=Transforms.all, tokens=512,
         window=64, probe_tokens=256,
     )  # fmt: skip
     plain, spread = tiny(), tiny()

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from tests.models.contract import draw
-from trimtab.config import DType
 from trimtab.larosa.fold import fold
-from trimtab.larosa.precision import Precision, stored_transform
-from trimtab.models import adapter_for
-from trimtab.models.adapter import head_shape, input_major, norm_gain
+from trimtab.larosa.precision import stored_transform
+from trimtab.larosa.settings import Precision
+from trimtab.models.adapter import adapter_for, head_shape, input_major, norm_gain
+from trimtab.models.sources import DType
 
 WIDTH = 64
 

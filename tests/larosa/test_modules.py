@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from trimtab.larosa.modules import SparseLinear, SparseNorm, replaced
-from trimtab.larosa.precision import Precision, stored_transform, transform_matrix
+from trimtab.larosa.precision import stored_transform, transform_matrix
+from trimtab.larosa.settings import Precision
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.larosa.bases import undone
-from trimtab.larosa.precision import Precision, stored_transform, transform_matrix
+from trimtab.larosa.precision import stored_transform, transform_matrix
+from trimtab.larosa.settings import Precision
 from trimtab_kernels.reference import int8_linear
 
 

@@ -2,19 +2,20 @@ import pytest
 import torch
 
 from trimtab.larosa.bases import pca
-from trimtab.larosa.residual import Share, adapters, residual_rotation, span_of
+from trimtab.larosa.residual import adapters, residual_rotation, span_of
+from trimtab.larosa.settings import RotationScope
 
 
 @pytest.mark.parametrize(
     ("share", "group", "span", "products"),
     [
-        (Share.none, 5, 0, 0),
-        (Share.model, 5, 30, 2),
-        (Share.group, 5, 5, 7),
-        (Share.group, 7, 7, 6),  # four of seven layers, one of two
-        (Share.group, 100, 30, 2),
-        (Share.layer, 5, 1, 31),
-        (Share.site, 5, 1, 31),
+        (RotationScope.none, 5, 0, 0),
+        (RotationScope.model, 5, 30, 2),
+        (RotationScope.group, 5, 5, 7),
+        (RotationScope.group, 7, 7, 6),  # four of seven layers, one of two
+        (RotationScope.group, 100, 30, 2),
+        (RotationScope.layer, 5, 1, 31),
+        (RotationScope.site, 5, 1, 31),
     ],
 )
 def test_one_product_leads_into_each_rotation_and_one_out_of_the_last(share, group, span, products):

@@ -8,11 +8,11 @@ import torch
 
 from tests.conftest import tiny
 from trimtab.artifact import Artifact
-from trimtab.larosa import LaRoSA, Share, calibrate, sweeps
+from trimtab.larosa import LaRoSA, RotationScope, calibrate, sweeps
 
 # Every kind of file: moments, hidden states, gradients, residual rotations and costs.
 METHOD = LaRoSA(
-    sparsity=0.5, residual=Share.group, group=2, tokens=512, window=64, probe_tokens=128
+    sparsity=0.5, residual=RotationScope.group, group=2, tokens=512, window=64, probe_tokens=128
 )
 
 

@@ -6,12 +6,12 @@ import torch
 from tests.conftest import random_inputs
 from tests.generation.models import TOKENIZER, Recorder
 from tests.models.contract import assert_equal, draw, stepwise
-from trimtab.config import DType
 from trimtab.generation import Engine
 from trimtab.larosa import Allocation, Count, LaRoSA, Prefill, Selection, Transforms
 from trimtab.larosa.plan import SitePlan
 from trimtab.larosa.selection import Positions, Selector
 from trimtab.method import Applied
+from trimtab.models.sources import DType
 
 EVERYWHERE = Positions(0, Prefill.sparse)
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from tests.conftest import random_inputs
 from tests.models.contract import draw
-from trimtab.config import DType
 from trimtab.larosa.sweeps import Sweeps
-from trimtab.models import adapter_for
-from trimtab.models.adapter import head_shape, norm_gain, norm_shift
+from trimtab.models.adapter import adapter_for, head_shape, norm_gain, norm_shift
+from trimtab.models.sources import DType
 
 WINDOWS, LENGTH, PROBES = 5, 12, 3
 

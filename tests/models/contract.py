@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.conftest import random_inputs, tiny
-from trimtab.config import DType
-from trimtab.models import LoadedModel, adapter_for
 from trimtab.models.adapter import (
+    adapter_for,
     centers,
     head_shape,
     input_major,
@@ -32,6 +31,8 @@ from trimtab.models.adapter import (
     set_input_major,
 )
 from trimtab.models.layerwise import LayerwiseForward
+from trimtab.models.loading import LoadedModel
+from trimtab.models.sources import DType
 
 # Relative to the largest logit. Everything is exact but for rounding in the model's own dtype.
 TOLERANCE = {DType.float64: 1e-6, DType.float32: 1e-4, DType.bfloat16: 1e-1}

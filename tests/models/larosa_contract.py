@@ -13,7 +13,6 @@ from torch import Tensor
 from tests.conftest import random_inputs
 from tests.models.contract import assert_equal, draw, stepwise
 from trimtab.artifact import Artifact
-from trimtab.config import DType
 from trimtab.errors import MisfitError
 from trimtab.larosa import (
     Allocation,
@@ -21,12 +20,14 @@ from trimtab.larosa import (
     Count,
     LaRoSA,
     Precision,
+    RotationScope,
     Selection,
-    Share,
     Transforms,
 )
 from trimtab.larosa.plan import Plan
-from trimtab.models import LoadedModel, adapter_for
+from trimtab.models.adapter import adapter_for
+from trimtab.models.loading import LoadedModel
+from trimtab.models.sources import DType
 
 # Each of them on every architecture.
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
@@ -40,10 +41,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "folded norms, no basis": {"fold_norms": True, "basis": Basis.none},
     "uniform": {"allocation": Allocation.uniform, "transforms": Transforms.all},
     "plain": {"basis": Basis.none, "allocation": Allocation.uniform, "transforms": Transforms.none},
-    "one rotation": {"residual": Share.model},
-    "a rotation per group": {"residual": Share.group, "group": 2, "fold_norms": True},
-    "a rotation per layer": {"residual": Share.layer, "transforms": Transforms.all},
-    "a rotation per site": {"residual": Share.site},
+    "one rotation": {"residual": RotationScope.model},
+    "a rotation per group": {"residual": RotationScope.group, "group": 2, "fold_norms": True},
+    "a rotation per layer": {"residual": RotationScope.layer, "transforms": Transforms.all},
+    "a rotation per site": {"residual": RotationScope.site},
 }
 
 
@@ -82,7 +83,7 @@ class LaRoSAContract:
     def test_forward_and_cached_decode_at_sparsity_0(self, corpus, name):
         loaded = draw(self.shape, DType.float64, tied=True)
         method = LaRoSA(**DENSE, **SETTINGS[name])
-        if adapter_for(loaded.model).post_norms and method.residual is not Share.none:
+        if adapter_for(loaded.model).post_norms and method.residual is not RotationScope.none:
             with pytest.raises(MisfitError, match=r"cannot be absorbed: use larosa\.residual=none"):
                 method.calibrate(loaded.model, loaded.tokenizer, corpus)
             return
@@ -95,7 +96,11 @@ class LaRoSAContract:
     ):
         settings = SETTINGS[name]
         if adapter_for(loaded.model).post_norms:
-            settings = {"transforms": Transforms.all, "residual": Share.none, "fold_norms": True}
+            settings = {
+                "transforms": Transforms.all,
+                "residual": RotationScope.none,
+                "fold_norms": True,
+            }
         method = LaRoSA(**DENSE, **settings)
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
         self.assert_exact(loaded, method, artifact)
@@ -108,13 +113,13 @@ class LaRoSAContract:
 
         assert torch.equal(logits(Artifact.load(tmp_path / "artifact")), logits(artifact))
 
-    @pytest.mark.parametrize("residual", [Share.none, Share.group])
+    @pytest.mark.parametrize("residual", [RotationScope.none, RotationScope.group])
     def test_bases_that_the_allocation_chose_are_exact_where_nothing_is_dropped(
         self, corpus, residual
     ):
         loaded = draw(self.shape, DType.float64, tied=False)
         if adapter_for(loaded.model).post_norms:
-            residual = Share.none
+            residual = RotationScope.none
         method = LaRoSA(sparsity=0.5, count=Count.nominal, residual=residual, group=2, **SMALL)
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
         bases = {part["basis"] for row in artifact.statistics["plan"]["sites"].values()
@@ -139,7 +144,9 @@ class LaRoSAContract:
         self, loaded, corpus, failing
     ):
         rotated = not adapter_for(loaded.model).post_norms
-        method = LaRoSA(sparsity=0.5, residual=Share.group if rotated else Share.none, **SMALL)
+        method = LaRoSA(
+            sparsity=0.5, residual=RotationScope.group if rotated else RotationScope.none, **SMALL
+        )
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
         before = copy.deepcopy(loaded.model.state_dict())
         parameters = dict(loaded.model.named_parameters())

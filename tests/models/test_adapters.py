@@ -6,8 +6,7 @@ from tests.conftest import SHAPES, tiny
 from tests.models.contract import AdapterContract
 from tests.models.larosa_contract import LaRoSAContract
 from trimtab.errors import MisfitError
-from trimtab.models import adapter_for
-from trimtab.models.adapter import ADAPTERS, head_shape
+from trimtab.models.adapter import ADAPTERS, adapter_for, head_shape
 from trimtab.models.random import shapes
 
 

@@ -3,9 +3,9 @@ import torch
 
 from tests.conftest import random_inputs, tiny
 from tests.models.contract import draw
-from trimtab.config import DType
-from trimtab.models import adapter_for
+from trimtab.models.adapter import adapter_for
 from trimtab.models.layerwise import LayerwiseForward
+from trimtab.models.sources import DType
 
 
 @pytest.mark.parametrize("name", ["tiny-gemma2", "tiny-gemma3"])

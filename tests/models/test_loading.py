@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.conftest import random_inputs, tiny
-from trimtab.config import DType, EmbeddedModel, HubModel, RandomModel
 from trimtab.errors import ConfigError, TrimtabError
-from trimtab.models import LoadedModel, embedded, load_model
+from trimtab.models import embedded
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.loading import resolve_dtype, short_name
+from trimtab.models.loading import LoadedModel, load_model, resolve_dtype, short_name
 from trimtab.models.random import byte_tokenizer, shapes
+from trimtab.models.sources import DType, EmbeddedModel, HubModel, RandomModel
 
 
 def hub(name: str) -> HubModel:

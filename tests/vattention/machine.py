@@ -26,9 +26,9 @@ from hypothesis.stateful import (
 
 from tests.vattention.conftest import PAGE, failing, host_pool
 from tests.vattention.mirror import Mirror, close, make_cache
-from trimtab.vattention.layout import Layout
 from trimtab.vattention.pages import KVOutOfMemory, PageError
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.settings import Layout
 
 ROWS = 24  # of budget, for five slots that would need 50, in `mega` 95
 STEPS = 100  # at most, of one cache

@@ -24,8 +24,8 @@ from tests.vattention.generating import (
     model_of,
     prompts,
 )
-from trimtab.config import DType
 from trimtab.errors import MisfitError
+from trimtab.models.sources import DType
 from trimtab.vattention import attention, decode_kernel
 from trimtab.vattention.attention import Scoring, attend
 from trimtab_kernels import reference

@@ -41,12 +41,12 @@ from tests.vattention.generating import (
     model_of,
     prompts,
 )
-from trimtab.config import DType, RandomModel
 from trimtab.errors import MisfitError
-from trimtab.models import load_model
+from trimtab.models.loading import load_model
+from trimtab.models.sources import DType, RandomModel
 from trimtab.vattention.cache import VirtualCache
-from trimtab.vattention.layout import Layout
 from trimtab.vattention.pages import KVOutOfMemory
+from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
 
 

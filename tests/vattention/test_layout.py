@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.vattention.layout import Geometry, Layout, committed_bytes
+from trimtab.vattention.layout import Geometry, committed_bytes
+from trimtab.vattention.settings import Layout
 
 MB, KB = 1 << 20, 1 << 10
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.vattention.conftest import failing, small_fake_pool
 from tests.vattention.mirror import Mirror, close, make_cache
-from trimtab.vattention.layout import Layout
 from trimtab.vattention.pages import KVOutOfMemory, PageError
+from trimtab.vattention.settings import Layout
 
 Operation = Callable[[], object]
 

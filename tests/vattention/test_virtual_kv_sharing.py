@@ -10,9 +10,10 @@ import torch
 
 from tests.vattention.conftest import host_pool, in_child, small_fake_pool
 from tests.vattention.mirror import Mirror, close, make_cache, rows
-from trimtab.vattention.layout import Layout, committed_bytes
+from trimtab.vattention.layout import committed_bytes
 from trimtab.vattention.pages import Access, KVOutOfMemory
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from trimtab.errors import ArtifactError
 from trimtab.files import publishing, save_tensors, sha256_of_file, sha256_of_json, write_json
 
-SCHEMA = 2
+SCHEMA = 3
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
 
 
@@ -61,6 +61,8 @@ class Artifact:
     corpus : dict
         The corpus' name and the digests of the documents in each split, so that an evaluation
         can prove itself held out.
+    parameters : dict
+        What applying the method takes besides tensors and files, JSON values only.
     statistics : dict
         What the calibration measured, JSON values only; reproducible to the bit.
     run : dict
@@ -73,6 +75,7 @@ class Artifact:
     key: ArtifactKey
     model: dict[str, Any]
     corpus: dict[str, Any]
+    parameters: dict[str, Any]
     statistics: dict[str, Any]
     run: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -94,6 +97,7 @@ class Artifact:
                 **asdict(self.key),
                 "model": self.model,
                 "corpus": self.corpus,
+                "parameters": self.parameters,
                 "statistics": self.statistics,
                 "run": self.run,
                 "tensors_sha256": sha256_of_file(temporary / TENSORS),
@@ -125,7 +129,8 @@ class Artifact:
         except SafetensorError as error:
             raise _damaged(path) from error
         key = ArtifactKey(**{name: content[name] for name in ArtifactKey.__dataclass_fields__})
-        parts = {name: content[name] for name in ("model", "corpus", "statistics", "run")}
+        names = "model", "corpus", "parameters", "statistics", "run"
+        parts = {name: content[name] for name in names}
         files = {}
         for name, expected in content["files_sha256"].items():
             if not (folder / name).is_file() or sha256_of_file(folder / name) != expected:
@@ -141,16 +146,20 @@ class Artifact:
         ArtifactError
             If the model, the corpus or the method's configuration is another.
         """
-        if key.model_fingerprint != self.key.model_fingerprint:
-            raise ArtifactError(
-                f"the artifact {self.key.digest} belongs to another model: calibrated on "
-                f"{self.model['architecture']} with fingerprint {self.key.model_fingerprint[:12]}, "
-                f"and this one's is {key.model_fingerprint[:12]}; calibrate this model"
-            )
+        self.require_model(key.model_fingerprint)
         if key != self.key:
             raise ArtifactError(
                 f"the artifact {self.key.digest} was calibrated with another configuration or "
                 f"corpus than the one asked for ({key.digest}); calibrate again"
+            )
+
+    def require_model(self, fingerprint: str) -> None:
+        """Raise `ArtifactError` where a model with this fingerprint is another one."""
+        if fingerprint != self.key.model_fingerprint:
+            raise ArtifactError(
+                f"the artifact {self.key.digest} belongs to another model: calibrated on "
+                f"{self.model['architecture']} with fingerprint {self.key.model_fingerprint[:12]}, "
+                f"and this one's is {fingerprint[:12]}; calibrate this model"
             )
 
 

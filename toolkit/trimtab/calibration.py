@@ -15,7 +15,7 @@ from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, ConfigError
 from trimtab.files import require_writable
 from trimtab.method import Method
-from trimtab.models import LoadedModel
+from trimtab.models.loading import LoadedModel
 from trimtab.progress import say
 
 

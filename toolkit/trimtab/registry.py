@@ -1,14 +1,32 @@
-"""What Hydra is told before it composes: the schemas, and a stack of one for each method."""
+"""From the names in ``conf/`` to classes, and from composed nodes to checked objects.
+
+A model, a corpus or a method is an option of its group: a YAML file with the class as ``_target_``.
+What can be set, and to what, is the class's own, see `trimtab.settings`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill, indent
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from trimtab import config
+from trimtab.errors import ConfigError
+from trimtab.settings import defaults, describe
+
+T = TypeVar("T")
+TARGETED = "model", "corpus", "method"
+SECTIONS: dict[str, type] = {
+    "generation": config.GenerationConfig,
+    "quality": config.QualityConfig,
+    "speed": config.SpeedConfig,
+    "tracking": config.TrackingConfig,
+}
 
 
 def config_folder() -> Path:
@@ -29,29 +47,89 @@ def group_options(group: str) -> list[str]:
     return sorted(files | set(method_names() if group == "methods" else ()))
 
 
-def _schemas() -> Iterator[tuple[str, str, type]]:
-    yield "schema", "calibrate", config.CalibrateConfig
-    yield "schema", "evaluate", config.EvaluateConfig
-    yield "schema/model", "smollm2-135m", config.EmbeddedModel
-    yield "schema/model", "hub", config.HubModel
-    yield "schema/model", "random", config.RandomModel
-    yield "schema/corpus", "python-docs", config.PythonDocs
-    yield "schema/corpus", "files", config.FilesCorpus
-    yield "schema/corpus", "hub", config.HubCorpus
-    yield "schema", "generation", config.GenerationConfig
-    yield "schema", "tracking", config.TrackingConfig
+def targets(group: str) -> dict[str, type]:
+    """Return the class of every option of a group whose options name one."""
+    files = sorted((config_folder() / group).glob("*.yaml"))
+    return {path.stem: get_class(OmegaConf.load(path)._target_) for path in files}
 
 
 def register() -> None:
     """Put the schemas in Hydra's ConfigStore, and a stack of one for each method.
 
-    ``${options:GROUP}`` in a YAML file, a help text for one, lists the options of a group.
+    In a help text of a YAML file ``${options:GROUP}`` lists the options of a group, and
+    ``${settings:NAME}`` explains those of a command, a section or a group.
     """
-    OmegaConf.register_new_resolver(
-        "options", lambda group: ", ".join(group_options(group)), replace=True
-    )
+    for name, resolver in (("options", _options), ("settings", _settings)):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
     store = ConfigStore.instance()
-    for group, name, node in _schemas():
-        store.store(group=group, name=name, node=node)
+    store.store(group="schema", name="calibrate", node=config.CalibrateConfig)
+    store.store(group="schema", name="evaluate", node=config.EvaluateConfig)
+    for name, kind in SECTIONS.items():
+        store.store(group="schema", name=name, node=kind)
+    for group in TARGETED:
+        for option, kind in targets(group).items():
+            store.store(group=f"schema/{group}", name=option, node=defaults(kind))
     for name in method_names():
         store.store(group="methods", name=name, node={"defaults": [{f"/method@{name}": name}]})
+
+
+def build(node: Mapping[str, Any], kind: type[T]) -> T:
+    """Return the object that a configuration node describes, its types and ranges checked.
+
+    Parameters
+    ----------
+    node : mapping
+        Its settings, and its class as ``_target_``.
+    kind : type
+        What the class derives from.
+
+    Raises
+    ------
+    ConfigError
+        For a value out of range, or a required one that is missing.
+    omegaconf.errors.OmegaConfBaseException
+        For an unknown setting or a value of the wrong type.
+    """
+    settings = dict(node)
+    target: Any = get_class(settings.pop("_target_"))
+    if not issubclass(target, kind):
+        raise ConfigError("_target_", target.__name__, f"expected a {kind.__name__}")
+    place = target.place
+    typed = OmegaConf.merge({place: OmegaConf.structured(target)}, {place: settings})
+    for key in sorted(OmegaConf.missing_keys(typed)):
+        raise ConfigError(key, "???", f"is required: write {key}=VALUE")
+    built = OmegaConf.to_object(typed)
+    assert isinstance(built, dict)
+    made = built[place]
+    assert isinstance(made, kind)
+    return made
+
+
+def _options(group: str) -> str:
+    return ", ".join(group_options(group))
+
+
+def _settings(name: str) -> str:
+    """Explain the settings of a command, a section or every option of a group."""
+    if name in TARGETED:
+        prefix = "" if name == "method" else f"{name}."
+        return "\n".join(
+            f"{name}={option}: {_summary(kind)}\n{_explained(kind, prefix)}"
+            for option, kind in targets(name).items()
+        )
+    if name in SECTIONS:
+        return f"{name}: {_summary(SECTIONS[name])}\n{_explained(SECTIONS[name], f'{name}.')}"
+    return _explained(
+        {"calibrate": config.CalibrateConfig, "evaluate": config.EvaluateConfig}[name]
+    )
+
+
+def _summary(kind: type) -> str:
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+
+
+def _explained(kind: Any, prefix: str = "") -> str:
+    lines: list[str] = []
+    for name, meaning in describe(kind):
+        lines += [f"  {prefix}{name}", indent(fill(meaning, 90), " " * 6)]
+    return "\n".join(lines)

@@ -1,17 +1,29 @@
-"""Several methods together: ordered by what they touch, checked, applied and taken off as one."""
+"""Several methods together: ordered, checked, applied and undone as one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.artifact import Artifact
+from trimtab.capabilities import (
+    ChangesVocabulary,
+    Drafter,
+    Measures,
+    ProposesDrafts,
+    ProvidesCache,
+    RunsKernel,
+    SkipsBytes,
+)
 from trimtab.errors import MisfitError
-from trimtab.method import Applied, Method
+from trimtab.method import DRAFTS, KV_CACHE, Method
+from trimtab.models.fingerprint import fingerprint
+from trimtab.vattention.settings import CacheSettings
 
 
 @dataclass
@@ -22,55 +34,72 @@ class AppliedStack:
     ----------
     tokenizer, output_tokenizer : PreTrainedTokenizerBase
         Of prompts, and of what the model generates.
-    members : list of Applied
+    members : list of object
+        What every method yielded; see `trimtab.capabilities`.
     """
 
     tokenizer: PreTrainedTokenizerBase
     output_tokenizer: PreTrainedTokenizerBase
-    members: list[Applied]
+    members: list[object] = field(default_factory=list)
+
+    def add(self, part: object) -> None:
+        """Take in what a method applied on top of the others yielded."""
+        self.members.append(part)
+        if isinstance(part, ChangesVocabulary):
+            self.tokenizer, self.output_tokenizer = part.tokenizer, part.output_tokenizer
 
     @property
     def kernel(self) -> str:
         """What ran: the methods' kernels, or plain PyTorch where none of them has one."""
-        return " + ".join(part.kernel for part in self.members if part.kernel) or "torch"
+        return " + ".join(p.kernel for p in self.members if isinstance(p, RunsKernel)) or "torch"
 
     @property
-    def alternatives(self) -> dict[int, tuple[int, ...]]:
+    def ngram_tokens(self) -> dict[int, tuple[int, ...]]:
         """Output tokens that stand for several of the unmodified model's, and which."""
-        return {token: stood for part in self.members for token, stood in part.alternatives.items()}
+        changes = (part for part in self.members if isinstance(part, ChangesVocabulary))
+        return {token: tokens for part in changes for token, tokens in part.ngram_tokens.items()}
 
     @property
-    def engine(self) -> Mapping[str, Any] | None:
-        """Settings of the engine that generates, where transformers does not."""
-        return next((part.engine for part in self.members if part.engine is not None), None)
+    def cache(self) -> CacheSettings | None:
+        """Settings of the generation engine's KV cache, where a method provides one."""
+        return next((p.cache for p in self.members if isinstance(p, ProvidesCache)), None)
 
     @property
-    def drafts(self) -> Any:
-        """What proposes tokens for the engine to verify, or None."""
-        return next((part.drafts for part in self.members if part.drafts is not None), None)
+    def drafter(self) -> Drafter | None:
+        """What proposes tokens for the engine to verify, where a method does."""
+        return next((p.drafter for p in self.members if isinstance(p, ProposesDrafts)), None)
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether our engine has to generate: transformers' loop has neither pages nor drafts."""
+        return self.cache is not None or self.drafter is not None
 
     def measured(self) -> dict[str, Any]:
         """Return the sections of result.json that the methods fill."""
-        return {name: section for part in self.members for name, section in part.measured().items()}
+        parts = (part for part in self.members if isinstance(part, Measures))
+        return {name: section for part in parts for name, section in part.measured().items()}
+
+    def extra_step_bytes(self) -> int:
+        """Return the bytes a decode step reads beyond the parameters, less those it skips."""
+        return sum(p.extra_step_bytes() for p in self.members if isinstance(p, SkipsBytes))
 
     @contextmanager
     def base_output(self) -> Iterator[None]:
         """Have the model predict the unmodified model's tokens alone within the block."""
         with ExitStack() as members:
             for part in self.members:
-                members.enter_context(part.base_output())
+                if isinstance(part, ChangesVocabulary):
+                    members.enter_context(part.base_output())
             yield
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Have every method count what it does within the block."""
-        for part in self.members:
-            part.recording = True
-        try:
-            yield
-        finally:
+        """Have every method count what it reads within the block."""
+        with ExitStack() as members:
             for part in self.members:
-                part.recording = False
+                if isinstance(part, SkipsBytes):
+                    members.enter_context(part.recording())
+            yield
 
 
 class Stack:
@@ -79,31 +108,36 @@ class Stack:
     Parameters
     ----------
     methods : iterable of Method
-        In any order.
+        In any order; those of one stage are applied in the order given.
 
     Raises
     ------
     MisfitError
-        If two of them touch the same thing.
+        If a method is there twice.
     """
 
     def __init__(self, methods: Iterable[Method]) -> None:
         self.methods = sorted(methods, key=lambda method: method.stage)
-        for first, second in zip(self.methods, self.methods[1:], strict=False):
-            if first.stage == second.stage:
-                raise MisfitError(
-                    f"{first.name} and {second.name} both change the model's "
-                    f"{first.stage.name}: a stack takes one of them"
-                )
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise MisfitError(f"{name} is in the stack twice: name it once")
 
     @property
     def names(self) -> list[str]:
         return [method.name for method in self.methods]
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise `MisfitError` if any method does not fit the model."""
+        """Raise `MisfitError` if a method does not fit the model, or two of them each other."""
         for method in self.methods:
             method.check(model)
+        for first, second in combinations(self.methods, 2):
+            for claim in sorted(first.claims(model)):
+                for other in sorted(second.claims(model)):
+                    if _overlap(claim, other):
+                        raise MisfitError(
+                            f"{first.name} and {second.name} both change the model's "
+                            f"{min(claim, other, key=len)}: a stack takes one of them"
+                        )
 
     @contextmanager
     def apply(
@@ -111,6 +145,7 @@ class Stack:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         artifacts: Mapping[str, Artifact],
+        known: str | None = None,
     ) -> Iterator[AppliedStack]:
         """Apply every method for the time of the ``with``; undo them in reverse order.
 
@@ -118,14 +153,31 @@ class Stack:
         ----------
         artifacts : mapping
             The artifact of every method that needs one, by the method's name.
+        known : str, optional
+            The model's fingerprint, where the caller has it: taking it reads all weights.
+
+        Raises
+        ------
+        ArtifactError
+            If an artifact belongs to another model than the methods before it make.
+        MisfitError
+            If the methods do not fit the model or each other.
         """
+        self.check(model)
         with ExitStack() as undo:
-            applied = AppliedStack(tokenizer, tokenizer, [])
+            applied = AppliedStack(tokenizer, tokenizer)
             for method in self.methods:
                 artifact = artifacts.get(method.name)
+                if artifact is not None:
+                    known = known or fingerprint(model)
+                    artifact.require_model(known)
                 part = undo.enter_context(method.apply(model, applied.tokenizer, artifact))
-                applied.members.append(part)
-                if part.tokenizer is not applied.tokenizer:
-                    applied.output_tokenizer = part.output_tokenizer or part.tokenizer
-                    applied.tokenizer = part.tokenizer
+                applied.add(part)
+                if not method.claims(model) <= {DRAFTS, KV_CACHE}:
+                    known = None
             yield applied
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Return whether two claims are one, or one is a module that holds the other."""
+    return first == second or first.startswith(f"{second}.") or second.startswith(f"{first}.")

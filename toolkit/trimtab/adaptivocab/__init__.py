@@ -1,7 +1,6 @@
 """AdaptiVocab: n-grams of a domain as tokens, and as drafts (arXiv 2503.19693)."""
 
 from trimtab.adaptivocab.method import AdaptiVocab
-from trimtab.adaptivocab.rows import Rows
-from trimtab.adaptivocab.settings import Choice, Mode
+from trimtab.adaptivocab.settings import Mode, NGramSelection, Rows
 
-__all__ = ["AdaptiVocab", "Choice", "Mode", "Rows"]
+__all__ = ["AdaptiVocab", "Mode", "NGramSelection", "Rows"]

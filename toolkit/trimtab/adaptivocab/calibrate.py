@@ -17,7 +17,7 @@ from trimtab.adaptivocab.guard import Guard
 from trimtab.adaptivocab.merging import PairMerging
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.passages import cut
-from trimtab.adaptivocab.settings import Choice, Mode, Settings
+from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode, NGramSelection
 from trimtab.adaptivocab.streams import Admissible, Mined, Stream, first, streams
 from trimtab.adaptivocab.tokenizer import Expression
 from trimtab.adaptivocab.vocabulary import Vocabulary
@@ -27,9 +27,9 @@ from trimtab.files import write_json
 from trimtab.progress import say, waiting
 
 GATE = "gate.json"
-SELECTIONS: dict[Choice, type[PairMerging] | type[FrequencySelection]] = {
-    Choice.merging: PairMerging,
-    Choice.paper: FrequencySelection,
+SELECTIONS: dict[NGramSelection, type[PairMerging] | type[FrequencySelection]] = {
+    NGramSelection.merging: PairMerging,
+    NGramSelection.paper: FrequencySelection,
 }
 
 
@@ -48,7 +48,7 @@ class Calibrator:
         tokenizer: PreTrainedTokenizerBase,
         corpus: Corpus,
         checkpoint: Path,
-        settings: Settings,
+        settings: AdaptiVocabSettings,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -119,10 +119,10 @@ class Calibrator:
         self, ngrams: NGrams, fitter: RowFitter, texts: list[ReadText], limit: float
     ) -> Extension | None:
         settings = self._settings
-        held_out = self._read(Split.validation, settings.gate_tokens)
+        held_out = self._read(Split.validation, settings.validation_tokens)
         guard = Guard(self._model, fitter, held_out, limit)
         if not self._checkpoint.exists():  # most of the work: kept, should we be killed
-            few = texts[: max(settings.gate_tokens // settings.window, 1)]
+            few = texts[: max(settings.validation_tokens // settings.window, 1)]
             write_json(self._checkpoint, guard.turn_dial(ngrams, few))
         turned = json.loads(self._checkpoint.read_text("utf-8"))
         extension, points = guard.merge(ngrams, turned, texts)
@@ -131,7 +131,7 @@ class Calibrator:
 
     def _mine(self, texts: Sequence[Stream], admissible: Admissible, *, aligned: bool) -> Mined:
         selection = SELECTIONS[self._settings.selection]
-        mined = selection(texts, self._settings.max_pieces, admissible, aligned).run(
+        mined = selection(texts, self._settings.max_ngram, admissible, aligned).run(
             self._settings.size
         )
         if not mined.pieces:

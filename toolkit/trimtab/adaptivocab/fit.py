@@ -15,7 +15,8 @@ from trimtab.adaptivocab.head import Evidence, fit_head
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.passages import Passage
 from trimtab.adaptivocab.recovery import Recovery
-from trimtab.adaptivocab.rows import Rows, combined, weights
+from trimtab.adaptivocab.rows import combined, weights
+from trimtab.adaptivocab.settings import Rows
 from trimtab.adaptivocab.teacher import Lesson, Reading, Targets, predict, read, soft_cap
 from trimtab.adaptivocab.tokenizer import Expression
 from trimtab.adaptivocab.trie import Trie
@@ -23,7 +24,7 @@ from trimtab.adaptivocab.tuning import distill, match_hidden
 from trimtab.corpus import encode, start_token
 from trimtab.progress import track
 
-ON_TEXT = (Rows.closed, Rows.distilled)  # need texts that the base model has read
+ON_TEXT = (Rows.fitted, Rows.distilled)  # need texts that the base model has read
 FITTED = (*ON_TEXT, Rows.recovered)  # begin with the paper's rows
 
 
@@ -131,7 +132,7 @@ class RowFitter:
             new_head = combined(head.weight, ngrams, weights(ngrams, kind, head=True))
             return replace(NewRows.of_input(new_input), head=new_head)
         new_input = match_hidden(self._model, new_input, passages, self.start)
-        if self._rows is Rows.closed and not self.output:
+        if self._rows is Rows.fitted and not self.output:
             return NewRows.of_input(new_input)
         targets = self._targets(ngrams, passages, readings)
         evidence = self._evidence(new_input, passages, targets)

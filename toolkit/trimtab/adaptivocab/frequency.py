@@ -19,7 +19,7 @@ class FrequencySelection:
     Parameters
     ----------
     streams : iterable of Stream
-    max_pieces : int
+    max_ngram : int
         Most base tokens of an n-gram.
     admissible : callable
         Whether an n-gram of these base tokens, within a pre-token or across, may be a token.
@@ -31,7 +31,7 @@ class FrequencySelection:
     def __init__(
         self,
         streams: Iterable[Stream],
-        max_pieces: int,
+        max_ngram: int,
         admissible: Admissible,
         aligned: bool,
     ) -> None:
@@ -42,7 +42,7 @@ class FrequencySelection:
         found: dict[Key, list[Place]] = defaultdict(list)
         for number, stream in enumerate(self._streams):
             for start in range(len(stream.tokens)):
-                for length in range(2, min(max_pieces, len(stream.tokens) - start) + 1):
+                for length in range(2, min(max_ngram, len(stream.tokens) - start) + 1):
                     across = self._across(stream, start, start + length)
                     if across is not None:
                         pieces = tuple(stream.tokens[start : start + length])

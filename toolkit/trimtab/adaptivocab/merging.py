@@ -26,7 +26,7 @@ class PairMerging:
     Parameters
     ----------
     streams : iterable of Stream
-    max_pieces : int
+    max_ngram : int
         Most base tokens of an n-gram.
     admissible : callable
         Whether an n-gram of these base tokens, within a pre-token or across, may be a token.
@@ -37,11 +37,11 @@ class PairMerging:
     def __init__(
         self,
         streams: Iterable[Stream],
-        max_pieces: int,
+        max_ngram: int,
         admissible: Admissible,
         aligned: bool,
     ) -> None:
-        self._max_pieces = max_pieces
+        self._max_pieces = max_ngram
         self._admissible = admissible
         self._load(streams, aligned)
         self._pieces: dict[int, tuple[int, ...]] = {}

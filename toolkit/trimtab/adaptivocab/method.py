@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from trimtab.adaptivocab.calibrate import Calibrator
-from trimtab.adaptivocab.drafting import drafting
-from trimtab.adaptivocab.extended import base_head, extended
-from trimtab.adaptivocab.settings import Mode, Settings
-from trimtab.adaptivocab.vocabulary import Vocabulary
-from trimtab.artifact import Artifact
-from trimtab.corpus import Corpus
+from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode
 from trimtab.errors import MisfitError
-from trimtab.method import Applied, Calibration, Method, Stage
-from trimtab.models.adapter import adapter_for
+from trimtab.method import DRAFTS, TOKENIZER, Calibration, Method, Stage
+from trimtab.settings import settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trimtab.artifact import Artifact
+    from trimtab.corpus import Corpus
 
 
-@dataclass
-class AdaptiVocab(Settings, Method):
-    """Make frequent n-grams of a domain tokens, or let them be drafts that the model verifies.
-
-    The fields are those of `Settings`.
-    """
+@settings
+class AdaptiVocab(AdaptiVocabSettings, Method):
+    """Make frequent n-grams of a domain tokens, or drafts that the model verifies."""
 
     name: ClassVar[str] = "adaptivocab"
     stage: ClassVar[Stage] = Stage.vocabulary
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `MisfitError` where the model has no adapter, is not in memory or has a bias."""
+        from trimtab.models.adapter import adapter_for
+
         adapter_for(model)
         if self.mode is Mode.draft:
             return
@@ -48,6 +44,15 @@ class AdaptiVocab(Settings, Method):
                 "use adaptivocab.mode=draft"
             )
 
+    def claims(self, model: PreTrainedModel) -> frozenset[str]:
+        """Return the drafts, or the tokenizer with the embedding and the head, or all of these."""
+        drafts = {DRAFTS} if self.mode in (Mode.draft, Mode.auto) else set()
+        if self.mode is Mode.draft:
+            return frozenset(drafts)
+        embeddings = model.get_input_embeddings(), model.get_output_embeddings()
+        names = {name for name, part in model.named_modules() if part in embeddings}
+        return frozenset(drafts | names | {TOKENIZER})
+
     def fit(
         self,
         model: PreTrainedModel,
@@ -55,10 +60,19 @@ class AdaptiVocab(Settings, Method):
         corpus: Corpus,
         checkpoint: Path,
     ) -> Calibration:
-        """Mine n-grams, fit their rows, turn the dial and count drafts, see `Calibrator`."""
+        """Mine n-grams, fit their rows, keep to the quality budget and count drafts.
+
+        See `Calibrator`.
+        """
+        from trimtab.adaptivocab.calibrate import Calibrator
+
         calibrator = Calibrator(model, tokenizer, corpus, checkpoint, self)
         vocabulary = calibrator.run()
-        return Calibration(vocabulary.to_tensors(), calibrator.statistics, vocabulary.to_files())
+        return Calibration(
+            tensors=vocabulary.to_tensors(),
+            statistics=calibrator.statistics,
+            files=vocabulary.to_files(),
+        )
 
     @contextmanager
     def apply(
@@ -66,40 +80,38 @@ class AdaptiVocab(Settings, Method):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         artifact: Artifact | None,
-    ) -> Iterator[Applied]:
-        """Extend the vocabulary, draft, or both, for the time of the ``with``."""
+    ) -> Iterator[object]:
+        """Extend the vocabulary, offer a drafter, or both, for the time of the ``with``."""
+        from trimtab.adaptivocab.applied import Drafting, Merging, MergingAndDrafting, Unchanged
+        from trimtab.adaptivocab.extended import extended
+        from trimtab.adaptivocab.vocabulary import Vocabulary
+
         assert artifact is not None, "adaptivocab is a calibrated method"
-        vocabulary = Vocabulary.from_artifact(artifact)
-        applied = Applied(tokenizer)
+        found = Vocabulary.from_artifact(artifact)
+        section = self._section(artifact, len(found.merged))
+        drafts: dict[str, Any] = {} if found.drafts is None else {"drafter": found.drafts}
+        if found.rows is None or found.tokenizer is None:
+            yield Drafting(section, **drafts) if drafts else Unchanged(section)
+            return
+        output = self.mode is not Mode.input
+        head: Any = model.get_output_embeddings()
+        merging: dict[str, Any] = {
+            "model": model,
+            "base_head": head.weight,
+            "tokenizer": found.tokenizer,
+            "output_tokenizer": found.tokenizer if output else tokenizer,
+            "ngram_tokens": found.merged.by_id() if output else {},
+        }
+        kind = MergingAndDrafting if drafts else Merging
+        with extended(model, found.rows, output=output):
+            yield kind(section, **drafts, **merging)
+
+    def _section(self, artifact: Artifact, merged: int) -> dict[str, Any]:
+        """Return result.json's `vocabulary`."""
         gate = artifact.statistics.get("gate", {})
-        section: dict[str, Any] = {
-            "merged": len(vocabulary.merged),
+        return {
+            "merged": merged,
             "guard": self.max_bpb_increase,
             "dial": gate.get("dial"),
-            "validation": gate["merged"][-1] if len(vocabulary.merged) and gate else None,
+            "validation": gate["merged"][-1] if merged and gate else None,
         }
-        with ExitStack() as undo:
-            if vocabulary.rows is not None:
-                assert vocabulary.tokenizer is not None
-                head: Any = model.get_output_embeddings()
-                weight = head.weight
-                output = self.mode is not Mode.input
-                undo.enter_context(extended(model, vocabulary.rows, output=output))
-                applied.tokenizer = vocabulary.tokenizer
-                applied.output_tokenizer = vocabulary.tokenizer if output else tokenizer
-                applied.base_output = lambda: base_head(model, weight)
-                if output:
-                    applied.alternatives = vocabulary.merged.by_id()
-            counter = None
-            if vocabulary.drafts is not None:
-                counter = undo.enter_context(drafting(model, vocabulary.drafts))
-                applied.drafts = vocabulary.drafts
-            applied.measured = lambda: {
-                "vocabulary": section
-                | {
-                    "drafting": {**asdict(counter), "undrafted": counter.undrafted}
-                    if counter
-                    else None
-                }
-            }
-            yield applied

@@ -6,26 +6,13 @@ simpler ones.
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import torch
 from torch import Tensor
 
 from trimtab.adaptivocab.ngrams import NOTHING, NGrams
+from trimtab.adaptivocab.settings import Rows
 
 DECAY = 2.0  # of the paper's weights: proportional to exp(2 i) over the pieces
-
-
-class Rows(StrEnum):
-    """Where new rows come from."""
-
-    closed = "closed"
-    distilled = "distilled"
-    recovered = "recovered"
-    exponential = "exponential"
-    mean = "mean"
-    first = "first"
-    last = "last"
 
 
 def weights(ngrams: NGrams, rows: Rows, *, head: bool) -> Tensor:

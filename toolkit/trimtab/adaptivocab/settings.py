@@ -1,20 +1,30 @@
-"""The configuration of AdaptiVocab, its values checked."""
+"""The configuration of AdaptiVocab."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
-from trimtab.adaptivocab.rows import Rows
-from trimtab.errors import ConfigError
+from trimtab.settings import Settings, setting, settings
 
 
-class Choice(StrEnum):
+class NGramSelection(StrEnum):
     """How n-grams are chosen."""
 
     merging = "merging"
     paper = "paper"
+
+
+class Rows(StrEnum):
+    """Where new rows of the embedding and of the head come from."""
+
+    fitted = "fitted"
+    distilled = "distilled"
+    recovered = "recovered"
+    exponential = "exponential"
+    mean = "mean"
+    first = "first"
+    last = "last"
 
 
 class Mode(StrEnum):
@@ -26,68 +36,69 @@ class Mode(StrEnum):
     input = "input"
 
 
-@dataclass
-class Settings:
-    """The configuration of AdaptiVocab.
+@settings
+class AdaptiVocabSettings(Settings):
+    """The configuration of AdaptiVocab."""
 
-    Parameters
-    ----------
-    size : int
-        Most n-grams mined: a budget, of which the guard lets a part be merged.
-    max_pieces : int
-        Most base tokens of an n-gram.
-    selection : Choice
-        `merging` grows n-grams by pair merging; `paper` takes them by frequency times saving.
-    rows : Rows
-        How the embedding's and the head's new rows come about.
-    mode : Mode
-        `draft` proposes n-grams for the base model to verify and changes nothing else. `full`
-        makes them tokens of prompt and output, `input` of the prompt alone. `auto` makes tokens
-        of those that the guard lets through and drafts with the others.
-    max_bpb_increase : float or None
-        The guard: most that bits per byte of validation text may rise, relative to the base
-        model; None merges all n-grams.
-    mining_tokens : int
-        Most base tokens of the calibration text that n-grams are counted on.
-    tokens : int
-        Base tokens of the calibration text that rows are fitted on.
-    gate_tokens : int
-        Base tokens of the validation text that the guard is measured on.
-    window : int
-        Base tokens read at a time.
+    place: ClassVar[str] = "adaptivocab"
 
-    Raises
-    ------
-    ConfigError
-        For a value out of range.
-    """
-
-    size: int = 2000
-    max_pieces: int = 4
-    selection: Choice = Choice.merging
-    rows: Rows = Rows.closed
-    mode: Mode = Mode.auto
-    max_bpb_increase: float | None = 0.01
-    mining_tokens: int = 4_000_000
-    tokens: int = 32768
-    gate_tokens: int = 4096
-    window: int = 512
+    size: int = setting(
+        default=2000, meaning="most n-grams mined: a budget", at_least=1, unit="n-grams"
+    )
+    max_ngram: int = setting(
+        default=4, meaning="most base tokens of an n-gram", at_least=2, unit="tokens"
+    )
+    selection: NGramSelection = setting(
+        default=NGramSelection.merging,
+        meaning="how n-grams are chosen: merging pairs, counts exact; paper, by frequency "
+        "times saving",
+    )
+    rows: Rows = setting(
+        default=Rows.fitted,
+        meaning="new rows of embedding and head: fitted (input rows by gradient to the model's "
+        "hidden "
+        "states, head rows by L-BFGS to its probabilities); distilled (by gradient to its "
+        "outputs); recovered (split and recover); or a weighted mean, exponential being the "
+        "paper's",
+    )
+    mode: Mode = setting(
+        default=Mode.auto,
+        meaning="draft proposes n-grams for the unchanged model to verify, lossless; full "
+        "makes them "
+        "tokens of prompt and output, input of the prompt alone; auto makes tokens of those "
+        "within the quality budget and drafts with the others",
+    )
+    max_bpb_increase: float | None = setting(
+        default=0.01,
+        meaning="the quality budget: most that bits per byte of validation text may rise, "
+        "relative to "
+        "the unmodified model; null merges all n-grams",
+        at_least=0,
+    )
+    mining_tokens: int = setting(
+        default=4_000_000,
+        meaning="most calibration tokens that n-grams are counted on; at least one window",
+        at_least=1,
+        unit="tokens",
+    )
+    tokens: int = setting(
+        default=32768,
+        meaning="calibration tokens that rows are fitted on; at least one window",
+        at_least=1,
+        unit="tokens",
+    )
+    validation_tokens: int = setting(
+        default=4096,
+        meaning="validation tokens that the quality budget is measured on; at least one window",
+        at_least=1,
+        unit="tokens",
+    )
+    window: int = setting(
+        default=512, meaning="tokens that the model reads at a time", at_least=32, unit="tokens"
+    )
 
     def __post_init__(self) -> None:
-        self._require(self.size >= 1, "size", "at least 1")
-        self._require(self.max_pieces >= 2, "max_pieces", "at least 2")
-        self._require(self.window >= 32, "window", "at least 32")
-        for name in ("mining_tokens", "tokens", "gate_tokens"):
-            self._require(
-                getattr(self, name) >= self.window, name, f"at least {self.window}, one window"
-            )
-        guard = self.max_bpb_increase
-        self._require(
-            guard is None or 0 <= guard < math.inf,
-            "max_bpb_increase",
-            "a finite share of at least 0, or null to merge all",
-        )
-
-    def _require(self, condition: bool, field: str, expected: str) -> None:
-        if not condition:
-            raise ConfigError(f"adaptivocab.{field}", getattr(self, field), f"expected {expected}")
+        super().__post_init__()
+        for name in ("mining_tokens", "tokens", "validation_tokens"):
+            enough = getattr(self, name) >= self.window
+            self.require(enough, name, f"at least {self.window}, one window")

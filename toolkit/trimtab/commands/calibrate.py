@@ -11,6 +11,7 @@ from trimtab.commands.launch import expand_shorthand, launch, typed
 from trimtab.config import CalibrateConfig
 from trimtab.errors import TrimtabError
 from trimtab.progress import waiting
+from trimtab.registry import build
 
 
 def run(config: DictConfig) -> None:
@@ -23,10 +24,10 @@ def run(config: DictConfig) -> None:
         from trimtab.corpus import load_corpus
         from trimtab.environment import prepare
         from trimtab.files import require_writable
-        from trimtab.method import NOT_CALIBRATED, build
-        from trimtab.models import load_model
+        from trimtab.method import NOT_CALIBRATED, Method
+        from trimtab.models.loading import load_model
 
-    method = build(settings.method)
+    method = build(settings.method, Method)
     if not method.calibrated:
         raise TrimtabError(NOT_CALIBRATED.format(name=method.name))
     tracking.check(settings.tracking)

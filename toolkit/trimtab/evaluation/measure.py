@@ -41,12 +41,12 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
                 with side.recording():
                     side.texts.append(side.greedy(prompt, config.generation.new_tokens))
         _time(sides, work, config)
-    if quality and sides[-1].stack is not None and sides[-1].stack.alternatives:
+    if quality and sides[-1].stack is not None and sides[-1].stack.ngram_tokens:
         _score_segmentations(sides[-1], work, config)
     for side in sides:
         side.step_bytes = step_bytes(side.model)
         if side.stack:
-            side.step_bytes += sum(part.extra_step_bytes() for part in side.stack.members)
+            side.step_bytes += side.stack.extra_step_bytes()
 
 
 def measure_caches(side: Side, candidate: Side, work: Workload) -> None:

@@ -110,8 +110,8 @@ def _compression(
 def _canary(
     result: Result, baseline: Side, candidate: Side, config: QualityConfig, seed: int
 ) -> None:
-    if config.canary_windows == 0:
-        result.missing("quality.canary", "quality.canary_windows=0")
+    if config.out_of_domain_windows == 0:
+        result.missing("quality.canary", "quality.out_of_domain_windows=0")
     elif len(candidate.canary) < 2:
         result.missing("quality.canary", f"this Python comes without the {CANARY}")
     else:
@@ -123,7 +123,7 @@ def _canary(
 
 
 def _marginal(result: Result, candidate: Side, config: QualityConfig, seed: int) -> None:
-    if candidate.stack is None or not candidate.stack.alternatives:
+    if candidate.stack is None or not candidate.stack.ngram_tokens:
         result.missing("quality.marginal", "no output token stands for several base tokens")
     elif config.marginal_windows == 0:
         result.missing("quality.marginal", "quality.marginal_windows=0")

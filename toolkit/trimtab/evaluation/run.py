@@ -34,11 +34,12 @@ from trimtab.evaluation.text import (
     prompts,
     quality_windows,
 )
-from trimtab.method import Method, build
-from trimtab.models import LoadedModel, load_model
+from trimtab.method import Method
 from trimtab.models.fingerprint import fingerprint
+from trimtab.models.loading import LoadedModel, load_model
 from trimtab.progress import say
-from trimtab.stack import Stack
+from trimtab.registry import build
+from trimtab.stack import AppliedStack, Stack
 
 SCHEMA = 2
 
@@ -63,7 +64,7 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
     TrimtabError
         If the model, the corpus, an artifact or the stack cannot be had or do not fit.
     """
-    stack = Stack(build(node) for node in config.methods.values())
+    stack = Stack(build(node, Method) for node in config.methods.values())
     prepare(config.seed, config.threads)
     corpus = load_corpus(config.corpus)
     documents = corpus.documents(Split.test)
@@ -86,7 +87,7 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
     else:
         candidate_model = loaded.model
         measure([baseline], work, config, quality)
-    with stack.apply(candidate_model, loaded.tokenizer, artifacts) as applied:
+    with stack.apply(candidate_model, loaded.tokenizer, artifacts, loaded.fingerprint) as applied:
         say(f"Stack: {', '.join(stack.names) or 'none'}; kernel: {applied.kernel}")
         candidate = Side("candidate", candidate_model, loaded.tokenizer, applied)
         measure([baseline, candidate] if config.paired else [candidate], work, config, quality)
@@ -168,11 +169,10 @@ def _artifacts(
     What adapts to a text's activations has to see them in the tokens that will be read.
     """
     found: dict[str, Artifact] = {}
-    adapted = loaded
+    calibrated = [method for method in stack.methods if method.calibrated]
+    adapted, applied = loaded, AppliedStack(loaded.tokenizer, loaded.tokenizer)
     with ExitStack() as undo:
-        for method in stack.methods:
-            if not method.calibrated:
-                continue
+        for method in calibrated:
             if config.on_missing is OnMissing.calibrate:
                 artifact, _ = calibrate(adapted, method, corpus, config.artifacts)
             elif adapted is loaded:
@@ -180,11 +180,11 @@ def _artifacts(
             else:
                 artifact = _find_adapted(adapted, method, corpus, config.artifacts, list(found))
             found[method.name] = artifact
-            if method is not stack.methods[-1]:
-                model = loaded.model
-                part = undo.enter_context(method.apply(model, adapted.tokenizer, artifact))
-                if (changed := fingerprint(model)) != adapted.fingerprint:
-                    adapted = replace(adapted, tokenizer=part.tokenizer, fingerprint=changed)
+            if method is not calibrated[-1]:
+                part = method.apply(loaded.model, applied.tokenizer, artifact)
+                applied.add(undo.enter_context(part))
+                if (changed := fingerprint(loaded.model)) != adapted.fingerprint:
+                    adapted = replace(adapted, tokenizer=applied.tokenizer, fingerprint=changed)
     return found
 
 

@@ -142,7 +142,7 @@ class Side:
             self.model,
             behind_start(self.tokenizer, context),
             text,
-            self.stack.alternatives,
+            self.stack.ngram_tokens,
             samples,
             torch.Generator().manual_seed(seed),
         )
@@ -151,7 +151,7 @@ class Side:
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Have the stack's engine, where it brings one, read and generate within the block."""
-        if self.stack is None or self.stack.engine is None:
+        if self.stack is None or not self.stack.needs_engine:
             yield
             return
         with Engine(
@@ -159,9 +159,9 @@ class Side:
             self.tokenizer,
             slots=1,
             max_len=longest_text(self.model.config),
-            drafts=self.stack.drafts,
+            cache=self.stack.cache,
+            drafter=self.stack.drafter,
             output_tokenizer=self.output_tokenizer,
-            **self.stack.engine,
         ) as self.engine:
             try:
                 yield

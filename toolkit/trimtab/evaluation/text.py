@@ -72,16 +72,16 @@ def marginal_windows(windows: list[Window], config: QualityConfig) -> list[Windo
 
 
 def canary_windows(config: QualityConfig) -> list[Window]:
-    """Return `config.canary_windows` windows of a text that every Python ships, its own source.
+    """Return `config.out_of_domain_windows` windows of Python's own source, which every one ships.
 
     None where the running Python comes without it.
     """
-    if config.canary_windows == 0:
+    if config.out_of_domain_windows == 0:
         return []
     paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     documents = [Document(path.name, path.read_text("utf-8", "ignore")) for path in paths]
     found = list(_windows(documents, config.window_bytes, config.context_bytes))
-    return _spread(found, min(config.canary_windows, len(found)))
+    return _spread(found, min(config.out_of_domain_windows, len(found)))
 
 
 def prompts(

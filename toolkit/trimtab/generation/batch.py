@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 
 from torch import Tensor
 
-from trimtab.generation.drafts import Drafts
+from trimtab.capabilities import Drafter
 from trimtab.generation.forward import Forward
 from trimtab.generation.request import Request
 from trimtab.generation.scheduler import Scheduler
@@ -30,7 +30,7 @@ class Batch:
         By index.
     chunk : int
         Prompt tokens read at a time, and at most between two decode steps.
-    drafts : Drafts, optional
+    drafter : Drafter, optional
         Asked while one sequence decodes alone.
     on_token : callable, optional
         Given the index of the prompt, the token, and the text that became final with it.
@@ -44,13 +44,13 @@ class Batch:
         kv: VirtualKV,
         requests: list[Request],
         chunk: int,
-        drafts: Drafts | None,
+        drafter: Drafter | None,
         on_token: OnToken | None,
         stats: EngineStats,
     ) -> None:
         self._forward, self._kv, self._stats = forward, kv, stats
         self._requests, self._chunk = requests, chunk
-        self._drafts, self._on_token = drafts, on_token
+        self._drafter, self._on_token = drafter, on_token
         self._slots: dict[int, int] = {}  # by the index of the request
         sizes = [len(request.prompt) for request in requests]
         self._scheduler = Scheduler(sizes, len(kv.lengths), chunk)
@@ -143,10 +143,10 @@ class Batch:
         self._requests[index].put_back()
 
     def _draft(self, request: Request) -> list[int]:
-        if self._drafts is None:
+        if self._drafter is None:
             return []
         # Room is left for the token that comes out behind the draft.
-        return self._drafts.propose(request.ids[-self._drafts.context :])[: request.left - 1]
+        return self._drafter.propose(request.ids[-self._drafter.context :])[: request.left - 1]
 
     def _verify(self, request: Request, draft: list[int]) -> Iterator[Request]:
         """Accept as much of a draft as the sampler chooses too, and its choice behind that."""

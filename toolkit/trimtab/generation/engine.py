@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.capabilities import Drafter
 from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
 from trimtab.generation.batch import Batch, OnToken
-from trimtab.generation.drafts import Drafts
 from trimtab.generation.fit import capacity, check_model, check_prompts, limits
 from trimtab.generation.forward import Forward
 from trimtab.generation.reading import expected
@@ -26,6 +26,7 @@ from trimtab.generation.stopping import TextStream, stop_tokens
 from trimtab.models.adapter import adapter_for, head_shape, module_device
 from trimtab.progress import track
 from trimtab.vattention.attention import using_attention
+from trimtab.vattention.settings import CacheSettings
 from trimtab.vattention.virtual_kv import VirtualKV
 
 Processors = Callable[[int], LogitsProcessorList | None]
@@ -52,15 +53,9 @@ class Engine:
         Sequences at a time.
     max_len : int
         The most tokens of a prompt and the text behind it.
-    layout : str
-        Of the cache, see `trimtab.vattention.layout.Layout`.
-    page_group : int, optional
-        Bytes of a page; the backend's own where None.
-    budget : int, optional
-        The most bytes of pages at a time; no limit where None.
-    prefill_chunk : int
-        Prompt tokens read in one forward pass, and at most between two decode steps.
-    drafts : Drafts, optional
+    cache : CacheSettings, optional
+        How keys and values are kept, and prompts read; the defaults where None.
+    drafter : Drafter, optional
         Proposes tokens where one sequence decodes alone; the text is as without, up to the
         rounding of a forward pass over several tokens instead of one.
     output_tokenizer : PreTrainedTokenizerBase, optional
@@ -85,16 +80,12 @@ class Engine:
         *,
         slots: int,
         max_len: int,
-        layout: str = "slot",
-        page_group: int | None = None,
-        budget: int | None = None,
-        prefill_chunk: int = 512,
-        drafts: Drafts | None = None,
+        cache: CacheSettings | None = None,
+        drafter: Drafter | None = None,
         output_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         check_model(model, max_len)
-        if prefill_chunk < 1:
-            raise TrimtabError(f"prefill_chunk={prefill_chunk}: expected at least 1")
+        cache = cache or CacheSettings()
         layers = adapter_for(model).decoder_layers(model)
         heads = head_shape(model.config)
         self._model, self._tokenizer = model, tokenizer
@@ -107,12 +98,12 @@ class Engine:
             heads.kv_heads,
             heads.head_dim,
             model.dtype,
-            layout,
-            page_group,
+            cache.layout,
+            cache.page_group,
             device=module_device(layers[0]),
-            budget=budget,
+            budget=cache.budget,
         )
-        self._budget, self._chunk, self._drafts = budget, prefill_chunk, drafts
+        self._cache, self._drafter = cache, drafter
         self._undo = ExitStack()
         self._kv: VirtualKV | None = None
         self._forward: Forward | None = None
@@ -145,7 +136,7 @@ class Engine:
     @property
     def capacity(self) -> int:
         """The most tokens one sequence can have: `max_len`, or what the budget holds."""
-        return capacity(self.kv.geometry, self.kv.page_bytes, self._budget)
+        return capacity(self.kv.geometry, self.kv.page_bytes, self._cache.budget)
 
     @torch.inference_mode()
     def generate(
@@ -214,7 +205,8 @@ class Engine:
             stream = TextStream(self._output_tokenizer, stop)
             limit = min(limit, room - len(prompt))
             requests.append(Request(index, prompt, limit, ends, stream, sampler))
-        batch = Batch(forward, kv, requests, self._chunk, self._drafts, on_token, self.stats)
+        chunk = self._cache.prefill_chunk
+        batch = Batch(forward, kv, requests, chunk, self._drafter, on_token, self.stats)
         with closing(batch.run()) as running:
             finished: Iterator[Request] = running
             if progress:
@@ -253,7 +245,7 @@ class Engine:
                 f"one each, and {room + 1} at most, as the last is not read and the KV cache has "
                 f"room for {room}; raise max_len or the budget, or shorten them"
             )
-        return expected(forward, kv, prompt, text, self._chunk)
+        return expected(forward, kv, prompt, text, self._cache.prefill_chunk)
 
     def _ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -1,11 +1,16 @@
 """LaRoSA (arXiv 2507.01299): layerwise rotated sparse activation."""
 
-from trimtab.larosa.bases import Basis
 from trimtab.larosa.method import LaRoSA
-from trimtab.larosa.precision import Precision
-from trimtab.larosa.residual import Share
-from trimtab.larosa.selection import Prefill, Selection
-from trimtab.larosa.settings import Allocation, Count, Transforms
+from trimtab.larosa.settings import (
+    Allocation,
+    Basis,
+    Count,
+    Precision,
+    Prefill,
+    RotationScope,
+    Selection,
+    Transforms,
+)
 
 __all__ = [
     "Allocation",
@@ -14,7 +19,7 @@ __all__ = [
     "LaRoSA",
     "Precision",
     "Prefill",
+    "RotationScope",
     "Selection",
-    "Share",
     "Transforms",
 ]

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from trimtab.larosa.apply import SparseModel
-from trimtab.larosa.selection import Selector
+from trimtab.larosa.selection import Recorder, Selector
 
 
 @dataclass
-class Account:
-    """The bytes behind the activations that were kept.
+class AppliedLaRoSA:
+    """LaRoSA at work: it skips bytes, runs a kernel and measures what was kept.
 
     Parameters
     ----------
     sparse : SparseModel
     selectors : sequence of Selector
         Those at work in it, layer by layer.
+    recorder : Recorder
+        Theirs.
+    requested : float
+        The sparsity asked for.
     """
 
     sparse: SparseModel
     selectors: Sequence[Selector]
+    recorder: Recorder
+    requested: float
+
+    @property
+    def kernel(self) -> str:
+        """What multiplies one token with the weights."""
+        return self.sparse.kernel
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Count what is kept within the block."""
+        self.recorder.on = True
+        try:
+            yield
+        finally:
+            self.recorder.on = False
 
     def kept_bytes(self) -> float:
         """Return the bytes of weights behind what a token kept, on average."""
@@ -34,7 +55,7 @@ class Account:
         skipped = sum(self.sparse.weight_bytes) - self.kept_bytes() if self.sparse.skips else 0
         return self.sparse.adapter_bytes - round(skipped)
 
-    def section(self, requested: float) -> dict[str, Any]:
+    def measured(self) -> dict[str, Any]:
         """Return result.json's `sparsity`.
 
         ``bytes_fraction`` counts the weight rows behind what was kept, every transform and every
@@ -45,8 +66,8 @@ class Account:
         sites: dict[str, list[Selector]] = {}
         for part in self.selectors:
             sites.setdefault(part.site, []).append(part)
-        return {
-            "requested": requested,
+        section = {
+            "requested": self.requested,
             "achieved": 1 - kept / dense,
             "bytes_fraction": (kept + extra) / dense,
             "bytes_read_fraction": ((kept if self.sparse.skips else dense) + extra) / dense,
@@ -64,6 +85,7 @@ class Account:
             "dense_prefix": self.selectors[0].positions.dense_prefix,
             "prefill": self.selectors[0].positions.prefill.value,
         }
+        return {"sparsity": section}
 
 
 def _dropped(selectors: Sequence[Selector]) -> float:

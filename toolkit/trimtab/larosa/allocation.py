@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 
 import numpy as np
@@ -13,14 +12,6 @@ from torch import Tensor
 from trimtab.errors import MisfitError
 
 ALPHAS = np.linspace(0.7, 1.3, 25)
-
-
-class Allocation(StrEnum):
-    """How sparsity is divided over sites and layers."""
-
-    greedy = "greedy"
-    alpha = "alpha"
-    uniform = "uniform"
 
 
 @dataclass(frozen=True)

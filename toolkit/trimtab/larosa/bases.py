@@ -6,23 +6,13 @@ else a matrix. Dropping happens on ``z = x M``, and the weights that read the si
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import torch
 from torch import Tensor
 
 from trimtab.errors import TrimtabError
+from trimtab.larosa.settings import Basis
 
 LEAST_GAIN = 1e-6
-
-
-class Basis(StrEnum):
-    """What makes an axis a principal one."""
-
-    fisher_pca = "fisher_pca"
-    output_pca = "output_pca"
-    pca = "pca"
-    none = "none"
 
 
 def pca(second_moment: Tensor) -> tuple[Tensor, Tensor]:

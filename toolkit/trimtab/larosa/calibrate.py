@@ -13,12 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.files import save_tensors
-from trimtab.larosa.allocation import Allocation, Choice, Option, alpha_grid, greedy, uniform
+from trimtab.larosa.allocation import Choice, Option, alpha_grid, greedy, uniform
 from trimtab.larosa.candidates import candidates
-from trimtab.larosa.plan import PLAIN, TRANSFORM, Plan
-from trimtab.larosa.precision import Precision
-from trimtab.larosa.residual import Share, adapters, residual_rotation, span_of
-from trimtab.larosa.settings import Settings
+from trimtab.larosa.plan import Plan
+from trimtab.larosa.residual import adapters, residual_rotation, span_of
+from trimtab.larosa.settings import (
+    PLAIN,
+    TRANSFORM,
+    Allocation,
+    LaRoSASettings,
+    Precision,
+    RotationScope,
+)
 from trimtab.larosa.sweeps import Sweeps
 from trimtab.larosa.watch import seeing
 from trimtab.models.adapter import input_major, module_device
@@ -38,7 +44,7 @@ class Calibrator:
         Token ids, int64 of shape [windows, length].
     checkpoint : Path
         Folder that a killed calibration resumes from.
-    config : Settings
+    config : LaRoSASettings
 
     Attributes
     ----------
@@ -47,7 +53,7 @@ class Calibrator:
     """
 
     def __init__(
-        self, model: PreTrainedModel, windows: Tensor, checkpoint: Path, config: Settings
+        self, model: PreTrainedModel, windows: Tensor, checkpoint: Path, config: LaRoSASettings
     ) -> None:
         self.probes = min(len(windows), config.probe_tokens // windows.shape[1])
         self.sweeps = Sweeps(model, windows, self.probes, checkpoint)
@@ -91,7 +97,7 @@ class Calibrator:
         path = self.sweeps.file("residual", first)
         if not path.exists():
             share = self.config.residual
-            names = self.behind_norm[:1] if share is Share.site else self.behind_norm
+            names = self.behind_norm[:1] if share is RotationScope.site else self.behind_norm
             layers = range(first, min(first + self.span, self.count))
             device = module_device(self.sweeps.layers[first])
             parts = (self.sweeps.load("moments", layer) for layer in layers)
@@ -141,7 +147,7 @@ class Calibrator:
             bases = [PLAIN]
             if site.norm is not None:
                 share = self.config.residual
-                alone = share is Share.site and site.name != self.behind_norm[0]
+                alone = share is RotationScope.site and site.name != self.behind_norm[0]
                 bases = [TRANSFORM] if alone else self.config.bases()
             counted = self.transform_bytes if self.config.counts_transforms else 0
             weight_bytes = sum(
@@ -175,7 +181,7 @@ class Calibrator:
         return plan, sum(choice.cost for choice in choices)
 
     def _allocate(self, sites: list[list[Option]], target: float) -> list[Choice]:
-        if self.config.allocation is Allocation.greedy:
+        if self.config.allocation is Allocation.steepest:
             return greedy(sites, target)
         only = [options[0] for options in sites]
         if self.config.allocation is Allocation.alpha:

@@ -10,16 +10,14 @@ from torch import Tensor, nn
 
 from trimtab.larosa.bases import (
     LEAST_GAIN,
-    Basis,
     entry_costs,
     metric_for,
     per_head,
     through,
     weighted_pca,
 )
-from trimtab.larosa.plan import PLAIN, RESIDUAL, TRANSFORM
 from trimtab.larosa.precision import stored_transform, transform_matrix
-from trimtab.larosa.settings import Settings
+from trimtab.larosa.settings import PLAIN, RESIDUAL, TRANSFORM, Basis, LaRoSASettings
 from trimtab.larosa.statistics import MagnitudeHistogram
 from trimtab.models.adapter import Adapter, HeadShape, input_major, module_device, norm_gain
 
@@ -58,7 +56,7 @@ def candidates(
     moments: Mapping[str, Tensor],
     sensitivities: Mapping[str, Tensor],
     rotation: Tensor | None,
-    settings: Settings,
+    settings: LaRoSASettings,
 ) -> dict[str, list[Candidate]]:
     """Return the candidates of every site of a layer, those without a transform first.
 
@@ -100,7 +98,7 @@ def _behind_norm(
     moment: Tensor,
     sensitivity: Tensor | None,
     rotation: Tensor | None,
-    settings: Settings,
+    settings: LaRoSASettings,
 ) -> list[Candidate]:
     read = gain[:, None] * weight  # what reads the norm before its gain
     cost = cost_metric(read, sensitivity)
@@ -135,7 +133,7 @@ def _values(
     weight: Tensor,
     moment: Tensor,
     sensitivity: Tensor | None,
-    settings: Settings,
+    settings: LaRoSASettings,
 ) -> Candidate:
     """Return h2's candidate: a map of the values of every KV head, or none."""
     shared = heads.heads // heads.kv_heads

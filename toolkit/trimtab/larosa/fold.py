@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.larosa.bases import per_head, undone
-from trimtab.larosa.plan import PLAIN, TRANSFORM
 from trimtab.larosa.precision import transform_matrix
+from trimtab.larosa.settings import PLAIN, TRANSFORM
 from trimtab.models.adapter import (
     Adapter,
     HeadShape,

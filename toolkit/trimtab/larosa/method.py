@@ -4,51 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from trimtab.artifact import Artifact
-from trimtab.corpus import Corpus, Split, token_windows
 from trimtab.errors import MisfitError
-from trimtab.larosa.account import Account
-from trimtab.larosa.apply import sparsified
-from trimtab.larosa.calibrate import Calibrator
-from trimtab.larosa.plan import Plan
-from trimtab.larosa.residual import Share
-from trimtab.larosa.selection import Positions, Selection, Selector
-from trimtab.larosa.settings import Settings
-from trimtab.larosa.thresholds import fit_thresholds
-from trimtab.method import Applied, Calibration, Method, Stage
-from trimtab.models.adapter import adapter_for
-from trimtab.progress import say
+from trimtab.larosa.settings import LaRoSASettings, RotationScope, Selection
+from trimtab.method import Calibration, Method, Stage
+from trimtab.settings import settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trimtab.artifact import Artifact
+    from trimtab.corpus import Corpus
+    from trimtab.larosa.account import AppliedLaRoSA
 
 
-@dataclass
-class LaRoSA(Settings, Method):
-    """Rotate activations onto principal axes, drop the small ones, and skip the weights behind.
-
-    The fields are those of `Settings`.
-    """
+@settings
+class LaRoSA(LaRoSASettings, Method):
+    """Rotate activations onto principal axes, drop the small ones, and skip their weights."""
 
     name: ClassVar[str] = "larosa"
     stage: ClassVar[Stage] = Stage.weights
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `MisfitError` where the model has no adapter, is not in memory or cannot turn."""
+        from trimtab.models.adapter import adapter_for
+
         adapter = adapter_for(model)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MisfitError(
                 "part of the model is offloaded by model.device_map, and LaRoSA rewrites weights "
                 "in memory: leave the offloading out, or take a dtype in which the model fits"
             )
-        if adapter.post_norms and self.residual is not Share.none:
+        if adapter.post_norms and self.residual is not RotationScope.none:
             raise MisfitError(
                 f"{type(model).__name__} norms what attention and MLP add to the residual stream, "
                 "so that a rotation of it cannot be absorbed: use larosa.residual=none"
             )
+
+    def claims(self, model: PreTrainedModel) -> frozenset[str]:
+        """Return the norms and the linear layers of every site of every decoder layer."""
+        from trimtab.models.adapter import adapter_for
+
+        adapter = adapter_for(model)
+        names = {
+            name
+            for site in adapter.sites
+            for name in (*site.readers, *([site.norm] if site.norm else []))
+        }
+        count = len(adapter.decoder_layers(model))
+        return frozenset(f"{adapter.layers}.{i}.{name}" for i in range(count) for name in names)
 
     def fit(
         self,
@@ -62,6 +68,11 @@ class LaRoSA(Settings, Method):
         Thresholds are found on the validation documents: on the text that the bases were made
         for, activations are a little more concentrated than on any other.
         """
+        from trimtab.corpus import Split, token_windows
+        from trimtab.larosa.calibrate import Calibrator
+        from trimtab.larosa.thresholds import fit_thresholds
+        from trimtab.progress import say
+
         documents = corpus.documents(Split.calibration)
         windows = token_windows(documents, tokenizer, self.tokens // self.window, self.window)
         calibrator = Calibrator(model, windows, checkpoint, self)
@@ -76,7 +87,7 @@ class LaRoSA(Settings, Method):
                 held_out, found_on = windows[:probes], Split.calibration
             plan = fit_thresholds(model, plan, tensors, held_out)
             statistics |= {"thresholds": found_on.value, "threshold_tokens": held_out.numel()}
-        return Calibration(tensors, {**statistics, "plan": plan.to_json()})
+        return Calibration(tensors, {"plan": plan.to_json()}, statistics)
 
     @contextmanager
     def apply(
@@ -84,25 +95,26 @@ class LaRoSA(Settings, Method):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         artifact: Artifact | None,
-    ) -> Iterator[Applied]:
+    ) -> Iterator[AppliedLaRoSA]:
         """Sparsify every site of every decoder layer for the time of the ``with``."""
-        assert artifact is not None, "larosa is a calibrated method"
-        plan = Plan.from_json(artifact.statistics["plan"])
-        positions = Positions(self.dense_prefix, self.prefill)
-        applied = Applied(tokenizer)
+        from trimtab.larosa.account import AppliedLaRoSA
+        from trimtab.larosa.apply import sparsified
+        from trimtab.larosa.plan import Plan
+        from trimtab.larosa.selection import Positions, Recorder, Selector
+        from trimtab.models.adapter import adapter_for
 
+        assert artifact is not None, "larosa is a calibrated method"
+        plan = Plan.from_json(artifact.parameters["plan"])
+        positions, recorder = Positions(self.dense_prefix, self.prefill), Recorder()
         selectors: list[Selector] = []
 
         def selector(site: str, layer: int) -> Selector:
             row = plan.sites[site][layer]
-            selectors.append(Selector(site, row, self.selection, self.cap, positions, applied))
+            selectors.append(Selector(site, row, self.selection, self.cap, positions, recorder))
             return selectors[-1]
 
         with sparsified(model, plan, artifact.tensors, selector) as sparse:
-            account = Account(sparse, selectors)
-            applied.kernel = sparse.kernel
-            applied.extra_step_bytes = account.extra_step_bytes
-            applied.measured = lambda: {"sparsity": account.section(self.sparsity)}
+            applied = AppliedLaRoSA(sparse, selectors, recorder, self.sparsity)
             if positions.everywhere:
                 yield applied
                 return

@@ -8,8 +8,6 @@ from typing import Any
 
 from trimtab.larosa.allocation import Choice
 
-PLAIN, RESIDUAL, TRANSFORM = "plain", "residual", "transform"
-
 
 @dataclass(frozen=True)
 class SitePlan:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from trimtab.larosa.settings import Precision
+
 LARGEST = 127
 LEAST_GAIN = 1e-6
-
-
-class Precision(StrEnum):
-    """What the entries of a transform are stored as."""
-
-    int8 = "int8"
-    model = "model"
 
 
 def stored_transform(transform: Tensor, gain: Tensor, precision: Precision) -> dict[str, Tensor]:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 
 from torch import Tensor
 
 from trimtab.larosa.bases import pca
+from trimtab.larosa.settings import RotationScope
 
 
-class Share(StrEnum):
-    """Which sites have one rotation of the residual stream in common."""
-
-    none = "none"
-    model = "model"
-    group = "group"
-    layer = "layer"
-    site = "site"
-
-
-def span_of(share: Share, layers: int, group: int) -> int:
+def span_of(share: RotationScope, layers: int, group: int) -> int:
     """Return how many layers share a rotation; 0 where there is none."""
-    return {Share.none: 0, Share.model: layers, Share.group: min(group, layers)}.get(share, 1)
+    return {
+        RotationScope.none: 0,
+        RotationScope.model: layers,
+        RotationScope.group: min(group, layers),
+    }.get(share, 1)
 
 
 def adapters(span: int, layers: int) -> int:

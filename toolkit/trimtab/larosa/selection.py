@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from torch import Tensor, cat, nn
 
 from trimtab.larosa.plan import SitePlan
-from trimtab.method import Applied
+from trimtab.larosa.settings import Prefill, Selection
 from trimtab_kernels.sparse_linear import keep_above, keep_topk
-
-
-class Selection(StrEnum):
-    """How the activations to keep are chosen."""
-
-    threshold = "threshold"
-    topk = "topk"
-    capped = "capped"
-
-
-class Prefill(StrEnum):
-    """Whether the prompt's tokens are sparse too."""
-
-    sparse = "sparse"
-    dense = "dense"
 
 
 @dataclass
@@ -85,6 +69,13 @@ class Positions:
 
 
 @dataclass
+class Recorder:
+    """Whether the selections of a model count what they keep."""
+
+    on: bool = False
+
+
+@dataclass
 class Selector:
     """The selection at one site of one layer.
 
@@ -96,7 +87,7 @@ class Selector:
     cap : float
         Of `capped`: the most entries a token may keep, over what the plan keeps on average.
     positions : Positions
-    applied : Applied
+    recorder : Recorder
         Says whether to count.
 
     Attributes
@@ -110,7 +101,7 @@ class Selector:
     selection: Selection
     cap: float
     positions: Positions
-    applied: Applied
+    recorder: Recorder
     kept: int = 0
     seen: int = 0
 
@@ -129,7 +120,7 @@ class Selector:
             rows = z.reshape(-1, self.positions.length, z.shape[-1])
             head, tail = rows[:, : self.positions.dense], rows[:, self.positions.dense :]
             selected = cat([head, self._keep(tail)], dim=1).reshape(z.shape)
-        if self.applied.recording:
+        if self.recorder.on:
             self.kept += int(selected.count_nonzero())
             self.seen += selected.numel()
         return selected

@@ -19,16 +19,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from trimtab.config import DType, EmbeddedModel, HubModel, ModelConfig, RandomModel
 from trimtab.errors import ConfigError
-from trimtab.models.embedded import embedded_folder
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.random import random_model
+from trimtab.models.sources import DType, HubModel, ModelSource
 from trimtab.progress import say, waiting
+from trimtab.registry import targets
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
-
-SOURCES = {kind.__name__: kind for kind in (EmbeddedModel, HubModel, RandomModel)}
 
 
 @dataclass
@@ -57,8 +54,8 @@ class LoadedModel:
     source: dict[str, Any]
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
-    """Load the model that `config` names.
+def load_model(source: ModelSource) -> LoadedModel:
+    """Load the model that `source` names.
 
     Raises
     ------
@@ -67,35 +64,25 @@ def load_model(config: ModelConfig) -> LoadedModel:
     TrimtabError
         If the embedded model's package is not installed.
     """
-    device = resolve_device(config.device)
-    dtype = resolve_dtype(config.dtype, device)
+    device = resolve_device(source.device)
+    dtype = resolve_dtype(source.dtype, device)
     logging.disable_progress_bar()  # ours reports instead
-    if isinstance(config, RandomModel):
-        with waiting(f"Drawing random weights for {config.config}"):
-            model, tokenizer = random_model(config.config, config.seed, device, dtype)
-        name = config.config
-    elif isinstance(config, HubModel):
-        model, tokenizer = _pretrained(config, device, dtype)
-        name = short_name(config.name)
-    elif isinstance(config, EmbeddedModel):
-        model, tokenizer = _from_folder(str(embedded_folder()), None, None, device, dtype)
-        name = "smollm2-135m"
-    else:
-        raise TypeError(f"no loader for {type(config).__name__}")
+    name, model, tokenizer = source.load(device, dtype)
     model.eval().requires_grad_(False)
     say(
         f"Model: {name} ({type(model).__name__}, {model.num_parameters() / 1e6:.4g} M "
         f"parameters, {str(dtype).removeprefix('torch.')}, {device})"
     )
-    source = {
-        **asdict(config),
-        "kind": type(config).__name__,
+    description = {
+        **asdict(source),
+        "kind": type(source).__name__,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    if isinstance(config, HubModel) and (path := Path(config.name).expanduser()).is_dir():
-        source["name"] = str(path.resolve())
-    random_weights = isinstance(config, RandomModel)
-    return LoadedModel(model, tokenizer, name, fingerprint(model), random_weights, source)
+    if isinstance(source, HubModel) and (path := Path(source.name).expanduser()).is_dir():
+        description["name"] = str(path.resolve())
+    return LoadedModel(
+        model, tokenizer, name, fingerprint(model), source.random_weights, description
+    )
 
 
 def load_source(source: Mapping[str, Any]) -> LoadedModel:
@@ -107,7 +94,8 @@ def load_source(source: Mapping[str, Any]) -> LoadedModel:
         If it is no longer there.
     """
     settings = {**source, "device": "cpu", "dtype": DType(source["dtype"])}
-    kind = SOURCES[settings.pop("kind")]
+    kinds = {kind.__name__: kind for kind in targets("model").values()}
+    kind = kinds[settings.pop("kind")]
     if "device_map" in settings:
         settings["device_map"] = None
     return load_model(kind(**settings))
@@ -142,24 +130,35 @@ def short_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "--", last)
 
 
-def _pretrained(
-    config: HubModel, device: torch.device, dtype: torch.dtype
+def pretrained(
+    name: str,
+    revision: str | None,
+    device_map: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = Path(config.name).expanduser()
-    name = str(path) if path.is_dir() else config.name
+    """Load a causal language model by its hub name or from a local folder.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or it is incomplete or damaged.
+    """
+    path = Path(name).expanduser()
     try:
-        with waiting(f"Loading {config.name}"):
-            return _from_folder(name, config.revision, config.device_map, device, dtype)
+        with waiting(f"Loading {name}"):
+            place = str(path) if path.is_dir() else name
+            return from_folder(place, revision, device_map, device, dtype)
     except SafetensorError as error:
         raise ConfigError(
             "model.name",
-            config.name,
+            name,
             f"a .safetensors file is incomplete or damaged, download it again ({error})",
         ) from error
     except (OSError, ValueError) as error:
         reason = _missing_file(path) or " ".join(str(error).split())
         raise ConfigError(
-            "model.name", config.name, f"cannot be loaded as a causal language model: {reason}"
+            "model.name", name, f"cannot be loaded as a causal language model: {reason}"
         ) from error
 
 
@@ -174,13 +173,14 @@ def _missing_file(folder: Path) -> str:
     return ""
 
 
-def _from_folder(
+def from_folder(
     name: str,
     revision: str | None,
     device_map: str | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer as transformers does, onto a device or spread by a map."""
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     model = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, dtype=dtype, device_map=device_map

@@ -3,14 +3,22 @@
 After arXiv 2405.04437, on the stock driver of an NVIDIA GPU or in the memory of the host.
 """
 
-from trimtab.vattention.attention import decode_kernel
-from trimtab.vattention.cache import VirtualCache
-from trimtab.vattention.layout import Layout
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from trimtab.vattention.method import VAttention
-from trimtab.vattention.pages import KVOutOfMemory
-from trimtab.vattention.virtual_kv import VirtualKV
+from trimtab.vattention.settings import CacheSettings, Layout
+
+if TYPE_CHECKING:
+    from trimtab.vattention.attention import decode_kernel
+    from trimtab.vattention.cache import VirtualCache
+    from trimtab.vattention.pages import KVOutOfMemory
+    from trimtab.vattention.virtual_kv import VirtualKV
 
 __all__ = [
+    "CacheSettings",
     "KVOutOfMemory",
     "Layout",
     "VAttention",
@@ -18,3 +26,17 @@ __all__ = [
     "VirtualKV",
     "decode_kernel",
 ]
+
+# Imported on first use: the method's settings alone take neither PyTorch nor transformers.
+_PLACES = {
+    "KVOutOfMemory": "pages",
+    "VirtualCache": "cache",
+    "VirtualKV": "virtual_kv",
+    "decode_kernel": "attention",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -17,7 +17,7 @@ from trimtab.errors import MisfitError
 from trimtab.models.adapter import head_shape
 from trimtab.vattention.batch import Batch
 from trimtab.vattention.cache_layer import VirtualLayer
-from trimtab.vattention.layout import Layout
+from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
 
 # Settings of models that keep something else, whatever their layers are called.

@@ -8,27 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 
 import torch
 
+from trimtab.vattention.settings import Layout
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class Layout(StrEnum):
-    """What a stream holds.
-
-    `slot`: the keys, or the values, of one layer. `mega`: those of all layers, token by token; it
-    has fewer pages to map and less in unfinished ones, and a layer's rows lie further apart.
-    """
-
-    slot = "slot"
-    mega = "mega"
-
-    @classmethod
-    def _missing_(cls, value: object) -> None:
-        raise ValueError(f"layout={value!r}; expected {' or '.join(cls)}")
 
 
 @dataclass(frozen=True)

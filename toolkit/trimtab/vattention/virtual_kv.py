@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from trimtab.vattention.growth import fork, make_writable, missing
-from trimtab.vattention.layout import Geometry, Layout
+from trimtab.vattention.layout import Geometry
 from trimtab.vattention.lookahead import LookAhead
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.settings import Layout
 from trimtab.vattention.sleep import SavedRow, restore, save
 from trimtab.vattention.slots import Slots
 from trimtab.vattention.stats import KVStats, count

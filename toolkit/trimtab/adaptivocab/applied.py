@@ -1,0 +1,68 @@
+"""AdaptiVocab at work: what it offers depends on what its calibration found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.adaptivocab.drafts import Drafts
+from trimtab.adaptivocab.extended import base_head
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """No n-gram is a token, and none a draft: there is only something to report.
+
+    Parameters
+    ----------
+    vocabulary : dict
+        Result.json's `vocabulary`.
+    """
+
+    vocabulary: dict[str, Any]
+
+    def measured(self) -> dict[str, Any]:
+        """Return result.json's `vocabulary`."""
+        return {"vocabulary": self.vocabulary}
+
+
+@dataclass(frozen=True)
+class Drafting(Unchanged):
+    """N-grams are drafts."""
+
+    drafter: Drafts
+
+
+@dataclass(frozen=True)
+class Merging(Unchanged):
+    """N-grams are tokens.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        With rows for n-grams.
+    base_head : Parameter
+        The weight of its head without them.
+    tokenizer, output_tokenizer, ngram_tokens
+        See `trimtab.capabilities.ChangesVocabulary`.
+    """
+
+    model: PreTrainedModel
+    base_head: nn.Parameter
+    tokenizer: PreTrainedTokenizerBase
+    output_tokenizer: PreTrainedTokenizerBase
+    ngram_tokens: Mapping[int, tuple[int, ...]]
+
+    def base_output(self) -> AbstractContextManager[None]:
+        """Have the model predict base tokens alone within the block."""
+        return base_head(self.model, self.base_head)
+
+
+@dataclass(frozen=True)
+class MergingAndDrafting(Merging, Drafting):
+    """Some n-grams are tokens, others drafts."""

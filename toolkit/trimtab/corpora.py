@@ -1,0 +1,178 @@
+"""Where text comes from: one class for each option of the configuration group ``corpus``."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.progress import waiting
+from trimtab.settings import Settings, setting, settings
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, and where it came from."""
+
+    name: str
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text alone: the same text is the same document anywhere."""
+        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@settings
+class CorpusSource(Settings, ABC):
+    """What every source of text has in common: documents, divided by a hash of their text."""
+
+    place: ClassVar[str] = "corpus"
+
+    calibration: float = setting(
+        default=0.7, meaning="share of the documents that methods are calibrated on",
+        above=0, below=1,
+    )  # fmt: skip
+    validation: float = setting(
+        default=0.1, meaning="share that they may tune on; the rest is the test",
+        above=0, below=1,
+    )  # fmt: skip
+    max_documents: int | None = setting(
+        default=None, meaning="take only the first so many", at_least=1, unit="documents"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            self.calibration + self.validation < 1,
+            "validation",
+            "less than 1 - corpus.calibration, so that documents remain for the test",
+        )
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What reports call the corpus."""
+
+    @abstractmethod
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents.
+
+        Raises
+        ------
+        ConfigError
+            If nothing is found, or a dataset cannot be had.
+        TrimtabError
+            If a file cannot be read.
+        """
+
+
+@settings
+class PythonDocs(CorpusSource):
+    """The help topics of the running Python (pydoc_data.topics): 0.46 MB of prose about Python."""
+
+    @property
+    def title(self) -> str:
+        return "python-docs"
+
+    def documents(self) -> Iterator[Document]:
+        from pydoc_data.topics import topics
+
+        for name, text in topics.items():
+            yield Document(name, text)
+
+
+@settings
+class FilesCorpus(CorpusSource):
+    """Your own text: .txt and .md files are one document each, .jsonl files one a line."""
+
+    glob: str = setting(meaning="which files, such as '/texts/**/*.md' (quote it)")
+    text_field: str = setting(
+        default="text", meaning="the field of a .jsonl line that holds the text"
+    )
+
+    @property
+    def title(self) -> str:
+        return self.glob
+
+    def documents(self) -> Iterator[Document]:
+        pattern = str(Path(self.glob).expanduser())
+        paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+        paths = [path for path in paths if path.is_file()]
+        if not paths:
+            raise ConfigError("corpus.glob", self.glob, "no file matches")
+        for path in paths:
+            if path.suffix == ".jsonl":
+                yield from _json_lines(path, self.text_field)
+            elif path.suffix in (".txt", ".md"):
+                yield Document(str(path), _read(path))
+            else:
+                expected = f"{path} is none of .txt, .md and .jsonl"
+                raise ConfigError("corpus.glob", self.glob, expected)
+
+
+@settings
+class HubCorpus(CorpusSource):
+    """A dataset by hub name or from a local folder; needs the extra `datasets`."""
+
+    name: str = setting(meaning="org/dataset, or /path/to/folder")
+    subset: str | None = setting(default=None, meaning="configuration of the dataset")
+    split: str = setting(default="train", meaning="split of the dataset")
+    revision: str | None = setting(default=None, meaning="branch, tag or commit on the hub")
+    text_field: str = setting(default="text", meaning="the column that holds the text")
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+    def documents(self) -> Iterator[Document]:
+        try:
+            import datasets
+        except ImportError as error:
+            needed = "corpus=hub needs the datasets package: pip install datasets"
+            raise TrimtabError(needed) from error
+        datasets.disable_progress_bars()
+        try:
+            with waiting(f"Loading the dataset {self.name}"):
+                rows = datasets.load_dataset(
+                    self.name, self.subset, split=self.split, revision=self.revision
+                )
+        except Exception as error:  # datasets raises many unrelated types for "cannot be had"
+            reason = str(error).splitlines()[0]
+            raise ConfigError("corpus.name", self.name, f"cannot be loaded: {reason}") from error
+        for number, row in enumerate(rows):
+            text = _text_of(row, self.text_field, f"{self.name}[{number}]")
+            yield Document(f"{self.name}:{number}", text)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrimtabError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _json_lines(path: Path, field: str) -> Iterator[Document]:
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record: Any = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TrimtabError(f"{path}, line {number}: not JSON: {error}") from error
+        yield Document(f"{path}:{number}", _text_of(record, field, f"{path}, line {number}"))
+
+
+def _text_of(record: Any, field: str, place: str) -> str:
+    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        raise TrimtabError(
+            f"{place}: no text in the field {field!r} (found: {fields}); set corpus.text_field"
+        )
+    return str(record[field])

@@ -1,0 +1,154 @@
+"""Settings, declared once: default, meaning and range together, checked wherever they are set.
+
+`--help`, the docstrings, the defaults that Hydra composes and the checks all come from here. This
+module is imported before anything heavy, so that a mistyped setting is refused at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from enum import StrEnum
+from textwrap import fill, indent
+from types import NoneType
+from typing import Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, get_type_hints
+
+from trimtab.errors import ConfigError
+
+T = TypeVar("T")
+KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def setting(
+    *,
+    default: Any = MISSING,
+    meaning: str,
+    unit: str = "",
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Declare a field of a class under `settings`.
+
+    Parameters
+    ----------
+    default : Any
+        Where it is left out, the setting is required.
+    meaning : str
+        One sentence for `--help` and the docstring.
+    unit : str
+        Plural: ``bytes``, ``tokens``.
+    at_least, above, at_most, below : float, optional
+        The range, its ends included (`at_least`, `at_most`) or not.
+    """
+    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "bounds": given})
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(setting,))
+def settings(kind: type[T]) -> type[T]:
+    """Make a class of `setting` fields a dataclass, and list them in its docstring."""
+    made: Any = dataclass(kw_only=True)(kind)
+    lines = []
+    for name, text in describe(made):
+        lines += [name, indent(fill(text, 92), " " * 4)]
+    made.__doc__ = f"{kind.__doc__}\n\nParameters\n----------\n" + "\n".join(lines)
+    return cast(type[T], made)
+
+
+class Settings:
+    """What classes under `settings` derive from: converts and checks the values it is given.
+
+    Raises
+    ------
+    ConfigError
+        For a value of the wrong type, not among the choices, or out of range.
+    """
+
+    place: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for one in _explained(type(self)):
+            value = self._converted(one, hints[one.name], getattr(self, one.name))
+            setattr(self, one.name, value)
+            if value is not None and not _within(value, one.metadata["bounds"]):
+                self.require(False, one.name, _range(one, hints[one.name]))
+
+    def require(self, holds: bool, name: str, expected: str) -> None:
+        """Refuse the value of the setting `name` unless `holds`."""
+        if not holds:
+            raise ConfigError(self._key(name), getattr(self, name), f"expected {expected}")
+
+    def _key(self, name: str) -> str:
+        return f"{self.place}.{name}" if self.place else name
+
+    def _converted(self, one: Field[Any], hint: Any, value: Any) -> Any:
+        kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+        optional = NoneType in get_args(hint)
+        if value is None and optional:
+            return None
+        kind = kinds[0]
+        if issubclass(kind, StrEnum):
+            if value not in list(kind):
+                self.require(False, one.name, _range(one, hint))
+            return kind(value)
+        if kind is float and type(value) is int:
+            return float(value)
+        if kind in KIND and type(value) is not kind:
+            self.require(False, one.name, ("null or " if optional else "") + KIND[kind])
+        return value
+
+
+def describe(kind: type) -> Iterator[tuple[str, str]]:
+    """Yield, for every setting of a class, its name with its default, and what it means."""
+    hints = get_type_hints(kind)
+    for one in _explained(kind):
+        required = one.default is MISSING
+        default = "required" if required else _written(one.default)
+        meaning, expected = one.metadata["meaning"], _range(one, hints[one.name])
+        yield f"{one.name}: {default}", meaning + (f" ({expected})" if expected else "")
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """Return the settings of a class with their defaults; ``???`` where one is required."""
+    return {one.name: "???" if one.default is MISSING else one.default for one in _explained(kind)}
+
+
+def _explained(kind: Any) -> list[Field[Any]]:
+    """Return the fields that `setting` declares; others are sections, explained on their own."""
+    return [one for one in fields(kind) if "meaning" in one.metadata]
+
+
+def _within(value: Any, bounds: dict[str, float]) -> bool:
+    holds: dict[str, Callable[[float], bool]] = {
+        "at least": lambda bound: value >= bound,
+        "above": lambda bound: value > bound,
+        "at most": lambda bound: value <= bound,
+        "below": lambda bound: value < bound,
+    }
+    finite = not bounds or math.isfinite(value)
+    return finite and all(holds[name](bound) for name, bound in bounds.items())
+
+
+def _range(one: Field[Any], hint: Any) -> str:
+    """Say what is accepted: ``null or at least 1 tokens``, ``slot or mega``."""
+    kinds = get_args(hint) or (hint,)
+    choices = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, StrEnum)]
+    if choices:
+        text = " or ".join(choices[0]) if len(choices[0]) < 3 else f"one of {', '.join(choices[0])}"
+    else:
+        limits = (f"{name} {bound}" for name, bound in one.metadata["bounds"].items())
+        text = " and ".join(limits)
+        unit = one.metadata["unit"]
+        text = f"{text} {unit}" if text and unit else text or unit
+    return f"null or {text}" if text and NoneType in kinds else text
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)

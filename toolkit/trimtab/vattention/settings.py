@@ -1,0 +1,51 @@
+"""The configuration of the virtual KV cache."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import ClassVar
+
+from trimtab.settings import Settings, setting, settings
+
+
+class Layout(StrEnum):
+    """What is contiguous in the virtual KV cache.
+
+    `slot`: the keys, or the values, of one layer. `mega`: those of all layers, token by token; it
+    has fewer pages to map and less in unfinished ones, and a layer's rows lie further apart.
+    """
+
+    slot = "slot"
+    mega = "mega"
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        raise ValueError(f"layout={value!r}; expected {' or '.join(cls)}")
+
+
+@settings
+class CacheSettings(Settings):
+    """How the generation engine keeps keys and values, and reads prompts into them."""
+
+    place: ClassVar[str] = "vattention"
+
+    layout: Layout = setting(
+        default=Layout.slot,
+        meaning="what is contiguous: slot, the tokens of one layer; mega, those of all layers "
+        "together",
+    )
+    page_group: int | None = setting(
+        default=None,
+        meaning="size of a page; null is 64 KB on the host, the driver's 2 MB on a GPU",
+        at_least=1,
+        unit="bytes",
+    )
+    budget: int | None = setting(
+        default=None,
+        meaning="the most that pages may take; null sets no limit",
+        at_least=1,
+        unit="bytes",
+    )
+    prefill_chunk: int = setting(
+        default=512, meaning="prompt tokens read in one forward pass", at_least=1, unit="tokens"
+    )
