@@ -15,8 +15,7 @@ from trimtab.commands.launch import expand_shorthand, launch, one_line, typed
 from trimtab.config import CalibrateConfig, EvaluateConfig
 from trimtab.errors import TrimtabError
 from trimtab.method import Method
-from trimtab.registry import build
-from trimtab.registry import config_folder, method_names, register
+from trimtab.registry import build, config_folder, method_names, register
 from trimtab.stack import Stack
 
 CORES = len(os.sched_getaffinity(0))
