@@ -2,20 +2,29 @@
 
 import errno
 import os
-from dataclasses import MISSING, fields
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
-from trimtab.commands.launch import expand_shorthand, launch, one_line, typed
+from trimtab.commands.launch import launch, typed
+from trimtab.commands.messages import one_line
+from trimtab.commands.overrides import expand
 from trimtab.config import CalibrateConfig, EvaluateConfig
 from trimtab.errors import TrimtabError
 from trimtab.method import Method
-from trimtab.registry import build, config_folder, method_names, register
+from trimtab.registry import (
+    SECTIONS,
+    TARGETED,
+    build,
+    config_folder,
+    method_names,
+    register,
+    targets,
+)
+from trimtab.settings import describe
 from trimtab.stack import Stack
 
 CORES = len(os.sched_getaffinity(0))
@@ -41,15 +50,11 @@ def test_the_defaults_are_sound(name):
 
 
 @pytest.mark.parametrize("name", method_names())
-def test_a_methods_yaml_says_what_its_class_says(name):
-    node = OmegaConf.load(config_folder() / "method" / f"{name}.yaml")
-    kind = get_class(node.pop("_target_"))
+def test_what_is_composed_for_a_method_is_its_class_with_its_defaults(name):
+    kind = targets("method")[name]
     assert kind.name == name
-    declared = {field.name: field.default for field in fields(kind)}
-    assert MISSING not in declared.values()
-    assert OmegaConf.to_container(node) == {
-        key: getattr(value, "value", value) for key, value in declared.items()
-    }
+    node = composed("evaluate", f"methods={name}").methods[name]
+    assert build(node, Method) == kind()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,7 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             ["quality.out_of_domain_windows=1"],
             "out_of_domain_windows=1: expected 0 or at least 2",
         ),
-        ("evaluate", ["quality.compression_windows=-1"], "windows=-1: expected 0 or at least 2"),
+        ("evaluate", ["quality.compression_windows=-1"], "windows=-1: expected at least 0"),
         ("evaluate", ["quality.compression_bytes=31"], "compression_bytes=31: expected at least"),
         ("evaluate", ["quality.compression_context_bytes=0"], "bytes=0: expected at least 32"),
         ("evaluate", ["generation.new_tokens=1"], "generation.new_tokens=1: expected at least 2"),
@@ -116,7 +121,7 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["threads=0"], "threads=0: expected null or at least 1"),
         ("evaluate", [f"threads={CORES + 1}"], f"at most {CORES}, the cores this process may use"),
         ("calibrate", ["threads=100000"], "threads=100000: expected null or at least 1"),
-        ("evaluate", ["seed=-1"], "seed=-1: expected at least 0 and less than 2**32"),
+        ("evaluate", ["seed=-1"], "seed=-1: expected at least 0 and below 4294967296"),
         ("calibrate", [f"seed={2**32}"], f"seed={2**32}: expected at least 0"),
         (
             "evaluate",
@@ -156,7 +161,11 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("calibrate", ["model=hub"], "model.name=???: is required"),
         ("calibrate", ["model=hub", "model.name=/nope"], "model.name=/nope: there is no such"),
         ("calibrate", ["model.name=gpt2"], "unknown setting model.name, it belongs to model=hub"),
-        ("calibrate", ["corpus.calibration=1.5"], "corpus.calibration=1.5: expected a share"),
+        (
+            "calibrate",
+            ["corpus.calibration=1.5"],
+            "corpus.calibration=1.5: expected above 0 and below 1",
+        ),
         ("calibrate", ["corpus.validation=0.5"], "corpus.validation=0.5: expected less than"),
         ("calibrate", ["corpus.max_documents=0"], "corpus.max_documents=0: expected null or"),
         ("calibrate", ["tracking.mode=of"], "tracking.mode: Invalid value 'of'"),
@@ -171,7 +180,7 @@ def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"sparsity": 1.0}, r"larosa.sparsity=1.0: expected a share in \[0, 1\)"),
+        ({"sparsity": 1.0}, r"larosa.sparsity=1.0: expected at least 0 and below 1"),
         ({"sparsity": -0.1}, "larosa.sparsity=-0.1"),
         ({"sparsity": "half"}, "larosa.sparsity|could not be converted"),
         ({"basis": "dct"}, "Invalid value 'dct', expected one of"),
@@ -237,8 +246,7 @@ def test_the_most_a_seed_and_threads_may_be(name):
 
 def test_the_help_says_which_methods_need_no_calibration():
     help_text = (config_folder() / "calibrate.yaml").read_text()
-    nodes = (OmegaConf.load(config_folder() / "method" / f"{name}.yaml") for name in method_names())
-    kinds = [get_class(node["_target_"]) for node in nodes]
+    kinds = targets("method").values()
     (uncalibrated,) = [kind.name for kind in kinds if not kind.calibrated]
     assert f"${{options:method}} ({uncalibrated} needs no calibration)" in help_text
 
@@ -277,9 +285,43 @@ def launched(monkeypatch, folder, error):
     launch(task, "evaluate")
 
 
-def test_shorthand_is_for_what_the_root_does_not_know():
+def test_a_methods_setting_by_itself_is_its_own_in_both_commands():
     given = ["method=larosa", "sparsity=0.4", "--cfg", "job", "+new=1", "model.dtype=float32", "-m"]
-    assert expand_shorthand(given, {"method", "model"}, "method") == [
+    assert expand(given, "calibrate") == [
         "method=larosa", "method.sparsity=0.4", "--cfg", "job", "+new=1", "model.dtype=float32",
         "-m",
     ]  # fmt: skip
+    given = ["methods=all", "sparsity=0.4", "layout=mega", "seed=1", "nonsense=2"]
+    assert expand(given, "evaluate") == [
+        "methods=all", "methods.larosa.sparsity=0.4", "methods.vattention.layout=mega", "seed=1",
+        "nonsense=2",
+    ]  # fmt: skip
+
+
+def test_a_setting_that_several_methods_have_is_refused_with_its_full_names():
+    with pytest.raises(TrimtabError, match="window is a setting of adaptivocab and larosa: write "
+                       "methods.adaptivocab.window=64 or methods.larosa.window=64"):  # fmt: skip
+        expand(["methods=all", "window=64"], "evaluate")
+
+
+def test_in_a_sweep_a_methods_setting_is_for_the_stacks_that_hold_it():
+    given = ["-m", "methods=baseline,larosa", "methods.larosa.group=3", "sparsity=0.25,0.4"]
+    assert expand(given, "evaluate") == [
+        "-m", "methods=baseline,larosa", "++methods.larosa.group=3",
+        "++methods.larosa.sparsity=0.25,0.4",
+    ]  # fmt: skip
+    with pytest.raises(TrimtabError, match=r"unknown setting methods.larosa.sparsty.*sparsity"):
+        expand(["-m", "methods=baseline,larosa", "methods.larosa.sparsty=0.4"], "evaluate")
+
+
+def test_every_setting_is_explained_by_help():
+    register()
+    for name, kind in KINDS.items():
+        template = OmegaConf.load(config_folder() / f"{name}.yaml").hydra.help.template
+        explained = str(template)
+        kinds = [kind, *(one for group in TARGETED for one in targets(group).values())]
+        sections = [one for key, one in SECTIONS.items() if name == "evaluate" or key == "tracking"]
+        for one in [*kinds, *sections]:
+            for setting, meaning in describe(one):
+                assert setting in explained
+                assert " ".join(meaning.split()) in " ".join(explained.split())

@@ -47,6 +47,19 @@ def group_options(group: str) -> list[str]:
     return sorted(files | set(method_names() if group == "methods" else ()))
 
 
+def stack_members(stack: str) -> set[str]:
+    """Return the methods of a stack: an option of the group ``methods``, or a list of them."""
+    if stack.startswith("["):
+        return {
+            name for part in stack.strip("[]").split(",") for name in stack_members(part.strip())
+        }
+    if stack in method_names():
+        return {stack}
+    path = config_folder() / "methods" / f"{stack}.yaml"
+    node: Any = OmegaConf.load(path) if path.exists() else {}
+    return {str(name) for entry in node.get("defaults", ()) for name in entry.values()}
+
+
 def targets(group: str) -> dict[str, type]:
     """Return the class of every option of a group whose options name one."""
     files = sorted((config_folder() / group).glob("*.yaml"))

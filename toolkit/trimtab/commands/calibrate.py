@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import fields
-
 from omegaconf import DictConfig
 
-from trimtab.commands.launch import expand_shorthand, launch, typed
+from trimtab.commands.launch import launch, typed
 from trimtab.config import CalibrateConfig
 from trimtab.errors import TrimtabError
+from trimtab.method import NOT_CALIBRATED, Method
 from trimtab.progress import waiting
 from trimtab.registry import build
 
@@ -24,7 +22,6 @@ def run(config: DictConfig) -> None:
         from trimtab.corpus import load_corpus
         from trimtab.environment import prepare
         from trimtab.files import require_writable
-        from trimtab.method import NOT_CALIBRATED, Method
         from trimtab.models.loading import load_model
 
     method = build(settings.method, Method)
@@ -45,6 +42,4 @@ def run(config: DictConfig) -> None:
 
 def main() -> None:
     """Enter from the command line."""
-    root = {field.name for field in fields(CalibrateConfig)}
-    sys.argv[1:] = expand_shorthand(sys.argv[1:], root, "method")
     launch(run, "calibrate")

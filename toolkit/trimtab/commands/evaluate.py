@@ -8,23 +8,30 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from trimtab.commands.launch import launch, one_line, output_folder, typed
+from trimtab.commands.launch import launch, output_folder, typed
+from trimtab.commands.messages import one_line
+from trimtab.commands.overrides import without_foreign
 from trimtab.config import EvaluateConfig, OnMissing
 from trimtab.files import require_writable, write_json
-from trimtab.progress import waiting
+from trimtab.progress import say, waiting
 
 
 def run(config: DictConfig) -> None:
     """Evaluate as `config` says and print the report's path on standard output.
 
-    Writes result.json, or error.json where it fails.
+    Writes result.json, or error.json where it fails; neither where another job of the sweep does
+    the same.
     """
     folder = output_folder()
     try:
+        config, repeats = without_foreign(config)
+        if repeats:
+            say(f"Not run: {label(config)} is what the job with {repeats} measures")
+            return
         _evaluate(config, folder)
     except Exception as error:
         failure = {"type": type(error).__name__, "message": one_line(error)}
-        write_json(folder / "error.json", {"status": "error", "label": label(), **failure})
+        write_json(folder / "error.json", {"status": "error", "label": label(config), **failure})
         _report(folder)
         raise
 
@@ -39,7 +46,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     if settings.on_missing is OnMissing.calibrate:
         require_writable("artifacts", settings.artifacts)
     with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
-        result = evaluate(settings, label())
+        result = evaluate(settings, label(config))
         write_json(folder / "result.json", result)
         report = _report(folder)
         log.result(result, report)
@@ -57,12 +64,16 @@ def _sweep(folder: Path) -> str | None:
     return "/".join(folder.parts[-3:-1]) if HydraConfig.get().mode == RunMode.MULTIRUN else None
 
 
-def label() -> str:
-    """Return what tells this job from its neighbours: the stack and the settings changed."""
-    overrides = HydraConfig.get().overrides.task
+def label(config: DictConfig) -> str:
+    """Return what tells this job from its neighbours: the stack and its settings changed."""
+    overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task]
     stacks = [item.partition("=")[2] for item in overrides if item.startswith("methods=")]
     stack = stacks[-1] if stacks else "baseline"
-    changed = [item.removeprefix("methods.") for item in overrides if item.startswith("methods.")]
+    changed = [
+        item.removeprefix("methods.")
+        for item in overrides
+        if item.startswith(tuple(f"methods.{name}." for name in config.methods))
+    ]
     return " ".join([stack, *(item.removeprefix(f"{stack}.") for item in changed)])
 
 

@@ -1,0 +1,93 @@
+"""What went wrong, in one line that says what was refused and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+
+from trimtab.errors import TrimtabError
+from trimtab.registry import TARGETED, group_options, method_names, stack_members, targets
+from trimtab.settings import defaults
+
+Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
+FULL = (errno.ENOSPC, errno.EDQUOT)  # writing to an open file, the error does not name it
+
+
+def is_mistake(error: Exception) -> bool:
+    """Return whether the user can put it right; any other exception is a defect."""
+    if isinstance(error, OSError):
+        return error.filename is not None or error.errno in FULL
+    if isinstance(error, SafetensorError):
+        return "I/O error" in str(error)
+    return isinstance(error, Mistake)
+
+
+def one_line(error: BaseException) -> str:
+    """Say in one line what was refused and what was expected instead."""
+    if isinstance(error, TrimtabError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = error.options or group_options(group)  # Hydra lists none for a list's member
+        hint = nearest(option, options)
+        return f"{group}={option}: no such option{hint}; there are: {', '.join(options)}"
+    if twice := re.match(r"schema/method@methods\.(\w+) appears more than once", str(error)):
+        return _named_twice(twice[1])
+    cause: BaseException = error
+    while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return _describe(cause)
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _describe(error: OmegaConfBaseException) -> str:
+    first = (error.msg or str(error)).splitlines()[0]
+    if not re.match(r"Key '.*' (is not in struct|not in)", first):
+        return f"{error.full_key}: {first}"
+    place, _, key = str(error.full_key).rpartition(".")
+    siblings = [name for name in _keys(error.parent_node) if not name.startswith("_")]
+    if place == "methods" and key in method_names():
+        stack = f"'methods=[{','.join([*siblings, key])}]'" if siblings else f"methods={key}"
+        return f"{error.full_key}: {key} is not in the stack, write {stack}"
+    hint = nearest(key, siblings) or _elsewhere(place, key)
+    return (
+        f"unknown setting {error.full_key}{hint}; {place or 'the top level'} has: "
+        f"{', '.join(siblings)}"
+    )
+
+
+def _keys(node: Any) -> list[str]:
+    return [str(name) for name in node] if isinstance(node, DictConfig) else []
+
+
+def _elsewhere(group: str, key: str) -> str:
+    """Name the options of a group that do have a setting, where the chosen one has not."""
+    if group not in TARGETED:
+        return ""
+    owners = (option for option, kind in targets(group).items() if key in defaults(kind))
+    options = [f"{group}={option}" for option in owners]
+    return f", it belongs to {' and '.join(options)}" if options else ""
+
+
+def _named_twice(method: str) -> str:
+    stacks = [name for name in group_options("methods") if method in stack_members(name)]
+    stacks.remove(method)
+    held = f" ({' and '.join(stacks)} {'contains' if len(stacks) == 1 else 'contain'} it)"
+    return f"methods: {method} is named twice{held if stacks else ''}: name it once"
+
+
+def nearest(word: str, candidates: Sequence[str]) -> str:
+    """Return a hint at what was probably meant, or nothing."""
+    close = difflib.get_close_matches(word, candidates, n=1)
+    return f", did you mean {close[0]}?" if close else ""

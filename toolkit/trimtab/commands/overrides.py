@@ -1,0 +1,147 @@
+"""What is typed on the command line, as Hydra takes it.
+
+A setting of a method can be written by itself, and in a sweep over stacks a setting of a method is
+for those stacks that hold it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from trimtab.config import CalibrateConfig, EvaluateConfig
+from trimtab.errors import TrimtabError
+from trimtab.registry import group_options, stack_members, targets
+from trimtab.settings import defaults
+
+MULTIRUN = ("-m", "--multirun")
+
+
+def expand(arguments: list[str], command: str) -> list[str]:
+    """Return the arguments with the settings of methods under their full names.
+
+    ``sparsity=0.4`` is ``method.sparsity=0.4`` for calibrate.py and ``methods.larosa.sparsity=0.4``
+    for evaluate.py. A key that belongs to nothing stays, and is refused under that name.
+
+    Raises
+    ------
+    TrimtabError
+        If several methods have a setting of that name, or a method has none in a sweep.
+    """
+    if command == "calibrate":
+        return [_under("method", one, CalibrateConfig) for one in arguments]
+    sweep = any(one in MULTIRUN for one in arguments)
+    return [_for_stacks(one, sweep) for one in arguments]
+
+
+def _under(node: str, argument: str, root: Any) -> str:
+    key = _key(argument)
+    known = key is None or "." in key or key in {one.name for one in fields(root)}
+    return argument if known else f"{node}.{argument}"
+
+
+def _for_stacks(argument: str, sweep: bool) -> str:
+    methods = targets("method")
+    key = _key(argument)
+    if key is None or key in {one.name for one in fields(EvaluateConfig)}:
+        return argument
+    if "." not in key:
+        owners = [name for name, kind in methods.items() if key in defaults(kind)]
+        if len(owners) > 1:
+            choices = " or ".join(f"methods.{name}.{argument}" for name in owners)
+            raise TrimtabError(f"{key} is a setting of {' and '.join(owners)}: write {choices}")
+        if not owners:
+            return argument
+        argument, key = f"methods.{owners[0]}.{argument}", f"methods.{owners[0]}.{key}"
+    found = re.fullmatch(r"methods\.(\w+)\.(\w+)", key)
+    if not sweep or found is None or found[1] not in methods:
+        return argument
+    if found[2] not in defaults(methods[found[1]]):
+        raise TrimtabError(
+            f"unknown setting {key}; {found[1]} has: {', '.join(defaults(methods[found[1]]))}"
+        )
+    # Added where the stack of a job does not hold the method; `without_foreign` takes it out.
+    return f"++{argument}"
+
+
+def _key(argument: str) -> str | None:
+    match = re.match(r"([A-Za-z_][\w.]*)=", argument)
+    return match[1] if match else None
+
+
+def without_foreign(config: DictConfig) -> tuple[DictConfig, str]:
+    """Take settings of methods that a job's stack does not hold out of its configuration.
+
+    Returns
+    -------
+    config : DictConfig
+    repeats : str
+        Where another job of the sweep differs from this one in such settings alone and does its
+        work, what they are there; empty where none does.
+
+    Raises
+    ------
+    TrimtabError
+        If no other job's stack holds the method either.
+    """
+    foreign = [name for name, node in config.methods.items() if "_target_" not in (node or {})]
+    if not foreign:
+        return config, ""
+    sweep = list(_sweep())
+    stacks = [stack for one in sweep if one.key_or_group == "methods" for stack in _choices(one)]
+    held = {member for stack in stacks for member in stack_members(stack)}
+    for name in foreign:
+        if name not in held:
+            raise TrimtabError(
+                f"methods.{name}: {name} is in no stack of the sweep, write methods={name}"
+            )
+    kept = config.copy()
+    with open_dict(kept):
+        for name in foreign:
+            del kept.methods[name]
+    mine = {one.key_or_group: one for one in _parsed(list(HydraConfig.get().overrides.task))}
+    firsts = [
+        f"{one.key_or_group.removeprefix('methods.')}={_choices(one)[0]}"
+        for one in sweep
+        if is_foreign(one.key_or_group, foreign)
+        and _choices(one)[0] != _choices(mine[one.key_or_group])[0]
+    ]
+    return kept, " ".join(firsts)
+
+
+def is_foreign(key: str, foreign: list[str]) -> bool:
+    """Return whether a key names a setting of one of these methods."""
+    return any(key.startswith(f"methods.{name}.") for name in foreign)
+
+
+def _sweep() -> Iterator[Override]:
+    """Yield the overrides of the sweep that the running job belongs to."""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        return
+    whole = OmegaConf.load(Path(hydra.runtime.cwd) / hydra.sweep.dir / "multirun.yaml").hydra
+    yield from _parsed(list(whole.overrides.task))
+    params = whole.sweeper.get("params") or {}
+    yield from _parsed([f"{key}={value}" for key, value in params.items()])
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    return list(OverridesParser.create().parse_overrides(overrides))
+
+
+def _choices(override: Override) -> list[str]:
+    value = override.value()
+    if isinstance(value, Glob):
+        return value.filter(group_options(override.key_or_group))
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [str(override.get_value_element_as_str())]
