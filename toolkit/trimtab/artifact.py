@@ -14,9 +14,13 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import ArtifactError
 from trimtab.files import publishing, save_tensors, sha256_of_file, sha256_of_json, write_json
+from trimtab.method import Method
+from trimtab.models.fingerprint import fingerprint
+from trimtab.registry import targets
 
 SCHEMA = 3
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
@@ -80,6 +84,50 @@ class Artifact:
     run: dict[str, Any]
     tensors: dict[str, Tensor]
     files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def method(self) -> Method:
+        """The method with the settings it was calibrated with.
+
+        Raises
+        ------
+        ArtifactError
+            If there is no method of that name.
+        """
+        known = targets("method")
+        if self.key.method not in known:
+            raise ArtifactError(
+                f"the artifact {self.key.digest} is of the method {self.key.method}, and there "
+                f"are: {', '.join(known)}"
+            )
+        made = known[self.key.method](**self.key.config)
+        assert isinstance(made, Method)
+        return made
+
+    def export(
+        self,
+        model: PreTrainedModel,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Save `model` as the method makes it: a folder for `trimtab.load_model`.
+
+        Parameters
+        ----------
+        model : PreTrainedModel
+            The one the artifact was calibrated on; it stays as it is.
+        tokenizer : PreTrainedTokenizerBase, optional
+            Saved too.
+
+        Raises
+        ------
+        ArtifactError
+            If `model` is another one.
+        MisfitError
+            If what the method makes is no model that can be saved.
+        """
+        self.require_model(fingerprint(model))
+        self.method.export(model, tokenizer, self, Path(folder))
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Write the artifact as `folder` in one step: a reader never sees a part of it.

@@ -5,18 +5,21 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from trimtab.artifact import Artifact
+from trimtab.artifact import DESCRIPTION, Artifact
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, ConfigError
 from trimtab.files import require_writable
 from trimtab.method import Method
+from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel
 from trimtab.progress import say
+from trimtab.stack import AppliedStack, Stack
 
 
 def calibrate(
@@ -55,6 +58,7 @@ def _make(
     loaded: LoadedModel, method: Method, corpus: Corpus, folder: Path, force: bool
 ) -> Artifact:
     checkpoint = folder.with_name(f".{folder.name}.unfinished")
+    say(f"Calibrating {method.name} on {corpus.name}{_earlier(folder.parent)}")
     if force:
         shutil.rmtree(checkpoint, ignore_errors=True)
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
@@ -66,6 +70,16 @@ def _make(
         f"{artifact.run['peak_host_bytes'] / 2**30:.2f} GiB"
     )
     return artifact
+
+
+def _earlier(siblings: Path) -> str:
+    """Say how long the last calibration of the same method and model took, where there is one."""
+    found = sorted(siblings.glob(f"*/{DESCRIPTION}"), key=lambda path: path.stat().st_mtime)
+    with suppress(ArtifactError):
+        if found:
+            seconds = Artifact.load(found[-1].parent).run["wall_seconds"]
+            return f"; the last time, with other settings, it took {seconds:.0f} s"
+    return ""
 
 
 @contextmanager
@@ -122,8 +136,19 @@ def _is_at(path: Path, file: IO[bytes]) -> bool:
     return False
 
 
-def find(loaded: LoadedModel, method: Method, corpus: Corpus, root: str | Path) -> Artifact:
+def find(
+    loaded: LoadedModel,
+    method: Method,
+    corpus: Corpus,
+    root: str | Path,
+    after: Sequence[str] = (),
+) -> Artifact:
     """Return the artifact, verified.
+
+    Parameters
+    ----------
+    after : sequence of str
+        The methods that made the model what it is.
 
     Raises
     ------
@@ -133,15 +158,58 @@ def find(loaded: LoadedModel, method: Method, corpus: Corpus, root: str | Path) 
     key = method.key(loaded.fingerprint, corpus)
     folder = key.folder(root, loaded.name)
     if not folder.exists():
+        place = f"for {loaded.name} on {corpus.name} (looked for {folder})"
+        if after:
+            raise ArtifactError(
+                f"no artifact of {method.name} on top of {', '.join(after)} {place}: it is "
+                "calibrated on the model that they make, by evaluate.py with on_missing=calibrate"
+            )
         settings = " ".join(
             f"{name}={'null' if value is None else value}"
             for name, value in method.config().items()
+            if value != type(method)().config()[name]
         )
         raise ArtifactError(
-            f"no artifact of {method.name} for {loaded.name} on {corpus.name} (looked for "
-            f"{folder}): make it with calibrate.py method={method.name} {settings} and the same "
-            "model and corpus, or add on_missing=calibrate"
+            f"no artifact of {method.name} {place}: make it with calibrate.py "
+            f"{f'method={method.name} {settings}'.strip()} and the same model and corpus, or leave "
+            "on_missing=calibrate"
         )
     artifact = Artifact.load(folder)
     artifact.verify(key)
     return artifact
+
+
+def artifacts_for(
+    stack: Stack, loaded: LoadedModel, corpus: Corpus, root: str | Path, *, make: bool
+) -> dict[str, Artifact]:
+    """Return the artifacts of a stack's methods, by their names.
+
+    Each is of the model as the methods before leave it: what adapts to a text's activations has
+    to see them in the tokens that will be read.
+
+    Parameters
+    ----------
+    make : bool
+        Calibrate what is missing.
+
+    Raises
+    ------
+    ArtifactError
+        If one is missing and may not be made, or is damaged or of another model.
+    """
+    found: dict[str, Artifact] = {}
+    calibrated = [method for method in stack.methods if method.calibrated]
+    adapted, applied = loaded, AppliedStack(loaded.tokenizer, loaded.tokenizer)
+    with ExitStack() as undo:
+        for method in calibrated:
+            if make:
+                artifact, _ = calibrate(adapted, method, corpus, root)
+            else:
+                artifact = find(adapted, method, corpus, root, after=list(found))
+            found[method.name] = artifact
+            if method is not calibrated[-1]:
+                part = method.apply(loaded.model, applied.tokenizer, artifact)
+                applied.add(undo.enter_context(part))
+                if (changed := fingerprint(loaded.model)) != adapted.fingerprint:
+                    adapted = replace(adapted, tokenizer=applied.tokenizer, fingerprint=changed)
+    return found

@@ -130,16 +130,45 @@ class TrackingConfig(Settings):
 
 
 @settings
-class CommandConfig(Settings):
+class SeedConfig(Settings):
+    """What everything drawn at random starts from."""
+
+    seed: int = setting(
+        default=0, meaning="seed of everything drawn at random", at_least=0, below=2**32
+    )
+
+
+@settings
+class MeasureConfig(SeedConfig):
+    """What is generated, read and timed to measure a stack."""
+
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+    paired: bool = setting(
+        default=True,
+        meaning="time both models in turn; false keeps one copy in memory and times them one "
+        "after the other",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        timed = self.speed.repeats * self.generation.prompts
+        expected = (
+            f"speed.repeats x generation.prompts to be at least {LEAST_TIMED} timed generations: "
+            f"an interval over {timed} means nothing"
+        )
+        self.speed.require(timed >= LEAST_TIMED, "repeats", expected)
+
+
+@settings
+class CommandConfig(SeedConfig):
     """What both commands read."""
 
     model: Any = MISSING
     corpus: Any = MISSING
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     artifacts: str = setting(default="artifacts", meaning="folder that artifacts are kept under")
-    seed: int = setting(
-        default=0, meaning="seed of everything drawn at random", at_least=0, below=2**32
-    )
     threads: int | None = setting(
         default=None, meaning="CPU threads; null leaves PyTorch's choice", at_least=1
     )
@@ -160,27 +189,10 @@ class CalibrateConfig(CommandConfig):
 
 
 @settings
-class EvaluateConfig(CommandConfig):
+class EvaluateConfig(CommandConfig, MeasureConfig):
     """Everything `evaluate.py` reads."""
 
     methods: dict[str, Any] = MISSING
-    generation: GenerationConfig = field(default_factory=GenerationConfig)
-    quality: QualityConfig = field(default_factory=QualityConfig)
-    speed: SpeedConfig = field(default_factory=SpeedConfig)
     on_missing: OnMissing = setting(
         default=OnMissing.calibrate, meaning="what to do where an artifact does not exist"
     )
-    paired: bool = setting(
-        default=True,
-        meaning="time both models in turn; false keeps one copy in memory and times them one "
-        "after the other",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        timed = self.speed.repeats * self.generation.prompts
-        expected = (
-            f"speed.repeats x generation.prompts to be at least {LEAST_TIMED} timed generations: "
-            f"an interval over {timed} means nothing"
-        )
-        self.speed.require(timed >= LEAST_TIMED, "repeats", expected)

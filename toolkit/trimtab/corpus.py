@@ -55,6 +55,37 @@ class Corpus:
                 split = Split.test
             self.splits[split].append(document)
 
+    @classmethod
+    def for_calibration(cls, texts: Iterable[str]) -> Corpus:
+        """Return texts divided for a calibration: a fifth of them validate, none are for the test.
+
+        The fixed shuffle decides which, so that there is validation text wherever there are two.
+        """
+        corpus = cls._of(texts, Split.calibration)
+        documents = corpus.splits[Split.calibration]
+        cut = len(documents) - max(len(documents) // 5, len(documents) > 1)
+        corpus.splits[Split.calibration] = documents[:cut]
+        corpus.splits[Split.validation] = documents[cut:]
+        return corpus
+
+    @classmethod
+    def for_test(cls, texts: Iterable[str]) -> Corpus:
+        """Return texts to measure on, all of them."""
+        return cls._of(texts, Split.test)
+
+    @classmethod
+    def _of(cls, texts: Iterable[str], split: Split) -> Corpus:
+        found = [texts] if isinstance(texts, str) else list(texts)
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in found):
+            raise TrimtabError(f"texts={found[:1]}: expected a list of texts, or a Corpus")
+        documents = [Document(f"text {number}", text) for number, text in enumerate(found)]
+        corpus = cls("texts", documents, 0, 0)
+        corpus.splits[split] = corpus.splits.pop(Split.test)
+        corpus.splits = {one: corpus.splits.get(one, []) for one in Split}
+        if not corpus.splits[split]:
+            raise TrimtabError("texts: there is no text in them")
+        return corpus
+
     @property
     def digest(self) -> str:
         """SHA-256 over which text is in which split, 64 hexadecimal digits."""

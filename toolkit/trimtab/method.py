@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 NOT_CALIBRATED = "{name} needs no calibration: evaluate it with evaluate.py methods={name}"
 
+EXPORTED = "trimtab.json"  # in an exported model's folder: the method that has to load it
+
 # What a method may claim besides modules of the model.
 TOKENIZER, DRAFTS, KV_CACHE = "tokenizer", "drafts", "KV cache"
 
@@ -129,10 +131,11 @@ class Method(ABC):
         from trimtab.artifact import Artifact
         from trimtab.environment import package_versions, peak_host_bytes
         from trimtab.models.fingerprint import fingerprint
+        from trimtab.models.state import inferring
 
         self.check(model)
         started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, inferring(model):
             calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))
         return Artifact(
             key=self.key(fingerprint(model), corpus),
@@ -176,11 +179,18 @@ class Method(ABC):
     def export(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         artifact: Artifact,
         folder: Path,
     ) -> None:
         """Save `model` as the method makes it, for `trimtab.load_model`.
+
+        Parameters
+        ----------
+        model : PreTrainedModel
+            The one the artifact was calibrated on.
+        tokenizer : PreTrainedTokenizerBase or None
+            Saved with the model, where there is one.
 
         Raises
         ------
@@ -188,3 +198,14 @@ class Method(ABC):
             If what the method makes is no model that can be saved.
         """
         raise MisfitError(f"{self.name} leaves no model to save: apply its artifact instead")
+
+    @classmethod
+    def load_exported(cls, folder: Path, device: str) -> PreTrainedModel:
+        """Load what `export` saved, where it takes more than transformers to load it.
+
+        Raises
+        ------
+        MisfitError
+            If the method saves no such models.
+        """
+        raise MisfitError(f"{folder}: {cls.name} saves no models of its own kind")

@@ -23,6 +23,7 @@ from trimtab.capabilities import (
 from trimtab.errors import MisfitError
 from trimtab.method import DRAFTS, KV_CACHE, Method
 from trimtab.models.fingerprint import fingerprint
+from trimtab.models.state import inferring
 from trimtab.vattention.settings import CacheSettings
 
 
@@ -165,6 +166,7 @@ class Stack:
         """
         self.check(model)
         with ExitStack() as undo:
+            undo.enter_context(inferring(model))
             applied = AppliedStack(tokenizer, tokenizer)
             for method in self.methods:
                 artifact = artifacts.get(method.name)

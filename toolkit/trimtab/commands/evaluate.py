@@ -13,7 +13,9 @@ from trimtab.commands.messages import one_line
 from trimtab.commands.overrides import without_foreign
 from trimtab.config import EvaluateConfig, OnMissing
 from trimtab.files import require_writable, write_json
+from trimtab.method import Method
 from trimtab.progress import say, waiting
+from trimtab.registry import build
 
 
 def run(config: DictConfig) -> None:
@@ -38,15 +40,42 @@ def run(config: DictConfig) -> None:
 
 def _evaluate(config: DictConfig, folder: Path) -> None:
     settings = typed(config, EvaluateConfig)
+    methods = [build(node, Method) for node in settings.methods.values()]
     # Heavy imports wait until the configuration is known to be sound.
     with waiting("Importing PyTorch and transformers"):
+        import trimtab
         from trimtab import tracking
-        from trimtab.evaluation.run import evaluate
+        from trimtab.calibration import artifacts_for
+        from trimtab.corpus import load_corpus
+        from trimtab.environment import prepare
+        from trimtab.evaluation.memory import copied
+        from trimtab.evaluation.run import Subject
+        from trimtab.models.loading import load_model
+        from trimtab.stack import Stack
 
-    if settings.on_missing is OnMissing.calibrate:
+    stack = Stack(methods)
+    make = settings.on_missing is OnMissing.calibrate
+    if make:
         require_writable("artifacts", settings.artifacts)
     with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
-        result = evaluate(settings, label(config))
+        prepare(settings.seed, settings.threads)
+        corpus = load_corpus(settings.corpus)
+        loaded = load_model(settings.model)
+        stack.check(loaded.model)
+        artifacts = artifacts_for(stack, loaded, corpus, settings.artifacts, make=make)
+        model = copied(loaded.model) if settings.paired else loaded.model
+        members = [artifacts.get(method.name, method) for method in stack.methods]
+        with trimtab.apply(
+            model, loaded.tokenizer, members, fingerprint=loaded.fingerprint
+        ) as optimized:
+            result = trimtab.measure(
+                optimized,
+                corpus,
+                settings,
+                baseline=loaded.model if settings.paired else None,
+                subject=Subject(loaded.name, loaded.fingerprint, not loaded.random_weights),
+                label=label(config),
+            )
         write_json(folder / "result.json", result)
         report = _report(folder)
         log.result(result, report)

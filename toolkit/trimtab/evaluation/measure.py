@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from trimtab.config import EvaluateConfig
+from trimtab.config import MeasureConfig
 from trimtab.evaluation.cache_memory import CacheKind
 from trimtab.evaluation.generation import transformers_cache
 from trimtab.evaluation.memory import parameter_bytes, step_bytes
@@ -17,7 +17,7 @@ from trimtab.evaluation.text import Window
 from trimtab.progress import track
 
 
-def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quality: bool) -> None:
+def collect(sides: Sequence[Side], work: Workload, config: MeasureConfig, quality: bool) -> None:
     """Run the whole workload on every side and add the samples to it.
 
     Two sides take turns window by window and prompt by prompt, and who goes first alternates;
@@ -30,6 +30,7 @@ def measure(sides: Sequence[Side], work: Workload, config: EvaluateConfig, quali
     """
     for side in sides:
         side.parameter_bytes = parameter_bytes(side.model)
+        side.parameters = side.model.num_parameters()
     names = " and ".join(side.name for side in sides)
     if quality:
         with _engines(sides):
@@ -114,7 +115,7 @@ def _score(sides: Sequence[Side], work: Workload) -> None:
             side.compression = scores[len(work.windows) :]
 
 
-def _score_segmentations(side: Side, work: Workload, config: EvaluateConfig) -> None:
+def _score_segmentations(side: Side, work: Workload, config: MeasureConfig) -> None:
     for window in track(work.marginal, f"Segmentations: {side.name}", len(work.marginal)):
         side.canonical.append(replace(side.score(window), log_probs=None))
         found = side.score_marginal(window, config.quality.marginal_samples, config.seed)
@@ -132,7 +133,7 @@ def _score_window(sides: Sequence[Side], window: Window) -> None:
         side.scores.append(replace(found, log_probs=None))
 
 
-def _time(sides: Sequence[Side], work: Workload, config: EvaluateConfig) -> None:
+def _time(sides: Sequence[Side], work: Workload, config: MeasureConfig) -> None:
     rounds = config.speed.warmup + config.speed.repeats
     jobs = list(itertools.product(range(rounds), range(len(work.prompts))))
     names = " and ".join(side.name for side in sides)

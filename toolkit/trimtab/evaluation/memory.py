@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 from statistics import median
@@ -44,6 +45,18 @@ def copy_bandwidth(device: torch.device) -> float:
         _synchronize(device)
         seconds.append(time.perf_counter() - started)
     return 2 * COPY_BYTES / median(seconds)
+
+
+def copied(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model, for a paired measurement.
+
+    Raises
+    ------
+    ConfigError
+        If it does not fit, with the memory needed and the memory free.
+    """
+    require_room_for_copy(model)
+    return copy.deepcopy(model)
 
 
 def require_room_for_copy(model: PreTrainedModel) -> None:

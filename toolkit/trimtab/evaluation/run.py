@@ -1,22 +1,20 @@
-"""One evaluation: a stack of methods against the unmodified model, as one result."""
+"""One measurement: an optimized model against the unmodified one, as one result."""
 
 from __future__ import annotations
 
-import copy
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from trimtab.artifact import Artifact
-from trimtab.calibration import calibrate, find
-from trimtab.config import EvaluateConfig, OnMissing
-from trimtab.corpus import Corpus, Split, load_corpus
-from trimtab.environment import describe_environment, peak_host_bytes, prepare
-from trimtab.errors import ArtifactError
-from trimtab.evaluation.measure import measure, measure_caches, measure_prompt_cut
-from trimtab.evaluation.memory import copy_bandwidth, require_room_for_copy
+from trimtab.config import MeasureConfig
+from trimtab.corpora import Document
+from trimtab.corpus import Corpus, Split
+from trimtab.environment import describe_environment, peak_host_bytes
+from trimtab.evaluation.measure import collect, measure_caches, measure_prompt_cut
+from trimtab.evaluation.memory import copied, copy_bandwidth
 from trimtab.evaluation.result import (
     Result,
     engine_section,
@@ -34,14 +32,13 @@ from trimtab.evaluation.text import (
     prompts,
     quality_windows,
 )
-from trimtab.method import Method
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.loading import LoadedModel, load_model
+from trimtab.models.loading import short_name
+from trimtab.models.state import inferring
+from trimtab.optimized import Optimized
 from trimtab.progress import say
-from trimtab.registry import build
-from trimtab.stack import AppliedStack, Stack
 
-SCHEMA = 2
+SCHEMA = 3
 
 ABSENT = {
     "gpu": "no CUDA device",
@@ -51,92 +48,174 @@ ABSENT = {
 }
 
 
-def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
-    """Measure what `config` describes and return the content of result.json.
+@dataclass(frozen=True)
+class Subject:
+    """What a result says of the unmodified model.
 
     Parameters
     ----------
-    label : str
-        What tells this job from the others of a sweep.
+    name, fingerprint : str
+    known_weights : bool
+        False where the weights are random, so that no quality may be reported.
+    """
+
+    name: str
+    fingerprint: str
+    known_weights: bool = True
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Subject:
+        """Describe a model that somebody else has loaded."""
+        name = model.config.name_or_path or type(model).__name__
+        return cls(short_name(name), fingerprint(model))
+
+
+def measure(
+    optimized: Optimized,
+    texts: Sequence[str] | Corpus,
+    config: MeasureConfig | None = None,
+    *,
+    baseline: PreTrainedModel | None = None,
+    subject: Subject | None = None,
+    label: str | None = None,
+) -> dict[str, Any]:
+    """Measure an optimized model against the unmodified one: the content of result.json.
+
+    Parameters
+    ----------
+    optimized : Optimized
+        Within its ``with``.
+    texts : sequence of str or Corpus
+        Held-out text; of a corpus, its test split.
+    config : MeasureConfig, optional
+        What is generated, read and timed; the defaults of `evaluate.py` where None.
+    baseline : PreTrainedModel, optional
+        A copy of the unmodified model, for a paired measurement; made where None.
+    subject : Subject, optional
+        What the result says of the unmodified model; found out where None.
+    label : str, optional
+        What tells this measurement from others in a report; the methods' names where None.
+
+    Returns
+    -------
+    dict
+        JSON values only, see docs/results.md.
 
     Raises
     ------
     TrimtabError
-        If the model, the corpus, an artifact or the stack cannot be had or do not fit.
+        If there is too little text, or no room for a copy of the model.
     """
-    stack = Stack(build(node, Method) for node in config.methods.values())
-    prepare(config.seed, config.threads)
-    corpus = load_corpus(config.corpus)
+    config = config or MeasureConfig()
+    corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)
-    loaded = load_model(config.model)
-    stack.check(loaded.model)
-    artifacts = _artifacts(config, stack, loaded, corpus)
-    compression = compression_windows(documents, config.quality)
-    work = Workload(
-        quality_windows(documents, config.quality),
-        prompts(documents, loaded.tokenizer, config.generation),
-        compression,
-        canary_windows(config.quality),
-        marginal_windows(compression, config.quality),
-    )
-    baseline = Side("baseline", loaded.model, loaded.tokenizer)
-    quality = not loaded.random_weights
-    if config.paired:
-        require_room_for_copy(loaded.model)
-        candidate_model = copy.deepcopy(loaded.model)
-    else:
-        candidate_model = loaded.model
-        measure([baseline], work, config, quality)
-    with stack.apply(candidate_model, loaded.tokenizer, artifacts, loaded.fingerprint) as applied:
-        say(f"Stack: {', '.join(stack.names) or 'none'}; kernel: {applied.kernel}")
-        candidate = Side("candidate", candidate_model, loaded.tokenizer, applied)
-        measure([baseline, candidate] if config.paired else [candidate], work, config, quality)
-        measured = applied.measured()
-        measure_caches(candidate, candidate, work)
-    measure_caches(baseline, candidate, work)
-    if candidate.compression:
-        measure_prompt_cut(baseline, candidate, work)
+    work = _workload(documents, optimized, config)
+    if subject is None or (config.paired and baseline is None):
+        with optimized.suspended() as model:
+            subject = subject or Subject.of(model)
+            if config.paired and baseline is None:
+                baseline = copied(model)
+    names = optimized.stack.names
+    say(f"Stack: {', '.join(names) or 'none'}; kernel: {optimized.applied.kernel}")
+    first, candidate, measured = _collected(optimized, work, config, baseline, subject)
 
     result = Result()
     result.sections |= {
         "schema": SCHEMA,
         "status": "ok",
-        "label": label,
-        "methods": stack.names,
-        "artifacts": {name: artifact.key.digest for name, artifact in artifacts.items()},
+        "label": label or " ".join(names) or "baseline",
+        "methods": names,
+        "artifacts": {name: artifact.key.digest for name, artifact in optimized.artifacts.items()},
         "model": {
-            "name": loaded.name,
-            "architecture": type(loaded.model).__name__,
-            "fingerprint": loaded.fingerprint,
-            "dtype": str(loaded.model.dtype).removeprefix("torch."),
-            "parameters": loaded.model.num_parameters(),
+            "name": subject.name,
+            "architecture": type(optimized.model).__name__,
+            "fingerprint": subject.fingerprint,
+            "dtype": str(optimized.model.dtype).removeprefix("torch."),
+            "parameters": first.parameters,
         },
         "corpus": {"name": corpus.name, "digest": corpus.digest, "documents": len(documents)},
-        "kernel": applied.kernel,
-        "device": str(loaded.model.device),
+        "kernel": optimized.applied.kernel,
+        "device": str(optimized.model.device),
     }
     quality_section(
-        result, baseline, candidate, config.quality, known_weights=quality, seed=config.seed
+        result,
+        first,
+        candidate,
+        config.quality,
+        known_weights=subject.known_weights,
+        seed=config.seed,
     )
-    tokens_section(result, baseline, candidate)
-    kv_section(result, baseline, candidate)
+    tokens_section(result, first, candidate)
+    kv_section(result, first, candidate)
     speed_section(
         result,
-        baseline,
+        first,
         candidate,
         paired=config.paired,
-        bandwidth=copy_bandwidth(loaded.model.device),
+        bandwidth=copy_bandwidth(optimized.model.device),
         seed=config.seed,
     )
     engine_section(result, candidate)
     result.sections |= measured
     if "sparsity" not in measured:
         result.missing("sparsity", "no method of the stack drops activations")
-    _memory_section(result, baseline, candidate, loaded.model.device)
+    _memory_section(result, first, candidate, optimized.model.device)
     result.missing("energy", "this version reads no energy counter")
     environment_section(result, config.seed)
-    samples_section(result, baseline, candidate, work)
+    samples_section(result, first, candidate, work)
     return {**result.sections, "reasons": result.reasons}
+
+
+def _workload(
+    documents: Sequence[Document], optimized: Optimized, config: MeasureConfig
+) -> Workload:
+    compression = compression_windows(documents, config.quality)
+    return Workload(
+        quality_windows(documents, config.quality),
+        prompts(documents, optimized.base_tokenizer, config.generation),
+        compression,
+        canary_windows(config.quality),
+        marginal_windows(compression, config.quality),
+    )
+
+
+def _collected(
+    optimized: Optimized,
+    work: Workload,
+    config: MeasureConfig,
+    baseline: PreTrainedModel | None,
+    subject: Subject,
+) -> tuple[Side, Side, dict[str, Any]]:
+    """Return the baseline and the candidate, measured, and what the methods measured.
+
+    Without a copy for a baseline the optimized model is measured first, and then without its
+    methods.
+    """
+    quality, tokenizer = subject.known_weights, optimized.base_tokenizer
+    candidate = Side("candidate", optimized.model, tokenizer, optimized.applied)
+    if baseline is not None:
+        first = Side("baseline", baseline, tokenizer)
+        with inferring(baseline):
+            collect([first, candidate], work, config, quality)
+            measured = optimized.applied.measured()
+            measure_caches(candidate, candidate, work)
+            _finish(first, candidate, work)
+        return first, candidate, measured
+    collect([candidate], work, config, quality)
+    measured = optimized.applied.measured()
+    measure_caches(candidate, candidate, work)
+    with optimized.suspended() as model, inferring(model):
+        first = Side("baseline", model, tokenizer)
+        collect([first], work, config, quality)
+        _finish(first, candidate, work)
+    return first, candidate, measured
+
+
+def _finish(baseline: Side, candidate: Side, work: Workload) -> None:
+    """Have the unmodified model do what only the candidate's samples tell it to."""
+    measure_caches(baseline, candidate, work)
+    if candidate.compression:
+        measure_prompt_cut(baseline, candidate, work)
 
 
 def _memory_section(result: Result, baseline: Side, candidate: Side, device: torch.device) -> None:
@@ -159,42 +238,3 @@ def environment_section(result: Result, seed: int) -> None:
     for name, value in environment["packages"].items():
         if value is None:
             result.missing(f"environment.packages.{name}", "not installed")
-
-
-def _artifacts(
-    config: EvaluateConfig, stack: Stack, loaded: LoadedModel, corpus: Corpus
-) -> dict[str, Artifact]:
-    """Return the stack's artifacts, each of the model as the methods before leave it.
-
-    What adapts to a text's activations has to see them in the tokens that will be read.
-    """
-    found: dict[str, Artifact] = {}
-    calibrated = [method for method in stack.methods if method.calibrated]
-    adapted, applied = loaded, AppliedStack(loaded.tokenizer, loaded.tokenizer)
-    with ExitStack() as undo:
-        for method in calibrated:
-            if config.on_missing is OnMissing.calibrate:
-                artifact, _ = calibrate(adapted, method, corpus, config.artifacts)
-            elif adapted is loaded:
-                artifact = find(loaded, method, corpus, config.artifacts)
-            else:
-                artifact = _find_adapted(adapted, method, corpus, config.artifacts, list(found))
-            found[method.name] = artifact
-            if method is not calibrated[-1]:
-                part = method.apply(loaded.model, applied.tokenizer, artifact)
-                applied.add(undo.enter_context(part))
-                if (changed := fingerprint(loaded.model)) != adapted.fingerprint:
-                    adapted = replace(adapted, tokenizer=applied.tokenizer, fingerprint=changed)
-    return found
-
-
-def _find_adapted(
-    adapted: LoadedModel, method: Method, corpus: Corpus, root: str, before: list[str]
-) -> Artifact:
-    """Return an artifact that only an evaluation of the stack can make, where it has been made."""
-    if not method.key(adapted.fingerprint, corpus).folder(root, adapted.name).exists():
-        raise ArtifactError(
-            f"no artifact of {method.name} on top of {', '.join(before)} for {adapted.name} on "
-            f"{corpus.name}: it is calibrated on the model that they make: add on_missing=calibrate"
-        )
-    return find(adapted, method, corpus, root)

@@ -77,8 +77,8 @@ class Side:
         What that engine did.
     caches : dict of CacheKind to CacheMemory
         What transformers' caches hold for the candidate's largest timed generation.
-    parameter_bytes, step_bytes : int
-        Bytes of the parameters, and bytes of weights that one decode step reads.
+    parameters, parameter_bytes, step_bytes : int
+        The number of the parameters, their bytes, and bytes of weights that one decode step reads.
     """
 
     name: str
@@ -99,6 +99,7 @@ class Side:
     engine: Engine | None = None
     engine_stats: EngineStats | None = None
     caches: dict[CacheKind, CacheMemory] = field(default_factory=dict)
+    parameters: int = 0
     parameter_bytes: int = 0
     step_bytes: int = 0
 

@@ -185,11 +185,8 @@ class Engine:
         kv, forward = self.kv, self._forward
         assert forward is not None
         sampling = sampling or Sampling()
-        if isinstance(prompts, str):
-            raise TrimtabError(f"prompts={prompts!r}: expected several; put a single one in a list")
-        if isinstance(stop, str) or not all(stop):
-            raise TrimtabError(f"stop={stop!r}: expected a sequence of strings, none empty")
-        ids = [self._ids(prompt) for prompt in prompts]
+        check_texts(prompts, stop)
+        ids = [token_ids(self._tokenizer, prompt) for prompt in prompts]
         room = self.capacity
         embedding: Any = self._model.get_input_embeddings()
         check_prompts(ids, room, kv.geometry.max_len, len(embedding.weight))
@@ -247,14 +244,35 @@ class Engine:
             )
         return expected(forward, kv, prompt, text, self._cache.prefill_chunk)
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            encoded: list[int] = self._tokenizer(prompt)["input_ids"]
-            return encoded
-        try:
-            return [operator.index(token) for token in prompt]
-        except TypeError as error:
-            raise TrimtabError(f"prompt {prompt!r}: expected a text or token ids") from error
-
     def _forget(self) -> None:
         self._kv = self._forward = None
+
+
+def check_texts(prompts: Sequence[Prompt], stop: Sequence[str]) -> None:
+    """Refuse one text where several are expected.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    if isinstance(prompts, str):
+        raise TrimtabError(f"prompts={prompts!r}: expected several; put a single one in a list")
+    if isinstance(stop, str) or not all(stop):
+        raise TrimtabError(f"stop={stop!r}: expected a sequence of strings, none empty")
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Return the tokens of a prompt, special ones included.
+
+    Raises
+    ------
+    TrimtabError
+        If it is neither a text nor token ids.
+    """
+    if isinstance(prompt, str):
+        encoded: list[int] = tokenizer(prompt)["input_ids"]
+        return encoded
+    try:
+        return [operator.index(token) for token in prompt]
+    except TypeError as error:
+        raise TrimtabError(f"prompt {prompt!r}: expected a text or token ids") from error

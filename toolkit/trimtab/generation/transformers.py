@@ -1,0 +1,112 @@
+"""Generation by transformers' own loop, with what comes out as the engine has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from trimtab.generation.request import Completion, Finish
+from trimtab.generation.sampling import Sampling
+from trimtab.generation.stopping import TextStream, stop_tokens
+from trimtab.models.adapter import module_device
+
+
+class Clock(BaseStreamer):
+    """Notes when `generate` hands out tokens; the first call brings the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output_tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    index: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str],
+) -> Completion:
+    """Return what `model.generate` continues one prompt with.
+
+    Parameters
+    ----------
+    prompt : sequence of int
+        Token ids, at least one.
+    index : int
+        Of the prompt, for its seed.
+    stop : sequence of str
+        What ends a text before it.
+    """
+    device = module_device(model.get_input_embeddings())
+    ends = stop_tokens(model, output_tokenizer)
+    ids = torch.tensor([list(prompt)], device=device)
+    clock = Clock()
+    run: Any = model.generate
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(sampling.seed + index)
+        output = run(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(ends) or None,
+            pad_token_id=_pad_token(tokenizer),
+            stop_strings=list(stop) or None,
+            tokenizer=output_tokenizer if stop else None,
+            streamer=clock,
+            **_drawing(sampling),
+        )
+    tokens = output[0, len(prompt) :].tolist()
+    text = TextStream(output_tokenizer, stop)
+    return _completion(tokens, clock.times[1:], len(prompt), text, ends)
+
+
+def _drawing(sampling: Sampling) -> dict[str, Any]:
+    # Every setting that the model's own generation config might bring is named.
+    plain = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    if sampling.greedy:
+        return {**plain, "do_sample": False}
+    return {
+        **plain,
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k or 0,
+        "top_p": sampling.top_p or 1.0,
+    }
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase) -> Any:
+    pad = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if pad is None else pad
+
+
+def _completion(
+    tokens: list[int],
+    times: list[float],
+    prompt_tokens: int,
+    text: TextStream,
+    ends: frozenset[int],
+) -> Completion:
+    for token in tokens:
+        if token not in ends:
+            text.push(token)
+    text.close()
+    finish = Finish.stop if tokens and tokens[-1] in ends else Finish.length
+    if text.stopped:
+        finish = Finish.stop_string
+    return Completion(tokens, text.text, finish, prompt_tokens, times, len(tokens), 0)

@@ -1,0 +1,172 @@
+"""A model with a stack of methods on it, to generate with and to hand to other people's code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Self
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.artifact import Artifact
+from trimtab.generation import Completion, Engine, Sampling, transformers
+from trimtab.generation.engine import Prompt, check_texts, token_ids
+from trimtab.generation.fit import limits, longest_text
+from trimtab.stack import AppliedStack, Stack
+
+
+class Optimized:
+    """A model on which methods are at work within a ``with``; made by `trimtab.apply`.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        The model that was given, changed in place until the ``with`` ends.
+    stack : Stack
+    artifacts : dict of str to Artifact
+        By the method's name.
+
+    Raises
+    ------
+    ArtifactError
+        On entering, if an artifact belongs to another model.
+    MisfitError
+        On entering, if the methods do not fit the model or each other.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stack: Stack,
+        artifacts: Mapping[str, Artifact],
+        fingerprint: str | None = None,
+    ) -> None:
+        self.model, self.stack, self.artifacts = model, stack, dict(artifacts)
+        self.base_tokenizer, self._fingerprint = tokenizer, fingerprint
+        self._context: AbstractContextManager[AppliedStack] | None = None
+        self._applied: AppliedStack | None = None
+
+    def __enter__(self) -> Self:
+        if self._context is not None:
+            raise RuntimeError("the methods are applied already: enter the context once")
+        self._enter()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._leave(*error)
+
+    @property
+    def applied(self) -> AppliedStack:
+        """The methods at work.
+
+        Raises
+        ------
+        RuntimeError
+            Outside the ``with``.
+        """
+        if self._applied is None:
+            raise RuntimeError("no method is at work: use this within `with trimtab.apply(...)`")
+        return self._applied
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of prompts."""
+        return self.applied.tokenizer
+
+    @property
+    def output_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of what the model generates."""
+        return self.applied.output_tokenizer
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new_tokens: int | Sequence[int] = 64,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        slots: int = 8,
+    ) -> list[Completion]:
+        """Return what the model continues the prompts with, in their order.
+
+        Our engine generates where the stack has a KV cache or a drafter, `slots` texts at a time;
+        transformers' own loop everywhere else, one text after the other.
+
+        Parameters
+        ----------
+        prompts : sequence of str or of sequence of int
+            Texts, or token ids of `tokenizer`.
+        max_new_tokens : int or sequence of int
+            At least 1: for all prompts, or for each.
+        sampling : Sampling, optional
+            Greedy decoding where None.
+        stop : sequence of str
+            What ends a text before it.
+        slots : int
+            The most texts at a time.
+
+        Raises
+        ------
+        TrimtabError
+            If a prompt is empty or does not fit, or an argument is out of range.
+        """
+        check_texts(prompts, stop)
+        count, tokenizer, written = len(prompts), self.tokenizer, self.output_tokenizer
+        if self.applied.needs_engine:
+            with self.engine(slots=max(min(slots, count), 1)) as engine:
+                return engine.generate(
+                    prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
+                )
+        each = limits(max_new_tokens, count)
+        ids = [token_ids(tokenizer, prompt) for prompt in prompts]
+        return [
+            transformers.generate(
+                self.model, tokenizer, written, prompt, index, limit, sampling or Sampling(), stop
+            )
+            for index, (prompt, limit) in enumerate(zip(ids, each, strict=True))
+        ]
+
+    def engine(self, *, slots: int, max_len: int | None = None) -> Engine:
+        """Return the generation engine with the stack's cache and drafter, to be entered.
+
+        Parameters
+        ----------
+        slots : int
+            Texts at a time.
+        max_len : int, optional
+            The most tokens of a prompt and its text; what the model has positions for where None.
+        """
+        return Engine(
+            self.model,
+            self.tokenizer,
+            slots=slots,
+            max_len=max_len or longest_text(self.model.config),
+            cache=self.applied.cache,
+            drafter=self.applied.drafter,
+            output_tokenizer=self.output_tokenizer,
+        )
+
+    @contextmanager
+    def suspended(self) -> Iterator[PreTrainedModel]:
+        """Have the model as it was before the methods within the block."""
+        self._leave(None, None, None)
+        try:
+            yield self.model
+        finally:
+            self._enter()
+
+    def _enter(self) -> None:
+        self._context = self.stack.apply(
+            self.model, self.base_tokenizer, self.artifacts, self._fingerprint
+        )
+        try:
+            self._applied = self._context.__enter__()
+        except BaseException:
+            self._context = None
+            raise
+
+    def _leave(self, *error: Any) -> None:
+        context, self._context, self._applied = self._context, None, None
+        if context is not None:
+            context.__exit__(*error)
