@@ -5,6 +5,7 @@ import torch
 
 from trimtab.artifact import DESCRIPTION, TENSORS, Artifact, ArtifactKey
 from trimtab.errors import ArtifactError
+from trimtab.larosa import LaRoSA
 
 FILE = "tokenizer/tokenizer.json"
 
@@ -20,6 +21,7 @@ def artifact(**changes) -> Artifact:
         ArtifactKey(**{**parts, **changes}),
         model={"architecture": "LlamaForCausalLM"},
         corpus={"name": "words", "documents": {"calibration": ["d"]}},
+        parameters={"plan": {"sites": [0.25]}},
         statistics={"tokens": 3, "energy": 0.1 + 0.2},
         run={"wall_seconds": 1.5},
         tensors={"transposed": torch.arange(6.0).reshape(2, 3).T, "scalar": torch.tensor(0.5)},
@@ -32,7 +34,8 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     saved.save(tmp_path / "a")
     loaded = Artifact.load(tmp_path / "a")
     assert (loaded.key, loaded.model, loaded.corpus) == (saved.key, saved.model, saved.corpus)
-    assert (loaded.statistics, loaded.run) == (saved.statistics, saved.run)
+    assert (loaded.parameters, loaded.statistics) == (saved.parameters, saved.statistics)
+    assert loaded.run == saved.run
     assert loaded.files == saved.files
     assert loaded.tensors.keys() == saved.tensors.keys()
     assert all(torch.equal(loaded.tensors[name], saved.tensors[name]) for name in saved.tensors)
@@ -90,7 +93,7 @@ def test_another_schema_version_is_refused_by_number(tmp_path):
     artifact().save(tmp_path / "a")
     path = tmp_path / "a" / DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
-    with pytest.raises(ArtifactError, match="schema version 99, this version reads 2"):
+    with pytest.raises(ArtifactError, match="schema version 99, this version reads 3"):
         Artifact.load(tmp_path / "a")
 
 
@@ -124,3 +127,10 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         broken.save(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_its_method_has_the_settings_it_was_calibrated_with():
+    made = artifact(config=LaRoSA(sparsity=0.25, selection="topk").config()).method
+    assert made == LaRoSA(sparsity=0.25, selection="topk")
+    with pytest.raises(ArtifactError, match="is of the method other, and there are: adaptivocab"):
+        _ = artifact(method="other").method

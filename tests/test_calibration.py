@@ -189,4 +189,5 @@ def test_a_missing_artifact_comes_with_a_command_that_makes_it(
     overrides = OverridesParser.create().parse_overrides(command.split())
     values = {one.key_or_group: one.value() for one in overrides}
     assert values.pop("method") == method.name
-    assert values == method.config()
+    assert {**type(method)().config(), **values} == method.config()
+    assert all(type(method)().config()[name] != value for name, value in values.items())

@@ -1,28 +1,71 @@
+"""Stacks of methods that only note what happens to them."""
+
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+from torch import nn
 
-from trimtab.errors import MisfitError
-from trimtab.method import Applied, Calibration, Method, Stage
-from trimtab.stack import Stack
+from tests.conftest import tiny
+from trimtab.capabilities import ChangesVocabulary, ProposesDrafts, ProvidesCache, SkipsBytes
+from trimtab.errors import ArtifactError, MisfitError
+from trimtab.larosa import LaRoSA
+from trimtab.method import DRAFTS, KV_CACHE, TOKENIZER, Calibration, Method, Stage
+from trimtab.settings import Settings, setting, settings
+from trimtab.stack import AppliedStack, Stack
 
 events: list[str] = []
 
 
 @dataclass
-class Recorder(Method):
+class Noted:
+    """What an applied method of these tests yields: a kernel, and something to report."""
+
+    name: str
+
+    @property
+    def kernel(self) -> str:
+        return f"{self.name} kernel"
+
+    def measured(self):
+        return {self.name: {"said": self.name}}
+
+
+@dataclass
+class Worded(Noted):
+    tokenizer: str
+    output_tokenizer: str
+    ngram_tokens: dict
+
+    @contextmanager
+    def base_output(self):
+        events.append(f"base of {self.name}")
+        yield
+
+
+@settings
+class Recorder(Settings, Method):
     """A method that only notes what happens to it."""
 
-    fails: bool = False
+    name: ClassVar[str] = "recorder"
+    claimed: ClassVar[set[str]] = set()
+
+    fails: bool = setting(default=False, meaning="whether applying it fails")
 
     def check(self, model):
-        if model == "unfit":
+        if getattr(model, "unfit", False):
             raise MisfitError(f"{self.name} does not fit")
 
+    def claims(self, model):
+        return frozenset(self.claimed)
+
     def fit(self, model, tokenizer, corpus, checkpoint):
-        return Calibration({}, {})
+        return Calibration()
+
+    def applied(self, tokenizer):
+        return Noted(self.name)
 
     @contextmanager
     def apply(self, model, tokenizer, artifact):
@@ -30,31 +73,30 @@ class Recorder(Method):
             raise KeyError(self.name)
         events.append(f"+{self.name}")
         try:
-            yield Applied(
-                f"{tokenizer}>{self.name}",
-                kernel=f"{self.name} kernel",
-                measured=lambda: {self.name: artifact},
-            )
+            yield self.applied(tokenizer)
         finally:
             events.append(f"-{self.name}")
 
 
-@dataclass
 class Words(Recorder):
     name: ClassVar[str] = "words"
     stage: ClassVar[Stage] = Stage.vocabulary
+    claimed: ClassVar[set[str]] = {TOKENIZER, "embedding"}
+
+    def applied(self, tokenizer):
+        return Worded(self.name, f"{tokenizer}>in", f"{tokenizer}>out", {300: (1, 2)})
 
 
-@dataclass
 class Rows(Recorder):
     name: ClassVar[str] = "rows"
     stage: ClassVar[Stage] = Stage.weights
+    claimed: ClassVar[set[str]] = {"layers.0.mlp", "layers.1.mlp"}
 
 
-@dataclass
 class Pages(Recorder):
     name: ClassVar[str] = "pages"
     stage: ClassVar[Stage] = Stage.cache
+    claimed: ClassVar[set[str]] = {KV_CACHE}
 
 
 @pytest.fixture(autouse=True)
@@ -62,47 +104,109 @@ def _no_events():
     events.clear()
 
 
-def test_methods_are_applied_in_order_and_undone_in_reverse():
-    stack = Stack([Pages(), Words(), Rows()])
-    with stack.apply("model", "base", {"rows": "artifact"}) as applied:
+@pytest.fixture
+def model():
+    return nn.Linear(1, 1)
+
+
+def test_methods_are_applied_in_order_and_undone_in_reverse(model):
+    with Stack([Pages(), Words(), Rows()]).apply(model, "base", {}) as applied:
         assert events == ["+words", "+rows", "+pages"]
-        assert applied.tokenizer == "base>words>rows>pages"
+        assert (applied.tokenizer, applied.output_tokenizer) == ("base>in", "base>out")
+        assert applied.ngram_tokens == {300: (1, 2)}
         assert applied.kernel == "words kernel + rows kernel + pages kernel"
-        assert applied.measured() == {"words": None, "rows": "artifact", "pages": None}
-    assert events[3:] == ["-pages", "-rows", "-words"]
+        assert list(applied.measured()) == ["words", "rows", "pages"]
+        with applied.base_output():
+            assert events[3:] == ["base of words"]
+    assert events[4:] == ["-pages", "-rows", "-words"]
 
 
-def test_what_was_applied_is_undone_when_a_later_method_fails():
+def test_what_was_applied_is_undone_when_a_later_method_fails(model):
     stack = Stack([Words(), Rows(fails=True)])
-    with pytest.raises(KeyError, match="rows"), stack.apply("model", "base", {}):
+    with pytest.raises(KeyError, match="rows"), stack.apply(model, "base", {}):
         pass
     assert events == ["+words", "-words"]
 
 
-def test_recording_ends_with_its_block_also_on_an_exception():
-    with Stack([Rows()]).apply("model", "base", {}) as applied:
-        with pytest.raises(RuntimeError), applied.recording():
-            assert applied.members[0].recording
-            raise RuntimeError
-        assert not applied.members[0].recording
+def test_a_model_is_evaluated_without_gradients_and_gets_its_own_state_back():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout())
+    model[0].weight.requires_grad_(False)
+    model.train()
+    model[1].eval()
+    with pytest.raises(RuntimeError), Stack([Rows()]).apply(model, "base", {}):
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        raise RuntimeError
+    assert [module.training for module in model.modules()] == [True, True, False]
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, True]
 
 
-def test_two_methods_of_one_stage_are_refused():
-    class Other(Rows):
+def claiming(*names: str) -> Method:
+    class Other(Recorder):
         name = "other"
+        stage = Stage.weights
+        claimed: ClassVar[set[str]] = set(names)
 
-    with pytest.raises(MisfitError, match="rows and other both change the model's weights"):
-        Stack([Rows(), Other()])
+    return Other()
 
 
-def test_a_method_that_does_not_fit_the_model_is_refused():
-    Stack([Rows()]).check("fit")
+@pytest.mark.parametrize(
+    ("claim", "shared"),
+    [
+        ("layers.0.mlp", "layers.0.mlp"),
+        ("layers.0.mlp.down", "layers.0.mlp"),
+        ("layers.0", "layers.0"),
+    ],
+)
+def test_two_methods_that_change_the_same_are_refused(model, claim, shared):
+    expected = f"rows and other both change the model's {shared}: a stack takes one"
+    with pytest.raises(MisfitError, match=expected):
+        Stack([Rows(), claiming(claim)]).check(model)
+    with (
+        pytest.raises(MisfitError, match=expected),
+        Stack([Rows(), claiming(claim)]).apply(model, "base", {}),
+    ):
+        pass
+    assert events == []
+
+
+@pytest.mark.parametrize("claim", ["layers.0.attention", "layers.0.mlp2", "layers.10", DRAFTS])
+def test_two_methods_of_one_stage_that_change_different_things_stand_together(model, claim):
+    with Stack([Rows(), claiming(claim)]).apply(model, "base", {}) as applied:
+        assert list(applied.measured()) == ["rows", "other"]
+
+
+def test_a_method_that_is_there_twice_is_refused():
+    with pytest.raises(MisfitError, match="rows is in the stack twice"):
+        Stack([Rows(), Rows()])
+
+
+def test_a_method_that_does_not_fit_the_model_is_refused(model):
+    Stack([Rows()]).check(model)
     with pytest.raises(MisfitError, match="rows does not fit"):
-        Stack([Rows()]).check("unfit")
+        Stack([Rows()]).check(SimpleNamespace(unfit=True))
 
 
-def test_the_empty_stack_is_the_model_itself():
-    with Stack([]).apply("model", "base", {}) as applied:
-        assert applied.tokenizer == "base"
+def test_an_artifact_of_another_model_is_refused_before_anything_is_applied(corpus):
+    first, other = tiny(), tiny(seed=1)
+    method = LaRoSA(tokens=256, probe_tokens=128, window=64)
+    artifacts = {"larosa": method.calibrate(first.model, first.tokenizer, corpus)}
+    stack, norm = Stack([method]), other.model.model.layers[0].input_layernorm
+    with (
+        pytest.raises(ArtifactError, match="belongs to another model"),
+        stack.apply(other.model, other.tokenizer, artifacts),
+    ):
+        pass
+    assert other.model.model.layers[0].input_layernorm is norm
+    with stack.apply(first.model, first.tokenizer, artifacts, first.fingerprint) as applied:
+        assert isinstance(applied.members[0], SkipsBytes)
+        for other_kind in (ChangesVocabulary, ProposesDrafts, ProvidesCache):
+            assert not isinstance(applied.members[0], other_kind)
+
+
+def test_the_empty_stack_is_the_model_itself(model):
+    with Stack([]).apply(model, "base", {}) as applied:
+        assert applied == AppliedStack("base", "base")
         assert applied.kernel == "torch"
         assert applied.measured() == {}
+        assert not applied.needs_engine

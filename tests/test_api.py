@@ -1,0 +1,225 @@
+"""The public interface on models that somebody else has built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import trimtab
+from tests.conftest import tiny
+from trimtab.models.random import byte_tokenizer
+
+SMALL = {"tokens": 512, "probe_tokens": 256, "window": 64}
+WORDS = {"size": 20, "tokens": 128, "validation_tokens": 128, "window": 64}
+TEXTS = [" ".join(f"word{(n * 7 + i * i) % 97}" for i in range(300)) for n in range(12)]
+HELD_OUT = [" ".join(f"word{(n * 5 + i * i) % 89}" for i in range(300)) for n in range(6)]
+FAST = trimtab.MeasureConfig(
+    quality=trimtab.QualityConfig(
+        windows=2, window_bytes=256, context_bytes=32, compression_windows=2
+    ),
+    generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
+    speed=trimtab.SpeedConfig(repeats=3, warmup=0),
+)
+
+
+def built() -> LlamaForCausalLM:
+    """Return a model as a user may have it: in training mode, with gradients."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
+        attention_dropout=0.5,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).train()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def larosa(tokenizer) -> trimtab.Artifact:
+    return trimtab.calibrate(built(), tokenizer, trimtab.LaRoSA(**SMALL), TEXTS)
+
+
+@pytest.fixture(scope="module")
+def drafts(tokenizer) -> trimtab.Artifact:
+    method = trimtab.AdaptiVocab(mode="draft", **WORDS)
+    return trimtab.calibrate(built(), tokenizer, method, TEXTS)
+
+
+def state(model: LlamaForCausalLM) -> tuple[Any, ...]:
+    return (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        [parameter.requires_grad for parameter in model.parameters()],
+        [module.training for module in model.modules()],
+        model.config._attn_implementation,
+    )
+
+
+def same(first: tuple[Any, ...], second: tuple[Any, ...]) -> bool:
+    weights = all(torch.equal(first[0][name], tensor) for name, tensor in second[0].items())
+    return weights and first[1:] == second[1:]
+
+
+def test_the_five_lines(tokenizer, tmp_path):
+    model = built()
+    before, seen = state(model), []
+    model.model.layers[1].register_forward_hook(lambda *_: seen.append(1))
+    artifact = trimtab.calibrate(
+        model, tokenizer, trimtab.LaRoSA(sparsity=0.25, selection="topk", **SMALL), TEXTS
+    )
+    artifact.save(tmp_path / "my-artifact")
+    artifact = trimtab.load(tmp_path / "my-artifact")
+    with trimtab.apply(model, tokenizer, [artifact, trimtab.VAttention()]) as optimized:
+        first, second = optimized.generate(["word1", "word2 word3"], max_new_tokens=6)
+    assert (len(first.tokens), len(second.tokens)) == (6, 6)
+    assert artifact.method == trimtab.LaRoSA(sparsity=0.25, selection="topk", **SMALL)
+    assert same(before, state(model))
+    assert seen
+
+
+def test_a_calibration_does_not_depend_on_the_mode_the_model_was_left_in(tokenizer, larosa):
+    quiet = built().eval().requires_grad_(False)
+    again = trimtab.calibrate(quiet, tokenizer, trimtab.LaRoSA(**SMALL), TEXTS)
+    assert again.key == larosa.key
+    assert (again.parameters, again.statistics) == (larosa.parameters, larosa.statistics)
+
+
+def test_text_of_a_list_calibrates_and_validates(larosa):
+    documents = larosa.corpus["documents"]
+    assert [len(documents[split]) for split in ("calibration", "validation", "test")] == [10, 2, 0]
+    assert larosa.statistics["thresholds"] == "validation"
+
+
+@pytest.mark.parametrize("texts", ["one text", [], ["  "], [3]])
+def test_what_is_no_list_of_texts_is_refused(tokenizer, texts):
+    with pytest.raises(trimtab.TrimtabError, match="^texts"):
+        trimtab.calibrate(built(), tokenizer, trimtab.LaRoSA(**SMALL), texts)
+
+
+def test_the_same_tokens_from_our_engine_and_from_transformers(tokenizer, larosa, drafts):
+    model, prompts = built(), ["word1 word", "word22 word33 word4"]
+    found = []
+    for stack in (
+        [larosa],
+        [larosa, trimtab.VAttention()],
+        [drafts, larosa],
+        [drafts, larosa, trimtab.VAttention(layout="mega")],
+    ):
+        with trimtab.apply(model, tokenizer, stack) as optimized:
+            made = optimized.generate(prompts, max_new_tokens=[5, 12])
+            found.append([one.tokens for one in made])
+            assert [one.text for one in made] == [
+                tokenizer.decode(one.tokens, skip_special_tokens=True) for one in made
+            ]
+    assert found == [found[0]] * 4
+    assert [len(tokens) for tokens in found[0]] == [5, 12]
+
+
+def test_stop_strings_and_sampling_are_the_same_words_for_both(tokenizer, larosa):
+    model = built()
+    for stack in ([larosa], [larosa, trimtab.VAttention()]):
+        with trimtab.apply(model, tokenizer, stack) as optimized:
+            (free,) = optimized.generate(["word1"], max_new_tokens=12)
+            stop = tokenizer.decode(free.tokens[3:5])
+            (stopped,) = optimized.generate(["word1"], max_new_tokens=12, stop=[stop])
+            assert stopped.finish == "stop_string"
+            assert stopped.text == free.text[: free.text.index(stop)]
+            drawing = trimtab.Sampling(temperature=1.0, seed=5)
+            drawn = [
+                optimized.generate(["word1"], max_new_tokens=12, sampling=drawing)[0].tokens
+                for _ in range(2)
+            ]
+            assert drawn[0] == drawn[1] != free.tokens
+
+
+def test_one_text_is_no_list_of_prompts(tokenizer, larosa):
+    with trimtab.apply(built(), tokenizer, [larosa]) as optimized:
+        with pytest.raises(trimtab.TrimtabError, match="put a single one in a list"):
+            optimized.generate("word1")
+        with pytest.raises(trimtab.TrimtabError, match="max_new_tokens=0"):
+            optimized.generate(["word1"], max_new_tokens=0)
+
+
+def test_what_cannot_be_applied_is_refused_by_name(tokenizer, larosa):
+    model = built()
+    with pytest.raises(trimtab.TrimtabError, match="larosa is applied by its artifact"):
+        trimtab.apply(model, tokenizer, [trimtab.LaRoSA()])
+    with pytest.raises(trimtab.TrimtabError, match="put a single one in a list"):
+        trimtab.apply(model, tokenizer, larosa)
+    with pytest.raises(trimtab.MisfitError, match="larosa is in the stack twice"):
+        trimtab.apply(model, tokenizer, [larosa, larosa])
+    other = tiny().model
+    with (
+        pytest.raises(trimtab.ArtifactError, match="another model"),
+        trimtab.apply(other, tokenizer, [larosa]),
+    ):
+        pass
+    optimized = trimtab.apply(model, tokenizer, [larosa])
+    with pytest.raises(RuntimeError, match="no method is at work"):
+        optimized.generate(["word1"])
+    with optimized:
+        with pytest.raises(RuntimeError, match="enter the context once"), optimized:
+            pass
+        assert optimized.tokenizer is tokenizer
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_measuring_leaves_the_model_optimized_and_then_as_it_was(tokenizer, larosa, paired):
+    model = built()
+    before = state(model)
+    settings = {name: getattr(FAST, name) for name in ("quality", "generation", "speed")}
+    config = trimtab.MeasureConfig(paired=paired, **settings)
+    with trimtab.apply(model, tokenizer, [larosa, trimtab.VAttention()]) as optimized:
+        (first,) = optimized.generate(["word1"], max_new_tokens=8)
+        result = trimtab.measure(optimized, HELD_OUT, config)
+        (second,) = optimized.generate(["word1"], max_new_tokens=8)
+        assert first.tokens == second.tokens
+    assert same(before, state(model))
+    assert result["schema"] == 3
+    assert (result["status"], result["label"]) == ("ok", "larosa vattention")
+    assert result["model"]["fingerprint"] == larosa.key.model_fingerprint
+    assert result["model"]["parameters"] == model.num_parameters()
+    assert result["speed"]["paired"] is paired
+    assert result["sparsity"]["achieved"] > 0.2
+    bits = result["quality"]["bits_per_byte"]
+    assert bits["candidate"] != bits["baseline"]
+
+
+def test_without_methods_baseline_and_candidate_are_the_same_model(tokenizer):
+    with trimtab.apply(built(), tokenizer, []) as optimized:
+        result = trimtab.measure(optimized, HELD_OUT, FAST, label="nothing")
+    bits = result["quality"]["bits_per_byte"]
+    assert bits["candidate"] == bits["baseline"]
+    assert result["quality"]["greedy_agreement"] == 1
+    assert (result["label"], result["kernel"]) == ("nothing", "torch")
+
+
+def test_a_whole_stack_is_calibrated_step_by_step(tokenizer):
+    model = built()
+    words = trimtab.calibrate(
+        model, tokenizer, trimtab.AdaptiVocab(mode="full", max_bpb_increase=None, **WORDS), TEXTS
+    )
+    with trimtab.apply(model, tokenizer, [words]) as adapted:
+        sparse = trimtab.calibrate(adapted.model, adapted.tokenizer, trimtab.LaRoSA(**SMALL), TEXTS)
+    with trimtab.apply(model, tokenizer, [trimtab.VAttention(), sparse, words]) as optimized:
+        assert len(optimized.tokenizer) > len(tokenizer)
+        (made,) = optimized.generate(["word1 word2"], max_new_tokens=8)
+        assert made.text == optimized.output_tokenizer.decode(made.tokens, skip_special_tokens=True)
+    with (
+        pytest.raises(trimtab.ArtifactError, match="another model"),
+        trimtab.apply(model, tokenizer, [sparse]),
+    ):
+        pass
+
+
+def test_the_names_of_the_interface_are_there():
+    for name in trimtab.__all__:
+        assert getattr(trimtab, name) is not None
+    with pytest.raises(AttributeError, match="module 'trimtab' has no attribute 'nonsense'"):
+        _ = trimtab.nonsense

@@ -1,0 +1,93 @@
+"""Settings: one declaration for defaults, checks, docstrings and help."""
+
+from enum import StrEnum
+from typing import ClassVar
+
+import pytest
+
+from trimtab import AdaptiVocab, ConfigError, LaRoSA, VAttention
+from trimtab.settings import Settings, defaults, describe, setting, settings
+
+
+class Colour(StrEnum):
+    red = "red"
+    green = "green"
+    blue = "blue"
+
+
+@settings
+class Paint(Settings):
+    """Paint."""
+
+    place: ClassVar[str] = "paint"
+
+    colour: Colour = setting(default=Colour.red, meaning="its colour")
+    share: float = setting(default=0.5, meaning="how much of it", at_least=0, below=1)
+    coats: int | None = setting(default=None, meaning="layers", above=0, at_most=3, unit="coats")
+    wet: bool = setting(default=False, meaning="whether it is wet")
+    name: str = setting(meaning="what it is called")
+
+
+def test_values_are_converted_to_what_they_are_declared_as():
+    paint = Paint(name="a", colour="green", share=0, coats=2)  # type: ignore[arg-type]
+    assert paint.colour is Colour.green
+    assert (paint.share, type(paint.share)) == (0.0, float)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"colour": "pink"}, "paint.colour=pink: expected one of red, green, blue"),
+        ({"share": 1}, "paint.share=1.0: expected at least 0 and below 1"),
+        ({"share": -0.1}, "paint.share=-0.1: expected at least 0 and below 1"),
+        ({"share": float("nan")}, "paint.share=nan: expected at least 0"),
+        ({"share": float("inf")}, "paint.share=inf: expected at least 0"),
+        ({"share": "0.5"}, "paint.share=0.5: expected a number"),
+        ({"share": True}, "paint.share=True: expected a number"),
+        ({"share": None}, "paint.share=None: expected a number"),
+        ({"coats": 0}, "paint.coats=0: expected null or above 0 and at most 3 coats"),
+        ({"coats": 4}, "paint.coats=4: expected null or above 0 and at most 3 coats"),
+        ({"coats": 1.5}, "paint.coats=1.5: expected null or a whole number"),
+        ({"coats": True}, "paint.coats=True: expected null or a whole number"),
+        ({"wet": 1}, "paint.wet=1: expected true or false"),
+        ({"name": 3}, "paint.name=3: expected a text"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(values, message):
+    with pytest.raises(ConfigError) as error:
+        Paint(**{"name": "a", **values})
+    assert str(error.value).startswith(message)
+
+
+def test_help_and_docstring_say_the_same_from_one_declaration():
+    assert defaults(Paint) == {
+        "colour": Colour.red, "share": 0.5, "coats": None, "wet": False, "name": "???"
+    }  # fmt: skip
+    said = dict(describe(Paint))
+    assert said == {
+        "colour: red": "its colour (one of red, green, blue)",
+        "share: 0.5": "how much of it (at least 0 and below 1)",
+        "coats: null": "layers (null or above 0 and at most 3 coats)",
+        "wet: false": "whether it is wet",
+        "name: required": "what it is called",
+    }
+    for name, meaning in said.items():
+        assert f"{name}\n    {meaning}\n" in f"{Paint.__doc__}\n"
+
+
+@pytest.mark.parametrize("kind", [AdaptiVocab, LaRoSA, VAttention])
+def test_every_setting_of_a_method_is_explained(kind):
+    for name, meaning in describe(kind):
+        assert len(meaning) > 10
+        assert name in str(kind.__doc__)
+
+
+def test_choices_are_strings_or_members_from_python_too():
+    assert LaRoSA(selection="topk") == LaRoSA(selection=LaRoSA(selection="topk").selection)
+    for made in (
+        lambda: LaRoSA(basis="nonsense"),
+        lambda: AdaptiVocab(mode="drafts"),
+        lambda: VAttention(layout="paged"),
+    ):
+        with pytest.raises(ConfigError, match="expected"):
+            made()
