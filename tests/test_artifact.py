@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,3 +135,9 @@ def test_its_method_has_the_settings_it_was_calibrated_with():
     assert made == LaRoSA(sparsity=0.25, selection="topk")
     with pytest.raises(ArtifactError, match="is of the method other, and there are: adaptivocab"):
         _ = artifact(method="other").method
+
+
+def test_a_method_may_need_no_tensors(tmp_path):
+    empty = replace(artifact(), tensors={}, files={})
+    empty.save(tmp_path / "a")
+    assert Artifact.load(tmp_path / "a").tensors == {}

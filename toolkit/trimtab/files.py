@@ -88,7 +88,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> 
     """Write tensors, and strings about them, as safetensors, atomically."""
     with replacing(path) as temporary:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata=metadata)
+        save_file(contiguous, temporary, metadata=metadata or None)
 
 
 def canonical_json(value: Any) -> bytes:
