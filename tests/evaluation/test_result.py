@@ -25,7 +25,7 @@ OVERRIDES = [
     "quality.window_bytes=256", "quality.context_bytes=32", "generation.prompts=2",
     "quality.compression_windows=3", "quality.compression_context_bytes=96",
     "quality.compression_bytes=48", "quality.out_of_domain_windows=2",
-    "quality.marginal_windows=2", "quality.marginal_samples=4",
+    "quality.marginal_likelihood_windows=2", "quality.marginal_likelihood_samples=4",
     "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
 ]  # fmt: skip
 
@@ -94,9 +94,9 @@ def test_the_fixed_names_are_there_with_numbers(result):
         "tokens.steps.baseline",
         "tokens.steps.candidate",
         "tokens.steps.saving",
-        "quality.canary.bits_per_byte.baseline",
-        "quality.canary.bits_per_byte.candidate",
-        "quality.canary.bits_per_byte.difference.estimate",
+        "quality.out_of_domain.bits_per_byte.baseline",
+        "quality.out_of_domain.bits_per_byte.candidate",
+        "quality.out_of_domain.bits_per_byte.difference.estimate",
         "kv.live_bytes_per_byte.baseline",
         "kv.live_bytes_per_byte.candidate",
         "kv.live_bytes",
@@ -174,8 +174,8 @@ def test_the_speedup_is_the_ratio_of_the_samples_it_keeps(result):
     timings = result["samples"]["timings"]
     assert len(timings) == 2 * 3 * 2  # models, repeats, prompts; the warm-up is not among them
     total = {
-        side: sum(row["total"] for row in timings if row["model"] == side)
-        for side in ("baseline", "candidate")
+        model: sum(row["total"] for row in timings if row["model"] == model)
+        for model in ("baseline", "candidate")
     }
     speedup = result["speed"]["speedup"]
     assert speedup["estimate"] == pytest.approx(total["baseline"] / total["candidate"])
@@ -186,37 +186,37 @@ def test_the_speedup_is_the_ratio_of_the_samples_it_keeps(result):
 
 def test_the_quality_figures_are_those_of_the_samples(result):
     windows = result["samples"]["windows"]
-    for side in ("baseline", "candidate"):
-        rows = [row for row in windows if row["model"] == side]
+    for model in ("baseline", "candidate"):
+        rows = [row for row in windows if row["model"] == model]
         bits, size, tokens = (sum(row[key] for row in rows) for key in ("bits", "bytes", "tokens"))
-        assert result["quality"]["bits_per_byte"][side] == pytest.approx(bits / size)
-        assert result["quality"]["perplexity"][side] == pytest.approx(2 ** (bits / tokens))
+        assert result["quality"]["bits_per_byte"][model] == pytest.approx(bits / size)
+        assert result["quality"]["perplexity"][model] == pytest.approx(2 ** (bits / tokens))
 
 
-def test_the_canary_is_another_text_scored_on_both_sides(result):
-    rows = result["samples"]["canary"]
-    canary = result["quality"]["canary"]
-    assert canary["windows"] == 2
-    assert "Python" in canary["text"]
-    for side in ("baseline", "candidate"):
-        mine = [row for row in rows if row["model"] == side]
+def test_text_of_another_domain_is_scored_for_both_contenders(result):
+    rows = result["samples"]["out_of_domain"]
+    out_of_domain = result["quality"]["out_of_domain"]
+    assert out_of_domain["windows"] == 2
+    assert "Python" in out_of_domain["text"]
+    for model in ("baseline", "candidate"):
+        mine = [row for row in rows if row["model"] == model]
         assert all(row["document"].endswith(".py") for row in mine)
         bits = sum(row["bits"] for row in mine) / sum(row["bytes"] for row in mine)
-        assert canary["bits_per_byte"][side] == pytest.approx(bits)
-    difference = canary["bits_per_byte"]["difference"]["estimate"]
-    lost = canary["bits_per_byte"]["candidate"] - canary["bits_per_byte"]["baseline"]
+        assert out_of_domain["bits_per_byte"][model] == pytest.approx(bits)
+    difference = out_of_domain["bits_per_byte"]["difference"]["estimate"]
+    lost = out_of_domain["bits_per_byte"]["candidate"] - out_of_domain["bits_per_byte"]["baseline"]
     assert difference == pytest.approx(lost)
     assert difference != 0
 
 
-def test_a_canary_that_is_not_measured_says_why(folder, hub, monkeypatch):
+def test_another_domain_that_is_not_measured_says_why(folder, hub, monkeypatch):
     off = run(folder, *hub, "quality.out_of_domain_windows=0")
-    assert off["quality"]["canary"] is None
-    assert off["reasons"]["quality.canary"] == "quality.out_of_domain_windows=0"
+    assert off["quality"]["out_of_domain"] is None
+    assert off["reasons"]["quality.out_of_domain"] == "quality.out_of_domain_windows=0"
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(folder))
     bare = run(folder, *hub)
-    assert bare["quality"]["canary"] is None
-    assert "this Python comes without" in bare["reasons"]["quality.canary"]
+    assert bare["quality"]["out_of_domain"] is None
+    assert "this Python comes without" in bare["reasons"]["quality.out_of_domain"]
 
 
 def test_a_sparse_model_differs_from_the_baseline_and_its_sparsity_is_measured(result):

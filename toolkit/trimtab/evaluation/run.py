@@ -12,36 +12,36 @@ import torch
 from trimtab.artifact import Artifact
 from trimtab.calibration import calibrate, find
 from trimtab.config import EvaluateConfig, OnMissing
+from trimtab.corpora import CorpusSource
 from trimtab.corpus import Corpus, Split, load_corpus
 from trimtab.environment import describe_environment, peak_host_bytes, prepare
 from trimtab.errors import ArtifactError
+from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.measure import measure, measure_caches, measure_prompt_cut
 from trimtab.evaluation.memory import copy_bandwidth, require_room_for_copy
-from trimtab.evaluation.result import (
-    Result,
-    engine_section,
-    kv_section,
-    samples_section,
-    tokens_section,
-)
-from trimtab.evaluation.result_quality import quality_section
-from trimtab.evaluation.result_speed import speed_section
-from trimtab.evaluation.sides import Side, Workload
-from trimtab.evaluation.text import (
-    canary_windows,
+from trimtab.evaluation.results.cache import engine_section, kv_section
+from trimtab.evaluation.results.quality import quality_section
+from trimtab.evaluation.results.result import Result
+from trimtab.evaluation.results.samples import samples_section
+from trimtab.evaluation.results.speed import speed_section
+from trimtab.evaluation.results.tokens import tokens_section
+from trimtab.evaluation.workload import (
+    Workload,
     compression_windows,
-    marginal_windows,
+    marginal_likelihood_windows,
+    out_of_domain_windows,
     prompts,
     quality_windows,
 )
 from trimtab.method import Method
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel, load_model
+from trimtab.models.sources import ModelSource
 from trimtab.progress import say
 from trimtab.registry import build
 from trimtab.stack import AppliedStack, Stack
 
-SCHEMA = 2
+SCHEMA = 3
 
 ABSENT = {
     "gpu": "no CUDA device",
@@ -66,9 +66,9 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
     """
     stack = Stack(build(node, Method) for node in config.methods.values())
     prepare(config.seed, config.threads)
-    corpus = load_corpus(config.corpus)
+    corpus = load_corpus(build(config.corpus, CorpusSource))
     documents = corpus.documents(Split.test)
-    loaded = load_model(config.model)
+    loaded = load_model(build(config.model, ModelSource))
     stack.check(loaded.model)
     artifacts = _artifacts(config, stack, loaded, corpus)
     compression = compression_windows(documents, config.quality)
@@ -76,10 +76,10 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
         quality_windows(documents, config.quality),
         prompts(documents, loaded.tokenizer, config.generation),
         compression,
-        canary_windows(config.quality),
-        marginal_windows(compression, config.quality),
+        out_of_domain_windows(config.quality),
+        marginal_likelihood_windows(compression, config.quality),
     )
-    baseline = Side("baseline", loaded.model, loaded.tokenizer)
+    baseline = Contender("baseline", loaded.model, loaded.tokenizer)
     quality = not loaded.random_weights
     if config.paired:
         require_room_for_copy(loaded.model)
@@ -89,12 +89,12 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
         measure([baseline], work, config, quality)
     with stack.apply(candidate_model, loaded.tokenizer, artifacts, loaded.fingerprint) as applied:
         say(f"Stack: {', '.join(stack.names) or 'none'}; kernel: {applied.kernel}")
-        candidate = Side("candidate", candidate_model, loaded.tokenizer, applied)
+        candidate = Contender("candidate", candidate_model, loaded.tokenizer, applied)
         measure([baseline, candidate] if config.paired else [candidate], work, config, quality)
         measured = applied.measured()
         measure_caches(candidate, candidate, work)
     measure_caches(baseline, candidate, work)
-    if candidate.compression:
+    if candidate.quality.compression:
         measure_prompt_cut(baseline, candidate, work)
 
     result = Result()
@@ -129,7 +129,7 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
         seed=config.seed,
     )
     engine_section(result, candidate)
-    result.sections |= measured
+    result.add(measured)
     if "sparsity" not in measured:
         result.missing("sparsity", "no method of the stack drops activations")
     _memory_section(result, baseline, candidate, loaded.model.device)
@@ -139,10 +139,12 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
     return {**result.sections, "reasons": result.reasons}
 
 
-def _memory_section(result: Result, baseline: Side, candidate: Side, device: torch.device) -> None:
+def _memory_section(
+    result: Result, baseline: Contender, candidate: Contender, device: torch.device
+) -> None:
     result.sections["memory"] = {
         "peak_host_bytes": peak_host_bytes(),
-        "parameter_bytes": {side.name: side.parameter_bytes for side in (baseline, candidate)},
+        "parameter_bytes": {one.name: one.speed.parameter_bytes for one in (baseline, candidate)},
     }
     if device.type == "cuda":
         result.sections["memory"]["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
