@@ -15,6 +15,7 @@ from trimtab.commands.launch import typed
 from trimtab.config import EvaluateConfig
 from trimtab.errors import ArtifactError, ConfigError
 from trimtab.evaluation import run as evaluation
+from trimtab.evaluation.results.result import Result
 from trimtab.evaluation.run import evaluate
 from trimtab.registry import config_folder, register
 from trimtab_kernels.sparse_linear import kernel_name
@@ -28,6 +29,11 @@ OVERRIDES = [
     "quality.marginal_likelihood_windows=2", "quality.marginal_likelihood_samples=4",
     "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
 ]  # fmt: skip
+
+ADAPTIVOCAB = {
+    "_target_": "trimtab.adaptivocab.AdaptiVocab", "size": 50, "tokens": 256,
+    "validation_tokens": 128, "window": 64, "rows": "exponential",
+}  # fmt: skip
 
 
 def configured(folder: Path, *more: str) -> EvaluateConfig:
@@ -148,6 +154,39 @@ def test_every_missing_figure_has_a_reason_and_every_reason_a_missing_figure(
     elif paired == "false":
         assert "quality.kl_bits_per_token" in missing
     assert result["speed"]["paired"] == (paired == "true")
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"mode": "draft"}, {"operating_points", "validation"}),
+        ({"mode": "full", "max_bpb_increase": 0.0}, set()),
+        (
+            {"mode": "full", "max_bpb_increase": None},
+            {"quality_budget", "operating_points", "validation"},
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_method_did_not_measure_has_a_reason_too(folder, hub, settings, missing):
+    config = configured(folder, *hub)
+    config.methods = {"adaptivocab": {**ADAPTIVOCAB, **settings}}
+    result = evaluate(config, "adaptivocab")
+    found = {name for name, value in result["vocabulary"].items() if value is None}
+    assert found == missing
+    assert "reasons" not in result["vocabulary"]
+    assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
+
+
+def test_reasons_of_methods_are_those_of_their_fields():
+    result = Result()
+    section = {"merged": 0, "validation": None, "deep": {"er": None, "is": 1}}
+    reasons = {"validation": "no n-gram", "deep.er": "not asked for"}
+    result.add({"vocabulary": {**section, "reasons": reasons}, "other": {"one": 1}})
+    assert result.sections == {"vocabulary": section, "other": {"one": 1}}
+    assert result.reasons == {
+        "vocabulary.validation": "no n-gram",
+        "vocabulary.deep.er": "not asked for",
+    }
 
 
 def test_every_field_is_documented(result, folder, hub):
