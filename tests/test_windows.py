@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.corpus import Document
+from tests.adaptivocab.tokenizers import DOCUMENTS, EVERY, base
+from trimtab.corpus import Document, encode
 from trimtab.errors import TrimtabError
-from trimtab.windows import byte_windows, evenly, split_at_byte, token_windows
+from trimtab.windows import byte_windows, evenly, split_at_byte, text_windows, token_windows
 
+WINDOW = 64
+LETTERS = [text for text in DOCUMENTS if text.isascii()]
 CHARACTERS = "aä€\U0001f469"  # of one byte to four
 
 
@@ -84,3 +87,53 @@ def test_too_little_text_is_an_error_that_says_how_much_there_is(tokenizer):
         TrimtabError, match="3 windows of 8 tokens are asked for and the text holds 2"
     ):
         token_windows([Document("a", "x" * 20)], tokenizer, count=3, length=8)
+
+
+def documents(texts: list[str]) -> list[Document]:
+    return [Document(str(number), text) for number, text in enumerate(texts)]
+
+
+def test_text_windows_are_of_so_many_tokens_and_follow_each_other():
+    for text in LETTERS[:4]:
+        parts = text_windows(documents([text]), base("gpt2"), 10**9, WINDOW)
+        assert text.startswith("".join(parts))
+        lengths = [len(encode(base("gpt2"), part)) for part in parts]
+        assert lengths[:-1] == pytest.approx([WINDOW] * (len(parts) - 1), abs=2)  # cuts split words
+        missing = len(encode(base("gpt2"), text.removeprefix("".join(parts))))
+        assert missing < WINDOW // 2
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(31, []), (32, [32]), (64, [64]), (95, [64]), (96, [64, 32])]
+)
+def test_the_rest_of_a_text_is_kept_from_half_a_window_on(length, expected, tokenizer):
+    parts = text_windows(documents(["a" * length]), tokenizer, 10**9, WINDOW)
+    assert [len(part) for part in parts] == expected
+
+
+def test_text_windows_are_spread_evenly_over_all_documents(tokenizer):
+    texts = [letter * 64 for letter in "abcdefghijklmnop"]
+
+    def chosen(tokens: int) -> str:
+        return "".join(
+            part[0] for part in text_windows(documents(texts), tokenizer, tokens, WINDOW)
+        )
+
+    assert chosen(10**9) == "abcdefghijklmnop"
+    assert chosen(4 * WINDOW) == "aeim"
+    assert chosen(3 * WINDOW + 63) == "afk"
+    assert chosen(1) == "a"
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_text_windows_hold_no_half_characters(kind):
+    text = "a\U0001f469\u200d\U0001f469é b " * 60
+    parts = text_windows(documents([text]), base(kind), 10**9, WINDOW)
+    assert parts
+    assert all(part in text for part in parts)
+    assert not any("\ufffd" in part for part in parts)
+
+
+def test_special_tokens_around_a_text_are_not_counted():
+    parts = text_windows(documents([" the" * 400]), base("llama3"), 10**9, WINDOW)
+    assert [len(encode(base("llama3"), part)) for part in parts[:-1]] == [WINDOW] * 5

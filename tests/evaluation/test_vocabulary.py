@@ -60,7 +60,7 @@ def results(hub, tmp_path_factory) -> dict[str, dict[str, Any]]:
 
 
 def step_by_step(model, context: list[int], text: list[int], vocabulary: int) -> float:
-    """Return the bits of `text` behind `context`, from one forward pass a token."""
+    """Return the bits of `text` after `context`, from one forward pass per token."""
     ids, bits = [BASE.bos_token_id, *context], 0.0
     for token in text:
         logits = model(torch.tensor([ids])).logits[0, -1].double()

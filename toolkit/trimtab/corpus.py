@@ -106,7 +106,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the token that a text is read behind, if the tokenizer has one."""
+    """Return the token that comes before every text, if the tokenizer has one."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     assert start is None or isinstance(start, int)
     return start
