@@ -23,23 +23,23 @@ from trimtab.stack import AppliedStack
 
 @dataclass
 class QualitySamples:
-    """What a model makes of the windows, each list in their order, and of the prompts.
+    """What a model makes of windows, each list in their order, and of prompts.
 
     Attributes
     ----------
     windows, out_of_domain : list of Score
         In the tokens that the model reads and writes.
     base_tokens : list of Score
-        The same windows, contexts in the tokenizer of prompts and the text in base tokens: of a
-        model whose vocabulary changed.
+        The same windows, the text in base tokens and the contexts in the tokenizer of prompts:
+        only where the vocabulary changed.
     compression : list of Score
-        Likewise, after the prompts to be compressed.
+        The text after prompts to be compressed, scored in the same way.
     whole_prompt, prompt_cut : list of Score
-        After the same prompts as the unmodified model reads them, and with their oldest tokens cut
-        so that as many are left as the other contender has: of the baseline.
+        Of the baseline: the same text after the whole prompt, and after one whose oldest tokens
+        are cut, so that as many are left as the candidate reads.
     canonical, marginal : list of Score
-        Prompts and continuations in the candidate's own tokens: the continuation as the tokenizer
-        has it, and over all its tokenizations.
+        Of the candidate: the text in its own tokens, as the tokenizer writes it, and over all
+        its tokenizations.
     divergences : list of float
         KL from the baseline per window, in nats, where both were scored together.
     texts : list of str

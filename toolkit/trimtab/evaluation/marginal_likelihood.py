@@ -1,11 +1,12 @@
 """Likelihood of a text summed over the ways to tokenize it, by importance sampling.
 
-A model with n-grams can write a text in many ways, and the tokenizer's is one of them. The others'
-probability is the text's too, so bits per byte of the tokenizer's own are an upper bound. The sum
-is estimated as by Chirkova et al. (arXiv 2306.17757): tokenizations are drawn token by token from
-the model itself, restricted to the tokens with which the text can go on, and each weighs what the
-restriction left of the model's probability along the way. The mean weight is unbiased; its
-logarithm is too small on average, so the bits printed are an upper bound still, but a closer one.
+A model with n-grams can write a text in many ways, and the tokenizer's is only one of them. The
+probability of the others is the text's too, so the bits of the tokenizer's own are an upper bound.
+The sum is estimated as in Chirkova et al. (arXiv 2306.17757). Tokenizations are drawn token by
+token from the model itself, restricted to the tokens with which the text can go on. The weight of
+a tokenization is the product, over its tokens, of the probability that the model left to all that
+could stand there. The mean weight is unbiased; its logarithm is too small on average, so the bits
+are still an upper bound, but a closer one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def marginal_likelihood_nats(
     samples: int,
     generator: torch.Generator,
 ) -> float:
-    """Return the negative logarithm of the text's estimated probability after a context.
+    """Return the negative logarithm of a text's estimated probability after a context, in nats.
 
     Parameters
     ----------

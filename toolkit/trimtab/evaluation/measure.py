@@ -35,7 +35,7 @@ def measure(
     if quality:
         with _generating(contenders):
             _score(contenders, work)
-    # Engines made anew: windows may be longer, and their pages would stay in the cache.
+    # New engines, because the pages that long windows took would stay in the cache.
     with _generating(contenders):
         _generate(contenders, work, config)
         _time(contenders, work, config)

@@ -68,7 +68,7 @@ def score(
     output_tokenizer : PreTrainedTokenizerBase, optional
         Of the text; the context's where None.
     newest : int, optional
-        How many tokens of the context are read, the last ones; all where None.
+        How many tokens of the context are read: the last ones. All where None.
     """
     context = encode(tokenizer, window.context)
     if newest is not None:

@@ -21,7 +21,7 @@ from trimtab.models.adapter import module_device
 
 
 class Clock(BaseStreamer):
-    """Note when `generate` hands out tokens, and how many; the first call brings the prompt."""
+    """Records when `generate` hands out tokens, and how many; the first call brings the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -58,7 +58,7 @@ class TransformersGenerator:
 
     @torch.inference_mode()
     def logits(self, context: Sequence[int], text: Sequence[int]) -> Tensor:
-        """See `Generator.logits`. The context is read first, the text on top of its cache."""
+        """See `Generator.logits`. The context is prefilled, the text scored on top of its cache."""
         device, model = _device(self._model), self._model
         prompt, target = (torch.tensor([part], device=device) for part in (context, text))
         first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
