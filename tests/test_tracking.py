@@ -113,7 +113,7 @@ def test_a_run_online_without_a_login_is_refused_with_the_way_out(monkeypatch, t
 
 
 def test_a_project_that_cannot_be_is_refused_by_name(tmp_path):
-    config = TrackingConfig(mode=TrackingMode.offline, project="a/b", folder=str(tmp_path))
+    config = TrackingConfig(project="a/b", folder=str(tmp_path))
     with (
         pytest.raises(ConfigError, match=r"^tracking\.project=a/b: Invalid project name"),
         tracking.run(config, "evaluate", OmegaConf.create({}), None),

@@ -70,13 +70,14 @@ class SpeedSamples:
         What the engine did that generated; None where transformers did.
     caches : dict of CacheKind to CacheMemory
         What transformers' caches hold for the candidate's largest timed generation.
-    parameter_bytes, step_bytes : int
-        Bytes of the parameters, and bytes of weights that one decode step reads.
+    parameters, parameter_bytes, step_bytes : int
+        The number of the parameters, their bytes, and bytes of weights that one decode step reads.
     """
 
     timings: list[Timing] = field(default_factory=list)
     engine: EngineStats | None = None
     caches: dict[CacheKind, CacheMemory] = field(default_factory=dict)
+    parameters: int = 0
     parameter_bytes: int = 0
     step_bytes: int = 0
 

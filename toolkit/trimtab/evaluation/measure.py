@@ -17,7 +17,7 @@ from trimtab.evaluation.workload import Window, Workload
 from trimtab.progress import track
 
 
-def measure(
+def collect(
     contenders: Sequence[Contender], work: Workload, config: EvaluateConfig, quality: bool
 ) -> None:
     """Run the whole workload on every contender and add the samples to it.
@@ -31,6 +31,7 @@ def measure(
         Whether likelihoods mean anything for these weights.
     """
     for one in contenders:
+        one.speed.parameters = one.model.num_parameters()
         one.speed.parameter_bytes = parameter_bytes(one.model)
     if quality:
         with _generating(contenders):

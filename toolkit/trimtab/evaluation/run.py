@@ -17,7 +17,7 @@ from trimtab.corpus import Corpus, Split, load_corpus
 from trimtab.environment import describe_environment, peak_host_bytes, prepare
 from trimtab.errors import ArtifactError
 from trimtab.evaluation.contenders import Contender
-from trimtab.evaluation.measure import measure, measure_caches, measure_prompt_cut
+from trimtab.evaluation.measure import collect, measure_caches, measure_prompt_cut
 from trimtab.evaluation.memory import copy_bandwidth, require_room_for_copy
 from trimtab.evaluation.results.cache import engine_section, kv_section
 from trimtab.evaluation.results.quality import quality_section
@@ -86,11 +86,11 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
         candidate_model = copy.deepcopy(loaded.model)
     else:
         candidate_model = loaded.model
-        measure([baseline], work, config, quality)
+        collect([baseline], work, config, quality)
     with stack.apply(candidate_model, loaded.tokenizer, artifacts, loaded.fingerprint) as applied:
         say(f"Stack: {', '.join(stack.names) or 'none'}; kernel: {applied.kernel}")
         candidate = Contender("candidate", candidate_model, loaded.tokenizer, applied)
-        measure([baseline, candidate] if config.paired else [candidate], work, config, quality)
+        collect([baseline, candidate] if config.paired else [candidate], work, config, quality)
         measured = applied.measured()
         measure_caches(candidate, candidate, work)
     measure_caches(baseline, candidate, work)
@@ -109,7 +109,7 @@ def evaluate(config: EvaluateConfig, label: str) -> dict[str, Any]:
             "architecture": type(loaded.model).__name__,
             "fingerprint": loaded.fingerprint,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
-            "parameters": loaded.model.num_parameters(),
+            "parameters": baseline.speed.parameters,
         },
         "corpus": {"name": corpus.name, "digest": corpus.digest, "documents": len(documents)},
         "kernel": applied.kernel,
