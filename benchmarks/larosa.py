@@ -28,9 +28,10 @@ from trimtab.artifact import Artifact
 from trimtab.config import QualityConfig
 from trimtab.corpus import Corpus, Split
 from trimtab.environment import describe_environment, prepare
+from trimtab.evaluation.generators import TransformersGenerator
 from trimtab.evaluation.intervals import rate_difference
-from trimtab.evaluation.quality import predicting, score
-from trimtab.evaluation.text import Window, quality_windows
+from trimtab.evaluation.scoring import score
+from trimtab.evaluation.workload import Window, quality_windows
 from trimtab.files import write_json
 from trimtab.larosa import (
     Allocation,
@@ -101,8 +102,9 @@ class Bench:
 
     def nats(self, text: str) -> list[float]:
         """Return every window's negative log-likelihood."""
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        return [score(predicting(model), tokenizer, window).nats for window in self.windows[text]]
+        tokenizer = self.loaded.tokenizer
+        logits = TransformersGenerator(self.loaded.model, tokenizer).logits
+        return [score(logits, tokenizer, window).nats for window in self.windows[text]]
 
     def scored(
         self, method: LaRoSA, artifact: Artifact

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.corpora import FilesCorpus, HubCorpus, PythonDocs
-from trimtab.corpus import Corpus, Document, Split, load_corpus, token_windows
+from trimtab.corpus import Corpus, Document, Split, load_corpus
 from trimtab.errors import ConfigError, TrimtabError
 
 SHARES = {"calibration": 0.5, "validation": 0.2, "max_documents": None}
@@ -130,22 +130,3 @@ def test_a_dataset_is_loaded_from_a_local_folder(tmp_path):
 def test_a_dataset_that_cannot_be_had_is_named():
     with pytest.raises(ConfigError, match="corpus.name=nobody/nothing: cannot be loaded"):
         load_corpus(hub("nobody/nothing"))
-
-
-def test_windows_are_whole_disjoint_and_spread_over_the_text(tokenizer):
-    documents = [Document("a", "abcdefghij" * 10), Document("b", "0123456789" * 10)]
-    windows = token_windows(documents, tokenizer, count=4, length=8)
-    assert windows.shape == (4, 8)
-    texts = [tokenizer.decode(row) for row in windows]
-    assert texts[0] == "abcdefgh"
-    assert texts[-1].isdigit()
-    everything = token_windows(documents, tokenizer, count=25, length=8).flatten()
-    stream = tokenizer(documents[0].text)["input_ids"] + [tokenizer.eos_token_id]
-    assert everything[: len(stream)].tolist() == stream
-
-
-def test_too_little_text_is_an_error_that_says_how_much_there_is(tokenizer):
-    with pytest.raises(
-        TrimtabError, match="3 windows of 8 tokens are asked for and the text holds 2"
-    ):
-        token_windows([Document("a", "x" * 20)], tokenizer, count=3, length=8)

@@ -12,8 +12,9 @@ import pytest
 from trimtab.config import QualityConfig
 from trimtab.corpora import PythonDocs
 from trimtab.corpus import Split, load_corpus
-from trimtab.evaluation.quality import predicting, score
-from trimtab.evaluation.text import quality_windows
+from trimtab.evaluation.generators import TransformersGenerator
+from trimtab.evaluation.scoring import score
+from trimtab.evaluation.workload import quality_windows
 from trimtab.larosa import Allocation, Basis, Count, LaRoSA, Selection, Transforms
 from trimtab.models.loading import LoadedModel
 
@@ -41,8 +42,10 @@ def excess(smollm2: LoadedModel, tmp_path_factory) -> Excess:
     windows = quality_windows(corpus.documents(Split.test), config)
     root = tmp_path_factory.mktemp("checkpoints")
 
+    logits = TransformersGenerator(smollm2.model, smollm2.tokenizer).logits
+
     def perplexity() -> float:
-        scores = [score(predicting(smollm2.model), smollm2.tokenizer, window) for window in windows]
+        scores = [score(logits, smollm2.tokenizer, window) for window in windows]
         return math.exp(sum(s.nats for s in scores) / sum(s.tokens for s in scores))
 
     dense = perplexity()

@@ -11,7 +11,7 @@ from transformers import DynamicCache, LogitsProcessorList, MinNewTokensLengthLo
 from kv_parts.setting import Options, Record
 from kv_parts.timing import compared, interleave
 from trimtab.errors import TrimtabError
-from trimtab.evaluation.generation import Clock
+from trimtab.evaluation.generators.transformers import Clock
 from trimtab.generation import Engine
 from trimtab.generation.stopping import stop_tokens
 from trimtab.models.loading import load_model

@@ -14,7 +14,7 @@ from trimtab.adaptivocab.gating import Scored
 from trimtab.adaptivocab.matching import Matcher
 from trimtab.adaptivocab.merging import PairMerging
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.passages import Passage, cut
+from trimtab.adaptivocab.passages import Passage
 from trimtab.adaptivocab.settings import NGramSelection, Rows
 from trimtab.adaptivocab.streams import streams
 from trimtab.adaptivocab.tokenizer import Expression
@@ -22,6 +22,7 @@ from trimtab.corpus import Corpus, Split, encode, start_token
 from trimtab.evaluation.intervals import Estimate, rate_difference
 from trimtab.models.loading import load_model
 from trimtab.models.sources import DType, EmbeddedModel
+from trimtab.windows import text_windows
 
 MAX_PIECES = 4
 WINDOW = 512
@@ -82,7 +83,7 @@ class Bench:
         return rate_difference(merged_tokens, base_tokens, base_tokens, seed=0)
 
     def read(self, corpus: Corpus, split: Split, tokens: int) -> list[ReadText]:
-        texts = cut(corpus.documents(split), self.tokenizer, tokens, WINDOW)
+        texts = text_windows(corpus.documents(split), self.tokenizer, tokens, WINDOW)
         return read_texts(self.loaded.model, self.tokenizer, texts, f"{corpus.name}, {split}")
 
     def fitter(self, rows: Rows) -> RowFitter:

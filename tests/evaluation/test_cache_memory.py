@@ -18,8 +18,11 @@ from trimtab.evaluation.cache_memory import (
     cache_memory,
     resident_bytes,
 )
-from trimtab.evaluation.generation import replay, transformers_cache
-from trimtab.evaluation.text import Prompt
+from trimtab.evaluation.generators.transformers import (
+    TransformersGenerator,
+    transformers_cache,
+)
+from trimtab.evaluation.workload import Prompt
 
 PROMPT = Prompt("d", "a prompt of text", " and what follows")
 TENSORS = 3 * 2  # layers, keys and values
@@ -101,8 +104,9 @@ def test_what_the_system_counts_agrees_with_arithmetic_within_the_pages_at_the_e
         assert found.committed <= found.measured <= found.committed + TENSORS * 2 * PAGE
 
 
-def test_a_replay_measures_the_tensors(tiny_llama):
-    timing = replay(tiny_llama.model, tiny_llama.tokenizer, PROMPT)
+def test_a_timed_generation_measures_the_tensors(tiny_llama):
+    generator = TransformersGenerator(tiny_llama.model, tiny_llama.tokenizer)
+    timing = generator.teacher_forced(PROMPT)
     assert timing.live_bytes == (16 + 17 - 1) * TOKEN_BYTES
     assert timing.committed_bytes >= timing.live_bytes
     assert timing.measured_bytes is None

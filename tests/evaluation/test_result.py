@@ -15,6 +15,7 @@ from trimtab.commands.launch import typed
 from trimtab.config import EvaluateConfig
 from trimtab.errors import ArtifactError, ConfigError
 from trimtab.evaluation import run as evaluation
+from trimtab.evaluation.results.result import Result
 from trimtab.evaluation.run import evaluate
 from trimtab.registry import config_folder, register
 from trimtab_kernels.sparse_linear import kernel_name
@@ -25,8 +26,18 @@ OVERRIDES = [
     "quality.window_bytes=256", "quality.context_bytes=32", "generation.prompts=2",
     "quality.compression_windows=3", "quality.compression_context_bytes=96",
     "quality.compression_bytes=48", "quality.out_of_domain_windows=2",
-    "quality.marginal_windows=2", "quality.marginal_samples=4",
+    "quality.marginal_likelihood_windows=2", "quality.marginal_likelihood_samples=4",
     "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
+]  # fmt: skip
+
+ADAPTIVOCAB = {
+    "_target_": "trimtab.adaptivocab.AdaptiVocab", "size": 50, "tokens": 256,
+    "validation_tokens": 128, "window": 64, "rows": "exponential",
+}  # fmt: skip
+
+# Sections that are documented as a whole.
+WHOLE = [
+    "artifacts", "reasons", "sparsity.sites", "vocabulary.validation", "environment.packages",
 ]  # fmt: skip
 
 
@@ -94,9 +105,9 @@ def test_the_fixed_names_are_there_with_numbers(result):
         "tokens.steps.baseline",
         "tokens.steps.candidate",
         "tokens.steps.saving",
-        "quality.canary.bits_per_byte.baseline",
-        "quality.canary.bits_per_byte.candidate",
-        "quality.canary.bits_per_byte.difference.estimate",
+        "quality.out_of_domain.bits_per_byte.baseline",
+        "quality.out_of_domain.bits_per_byte.candidate",
+        "quality.out_of_domain.bits_per_byte.difference.estimate",
         "kv.live_bytes_per_byte.baseline",
         "kv.live_bytes_per_byte.candidate",
         "kv.live_bytes",
@@ -150,32 +161,71 @@ def test_every_missing_figure_has_a_reason_and_every_reason_a_missing_figure(
     assert result["speed"]["paired"] == (paired == "true")
 
 
-def test_every_field_is_documented(result, folder, hub):
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"mode": "draft"}, {"operating_points", "validation"}),
+        ({"mode": "full", "max_bpb_increase": 0.0}, set()),
+        (
+            {"mode": "full", "max_bpb_increase": None},
+            {"quality_budget", "operating_points", "validation"},
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_method_did_not_measure_has_a_reason_too(folder, hub, settings, missing):
     config = configured(folder, *hub)
-    config.methods = node("full")
-    result = leaves(evaluate(config, "full")) | leaves(result)
+    config.methods = {"adaptivocab": {**ADAPTIVOCAB, **settings}}
+    result = evaluate(config, "adaptivocab")
+    found = {name for name, value in result["vocabulary"].items() if value is None}
+    assert found == missing
+    assert "reasons" not in result["vocabulary"]
+    assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
+
+
+def test_reasons_of_methods_are_those_of_their_fields():
+    result = Result()
+    section = {"merged": 0, "validation": None, "deep": {"er": None, "is": 1}}
+    reasons = {"validation": "no n-gram", "deep.er": "not asked for"}
+    result.add({"vocabulary": {**section, "reasons": reasons}, "other": {"one": 1}})
+    assert result.sections == {"vocabulary": section, "other": {"one": 1}}
+    assert result.reasons == {
+        "vocabulary.validation": "no n-gram",
+        "vocabulary.deep.er": "not asked for",
+    }
+
+
+def test_every_field_is_documented_and_every_documented_field_is_there(result, folder, hub):
+    found = leaves(result)
+    for methods in (
+        node("full"),
+        node("draft") | {"vattention": {"_target_": "trimtab.vattention.VAttention"}},
+        {"adaptivocab": {**ADAPTIVOCAB, "mode": "full", "max_bpb_increase": 100.0}},
+    ):
+        config = configured(folder, *hub)
+        config.methods = methods
+        more = leaves(evaluate(config, "more"))
+        # Names that are new: a section may be there in one result and null in another.
+        found |= {name: value for name, value in more.items() if name not in found}
     text = (ROOT / "docs" / "results.md").read_text("utf-8")
     documented = set(re.findall(r"^\| `([^`]+)`", text, flags=re.MULTILINE))
-    unknown = set()
-    for name in result:
-        if name.startswith("reasons.") or any(other.startswith(f"{name}.") for other in result):
-            continue  # a section that is missing in one of the two results
+    sections, fields = set(), set()
+    for name in found:
         generic = re.sub(r"\.(baseline|candidate|prompt_cut|estimate|low|high)$", "", name)
         generic = re.sub(r"(?<=bits_per_byte)\.(canonical|marginal)$", "", generic)
-        generic = re.sub(r"^artifacts\..*", "artifacts", generic)
-        generic = re.sub(r"^(sparsity\.sites|environment\.packages)\..*", r"\1", generic)
+        generic = re.sub(rf"^({'|'.join(WHOLE)})\..*", r"\1", generic)
         generic = re.sub(r"\.difference$|\.ratio$", "", generic)
-        if generic not in documented:
-            unknown.add(generic)
-    assert not unknown
+        missing = any(other.startswith(f"{name}.") for other in found)
+        (sections if missing else fields).add(generic)
+    assert fields <= documented
+    assert documented <= fields | sections
 
 
 def test_the_speedup_is_the_ratio_of_the_samples_it_keeps(result):
     timings = result["samples"]["timings"]
     assert len(timings) == 2 * 3 * 2  # models, repeats, prompts; the warm-up is not among them
     total = {
-        side: sum(row["total"] for row in timings if row["model"] == side)
-        for side in ("baseline", "candidate")
+        model: sum(row["total"] for row in timings if row["model"] == model)
+        for model in ("baseline", "candidate")
     }
     speedup = result["speed"]["speedup"]
     assert speedup["estimate"] == pytest.approx(total["baseline"] / total["candidate"])
@@ -186,37 +236,37 @@ def test_the_speedup_is_the_ratio_of_the_samples_it_keeps(result):
 
 def test_the_quality_figures_are_those_of_the_samples(result):
     windows = result["samples"]["windows"]
-    for side in ("baseline", "candidate"):
-        rows = [row for row in windows if row["model"] == side]
+    for model in ("baseline", "candidate"):
+        rows = [row for row in windows if row["model"] == model]
         bits, size, tokens = (sum(row[key] for row in rows) for key in ("bits", "bytes", "tokens"))
-        assert result["quality"]["bits_per_byte"][side] == pytest.approx(bits / size)
-        assert result["quality"]["perplexity"][side] == pytest.approx(2 ** (bits / tokens))
+        assert result["quality"]["bits_per_byte"][model] == pytest.approx(bits / size)
+        assert result["quality"]["perplexity"][model] == pytest.approx(2 ** (bits / tokens))
 
 
-def test_the_canary_is_another_text_scored_on_both_sides(result):
-    rows = result["samples"]["canary"]
-    canary = result["quality"]["canary"]
-    assert canary["windows"] == 2
-    assert "Python" in canary["text"]
-    for side in ("baseline", "candidate"):
-        mine = [row for row in rows if row["model"] == side]
+def test_text_of_another_domain_is_scored_for_both_contenders(result):
+    rows = result["samples"]["out_of_domain"]
+    out_of_domain = result["quality"]["out_of_domain"]
+    assert out_of_domain["windows"] == 2
+    assert "Python" in out_of_domain["text"]
+    for model in ("baseline", "candidate"):
+        mine = [row for row in rows if row["model"] == model]
         assert all(row["document"].endswith(".py") for row in mine)
         bits = sum(row["bits"] for row in mine) / sum(row["bytes"] for row in mine)
-        assert canary["bits_per_byte"][side] == pytest.approx(bits)
-    difference = canary["bits_per_byte"]["difference"]["estimate"]
-    lost = canary["bits_per_byte"]["candidate"] - canary["bits_per_byte"]["baseline"]
+        assert out_of_domain["bits_per_byte"][model] == pytest.approx(bits)
+    difference = out_of_domain["bits_per_byte"]["difference"]["estimate"]
+    lost = out_of_domain["bits_per_byte"]["candidate"] - out_of_domain["bits_per_byte"]["baseline"]
     assert difference == pytest.approx(lost)
     assert difference != 0
 
 
-def test_a_canary_that_is_not_measured_says_why(folder, hub, monkeypatch):
+def test_another_domain_that_is_not_measured_says_why(folder, hub, monkeypatch):
     off = run(folder, *hub, "quality.out_of_domain_windows=0")
-    assert off["quality"]["canary"] is None
-    assert off["reasons"]["quality.canary"] == "quality.out_of_domain_windows=0"
+    assert off["quality"]["out_of_domain"] is None
+    assert off["reasons"]["quality.out_of_domain"] == "quality.out_of_domain_windows=0"
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(folder))
     bare = run(folder, *hub)
-    assert bare["quality"]["canary"] is None
-    assert "this Python comes without" in bare["reasons"]["quality.canary"]
+    assert bare["quality"]["out_of_domain"] is None
+    assert "this Python comes without" in bare["reasons"]["quality.out_of_domain"]
 
 
 def test_a_sparse_model_differs_from_the_baseline_and_its_sparsity_is_measured(result):

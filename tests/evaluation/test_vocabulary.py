@@ -7,30 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from trimtab.adaptivocab.drafting import drafting
 
 from tests.conftest import tiny
 from tests.evaluation.test_result import configured, counted, leaves
-from tests.evaluation.vocabulary import (
-    Vocabulary,
-    drafts,
-    extended_tokenizer,
-    ngrams,
-    node,
-)
+from tests.evaluation.vocabulary import Vocabulary, extended_tokenizer, ngrams, node
 from trimtab.config import QualityConfig
 from trimtab.corpus import encode
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory
-from trimtab.evaluation.generation import greedy, replay
+from trimtab.evaluation.contenders import Contender, QualitySamples
+from trimtab.evaluation.generators import TransformersGenerator
 from trimtab.evaluation.intervals import rate_difference
 from trimtab.evaluation.measure import measure_prompt_cut
-from trimtab.evaluation.quality import Score, predicting, score
-from trimtab.evaluation.result import Result, kv_section
-from trimtab.evaluation.result_quality import quality_section
+from trimtab.evaluation.results.cache import kv_section
+from trimtab.evaluation.results.quality import quality_section
+from trimtab.evaluation.results.result import Result
 from trimtab.evaluation.run import evaluate
-from trimtab.evaluation.sides import Side, Workload
-from trimtab.evaluation.text import Prompt, Window
+from trimtab.evaluation.scoring import Score
 from trimtab.evaluation.timing import Timing
+from trimtab.evaluation.workload import Prompt, Window, Workload
 from trimtab.models.random import byte_tokenizer
 from trimtab.stack import AppliedStack, Stack
 
@@ -66,7 +60,7 @@ def results(hub, tmp_path_factory) -> dict[str, dict[str, Any]]:
 
 
 def step_by_step(model, context: list[int], text: list[int], vocabulary: int) -> float:
-    """Return the bits of `text` behind `context`, from one forward pass a token."""
+    """Return the bits of `text` after `context`, from one forward pass per token."""
     ids, bits = [BASE.bos_token_id, *context], 0.0
     for token in text:
         logits = model(torch.tensor([ids])).logits[0, -1].double()
@@ -79,18 +73,18 @@ def step_by_step(model, context: list[int], text: list[int], vocabulary: int) ->
 @pytest.mark.parametrize("mode", ["full", "input"])
 def test_text_is_scored_in_the_tokens_the_model_generates(mode):
     loaded = tiny()
-    with Stack([Vocabulary(mode)]).apply(loaded.model, BASE, {}) as stack:
-        side = Side("candidate", loaded.model, BASE, stack)
-        assert side.changes_vocabulary
+    with Stack([Vocabulary(mode=mode)]).apply(loaded.model, BASE, {}) as stack:
+        contender = Contender("candidate", loaded.model, BASE, stack)
+        assert contender.changes_vocabulary
         output, size = (MORE, ngrams().size) if mode == "full" else (BASE, 320)
         context = encode(MORE, WINDOW.context)
         assert len(context) < len(encode(BASE, WINDOW.context))
         text = encode(output, WINDOW.text)
-        found = side.score(WINDOW)
+        found = contender.score(WINDOW)
         assert (found.tokens, found.context_tokens) == (len(text), len(context))
         expected = step_by_step(loaded.model, context, text, size)
         assert found.bits == pytest.approx(expected, rel=1e-4)
-        found = side.score_base_tokens(WINDOW)
+        found = contender.score_base_tokens(WINDOW)
         text = encode(BASE, WINDOW.text)
         assert (found.tokens, found.context_tokens) == (len(text), len(context))
         with stack.base_output():
@@ -101,52 +95,62 @@ def test_text_is_scored_in_the_tokens_the_model_generates(mode):
 def test_the_control_reads_the_newest_tokens_under_the_unmodified_model():
     loaded = tiny()
     work = Workload([], [], compression=[WINDOW, Window("e", TEXT[10:], TEXT)])
-    baseline = Side("baseline", loaded.model, BASE)
-    with Stack([Vocabulary("full")]).apply(loaded.model, BASE, {}) as stack:
-        candidate = Side("candidate", loaded.model, BASE, stack)
-        candidate.compression = [candidate.score_base_tokens(one) for one in work.compression]
+    baseline = Contender("baseline", loaded.model, BASE)
+    with Stack([Vocabulary(mode="full")]).apply(loaded.model, BASE, {}) as stack:
+        candidate = Contender("candidate", loaded.model, BASE, stack)
+        compressed = [candidate.score_base_tokens(one) for one in work.compression]
+        candidate.quality.compression = compressed
     measure_prompt_cut(baseline, candidate, work)
-    for window, compressed, whole, cut in zip(
-        work.compression, candidate.compression, baseline.whole, baseline.prompt_cut, strict=True
+    found = baseline.quality
+    for window, short, whole, cut in zip(
+        work.compression, compressed, found.whole_prompt, found.prompt_cut, strict=True
     ):
         context, text = encode(BASE, window.context), encode(BASE, window.text)
         kept = len(encode(MORE, window.context))
-        assert compressed.context_tokens == cut.context_tokens == kept < whole.context_tokens
+        assert short.context_tokens == cut.context_tokens == kept < whole.context_tokens
         assert whole.bits == pytest.approx(step_by_step(loaded.model, context, text, 320), rel=1e-4)
         context = context[-kept:]
         assert cut.bits == pytest.approx(step_by_step(loaded.model, context, text, 320), rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["full", "input", "draft"])
-def test_a_replay_generates_the_text_in_the_tokens_of_the_output(mode):
+def test_a_text_is_generated_in_the_tokens_of_the_output(mode):
     loaded = tiny()
     fed: list[int] = []
-    with Stack([Vocabulary(mode)]).apply(loaded.model, BASE, {}) as stack:
-        handle = loaded.model.get_input_embeddings().register_forward_pre_hook(
-            lambda module, inputs: fed.extend(inputs[0][0].tolist())
-        )
-        timing = replay(loaded.model, stack.tokenizer, PROMPT, stack.output_tokenizer)
-        handle.remove()
-        text = greedy(loaded.model, stack.tokenizer, PROMPT, 8, stack.output_tokenizer)
+    expected = TransformersGenerator(loaded.model, BASE).greedy(PROMPT, 8)
+    with Stack([Vocabulary(mode=mode)]).apply(loaded.model, BASE, {}) as stack:
+        contender = Contender("candidate", loaded.model, BASE, stack)
+        with contender.generating():
+            handle = loaded.model.get_input_embeddings().register_forward_pre_hook(
+                lambda module, inputs: fed.extend(inputs[0][0].tolist())
+            )
+            timing = contender.generator.teacher_forced(PROMPT)
+            handle.remove()
+            text = contender.generator.greedy(PROMPT, 8)
     prompt = encode(stack.tokenizer, PROMPT.text)
     output = encode(stack.output_tokenizer, PROMPT.continuation)
     assert (timing.prompt_tokens, timing.new_tokens) == (len(prompt), len(output))
     if mode == "draft":
-        assert text == greedy(loaded.model, BASE, PROMPT, 8)
+        assert text == expected
     else:
         assert fed == (prompt + output)[:-1]
         assert (len(output) < len(encode(BASE, PROMPT.continuation))) == (mode == "full")
     assert text
 
 
-def test_a_drafted_replay_takes_fewer_steps_for_the_same_text():
+def test_drafts_take_fewer_steps_for_the_same_text():
     loaded = tiny()
-    plain = replay(loaded.model, BASE, PROMPT)
-    with drafting(loaded.model, drafts()) as counter:
-        timing = replay(loaded.model, BASE, PROMPT)
+    plain = TransformersGenerator(loaded.model, BASE).teacher_forced(PROMPT)
+    with Stack([Vocabulary(mode="draft")]).apply(loaded.model, BASE, {}) as stack:
+        contender = Contender("candidate", loaded.model, BASE, stack)
+        with contender.generating():
+            timing = contender.generator.teacher_forced(PROMPT)
+    counted = contender.speed.engine
     assert plain.steps == plain.new_tokens == timing.new_tokens
-    assert timing.steps == counter.steps < plain.steps
-    assert counter.accepted < counter.proposed  # wrong drafts were among them
+    assert counted.drafted_steps > 0
+    assert timing.steps == counted.chunks + counted.decode_steps + counted.drafted_steps
+    assert timing.steps == plain.steps - counted.accepted
+    assert 0 < counted.accepted < counted.proposed  # wrong drafts were among them
     assert sum(timing.step_tokens) == timing.new_tokens
     assert max(timing.step_tokens) > 1
     assert len(timing.gaps) == timing.steps - 1
@@ -187,23 +191,22 @@ def test_where_prompt_or_output_changes_the_figures_are_those_of_the_samples(res
         assert quality["base_tokens"]["bits_per_byte"]["candidate"] == pytest.approx(bits)
 
 
-def test_all_segmentations_are_scored_where_output_tokens_are_new(results):
+def test_all_tokenizations_are_scored_where_output_tokens_are_new(results):
     for name in ("full", "unpaired"):
-        marginal, samples = results[name]["quality"]["marginal"], results[name]["samples"]
-        assert (marginal["windows"], marginal["samples"]) == (2, 4)
-        documents = [row["document"] for row in samples["marginal"]]
+        section, samples = results[name]["quality"]["marginal_likelihood"], results[name]["samples"]
+        assert (section["windows"], section["samples"]) == (2, 4)
+        documents = [row["document"] for row in samples["marginal_likelihood"]]
         assert documents[:2] == documents[2:]
+        bits_per_byte = section["bits_per_byte"]
         for model in ("canonical", "marginal"):
-            rows = [row for row in samples["marginal"] if row["model"] == model]
+            rows = [row for row in samples["marginal_likelihood"] if row["model"] == model]
             bits = sum(row["bits"] for row in rows) / sum(row["bytes"] for row in rows)
-            assert marginal["bits_per_byte"][model] == pytest.approx(bits)
-        difference = marginal["bits_per_byte"]["difference"]["estimate"]
-        assert difference == pytest.approx(
-            marginal["bits_per_byte"]["marginal"] - marginal["bits_per_byte"]["canonical"]
-        )
+            assert bits_per_byte[model] == pytest.approx(bits)
+        difference = bits_per_byte["marginal"] - bits_per_byte["canonical"]
+        assert bits_per_byte["difference"]["estimate"] == pytest.approx(difference)
     for name in ("input", "draft"):
-        assert results[name]["quality"]["marginal"] is None
-        assert "quality.marginal" in results[name]["reasons"]
+        assert results[name]["quality"]["marginal_likelihood"] is None
+        assert "quality.marginal_likelihood" in results[name]["reasons"]
 
 
 def scores(*nats: float, tokens: int = 20) -> list[Score]:
@@ -215,14 +218,18 @@ def compared(
 ) -> dict[str, Any]:
     """Return `quality` of a stack that changes the vocabulary of prompts and outputs."""
     model, windows = tiny().model, scores(4, 5, 6, 7)
-    baseline = Side("baseline", model, BASE, scores=windows, canary=windows, texts=[texts[0]])
-    baseline.whole, baseline.prompt_cut = scores(4, 5, 6, 7, tokens=read), cut
-    candidate = Side(
-        "candidate", model, BASE, AppliedStack(MORE, MORE, []), scores=windows, canary=windows,
-        base_scores=windows, compression=compressed, texts=[texts[1]],
+    baseline = Contender("baseline", model, BASE)
+    baseline.quality = QualitySamples(
+        windows=windows, out_of_domain=windows, texts=[texts[0]], prompt_cut=cut,
+        whole_prompt=scores(4, 5, 6, 7, tokens=read),
+    )  # fmt: skip
+    candidate = Contender("candidate", model, BASE, AppliedStack(MORE, MORE, []))
+    candidate.quality = QualitySamples(
+        windows=windows, out_of_domain=windows, texts=[texts[1]], compression=compressed,
+        base_tokens=windows,
     )  # fmt: skip
     result = Result()
-    config = QualityConfig(4, 64, 0, compression_windows=4, out_of_domain_windows=4)
+    config = QualityConfig(compression_windows=4, out_of_domain_windows=4)
     quality_section(result, baseline, candidate, config, known_weights=True, seed=0)
     return dict(result.sections["quality"])
 
@@ -270,21 +277,21 @@ def test_tokens_and_steps_are_those_of_the_same_text(results):
 
 
 def test_the_cache_is_that_of_the_generation_where_the_candidates_is_largest():
-    sides = [Side(name, tiny().model, BASE) for name in ("baseline", "candidate")]
-    for side, live in zip(sides, ([900, 400, 500], [100, 300, 200]), strict=True):
-        side.timings = [
+    contenders = [Contender(name, tiny().model, BASE) for name in ("baseline", "candidate")]
+    for contender, live in zip(contenders, ([900, 400, 500], [100, 300, 200]), strict=True):
+        contender.speed.timings = [
             Timing(0.1, [], [1], 0.2, 1, 1, prompt_size=10 * number, size=5, live_bytes=one,
                    committed_bytes=one + number, reserved_bytes=one + 2 * number)
             for number, one in enumerate(live, start=1)
         ]  # fmt: skip
-    baseline, candidate = sides
-    baseline.caches = {CacheKind.dynamic: CacheMemory(400, 402, 4096)}
-    candidate.caches = {
+    baseline, candidate = contenders
+    baseline.speed.caches = {CacheKind.dynamic: CacheMemory(400, 402, 4096)}
+    candidate.speed.caches = {
         CacheKind.dynamic: CacheMemory(300, 302, 8192),
         CacheKind.static: CacheMemory(310, 310, None),
     }
     result = Result()
-    kv_section(result, *sides)
+    kv_section(result, *contenders)
     kv = result.sections["kv"]
     assert (kv["measured_bytes"], kv["dynamic_measured_bytes"]) == (8192, 4096)
     assert (kv["static_bytes"], kv["static_measured_bytes"]) == (310, None)
@@ -295,13 +302,16 @@ def test_the_cache_is_that_of_the_generation_where_the_candidates_is_largest():
 
 def test_drafts_change_steps_and_times_and_nothing_else(results):
     result = results["draft"]
-    assert result["quality"]["bits_per_byte"]["difference"]["estimate"] == 0
-    assert result["quality"]["kl_bits_per_token"] == 0
+    # The engine reads the text another way than transformers, and rounds another way.
+    difference = result["quality"]["bits_per_byte"]["difference"]["estimate"]
+    assert difference == pytest.approx(0, abs=1e-6)
+    assert result["quality"]["kl_bits_per_token"] == pytest.approx(0, abs=1e-6)
     assert (result["quality"]["exact_match"], result["tokens"]["saving"]) == (1, 0)
     for name in ("base_tokens", "compression"):
         assert result["quality"][name] is None
         assert "vocabulary" in result["reasons"][f"quality.{name}"]
     assert 0 < result["tokens"]["steps"]["saving"] < 1
+    assert 0 < result["engine"]["accepted"] < result["engine"]["proposed"]
     rows = [row for row in result["samples"]["timings"] if row["model"] == "candidate"]
     tokens = sum(sum(row["step_tokens"][1:]) for row in rows)
     seconds = sum(sum(row["gaps"]) for row in rows)
@@ -311,14 +321,14 @@ def test_drafts_change_steps_and_times_and_nothing_else(results):
 
 
 def test_a_text_in_a_single_step_has_no_decoding_to_time(hub, tmp_path, monkeypatch):
-    from trimtab.evaluation import generation
+    teacher_forced = TransformersGenerator.teacher_forced
 
     def in_one_step(*arguments):
-        timing = replay(*arguments)
+        timing = teacher_forced(*arguments)
         timing.gaps, timing.step_tokens = [], [timing.new_tokens]
         return timing
 
-    monkeypatch.setattr(generation, "replay", in_one_step)
+    monkeypatch.setattr(TransformersGenerator, "teacher_forced", in_one_step)
     config = configured(tmp_path, *hub)
     config.methods = {}
     result = evaluate(config, "one step")
@@ -341,11 +351,3 @@ def test_compression_that_is_not_measured_says_why(hub, tmp_path, setting, reaso
     assert result["quality"]["compression"] is None
     assert reason in result["reasons"]["quality.compression"]
     assert result["samples"]["compression"] == []
-
-
-def test_the_context_can_be_read_from_its_newest_tokens_alone(tiny_llama):
-    found = score(predicting(tiny_llama.model), BASE, WINDOW, newest=7)
-    cut = Window("d", WINDOW.context[-7:], WINDOW.text)
-    assert found.context_tokens == 7
-    assert found.nats == score(predicting(tiny_llama.model), BASE, cut).nats
-    assert score(predicting(tiny_llama.model), BASE, WINDOW, newest=0).context_tokens == 0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
+from contextlib import contextmanager
+from functools import cache
 from pydoc_data.topics import topics
 from typing import Any, ClassVar
 
@@ -14,15 +12,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.adaptivocab.tokenizers import mined
-from trimtab.adaptivocab.drafting import drafting
+from trimtab.adaptivocab.applied import Drafting, Merging
 from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.extended import NewRows, base_head, extended
+from trimtab.adaptivocab.extended import NewRows, extended
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.tokenizer import Expression
 from trimtab.artifact import Artifact
-from trimtab.corpus import Corpus, encode
-from trimtab.method import Applied, Calibration, Method, Stage
+from trimtab.corpus import encode
+from trimtab.method import DRAFTS, TOKENIZER, Method, Stage
 from trimtab.models.random import byte_tokenizer
+from trimtab.settings import Settings, setting, settings
 
 ROWS = 320  # of the tiny models' vocabularies
 TEXTS = sorted(topics.values())[:8]
@@ -44,27 +43,21 @@ def drafts() -> Drafts:
     return Drafts.count(ngrams(), [encode(tokenizer, text) for text in TEXTS])
 
 
-@dataclass
-class Vocabulary(Method):
+@settings
+class Vocabulary(Settings, Method):
     """N-grams in one of AdaptiVocab's modes: full, input or draft."""
 
     name: ClassVar[str] = "vocabulary"
     stage: ClassVar[Stage] = Stage.vocabulary
     calibrated: ClassVar[bool] = False
 
-    mode: str = "full"
+    mode: str = setting(default="full", meaning="which tokens are new")
 
     def check(self, model: PreTrainedModel) -> None:
         assert model.get_input_embeddings().weight.shape[0] == ROWS
 
-    def fit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        corpus: Corpus,
-        checkpoint: Path,
-    ) -> Calibration:
-        raise NotImplementedError
+    def claims(self, model: PreTrainedModel) -> frozenset[str]:
+        return frozenset({DRAFTS if self.mode == "draft" else TOKENIZER})
 
     @contextmanager
     def apply(
@@ -72,19 +65,20 @@ class Vocabulary(Method):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         artifact: Artifact | None,
-    ) -> Iterator[Applied]:
+    ) -> Iterator[Drafting | Merging]:
         if self.mode == "draft":
-            with drafting(model, drafts()):
-                yield Applied(tokenizer, drafts=drafts())
+            yield Drafting({}, drafter=drafts())
             return
         full = self.mode == "full"
         head = model.get_output_embeddings().weight
         with extended(model, new_rows(model), output=full):
-            yield Applied(
-                extended_tokenizer(),
-                None if full else tokenizer,
-                ngrams().by_id() if full else {},
-                partial(base_head, model, head) if full else nullcontext,
+            yield Merging(
+                {},
+                model=model,
+                base_head=head,
+                tokenizer=extended_tokenizer(),
+                output_tokenizer=extended_tokenizer() if full else tokenizer,
+                ngram_tokens=ngrams().by_id() if full else {},
             )
 
 

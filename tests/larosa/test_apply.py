@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.conftest import random_inputs, tiny
 from tests.models.contract import assert_equal, draw
-from trimtab.corpus import Corpus, Document, Split, token_windows
+from trimtab.corpus import Corpus, Document, Split
 from trimtab.larosa import (
     Allocation,
     Basis,
@@ -28,6 +28,7 @@ from trimtab.larosa.selection import Positions, Selector
 from trimtab.larosa.settings import Prefill
 from trimtab.method import Applied
 from trimtab.models.sources import DType
+from trimtab.windows import token_windows
 
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
 LAYERS, WIDTH = 3, 64

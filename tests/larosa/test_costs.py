@@ -7,13 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 from tests.models.contract import draw
-from trimtab.corpus import Split, token_windows
+from trimtab.corpus import Split
 from trimtab.errors import MisfitError
 from trimtab.larosa import Allocation, Basis, Count, LaRoSA, Precision, Transforms
 from trimtab.larosa.calibrate import SHARES
 from trimtab.larosa.plan import Plan
 from trimtab.larosa.precision import transform_matrix
 from trimtab.models.sources import DType
+from trimtab.windows import token_windows
 
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
 

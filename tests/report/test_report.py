@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.errors import TrimtabError
-from trimtab.report import build_report
+from trimtab.report import build_report, plots
 from trimtab.report.load import load_jobs
 from trimtab.report.table import csv_table, markdown_table
 
@@ -158,8 +158,8 @@ def test_compression_is_told_with_its_control(tmp_path):
     assert "`better` **beats the prompt cut**: of 1000 prompt tokens it saves 20.0%" in text
     assert "`unclear` **does not beat the prompt cut**" in text
     assert "`worse` **does not beat the prompt cut**" in text
-    assert "0.900 bits per byte, 0.880 behind a cut prompt" in text
-    assert "+0.0200 [+0.0100, +0.0300]) and 0.877 behind the whole one" in text
+    assert "0.900 bits per byte, 0.880 after a cut prompt" in text
+    assert "+0.0200 [+0.0100, +0.0300]) and 0.877 after the whole one" in text
     table = [line for line in text.splitlines() if line.startswith("| `worse` | 1000 | 800 |")]
     assert table == [
         "| `worse` | 1000 | 800 | 0.8770 | 0.9000 | 0.8800 | +0.0200 [+0.0100, +0.0300] |"
@@ -199,23 +199,40 @@ def test_a_folder_without_jobs_is_refused(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_dial_is_drawn_where_there_is_one(tmp_path):
-    turned, undialled = content("adaptivocab", (1.1, 1.0, 1.2)), content("x", (1.0, 0.9, 1.1))
-    dial = [
+def test_operating_points_are_drawn_where_there_are_any(tmp_path):
+    budgeted, unlimited = content("adaptivocab", (1.1, 1.0, 1.2)), content("x", (1.0, 0.9, 1.1))
+    points = [
         {"ngrams": count, "saving": saving, "bits_per_byte": 1 + rise, "base_bits_per_byte": 1.0,
          "increase": rise}
         for count, saving, rise in ((8, 0.02, 0.01), (500, 0.2, 0.3))
     ]  # fmt: skip
-    turned["vocabulary"] = {"merged": 8, "guard": 0.01, "dial": dial, "drafting": None}
-    undialled["vocabulary"] = {"merged": 8, "guard": None, "dial": None, "drafting": None}
-    for index, one in enumerate([undialled, turned]):
+    budgeted["vocabulary"] = {"merged": 8, "quality_budget": 0.01, "operating_points": points}
+    unlimited["vocabulary"] = {"merged": 8, "quality_budget": None, "operating_points": None}
+    for index, one in enumerate([unlimited, budgeted]):
         (tmp_path / str(index)).mkdir()
         (tmp_path / str(index) / "result.json").write_text(json.dumps(one))
     text = build_report(tmp_path).read_text()
-    drawn = tmp_path / "report" / "vocabulary_dial_1.png"
+    drawn = tmp_path / "report" / "vocabulary_operating_points_1.png"
     assert drawn.read_bytes().startswith(b"\x89PNG")
     assert f"]({drawn.name})" in text
-    assert not (tmp_path / "report" / "vocabulary_dial_0.png").exists()
+    assert not (tmp_path / "report" / "vocabulary_operating_points_0.png").exists()
+
+
+def test_the_sites_of_a_sparsity_map_are_named_as_people_call_them(monkeypatch, tmp_path):
+    rows = [
+        {"layer": 0, "site": site, "basis": "plain", "achieved": 0.5}
+        for site in ("h1", "h2", "h3", "h4", "another")
+    ]
+    (tmp_path / "result.json").write_text(
+        json.dumps({**content("larosa", (1.1, 1.0, 1.2)), "sparsity": {"layers": rows}})
+    )
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    plots.sparsity_map(load_jobs(tmp_path)[0], tmp_path / "map.png")
+    (labels,) = [[one.get_text() for one in figure.axes[0].get_yticklabels()] for figure in drawn]
+    assert labels == [
+        "attention input", "attention output", "MLP input", "MLP activation", "another"
+    ]  # fmt: skip
 
 
 def test_what_was_dropped_is_drawn_for_every_sparse_job_and_left_out_of_the_table(tmp_path):

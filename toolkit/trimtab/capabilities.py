@@ -93,4 +93,8 @@ class Measures(Protocol):
     """Has something to say in result.json."""
 
     def measured(self) -> dict[str, Any]:
-        """Return sections of result.json by name, from what was counted while recording."""
+        """Return sections of result.json by name, from what was counted while recording.
+
+        Where a field is None, its section's `reasons` says why, by the field's name within the
+        section: ``{"vocabulary": {"validation": None, "reasons": {"validation": "..."}}}``.
+        """

@@ -84,13 +84,15 @@ class QualityConfig(Settings):
         "at least 2",
         at_least=0,
     )
-    marginal_windows: int = setting(
+    marginal_likelihood_windows: int = setting(
         default=8,
         meaning="compressed prompts whose continuations are also scored over all their "
         "tokenizations, where output tokens are new; 0 measures none, else at least 2",
         at_least=0,
     )
-    marginal_samples: int = setting(default=16, meaning="tokenizations drawn for each", at_least=1)
+    marginal_likelihood_samples: int = setting(
+        default=16, meaning="tokenizations drawn for each", at_least=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,7 +101,7 @@ class QualityConfig(Settings):
             "context_bytes",
             "at least 0 and less than quality.window_bytes",
         )
-        for name in ("compression_windows", "out_of_domain_windows", "marginal_windows"):
+        for name in ("compression_windows", "out_of_domain_windows", "marginal_likelihood_windows"):
             self.require(getattr(self, name) != 1, name, "0 or at least 2")
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from enum import StrEnum
 from itertools import islice
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.corpora import CorpusSource, Document
@@ -132,49 +130,6 @@ def load_corpus(source: CorpusSource) -> Corpus:
     return corpus
 
 
-def token_windows(
-    documents: Iterable[Document],
-    tokenizer: PreTrainedTokenizerBase,
-    count: int,
-    length: int,
-    *,
-    fewer: bool = False,
-) -> Tensor:
-    """Return `count` windows of `length` tokens, spread evenly over the documents' text.
-
-    The documents are joined with the end-of-text token and cut without padding or overlap.
-
-    Parameters
-    ----------
-    fewer : bool
-        Return as many as there are where the text is too short.
-
-    Returns
-    -------
-    Tensor
-        int64 of shape [count, length].
-
-    Raises
-    ------
-    TrimtabError
-        If the text is too short.
-    """
-    separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    stream: list[int] = []
-    for document in documents:
-        stream += encode(tokenizer, document.text) + separator
-    available = len(stream) // length
-    count = min(count, available) if fewer else count
-    if available < count:
-        raise TrimtabError(
-            f"{count} windows of {length} tokens are asked for and the text holds {available}: "
-            "lower tokens or window, or use a larger corpus"
-        )
-    starts = [index * available // count * length for index in range(count)]
-    windows = [stream[start : start + length] for start in starts]
-    return torch.tensor(windows, dtype=torch.int64).reshape(count, length)
-
-
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the token ids of `text` alone, without special tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -182,7 +137,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the token that a text is read behind, if the tokenizer has one."""
+    """Return the token that comes before every text, if the tokenizer has one."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     assert start is None or isinstance(start, int)
     return start

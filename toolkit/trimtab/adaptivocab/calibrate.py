@@ -16,7 +16,6 @@ from trimtab.adaptivocab.frequency import FrequencySelection
 from trimtab.adaptivocab.guard import Guard
 from trimtab.adaptivocab.merging import PairMerging
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.passages import cut
 from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode, NGramSelection
 from trimtab.adaptivocab.streams import Admissible, Mined, Stream, first, streams
 from trimtab.adaptivocab.tokenizer import Expression
@@ -25,6 +24,7 @@ from trimtab.corpus import Corpus, Split, encode
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.files import write_json
 from trimtab.progress import say, waiting
+from trimtab.windows import text_windows
 
 GATE = "gate.json"
 SELECTIONS: dict[NGramSelection, type[PairMerging] | type[FrequencySelection]] = {
@@ -175,7 +175,8 @@ class Calibrator:
         return drafts
 
     def _read(self, split: Split, tokens: int) -> list[ReadText]:
-        texts = cut(self._corpus.splits[split], self._tokenizer, tokens, self._settings.window)
+        documents, window = self._corpus.splits[split], self._settings.window
+        texts = text_windows(documents, self._tokenizer, tokens, window)
         if not texts:
             unguarded = ", or max_bpb_increase=null to merge without a guard"
             raise TrimtabError(

@@ -109,9 +109,19 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
     def _section(self, artifact: Artifact, merged: int) -> dict[str, Any]:
         """Return result.json's `vocabulary`."""
         gate = artifact.statistics.get("gate", {})
-        return {
+        section = {
             "merged": merged,
-            "guard": self.max_bpb_increase,
-            "dial": gate.get("dial"),
+            "quality_budget": self.max_bpb_increase,
+            "operating_points": gate.get("dial"),
             "validation": gate["merged"][-1] if merged and gate else None,
         }
+        missing = [name for name, value in section.items() if value is None]
+        return {**section, "reasons": {name: self._reason(name) for name in missing}}
+
+    def _reason(self, name: str) -> str:
+        """Say why a field of result.json's `vocabulary` is null."""
+        if self.mode is Mode.draft and name != "quality_budget":
+            return "adaptivocab.mode=draft: no n-gram is a token"
+        if self.max_bpb_increase is None:
+            return "adaptivocab.max_bpb_increase=null: there is no quality budget"
+        return "the quality budget lets no n-gram through"

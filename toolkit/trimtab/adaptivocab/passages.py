@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.corpus import Document, encode
+from trimtab.corpus import encode
 
 
 @dataclass(frozen=True)
@@ -55,30 +54,3 @@ class Passage:
 def with_start(ids: Tensor, start: int | None) -> Tensor:
     """Return token ids, of shape [..., tokens], behind the token `start` if there is one."""
     return ids if start is None else functional.pad(ids, (1, 0), value=start)
-
-
-def cut(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, tokens: int, window: int
-) -> list[str]:
-    """Cut documents into texts of `window` tokens, spread evenly over all there is.
-
-    Parameters
-    ----------
-    tokenizer : PreTrainedTokenizerBase
-        The base tokenizer, a fast one.
-    tokens : int
-        Base tokens of all texts together; fewer where the documents are shorter.
-    """
-    found = [part for document in documents for part in _cut(document.text, tokenizer, window)]
-    count = min(len(found), max(tokens // window, 1))
-    return [found[index * len(found) // count] for index in range(count)]
-
-
-def _cut(text: str, tokenizer: PreTrainedTokenizerBase, window: int) -> Iterator[str]:
-    """Yield texts of `window` tokens, and what is left if it is at least half as long."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets = encoded["offset_mapping"]
-    for start in range(0, len(offsets), window):
-        part = offsets[start : start + window]
-        if len(part) >= window // 2:
-            yield text[part[0][0] : part[-1][1]]

@@ -20,7 +20,7 @@ HELD = np.uint64(1 << 63 | 1 << 62)
 
 
 class CacheKind(StrEnum):
-    """A cache of transformers'."""
+    """One of transformers' caches."""
 
     dynamic = "dynamic"
     static = "static"
@@ -46,8 +46,9 @@ class CacheMemory:
 def cache_memory(make: Callable[[], Any], device: torch.device) -> CacheMemory:
     """Measure the cache that `make` returns, and drop it.
 
-    On a host the system says which pages under the storage are in memory. On a GPU, where an
-    allocator takes memory in segments, it is what the driver has back when the cache is gone.
+    On the host, the system says which pages of the storage are in memory. On a GPU, where an
+    allocator takes memory in segments, what counts is how much the driver gets back when the cache
+    is gone.
     """
     cache = make()
     live, committed = cache_bytes(cache)
@@ -65,9 +66,9 @@ def cache_bytes(cache: Any) -> tuple[int, int]:
 
 
 def resident_bytes(storages: Iterable[UntypedStorage]) -> int | None:
-    """Return the bytes of pages of the host that hold some of these; None where none can tell.
+    """Return the bytes of the host's pages that hold any of these; None where it does not say.
 
-    Pages that were never written to do not exist and do not count; swapped ones do.
+    Pages that were never written to do not exist and are not counted; swapped ones are.
     """
     page = mmap.PAGESIZE
     numbers = [
@@ -78,7 +79,7 @@ def resident_bytes(storages: Iterable[UntypedStorage]) -> int | None:
     if not numbers:
         return 0
     pages = np.unique(np.concatenate(numbers))
-    # Reads of runs of pages, as a reader that asked for one at a time would take long.
+    # Whole runs of pages are read at once: one page at a time would take long.
     runs = np.split(pages, np.flatnonzero(np.diff(pages) > 1) + 1)
     held = 0
     try:

@@ -22,7 +22,7 @@ def ratio(numerator: Samples, denominator: Samples, *, paired: bool, seed: int) 
     Parameters
     ----------
     paired : bool
-        Whether the samples of one index belong together and are resampled together.
+        Whether samples of the same index belong, and are resampled, together.
 
     Returns
     -------

@@ -9,136 +9,151 @@ from dataclasses import replace
 
 from trimtab.config import MeasureConfig
 from trimtab.evaluation.cache_memory import CacheKind
-from trimtab.evaluation.generation import transformers_cache
+from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.generators.transformers import transformers_cache
 from trimtab.evaluation.memory import parameter_bytes, step_bytes
-from trimtab.evaluation.quality import divergence, predicting, score
-from trimtab.evaluation.sides import Side, Workload
-from trimtab.evaluation.text import Window
+from trimtab.evaluation.scoring import divergence, score
+from trimtab.evaluation.workload import Window, Workload
 from trimtab.progress import track
 
 
-def collect(sides: Sequence[Side], work: Workload, config: MeasureConfig, quality: bool) -> None:
-    """Run the whole workload on every side and add the samples to it.
+def collect(
+    contenders: Sequence[Contender], work: Workload, config: MeasureConfig, quality: bool
+) -> None:
+    """Run the whole workload on every contender and add the samples to it.
 
-    Two sides take turns window by window and prompt by prompt, and who goes first alternates;
-    with one side alone there is nothing to interleave.
+    Two contenders take turns window by window and prompt by prompt, and who goes first alternates;
+    with one alone there is nothing to interleave.
 
     Parameters
     ----------
     quality : bool
         Whether likelihoods mean anything for these weights.
     """
-    for side in sides:
-        side.parameter_bytes = parameter_bytes(side.model)
-        side.parameters = side.model.num_parameters()
-    names = " and ".join(side.name for side in sides)
+    for one in contenders:
+        one.speed.parameters = one.model.num_parameters()
+        one.speed.parameter_bytes = parameter_bytes(one.model)
     if quality:
-        with _engines(sides):
-            _score(sides, work)
-    # Others than those that read: pages of longer windows would stay with a cache.
-    with _engines(sides):
-        for prompt in track(work.prompts, f"Greedy generation: {names}", len(work.prompts)):
-            for side in sides:
-                with side.recording():
-                    side.texts.append(side.greedy(prompt, config.generation.new_tokens))
-        _time(sides, work, config)
-    if quality and sides[-1].stack is not None and sides[-1].stack.ngram_tokens:
-        _score_segmentations(sides[-1], work, config)
-    for side in sides:
-        side.step_bytes = step_bytes(side.model)
-        if side.stack:
-            side.step_bytes += side.stack.extra_step_bytes()
+        with _generating(contenders):
+            _score(contenders, work)
+    # New engines, because the pages that long windows took would stay in the cache.
+    with _generating(contenders):
+        _generate(contenders, work, config)
+        _time(contenders, work, config)
+    if quality:
+        _score_all_tokenizations(contenders, work, config)
+    for one in contenders:
+        one.speed.step_bytes = step_bytes(one.model) + one.stack.extra_step_bytes()
 
 
-def measure_caches(side: Side, candidate: Side, work: Workload) -> None:
-    """Have transformers' caches hold the candidate's largest timed generation, as `side` reads it.
+def measure_caches(contender: Contender, candidate: Contender, work: Workload) -> None:
+    """Have transformers' caches hold the candidate's largest timed generation.
 
-    Both kinds, of which the dynamic one is left out where the candidate has a cache of its own.
-    Of the other side the dynamic one alone.
+    The contender generates it again. Of the candidate both kinds of cache are measured, but for
+    the dynamic one where it has a cache of its own; of the baseline the dynamic one alone.
     """
-    sizes = [timing.live_bytes for timing in candidate.timings[: len(work.prompts)]]
+    sizes = [timing.live_bytes for timing in candidate.speed.timings[: len(work.prompts)]]
     largest = sizes.index(max(sizes))
-    if side is not candidate:
+    if contender is not candidate:
         kinds = [CacheKind.dynamic]
-    elif side.engine_stats:
+    elif contender.speed.engine is not None:
         kinds = [CacheKind.static]
     else:
         kinds = [*CacheKind]
-    for kind in track(kinds, f"Transformers' caches: {side.name}", len(kinds)):
-        side.caches[kind] = transformers_cache(
-            side.model,
-            side.tokenizer,
+    for kind in track(kinds, f"Transformers' caches: {contender.name}", len(kinds)):
+        contender.speed.caches[kind] = transformers_cache(
+            contender.model,
+            contender.tokenizer,
             work.prompts[largest],
-            side.timings[largest].new_tokens,
+            contender.speed.timings[largest].new_tokens,
             kind,
         )
 
 
-def measure_prompt_cut(baseline: Side, candidate: Side, work: Workload) -> None:
+def measure_prompt_cut(baseline: Contender, candidate: Contender, work: Workload) -> None:
     """Have the unmodified model read what the candidate read compressed: whole, and cut.
 
     To be called when the candidate's stack is off the model again, which the two may share.
     """
-    found, predict = candidate.compression, predicting(baseline.model)
+    found, samples = candidate.quality.compression, baseline.quality
     for window, compressed in track(
         zip(work.compression, found, strict=False), "Prompt cut: baseline", len(found)
     ):
         for scores, newest in (
-            (baseline.whole, None),
-            (baseline.prompt_cut, compressed.context_tokens),
+            (samples.whole_prompt, None),
+            (samples.prompt_cut, compressed.context_tokens),
         ):
-            one = score(predict, baseline.base_tokenizer, window, newest=newest)
+            logits, tokenizer = baseline.generator.logits, baseline.base_tokenizer
+            one = score(logits, tokenizer, window, newest=newest)
             scores.append(replace(one, log_probs=None))
 
 
 @contextmanager
-def _engines(sides: Sequence[Side]) -> Iterator[None]:
+def _generating(contenders: Sequence[Contender]) -> Iterator[None]:
     with ExitStack() as running:
-        for side in sides:
-            running.enter_context(side.generating())
+        for one in contenders:
+            running.enter_context(one.generating())
         yield
 
 
-def _score(sides: Sequence[Side], work: Workload) -> None:
-    names = " and ".join(side.name for side in sides)
+def _score(contenders: Sequence[Contender], work: Workload) -> None:
+    names = _names(contenders)
     for window in track(work.windows, f"Quality: {names}", len(work.windows)):
-        _score_window(sides, window)
-    for window in track(work.canary, f"Another domain: {names}", len(work.canary)):
-        for side in sides:
-            side.canary.append(replace(side.score(window), log_probs=None))
-    for side in sides:
-        if side.changes_vocabulary:
+        _score_window(contenders, window)
+    for window in track(work.out_of_domain, f"Another domain: {names}", len(work.out_of_domain)):
+        for one in contenders:
+            one.quality.out_of_domain.append(replace(one.score(window), log_probs=None))
+    for one in contenders:
+        if one.changes_vocabulary:
             windows = work.windows + work.compression
-            found = track(windows, f"Base tokens: {side.name}", len(windows))
-            scores = [side.score_base_tokens(window) for window in found]
-            side.base_scores = scores[: len(work.windows)]
-            side.compression = scores[len(work.windows) :]
+            found = track(windows, f"Base tokens: {one.name}", len(windows))
+            scores = [one.score_base_tokens(window) for window in found]
+            one.quality.base_tokens = scores[: len(work.windows)]
+            one.quality.compression = scores[len(work.windows) :]
 
 
-def _score_segmentations(side: Side, work: Workload, config: MeasureConfig) -> None:
-    for window in track(work.marginal, f"Segmentations: {side.name}", len(work.marginal)):
-        side.canonical.append(replace(side.score(window), log_probs=None))
-        found = side.score_marginal(window, config.quality.marginal_samples, config.seed)
-        side.marginal.append(found)
-
-
-def _score_window(sides: Sequence[Side], window: Window) -> None:
+def _score_window(contenders: Sequence[Contender], window: Window) -> None:
     scores = []
-    for side in sides:
-        with side.recording():
-            scores.append(side.score(window))
-    if len(sides) == 2 and not sides[1].changes_vocabulary:
-        sides[1].divergences.append(divergence(scores[0], scores[1]))
-    for side, found in zip(sides, scores, strict=True):
-        side.scores.append(replace(found, log_probs=None))
+    for one in contenders:
+        with one.stack.recording():
+            scores.append(one.score(window))
+    if len(contenders) == 2 and not contenders[1].changes_vocabulary:
+        contenders[1].quality.divergences.append(divergence(scores[0], scores[1]))
+    for one, found in zip(contenders, scores, strict=True):
+        one.quality.windows.append(replace(found, log_probs=None))
 
 
-def _time(sides: Sequence[Side], work: Workload, config: MeasureConfig) -> None:
+def _score_all_tokenizations(
+    contenders: Sequence[Contender], work: Workload, config: MeasureConfig
+) -> None:
+    windows, samples = work.marginal_likelihood, config.quality.marginal_likelihood_samples
+    for one in contenders:
+        if not one.stack.ngram_tokens:
+            continue
+        for window in track(windows, f"Marginal likelihood: {one.name}", len(windows)):
+            one.quality.canonical.append(replace(one.score(window), log_probs=None))
+            found = one.score_all_tokenizations(window, samples, config.seed)
+            one.quality.marginal.append(found)
+
+
+def _generate(contenders: Sequence[Contender], work: Workload, config: MeasureConfig) -> None:
+    names = _names(contenders)
+    for prompt in track(work.prompts, f"Greedy generation: {names}", len(work.prompts)):
+        for one in contenders:
+            with one.stack.recording():
+                text = one.generator.greedy(prompt, config.generation.new_tokens)
+                one.quality.texts.append(text)
+
+
+def _time(contenders: Sequence[Contender], work: Workload, config: MeasureConfig) -> None:
     rounds = config.speed.warmup + config.speed.repeats
     jobs = list(itertools.product(range(rounds), range(len(work.prompts))))
-    names = " and ".join(side.name for side in sides)
-    for number, index in track(jobs, f"Timing: {names}", len(jobs)):
-        for side in sides if (number + index) % 2 == 0 else reversed(sides):
-            timing = side.replay(work.prompts[index])
+    for number, index in track(jobs, f"Timing: {_names(contenders)}", len(jobs)):
+        for one in contenders if (number + index) % 2 == 0 else reversed(contenders):
+            timing = one.generator.teacher_forced(work.prompts[index])
             if number >= config.speed.warmup:
-                side.timings.append(timing)
+                one.speed.timings.append(timing)
+
+
+def _names(contenders: Sequence[Contender]) -> str:
+    return " and ".join(one.name for one in contenders)

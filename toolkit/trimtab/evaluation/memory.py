@@ -1,4 +1,4 @@
-"""Bytes in memory and bytes per second: what a decode step is up against."""
+"""Bytes in memory and bytes per second: what bounds the speed of a decode step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parameter_bytes(model: PreTrainedModel) -> int:
 def step_bytes(model: PreTrainedModel) -> int:
     """Return the parameter bytes that one decode step reads.
 
-    That is all of them, but of an input embedding that is not tied to the head one row only.
+    All of them count, but an input embedding that is not tied to the head counts with one row.
     """
     embedding = cast(Tensor, model.get_input_embeddings().weight)
     untied = model.get_output_embeddings().weight is not embedding

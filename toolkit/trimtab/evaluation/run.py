@@ -13,22 +13,20 @@ from trimtab.config import MeasureConfig
 from trimtab.corpora import Document
 from trimtab.corpus import Corpus, Split
 from trimtab.environment import describe_environment, peak_host_bytes
+from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.measure import collect, measure_caches, measure_prompt_cut
 from trimtab.evaluation.memory import copied, copy_bandwidth
-from trimtab.evaluation.result import (
-    Result,
-    engine_section,
-    kv_section,
-    samples_section,
-    tokens_section,
-)
-from trimtab.evaluation.result_quality import quality_section
-from trimtab.evaluation.result_speed import speed_section
-from trimtab.evaluation.sides import Side, Workload
-from trimtab.evaluation.text import (
-    canary_windows,
+from trimtab.evaluation.results.cache import engine_section, kv_section
+from trimtab.evaluation.results.quality import quality_section
+from trimtab.evaluation.results.result import Result
+from trimtab.evaluation.results.samples import samples_section
+from trimtab.evaluation.results.speed import speed_section
+from trimtab.evaluation.results.tokens import tokens_section
+from trimtab.evaluation.workload import (
+    Workload,
     compression_windows,
-    marginal_windows,
+    marginal_likelihood_windows,
+    out_of_domain_windows,
     prompts,
     quality_windows,
 )
@@ -131,7 +129,7 @@ def measure(
             "architecture": type(optimized.model).__name__,
             "fingerprint": subject.fingerprint,
             "dtype": str(optimized.model.dtype).removeprefix("torch."),
-            "parameters": first.parameters,
+            "parameters": first.speed.parameters,
         },
         "corpus": {"name": corpus.name, "digest": corpus.digest, "documents": len(documents)},
         "kernel": optimized.applied.kernel,
@@ -156,7 +154,7 @@ def measure(
         seed=config.seed,
     )
     engine_section(result, candidate)
-    result.sections |= measured
+    result.add(measured)
     if "sparsity" not in measured:
         result.missing("sparsity", "no method of the stack drops activations")
     _memory_section(result, first, candidate, optimized.model.device)
@@ -174,8 +172,8 @@ def _workload(
         quality_windows(documents, config.quality),
         prompts(documents, optimized.base_tokenizer, config.generation),
         compression,
-        canary_windows(config.quality),
-        marginal_windows(compression, config.quality),
+        out_of_domain_windows(config.quality),
+        marginal_likelihood_windows(compression, config.quality),
     )
 
 
@@ -185,16 +183,16 @@ def _collected(
     config: MeasureConfig,
     baseline: PreTrainedModel | None,
     subject: Subject,
-) -> tuple[Side, Side, dict[str, Any]]:
+) -> tuple[Contender, Contender, dict[str, Any]]:
     """Return the baseline and the candidate, measured, and what the methods measured.
 
     Without a copy for a baseline the optimized model is measured first, and then without its
     methods.
     """
     quality, tokenizer = subject.known_weights, optimized.base_tokenizer
-    candidate = Side("candidate", optimized.model, tokenizer, optimized.applied)
+    candidate = Contender("candidate", optimized.model, tokenizer, optimized.applied)
     if baseline is not None:
-        first = Side("baseline", baseline, tokenizer)
+        first = Contender("baseline", baseline, tokenizer)
         with inferring(baseline):
             collect([first, candidate], work, config, quality)
             measured = optimized.applied.measured()
@@ -205,23 +203,25 @@ def _collected(
     measured = optimized.applied.measured()
     measure_caches(candidate, candidate, work)
     with optimized.suspended() as model, inferring(model):
-        first = Side("baseline", model, tokenizer)
+        first = Contender("baseline", model, tokenizer)
         collect([first], work, config, quality)
         _finish(first, candidate, work)
     return first, candidate, measured
 
 
-def _finish(baseline: Side, candidate: Side, work: Workload) -> None:
+def _finish(baseline: Contender, candidate: Contender, work: Workload) -> None:
     """Have the unmodified model do what only the candidate's samples tell it to."""
     measure_caches(baseline, candidate, work)
-    if candidate.compression:
+    if candidate.quality.compression:
         measure_prompt_cut(baseline, candidate, work)
 
 
-def _memory_section(result: Result, baseline: Side, candidate: Side, device: torch.device) -> None:
+def _memory_section(
+    result: Result, baseline: Contender, candidate: Contender, device: torch.device
+) -> None:
     result.sections["memory"] = {
         "peak_host_bytes": peak_host_bytes(),
-        "parameter_bytes": {side.name: side.parameter_bytes for side in (baseline, candidate)},
+        "parameter_bytes": {one.name: one.speed.parameter_bytes for one in (baseline, candidate)},
     }
     if device.type == "cuda":
         result.sections["memory"]["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)

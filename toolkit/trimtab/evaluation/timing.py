@@ -1,4 +1,4 @@
-"""What is noted of a timed generation."""
+"""What is recorded of a timed generation."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from dataclasses import dataclass
 
 @dataclass
 class Timing:
-    """One timed generation, seconds from its start.
+    """One timed generation. Times are in seconds.
 
     Attributes
     ----------
     first : float
-        Until the first step's tokens were there.
+        From the start until the first step's tokens were there.
     gaps : list of float
         Between one step and the next.
     step_tokens : list of int
-        Tokens that each step yielded: one, unless the model drafts.
+        Tokens that each step yielded: one, unless a draft was accepted.
     total : float
-        Until `generate` returned.
+        From the start until the whole text was there.
     prompt_tokens, new_tokens : int
         Tokens read, and tokens generated.
     prompt_size, size : int
-        The bytes of text these are.
+        The bytes of their text.
     live_bytes, committed_bytes, reserved_bytes : int
-        Of the KV cache at the end: what its tokens take, the storage held for them, and addresses.
+        Of the KV cache at the end: what its tokens take, the storage held for them, and the address
+        space reserved.
     measured_bytes : int or None
         The pages of a virtual cache as the operating system or the driver counts them.
     """
@@ -49,6 +50,6 @@ class Timing:
 
     @property
     def token_times(self) -> list[float]:
-        """Seconds per token behind the first step: a step's gap divided by its tokens."""
+        """Seconds per token after the first step: a step's gap divided by its tokens."""
         later = zip(self.gaps, self.step_tokens[1:], strict=True)
         return [gap / tokens for gap, tokens in later for _ in range(tokens)]

@@ -68,10 +68,11 @@ class LaRoSA(LaRoSASettings, Method):
         Thresholds are found on the validation documents: on the text that the bases were made
         for, activations are a little more concentrated than on any other.
         """
-        from trimtab.corpus import Split, token_windows
+        from trimtab.corpus import Split
         from trimtab.larosa.calibrate import Calibrator
         from trimtab.larosa.thresholds import fit_thresholds
         from trimtab.progress import say
+        from trimtab.windows import token_windows
 
         documents = corpus.documents(Split.calibration)
         windows = token_windows(documents, tokenizer, self.tokens // self.window, self.window)

@@ -10,7 +10,7 @@ from trimtab.files import replacing
 from trimtab.report.load import Job, load_jobs
 from trimtab.report.plots import (
     compression_plot,
-    dial_plot,
+    operating_points_plot,
     quality_plot,
     sparsity_map,
     speedup_plot,
@@ -20,7 +20,7 @@ from trimtab.report.table import compression_table, csv_table, interval, markdow
 
 PLOTS_OF_ONE: tuple[tuple[str, str, Callable[[Job, Path], None]], ...] = (
     ("sparsity", "sparsity_by_layer_{}.png", sparsity_map),
-    ("vocabulary.dial", "vocabulary_dial_{}.png", dial_plot),
+    ("vocabulary.operating_points", "vocabulary_operating_points_{}.png", operating_points_plot),
 )
 # What is drawn of the jobs that have a field, where there are any.
 PLOTS = (
@@ -32,10 +32,10 @@ PLOTS = (
 
 
 PROMPT_CUT = (
-    "Bits per byte of what follows a prompt, in base tokens: behind the whole prompt under the "
-    "unmodified model, behind the prompt in the stack's tokens, and behind the prompt with its "
-    "oldest tokens cut until it is as short, under the unmodified model again. A stack that does "
-    "not beat the cut is no way to shorten prompts."
+    "Bits per byte of the text that follows a prompt, in base tokens: after the whole prompt "
+    "under the unmodified model; after the prompt in the stack's tokens; and, under the "
+    "unmodified model again, after the prompt with its oldest tokens cut until it is as short. "
+    "A stack that does not beat the cut is no way to shorten prompts."
 )
 
 
@@ -104,8 +104,8 @@ def _reading() -> str:
         "keeps. *Same text*: share of the baseline's greedy text before the first difference. "
         "*Other domain*: the change on source files of Python's standard library. *Tokens saved*: "
         "of prompts and outputs. *Steps saved*: of the forward passes for the same text. "
-        "*Bytes needed*: weight bytes of the decoder blocks behind what was kept, transforms "
-        "counted, over dense, on the text that was scored. `baseline` compares the "
+        "*Bytes needed*: weight bytes of the decoder blocks that the activations kept need, "
+        "transforms counted, over dense, on the text that was scored. `baseline` compares the "
         "model with its own copy: its interval is the noise of the measurement. docs/results.md "
         "explains every field."
     )
@@ -132,9 +132,9 @@ def _compression_verdict(job: Job) -> str:
     verdict = "beats" if found["beats_control"] else "does not beat"
     return (
         f"- `{job.label}` **{verdict} the prompt cut**: of {tokens['baseline']} prompt tokens it "
-        f"saves {1 - tokens['candidate'] / tokens['baseline']:.1%}, and the text behind them needs "
-        f"{bits['candidate']:.3f} bits per byte, {bits['prompt_cut']:.3f} behind a cut prompt "
-        f"(difference {interval(bits['difference'], '+.4f')}) and {bits['baseline']:.3f} behind "
+        f"saves {1 - tokens['candidate'] / tokens['baseline']:.1%}, and the text after them needs "
+        f"{bits['candidate']:.3f} bits per byte, {bits['prompt_cut']:.3f} after a cut prompt "
+        f"(difference {interval(bits['difference'], '+.4f')}) and {bits['baseline']:.3f} after "
         "the whole one."
     )
 

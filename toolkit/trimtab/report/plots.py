@@ -13,6 +13,12 @@ from trimtab.files import replacing
 from trimtab.report.load import Job
 
 INK, REFERENCE = "#1f5f8b", "#999999"
+SITES = {
+    "h1": "attention input",
+    "h2": "attention output",
+    "h3": "MLP input",
+    "h4": "MLP activation",
+}
 SAVINGS = {
     "prompt tokens": "tokens.prompt.saving",
     "output tokens": "tokens.output.saving",
@@ -93,7 +99,7 @@ def sparsity_map(job: Job, path: Path) -> None:
     rows = job.get("sparsity.layers")
     sites = list(dict.fromkeys(row["site"] for row in rows))
     layers = 1 + max(row["layer"] for row in rows)
-    figure = Figure(figsize=(2.5 + 0.25 * layers, 2.6), layout="constrained")
+    figure = Figure(figsize=(3.2 + 0.25 * layers, 2.6), layout="constrained")
     axes = figure.subplots()
     values = [[row["achieved"] for row in rows if row["site"] == site] for site in sites]
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1)
@@ -102,18 +108,18 @@ def sparsity_map(job: Job, path: Path) -> None:
         [row["layer"] for row in marked], [sites.index(row["site"]) for row in marked], "w.",
         markersize=4,
     )  # fmt: skip
-    axes.set_yticks(range(len(sites)), sites)
+    axes.set_yticks(range(len(sites)), [SITES.get(site, site) for site in sites])
     axes.set_xlabel("layer (a dot: the site has a transform of its own)")
     axes.set_title(job.label, fontsize=9)
     figure.colorbar(image, label="share dropped")
     _save(figure, path)
 
 
-def dial_plot(job: Job, path: Path) -> None:
+def operating_points_plot(job: Job, path: Path) -> None:
     """Draw what merging more and more n-grams saves and costs, as calibration measured it."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    points = sorted(job.get("vocabulary.dial"), key=lambda point: point["saving"])
+    points = sorted(job.get("vocabulary.operating_points"), key=lambda point: point["saving"])
     axes.plot(
         [100 * point["saving"] for point in points],
         [100 * point["increase"] for point in points],
@@ -123,10 +129,10 @@ def dial_plot(job: Job, path: Path) -> None:
     for point in points:
         place = 100 * point["saving"], 100 * point["increase"]
         axes.annotate(f"{point['ngrams']}", place, xytext=(4, -10), textcoords="offset points")
-    guard = job.get("vocabulary.guard")
-    axes.axhline(100 * guard, color=REFERENCE, linewidth=1)
+    budget = job.get("vocabulary.quality_budget")
+    axes.axhline(100 * budget, color=REFERENCE, linewidth=1)
     axes.set_xlabel("% of the tokens saved (at a point: n-grams merged)")
-    axes.set_ylabel("% more bits per byte; the line is the guard")
+    axes.set_ylabel("% more bits per byte; the line is the quality budget")
     axes.set_title(f"{job.label}, validation text", fontsize=9)
     _save(figure, path)
 

@@ -38,7 +38,7 @@ COLUMNS: list[Column] = [
     ("change", _interval_field("quality.bits_per_byte.difference", "+.4f")),
     ("perplexity", _field("quality.perplexity.candidate", ".3f")),
     ("x dense", _interval_field("quality.perplexity.ratio")),
-    ("other domain", _interval_field("quality.canary.bits_per_byte.difference", "+.4f")),
+    ("other domain", _interval_field("quality.out_of_domain.bits_per_byte.difference", "+.4f")),
     ("same text", _field("quality.greedy_agreement", ".0%")),
     ("tokens saved", _field("tokens.saving", ".1%")),
     ("steps saved", _field("tokens.steps.saving", ".1%")),

@@ -1,11 +1,12 @@
 """Likelihood of a text summed over the ways to tokenize it, by importance sampling.
 
-A model with n-grams can write a text in many ways, and the tokenizer's is one of them. The others'
-probability is the text's too, so bits per byte of the tokenizer's own are an upper bound. The sum
-is estimated as by Chirkova et al. (arXiv 2306.17757): segmentations are drawn token by token from
-the model itself, restricted to the tokens with which the text can go on, and each weighs what the
-restriction left of the model's probability along the way. The mean weight is unbiased; its
-logarithm is too small on average, so the bits printed are an upper bound still, but a closer one.
+A model with n-grams can write a text in many ways, and the tokenizer's is only one of them. The
+probability of the others is the text's too, so the bits of the tokenizer's own are an upper bound.
+The sum is estimated as in Chirkova et al. (arXiv 2306.17757). Tokenizations are drawn token by
+token from the model itself, restricted to the tokens with which the text can go on. The weight of
+a tokenization is the product, over its tokens, of the probability that the model left to all that
+could stand there. The mean weight is unbiased; its logarithm is too small on average, so the bits
+are still an upper bound, but a closer one.
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ from transformers import DynamicCache, PreTrainedModel
 
 from trimtab.models.adapter import module_device
 
-Alternatives = Mapping[int, tuple[int, ...]]
 Choices = list[list[tuple[int, int]]]  # at each position, the tokens that fit and their lengths
 
 
 @torch.inference_mode()
-def marginal_nats(
+def marginal_likelihood_nats(
     model: PreTrainedModel,
     context: Sequence[int],
     text: Sequence[int],
-    alternatives: Alternatives,
+    ngram_tokens: Mapping[int, tuple[int, ...]],
     samples: int,
     generator: torch.Generator,
 ) -> float:
-    """Return the negative logarithm of the text's estimated probability behind a context.
+    """Return the negative logarithm of a text's estimated probability after a context, in nats.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ def marginal_nats(
         Tokens that are read, at least one.
     text : sequence of int
         The text in base tokens, at least one.
-    alternatives : mapping of int to tuple of int
+    ngram_tokens : mapping of int to tuple of int
         Tokens that stand for several base tokens, and which.
     samples : int
-        Segmentations drawn.
+        Tokenizations drawn.
     """
-    choices = segmentations(text, alternatives)
+    choices = tokenizations(text, ngram_tokens)
     device = module_device(model.get_input_embeddings())
     cache = DynamicCache(config=model.config)
     prompt = torch.tensor([context], device=device)
@@ -53,7 +53,7 @@ def marginal_nats(
     log_probs = output.logits[:, -1].float().log_softmax(-1).expand(samples, -1)
     places, weights = [0] * samples, torch.zeros(samples, dtype=torch.float64)
     while True:
-        chosen = [text[-1]] * samples  # behind the end of the text anything may be read
+        chosen = [text[-1]] * samples  # after the end of the text anything may be read
         for row, place in enumerate(places):
             if place == len(text):
                 continue
@@ -69,15 +69,15 @@ def marginal_nats(
         log_probs = output.logits[:, -1].float().log_softmax(-1)
 
 
-def segmentations(text: Sequence[int], alternatives: Alternatives) -> Choices:
-    """Return for each base token the tokens that may begin there, and their base tokens' number."""
-    pieces = {found: token for token, found in alternatives.items()}
-    longest = max(map(len, pieces), default=1)
+def tokenizations(text: Sequence[int], ngram_tokens: Mapping[int, tuple[int, ...]]) -> Choices:
+    """Return for each base token the tokens that may begin there, and how many each stands for."""
+    ngrams = {expanded: token for token, expanded in ngram_tokens.items()}
+    longest = max(map(len, ngrams), default=1)
     choices: Choices = []
     for place, token in enumerate(text):
         choices.append([(token, 1)])
         for length in range(2, min(longest, len(text) - place) + 1):
-            found = pieces.get(tuple(text[place : place + length]))
+            found = ngrams.get(tuple(text[place : place + length]))
             if found is not None:
                 choices[-1].append((found, length))
     return choices

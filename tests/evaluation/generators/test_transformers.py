@@ -2,23 +2,24 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from trimtab.evaluation.generation import Replay, greedy, replay
-from trimtab.evaluation.text import Prompt
+from trimtab.evaluation.generators import TransformersGenerator
+from trimtab.evaluation.generators.generator import ForcedContinuation
 from trimtab.evaluation.timing import Timing
+from trimtab.evaluation.workload import Prompt
 
 PROMPT = Prompt("d", "a prompt of text", " and what follows")
 TOKEN_BYTES = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, float32
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-mistral", "tiny-qwen3", "tiny-gpt2"])
-def test_a_replay_feeds_the_model_exactly_the_given_text(name):
+def test_teacher_forcing_feeds_the_model_exactly_the_given_text(name):
     loaded = tiny(name)
     model, tokenizer = loaded.model, loaded.tokenizer
     fed = []
     handle = model.get_input_embeddings().register_forward_pre_hook(
         lambda module, inputs: fed.extend(inputs[0][0].tolist())
     )
-    timing = replay(model, tokenizer, PROMPT)
+    timing = TransformersGenerator(model, tokenizer).teacher_forced(PROMPT)
     handle.remove()
     # The last token is handed out and never fed.
     assert tokenizer.decode(fed) == (PROMPT.text + PROMPT.continuation)[:-1]
@@ -26,16 +27,17 @@ def test_a_replay_feeds_the_model_exactly_the_given_text(name):
     assert (timing.prompt_size, timing.size) == (16, 17)
 
 
-def test_the_times_of_a_replay_add_up(tiny_llama):
-    timing = replay(tiny_llama.model, tiny_llama.tokenizer, PROMPT)
+def test_the_times_of_a_teacher_forced_text_add_up(tiny_llama):
+    generator = TransformersGenerator(tiny_llama.model, tiny_llama.tokenizer)
+    timing = generator.teacher_forced(PROMPT)
     assert len(timing.gaps) == timing.new_tokens - 1
     assert timing.first > 0
     assert min(timing.gaps) > 0
     assert timing.first + sum(timing.gaps) <= timing.total
 
 
-def test_behind_the_end_of_the_continuation_anything_may_come():
-    forced, scores = Replay(2, [5, 6]), torch.rand(1, 9)
+def test_after_the_end_of_the_continuation_anything_may_come():
+    forced, scores = ForcedContinuation(2, [5, 6]), torch.rand(1, 9)
     for length, token in ((2, 5), (3, 6)):
         chosen = forced(torch.zeros(1, length, dtype=torch.int64), scores)
         assert chosen.argmax() == token
@@ -49,12 +51,12 @@ def test_a_step_takes_the_time_between_two_calls_and_a_token_its_share():
     assert timing.token_times == pytest.approx([0.2, 0.3, 0.3, 0.3])
 
 
-def test_a_draft_of_transformers_own_is_replayed_too(tiny_llama):
+def test_drafts_of_transformers_own_are_forced_too(tiny_llama):
     """Prompt lookup proposes what stood in the prompt, right or wrong."""
     model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
     prompt = Prompt("d", "abcdefgh abcd", "efgX abcdefgh abcdef")
     model.generation_config.prompt_lookup_num_tokens = 9
-    timing = replay(model, tokenizer, prompt)
+    timing = TransformersGenerator(model, tokenizer).teacher_forced(prompt)
     assert timing.steps < timing.new_tokens == sum(timing.step_tokens) == 20
 
 
@@ -66,6 +68,5 @@ def test_greedy_text_is_what_the_largest_logits_spell(tiny_llama):
         logits = model(torch.tensor([ids])).logits[0, -1]
         logits[tokenizer.eos_token_id] = -torch.inf  # the length is fixed
         ids.append(int(logits.argmax()))
-    assert greedy(model, tokenizer, PROMPT, 6) == tokenizer.decode(
-        ids[prompt_tokens:], skip_special_tokens=True
-    )
+    found = TransformersGenerator(model, tokenizer).greedy(PROMPT, 6)
+    assert found == tokenizer.decode(ids[prompt_tokens:], skip_special_tokens=True)

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from trimtab.config import GenerationConfig, QualityConfig
 from trimtab.corpus import Document
 from trimtab.errors import TrimtabError
-from trimtab.evaluation.text import (
-    canary_windows,
+from trimtab.evaluation.workload import (
     compression_windows,
+    out_of_domain_windows,
     prompts,
     quality_windows,
 )
@@ -59,7 +59,9 @@ def test_where_nothing_fits_the_lengths_are_named(tokenizer):
         quality_windows(documents, config)
     lengths = "generation.prompt_bytes=50 generation.new_tokens=10000"
     with pytest.raises(TrimtabError, match=f"^{lengths}: no test document is long enough"):
-        prompts(documents, tokenizer, GenerationConfig(2, 50, 10_000))
+        prompts(
+            documents, tokenizer, GenerationConfig(prompts=2, prompt_bytes=50, new_tokens=10_000)
+        )
 
 
 def test_no_window_is_without_text():
@@ -70,7 +72,9 @@ def test_no_window_is_without_text():
 
 def test_prompts_to_be_compressed_have_their_full_size():
     text = "".join(f"{n:05d} ñ" for n in range(400))
-    config = QualityConfig(2, 64, 0, 4, 300, 100)
+    config = QualityConfig(
+        compression_windows=4, compression_context_bytes=300, compression_bytes=100
+    )
     documents = [Document("short", text[:300]), Document("long", text)]
     windows = compression_windows(documents, config)
     assert [window.document for window in windows] == ["long"] * 4
@@ -78,18 +82,20 @@ def test_prompts_to_be_compressed_have_their_full_size():
         assert window.context + window.text in text
         assert 297 < len(window.context.encode()) <= 300
         assert 96 < window.scored_bytes <= 103
-    more = QualityConfig(2, 64, 0, 1000, 300, 100)
-    assert len(compression_windows(documents, more)) == len(text.encode()) // 400
+    config.compression_windows = 1000
+    assert len(compression_windows(documents, config)) == len(text.encode()) // 400
     assert compression_windows(documents[:1], config) == []
 
 
-def test_the_canary_is_source_of_the_running_python():
-    windows = canary_windows(QualityConfig(2, 512, 64, out_of_domain_windows=5))
+def test_text_of_another_domain_is_source_of_the_running_python():
+    config = QualityConfig(window_bytes=512, context_bytes=64, out_of_domain_windows=5)
+    windows = out_of_domain_windows(config)
     assert len({window.document for window in windows}) == 5
     for window in windows:
         source = (Path(os.__file__).parent / window.document).read_text("utf-8")
         assert window.context + window.text in source
-    assert canary_windows(QualityConfig(2, 512, 64)) == []
+    config.out_of_domain_windows = 0
+    assert out_of_domain_windows(config) == []
 
 
 def test_a_continuation_is_what_follows_and_has_the_tokens_asked_for(tokenizer):

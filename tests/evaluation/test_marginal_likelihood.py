@@ -1,4 +1,4 @@
-"""The likelihood of a text in all its segmentations."""
+"""The likelihood of a text over all its tokenizations."""
 
 import pytest
 import torch
@@ -7,21 +7,21 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from tests.conftest import tiny
-from tests.evaluation.vocabulary import new_rows, ngrams
+from tests.evaluation import vocabulary
 from trimtab.adaptivocab.extended import extended
-from trimtab.evaluation.marginal import marginal_nats, segmentations
+from trimtab.evaluation.marginal_likelihood import marginal_likelihood_nats, tokenizations
 
 CONTEXT = [1, 70, 80, 90]
 
 
-def paths(text, alternatives):
+def paths(text, ngram_tokens):
     """Return every sequence of tokens that stands for `text`, by the definition."""
     if not text:
         return [[]]
-    found = [[text[0], *rest] for rest in paths(text[1:], alternatives)]
-    for token, pieces in alternatives.items():
-        if tuple(text[: len(pieces)]) == pieces:
-            found += [[token, *rest] for rest in paths(text[len(pieces) :], alternatives)]
+    found = [[text[0], *rest] for rest in paths(text[1:], ngram_tokens)]
+    for token, expanded in ngram_tokens.items():
+        if tuple(text[: len(expanded)]) == expanded:
+            found += [[token, *rest] for rest in paths(text[len(expanded) :], ngram_tokens)]
     return found
 
 
@@ -44,18 +44,18 @@ def drawn(model, path, every):
     return total
 
 
-def estimate(model, text, alternatives, samples, seed=0):
+def estimate(model, text, ngram_tokens, samples, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return marginal_nats(model, CONTEXT, text, alternatives, samples, generator)
+    return marginal_likelihood_nats(model, CONTEXT, text, ngram_tokens, samples, generator)
 
 
 @torch.inference_mode()
 def test_paths_are_drawn_from_the_model_and_weighed_by_what_was_left_of_it():
-    loaded, grams = tiny(), ngrams()
-    alternatives = grams.by_id()
+    loaded, grams = tiny(), vocabulary.ngrams()
+    ngram_tokens = grams.by_id()
     text = [*grams.pieces[0], *grams.pieces[3]]
-    with extended(loaded.model, new_rows(loaded.model), output=True):
-        model, every = loaded.model, paths(text, alternatives)
+    with extended(loaded.model, vocabulary.new_rows(loaded.model), output=True):
+        model, every = loaded.model, paths(text, ngram_tokens)
         chances = [float(drawn(model, path, every).exp()) for path in every]
         assert len(every) >= 4
         assert sum(chances) == pytest.approx(1)
@@ -67,18 +67,18 @@ def test_paths_are_drawn_from_the_model_and_weighed_by_what_was_left_of_it():
         )
         counts = [0] * len(every)
         for seed in range(100):
-            found = estimate(model, text, alternatives, 1, seed)
+            found = estimate(model, text, ngram_tokens, 1, seed)
             gaps = (weights + found).abs()
             assert float(gaps.min()) < 1e-4
             counts[int(gaps.argmin())] += 1
         expected = [100 * chance / sum(chances) for chance in chances]
         assert chisquare(counts, expected).pvalue > 1e-3
-        together = estimate(model, text, alternatives, 1024)
+        together = estimate(model, text, ngram_tokens, 1024)
         exact = torch.stack([-nats(model, path) for path in every]).logsumexp(0)
         assert together == pytest.approx(-float(exact), abs=0.2)
 
 
-def test_without_alternatives_it_is_the_likelihood_of_the_tokens():
+def test_without_ngram_tokens_it_is_the_likelihood_of_the_tokens():
     model, text = tiny().model, [72, 101, 108, 108, 111]
     with torch.inference_mode():
         expected = float(nats(model, text))
@@ -89,9 +89,9 @@ def test_without_alternatives_it_is_the_likelihood_of_the_tokens():
     st.lists(st.integers(0, 2), min_size=1, max_size=8),
     st.sets(st.lists(st.integers(0, 2), min_size=2, max_size=4).map(tuple), max_size=6),
 )
-def test_the_choices_at_each_place_spell_every_segmentation(text, pieces):
-    alternatives = dict(enumerate(sorted(pieces), start=3))
-    choices = segmentations(text, alternatives)
+def test_the_choices_at_each_place_spell_every_tokenization(text, ngrams):
+    ngram_tokens = dict(enumerate(sorted(ngrams), start=3))
+    choices = tokenizations(text, ngram_tokens)
 
     def spelled(place):
         if place == len(text):
@@ -102,4 +102,4 @@ def test_the_choices_at_each_place_spell_every_segmentation(text, pieces):
             for rest in (spelled(place + length) if place + length <= len(text) else [])
         ]
 
-    assert sorted(spelled(0)) == sorted(paths(text, alternatives))
+    assert sorted(spelled(0)) == sorted(paths(text, ngram_tokens))

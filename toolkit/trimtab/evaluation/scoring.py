@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from trimtab.corpus import encode, start_token
-from trimtab.evaluation.text import Window
-from trimtab.models.adapter import module_device
+from trimtab.evaluation.workload import Window
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Score:
         return self.nats / math.log(2)
 
 
-# What is expected at every token of a text behind a context: logits of shape [tokens, vocabulary].
+# Given the tokens of a context and of the text that follows: logits of shape [tokens, vocabulary].
 Predict = Callable[[list[int], list[int]], Tensor]
 
 
@@ -63,20 +62,21 @@ def score(
     Parameters
     ----------
     predict : callable
-        Given the tokens of context and text: `predicting` a model, or an engine's `logits`.
+        See `trimtab.evaluation.generators.Generator.logits`.
     tokenizer : PreTrainedTokenizerBase
         Of the context.
     output_tokenizer : PreTrainedTokenizerBase, optional
         Of the text; the context's where None.
     newest : int, optional
-        How many tokens of the context are read, the last ones; all where None.
+        How many tokens of the context are read: the last ones. All where None.
     """
     context = encode(tokenizer, window.context)
-    context = context[len(context) - newest :] if newest is not None else context
+    if newest is not None:
+        context = context[max(len(context) - newest, 0) :]
     read = len(context)
-    context = behind_start(tokenizer, context)
+    context = with_start(tokenizer, context)
     text = encode(output_tokenizer or tokenizer, window.text)
-    if not context:  # nothing to predict the first token from: it serves as the context
+    if not context:  # there is nothing to predict the first token from: it serves as context
         context, text = text[:1], text[1:]
     log_probs = predict(context, text).float().log_softmax(-1)
     target = torch.tensor(text, device=log_probs.device)
@@ -84,25 +84,8 @@ def score(
     return Score(float(nats), len(text), window.scored_bytes, read, log_probs)
 
 
-def predicting(model: PreTrainedModel) -> Predict:
-    """Return what predicts with transformers' own cache.
-
-    The context is read first, as a prompt would be, and the text on top of its cache.
-    """
-
-    @torch.inference_mode()
-    def predict(context: list[int], text: list[int]) -> Tensor:
-        device = module_device(model.get_input_embeddings())
-        prompt, target = (torch.tensor([part], device=device) for part in (context, text))
-        first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-        then = model(input_ids=target[:, :-1], past_key_values=first.past_key_values)
-        return torch.cat([first.logits[0], then.logits[0]])
-
-    return predict
-
-
-def behind_start(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
-    """Return tokens behind the one that texts start with, if the tokenizer has one."""
+def with_start(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
+    """Return tokens after the one that texts start with, if the tokenizer has one."""
     start = start_token(tokenizer)
     return tokens if start is None else [start, *tokens]
 
@@ -115,11 +98,3 @@ def divergence(baseline: Score, candidate: Score) -> float:
         candidate.log_probs, baseline.log_probs, reduction="none", log_target=True
     )
     return float(terms.sum(-1).double().sum())
-
-
-def common_prefix(first: str, second: str) -> int:
-    """Return the number of characters before the first that differs."""
-    for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return index
-    return min(len(first), len(second))

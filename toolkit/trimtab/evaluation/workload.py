@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,17 +14,23 @@ from transformers import PreTrainedTokenizerBase
 from trimtab.config import GenerationConfig, QualityConfig
 from trimtab.corpus import Document
 from trimtab.errors import TrimtabError
+from trimtab.windows import (
+    LONGEST_CHARACTER,
+    byte_windows,
+    evenly,
+    split_at_byte,
+    token_offsets,
+)
 
 T = TypeVar("T")
 
 LONGEST_TOKEN = 32  # bytes of text cut per token wanted: more than tokens of prose take
-LONGEST_CHARACTER = 4  # bytes: a cut before a character that straddles it loses fewer
-CANARY = f"source files of the standard library of Python {platform.python_version()}"
+OUT_OF_DOMAIN = f"source files of the standard library of Python {platform.python_version()}"
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of a document: `context` is read, `text` is scored."""
+    """A stretch of a document: `text` is scored, given the `context` before it."""
 
     document: str
     context: str
@@ -44,6 +50,29 @@ class Prompt:
     continuation: str
 
 
+@dataclass(frozen=True)
+class Workload:
+    """The text that every contender is measured on.
+
+    Attributes
+    ----------
+    windows, prompts : list
+        Held-out text.
+    compression : list of Window
+        Held-out text whose context is the prompt to be compressed.
+    out_of_domain : list of Window
+        Text of another domain.
+    marginal_likelihood : list of Window
+        Those of `compression` whose text is also scored over all its tokenizations.
+    """
+
+    windows: list[Window]
+    prompts: list[Prompt]
+    compression: list[Window] = field(default_factory=list)
+    out_of_domain: list[Window] = field(default_factory=list)
+    marginal_likelihood: list[Window] = field(default_factory=list)
+
+
 def quality_windows(documents: Sequence[Document], config: QualityConfig) -> list[Window]:
     """Return `config.windows` windows, spread evenly over the documents.
 
@@ -54,7 +83,7 @@ def quality_windows(documents: Sequence[Document], config: QualityConfig) -> lis
     """
     found = list(_windows(documents, config.window_bytes, config.context_bytes))
     lengths = f"quality.window_bytes={config.window_bytes}"
-    return _spread(found, config.windows, "quality.windows", lengths)
+    return _all_of(found, config.windows, "quality.windows", lengths)
 
 
 def compression_windows(documents: Sequence[Document], config: QualityConfig) -> list[Window]:
@@ -63,25 +92,25 @@ def compression_windows(documents: Sequence[Document], config: QualityConfig) ->
     least = config.compression_bytes - LONGEST_CHARACTER
     windows = _windows(documents, size, config.compression_context_bytes)
     found = [window for window in windows if window.scored_bytes > least]
-    return _spread(found, min(config.compression_windows, len(found)))
+    return evenly(found, min(config.compression_windows, len(found)))
 
 
-def marginal_windows(windows: list[Window], config: QualityConfig) -> list[Window]:
-    """Return `config.marginal_windows` of the windows, or as many as there are."""
-    return _spread(windows, min(config.marginal_windows, len(windows)))
+def marginal_likelihood_windows(windows: list[Window], config: QualityConfig) -> list[Window]:
+    """Return `config.marginal_likelihood_windows` of the windows, or as many as there are."""
+    return evenly(windows, min(config.marginal_likelihood_windows, len(windows)))
 
 
-def canary_windows(config: QualityConfig) -> list[Window]:
-    """Return `config.out_of_domain_windows` windows of Python's own source, which every one ships.
+def out_of_domain_windows(config: QualityConfig) -> list[Window]:
+    """Return `config.out_of_domain_windows` windows of Python's own source.
 
-    None where the running Python comes without it.
+    Fewer where there are not as many: none, where the running Python comes without its source.
     """
     if config.out_of_domain_windows == 0:
         return []
     paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     documents = [Document(path.name, path.read_text("utf-8", "ignore")) for path in paths]
     found = list(_windows(documents, config.window_bytes, config.context_bytes))
-    return _spread(found, min(config.out_of_domain_windows, len(found)))
+    return evenly(found, min(config.out_of_domain_windows, len(found)))
 
 
 def prompts(
@@ -89,7 +118,7 @@ def prompts(
 ) -> list[Prompt]:
     """Return `config.prompts` prompts, spread evenly over the documents.
 
-    A continuation is what the given tokenizer makes of `config.new_tokens` tokens; another
+    A continuation is the text of `config.new_tokens` tokens of the given tokenizer; another
     tokenizer may need more or fewer for the same text.
 
     Raises
@@ -105,51 +134,35 @@ def prompts(
     found = []
     for document in documents:
         size = config.prompt_bytes + config.new_tokens * LONGEST_TOKEN
-        for piece in _pieces(document.text, size):
-            text, rest = _split(piece, config.prompt_bytes)
-            encoded = tokenizer(rest, add_special_tokens=False, return_offsets_mapping=True)
-            offsets = encoded["offset_mapping"]
+        for piece in byte_windows(document.text, size):
+            text, rest = split_at_byte(piece, config.prompt_bytes)
+            offsets = token_offsets(tokenizer, rest)
             if len(offsets) >= config.new_tokens:
                 continuation = rest[: offsets[config.new_tokens - 1][1]]
                 found.append(Prompt(document.name, text, continuation))
     lengths = (
         f"generation.prompt_bytes={config.prompt_bytes} generation.new_tokens={config.new_tokens}"
     )
-    return _spread(found, config.prompts, "generation.prompts", lengths)
+    return _all_of(found, config.prompts, "generation.prompts", lengths)
 
 
 def _windows(documents: Sequence[Document], size: int, context_bytes: int) -> Iterator[Window]:
     for document in documents:
-        for piece in _pieces(document.text, size):
-            context, text = _split(piece, context_bytes)
+        for piece in byte_windows(document.text, size):
+            context, text = split_at_byte(piece, context_bytes)
             if text:
                 yield Window(document.name, context, text)
 
 
-def _pieces(text: str, size: int) -> Iterator[str]:
-    """Yield consecutive pieces of `size` bytes, cut before a character that straddles the end.
-
-    What is left at the end counts where it is at least half a piece.
-    """
-    while text:
-        piece, text = _split(text, size)
-        if len(piece.encode()) >= size // 2:
-            yield piece
-
-
-def _split(text: str, size: int) -> tuple[str, str]:
-    head = text.encode()[:size].decode(errors="ignore")
-    return head, text[len(head) :]
-
-
-def _spread(items: list[T], count: int, key: str = "", lengths: str = "") -> list[T]:
-    if not items and count:
+def _all_of(found: list[T], count: int, key: str, lengths: str) -> list[T]:
+    """Return `count` of what was found, or raise `TrimtabError` where it is not as many."""
+    if not found:
         raise TrimtabError(
             f"{lengths}: no test document is long enough; lower it, or use longer documents"
         )
-    if len(items) < count:
+    if len(found) < count:
         raise TrimtabError(
-            f"{key}={count}: the test documents hold only {len(items)} with {lengths}; lower "
+            f"{key}={count}: the test documents hold only {len(found)} with {lengths}; lower "
             "either, or use a larger corpus"
         )
-    return [items[index * len(items) // count] for index in range(count)]
+    return evenly(found, count)

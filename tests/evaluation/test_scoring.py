@@ -4,16 +4,23 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from trimtab.evaluation.quality import common_prefix, divergence, predicting, score
-from trimtab.evaluation.text import Window
+from trimtab.evaluation.generators import TransformersGenerator
+from trimtab.evaluation.results.quality import common_prefix
+from trimtab.evaluation.scoring import divergence, score
+from trimtab.evaluation.workload import Window
 
 WINDOW = Window("d", "some context, ", "and the text that is scored: ñ 🤖")
+
+
+def scored(loaded, window=WINDOW, newest=None):
+    generator = TransformersGenerator(loaded.model, loaded.tokenizer)
+    return score(generator.logits, loaded.tokenizer, window, newest=newest)
 
 
 def test_a_uniform_model_needs_the_bits_of_its_vocabulary():
     loaded = tiny("tiny-qwen3")
     torch.nn.init.zeros_(loaded.model.lm_head.weight)
-    found = score(predicting(loaded.model), loaded.tokenizer, WINDOW)
+    found = scored(loaded)
     size = len(WINDOW.text.encode())
     assert (found.tokens, found.size) == (size, size)
     assert found.bits == pytest.approx(size * math.log2(320))
@@ -27,17 +34,27 @@ def test_the_score_is_the_sum_of_the_step_by_step_probabilities(tiny_llama):
         logits = model(torch.tensor([ids])).logits[0, -1].double()
         expected -= float(logits.log_softmax(-1)[token])
         ids.append(token)
-    assert score(predicting(model), tokenizer, WINDOW).nats == pytest.approx(expected, rel=1e-5)
+    assert scored(tiny_llama).nats == pytest.approx(expected, rel=1e-5)
 
 
 def test_divergence_is_zero_for_a_copy_and_what_the_definition_says_otherwise():
     first, second = (tiny("tiny-llama", seed=seed) for seed in (1, 2))
-    scores = [score(predicting(each.model), each.tokenizer, WINDOW) for each in (first, second)]
+    scores = [scored(first), scored(second)]
     assert divergence(scores[0], scores[0]) == 0
     p, q = (found.log_probs.double() for found in scores)
     expected = (p.exp() * (p - q)).sum().item()
     assert expected > 0
     assert divergence(*scores) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_context_can_be_read_from_its_newest_tokens_alone(tiny_llama):
+    found = scored(tiny_llama, newest=7)
+    cut = Window("d", WINDOW.context[-7:], WINDOW.text)
+    assert found.context_tokens == 7
+    assert found.nats == scored(tiny_llama, cut).nats
+    assert scored(tiny_llama, newest=0).context_tokens == 0
+    more = scored(tiny_llama, newest=len(WINDOW.context) + 3)
+    assert (more.context_tokens, more.nats) == (len(WINDOW.context), scored(tiny_llama).nats)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from tests.evaluation.test_result import configured, leaves
 from tests.evaluation.vocabulary import Vocabulary, extended_tokenizer, node
 from trimtab.config import EvaluateConfig
 from trimtab.corpus import encode
-from trimtab.evaluation import generation
+from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.generators import EngineGenerator, TransformersGenerator
 from trimtab.evaluation.run import evaluate
-from trimtab.evaluation.sides import Side
-from trimtab.evaluation.text import Prompt, Window
-from trimtab.generation import Engine
+from trimtab.evaluation.workload import Prompt, Window
 from trimtab.models.random import byte_tokenizer
 from trimtab.stack import Stack
 from trimtab.vattention import VAttention
@@ -30,44 +29,50 @@ PAGE = 4096
 PADS = 3 * 2 * 2 * mmap.PAGESIZE
 
 
-def test_a_side_generates_with_the_engine_within_the_block_alone():
+def with_transformers(model: Any, new_tokens: int) -> str:
+    return TransformersGenerator(model, BASE).greedy(PROMPT, new_tokens)
+
+
+def test_a_contender_generates_with_the_engine_within_the_block_alone():
     loaded = tiny()
     with Stack([VAttention(page_group=PAGE)]).apply(loaded.model, BASE, {}) as applied:
-        candidate = Side("candidate", loaded.model, BASE, applied)
+        candidate = Contender("candidate", loaded.model, BASE, applied)
         before = loaded.model.config._attn_implementation
+        assert isinstance(candidate.generator, TransformersGenerator)
         with candidate.generating():
-            assert isinstance(candidate.engine, Engine)
-            on_engine = candidate.greedy(PROMPT, 24)
-            assert candidate.engine.stats.decode_steps == 23
-        assert candidate.engine is None
-        assert candidate.engine_stats.decode_steps == 23
+            assert isinstance(candidate.generator, EngineGenerator)
+            on_engine = candidate.generator.greedy(PROMPT, 24)
+            assert candidate.generator.engine.stats.decode_steps == 23
+        assert isinstance(candidate.generator, TransformersGenerator)
+        assert candidate.speed.engine.decode_steps == 23
         assert loaded.model.config._attn_implementation == before
-        assert on_engine == candidate.greedy(PROMPT, 24)
-        assert on_engine == generation.greedy(loaded.model, BASE, PROMPT, 24)
+        assert on_engine == candidate.generator.greedy(PROMPT, 24)
+        assert on_engine == with_transformers(loaded.model, 24)
 
 
 def test_penalties_that_a_model_ships_are_left_out_by_both():
     """Else an engine without them would seem to change the text."""
     loaded = tiny()
-    expected = generation.greedy(loaded.model, BASE, PROMPT, 24)
+    expected = with_transformers(loaded.model, 24)
     loaded.model.generation_config.repetition_penalty = 5.0
     loaded.model.generation_config.no_repeat_ngram_size = 1
-    assert generation.greedy(loaded.model, BASE, PROMPT, 24) == expected
+    assert with_transformers(loaded.model, 24) == expected
 
 
-def test_a_side_scores_with_the_engine_within_the_block_alone(monkeypatch):
+def test_a_contender_scores_with_the_engine_within_the_block_alone(monkeypatch):
     loaded, window = tiny(), Window("d", TEXT, TEXT)
     with Stack([VAttention(page_group=PAGE)]).apply(loaded.model, BASE, {}) as applied:
-        candidate = Side("candidate", loaded.model, BASE, applied)
+        candidate = Contender("candidate", loaded.model, BASE, applied)
         expected = candidate.score(window)
         with candidate.generating():
             read = []
-            logits = candidate.engine.logits
+            engine = candidate.generator.engine
+            logits = engine.logits
             monkeypatch.setattr(
-                candidate.engine, "logits", lambda *parts: read.append(parts) or logits(*parts)
+                engine, "logits", lambda *parts: read.append(parts) or logits(*parts)
             )
             found = candidate.score(window)
-            assert candidate.engine.kv.stats().growths > 0
+            assert engine.kv.stats().growths > 0
         ((prompt, text),) = read
     assert (prompt, text) == ([BASE.bos_token_id, *encode(BASE, TEXT)], encode(BASE, TEXT))
     assert found.nats == pytest.approx(expected.nats, rel=1e-6)
@@ -75,33 +80,33 @@ def test_a_side_scores_with_the_engine_within_the_block_alone(monkeypatch):
 
 def test_greedy_text_goes_on_past_the_stop_token_as_with_transformers():
     loaded = tiny()
-    free = generation.greedy(loaded.model, BASE, PROMPT, 8)
+    free = with_transformers(loaded.model, 8)
     loaded.model.generation_config.eos_token_id = encode(BASE, free)[2]
     with Stack([VAttention()]).apply(loaded.model, BASE, {}) as applied:
-        candidate = Side("candidate", loaded.model, BASE, applied)
+        candidate = Contender("candidate", loaded.model, BASE, applied)
         with candidate.generating():
-            found = candidate.greedy(PROMPT, 8)
-    assert found == generation.greedy(loaded.model, BASE, PROMPT, 8)
+            found = candidate.generator.greedy(PROMPT, 8)
+    assert found == with_transformers(loaded.model, 8)
 
 
 @pytest.mark.parametrize("layout", ["slot", "mega"])
 @pytest.mark.parametrize("mode", [None, "full", "input", "draft"])
-def test_a_replay_on_the_engine_is_of_the_same_text_and_its_cache_is_measured(mode, layout):
+def test_the_engine_is_timed_on_the_same_text_and_its_cache_is_measured(mode, layout):
     loaded = tiny()
     methods = [VAttention(layout=layout, page_group=PAGE)]
     if mode:
-        methods.append(Vocabulary(mode))
+        methods.append(Vocabulary(mode=mode))
     with Stack(methods).apply(loaded.model, BASE, {}) as applied:
-        candidate = Side("candidate", loaded.model, BASE, applied)
+        candidate = Contender("candidate", loaded.model, BASE, applied)
         with candidate.generating():
-            timing = candidate.replay(PROMPT)
-            geometry = candidate.engine.kv.geometry
-            again = candidate.replay(PROMPT)
-    plain = Side("candidate", loaded.model, BASE)
+            timing = candidate.generator.teacher_forced(PROMPT)
+            geometry = candidate.generator.engine.kv.geometry
+            again = candidate.generator.teacher_forced(PROMPT)
+    plain = Contender("candidate", loaded.model, BASE)
     if mode in ("full", "input"):
         assert timing.prompt_tokens == len(extended_tokenizer()(TEXT)["input_ids"])
     else:
-        expected = plain.replay(PROMPT)
+        expected = plain.generator.teacher_forced(PROMPT)
         assert (timing.prompt_tokens, timing.new_tokens) == (
             expected.prompt_tokens, expected.new_tokens,
         )  # fmt: skip

@@ -8,11 +8,13 @@ from statistics import mean
 import numpy as np
 
 from trimtab.config import QualityConfig
+from trimtab.evaluation.contenders import Contender, QualitySamples
 from trimtab.evaluation.intervals import rate_difference
-from trimtab.evaluation.quality import Score, common_prefix
-from trimtab.evaluation.result import Result, Section, compression_scores
-from trimtab.evaluation.sides import Side
-from trimtab.evaluation.text import CANARY
+from trimtab.evaluation.results.result import Result, Section
+from trimtab.evaluation.scoring import Score
+from trimtab.evaluation.workload import OUT_OF_DOMAIN
+
+Scores = dict[str, list[Score]]
 
 RANDOM = "the weights are random: what they predict means nothing"
 UNPAIRED = "paired=false: the two models were never scored together"
@@ -22,45 +24,62 @@ DIFFERENT = "the tokenizers differ"
 
 def quality_section(
     result: Result,
-    baseline: Side,
-    candidate: Side,
+    baseline: Contender,
+    candidate: Contender,
     config: QualityConfig,
     *,
     known_weights: bool,
     seed: int,
 ) -> None:
-    """Fill `quality` from the scores and the greedy texts of both sides."""
+    """Fill `quality` from the scores and the greedy texts of both contenders."""
     if not known_weights:
         result.missing("quality", RANDOM)
         return
+    first, second = baseline.quality, candidate.quality
     texts = _compared_texts(baseline, candidate)
     result.sections["quality"] = quality = {
-        "bits_per_byte": _bits_per_byte(baseline.scores, candidate.scores, seed),
+        "bits_per_byte": _bits_per_byte(first.windows, second.windows, seed),
         "greedy_agreement": mean(
-            common_prefix(first, second) / max(len(first), len(second), 1)
-            for first, second in texts
+            common_prefix(one, other) / max(len(one), len(other), 1) for one, other in texts
         ),
-        "exact_match": mean(first == second for first, second in texts),
-        "windows": len(baseline.scores),
-        "scored_bytes": sum(score.size for score in baseline.scores),
+        "exact_match": mean(one == other for one, other in texts),
+        "windows": len(first.windows),
+        "scored_bytes": sum(score.size for score in first.windows),
     }
-    tokens = sum(score.tokens for score in baseline.scores)
     if candidate.changes_vocabulary:
         result.missing("quality.perplexity", f"{DIFFERENT}: perplexities do not compare")
-        scores = baseline.scores, candidate.base_scores
-        quality["base_tokens"] = {"bits_per_byte": _bits_per_byte(*scores, seed)}
+        base_tokens = _bits_per_byte(first.windows, second.base_tokens, seed)
+        quality["base_tokens"] = {"bits_per_byte": base_tokens}
     else:
-        quality["perplexity"] = _perplexity(baseline.scores, candidate.scores, seed)
+        quality["perplexity"] = _perplexity(first.windows, second.windows, seed)
         result.missing("quality.base_tokens", SAME)
-    if candidate.divergences:
-        quality["kl_bits_per_token"] = sum(candidate.divergences) / np.log(2) / tokens
+    if second.divergences:
+        tokens = sum(score.tokens for score in first.windows)
+        quality["kl_bits_per_token"] = sum(second.divergences) / np.log(2) / tokens
     else:
         reason = DIFFERENT if candidate.changes_vocabulary else UNPAIRED
         result.missing("quality.kl_bits_per_token", reason)
     _compression(result, baseline, candidate, config, seed)
-    _canary(result, baseline, candidate, config, seed)
-    _marginal(result, candidate, config, seed)
+    _out_of_domain(result, first.out_of_domain, second.out_of_domain, config, seed)
+    _marginal_likelihood(result, candidate, config, seed)
     result.missing("quality.tasks", "no lm-eval tasks are run by this version")
+
+
+def compression_scores(baseline: QualitySamples, candidate: QualitySamples) -> Scores:
+    """Return the scores after compressed prompts and after what they are compared with."""
+    return {
+        "baseline": baseline.whole_prompt,
+        "candidate": candidate.compression,
+        "prompt_cut": baseline.prompt_cut,
+    }
+
+
+def common_prefix(first: str, second: str) -> int:
+    """Return the number of characters before the first that differs."""
+    for index, (left, right) in enumerate(zip(first, second, strict=False)):
+        if left != right:
+            return index
+    return min(len(first), len(second))
 
 
 def _perplexity(first: Sequence[Score], second: Sequence[Score], seed: int) -> Section:
@@ -77,20 +96,20 @@ def _perplexity(first: Sequence[Score], second: Sequence[Score], seed: int) -> S
 
 
 def _compression(
-    result: Result, baseline: Side, candidate: Side, config: QualityConfig, seed: int
+    result: Result, baseline: Contender, candidate: Contender, config: QualityConfig, seed: int
 ) -> None:
     size = config.compression_context_bytes + config.compression_bytes
+    scores = compression_scores(baseline.quality, candidate.quality)
     if not candidate.changes_vocabulary:
         result.missing("quality.compression", SAME)
     elif config.compression_windows == 0:
         result.missing("quality.compression", "quality.compression_windows=0")
-    elif len(candidate.compression) < 2:
+    elif len(scores["candidate"]) < 2:
         result.missing(
             "quality.compression",
             f"the test documents hold fewer than 2 stretches of {size} bytes: use a larger corpus",
         )
     else:
-        scores = compression_scores(baseline, candidate)
         difference = _difference(scores["prompt_cut"], scores["candidate"], seed)
         tokens = {
             name: sum(score.context_tokens for score in found) for name, found in scores.items()
@@ -103,41 +122,48 @@ def _compression(
             },
             "tokens": tokens,
             "beats_control": shorter and difference["high"] < 0,
-            "windows": len(candidate.compression),
+            "windows": len(scores["candidate"]),
         }
 
 
-def _canary(
-    result: Result, baseline: Side, candidate: Side, config: QualityConfig, seed: int
+def _out_of_domain(
+    result: Result,
+    baseline: Sequence[Score],
+    candidate: Sequence[Score],
+    config: QualityConfig,
+    seed: int,
 ) -> None:
     if config.out_of_domain_windows == 0:
-        result.missing("quality.canary", "quality.out_of_domain_windows=0")
-    elif len(candidate.canary) < 2:
-        result.missing("quality.canary", f"this Python comes without the {CANARY}")
+        result.missing("quality.out_of_domain", "quality.out_of_domain_windows=0")
+    elif len(candidate) < 2:
+        result.missing("quality.out_of_domain", f"this Python comes without the {OUT_OF_DOMAIN}")
     else:
-        result.sections["quality"]["canary"] = {
-            "bits_per_byte": _bits_per_byte(baseline.canary, candidate.canary, seed),
-            "text": CANARY,
-            "windows": len(candidate.canary),
+        result.sections["quality"]["out_of_domain"] = {
+            "bits_per_byte": _bits_per_byte(baseline, candidate, seed),
+            "text": OUT_OF_DOMAIN,
+            "windows": len(candidate),
         }
 
 
-def _marginal(result: Result, candidate: Side, config: QualityConfig, seed: int) -> None:
-    if candidate.stack is None or not candidate.stack.ngram_tokens:
-        result.missing("quality.marginal", "no output token stands for several base tokens")
-    elif config.marginal_windows == 0:
-        result.missing("quality.marginal", "quality.marginal_windows=0")
-    elif len(candidate.marginal) < 2:
-        result.missing("quality.marginal", "fewer than 2 prompts were compressed")
+def _marginal_likelihood(
+    result: Result, candidate: Contender, config: QualityConfig, seed: int
+) -> None:
+    name, samples = "quality.marginal_likelihood", candidate.quality
+    if not candidate.stack.ngram_tokens:
+        result.missing(name, "no output token stands for several base tokens")
+    elif config.marginal_likelihood_windows == 0:
+        result.missing(name, "quality.marginal_likelihood_windows=0")
+    elif len(samples.marginal) < 2:
+        result.missing(name, "fewer than 2 prompts were compressed")
     else:
-        result.sections["quality"]["marginal"] = {
+        result.sections["quality"]["marginal_likelihood"] = {
             "bits_per_byte": {
-                "canonical": _rate(candidate.canonical),
-                "marginal": _rate(candidate.marginal),
-                "difference": _difference(candidate.canonical, candidate.marginal, seed),
+                "canonical": _rate(samples.canonical),
+                "marginal": _rate(samples.marginal),
+                "difference": _difference(samples.canonical, samples.marginal, seed),
             },
-            "samples": config.marginal_samples,
-            "windows": len(candidate.marginal),
+            "samples": config.marginal_likelihood_samples,
+            "windows": len(samples.marginal),
         }
 
 
@@ -159,13 +185,13 @@ def _difference(first: Sequence[Score], second: Sequence[Score], seed: int) -> S
     return dict(rate_difference(bits[0], bits[1], sizes, seed=seed))
 
 
-def _compared_texts(baseline: Side, candidate: Side) -> list[tuple[str, str]]:
+def _compared_texts(baseline: Contender, candidate: Contender) -> list[tuple[str, str]]:
     """Return the greedy texts in pairs.
 
-    The same number of other tokens is a longer or a shorter text: then both are cut to the
-    shorter one's length.
+    Where outputs are in other tokens, as many of them are a longer or a shorter text: both are
+    then cut to the shorter one's length.
     """
-    pairs = list(zip(baseline.texts, candidate.texts, strict=True))
+    pairs = list(zip(baseline.quality.texts, candidate.quality.texts, strict=True))
     if candidate.output_tokenizer is baseline.output_tokenizer:
         return pairs
     lengths = [min(len(first), len(second)) for first, second in pairs]

@@ -1,0 +1,108 @@
+"""Generation with our engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from trimtab.corpus import encode
+from trimtab.evaluation.generators.generator import ForcedContinuation, prompt_ids
+from trimtab.evaluation.timing import Timing
+from trimtab.evaluation.workload import Prompt
+from trimtab.generation import Engine
+from trimtab.generation.stopping import stop_tokens
+from trimtab.vattention.stats import KVStats
+
+
+class EngineGenerator:
+    """Generates with an engine that runs; see `Generator`.
+
+    Parameters
+    ----------
+    engine : Engine
+    model : PreTrainedModel
+        The engine's.
+    tokenizer, output_tokenizer : PreTrainedTokenizerBase
+        Of prompts, and of generated text.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        output_tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self.engine = engine
+        self._tokenizer, self._output_tokenizer = tokenizer, output_tokenizer
+        self._ends = sorted(stop_tokens(model, output_tokenizer))
+
+    def logits(self, context: Sequence[int], text: Sequence[int]) -> Tensor:
+        """See `Generator.logits`."""
+        return self.engine.logits(context, text)
+
+    def greedy(self, prompt: Prompt, new_tokens: int) -> str:
+        """See `Generator.greedy`."""
+        ids = prompt_ids(self._tokenizer, prompt)
+        device = str(self.engine.kv.lengths.device)
+        goes_on = MinNewTokensLengthLogitsProcessor(len(ids), new_tokens, self._ends, device)
+        (completion,) = self.engine.generate(
+            [ids],
+            max_new_tokens=new_tokens,
+            logits_processors=lambda _: LogitsProcessorList([goes_on] if self._ends else []),
+        )
+        text = self._output_tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+    def teacher_forced(self, prompt: Prompt) -> Timing:
+        """See `Generator.teacher_forced`.
+
+        The cache is measured when the last token is chosen, before its slot is given back.
+        """
+        ids = prompt_ids(self._tokenizer, prompt)
+        continuation = encode(self._output_tokenizer, prompt.continuation)
+        tokens: list[int] = []
+        at_end: list[KVStats] = []
+
+        def on_token(index: int, token: int, text: str) -> None:
+            tokens.append(token)
+            if len(tokens) == len(continuation):
+                at_end.append(self.engine.kv.stats())
+
+        forced = ForcedContinuation(len(ids), continuation)
+        started = time.perf_counter()
+        (completion,) = self.engine.generate(
+            [ids],
+            max_new_tokens=len(continuation),
+            on_token=on_token,
+            logits_processors=lambda _: LogitsProcessorList([forced]),
+        )
+        total = time.perf_counter() - started
+        assert tokens == continuation
+        (held,) = at_end
+        steps = [(moment, len(list(same))) for moment, same in groupby(completion.times)]
+        moments = [moment for moment, _ in steps]
+        return Timing(
+            first=moments[0] - started,
+            gaps=[after - before for before, after in pairwise(moments)],
+            step_tokens=[count for _, count in steps],
+            total=total,
+            prompt_tokens=len(ids),
+            new_tokens=len(continuation),
+            prompt_size=len(prompt.text.encode()),
+            size=len(prompt.continuation.encode()),
+            live_bytes=held.live,
+            committed_bytes=held.committed,
+            reserved_bytes=held.reserved,
+            measured_bytes=held.measured,
+        )

@@ -1,0 +1,158 @@
+"""Generation with transformers' own loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from trimtab.corpus import encode
+from trimtab.evaluation.cache_memory import CacheKind, CacheMemory, cache_bytes, cache_memory
+from trimtab.evaluation.generators.generator import ForcedContinuation, prompt_ids
+from trimtab.evaluation.timing import Timing
+from trimtab.evaluation.workload import Prompt
+from trimtab.models.adapter import module_device
+
+
+class Clock(BaseStreamer):
+    """Records when `generate` hands out tokens, and how many; the first call brings the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.tokens: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        self.times.append(time.perf_counter())
+        self.tokens.append(value.numel())
+
+    def end(self) -> None:
+        pass
+
+
+class TransformersGenerator:
+    """Generates with `model.generate`, on transformers' own cache; see `Generator`.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    tokenizer : PreTrainedTokenizerBase
+        Of prompts.
+    output_tokenizer : PreTrainedTokenizerBase, optional
+        Of generated text; that of prompts where None.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        output_tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._output_tokenizer = output_tokenizer or tokenizer
+
+    @torch.inference_mode()
+    def logits(self, context: Sequence[int], text: Sequence[int]) -> Tensor:
+        """See `Generator.logits`. The context is prefilled, the text scored on top of its cache."""
+        device, model = _device(self._model), self._model
+        prompt, target = (torch.tensor([part], device=device) for part in (context, text))
+        first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        then = model(input_ids=target[:, :-1], past_key_values=first.past_key_values)
+        return torch.cat([first.logits[0], then.logits[0]])
+
+    def greedy(self, prompt: Prompt, new_tokens: int) -> str:
+        """See `Generator.greedy`."""
+        output = _generate(self._model, self._tokenizer, prompt, new_tokens)
+        generated = output.sequences[0, len(prompt_ids(self._tokenizer, prompt)) :]
+        text = self._output_tokenizer.decode(generated, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+    def teacher_forced(self, prompt: Prompt) -> Timing:
+        """See `Generator.teacher_forced`."""
+        continuation = encode(self._output_tokenizer, prompt.continuation)
+        prompt_tokens = len(prompt_ids(self._tokenizer, prompt))
+        forced = ForcedContinuation(prompt_tokens, continuation)
+        clock = Clock()
+        started = time.perf_counter()
+        output = _generate(
+            self._model,
+            self._tokenizer,
+            prompt,
+            len(continuation),
+            streamer=clock,
+            logits_processor=LogitsProcessorList([forced]),
+        )
+        total = time.perf_counter() - started
+        moments = clock.times[1:]
+        live, committed = cache_bytes(output.past_key_values)
+        return Timing(
+            first=moments[0] - started,
+            gaps=[after - before for before, after in pairwise(moments)],
+            step_tokens=clock.tokens[1:],
+            total=total,
+            prompt_tokens=prompt_tokens,
+            new_tokens=len(continuation),
+            prompt_size=len(prompt.text.encode()),
+            size=len(prompt.continuation.encode()),
+            live_bytes=live,
+            committed_bytes=committed,
+            reserved_bytes=committed,
+        )
+
+
+def transformers_cache(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    new_tokens: int,
+    kind: CacheKind,
+) -> CacheMemory:
+    """Return what one of transformers' caches holds at the end of a generation."""
+    options: dict[str, Any] = {}
+    if kind is CacheKind.static:
+        # A model that generated a longer text before would get a cache of that length again.
+        vars(model).pop("_previous_max_cache_length", None)
+        options = {"cache_implementation": "static", "disable_compile": True}
+
+    def make() -> Any:
+        return _generate(model, tokenizer, prompt, new_tokens, **options).past_key_values
+
+    return cache_memory(make, _device(model))
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    new_tokens: int,
+    **options: Any,
+) -> Any:
+    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=_device(model))
+    generate: Any = model.generate
+    return generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,  # the model's own may ask for one, and the engine has none
+        no_repeat_ngram_size=0,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=tokenizer.pad_token_id
+        if tokenizer.pad_token_id is not None
+        else tokenizer.eos_token_id,
+        return_dict_in_generate=True,
+        **options,
+    )
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    """Return where the model takes its tokens."""
+    return module_device(model.get_input_embeddings())

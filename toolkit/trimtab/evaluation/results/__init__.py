@@ -1,0 +1,1 @@
+"""Raw samples turned into the sections of result.json."""

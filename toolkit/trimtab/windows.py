@@ -1,0 +1,127 @@
+"""Text cut into windows: at bytes, the same for every tokenizer, and at tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.corpora import Document
+from trimtab.corpus import encode
+from trimtab.errors import TrimtabError
+
+T = TypeVar("T")
+
+LONGEST_CHARACTER = 4  # bytes in UTF-8
+
+
+def byte_windows(text: str, size: int) -> Iterator[str]:
+    """Yield consecutive windows of `size` bytes, cut before a character that straddles the end.
+
+    What is left at the end counts where it is at least half a window.
+
+    Parameters
+    ----------
+    size : int
+        At least `LONGEST_CHARACTER`.
+    """
+    if size < LONGEST_CHARACTER:
+        raise ValueError(f"size={size}: a character takes up to {LONGEST_CHARACTER} bytes")
+    encoded, start = text.encode(), 0
+    while start < len(encoded):
+        end = min(start + size, len(encoded))
+        while end < len(encoded) and encoded[end] & 0b1100_0000 == 0b1000_0000:
+            end -= 1
+        if end < len(encoded) or end - start >= size // 2:
+            yield encoded[start:end].decode()
+        start = end
+
+
+def split_at_byte(text: str, size: int) -> tuple[str, str]:
+    """Return the first `size` bytes, without a character that straddles the end, and the rest."""
+    head = text.encode()[:size].decode(errors="ignore")
+    return head, text[len(head) :]
+
+
+def token_windows(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    length: int,
+    *,
+    fewer: bool = False,
+) -> Tensor:
+    """Return `count` windows of `length` tokens, spread evenly over the documents' text.
+
+    The documents are joined with the end-of-text token and cut without padding or overlap.
+
+    Parameters
+    ----------
+    fewer : bool
+        Return as many as there are where the text is too short.
+
+    Returns
+    -------
+    Tensor
+        int64 of shape [count, length].
+
+    Raises
+    ------
+    TrimtabError
+        If the text is too short.
+    """
+    separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    joined: list[int] = []
+    for document in documents:
+        joined += encode(tokenizer, document.text) + separator
+    available = len(joined) // length
+    count = min(count, available) if fewer else count
+    if available < count:
+        raise TrimtabError(
+            f"{count} windows of {length} tokens are asked for and the text holds {available}: "
+            "lower tokens or window, or use a larger corpus"
+        )
+    starts = [index * length for index in evenly(range(available), count)]
+    windows = [joined[start : start + length] for start in starts]
+    return torch.tensor(windows, dtype=torch.int64).reshape(count, length)
+
+
+def text_windows(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, tokens: int, length: int
+) -> list[str]:
+    """Return texts of `length` tokens, spread evenly over the documents.
+
+    What is left at the end of a document counts where it is at least half a window.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        A fast one.
+    tokens : int
+        Tokens of all texts together; fewer where the documents are shorter.
+    """
+    found = [text for one in documents for text in _text_windows(one.text, tokenizer, length)]
+    return evenly(found, min(len(found), max(tokens // length, 1)))
+
+
+def token_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """Return where each token of `text` starts and ends, in characters; of a fast tokenizer."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets: list[tuple[int, int]] = encoded["offset_mapping"]
+    return offsets
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` of the items, spread evenly over all; at most as many as there are."""
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def _text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[str]:
+    offsets = token_offsets(tokenizer, text)
+    for start in range(0, len(offsets), length):
+        part = offsets[start : start + length]
+        if len(part) >= length // 2:
+            yield text[part[0][0] : part[-1][1]]
