@@ -11,12 +11,11 @@ from hydra import compose, initialize_config_dir
 
 from tests.conftest import ROOT
 from tests.evaluation.vocabulary import node
+from trimtab.commands.evaluate import evaluate
 from trimtab.commands.launch import typed
 from trimtab.config import EvaluateConfig
 from trimtab.errors import ArtifactError, ConfigError
-from trimtab.evaluation import run as evaluation
 from trimtab.evaluation.results.result import Result
-from trimtab.evaluation.run import evaluate
 from trimtab.registry import config_folder, register
 from trimtab_kernels.sparse_linear import kernel_name
 
@@ -323,4 +322,4 @@ def test_pairing_is_refused_where_a_copy_does_not_fit(folder, hub, monkeypatch):
 
     monkeypatch.setattr(memory, "_free_bytes", lambda device: 1000)
     with pytest.raises(ConfigError, match="paired=true: a second copy .* use paired=false"):
-        evaluation.evaluate(configured(folder, *hub), label="test")
+        evaluate(configured(folder, *hub), label="test")

@@ -11,6 +11,7 @@ import torch
 from tests.conftest import tiny
 from tests.evaluation.test_result import configured, counted, leaves
 from tests.evaluation.vocabulary import Vocabulary, extended_tokenizer, ngrams, node
+from trimtab.commands.evaluate import evaluate
 from trimtab.config import QualityConfig
 from trimtab.corpus import encode
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory
@@ -21,7 +22,6 @@ from trimtab.evaluation.measure import measure_prompt_cut
 from trimtab.evaluation.results.cache import kv_section
 from trimtab.evaluation.results.quality import quality_section
 from trimtab.evaluation.results.result import Result
-from trimtab.evaluation.run import evaluate
 from trimtab.evaluation.scoring import Score
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt, Window, Workload

@@ -10,11 +10,11 @@ import pytest
 from tests.conftest import tiny
 from tests.evaluation.test_result import configured, leaves
 from tests.evaluation.vocabulary import Vocabulary, extended_tokenizer, node
+from trimtab.commands.evaluate import evaluate
 from trimtab.config import EvaluateConfig
 from trimtab.corpus import encode
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.generators import EngineGenerator, TransformersGenerator
-from trimtab.evaluation.run import evaluate
 from trimtab.evaluation.workload import Prompt, Window
 from trimtab.models.random import byte_tokenizer
 from trimtab.stack import Stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -40,46 +41,69 @@ def run(config: DictConfig) -> None:
 
 def _evaluate(config: DictConfig, folder: Path) -> None:
     settings = typed(config, EvaluateConfig)
-    methods = [build(node, Method) for node in settings.methods.values()]
+    built(settings)
     # Heavy imports wait until the configuration is known to be sound.
     with waiting("Importing PyTorch and transformers"):
-        import trimtab
         from trimtab import tracking
-        from trimtab.calibration import artifacts_for
-        from trimtab.corpus import load_corpus
-        from trimtab.environment import prepare
-        from trimtab.evaluation.memory import copied
-        from trimtab.evaluation.run import Subject
-        from trimtab.models.loading import load_model
-        from trimtab.stack import Stack
 
-    stack = Stack(methods)
-    make = settings.on_missing is OnMissing.calibrate
-    if make:
+    if settings.on_missing is OnMissing.calibrate:
         require_writable("artifacts", settings.artifacts)
     with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
-        prepare(settings.seed, settings.threads)
-        corpus = load_corpus(settings.corpus)
-        loaded = load_model(settings.model)
-        stack.check(loaded.model)
-        artifacts = artifacts_for(stack, loaded, corpus, settings.artifacts, make=make)
-        model = copied(loaded.model) if settings.paired else loaded.model
-        members = [artifacts.get(method.name, method) for method in stack.methods]
-        with trimtab.apply(
-            model, loaded.tokenizer, members, fingerprint=loaded.fingerprint
-        ) as optimized:
-            result = trimtab.measure(
-                optimized,
-                corpus,
-                settings,
-                baseline=loaded.model if settings.paired else None,
-                subject=Subject(loaded.name, loaded.fingerprint, not loaded.random_weights),
-                label=label(config),
-            )
+        result = evaluate(settings, label(config))
         write_json(folder / "result.json", result)
         report = _report(folder)
         log.result(result, report)
     print(report)
+
+
+def built(settings: EvaluateConfig) -> list[Method]:
+    """Return the methods of the stack, their settings checked."""
+    return [build(node, Method) for node in settings.methods.values()]
+
+
+def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
+    """Measure a stack as `settings` say, and return the content of result.json.
+
+    Parameters
+    ----------
+    label : str
+        What tells this job from the others of a sweep.
+
+    Raises
+    ------
+    TrimtabError
+        If the model, the corpus or an artifact cannot be had, or the stack does not fit.
+    """
+    import trimtab
+    from trimtab.calibration import artifacts_for
+    from trimtab.corpus import load_corpus
+    from trimtab.environment import prepare
+    from trimtab.evaluation.memory import copied, require_room_for_copy
+    from trimtab.evaluation.run import Subject
+    from trimtab.models.loading import load_model
+    from trimtab.stack import Stack
+
+    stack = Stack(built(settings))
+    prepare(settings.seed, settings.threads)
+    corpus = load_corpus(settings.corpus)
+    loaded = load_model(settings.model)
+    stack.check(loaded.model)
+    if settings.paired:
+        require_room_for_copy(loaded.model)
+    make = settings.on_missing is OnMissing.calibrate
+    artifacts = artifacts_for(stack, loaded, corpus, settings.artifacts, make=make)
+    members = [artifacts.get(method.name, method) for method in stack.methods]
+    model = copied(loaded.model) if settings.paired else loaded.model
+    known = loaded.fingerprint
+    with trimtab.apply(model, loaded.tokenizer, members, fingerprint=known) as optimized:
+        return trimtab.measure(
+            optimized,
+            corpus,
+            settings,
+            baseline=loaded.model if settings.paired else None,
+            subject=Subject(loaded.name, known, not loaded.random_weights),
+            label=label,
+        )
 
 
 def _report(folder: Path) -> Path:

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from trimtab.config import MeasureConfig
 from trimtab.corpora import Document
 from trimtab.corpus import Corpus, Split
-from trimtab.environment import describe_environment, peak_host_bytes
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.measure import collect, measure_caches, measure_prompt_cut
 from trimtab.evaluation.memory import copied, copy_bandwidth
 from trimtab.evaluation.results.cache import engine_section, kv_section
+from trimtab.evaluation.results.environment import environment_section, memory_section
 from trimtab.evaluation.results.quality import quality_section
 from trimtab.evaluation.results.result import Result
 from trimtab.evaluation.results.samples import samples_section
@@ -37,13 +36,6 @@ from trimtab.optimized import Optimized
 from trimtab.progress import say
 
 SCHEMA = 3
-
-ABSENT = {
-    "gpu": "no CUDA device",
-    "driver": "no CUDA device",
-    "cuda": "no CUDA device",
-    "commit": "not run from a git checkout",
-}
 
 
 @dataclass(frozen=True)
@@ -157,7 +149,7 @@ def measure(
     result.add(measured)
     if "sparsity" not in measured:
         result.missing("sparsity", "no method of the stack drops activations")
-    _memory_section(result, first, candidate, optimized.model.device)
+    memory_section(result, first, candidate, optimized.model.device)
     result.missing("energy", "this version reads no energy counter")
     environment_section(result, config.seed)
     samples_section(result, first, candidate, work)
@@ -214,27 +206,3 @@ def _finish(baseline: Contender, candidate: Contender, work: Workload) -> None:
     measure_caches(baseline, candidate, work)
     if candidate.quality.compression:
         measure_prompt_cut(baseline, candidate, work)
-
-
-def _memory_section(
-    result: Result, baseline: Contender, candidate: Contender, device: torch.device
-) -> None:
-    result.sections["memory"] = {
-        "peak_host_bytes": peak_host_bytes(),
-        "parameter_bytes": {one.name: one.speed.parameter_bytes for one in (baseline, candidate)},
-    }
-    if device.type == "cuda":
-        result.sections["memory"]["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
-    else:
-        result.missing("memory.peak_device_bytes", "the model ran on the CPU")
-
-
-def environment_section(result: Result, seed: int) -> None:
-    """Fill `environment`; what the machine does not have is None, with a reason."""
-    result.sections["environment"] = environment = describe_environment(seed)
-    for name, value in environment.items():
-        if value is None:
-            result.missing(f"environment.{name}", ABSENT[name])
-    for name, value in environment["packages"].items():
-        if value is None:
-            result.missing(f"environment.packages.{name}", "not installed")

@@ -16,15 +16,20 @@ from trimtab.generation.sampling import Sampling
 from trimtab.generation.stopping import TextStream, stop_tokens
 from trimtab.models.adapter import module_device
 
+# What a model's own generation config may ask for, and our engine does not do.
+PLAIN: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
 
 class Clock(BaseStreamer):
-    """Notes when `generate` hands out tokens; the first call brings the prompt."""
+    """Records when `generate` hands out tokens, and how many; the first call brings the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.tokens: list[int] = []
 
     def put(self, value: Tensor) -> None:
         self.times.append(time.perf_counter())
+        self.tokens.append(value.numel())
 
     def end(self) -> None:
         pass
@@ -65,10 +70,11 @@ def generate(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(ends) or None,
-            pad_token_id=_pad_token(tokenizer),
+            pad_token_id=pad_token(tokenizer),
             stop_strings=list(stop) or None,
             tokenizer=output_tokenizer if stop else None,
             streamer=clock,
+            **PLAIN,
             **_drawing(sampling),
         )
     tokens = output[0, len(prompt) :].tolist()
@@ -77,12 +83,9 @@ def generate(
 
 
 def _drawing(sampling: Sampling) -> dict[str, Any]:
-    # Every setting that the model's own generation config might bring is named.
-    plain = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     if sampling.greedy:
-        return {**plain, "do_sample": False}
+        return {"do_sample": False}
     return {
-        **plain,
         "do_sample": True,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k or 0,
@@ -90,7 +93,8 @@ def _drawing(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _pad_token(tokenizer: PreTrainedTokenizerBase) -> Any:
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the token that `generate` may pad with: it wants one, used or not."""
     pad = tokenizer.pad_token_id
     return tokenizer.eos_token_id if pad is None else pad
 

@@ -10,29 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
 
 from trimtab.corpus import encode
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory, cache_bytes, cache_memory
 from trimtab.evaluation.generators.generator import ForcedContinuation, prompt_ids
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
+from trimtab.generation.transformers import PLAIN, Clock, pad_token
 from trimtab.models.adapter import module_device
-
-
-class Clock(BaseStreamer):
-    """Records when `generate` hands out tokens, and how many; the first call brings the prompt."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.tokens: list[int] = []
-
-    def put(self, value: Tensor) -> None:
-        self.times.append(time.perf_counter())
-        self.tokens.append(value.numel())
-
-    def end(self) -> None:
-        pass
 
 
 class TransformersGenerator:
@@ -140,14 +125,10 @@ def _generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,  # the model's own may ask for one, and the engine has none
-        no_repeat_ngram_size=0,
+        **PLAIN,
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,
-        pad_token_id=tokenizer.pad_token_id
-        if tokenizer.pad_token_id is not None
-        else tokenizer.eos_token_id,
+        pad_token_id=pad_token(tokenizer),
         return_dict_in_generate=True,
         **options,
     )
