@@ -50,3 +50,28 @@ def test_the_installed_commands_find_their_configuration_anywhere(wheel, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "project: trimtab" in done.stdout
     assert list(work.iterdir()) == []
+
+
+def test_from_a_wheel_other_packages_of_our_folders_names_are_theirs(wheel, tmp_path):
+    site, others = tmp_path / "site", tmp_path / "others"
+    zipfile.ZipFile(wheel).extractall(site)
+    for name in ("kernels", "evaluate", "toolkit"):
+        (others / name).mkdir(parents=True)
+        (others / name / "__init__.py").write_text("__version__ = '0.0.1'\nWHOSE = 'theirs'\n")
+    code = (
+        "import evaluate, kernels, toolkit, trimtab, trimtab_kernels\n"
+        "from transformers import LlamaForCausalLM\n"
+        "print(evaluate.WHOSE, kernels.WHOSE, toolkit.WHOSE)\n"
+        "print(trimtab.__file__, trimtab_kernels.__file__, trimtab.LaRoSA.__module__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{others}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "theirs theirs theirs"
+    assert all(place.startswith(str(site)) for place in second.split()[:2])
