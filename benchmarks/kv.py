@@ -9,7 +9,7 @@ a quiet machine: `pages` (each call of a page's life), `growth` (a token's appen
 
 Virtual caches are counted by the operating system (blocks of their memory file), on a GPU by the
 driver. On the host what is held must be what arithmetic says, to the byte, and at its peak at most
-a page row a slot more: a page group in every stream, prepared ahead. A driver counts all that runs
+a page row a slot more: a page group in every plane, prepared ahead. A driver counts all that runs
 on its GPU: there both may be off by so much. What is arithmetic alone says so. A paged cache with
 blocks of 16 tokens needs a little less than ours with its default pages: 64 KB hold 32 tokens of
 one layer's keys in this shape. Timed steps are taken in turn in one process, and their ratios have

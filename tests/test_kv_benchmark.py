@@ -151,7 +151,7 @@ def test_all_parts_run_in_a_tiny_shape(command: Command, tmp_path):
 
 def check_memory(caches: dict[str, dict[str, Any]]) -> None:
     assert len(caches) == 5
-    pages = (5 + 4 + 7) * 4096 * 4  # of 32 tokens, in two streams a layer
+    pages = (5 + 4 + 7) * 4096 * 4  # of 32 tokens, in two planes a layer
     live = (130 + 100 + 201) * TOKEN_BYTES
     virtual = caches["virtual, slot, 4 KB"]
     assert virtual["live_bytes"] == live

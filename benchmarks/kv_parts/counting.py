@@ -46,7 +46,7 @@ def memory(options: Options) -> Iterator[Record]:
 
     for layout, page in grid(options):
         shape, cache = geometry(options, slots, layout), label(layout, page)
-        exact, ahead = committed_bytes(lengths, shape, page), slots * shape.streams * page
+        exact, ahead = committed_bytes(lengths, shape, page), slots * shape.planes * page
         if reason := lacking(exact + ahead, options, "lower --layers"):
             yield {"cache": cache, "skipped": reason}
             continue

@@ -18,6 +18,7 @@ from trimtab.models.loading import load_model
 from trimtab.models.random import shapes
 from trimtab.models.sources import DType, EmbeddedModel, HubModel, ModelSource, RandomModel
 from trimtab.vattention.cache import VirtualCache
+from trimtab.vattention.settings import CacheSettings
 
 EMBEDDED = "smollm2-135m"
 CHUNK = 512
@@ -100,8 +101,9 @@ class Texts:
                 [MinNewTokensLengthLogitsProcessor(length, self._new, self._ends, device=device)]
             )
 
-        settings = {"slots": self._batch, "max_len": self._max_len, "prefill_chunk": CHUNK}
-        with Engine(self._model, self._tokenizer, **settings) as engine:
+        sizes = {"slots": self._batch, "max_len": self._max_len}
+        cache = CacheSettings(prefill_chunk=CHUNK)
+        with Engine(self._model, self._tokenizer, **sizes, cache=cache) as engine:
             completions = engine.generate(
                 self._prompts.tolist(), max_new_tokens=self._new, logits_processors=processors
             )

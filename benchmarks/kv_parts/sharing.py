@@ -36,7 +36,7 @@ def shared(options: Options, tails: Sequence[int]) -> Iterator[Record]:
         ideal = (PREFIX + sum(tails)) * shape.token_bytes
         common = PREFIX * shape.row_bytes // page
         rows = common + sum(shape.page_rows(PREFIX + tail, page) - common for tail in tails)
-        exact, ahead = (count * shape.streams * page for count in (rows, REQUESTS))
+        exact, ahead = (count * shape.planes * page for count in (rows, REQUESTS))
         if reason := lacking(exact + ahead, options, "lower --layers"):
             yield {"cache": cache, "skipped": reason}
             continue

@@ -30,7 +30,7 @@ def check_agreement(cache: str, exact: int, held: int, peak: int, ahead: int, de
     """Raise `TrimtabError` if the system counts other bytes than arithmetic.
 
     On the host `held` must be `exact`, and `peak` at most `ahead` more: a page row a slot, which is
-    a page in every stream. On a GPU the driver counts for all, and both may be `ahead` off.
+    a page in every plane. On a GPU the driver counts for all, and both may be `ahead` off.
     """
     on_host = device == "cpu"
     off = 0 if on_host else ahead

@@ -113,7 +113,7 @@ def test_a_replay_on_the_engine_is_of_the_same_text_and_its_cache_is_measured(mo
     tokens = timing.prompt_tokens + timing.new_tokens - 1
     assert timing.live_bytes == tokens * geometry.token_bytes
     expected = committed_bytes([tokens], geometry, PAGE)
-    a_row = geometry.streams * PAGE  # made ready for the next tokens, or for a draft
+    a_row = geometry.planes * PAGE  # made ready for the next tokens, or for a draft
     assert timing.committed_bytes - expected in (0, a_row)
     assert timing.measured_bytes == timing.committed_bytes
     assert timing.reserved_bytes == geometry.reserved_bytes(PAGE) > timing.committed_bytes

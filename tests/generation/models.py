@@ -12,13 +12,16 @@ from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from tests.models.contract import draw
+from trimtab.capabilities import Drafter
 from trimtab.generation import Engine
 from trimtab.models.random import byte_tokenizer
 from trimtab.models.sources import DType
+from trimtab.vattention.settings import CacheSettings
 
 # One token a byte, and none that ends a text: a random model would come to it early.
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer)
@@ -68,9 +71,24 @@ def prompts_of(*sizes: int) -> list[list[int]]:
     return [[generator.randrange(256) for _ in range(size)] for size in sizes]
 
 
-def engine_for(model: PreTrainedModel, **settings: Any) -> Engine:
-    defaults = {"slots": 3, "max_len": 128, "prefill_chunk": 8, "page_group": 4096}
-    return Engine(model, TOKENIZER, **{**defaults, **settings})
+def engine_for(
+    model: PreTrainedModel,
+    slots: int = 3,
+    max_len: int = 128,
+    drafter: Drafter | None = None,
+    output_tokenizer: PreTrainedTokenizerBase | None = None,
+    **cache: Any,
+) -> Engine:
+    """Return an engine; `cache` holds fields of `CacheSettings`."""
+    return Engine(
+        model,
+        TOKENIZER,
+        slots=slots,
+        max_len=max_len,
+        cache=CacheSettings(**{"prefill_chunk": 8, "page_group": 4096, **cache}),
+        drafter=drafter,
+        output_tokenizer=output_tokenizer,
+    )
 
 
 def stock(model: PreTrainedModel, prompt: list[int], new_tokens: int, **options: Any) -> list[int]:

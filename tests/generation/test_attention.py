@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.conftest import drawn
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.generation.attention import attention
-from trimtab.generation.steps import DecodeStep, ReadStep
-from trimtab.vattention.attention import Scoring
+from trimtab.generation.steps import DecodeStep, ExtendStep
+from trimtab.vattention.attention import AttentionSpec
 from trimtab_kernels import reference
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
@@ -36,9 +36,9 @@ def test_reading_in_chunks_is_attending_token_by_token(cuts, window, softcap):
     keys, values = caches(3, total + 2)
     outputs = []
     for start, end in zip([0, *cuts], cuts, strict=False):
-        step = ReadStep(keys, values, slot, start, end, prompt=True)
+        step = ExtendStep(keys, values, slot, start, end, prompt=True)
         new = (one[:, :, start:end] for one in (query, key, value))
-        outputs.append(step.attend(MODULE, *new, Scoring(0.4, window, softcap)))
+        outputs.append(step.attend(MODULE, *new, AttentionSpec(0.4, window, softcap)))
     found = torch.cat(outputs, dim=1)
     assert found.shape == (1, total, HEADS, WIDTH)
 
@@ -62,7 +62,7 @@ def test_a_decode_step_appends_and_attends_where_the_lengths_say():
     keys[1][0, :2], values[1][0, :2] = drawn(2, KV_HEADS, WIDTH), drawn(2, KV_HEADS, WIDTH)
     step = DecodeStep(keys, values, lengths)
     query, key = drawn(3, HEADS, 1, WIDTH), drawn(3, KV_HEADS, 1, WIDTH)
-    found = step.attend(MODULE, query, key, key, Scoring(0.3))
+    found = step.attend(MODULE, query, key, key, AttentionSpec(0.3))
     assert torch.equal(keys[1][0, 2], key[0, :, 0])
     assert keys[1][1].isnan().all()
     expected = reference.decode_attention(query[:, :, 0], keys[1], values[1], lengths, 0.3)

@@ -93,7 +93,7 @@ def test_a_freed_slot_takes_the_next_prompt_at_once():
         engine.generate(prompts_of(4, 4, 4, 4), max_new_tokens=[3, 9, 3, 3])
         # The second text takes 8 steps behind its prompt, and the others fit in beside it.
         assert engine.stats.decode_steps == 8
-        assert engine.stats.chunks == 4
+        assert engine.stats.prefill_steps == 4
 
 
 def test_a_text_ends_with_a_stop_token():
@@ -201,7 +201,7 @@ def test_a_small_budget_changes_nothing_but_the_order(sampling):
     engine, found, calls = run(budget_for(4))
     assert [(one.tokens, one.text) for one in found] == [(one.tokens, one.text) for one in expected]
     assert engine.stats.preemptions == sum(one.preemptions for one in found) > 0
-    assert engine.stats.replayed > engine.stats.diverged == 0
+    assert engine.stats.recomputed > engine.stats.diverged == 0
     assert found[0].preemptions == 0
     for index, one in enumerate(found):
         mine = [call[1:] for call in calls if call[0] == index]
@@ -259,7 +259,7 @@ def test_the_model_is_the_engines_within_the_block_alone():
             engine.generate(PROMPTS[:1], max_new_tokens=2)
             with pytest.raises(TrimtabError, match=r"call engine\.generate"):
                 model(ids)
-            with pytest.raises(RuntimeError, match="runs already"):
+            with pytest.raises(RuntimeError, match="running already"):
                 engine.__enter__()
             assert engine.kv.stats().committed > 0
         assert model.config._attn_implementation == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from trimtab.generation.request import Finish, Request
 from trimtab.generation.sampling import Sampler, Sampling
 from trimtab.generation.scheduler import Chunk, Scheduler
 from trimtab.generation.stats import EngineStats
-from trimtab.generation.stopping import TextStream
+from trimtab.generation.stopping import Detokenizer
 from trimtab.vattention.pages import KVOutOfMemory
 
 VOCABULARY = 97
@@ -30,7 +31,7 @@ def test_a_prompt_is_read_in_chunks_of_its_own():
     while (chunk := scheduler.chunk()) is not None:
         assert scheduler.next() is None  # one at a time
         chunks.append(chunk)
-        scheduler.read(chunk)
+        scheduler.prefilled(chunk)
     assert chunks == [Chunk(0, 0, 2, False), Chunk(0, 2, 4, False), Chunk(0, 4, 5, True)]
     assert scheduler.running == [0]
     assert scheduler.next() == 1
@@ -40,10 +41,10 @@ def test_the_youngest_goes_back_to_the_front_until_one_is_finished():
     scheduler = Scheduler([1, 1, 1, 1], slots=3, chunk=8)
     for _ in range(2):
         scheduler.admit()
-        scheduler.read(scheduler.chunk())
+        scheduler.prefilled(scheduler.chunk())
     scheduler.admit()
-    assert scheduler.put_back() == 2  # it still reads
-    assert scheduler.put_back() == 1
+    assert scheduler.preempt() == 2  # it still reads
+    assert scheduler.preempt() == 1
     assert list(scheduler.waiting) == [1, 2, 3]
     assert scheduler.next() is None
     scheduler.finish(0)
@@ -89,14 +90,16 @@ class ToyForward:
         self.kv = kv
         self.events: list[tuple[str, int, int]] = []  # with how many other sequences have a slot
 
-    def read(
-        self, slot: int, ids: Sequence[int], start: int, *, prompt: bool, keep: int = 1
-    ) -> torch.Tensor:
-        assert prompt == (keep == 1)  # of a draft every token is looked at
-        self.events.append(("read", len(ids), len(self.kv.sizes) - 1))
+    def prefill(self, slot: int, ids: Sequence[int], start: int) -> torch.Tensor:
+        self.events.append(("prefill", len(ids), len(self.kv.sizes) - 1))
+        self.write(slot, ids, start)
+        return one_hot(following(self.kv.held[slot]))[None]
+
+    def verify(self, slot: int, ids: Sequence[int], start: int) -> torch.Tensor:
+        self.events.append(("verify", len(ids), 0))
         self.write(slot, ids, start)
         held = self.kv.held[slot]
-        ends = range(len(held) - keep + 1, len(held) + 1)
+        ends = range(start + 1, len(held) + 1)
         return torch.stack([one_hot(following(held[:end])) for end in ends])
 
     def decode(self, newest: Mapping[int, int]) -> torch.Tensor:
@@ -136,7 +139,17 @@ def request_of(index: int, prompt: list[int], new: int) -> Request:
     def sampler() -> Sampler:
         return Sampler(Sampling(), index, CPU)
 
-    return Request(index, prompt, new, frozenset(), TextStream(TOKENIZER), sampler)
+    return Request(index, prompt, new, frozenset(), Detokenizer(TOKENIZER), sampler)
+
+
+def batch_of(forward: ToyForward, requests: list[Request], chunk: int, **more: Any) -> Batch:
+    defaults = {
+        "drafter": None,
+        "undrafted": frozenset(),
+        "on_token": None,
+        "stats": EngineStats(),
+    }
+    return Batch(forward, forward.kv, requests, chunk, **{**defaults, **more})
 
 
 class Guesses:
@@ -172,15 +185,13 @@ def test_every_prompt_is_continued_as_if_it_were_alone(work, slots, chunk, spare
     ]
     handed: list[tuple[int, int]] = []
     stats = EngineStats()
-    drafts = None if guesses is None else Guesses(*guesses)
-    batch = Batch(
+    batch = batch_of(
         forward,
-        cache,
         requests,
         chunk,
-        drafts,
-        lambda i, token, _: handed.append((i, token)),
-        stats,
+        drafter=None if guesses is None else Guesses(*guesses),
+        on_token=lambda index, token, _: handed.append((index, token)),
+        stats=stats,
     )
     finished = []
     for request in batch.run():
@@ -207,7 +218,7 @@ def test_every_prompt_is_continued_as_if_it_were_alone(work, slots, chunk, spare
         # Nobody asks again for memory that there cannot be.
         assert cache.refused <= stats.preemptions + len(work)
     right = guesses[0] if guesses else 0
-    assert stats.accepted <= right * stats.drafted_steps
+    assert stats.accepted <= right * stats.verify_steps
     if slots == 1 and right and max(new for _, new in work) > 2:
         assert stats.accepted > 0
 
@@ -217,13 +228,13 @@ def test_those_that_decode_wait_for_one_chunk_at_most(work, slots, chunk):
     cache = ToyCache(slots, 10_000)
     forward = ToyForward(cache)
     requests = [request_of(index, [1] * size, new) for index, (size, new) in enumerate(work)]
-    for _ in Batch(forward, cache, requests, chunk, None, None, EngineStats()).run():
+    for _ in batch_of(forward, requests, chunk).run():
         pass
     waited = 0
     for kind, size, others in forward.events:
-        waited = waited + size if kind == "read" and others else 0
+        waited = waited + size if kind == "prefill" and others else 0
         assert waited <= chunk
-    read = sum(size for kind, size, _ in forward.events if kind == "read")
+    read = sum(size for kind, size, _ in forward.events if kind == "prefill")
     assert read == sum(size for size, _ in work)
 
 
@@ -231,5 +242,5 @@ def test_memory_that_is_gone_for_a_sequence_alone_is_an_error():
     cache = ToyCache(2, 6)
     requests = [request_of(0, [1, 2, 3], 9)]
     with pytest.raises(KVOutOfMemory):
-        list(Batch(ToyForward(cache), cache, requests, 4, None, None, EngineStats()).run())
+        list(batch_of(ToyForward(cache), requests, 4).run())
     assert not cache.sizes

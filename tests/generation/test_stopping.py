@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTo
 
 from tests.conftest import tiny
 from tests.generation.models import TOKENIZER
-from trimtab.generation.stopping import REPLACEMENT, TextStream, stop_tokens
+from trimtab.generation.stopping import REPLACEMENT, Detokenizer, stop_tokens
 
 
 def pieces_tokenizer() -> PreTrainedTokenizerBase:
@@ -48,7 +48,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
 
 
 def streamed(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[str]:
-    stream = TextStream(tokenizer)
+    stream = Detokenizer(tokenizer)
     deltas = [*(stream.push(token) for token in tokens), stream.close()]
     assert "".join(deltas) == stream.text
     return deltas
@@ -104,7 +104,7 @@ def brute(tokens: list[int], stops: list[str]) -> tuple[str, int] | None:
 @example(tokens=[0, 0, 1], stops=["ab"])
 @example(tokens=[3, 3, 2], stops=["ababc", "b"])
 def test_stop_strings_are_found_as_by_brute_force(tokens, stops):
-    stream = TextStream(PIECES, stops)
+    stream = Detokenizer(PIECES, stops)
     expected = brute(tokens, stops)
     for count, token in enumerate(tokens, 1):
         stream.push(token)
@@ -123,14 +123,14 @@ def test_stop_strings_are_found_as_by_brute_force(tokens, stops):
 
 
 def test_text_that_ends_behind_a_stop_string_within_a_token():
-    stream = TextStream(PIECES, ["b"])
+    stream = Detokenizer(PIECES, ["b"])
     assert stream.push(7) == "ca"
     assert stream.stopped
     assert stream.close() == ""
 
 
 def test_a_stop_string_of_a_character_in_pieces():
-    stream = TextStream(TOKENIZER, ["é"])
+    stream = Detokenizer(TOKENIZER, ["é"])
     deltas = [stream.push(token) for token in TOKENIZER("aé")["input_ids"]]
     assert (deltas, stream.stopped) == (["a", "", ""], True)
 

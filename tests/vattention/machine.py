@@ -79,7 +79,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.mirror = Mirror(self.kv)
         # There is one slot in use all the time, so that no operation is out of question.
         self.mirror.acquire()
-        self.rows = self.pool.budget // (self.kv.geometry.streams * PAGE)
+        self.rows = self.pool.budget // (self.kv.geometry.planes * PAGE)
 
     @with_room
     @rule(failure=failures)

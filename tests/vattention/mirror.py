@@ -28,7 +28,7 @@ def make_cache(pool: PagePool, **more) -> VirtualKV:
 
 def rows(kv: VirtualKV, nbytes: int) -> float:
     """Return bytes of pages as a number of page rows."""
-    return nbytes / (kv.geometry.streams * kv.page_bytes)
+    return nbytes / (kv.geometry.planes * kv.page_bytes)
 
 
 class Mirror:
@@ -146,8 +146,8 @@ class Mirror:
                 used = len(self.tokens[slot]) * self.kv.row_bytes - index * page
                 filled[row] = max(filled.get(row, 0), min(page, used))
         rows_in_use = sum(map(len, self.pages.values()))
-        size = geometry.streams * page
-        assert stats.live == sum(filled.values()) * geometry.streams
+        size = geometry.planes * page
+        assert stats.live == sum(filled.values()) * geometry.planes
         assert stats.committed - stats.cached == len(filled) * size
         assert stats.shared_saving == (rows_in_use - len(filled)) * size
         assert stats.wasted == stats.committed - stats.live

@@ -27,7 +27,7 @@ from tests.vattention.generating import (
 from trimtab.errors import MisfitError
 from trimtab.models.sources import DType
 from trimtab.vattention import attention, decode_kernel
-from trimtab.vattention.attention import Scoring, attend
+from trimtab.vattention.attention import AttentionSpec, attend
 from trimtab_kernels import reference
 
 HEADS, KV_HEADS, WIDTH, TOKENS = 4, 2, 8, 9
@@ -67,7 +67,7 @@ def test_attending_is_what_the_reference_does_token_by_token(queries, masked, so
         place = torch.arange(TOKENS)
         mask = (place < ends[:, None]) & (place >= padding[:, None, None])
         mask = mask[:, None]
-    found = attend(MODULE, query, key, value, mask, Scoring(0.4, None, softcap))
+    found = attend(MODULE, query, key, value, mask, AttentionSpec(0.4, None, softcap))
     assert found.shape == (rows, queries, HEADS, WIDTH)
     # Nothing may be NaN that a later layer would write into the cache.
     assert found.isfinite().all()

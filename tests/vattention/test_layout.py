@@ -74,15 +74,15 @@ def test_committed_bytes_are_the_pages_that_the_tokens_touch(shape, page, data):
 
 
 @given(shapes, pages)
-def test_streams_and_slots_begin_at_page_bounds(shape, page):
+def test_planes_and_slots_begin_at_page_bounds(shape, page):
     offsets = [
-        shape.offset(stream, slot, page)
-        for stream in range(shape.streams)
+        shape.offset(plane, slot, page)
+        for plane in range(shape.planes)
         for slot in range(shape.slots)
     ]
-    assert offsets == list(range(0, shape.reserved_bytes(page), shape.span(page)))
-    assert shape.span(page) % page == 0
-    assert shape.row_bytes * shape.streams == shape.token_bytes
+    assert offsets == list(range(0, shape.reserved_bytes(page), shape.slot_bytes(page)))
+    assert shape.slot_bytes(page) % page == 0
+    assert shape.row_bytes * shape.planes == shape.token_bytes
 
 
 @pytest.mark.parametrize("layout", list(Layout))
@@ -113,7 +113,7 @@ def test_a_large_model_needs_under_half_of_a_static_cache_and_hardly_more_than_i
     assert shape.static_bytes == 16 * 8192 * 2 * 32 * 8 * 128 * 2
     assert on_gpu <= 0.4 * shape.static_bytes
     assert live < committed_bytes(lengths, shape, 64 * KB) < 1.01 * live
-    # Half of a last page on average, in every stream of every slot.
+    # Half of a last page on average, in every plane of every slot.
     assert on_gpu - live == pytest.approx(16 * 64 * MB, rel=0.25)
 
 

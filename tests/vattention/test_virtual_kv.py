@@ -30,8 +30,8 @@ def make(pool) -> Iterator[MakeCache]:
     def make(budget_rows: int | None = None, **more) -> VirtualKV:
         pages = pool()
         if budget_rows is not None:
-            streams = 2 if more.get("layout") == "mega" else 2 * more.get("layers", 2)
-            pages = pool(budget=budget_rows * streams * pages.page_bytes)
+            planes = 2 if more.get("layout") == "mega" else 2 * more.get("layers", 2)
+            pages = pool(budget=budget_rows * planes * pages.page_bytes)
         caches.append(make_cache(pages, **more))
         return caches[-1]
 

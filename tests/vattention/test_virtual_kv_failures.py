@@ -94,9 +94,9 @@ CASES = [(operation, call) for operation, calls in OPERATIONS.items() for call i
 )
 def test_a_failure_at_any_call_leaves_every_slot_as_it_was(cpu_pool, prepare, call, layout):
     """The k-th call of a kind, for every k there is."""
-    streams = 2 if layout is Layout.mega else 4
+    planes = 2 if layout is Layout.mega else 4
     for k in range(1, 500):
-        pool = cpu_pool(budget=(16 if layout is Layout.slot else 32) * streams * 4096)
+        pool = cpu_pool(budget=(16 if layout is Layout.slot else 32) * planes * 4096)
         kv = make_cache(pool, layout=layout)
         mirror = Mirror(kv)
         operation = prepare(mirror)

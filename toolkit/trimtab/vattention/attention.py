@@ -26,7 +26,7 @@ FOREIGN = ("s_aux", "position_bias")
 
 
 @dataclass(frozen=True)
-class Scoring:
+class AttentionSpec:
     """How queries are weighed against keys.
 
     Parameters
@@ -45,7 +45,7 @@ class Scoring:
 
 
 def require_plain(module: nn.Module, dropout: float, others: dict[str, Any]) -> None:
-    """Raise `MisfitError` where a layer asks for more than causal attention with a `Scoring`."""
+    """Raise `MisfitError` if a layer asks for more than an `AttentionSpec` can say."""
     foreign = [name for name in FOREIGN if others.get(name) is not None]
     if foreign or dropout or not getattr(module, "is_causal", True):
         raise MisfitError(
@@ -60,7 +60,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    scoring: Scoring,
+    spec: AttentionSpec,
 ) -> Tensor:
     """Attend by PyTorch's function, or, with capped scores, which it does not offer, without.
 
@@ -71,15 +71,15 @@ def attend(
     mask : Tensor, optional
         bool of shape [rows or 1, 1, tokens, keys], True where a query may see a key; a window is in
         it. None where that is plain: one token that sees all, or as many tokens as keys, causal.
-    scoring : Scoring
+    spec : AttentionSpec
 
     Returns
     -------
     Tensor
         Of shape [rows, tokens, heads, head_dim].
     """
-    if scoring.softcap is None:
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scoring.scale)[0]
+    if spec.softcap is None:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=spec.scale)[0]
     rows, heads, tokens, width = query.shape
     if mask is None:
         shape = 1, 1, tokens, key.shape[2]
@@ -87,8 +87,8 @@ def attend(
         mask = mask.tril(key.shape[2] - tokens)
     # Scores and softmax in float32, as in `trimtab_kernels.reference.decode_attention`.
     grouped = query.unflatten(1, (key.shape[1], -1)).float()
-    scores = torch.einsum("bkgqd,bknd->bkgqn", grouped, key.float()) * scoring.scale
-    scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+    scores = torch.einsum("bkgqd,bknd->bkgqn", grouped, key.float()) * spec.scale
+    scores = spec.softcap * torch.tanh(scores / spec.softcap)
     # The least number, not minus infinity: a token of the padding sees nothing, and is no NaN.
     weights = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min).softmax(-1)
     mixed = torch.einsum("bkgqn,bknd->bqkgd", weights, value.float())
@@ -143,9 +143,9 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     require_plain(module, dropout, others)
-    scoring = Scoring(scaling, sliding_window, softcap)
+    spec = AttentionSpec(scaling, sliding_window, softcap)
     if query.shape[2] > 1 or attention_mask is not None:
-        return attend(module, query, key, value, attention_mask, scoring), None
+        return attend(module, query, key, value, attention_mask, spec), None
     rows, _, tokens, _ = key.shape
     lengths = torch.full((rows,), tokens, dtype=torch.int32, device=key.device)
     keys, values = key.transpose(1, 2), value.transpose(1, 2)

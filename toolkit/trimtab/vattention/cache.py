@@ -15,9 +15,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import head_shape
-from trimtab.vattention.batch import Batch
 from trimtab.vattention.cache_layer import VirtualLayer
 from trimtab.vattention.settings import Layout
+from trimtab.vattention.slot_range import SlotRange
 from trimtab.vattention.virtual_kv import VirtualKV
 
 # Settings of models that keep something else, whatever their layers are called.
@@ -138,7 +138,7 @@ class VirtualCache(Cache):
         )  # fmt: skip
         for _ in range(batch):
             kv.acquire()
-        self._begin(shape, Batch(kv, 0, batch, shape.owner, borrowed=False))
+        self._begin(shape, SlotRange(kv, 0, batch, shape.owner, borrowed=False))
         # For those who do not close it: nobody closes a DynamicCache.
         weakref.finalize(self, _close, self._virtual, kv, os.getpid()).atexit = False
 
@@ -181,23 +181,23 @@ class VirtualCache(Cache):
                 "with equally many"
             )
         cache = cls.__new__(cls)
-        cache._begin(shape, Batch(kv, slots[0], len(slots), shape.owner, borrowed=True))
+        cache._begin(shape, SlotRange(kv, slots[0], len(slots), shape.owner, borrowed=True))
         return cache
 
-    def _begin(self, shape: CacheShape, batch: Batch) -> None:
+    def _begin(self, shape: CacheShape, batch: SlotRange) -> None:
         self._virtual = [
             VirtualLayer(batch, index, window) for index, window in enumerate(shape.windows)
         ]
         super().__init__(layers=[*self._virtual])
         self.kv = batch.kv
-        self._batch = batch
+        self._slot_range = batch
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._detach()
-        if not self._batch.borrowed:
+        if not self._slot_range.borrowed:
             self.kv.__exit__(kind, error, trace)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Never:
@@ -211,7 +211,7 @@ class VirtualCache(Cache):
         """Keep some sequences, by their numbers or by a mask."""
         super().batch_select_indices(indices)
         # Not before every layer has read what it keeps: pages without a token may be reclaimed.
-        self._batch.narrow(self._virtual[0].rows)
+        self._slot_range.narrow(self._virtual[0].rows)
 
     @property
     def live_bytes(self) -> int:
@@ -237,7 +237,7 @@ class VirtualCache(Cache):
             While somebody else holds tensors over the cache.
         """
         self._detach()
-        if not self._batch.borrowed:
+        if not self._slot_range.borrowed:
             self.kv.close()
 
     def _detach(self) -> None:

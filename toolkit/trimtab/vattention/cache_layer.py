@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from trimtab.errors import MisfitError
-from trimtab.vattention.batch import Batch
+from trimtab.vattention.slot_range import SlotRange
 
 
 class VirtualLayer(CacheLayerMixin):
@@ -20,7 +20,7 @@ class VirtualLayer(CacheLayerMixin):
 
     Parameters
     ----------
-    batch : Batch
+    batch : SlotRange
         That of all layers.
     index : int
         Of the layer.
@@ -35,10 +35,10 @@ class VirtualLayer(CacheLayerMixin):
 
     is_croppable = True
 
-    def __init__(self, batch: Batch, index: int, window: int | None = None) -> None:
+    def __init__(self, batch: SlotRange, index: int, window: int | None = None) -> None:
         super().__init__()
         self.is_sliding = window is not None
-        self._batch = batch
+        self._slot_range = batch
         self._index = index
         self._window = window
         self._slots: tuple[Tensor, Tensor] | None = None
@@ -52,8 +52,8 @@ class VirtualLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Begin with as many sequences as there are in keys and values of the first tokens."""
-        self._batch.begin(key_states.shape[0])
-        self._attach(self._batch.rows, 0)
+        self._slot_range.begin(key_states.shape[0])
+        self._attach(self._slot_range.rows, 0)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -87,7 +87,7 @@ class VirtualLayer(CacheLayerMixin):
         assert self._slots is not None
         self._check(key_states, value_states)
         shown, offset = self.get_mask_sizes(tokens)
-        self._batch.grow(length + tokens)
+        self._slot_range.grow(length + tokens)
         for slots, states in zip(self._slots, (key_states, value_states), strict=True):
             slots.narrow(2, length, tokens).copy_(states)
         keys, values = self._show(length + tokens)
@@ -101,7 +101,7 @@ class VirtualLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Return the tokens that a sequence may have."""
-        return self._batch.kv.geometry.max_len
+        return self._slot_range.kv.geometry.max_len
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many tokens `update` is going to show, and the position of the first."""
@@ -111,7 +111,7 @@ class VirtualLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget all tokens; the next may be of another number of sequences."""
-        self._batch.shorten(0)
+        self._slot_range.shorten(0)
         self.detach()
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -122,7 +122,7 @@ class VirtualLayer(CacheLayerMixin):
             )
         if self._slots is not None:
             length = max(self.get_seq_length() + tokens_to_remove, 0)
-            self._batch.shorten(length)
+            self._slot_range.shorten(length)
             self._show(length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -155,7 +155,7 @@ class VirtualLayer(CacheLayerMixin):
         self.is_initialized = False
 
     def _attach(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        kv, first = self._batch.kv, self._batch.first
+        kv, first = self._slot_range.kv, self._slot_range.first
         keys, values = (
             tensors[self._index][first : first + rows].transpose(1, 2)
             for tensors in (kv.keys, kv.values)
@@ -182,12 +182,12 @@ class VirtualLayer(CacheLayerMixin):
             If there is no room for so many sequences.
         """
         length, rows = self.get_seq_length(), len(order)
-        if self._batch.borrowed:
+        if self._slot_range.borrowed:
             raise RuntimeError(
                 "sequences in given slots keep their order: their pages may be shared, and then "
                 "must not be written to; for beams use a cache with slots of its own"
             )
-        self._batch.widen(rows)
+        self._slot_range.widen(rows)
         order = order.to(self.device)
         chosen = [states.index_select(0, order) for states in self._show(length)]
         for states, copies in zip(self._attach(rows, length), chosen, strict=True):
@@ -205,7 +205,7 @@ class VirtualLayer(CacheLayerMixin):
                 )
             if (states.shape, states.dtype, states.device) != (expected, self.dtype, self.device):
                 raise MisfitError(
-                    f"layer {self._index} of {self._batch.owner} gave {name} of shape "
+                    f"layer {self._index} of {self._slot_range.owner} gave {name} of shape "
                     f"{list(states.shape)}, {states.dtype} on {states.device}; the cache holds "
                     f"{list(expected)}, {self.dtype} on {self.device}, in every layer: make it for "
                     "this model, batch, dtype and device, if all layers of the model are alike"

@@ -84,7 +84,7 @@ def fork(
     slot: int,
     nbytes: int,
 ) -> None:
-    """Put the first bytes of a slot's streams behind one with no rows.
+    """Put the first bytes of a slot's planes behind one with no rows.
 
     Whole pages are shared, the rest is copied.
 

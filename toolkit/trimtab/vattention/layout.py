@@ -1,7 +1,7 @@
 """Where the keys and values of a token lie, and how many bytes that takes: arithmetic only.
 
-A cache consists of *streams* of token rows, each contiguous in a slot. All streams of a slot are
-equally long, so it grows by one page in every stream at a time: a *page row*.
+A cache consists of *planes* of token rows, each contiguous in a slot. All planes of a slot are
+equally long, so it grows by one page in every plane at a time: a *page row*.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Geometry:
             raise ValueError(f"dtype={self.dtype}; expected one of {', '.join(map(str, DTYPES))}")
 
     @cached_property
-    def streams(self) -> int:
+    def planes(self) -> int:
         """How many there are: keys and values, of each layer or of all."""
         return 2 * self.layers if self.layout is Layout.slot else 2
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one token in one stream."""
-        return self.token_bytes // self.streams
+        """Bytes of one token in one plane."""
+        return self.token_bytes // self.planes
 
     @cached_property
     def token_bytes(self) -> int:
@@ -75,8 +75,8 @@ class Geometry:
         """Return how many page rows hold the first `length` tokens of a slot."""
         return -(-length * self.row_bytes // page)
 
-    def span(self, page: int) -> int:
-        """Return the bytes of addresses a slot has in a stream, in whole pages.
+    def slot_bytes(self, page: int) -> int:
+        """Return the bytes of addresses a slot has in a plane, in whole pages.
 
         One page more than it can fill: what runs over a slot's end faults instead of reading, or
         writing, the next slot.
@@ -85,11 +85,11 @@ class Geometry:
 
     def reserved_bytes(self, page: int) -> int:
         """Return the bytes of addresses of the whole cache."""
-        return self.streams * self.slots * self.span(page)
+        return self.planes * self.slots * self.slot_bytes(page)
 
-    def offset(self, stream: int, slot: int, page: int) -> int:
-        """Return where a slot begins in a stream, in bytes."""
-        return (stream * self.slots + slot) * self.span(page)
+    def offset(self, plane: int, slot: int, page: int) -> int:
+        """Return where a slot begins in a plane, in bytes."""
+        return (plane * self.slots + slot) * self.slot_bytes(page)
 
     def place(self, layer: int, values: bool, page: int) -> tuple[int, tuple[int, ...]]:
         """Return where a layer's keys or values begin, and how they are strided.
@@ -102,7 +102,7 @@ class Geometry:
             In elements, of ``[slots, max_len, kv_heads, head_dim]``.
         """
         size = self.dtype.itemsize
-        strides = self.span(page) // size, self.row_bytes // size, self.head_dim, 1
+        strides = self.slot_bytes(page) // size, self.row_bytes // size, self.head_dim, 1
         if self.layout is Layout.slot:
             return self.offset(2 * layer + values, 0, page), strides
         return self.offset(values, 0, page) + layer * self.kv_heads * self.head_dim * size, strides
@@ -120,4 +120,4 @@ def committed_bytes(lengths: Iterable[int], geometry: Geometry, page: int) -> in
         Bytes of a page.
     """
     rows = sum(geometry.page_rows(length, page) for length in lengths)
-    return rows * geometry.streams * page
+    return rows * geometry.planes * page

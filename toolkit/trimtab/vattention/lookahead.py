@@ -31,7 +31,7 @@ class LookAhead:
             self._rows[slot] = self._thread.submit(self._pool.create, places)
 
     def take(self, slot: int) -> list[Page] | None:
-        """Return the slot's pages, one a stream, if they are there or being created."""
+        """Return the slot's pages, one a plane, if they are there or being created."""
         row = self._rows.pop(slot, None)
         if row is None or row.cancel() or row.exception() is not None:
             return None

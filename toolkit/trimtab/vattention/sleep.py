@@ -20,7 +20,7 @@ class SavedRow:
     Attributes
     ----------
     content : Tensor
-        Its live bytes, uint8 of shape ``[streams, bytes]``, in the host's memory.
+        Its live bytes, uint8 of shape ``[planes, bytes]``, in the host's memory.
     access : Access
     """
 

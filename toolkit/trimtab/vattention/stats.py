@@ -69,7 +69,7 @@ def count(
         for index, row in enumerate(rows[: table.needed(length)]):
             filled[row] = max(filled.get(row, 0), min(page, end - index * page))
             uses += 1
-    live = sum(filled.values()) * geometry.streams
+    live = sum(filled.values()) * geometry.planes
     committed = (len(table.all) + prepared) * table.row_bytes
     return KVStats(
         live=live,

@@ -21,12 +21,12 @@ from trimtab.vattention.pool import PagePool
 
 @dataclass(eq=False)
 class PageRow:
-    """One page in every stream: what a slot grows by.
+    """One page in every plane: what a slot grows by.
 
     Attributes
     ----------
     pages : list of Page
-        By stream. The row refers to each once, its mappings aside.
+        By plane. The row refers to each once, its mappings aside.
     access : Access
         What every slot that it stands behind may do: only read, where there are several.
     """
@@ -63,7 +63,7 @@ class PageTable:
         self.geometry = geometry
         self.reservation = reservation
         self.page = pool.page_bytes
-        self.row_bytes = geometry.streams * self.page
+        self.row_bytes = geometry.planes * self.page
         self.rows: list[list[PageRow]] = [[] for _ in range(geometry.slots)]
         self.all: set[PageRow] = set()
         self._fences: dict[int, Fence] = {}
@@ -73,14 +73,14 @@ class PageTable:
         return self.geometry.page_rows(length, self.page)
 
     def places(self, slot: int, index: int) -> list[int]:
-        """Return the addresses of a row behind a slot, by stream."""
+        """Return the addresses of a row behind a slot, by plane."""
         return [
-            self.reservation.address + self._offset(stream, slot, index)
-            for stream in range(self.geometry.streams)
+            self.reservation.address + self._offset(plane, slot, index)
+            for plane in range(self.geometry.planes)
         ]
 
     def add(self, undo: ExitStack, pages: list[Page]) -> PageRow:
-        """Take over pages, one a stream, that were just created."""
+        """Take over pages, one a plane, that were just created."""
         row = PageRow(pages)
         self.all.add(row)
         undo.callback(self._give_back, [row])
@@ -89,9 +89,9 @@ class PageTable:
     def extend(self, undo: ExitStack, slot: int, rows: Sequence[PageRow]) -> None:
         """Put rows behind the end of a slot, for what each may be used for."""
         end = len(self.rows[slot])
-        for stream in range(self.geometry.streams):
-            self._map(stream, slot, end, rows)
-            undo.callback(self._unmap, stream, slot, end, len(rows))
+        for plane in range(self.geometry.planes):
+            self._map(plane, slot, end, rows)
+            undo.callback(self._unmap, plane, slot, end, len(rows))
         self.rows[slot].extend(rows)
         undo.callback(self.rows[slot].__delitem__, slice(end, None))
 
@@ -99,16 +99,16 @@ class PageTable:
         """Put a row of the slot's own in the place of a shared one, whose `live` bytes it copies.
 
         Those stand aside one page at a time while the row changes: that is all the memory it
-        takes. Live bytes are the first of the page in every stream.
+        takes. Live bytes are the first of the page in every plane.
         """
         old, filled = self.rows[slot][index], self.filled(slot, index, live)
-        for stream, place in enumerate(filled):
+        for plane, place in enumerate(filled):
             copy = place.clone()
             self.settle()
-            self._unmap(stream, slot, index, 1)
-            undo.callback(self._map, stream, slot, index, [old])
-            self._map(stream, slot, index, [row])
-            undo.callback(self._unmap, stream, slot, index, 1)
+            self._unmap(plane, slot, index, 1)
+            undo.callback(self._map, plane, slot, index, [old])
+            self._map(plane, slot, index, [row])
+            undo.callback(self._unmap, plane, slot, index, 1)
             undo.callback(self.settle)
             place.copy_(copy)
         self.rows[slot][index] = row
@@ -123,13 +123,13 @@ class PageTable:
             self._protect_all(slot, start, rows, [access] * len(rows))
 
     def filled(self, slot: int, index: int, nbytes: int) -> Tensor:
-        """Return the first bytes of a row behind a slot, uint8 of shape ``[streams, nbytes]``."""
-        streams = self.geometry.streams
+        """Return the first bytes of a row behind a slot, uint8 of shape ``[planes, nbytes]``."""
+        planes = self.geometry.planes
         stride = self._offset(1, slot, index) - self._offset(0, slot, index)
         return self.pool.tensor(
             self.reservation,
             self._offset(0, slot, index),
-            (streams, nbytes),
+            (planes, nbytes),
             (stride, 1),
             torch.uint8,
         )
@@ -154,17 +154,17 @@ class PageTable:
                 self._fences[slot].wait()
         with ExitStack() as undo:
             for slot, rows in dropped.items():
-                for stream in range(self.geometry.streams):
-                    self._unmap(stream, slot, keep[slot], len(rows))
-                    undo.callback(self._map, stream, slot, keep[slot], rows)
+                for plane in range(self.geometry.planes):
+                    self._unmap(plane, slot, keep[slot], len(rows))
+                    undo.callback(self._map, plane, slot, keep[slot], rows)
             undo.pop_all()
         for slot in dropped:
             del self.rows[slot][keep[slot] :]
         gone = dict.fromkeys(row for rows in dropped.values() for row in rows if not row.slots)
         self._give_back(gone)
 
-    def _offset(self, stream: int, slot: int, index: int) -> int:
-        return self.geometry.offset(stream, slot, self.page) + index * self.page
+    def _offset(self, plane: int, slot: int, index: int) -> int:
+        return self.geometry.offset(plane, slot, self.page) + index * self.page
 
     def _give_back(self, rows: Iterable[PageRow]) -> None:
         with ExitStack() as rest:
@@ -173,23 +173,23 @@ class PageTable:
                 for page in row.pages:
                     rest.callback(self.pool.release, page)
 
-    def _map(self, stream: int, slot: int, index: int, rows: Sequence[PageRow]) -> None:
-        pages = [row.pages[stream] for row in rows]
-        self.pool.map(self.reservation, self._offset(stream, slot, index), pages)
+    def _map(self, plane: int, slot: int, index: int, rows: Sequence[PageRow]) -> None:
+        pages = [row.pages[plane] for row in rows]
+        self.pool.map(self.reservation, self._offset(plane, slot, index), pages)
         try:
-            self._protect(stream, slot, index, rows)
+            self._protect(plane, slot, index, rows)
         except BaseException:
-            self._unmap(stream, slot, index, len(rows))
+            self._unmap(plane, slot, index, len(rows))
             raise
 
-    def _unmap(self, stream: int, slot: int, index: int, count: int) -> None:
-        offset = self._offset(stream, slot, index)
+    def _unmap(self, plane: int, slot: int, index: int, count: int) -> None:
+        offset = self._offset(plane, slot, index)
         self.pool.unmap(self.reservation, offset, count * self.page)
 
-    def _protect(self, stream: int, slot: int, index: int, rows: Sequence[PageRow]) -> None:
+    def _protect(self, plane: int, slot: int, index: int, rows: Sequence[PageRow]) -> None:
         for access, run in groupby(rows, key=lambda row: row.access):
             nbytes = len(list(run)) * self.page
-            self.pool.protect(self.reservation, self._offset(stream, slot, index), nbytes, access)
+            self.pool.protect(self.reservation, self._offset(plane, slot, index), nbytes, access)
             index += nbytes // self.page
 
     def _protect_all(
@@ -197,5 +197,5 @@ class PageTable:
     ) -> None:
         for row, access in zip(rows, accesses, strict=True):
             row.access = access
-        for stream in range(self.geometry.streams):
-            self._protect(stream, slot, index, rows)
+        for plane in range(self.geometry.planes):
+            self._protect(plane, slot, index, rows)

@@ -144,7 +144,7 @@ class VirtualKV:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one token in one stream."""
+        """Bytes of one token in one plane."""
         return self.geometry.row_bytes
 
     @property

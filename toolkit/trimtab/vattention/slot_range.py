@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab.vattention.virtual_kv import VirtualKV
 
 
-class Batch:
+class SlotRange:
     """Consecutive slots of a `VirtualKV` that hold sequences of one length.
 
     Growing and shortening do nothing the second time: the first layer of a step does it for all.
