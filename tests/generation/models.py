@@ -1,9 +1,10 @@
-"""Tiny models, prompts, and what transformers makes of them."""
+"""Tiny models, prompts, and what transformers generates for them."""
 
 from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ from trimtab.models.random import byte_tokenizer
 from trimtab.models.sources import DType
 from trimtab.vattention.settings import CacheSettings
 
-# One token a byte, and none that ends a text: a random model would come to it early.
+# One token per byte, and none that ends a text: a random model would soon choose it.
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer)
 SLIDING = "sliding_attention"
-# A change makes the windows of those models that have none by default shorter than the texts.
+# The changes give models without a window by default one that is shorter than the texts.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("tiny-llama", {}),
     "mistral": ("tiny-mistral", {}),
@@ -92,7 +93,7 @@ def engine_for(
 
 
 def stock(model: PreTrainedModel, prompt: list[int], new_tokens: int, **options: Any) -> list[int]:
-    """Return what `generate` continues one prompt with, greedily and on a DynamicCache."""
+    """Return the greedy continuation of a prompt by stock `generate`, on a DynamicCache."""
     ids = torch.tensor([prompt], device=model.device)
     output: Any = model.generate(
         input_ids=ids,
@@ -105,8 +106,25 @@ def stock(model: PreTrainedModel, prompt: list[int], new_tokens: int, **options:
     return tokens
 
 
+def forcing(text: str) -> Callable[[int], LogitsProcessorList]:
+    """Return processors that let only the tokens of one text through."""
+    tokens = TOKENIZER(text)["input_ids"]
+
+    def processors(index: int) -> LogitsProcessorList:
+        place = iter(tokens)
+
+        def only(input_ids: Tensor, scores: Tensor) -> Tensor:
+            forced = torch.full_like(scores, -torch.inf)
+            forced[:, next(place)] = 0
+            return forced
+
+        return LogitsProcessorList([only])
+
+    return processors
+
+
 class Recorder:
-    """Notes the logits that every token of some sequences was chosen by."""
+    """Records the logits from which the tokens of every sequence were chosen."""
 
     def __init__(self) -> None:
         self.logits: dict[int, list[Tensor]] = {}

@@ -1,4 +1,4 @@
-"""The steps' attention against the reference, one token at a time."""
+"""The attention of steps, compared with the reference one token at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODULE = SimpleNamespace(layer_idx=1, num_key_value_groups=HEADS // KV_HEADS, is
 
 
 def caches(slots: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return two layers of keys and of values with nothing but NaN in them."""
+    """Return keys and values of two layers, all NaN."""
     shape = slots, length, KV_HEADS, WIDTH
     keys, values = ([torch.full(shape, torch.nan) for _ in range(2)] for _ in range(2))
     return keys, values
@@ -29,7 +29,7 @@ def caches(slots: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 100])
 @pytest.mark.parametrize("cuts", [[12], [4, 8, 12], [1, 2, 7, 8, 12], [5, 12]])
-def test_reading_in_chunks_is_attending_token_by_token(cuts, window, softcap):
+def test_chunks_attend_as_single_tokens_do(cuts, window, softcap):
     total, slot = cuts[-1], 2
     query = drawn(1, HEADS, total, WIDTH)
     key, value = drawn(1, KV_HEADS, total, WIDTH), drawn(1, KV_HEADS, total, WIDTH) + 1
@@ -49,14 +49,14 @@ def test_reading_in_chunks_is_attending_token_by_token(cuts, window, softcap):
         query[0].transpose(0, 1), rows, others, lengths, 0.4, window, softcap
     )
     torch.testing.assert_close(found[0], expected)
-    # The slot of that layer was written, and nothing else.
+    # Only this slot of this layer was written.
     assert torch.equal(keys[1][slot, :total], rows[0])
     assert torch.equal(values[1][slot, :total], others[0])
     keys[1][slot, :total] = values[1][slot, :total] = torch.nan
     assert all(cache.isnan().all() for cache in (*keys, *values))
 
 
-def test_a_decode_step_appends_and_attends_where_the_lengths_say():
+def test_a_decode_step_appends_and_attends_up_to_the_lengths():
     lengths = torch.tensor([3, 0, 1], dtype=torch.int32)
     keys, values = caches(3, 4)
     keys[1][0, :2], values[1][0, :2] = drawn(2, KV_HEADS, WIDTH), drawn(2, KV_HEADS, WIDTH)
@@ -79,7 +79,7 @@ def test_a_decode_step_appends_and_attends_where_the_lengths_say():
         ({"is_causal": False}, {}, "later tokens"),
     ],
 )
-def test_what_it_does_not_compute_is_refused(module, passed, message):
+def test_other_kinds_of_attention_are_refused(module, passed, message):
     tensors = (torch.zeros(1, 1, 1, 4),) * 3
     with pytest.raises(MisfitError, match=message):
         attention(SimpleNamespace(**module), *tensors, None, scaling=1.0, step=object(), **passed)

@@ -1,4 +1,4 @@
-"""The two forward passes, on a cache that holds more than the texts that decode."""
+"""The forward passes, on a cache that also holds sequences that do not decode."""
 
 from __future__ import annotations
 

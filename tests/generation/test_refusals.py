@@ -1,4 +1,4 @@
-"""What an engine refuses before anything has run, and what it says."""
+"""What an engine refuses before anything runs, and what it says."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_prompt_that_the_budget_cannot_hold():
         ({"page_group": 1000}, "pages of 1000 bytes; expected"),
     ],
 )
-def test_a_cache_that_cannot_be(settings, message):
+def test_a_cache_that_cannot_be_made(settings, message):
     model = model_of()
     before = model.config._attn_implementation
     with pytest.raises(TrimtabError, match=message), engine_for(model, **settings):
@@ -93,7 +93,7 @@ def test_a_dtype_that_the_cache_does_not_hold():
         engine_for(model_of(dtype=DType.float64)).__enter__()
 
 
-def test_sizes_that_do_not_fit_the_model():
+def test_a_length_beyond_the_models_positions():
     with pytest.raises(TrimtabError, match="max_len=4096: LlamaForCausalLM has positions for 2048"):
         engine_for(model_of(), max_len=4096)
 
@@ -112,7 +112,7 @@ def test_models_that_are_not_supported():
 
 
 def test_long_rope_ends_at_its_original_length():
-    """Beyond it one long text would turn all texts of the batch by other angles."""
+    """Beyond it, one long text would change the frequencies of every text in the batch."""
     assert longest_text(model_of("phi3").config) == 1024
     assert longest_text(model_of("gemma3").config) == 2048
     assert longest_text(model_of("gpt2").config) == 2048
