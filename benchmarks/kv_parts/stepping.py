@@ -18,7 +18,8 @@ from trimtab.generation.attention import NAME
 from trimtab.generation.forward import Forward
 from trimtab.models.loading import load_model
 from trimtab.vattention.attention import decode_kernel, using_attention
-from trimtab.vattention.cache import CacheShape, VirtualCache
+from trimtab.vattention.cache import VirtualCache
+from trimtab.vattention.cache_shape import CacheShape
 from trimtab.vattention.virtual_kv import VirtualKV
 
 Step = Callable[[], Tensor]

@@ -281,7 +281,7 @@ def test_a_draft_that_memory_has_no_room_for_is_dropped():
     drafter = Proposer(prompt + plain.tokens, long_draft)
     with engine_for(model, drafter=drafter, budget=2 * 6 * 4096) as engine:
         other = engine.kv.acquire()
-        engine.kv.ensure({other: 1})  # one of the two page rows is somebody else's
+        engine.kv.ensure({other: 1})  # takes one of the two page rows
         (found,) = engine.generate([prompt], max_new_tokens=36)
         assert engine.stats.decode_steps == len(found.tokens) - 1
         engine.kv.release(other)

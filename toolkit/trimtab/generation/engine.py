@@ -170,7 +170,7 @@ class Engine:
             Stop strings, which are not part of the text.
         on_token : callable, optional
             Called with the index of the prompt, the token, and the text that the token makes final:
-            whole characters that can no longer belong to a stop string.
+            whole characters that cannot belong to a stop string.
         logits_processors : callable, optional
             Given the index of a prompt, returns transformers' processors for it, or None. They are
             applied to the logits of this prompt only, before sampling, and requested again when a
