@@ -25,9 +25,9 @@ CHUNK = 512
 
 
 def generation(options: Options) -> Iterator[Record]:
-    """Time greedy generations from random prompts of one length, caches made anew for each.
+    """Time greedy generations from random prompts of equal length, each with a new cache.
 
-    `step_mean_us` is of decode steps only, of those in which all sequences take part.
+    `step_mean_us` covers only the decode steps in which all sequences take part.
     """
     texts = Texts(options)
     names = ("virtual", "dynamic", "static", "engine")
@@ -52,7 +52,7 @@ def generation(options: Options) -> Iterator[Record]:
 
 
 class Texts:
-    """Prompts, and the ways to continue them; each notes tokens and the mean time of a step."""
+    """Prompts, and ways to continue them; each records its tokens and the mean time of a step."""
 
     def __init__(self, options: Options) -> None:
         loaded = load_model(model_config(options))
@@ -66,12 +66,12 @@ class Texts:
         shape = options.model_batch, options.model_context
         drawn = torch.randint(self._model.config.vocab_size, shape)
         self._prompts = drawn.to(options.device)
-        # Before the last prompt has been read, others may have decoded at every chunk.
+        # Until the last prompt is prefilled, other sequences may decode a token at every chunk.
         chunks = options.model_batch * -(-options.model_context // CHUNK)
         if options.new_tokens < chunks + 2:
             raise TrimtabError(
-                f"--new-tokens {options.new_tokens}: the engine decodes while it reads; expected "
-                f"at least {chunks + 2}, so that some steps have all sequences in them"
+                f"--new-tokens {options.new_tokens}: the engine decodes while it prefills; "
+                f"expected at least {chunks + 2}, so that some steps include all sequences"
             )
         self.tokens: dict[str, torch.Tensor] = {}
         self.steps: dict[str, list[float]] = {}
@@ -124,7 +124,7 @@ class Texts:
             min_new_tokens=self._new,
             max_new_tokens=self._new,
             eos_token_id=self._ends or None,
-            # No text ends before the others, so that nothing is padded: any token will do.
+            # Any token will do: all texts are equally long, so nothing is padded.
             pad_token_id=self._ends[0] if self._ends else 0,
             streamer=clock,
             **cache,
@@ -138,7 +138,7 @@ class Texts:
 
 
 def model_config(options: Options) -> ModelSource:
-    """Return where the model comes from: the embedded one, a shipped shape, or the hub."""
+    """Return the source of the model: embedded, a shipped shape, or the hub."""
     common = {"device": options.device, "dtype": DType.auto}
     if options.model == EMBEDDED:
         return EmbeddedModel(**common)

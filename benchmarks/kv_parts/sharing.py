@@ -1,4 +1,4 @@
-"""The part of `kv.py` that counts what requests with a common prefix take: `prefix`."""
+"""The part of `kv.py` that counts the memory of requests with a common prefix: `prefix`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REQUESTS, PREFIX, TAILS = 64, 1000, (50, 300)
 
 
 def prefix(options: Options) -> Iterator[Record]:
-    """Fork requests from one that holds their common prefix, and grow each by a tail of its own.
+    """Fork requests from one that holds their common prefix, and grow each by its own tail.
 
     `held` and `peak` are as in `memory`.
     """
