@@ -53,8 +53,8 @@ class Sampling:
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1, or None"),
             ("seed", self.seed >= 0, "at least 0"),
         )
-        for name, fits, expected in checks:
-            if not fits:
+        for name, valid, expected in checks:
+            if not valid:
                 raise TrimtabError(f"{name}={getattr(self, name)}: expected {expected}")
         if self.greedy and (self.top_k, self.top_p) != (None, None):
             raise TrimtabError(

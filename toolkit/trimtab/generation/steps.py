@@ -132,8 +132,8 @@ class ExtendStep:
         as keys with plain causal attention.
         """
         tokens = self._end - self._start
-        fits = window is None or self._end - first <= window
-        if tokens == 1 or (self._start == first and fits):
+        windowed = window is not None and self._end - first > window
+        if tokens == 1 or (self._start == first and not windowed):
             return None
         keys = torch.arange(first, self._end, device=device)
         queries = keys[-tokens:, None]

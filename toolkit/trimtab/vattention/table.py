@@ -28,7 +28,7 @@ class PageRow:
     pages : list of Page
         By plane. The row holds one reference to each, besides those of the mappings.
     access : Access
-        What every slot that has the row may do: only read, if there are several.
+        What the slots that have the row may do: only read, if there are several.
     """
 
     pages: list[Page]
