@@ -3,12 +3,12 @@
     python benchmarks/decode_attention.py [--device cpu|cuda] [--shapes 9x3x64 …] [--lengths 2000 …]
                                           [--slots 8 …] [--out FILE.json]
 
-All slots are of one length, which is what torch's function can do without a mask. It is given
-keys and values of its own layout, contiguous [slots, kv_heads, length, head_dim], and beside that
-transposed views of the memory that our kernel reads, [slots, length, kv_heads, head_dim]; both with
-enable_gqa. The three are timed in one process, in turning order, over more caches than any of the
-processor's holds, so that each reads its keys and values from memory, as a model's decode step
-does. Prints a table; the file keeps every sample.
+All slots have the same length, which torch's function supports without a mask. It runs on keys and
+values in its preferred layout, contiguous [slots, kv_heads, length, head_dim], and on transposed
+views of the memory that our kernel reads, [slots, length, kv_heads, head_dim]; both with
+enable_gqa. The three run in turn in one process, on so many caches that each reads its keys and
+values from memory and not from the processor's caches, as a decode step of a model does. Prints a
+table; the file keeps every sample.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KINDS = ("ours_us", "contiguous_us", "views_us")
 
 
 def measure(shape: str, length: int, slots: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Return a row of the table: what was measured, and the samples of `KINDS`."""
+    """Return a row of the table, with the samples of all `KINDS`."""
     clock = time_on_cuda if device == "cuda" else time_on_cpu
     heads, kv_heads, width = map(int, shape.split("x"))
     cache = torch.Size((slots, length, kv_heads, width))
@@ -81,7 +81,7 @@ def three(
 
 
 def summarize(row: dict[str, Any]) -> str:
-    """Add the ratios of total times to a row, and return its line of the table."""
+    """Add the ratios of total times to a row, and return it as a line of the table."""
     cells = [row["shape"], row["length"], row["slots"], row["dtype"]]
     cells += [f"{sum(row[kind]) / SAMPLES:.0f}" for kind in KINDS]
     cells.append(f"{row['bytes'] * SAMPLES / sum(row['ours_us']) / 1e3:.1f}")
@@ -100,7 +100,7 @@ def main() -> None:
     add("--device", choices=DTYPES, default="cpu")
     triples = partial(sizes, like="32x8x128")
     add("--shapes", nargs="+", type=triples, default=SHAPES, help="heads x KV heads x head_dim")
-    add("--lengths", nargs="+", type=positive, default=LENGTHS, help="tokens a slot")
+    add("--lengths", nargs="+", type=positive, default=LENGTHS, help="tokens per slot")
     add("--slots", nargs="+", type=positive, default=SLOTS)
     add("--out", type=Path, help="a JSON file for every sample")
     arguments = parser.parse_args()

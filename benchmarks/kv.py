@@ -1,19 +1,21 @@
-"""The KV cache on virtual memory: what it holds, what growing it costs, how fast it decodes.
+"""The KV cache on virtual memory: what it holds, what growth costs, and how fast it decodes.
 
     python benchmarks/kv.py [--parts memory …] [--trace FILE.json] [--layers 32 …] [--out FILE.json]
 
-Parts that count: `memory` (bytes held for a trace of requests, and wasted), `budget` (how many of
-its sequences fit at once), `prefix` (requests that share their first tokens). Parts that time, on
-a quiet machine: `pages` (each call of a page's life), `growth` (a token's append by length) and
-`throughput` (decode steps: attention with append, then all of a model's; then its generations).
+Three parts count: `memory` (bytes held and wasted for a trace of requests), `budget` (how many of
+its sequences fit at once) and `prefix` (requests that share their first tokens). Three parts time,
+and need a quiet machine: `pages` (every call in the life of a page), `growth` (appending a token,
+by length) and `throughput` (decode steps: first attention with append, then a whole model; finally
+whole generations).
 
-Virtual caches are counted by the operating system (blocks of their memory file), on a GPU by the
-driver. On the host what is held must be what arithmetic says, to the byte, and at its peak at most
-a page row a slot more: a page group in every stream, prepared ahead. A driver counts all that runs
-on its GPU: there both may be off by so much. What is arithmetic alone says so. A paged cache with
-blocks of 16 tokens needs a little less than ours with its default pages: 64 KB hold 32 tokens of
-one layer's keys in this shape. Timed steps are taken in turn in one process, and their ratios have
-95 % intervals. KB, MB and GiB are 2^10, 2^20 and 2^30 bytes. The file keeps every sample.
+The operating system counts the bytes of virtual caches (blocks of their memory file); on a GPU the
+driver does. On the host, the bytes held must equal the computed ones exactly. At the peak there may
+be one page row per slot more: a page in every plane, prepared ahead. A driver counts everything on
+its GPU, so there both figures may be off by that much. Figures that are only computed say so. A
+paged cache with blocks of 16 tokens needs a little less than ours with its default pages: in this
+shape, 64 KB hold 32 tokens of the keys of one layer. Timed steps run in turn in one process, and
+their ratios have 95 % intervals. KB, MB and GiB are 2^10, 2^20 and 2^30 bytes. The file keeps every
+sample.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ SEED = 0
 
 
 def table(records: Iterator[Record]) -> Iterator[Record]:
-    """Print records as they come, under a new header where they have other columns."""
+    """Print records as they arrive, with a new header whenever the columns change."""
     header: list[str] = []
     for record in records:
         cells = {name: cell(name, value) for name, value in record.items()}
@@ -76,7 +78,7 @@ def column(name: str) -> str:
 
 
 def cell(name: str, value: Any) -> str | None:
-    """Return a value in words, or None where it has no place in a table."""
+    """Return a value as text, or None if it is not for a table."""
     if value is None:
         return "–"
     if isinstance(value, dict) and "estimate" in value:
@@ -99,29 +101,31 @@ def parse() -> Options:
     kinds = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=[*PARTS])
-    add("--trace", type=Path, default=SHIPPED, help="requests, in the form of the shipped file")
+    add("--trace", type=Path, default=SHIPPED, help="requests, in the format of the shipped file")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--layers", type=positive, default=32)
     add("--kv-heads", type=positive, default=8)
-    add("--heads", type=positive, default=32, help="query heads, of throughput")
+    add("--heads", type=positive, default=32, help="query heads, for throughput")
     add("--head-dim", type=positive, default=128)
     add("--dtype", choices=kinds, default="bfloat16")
-    add("--max-len", type=positive, default=8192, help="tokens a slot can have")
-    add("--layout", nargs="+", type=Layout, choices=[*Layout], help="of timed parts: slot")
-    add("--page-group", nargs="+", type=positive, help="bytes; of timed parts the device's own")
+    add("--max-len", type=positive, default=8192, help="the most tokens of a slot")
+    add("--layout", nargs="+", type=Layout, choices=[*Layout], help="default of timed parts: slot")
+    add(
+        "--page-group", nargs="+", type=positive, help="bytes; default of timed parts: the device's"
+    )
     add("--budgets", nargs="+", type=above_zero, default=[1, 2, 4], metavar="GIB")
-    add("--lengths", nargs="+", type=positive, default=[512, 2000, 8000, 32000], help="of growth")
-    add("--calls", type=positive, default=300, help="of each kind, of pages")
-    add("--samples", type=positive, default=32, help="of growth and of throughput's steps")
-    add("--batch", type=positive, default=8, help="of throughput's steps")
-    add("--context", type=positive, default=2000, help="of throughput's steps")
-    add("--decode-layers", type=positive, default=4, help="of throughput's attention")
-    add("--model", default=EMBEDDED, help="also a shape with random weights, a name, a folder")
-    add("--model-batch", type=positive, default=4, help="of throughput's generations")
-    add("--model-context", type=positive, default=256, help="of throughput's generations")
+    add("--lengths", nargs="+", type=positive, default=[512, 2000, 8000, 32000], help="for growth")
+    add("--calls", type=positive, default=300, help="of each kind, for pages")
+    add("--samples", type=positive, default=32, help="for growth and the steps of throughput")
+    add("--batch", type=positive, default=8, help="for the steps of throughput")
+    add("--context", type=positive, default=2000, help="for the steps of throughput")
+    add("--decode-layers", type=positive, default=4, help="for the attention of throughput")
+    add("--model", default=EMBEDDED, help="or a shape (random weights), a name, a folder")
+    add("--model-batch", type=positive, default=4, help="for the generations of throughput")
+    add("--model-context", type=positive, default=256, help="for the generations of throughput")
     add("--new-tokens", type=positive, default=24)
     add("--repeats", type=positive, default=5, help="generations of each kind")
-    add("--out", type=Path, help="a JSON file for everything measured")
+    add("--out", type=Path, help="a JSON file for all measurements")
     options = parser.parse_args()
     on_gpu = options.device == "cuda"
     given = options.layout, options.page_group
@@ -136,7 +140,7 @@ def parse() -> Options:
         parser.error("--samples, --repeats: expected at least 2, for an interval")
     least, largest = min(options.budgets), max(options.page_group)
     if "budget" in options.parts and least * 2**30 < largest:
-        parser.error(f"--budgets {least}: expected at least a page group, {largest / 2**30:.3g}")
+        parser.error(f"--budgets {least}: expected at least a page, {largest / 2**30:.3g}")
     return options
 
 

@@ -1,10 +1,10 @@
-"""Selection and sparse product against the library's dense product, for one token.
+"""Selection and sparse product, compared with the library's dense product, for one token.
 
     python benchmarks/sparse_linear.py [--device cpu|cuda] [--shapes 4096x4096 …] [--out FILE.json]
 
-Pairs are timed in one process, in alternating order, over more weights than any cache holds, so
-that every product reads its weight from memory, as a model's decode step does. Prints a table;
-the file keeps every sample.
+Both run in one process, in alternating order, on so many weights that every product reads its
+weight from memory and not from a cache, as a decode step of a model does. Prints a table; the file
+keeps every sample.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trimtab.environment import describe_environment
 from trimtab.evaluation.intervals import ratio
 from trimtab_kernels.sparse_linear import keep_topk, kernel_name, sparse_linear
 
-# SmolLM2-135M's products (q and o, k and v, gate and up, down), then larger models'.
+# The products of SmolLM2-135M (q and o, k and v, gate and up, down), then those of larger models.
 SHAPES = (
     "576x576", "576x192", "576x1536", "1536x576",
     "4096x4096", "2048x8192", "8192x2048", "4096x11008",
@@ -39,8 +39,8 @@ COLD_BYTES = 256 * 2**20
 SAMPLES = 100
 WARM_UP = 10
 SEED = 0
-# The GPU spins for these cycles while the timed launches queue up behind it, so that what is
-# timed is the kernels and not Python's launching them.
+# The GPU spins for this many cycles while the timed launches queue up, so that the time is that of
+# the kernels and not that of launching them from Python.
 HEAD_START_CYCLES = 1_000_000
 
 Steps = list[Callable[[], Any]]
@@ -68,7 +68,7 @@ def time_on_cuda(steps: Steps) -> list[float]:
 
 
 def measure(d: int, n: int, dtype: torch.dtype, device: str) -> Iterator[dict[str, Any]]:
-    """Yield one row of the table for each sparsity."""
+    """Yield one row of the table per sparsity."""
     clock = time_on_cuda if device == "cuda" else time_on_cpu
     count = -(-COLD_BYTES // (d * n * dtype.itemsize)) + 1
     input_major = [torch.randn(d, n, device=device).to(dtype) for _ in range(count)]
@@ -103,7 +103,7 @@ def pair(x: Tensor, output_major: Tensor, input_major: Tensor, keep: int) -> tup
 
 
 def summarize(row: dict[str, Any]) -> str:
-    """Add the ratio of total times to a row, and return its line of the table."""
+    """Add the ratio of total times to a row, and return it as a line of the table."""
     total = [a + b for a, b in zip(row["selection_us"], row["product_us"], strict=True)]
     row["ratio"] = ratio(row["dense_us"], total, paired=True, seed=SEED)
     dense, selection, sparse = (

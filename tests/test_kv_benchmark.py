@@ -1,4 +1,4 @@
-"""`benchmarks/kv.py`: its trace, its accounting, and one run of all parts in a tiny shape."""
+"""`benchmarks/kv.py`: its trace, its accounting, and a run of all parts in a tiny shape."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trimtab.errors import TrimtabError
 
 BENCHMARKS = ROOT / "benchmarks"
 SHIPPED = BENCHMARKS / "data" / "kv-trace.json"
-# By hand: 2 layers of keys and values, 2 heads x 16 entries of 4 bytes.
+# Computed by hand: 2 layers of keys and values, 2 heads x 16 entries of 4 bytes.
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
 PAIRS = ((100, 30), (40, 60), (200, 1))
 TINY = """
@@ -32,7 +32,7 @@ TINY = """
 
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a module of the benchmark, as the script in the folder above does."""
+    """Return a function that imports a module of the benchmark, as its script does."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return lambda name: importlib.import_module(f"kv_parts.{name}")
 
@@ -43,7 +43,7 @@ def write(path: Path, *pairs: tuple[Any, Any]) -> Path:
     return path
 
 
-def test_the_shipped_trace_is_the_first_that_its_recipe_draws(parts):
+def test_the_shipped_trace_is_the_first_one_drawn(parts):
     draw = random.Random(0)
     drawn = []
     for _ in range(16):
@@ -54,7 +54,7 @@ def test_the_shipped_trace_is_the_first_that_its_recipe_draws(parts):
     assert [*zip(trace.prompts, trace.outputs, strict=True)] == drawn
 
 
-def test_a_trace_is_played_one_arrival_a_step(parts, tmp_path):
+def test_a_trace_is_played_with_one_arrival_per_step(parts, tmp_path):
     trace = parts("trace").Trace.load(write(tmp_path / "trace.json", (5, 1), (2, 4), (3, 1)), 8)
     assert [*trace.steps()] == [{0: 5}, {0: 6, 1: 2}, {1: 3, 2: 3}, {1: 4, 2: 4}, {1: 5}, {1: 6}]
     assert trace.lengths == [6, 6, 4]
@@ -69,7 +69,7 @@ def test_a_trace_is_played_one_arrival_a_step(parts, tmp_path):
         ((60, 41), "sequence 1 has 101 tokens; expected at most --max-len 100"),
     ],
 )
-def test_a_sequence_that_cannot_be_is_refused_by_its_number(parts, tmp_path, pair, reason):
+def test_an_invalid_sequence_is_refused_by_its_index(parts, tmp_path, pair, reason):
     path = write(tmp_path / "trace.json", (60, 40), pair)
     with pytest.raises(TrimtabError, match=re.escape(reason)):
         parts("trace").Trace.load(path, 100)
@@ -79,7 +79,7 @@ def test_a_sequence_that_cannot_be_is_refused_by_its_number(parts, tmp_path, pai
     "text",
     ["", "[]", '{"sequences": 3}', '{"sequences": []}', '{"sequences": [{"prompt_tokens": 3}]}'],
 )
-def test_a_file_that_is_no_trace_is_refused_by_name(parts, tmp_path, text):
+def test_a_file_that_is_not_a_trace_is_refused_by_name(parts, tmp_path, text):
     path = tmp_path / "trace.json"
     path.write_text(text, "utf-8")
     with pytest.raises(TrimtabError, match=re.escape(f"--trace {path}: ")):
@@ -89,7 +89,7 @@ def test_a_file_that_is_no_trace_is_refused_by_name(parts, tmp_path, text):
 @pytest.mark.parametrize(
     ("device", "held", "peak"), [("cpu", 100, 100), ("cpu", 100, 110), ("cuda", 90, 110)]
 )
-def test_a_count_as_arithmetic_allows_it_passes(parts, device, held, peak):
+def test_a_count_that_agrees_with_arithmetic_passes(parts, device, held, peak):
     parts("weighing").check_agreement("slot", 100, held, peak, 10, device)
 
 
@@ -100,12 +100,12 @@ def test_a_count_as_arithmetic_allows_it_passes(parts, device, held, peak):
         ("cuda", 89, 100), ("cuda", 111, 110), ("cuda", 100, 89), ("cuda", 100, 111),
     ],
 )  # fmt: skip
-def test_a_count_that_arithmetic_does_not_allow_is_an_error(parts, device, held, peak):
+def test_a_count_that_disagrees_with_arithmetic_is_an_error(parts, device, held, peak):
     with pytest.raises(TrimtabError, match=f"slot: .* {held} bytes held and {peak} at the peak"):
         parts("weighing").check_agreement("slot", 100, held, peak, 10, device)
 
 
-def test_what_does_not_fit_is_skipped_with_what_makes_it_smaller(parts):
+def test_a_part_without_memory_is_skipped_with_a_remedy(parts):
     lacking = parts("setting").lacking
     options = Namespace(device="cpu")
     assert lacking(2**20, options, "lower --batch") is None
@@ -132,8 +132,8 @@ def test_all_parts_run_in_a_tiny_shape(command: Command, tmp_path):
     found = json.loads((tmp_path / "kv.json").read_text("utf-8"))
     assert found["trace"] == {"prompts": [100, 40, 200], "outputs": [30, 60, 1]}
     check_memory({record["cache"]: record for record in found["memory"]})
-    # 250182 bytes: 15 rows of pages of 32 tokens, of which the sequences need 5, 4 and 7, or 30
-    # blocks of 16, of which they need 9, 7 and 13.
+    # 250182 bytes are 15 page rows of 32 tokens, of which the sequences need 5, 4 and 7, or 30
+    # blocks of 16 tokens, of which they need 9, 7 and 13.
     assert {record["cache"]: record["sequences"] for record in found["budget"]} == {
         "static": 0,
         "virtual, slot, 4 KB": 2,
@@ -151,17 +151,17 @@ def test_all_parts_run_in_a_tiny_shape(command: Command, tmp_path):
 
 def check_memory(caches: dict[str, dict[str, Any]]) -> None:
     assert len(caches) == 5
-    pages = (5 + 4 + 7) * 4096 * 4  # of 32 tokens, in two streams a layer
+    pages = (5 + 4 + 7) * 4096 * 4  # of 32 tokens, in two planes per layer
     live = (130 + 100 + 201) * TOKEN_BYTES
     virtual = caches["virtual, slot, 4 KB"]
     assert virtual["live_bytes"] == live
     assert virtual["arithmetic_bytes"] == virtual["held_bytes"] == pages
-    # None of them ends where the next row is prepared.
+    # No sequence ends where the next row would be prepared.
     assert virtual["peak_bytes"] == pages
     assert virtual["wasted_over_live_share"] == pytest.approx(pages / live - 1)
     assert virtual["saved_share"] == pytest.approx(1 - pages / (3 * 1300 * TOKEN_BYTES))
     assert caches["static"]["arithmetic_bytes"] == 3 * 1300 * TOKEN_BYTES
-    # Padded on the left to the longest prompt, and all at the length of the longest output.
+    # Padded on the left to the longest prompt, and all continued to the longest output.
     padded = caches["dynamic, one left-padded batch"]
     assert padded["arithmetic_bytes"] == 3 * (200 + 60) * TOKEN_BYTES
     paged = caches["paged, 16 tokens a block"]
@@ -171,8 +171,8 @@ def check_memory(caches: dict[str, dict[str, Any]]) -> None:
 
 def check_prefix(records: list[dict[str, Any]]) -> None:
     assert [record["tails"] for record in records] == ["50 to 300 tokens", "the trace's outputs"]
-    # 31 pages of 32 tokens are common; outputs of 30, 60 and 1 end in the second, third and first
-    # page behind them, as 8 of the prefix are there too. 64 requests are 22 + 21 + 21.
+    # 31 pages of 32 tokens are shared, and 8 tokens of the prefix are left. So outputs of 30, 60
+    # and 1 tokens end in the second, third and first page after them. 64 requests are 22 + 21 + 21.
     rows = 31 + 22 * 2 + 21 * 3 + 21 * 1
     record = records[1]
     assert record["held_bytes"] == rows * 4096 * 4
@@ -201,7 +201,7 @@ def check_throughput(records: list[dict[str, Any]]) -> None:
         assert len(record["samples_us"]) == len(record["step_samples_us"]) == 2
 
 
-def test_a_trace_that_cannot_be_ends_the_script_with_its_reason(monkeypatch, parts, tmp_path):
+def test_an_invalid_trace_ends_the_script_with_the_reason(monkeypatch, parts, tmp_path):
     trace = write(tmp_path / "trace.json", (1, 9000))
     monkeypatch.setattr(sys, "argv", ["kv.py", "--trace", str(trace)])
     with pytest.raises(SystemExit, match=r"^error: .* expected at most --max-len 8192$"):

@@ -1,4 +1,4 @@
-"""The parts of `kv.py` that count what a trace takes: `memory` and `budget`."""
+"""The parts of `kv.py` that count the memory of a trace: `memory` and `budget`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ARITHMETIC = "arithmetic"
 
 
 def memory(options: Options) -> Iterator[Record]:
-    """Count what caches hold when all sequences of the trace are complete, and none is gone.
+    """Count what caches hold when all sequences of the trace are complete and none was released.
 
-    `held` is without the pages that a virtual cache prepares ahead, which `peak` is with; a
-    dynamic cache's peak is while one layer has its old and its new keys side by side.
+    `held` excludes the pages that a virtual cache prepares ahead; `peak` includes them. The peak of
+    a dynamic cache is reached while one layer has both its old and its new keys.
     """
     trace: Trace = options.trace
     lengths = trace.lengths
@@ -46,7 +46,7 @@ def memory(options: Options) -> Iterator[Record]:
 
     for layout, page in grid(options):
         shape, cache = geometry(options, slots, layout), label(layout, page)
-        exact, ahead = committed_bytes(lengths, shape, page), slots * shape.streams * page
+        exact, ahead = committed_bytes(lengths, shape, page), slots * shape.planes * page
         if reason := lacking(exact + ahead, options, "lower --layers"):
             yield {"cache": cache, "skipped": reason}
             continue
@@ -81,7 +81,7 @@ def play(trace: Trace, kv: VirtualKV) -> None:
 
 
 def budget(options: Options) -> Iterator[Record]:
-    """Admit sequences in order of arrival, at their full length, until the next does not fit."""
+    """Admit sequences in order of arrival, at full length, until the next one does not fit."""
     lengths = options.trace.lengths
     one = geometry(options, len(lengths))
 
@@ -125,5 +125,5 @@ def admitted_by_paged(lengths: Sequence[int], nbytes: int, token_bytes: int) -> 
 
 
 def paged_bytes(lengths: Iterable[int], token_bytes: int) -> int:
-    """Return the bytes of the blocks that a paged cache needs, its tables not counted."""
+    """Return the bytes of the blocks that a paged cache needs, without its tables."""
     return sum(-(-length // BLOCK) for length in lengths) * BLOCK * token_bytes

@@ -1,4 +1,4 @@
-"""A decode step's append and attention, on a virtual cache and on transformers' own."""
+"""Append and attention of a decode step, on a virtual cache and on transformers' own."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ ATTENTION = {"virtual_kernel": ALL_ATTENTION_FUNCTIONS[NAME]}
 
 
 def attention(options: Options) -> Iterator[Record]:
-    """Time a decode step's append and attention in all of `decode_layers`.
+    """Time append and attention of a decode step, in `decode_layers` layers.
 
-    `virtual` runs our kernels, as the engine does, and `virtual_kernel` the attention that stock
-    `generate` has under `decode_kernel`. The others run transformers' SDPA attention, as stock
-    `generate` does: on a virtual cache, a dynamic one, and a static one with just the room it is
-    going to need, which is its best case, as it reads all of its room at each step.
+    `virtual` runs our kernels, as the engine does. `virtual_kernel` runs the attention that stock
+    `generate` uses under `decode_kernel`. The others run transformers' SDPA attention, as stock
+    `generate` does: on a virtual cache, a dynamic one, and a static one. The static cache has just
+    the room that it will need; that is its best case, as it reads all its room at every step.
     """
     for layout, page in options.timed:
         place = {
@@ -66,7 +66,7 @@ def attention(options: Options) -> Iterator[Record]:
 
 
 def decode(options: Options, layout: Layout, page: int) -> tuple[Samples, dict[str, float]]:
-    """Return the times of each decoder's steps, and how far its results are from dynamic's."""
+    """Return the step times of each decoder, and how far its results are from those of dynamic."""
     layers, batch = options.decode_layers, options.batch
     most = options.context + WARM_UP + options.samples
     config = llama(options, layers)
@@ -106,7 +106,7 @@ def decode(options: Options, layout: Layout, page: int) -> tuple[Samples, dict[s
 
 
 def fill(options: Options, kv: VirtualKV, caches: Iterable[Cache]) -> None:
-    """Put the same context into all."""
+    """Put the same context into all caches."""
     kv.ensure({kv.acquire(): options.context for _ in range(options.batch)})
     for layer in range(options.decode_layers):
         key, value = (states(options, options.batch, options.context) for _ in "kv")
@@ -117,7 +117,7 @@ def fill(options: Options, kv: VirtualKV, caches: Iterable[Cache]) -> None:
 
 
 class Token:
-    """A token's query, key and value for every sequence, the same in all layers."""
+    """Query, key and value of one token per sequence, the same in all layers."""
 
     def __init__(self, options: Options) -> None:
         shape = options.batch, options.heads, options.head_dim
@@ -128,7 +128,7 @@ class Token:
         self._module: Any = SimpleNamespace(num_key_value_groups=groups, is_causal=True)
 
     def in_slots(self, kv: VirtualKV) -> Step:
-        """Return a step of our kernels; its result is the last layer's, [batch, heads, size]."""
+        """Return a step of our kernels, which yields the last layer's [batch, heads, head_dim]."""
         key, value = self._key[:, :, 0], self._value[:, :, 0]
 
         def step() -> Tensor:
@@ -141,7 +141,7 @@ class Token:
         return step
 
     def in_cache(self, cache: Cache, attend: Callable[..., Any], room: int | None) -> Step:
-        """Return a step of an attention function, masked where it sees a static cache's room."""
+        """Return a step of an attention function, masking the unused `room` of a static cache."""
         query, device = self._query[:, :, None], self._query.device
 
         def step() -> Tensor:

@@ -18,15 +18,16 @@ from trimtab.models.loading import load_model
 from trimtab.models.random import shapes
 from trimtab.models.sources import DType, EmbeddedModel, HubModel, ModelSource, RandomModel
 from trimtab.vattention.cache import VirtualCache
+from trimtab.vattention.settings import CacheSettings
 
 EMBEDDED = "smollm2-135m"
 CHUNK = 512
 
 
 def generation(options: Options) -> Iterator[Record]:
-    """Time greedy generations from random prompts of one length, caches made anew for each.
+    """Time greedy generations from random prompts of equal length, each with a new cache.
 
-    `step_mean_us` is of decode steps only, of those in which all sequences take part.
+    `step_mean_us` covers only the decode steps in which all sequences take part.
     """
     texts = Texts(options)
     names = ("virtual", "dynamic", "static", "engine")
@@ -51,7 +52,7 @@ def generation(options: Options) -> Iterator[Record]:
 
 
 class Texts:
-    """Prompts, and the ways to continue them; each notes tokens and the mean time of a step."""
+    """Prompts, and ways to continue them; each records its tokens and the mean time of a step."""
 
     def __init__(self, options: Options) -> None:
         loaded = load_model(model_config(options))
@@ -65,12 +66,12 @@ class Texts:
         shape = options.model_batch, options.model_context
         drawn = torch.randint(self._model.config.vocab_size, shape)
         self._prompts = drawn.to(options.device)
-        # Before the last prompt has been read, others may have decoded at every chunk.
+        # Until the last prompt is prefilled, other sequences may decode a token at every chunk.
         chunks = options.model_batch * -(-options.model_context // CHUNK)
         if options.new_tokens < chunks + 2:
             raise TrimtabError(
-                f"--new-tokens {options.new_tokens}: the engine decodes while it reads; expected "
-                f"at least {chunks + 2}, so that some steps have all sequences in them"
+                f"--new-tokens {options.new_tokens}: the engine decodes while it prefills; "
+                f"expected at least {chunks + 2}, so that some steps include all sequences"
             )
         self.tokens: dict[str, torch.Tensor] = {}
         self.steps: dict[str, list[float]] = {}
@@ -100,8 +101,9 @@ class Texts:
                 [MinNewTokensLengthLogitsProcessor(length, self._new, self._ends, device=device)]
             )
 
-        settings = {"slots": self._batch, "max_len": self._max_len, "prefill_chunk": CHUNK}
-        with Engine(self._model, self._tokenizer, **settings) as engine:
+        sizes = {"slots": self._batch, "max_len": self._max_len}
+        cache = CacheSettings(prefill_chunk=CHUNK)
+        with Engine(self._model, self._tokenizer, **sizes, cache=cache) as engine:
             completions = engine.generate(
                 self._prompts.tolist(), max_new_tokens=self._new, logits_processors=processors
             )
@@ -122,7 +124,7 @@ class Texts:
             min_new_tokens=self._new,
             max_new_tokens=self._new,
             eos_token_id=self._ends or None,
-            # No text ends before the others, so that nothing is padded: any token will do.
+            # Any token will do: all texts are equally long, so nothing is padded.
             pad_token_id=self._ends[0] if self._ends else 0,
             streamer=clock,
             **cache,
@@ -136,7 +138,7 @@ class Texts:
 
 
 def model_config(options: Options) -> ModelSource:
-    """Return where the model comes from: the embedded one, a shipped shape, or the hub."""
+    """Return the source of the model: embedded, a shipped shape, or the hub."""
     common = {"device": options.device, "dtype": DType.auto}
     if options.model == EMBEDDED:
         return EmbeddedModel(**common)

@@ -31,11 +31,11 @@ from trimtab.vattention.virtual_kv import VirtualKV
 from trimtab_kernels.decode_attention import append_kv
 
 PERCENTILES = (50, 90, 99)
-MORE = 16  # samples of what takes microseconds, for each that the options ask for
+MORE = 16  # samples per requested one, of steps that take only microseconds
 
 
 def pages(options: Options) -> Iterator[Record]:
-    """Time each call of a page's life, one page at a time."""
+    """Time every call in the life of a page, one page at a time."""
     for page in options.page_group:
         times: Samples = {}
         with make_pool(torch.device(options.device), page, None) as pool:
@@ -58,24 +58,24 @@ def pages(options: Options) -> Iterator[Record]:
 def life(
     pool: PagePool, reserved: Reservation, offset: int
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield the calls of a page's life; each is to be made before the next is asked for."""
+    """Yield the calls in the life of a page; each must be made before the next is requested."""
     page = pool.page_bytes
     made: list[Page] = []
     yield "create", lambda: made.extend(pool.create([reserved.address + offset]))
     yield "map", lambda: pool.map(reserved, offset, made)
     yield "protect", lambda: pool.protect(reserved, offset, page, Access.write)
-    # As in use: a page that nothing was written to is unmapped faster.
+    # As in real use: a page that was never written is unmapped faster.
     pool.tensor(reserved, offset, [page], [1], torch.uint8).fill_(1)
     yield "unmap", lambda: pool.unmap(reserved, offset, page)
     yield "release", lambda: pool.release(made[0])
 
 
 def growth(options: Options) -> Iterator[Record]:
-    """Time a token's append to one sequence, by its length, in one layer and in all of them.
+    """Time appending a token to one sequence, by its length, in one layer and in all of them.
 
-    First the virtual cache alone, at all lengths in turn, then beside a dynamic cache at each
-    length, which is another measurement: what the dynamic cache copies between two appends leaves
-    the processor's caches cold, and gives the background thread time to prepare pages.
+    First the virtual cache alone, at all lengths in turn; then in turn with a dynamic cache, at
+    each length. The two measurements differ: between two appends, the copies of the dynamic cache
+    leave the processor's caches cold, and give the background thread time to prepare pages.
     """
     lengths, layer, remedy = sorted(options.lengths), layer_bytes(options), "lower --lengths"
     for layout, page in options.timed:
@@ -86,11 +86,11 @@ def growth(options: Options) -> Iterator[Record]:
             else:
                 yield from (place | row for row in by_length(options, layers, layout, page))
             for length in lengths:
-                # Both caches, a layer's states to begin with, and a layer's copy.
+                # Both caches, the initial states of a layer, and the copy of a layer.
                 if reason := lacking((2 * layers + 2) * length * layer, options, remedy):
                     yield place | {"length": length, "skipped": reason}
                     continue
-                times = beside_dynamic(options, layers, layout, page, length)
+                times = with_dynamic(options, layers, layout, page, length)
                 own, other = times["virtual"], times["dynamic"]
                 yield place | {
                     "length": length,
@@ -102,7 +102,7 @@ def growth(options: Options) -> Iterator[Record]:
 
 
 def by_length(options: Options, layers: int, layout: Layout, page: int) -> Iterator[Record]:
-    """Yield times of a token in a virtual cache, at every length in turn."""
+    """Yield the times of a token in a virtual cache, at all lengths in turn."""
     samples = MORE * options.samples
     with ExitStack() as stack:
         caches = {}
@@ -123,10 +123,8 @@ def by_length(options: Options, layers: int, layout: Layout, page: int) -> Itera
             }
 
 
-def beside_dynamic(
-    options: Options, layers: int, layout: Layout, page: int, length: int
-) -> Samples:
-    """Return times of a token in a virtual and in a dynamic cache, in turn."""
+def with_dynamic(options: Options, layers: int, layout: Layout, page: int, length: int) -> Samples:
+    """Return the times of a token in a virtual and in a dynamic cache, in turn."""
     cache = DynamicCache(config=llama(options, layers))
     old, new = (states(options, 1, tokens) for tokens in (length, 1))
     for layer in range(layers):
@@ -145,7 +143,7 @@ def beside_dynamic(
 def open_grown(
     options: Options, layers: int, layout: Layout, page: int, length: int, samples: int
 ) -> Iterator[VirtualKV]:
-    """Yield a cache with one sequence of a length, and addresses for the samples."""
+    """Yield a cache with one sequence of a given length, and addresses for the samples."""
     most = length + WARM_UP + samples
     with open_kv(options, 1, layout, page, layers=layers, max_len=most) as kv:
         kv.ensure({kv.acquire(): length})
@@ -153,7 +151,7 @@ def open_grown(
 
 
 def appending(options: Options, kv: VirtualKV) -> Callable[[], None]:
-    """Return a step that appends a token to a cache's only sequence, in all layers."""
+    """Return a step that appends a token to the only sequence of a cache, in all layers."""
     new = states(options, 1, 1)[:, :, 0]
 
     def append() -> None:

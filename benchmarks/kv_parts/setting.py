@@ -1,4 +1,4 @@
-"""What the parts of `kv.py` share: caches in the shape asked for, and the memory there is."""
+"""Shared by the parts of `kv.py`: caches in the requested shape, and the available memory."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from trimtab.vattention.virtual_kv import VirtualKV
 Options = argparse.Namespace
 Record = dict[str, Any]
 
-SPARE = 0.9  # the share of the memory left that a part may take
-CACHES = 5  # full at a time in a timed decode step, beside what a dynamic one copies in a layer
+SPARE = 0.9  # the share of the available memory that a part may take
+CACHES = 5  # how many a timed decode step fills, not counting the copy of a dynamic cache's layer
 
 
 def grid(options: Options) -> Iterator[tuple[Layout, int]]:
-    """Yield the layouts and page groups to be measured."""
+    """Yield the layouts and page sizes to be measured."""
     return product(options.layout, options.page_group)
 
 
 def geometry(options: Options, slots: int, layout: Layout = Layout.slot) -> Geometry:
-    """Return the shape asked for."""
+    """Return the requested shape."""
     shape = options.layers, slots, options.max_len, options.kv_heads, options.head_dim
     return Geometry(*shape, options.dtype, layout)
 
@@ -39,14 +39,14 @@ def layer_bytes(options: Options) -> int:
 
 
 def open_kv(options: Options, slots: int, layout: Layout, page: int, **changes: Any) -> VirtualKV:
-    """Return a cache of the shape asked for, but for what is changed."""
+    """Return a cache of the requested shape, with some changes."""
     names = "layers", "max_len", "kv_heads", "head_dim", "dtype", "device"
     shape = {name: getattr(options, name) for name in names} | changes
     return VirtualKV(slots=slots, layout=layout, page_group=page, **shape)
 
 
 def llama(options: Options, layers: int) -> LlamaConfig:
-    """Return a config whose attention has the shape asked for."""
+    """Return a config whose attention has the requested shape."""
     return LlamaConfig(
         hidden_size=options.heads * options.head_dim,
         num_hidden_layers=layers,
@@ -62,23 +62,23 @@ def label(layout: Layout, page: int) -> str:
 
 
 def size(page: int) -> str:
-    """Return the size of a page in words."""
+    """Return the size of a page as text."""
     return f"{page >> 20} MB" if page % 2**20 == 0 else f"{page >> 10} KB"
 
 
 def lacking(nbytes: int, options: Options, remedy: str) -> str | None:
-    """Return why so many bytes cannot be taken now, and what makes them fewer; None if they can."""
+    """Return why that many bytes are not available, and a remedy; None if they are."""
     room = SPARE * _available_bytes(options.device)
     if nbytes <= room:
         return None
     return (
-        f"needs {nbytes / 2**30:.2f} GiB, and {SPARE:.0%} of the memory left are "
+        f"needs {nbytes / 2**30:.2f} GiB, and {SPARE:.0%} of the available memory is "
         f"{room / 2**30:.2f}; {remedy}"
     )
 
 
 def kilobytes(path: str, name: str) -> int:
-    """Return a line of one of the system's tables of kilobytes, in bytes."""
+    """Return an entry, in bytes, of a system file that lists kilobytes."""
     lines = Path(path).read_text("utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 

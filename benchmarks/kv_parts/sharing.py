@@ -1,4 +1,4 @@
-"""The part of `kv.py` that counts what requests with a common prefix take: `prefix`."""
+"""The part of `kv.py` that counts the memory of requests with a common prefix: `prefix`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REQUESTS, PREFIX, TAILS = 64, 1000, (50, 300)
 
 
 def prefix(options: Options) -> Iterator[Record]:
-    """Fork requests from one that holds their common prefix, and grow each by a tail of its own.
+    """Fork requests from one that holds their common prefix, and grow each by its own tail.
 
     `held` and `peak` are as in `memory`.
     """
@@ -36,7 +36,7 @@ def shared(options: Options, tails: Sequence[int]) -> Iterator[Record]:
         ideal = (PREFIX + sum(tails)) * shape.token_bytes
         common = PREFIX * shape.row_bytes // page
         rows = common + sum(shape.page_rows(PREFIX + tail, page) - common for tail in tails)
-        exact, ahead = (count * shape.streams * page for count in (rows, REQUESTS))
+        exact, ahead = (count * shape.planes * page for count in (rows, REQUESTS))
         if reason := lacking(exact + ahead, options, "lower --layers"):
             yield {"cache": cache, "skipped": reason}
             continue

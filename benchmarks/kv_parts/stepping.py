@@ -1,4 +1,4 @@
-"""Decode steps of a whole model behind a long context: one text, read once, in every row."""
+"""Decode steps of a whole model after a long context: the same text in every row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from trimtab.generation.attention import NAME
 from trimtab.generation.forward import Forward
 from trimtab.models.loading import load_model
 from trimtab.vattention.attention import decode_kernel, using_attention
-from trimtab.vattention.cache import CacheShape, VirtualCache
+from trimtab.vattention.cache import VirtualCache
+from trimtab.vattention.cache_shape import CacheShape
 from trimtab.vattention.virtual_kv import VirtualKV
 
 Step = Callable[[], Tensor]
@@ -27,18 +28,18 @@ States = list[tuple[Tensor, Tensor]]
 
 @torch.inference_mode()
 def steps(options: Options) -> Iterator[Record]:
-    """Time forward passes of one token a row on five caches, each with its own attention.
+    """Time forward passes of one token per row, on five caches, each with its own attention.
 
-    `engine` is the engine's step, and `virtual_kernel` what stock `generate` does under
-    `decode_kernel`. The others attend with the model's own function.
+    `engine` is a step of the engine, and `virtual_kernel` that of stock `generate` under
+    `decode_kernel`. The others use the model's own attention.
     """
     loaded = load_model(model_config(options))
     model, batch = loaded.model, options.batch
     place = {"model": loaded.name, "batch": batch, "context": options.context}
-    read = DynamicCache()
+    prefilled = DynamicCache()
     prompt = torch.randint(model.config.vocab_size, (1, options.context), device=options.device)
-    model(prompt, past_key_values=read, logits_to_keep=1)
-    states = [(layer.keys, layer.values) for layer in read.layers]
+    model(prompt, past_key_values=prefilled, logits_to_keep=1)
+    states = [(layer.keys, layer.values) for layer in prefilled.layers]
     needed = CACHES * 2 * batch * sum(keys.nbytes for keys, _ in states)
     if reason := lacking(needed, options, "lower --batch or --context"):
         yield place | {"skipped": reason}
@@ -65,7 +66,7 @@ def steps(options: Options) -> Iterator[Record]:
 def decoders(
     stack: ExitStack, model: PreTrainedModel, states: States, tokens: Tensor, options: Options
 ) -> dict[str, Step]:
-    """Return the steps by name, on caches that hold the same."""
+    """Return steps by name, on caches with the same contents."""
     most = options.context + WARM_UP + options.samples
 
     def virtual() -> VirtualCache:
@@ -85,20 +86,20 @@ def decoders(
     steps = {"engine": in_engine(stack, twin(model), states, tokens, most)}
     for name, cache in caches.items():
         steps[name] = in_cache(with_kernel if name == "virtual_kernel" else model, cache, tokens)
-    # They hold tensors over the engine's cache, which is closed after this.
+    # The steps hold tensors over the engine's cache, which is closed after this.
     stack.callback(steps.clear)
     return steps
 
 
 def fill(caches: Iterable[Cache], states: States, rows: int) -> None:
-    """Put the context into all rows."""
+    """Put the context into all rows of the caches."""
     for layer, pair in enumerate(states):
         for cache in caches:
             cache.update(*(part.expand(rows, -1, -1, -1) for part in pair), layer)
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model on the same weights that may have another attention."""
+    """Return a model with the same weights, whose attention can be set independently."""
     weights = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(weight): weight for weight in weights})
 
@@ -112,7 +113,7 @@ def in_cache(model: PreTrainedModel, cache: Cache, tokens: Tensor) -> Step:
 def in_engine(
     stack: ExitStack, model: PreTrainedModel, states: States, tokens: Tensor, most: int
 ) -> Step:
-    """Return a step as the engine does it."""
+    """Return a step of the engine."""
     shape = CacheShape.of(model.config)
     sizes = len(shape.windows), len(tokens), most, shape.kv_heads, shape.head_dim
     kv = stack.enter_context(VirtualKV(*sizes, model.dtype, device=tokens.device))

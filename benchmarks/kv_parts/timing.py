@@ -1,4 +1,4 @@
-"""Time, fairly shared out: steps in turning order, and how their times compare."""
+"""Fair timing: steps run in turn, in rotating order, and comparisons of their times."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kv_parts.setting import Record
 from trimtab.evaluation.intervals import ratio
 
 WARM_UP = 3
-REFERENCES = ("dynamic", "static")  # whose times others are compared with
+REFERENCES = ("dynamic", "static")  # with whose times the others are compared
 Samples = dict[str, list[float]]
 
 
 def microseconds(step: Callable[[], Any], device: str) -> float:
-    """Return how long a step takes, what it starts on a GPU included."""
+    """Return how long a step takes, including its work on a GPU."""
     _settle(device)
     started = time.perf_counter_ns()
     step()
@@ -29,9 +29,9 @@ def microseconds(step: Callable[[], Any], device: str) -> float:
 def interleave(
     steps: Mapping[str, Callable[[], Any]], samples: int, device: str, warm_up: int = WARM_UP
 ) -> Samples:
-    """Return the microseconds of steps taken in turn, so that they are disturbed alike.
+    """Return the microseconds of steps run in turn, so that disturbances affect them alike.
 
-    Who begins changes from sample to sample; the first `warm_up` samples are not kept.
+    The order rotates from sample to sample. The first `warm_up` samples are discarded.
     """
     names = list(steps)
     times: Samples = {name: [] for name in names}
@@ -45,7 +45,10 @@ def interleave(
 
 
 def compared(times: Samples, name: str, seed: int) -> Record:
-    """Return a step's mean time, and how much longer references took; None for itself."""
+    """Return the mean time of a step, and those of the references relative to it.
+
+    The ratio of a reference to itself is None.
+    """
     own = times[name]
     return {"mean_us": float(np.mean(own))} | {
         f"{other}_over_it": None

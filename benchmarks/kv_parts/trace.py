@@ -1,4 +1,4 @@
-"""The requests that `kv.py` plays: how many tokens each brings, and how many it asks for."""
+"""The requests that `kv.py` plays: the tokens of each prompt and of each output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Trace:
     Parameters
     ----------
     prompts, outputs : tuple of int
-        Tokens of each.
+        Tokens of each request.
     """
 
     prompts: tuple[int, ...]
@@ -26,12 +26,12 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path, max_len: int) -> Self:
-        """Read a trace: ``{"sequences": [{"prompt_tokens": 5, "output_tokens": 3}, …]}``.
+        """Load a trace: ``{"sequences": [{"prompt_tokens": 5, "output_tokens": 3}, …]}``.
 
         Raises
         ------
         TrimtabError
-            If the file is no such JSON, or a sequence is longer than `max_len`.
+            If the file is not such JSON, or a sequence is longer than `max_len`.
         """
         try:
             sequences = json.loads(path.read_text("utf-8"))["sequences"]
@@ -59,13 +59,13 @@ class Trace:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each request at its end."""
+        """Final length of each request, in tokens."""
         return [sum(pair) for pair in zip(self.prompts, self.outputs, strict=True)]
 
     def steps(self) -> Iterator[dict[int, int]]:
-        """Yield the lengths that requests grow to, step by step, until all are complete.
+        """Yield the lengths to which requests grow, step by step, until all are complete.
 
-        One arrives at each step, with its whole prompt; those before it get a token.
+        One request arrives at each step, with its whole prompt; the earlier ones get one token.
         """
         whole = self.lengths
         lengths: dict[int, int] = {}

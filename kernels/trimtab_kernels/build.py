@@ -1,7 +1,7 @@
-"""C++ kernels for the CPU, compiled on first use for this machine's processor and kept.
+"""C++ kernels for the CPU, compiled on first use for this machine's processor, and cached.
 
-One call of the compiler a library: torch.utils.cpp_extension would add Ninja and setuptools to
-what must be installed, and its lock outlives a process that is killed while it builds.
+Each library takes one call of the compiler. torch.utils.cpp_extension would require Ninja and
+setuptools as well, and its lock outlives a process that is killed while building.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 HEADERS = tuple(Path(__file__).parent / name for name in ("cpu_common.h", "cpu_vector.h"))
-"""What every library may include."""
+"""Headers that every library may include."""
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
 
@@ -34,12 +34,11 @@ class CpuLibrary:
     Parameters
     ----------
     name : str
-        Of the binary, and of the operator ``trimtab::<name>_instruction_set() -> str`` that it
-        defines.
+        Name of the binary. The library defines ``trimtab::<name>_instruction_set() -> str``.
     sources : tuple of Path
         The file to compile, then those that it includes.
     seconds : int
-        What building takes, for the message.
+        How long building takes, for the message.
     """
 
     name: str
@@ -48,9 +47,9 @@ class CpuLibrary:
 
     @property
     def path(self) -> Path:
-        """Where the binary for this source, processor and PyTorch belongs.
+        """The path of the binary for this source, processor and PyTorch.
 
-        Under ``$TRIMTAB_CACHE``, or ``~/.cache/trimtab``; a folder shared between machines is fine.
+        Under ``$TRIMTAB_CACHE``, or ``~/.cache/trimtab``. Machines may share the folder.
         """
         cache = Path(os.environ.get("TRIMTAB_CACHE") or Path.home() / ".cache" / "trimtab")
         return cache / "kernels" / f"{self.name}-{_digest(self.sources)}.so"
@@ -58,17 +57,17 @@ class CpuLibrary:
 
 @functools.cache
 def load(library: CpuLibrary) -> str | None:
-    """Register a library's kernels with PyTorch, after building them if they are not in the cache.
+    """Register a library's kernels with PyTorch, and build them first if they are not cached.
 
     Returns
     -------
     str or None
-        Why there are none, where there is no compiler to build them; else None.
+        None, or the reason if there is no compiler to build the kernels.
 
     Raises
     ------
     RuntimeError
-        If the compiler refuses, with what it said.
+        If the compiler fails, with its output.
     """
     path = library.path
     if not path.exists():
@@ -76,7 +75,7 @@ def load(library: CpuLibrary) -> str | None:
         if compiler is None:
             return "no C++ compiler: none of $CXX, c++, g++ and clang++ is installed"
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The system drops the lock with the process, however that ends.
+        # The system releases the lock when the process ends, however that happens.
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
@@ -86,7 +85,7 @@ def load(library: CpuLibrary) -> str | None:
 
 
 def describe(library: CpuLibrary, dtype: torch.dtype, kernel: str, otherwise: str) -> str:
-    """Return in words which kernel runs for a dtype, or why `otherwise`, the reference, does."""
+    """Return which kernel runs for a dtype, or why the reference, `otherwise`, runs instead."""
     if reason := load(library):
         return f"reference: {otherwise} ({reason})"
     instructions = getattr(torch.ops.trimtab, f"{library.name}_instruction_set")()

@@ -1,4 +1,4 @@
-// What the CPU kernels share: threads, entries as numbers to compute with, and names.
+// Common to the CPU kernels: threads, conversion of entries for computing, and names.
 
 #pragma once
 
@@ -15,12 +15,12 @@ using at::Half;
 using at::Tensor;
 using std::int64_t;
 
-// Below this many bytes of memory to read a thread costs more to wake than it saves.
+// With fewer bytes to read, a thread costs more to wake than it saves.
 constexpr int64_t kMinBytesPerThread = 64 * 1024;
 constexpr int64_t kCacheLineBytes = 64;
 
-// Goes through libtorch's own at::parallel_for: compiled here, it could bring a second OpenMP
-// runtime, with threads of its own, into the process.
+// Calls at::parallel_for inside libtorch. Compiled here, it could bring a second OpenMP runtime, with
+// its own threads, into the process.
 template <typename F>
 void parallel_for(int64_t end, int64_t grain, const F& body) {
   const auto call = [](int64_t first, int64_t last, void* context) {

@@ -1,4 +1,4 @@
-// A register of float32 numbers, and its loads from narrower ones.
+// A register of float32 numbers, and loads into it from narrower types.
 
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace trimtab {
 
-// float32 numbers in one register.
+// How many float32 numbers one register holds.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #elif defined(__AVX__)
@@ -45,7 +45,7 @@ inline Vector load(const BFloat16* source) {
   return result;
 }
 
-// Spelled out where there are instructions for it: GCC 12 widens bytes one by one.
+// By explicit instructions where they exist, since GCC 12 would widen the bytes one by one.
 inline Vector load(const int8_t* source) {
   Bytes bytes;
   std::memcpy(&bytes, source, sizeof bytes);

@@ -1,4 +1,4 @@
-"""The plain PyTorch meaning of every kernel: what the fast ones are tested against."""
+"""The definition of every kernel in plain PyTorch; the fast versions are tested against it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def keep_topk(x: Tensor, keep: int) -> Tensor:
     """Zero all but the `keep` entries of largest magnitude along the last dimension.
 
-    Exactly `keep` positions survive in every row. Of equal magnitudes the lowest index wins,
-    and NaN counts as the largest, so that it is never dropped silently.
+    Exactly `keep` positions survive in every row. Among equal magnitudes, the lowest index wins.
+    NaN counts as the largest, so that it is never dropped silently.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def keep_topk(x: Tensor, keep: int) -> Tensor:
     Returns
     -------
     Tensor
-        Of the shape and dtype of `x`; `x` itself where nothing is dropped.
+        Of the shape and dtype of `x`; `x` itself if nothing is dropped.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def keep_topk(x: Tensor, keep: int) -> Tensor:
 def keep_above(x: Tensor, threshold: float, cap: int | None = None) -> Tensor:
     """Zero the entries whose magnitude is below `threshold` (TEAL, arXiv 2408.14690, eq. 2).
 
-    Magnitude and threshold are compared in float32, or in float64 where `x` is. NaN stays.
+    Magnitudes are compared with the threshold in float32, or in float64 if `x` is. NaN stays.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def keep_above(x: Tensor, threshold: float, cap: int | None = None) -> Tensor:
     threshold : float
         At least 0; 0 drops nothing.
     cap : int, optional
-        Where more entries of a row reach the threshold, the largest `cap` stay, as in
+        If more entries of a row reach the threshold, only the largest `cap` stay, as in
         `keep_topk`.
     """
     wide = x if x.dtype == torch.float64 else x.float()
@@ -61,14 +61,14 @@ def keep_above(x: Tensor, threshold: float, cap: int | None = None) -> Tensor:
 def sparse_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, threshold: float = 0.0
 ) -> Tensor:
-    """Return ``keep_above(x, threshold) @ weight + bias``: a dense product on masked input.
+    """Return ``keep_above(x, threshold) @ weight + bias``, a dense product on masked input.
 
     Parameters
     ----------
     x : Tensor
         Floating point, of shape [..., d].
     weight : Tensor
-        Input-major, of shape [d, n]: one row for each entry of `x`.
+        Input-major, of shape [d, n]: one row per entry of `x`.
     bias : Tensor, optional
         Of shape [n].
     threshold : float
@@ -79,7 +79,7 @@ def sparse_linear(
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Return ``(x @ weight) * scale`` in the dtype of `x`: the columns of `weight` are scaled.
+    """Return ``(x @ weight) * scale`` in the dtype of `x`; the columns of `weight` are scaled.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     weight : Tensor
         int8 of shape [d, n].
     scale : Tensor
-        Of the columns, float32 of shape [n].
+        One factor per column, float32 of shape [n].
     """
     return ((x @ weight.to(x.dtype)) * scale).to(x.dtype)
 
@@ -102,30 +102,30 @@ def decode_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attend with one query a slot to the slot's first tokens, read where they lie.
+    """Attend with one query per slot to the slot's first tokens, read in place.
 
-    Nothing but the tokens attended to is read. Scores, softmax and sums are in float32, or in
-    float64 where `query` is.
+    Only the tokens attended to are read. Scores, softmax and sums are in float32, or in float64 if
+    `query` is.
 
     Parameters
     ----------
     query : Tensor
         Of shape [slots, heads, head_dim].
     keys, values : Tensor
-        Of shape [slots, max_len, kv_heads, head_dim], `kv_heads` a divisor of `heads`.
+        Of shape [slots, max_len, kv_heads, head_dim], where `kv_heads` divides `heads`.
     lengths : Tensor
-        Of the slots, integers of shape [slots] between 0 and `max_len`.
+        Tokens of every slot: integers of shape [slots], between 0 and `max_len`.
     scale : float
-        Of the products of query and key.
+        Factor on the products of query and key.
     window : int, optional
-        Of a slot's tokens only the last `window` are attended to.
+        Attend only to the last `window` tokens of a slot.
     softcap : float, optional
-        Where given, a score s becomes ``softcap * tanh(s / softcap)``.
+        If given, a score s becomes ``softcap * tanh(s / softcap)``.
 
     Returns
     -------
     Tensor
-        Of the shape and dtype of `query`; zeros where a length is 0.
+        Of the shape and dtype of `query`; zeros for a slot of length 0.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def decode_attention(
 
 
 def append_kv(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> None:
-    """Write one token's key and value as the last of every slot's, in place.
+    """Write the key and value of every slot's last token, in place.
 
     Parameters
     ----------
@@ -159,8 +159,8 @@ def append_kv(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths:
     key, value : Tensor
         Of shape [slots, kv_heads, head_dim].
     lengths : Tensor
-        Of the slots, the new token counted: integers of shape [slots] between 0 and `max_len`. A
-        slot of length 0 is not touched.
+        Tokens of every slot, including the new one: integers of shape [slots], between 0 and
+        `max_len`. A slot of length 0 is not touched.
 
     Raises
     ------

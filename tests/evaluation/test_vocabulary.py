@@ -147,8 +147,8 @@ def test_drafts_take_fewer_steps_for_the_same_text():
             timing = contender.generator.teacher_forced(PROMPT)
     counted = contender.speed.engine
     assert plain.steps == plain.new_tokens == timing.new_tokens
-    assert counted.drafted_steps > 0
-    assert timing.steps == counted.chunks + counted.decode_steps + counted.drafted_steps
+    assert counted.verify_steps > 0
+    assert timing.steps == counted.prefill_steps + counted.decode_steps + counted.verify_steps
     assert timing.steps == plain.steps - counted.accepted
     assert 0 < counted.accepted < counted.proposed  # wrong drafts were among them
     assert sum(timing.step_tokens) == timing.new_tokens

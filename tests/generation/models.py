@@ -1,9 +1,10 @@
-"""Tiny models, prompts, and what transformers makes of them."""
+"""Tiny models, prompts, and what transformers generates for them."""
 
 from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,18 +13,21 @@ from transformers import (
     AutoModelForCausalLM,
     LogitsProcessorList,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from tests.models.contract import draw
+from trimtab.capabilities import Drafter
 from trimtab.generation import Engine
 from trimtab.models.random import byte_tokenizer
 from trimtab.models.sources import DType
+from trimtab.vattention.settings import CacheSettings
 
-# One token a byte, and none that ends a text: a random model would come to it early.
+# One token per byte, and none that ends a text: a random model would soon choose it.
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer)
 SLIDING = "sliding_attention"
-# A change makes the windows of those models that have none by default shorter than the texts.
+# The changes give models without a window by default one that is shorter than the texts.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("tiny-llama", {}),
     "mistral": ("tiny-mistral", {}),
@@ -68,13 +72,28 @@ def prompts_of(*sizes: int) -> list[list[int]]:
     return [[generator.randrange(256) for _ in range(size)] for size in sizes]
 
 
-def engine_for(model: PreTrainedModel, **settings: Any) -> Engine:
-    defaults = {"slots": 3, "max_len": 128, "prefill_chunk": 8, "page_group": 4096}
-    return Engine(model, TOKENIZER, **{**defaults, **settings})
+def engine_for(
+    model: PreTrainedModel,
+    slots: int = 3,
+    max_len: int = 128,
+    drafter: Drafter | None = None,
+    output_tokenizer: PreTrainedTokenizerBase | None = None,
+    **cache: Any,
+) -> Engine:
+    """Return an engine; `cache` holds fields of `CacheSettings`."""
+    return Engine(
+        model,
+        TOKENIZER,
+        slots=slots,
+        max_len=max_len,
+        cache=CacheSettings(**{"prefill_chunk": 8, "page_group": 4096, **cache}),
+        drafter=drafter,
+        output_tokenizer=output_tokenizer,
+    )
 
 
 def stock(model: PreTrainedModel, prompt: list[int], new_tokens: int, **options: Any) -> list[int]:
-    """Return what `generate` continues one prompt with, greedily and on a DynamicCache."""
+    """Return the greedy continuation of a prompt by stock `generate`, on a DynamicCache."""
     ids = torch.tensor([prompt], device=model.device)
     output: Any = model.generate(
         input_ids=ids,
@@ -87,8 +106,25 @@ def stock(model: PreTrainedModel, prompt: list[int], new_tokens: int, **options:
     return tokens
 
 
+def forcing(text: str) -> Callable[[int], LogitsProcessorList]:
+    """Return processors that let only the tokens of one text through."""
+    tokens = TOKENIZER(text)["input_ids"]
+
+    def processors(index: int) -> LogitsProcessorList:
+        place = iter(tokens)
+
+        def only(input_ids: Tensor, scores: Tensor) -> Tensor:
+            forced = torch.full_like(scores, -torch.inf)
+            forced[:, next(place)] = 0
+            return forced
+
+        return LogitsProcessorList([only])
+
+    return processors
+
+
 class Recorder:
-    """Notes the logits that every token of some sequences was chosen by."""
+    """Records the logits from which the tokens of every sequence were chosen."""
 
     def __init__(self) -> None:
         self.logits: dict[int, list[Tensor]] = {}

@@ -1,4 +1,4 @@
-"""The steps' attention against the reference, one token at a time."""
+"""The attention of steps, compared with the reference one token at a time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from tests.conftest import drawn
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.generation.attention import attention
-from trimtab.generation.steps import DecodeStep, ReadStep
-from trimtab.vattention.attention import Scoring
+from trimtab.generation.steps import DecodeStep, ExtendStep
+from trimtab.vattention.attention import AttentionSpec
 from trimtab_kernels import reference
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
@@ -20,7 +20,7 @@ MODULE = SimpleNamespace(layer_idx=1, num_key_value_groups=HEADS // KV_HEADS, is
 
 
 def caches(slots: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Return two layers of keys and of values with nothing but NaN in them."""
+    """Return keys and values of two layers, all NaN."""
     shape = slots, length, KV_HEADS, WIDTH
     keys, values = ([torch.full(shape, torch.nan) for _ in range(2)] for _ in range(2))
     return keys, values
@@ -29,16 +29,16 @@ def caches(slots: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 100])
 @pytest.mark.parametrize("cuts", [[12], [4, 8, 12], [1, 2, 7, 8, 12], [5, 12]])
-def test_reading_in_chunks_is_attending_token_by_token(cuts, window, softcap):
+def test_chunks_attend_as_single_tokens_do(cuts, window, softcap):
     total, slot = cuts[-1], 2
     query = drawn(1, HEADS, total, WIDTH)
     key, value = drawn(1, KV_HEADS, total, WIDTH), drawn(1, KV_HEADS, total, WIDTH) + 1
     keys, values = caches(3, total + 2)
     outputs = []
     for start, end in zip([0, *cuts], cuts, strict=False):
-        step = ReadStep(keys, values, slot, start, end, prompt=True)
+        step = ExtendStep(keys, values, slot, start, end, prompt=True)
         new = (one[:, :, start:end] for one in (query, key, value))
-        outputs.append(step.attend(MODULE, *new, Scoring(0.4, window, softcap)))
+        outputs.append(step.attend(MODULE, *new, AttentionSpec(0.4, window, softcap)))
     found = torch.cat(outputs, dim=1)
     assert found.shape == (1, total, HEADS, WIDTH)
 
@@ -49,20 +49,20 @@ def test_reading_in_chunks_is_attending_token_by_token(cuts, window, softcap):
         query[0].transpose(0, 1), rows, others, lengths, 0.4, window, softcap
     )
     torch.testing.assert_close(found[0], expected)
-    # The slot of that layer was written, and nothing else.
+    # Only this slot of this layer was written.
     assert torch.equal(keys[1][slot, :total], rows[0])
     assert torch.equal(values[1][slot, :total], others[0])
     keys[1][slot, :total] = values[1][slot, :total] = torch.nan
     assert all(cache.isnan().all() for cache in (*keys, *values))
 
 
-def test_a_decode_step_appends_and_attends_where_the_lengths_say():
+def test_a_decode_step_appends_and_attends_up_to_the_lengths():
     lengths = torch.tensor([3, 0, 1], dtype=torch.int32)
     keys, values = caches(3, 4)
     keys[1][0, :2], values[1][0, :2] = drawn(2, KV_HEADS, WIDTH), drawn(2, KV_HEADS, WIDTH)
     step = DecodeStep(keys, values, lengths)
     query, key = drawn(3, HEADS, 1, WIDTH), drawn(3, KV_HEADS, 1, WIDTH)
-    found = step.attend(MODULE, query, key, key, Scoring(0.3))
+    found = step.attend(MODULE, query, key, key, AttentionSpec(0.3))
     assert torch.equal(keys[1][0, 2], key[0, :, 0])
     assert keys[1][1].isnan().all()
     expected = reference.decode_attention(query[:, :, 0], keys[1], values[1], lengths, 0.3)
@@ -79,7 +79,7 @@ def test_a_decode_step_appends_and_attends_where_the_lengths_say():
         ({"is_causal": False}, {}, "later tokens"),
     ],
 )
-def test_what_it_does_not_compute_is_refused(module, passed, message):
+def test_other_kinds_of_attention_are_refused(module, passed, message):
     tensors = (torch.zeros(1, 1, 1, 4),) * 3
     with pytest.raises(MisfitError, match=message):
         attention(SimpleNamespace(**module), *tensors, None, scaling=1.0, step=object(), **passed)

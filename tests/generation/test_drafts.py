@@ -1,13 +1,24 @@
-"""Drafts change how many steps a text takes, and nothing of the text."""
+"""Drafts change how many steps a text takes, and nothing about the text."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor
+from transformers import LogitsProcessorList
 
-from tests.generation.models import TOKENIZER, engine_for, model_of, prompts_of
+from tests.generation.models import TOKENIZER, engine_for, forcing, model_of, prompts_of
+from tests.generation.toys import Guesses, ToyCache, ToyForward, batch_of, continued, request_of
 from trimtab.generation import Finish, Sampling
+from trimtab.generation.stats import EngineStats
 
 NEW = 20
 
@@ -41,7 +52,7 @@ GUESSES = {
     "mixed": mixed,
     "none": lambda ahead: [],
 }
-# Draft tokens accepted, steps with a draft and steps without, for the tokens behind the first.
+# Accepted tokens, steps with a draft and steps without, for the tokens after the first.
 EXPECTED = {
     "perfect": (15, 4, 0),
     "longer than wanted": (18, 1, 0),
@@ -58,26 +69,76 @@ def test_the_text_is_the_same(variant, guess, sampling):
     (prompt,) = prompts_of(11)
     with engine_for(model) as engine:
         (plain,) = engine.generate([prompt], max_new_tokens=NEW, sampling=sampling)
-    drafts = Proposer(prompt + plain.tokens, GUESSES[guess])
-    with engine_for(model, drafts=drafts) as engine:
+    drafter = Proposer(prompt + plain.tokens, GUESSES[guess])
+    with engine_for(model, drafter=drafter) as engine:
         (found,) = engine.generate([prompt], max_new_tokens=NEW, sampling=sampling)
         stats = engine.stats
     assert found.tokens == plain.tokens
     assert found.text == plain.text
-    # Each step yields a token of its own beside those accepted; the prompt's yields one too.
-    assert stats.drafted_steps + stats.decode_steps + stats.accepted == len(plain.tokens) - 1
-    assert found.steps == 1 + stats.drafted_steps + stats.decode_steps
+    # Each step yields a token of its own besides those accepted; the prompt's yields one too.
+    assert stats.verify_steps + stats.decode_steps + stats.accepted == len(plain.tokens) - 1
+    assert found.steps == 1 + stats.verify_steps + stats.decode_steps
     assert bool(stats.proposed) == (guess != "none")
     if guess == "mixed":
         assert 0 < stats.accepted < stats.proposed
     else:
-        steps = stats.drafted_steps, stats.decode_steps
+        steps = stats.verify_steps, stats.decode_steps
         assert (stats.accepted, *steps) == EXPECTED[guess]
+
+
+def three_tokens(ids: Sequence[int]) -> Tensor:
+    """Return the logits of three tokens; they depend on the last two ids."""
+    return torch.tensor([[0.3, -0.4, 1.1], [1.2, 0.1, -0.8], [-0.5, 0.9, 0.2]])[ids[-1]] * (
+        1 + 0.5 * ids[-2]
+    )
+
+
+class Likeliest:
+    """Proposes the two likeliest next tokens of that model, the first of them mostly right."""
+
+    context = 2
+
+    def propose(self, ids: Sequence[int]) -> list[int]:
+        ids = list(ids)
+        for _ in range(2):
+            ids.append(int(three_tokens(ids).argmax()))
+        return ids[-2:]
+
+
+def test_sampling_with_drafts_keeps_the_distribution():
+    """Of four tokens: 81 texts, with their exact probabilities."""
+    prompt, new, draws = [0, 1], 4, 4000
+    sampling = Sampling(temperature=0.7, seed=11)
+    requests = [request_of(index, prompt, new, sampling) for index in range(draws)]
+    stats = EngineStats()
+    batch = batch_of(
+        ToyForward(ToyCache(1, 100), three_tokens), requests, 8, drafter=Likeliest(), stats=stats
+    )
+    counts = Counter(tuple(request.completion().tokens) for request in batch.run())
+    assert 0.3 < stats.accepted / stats.proposed < 0.9
+
+    texts = list(product(range(3), repeat=new))
+    expected = []
+    for text in texts:
+        ids, probability = list(prompt), 1.0
+        for token in text:
+            probability *= float((three_tokens(ids) / sampling.temperature).softmax(-1)[token])
+            ids.append(token)
+        expected.append(probability * draws)
+    order = np.argsort(expected)
+    # Rare texts together: the test needs several of each kind.
+    rare = [texts[place] for place in order if expected[place] < 5]
+    kinds = [texts[place] for place in order if expected[place] >= 5]
+    assert len(kinds) > 30
+    found = [counts[text] for text in kinds] + [sum(counts[text] for text in rare)]
+    wanted = [expected[texts.index(text)] for text in kinds]
+    wanted.append(draws - sum(wanted))
+    assert chisquare(found, wanted).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("finish", [Finish.stop, Finish.stop_string])
 def test_a_draft_ends_with_the_text(finish):
-    """A stop token or a stop string within a draft, and nothing is handed out behind it."""
+    """A stop token or a stop string within a draft ends the text, and nothing follows it."""
     model = model_of()
     (prompt,) = prompts_of(11)
     with engine_for(model) as engine:
@@ -87,16 +148,109 @@ def test_a_draft_ends_with_the_text(finish):
         model.generation_config.eos_token_id = end
     else:
         stop = [TOKENIZER.decode([end])]
-    drafts = Proposer(prompt + plain.tokens, lambda ahead: ahead[:8])
-    with engine_for(model, drafts=drafts) as engine:
+    drafter = Proposer(prompt + plain.tokens, lambda ahead: ahead[:8])
+    with engine_for(model, drafter=drafter) as engine:
         (found,) = engine.generate(
             [prompt], max_new_tokens=NEW, stop=stop, on_token=lambda *call: handed.append(call[1])
         )
         assert found.finish is finish
         assert found.tokens == handed == plain.tokens[: plain.tokens.index(end) + 1]
         assert found.text == TOKENIZER.decode(found.tokens[:-1])
-        assert 0 < engine.stats.accepted < engine.stats.proposed
+        stats = engine.stats
+        if finish is Finish.stop:
+            # The draft ends before the stop token, which the model chooses after it.
+            assert stats.accepted == stats.proposed == len(found.tokens) - 2
+        else:
+            assert 0 < stats.accepted < stats.proposed
+        assert stats.verify_steps == 1
         assert engine.kv.stats().live == 0
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_a_stop_string_of_several_tokens_ends_the_text_where_it_does_without_drafts(size):
+    """Wherever drafts of that size cut the stop string: in one of them, or across two."""
+    model, text = model_of(), "né 😀 STOP and on"
+    prompt, ids = TOKENIZER("Hello")["input_ids"], TOKENIZER(text)["input_ids"]
+
+    def run(drafter: Proposer | None) -> tuple[Any, list[tuple[int, int, str]], int]:
+        calls: list[tuple[int, int, str]] = []
+        with engine_for(model, drafter=drafter) as engine:
+            (found,) = engine.generate(
+                ["Hello"],
+                max_new_tokens=len(ids),
+                stop=["STOP"],
+                on_token=lambda *call: calls.append(call),
+                logits_processors=forcing(text),
+            )
+        return found, calls, engine.stats.accepted
+
+    plain, expected, _ = run(None)
+    found, calls, accepted = run(Proposer(prompt + ids, lambda ahead: ahead[:size]))
+    assert accepted > 0
+    assert calls == expected
+    assert (found.tokens, found.text, found.finish) == (plain.tokens, "né 😀 ", Finish.stop_string)
+
+
+@pytest.mark.parametrize("source", ["generation config", "config", "tokenizer"])
+@pytest.mark.parametrize("role", ["bos", "eos", "pad"])
+def test_a_draft_ends_before_a_special_token(role, source):
+    """Whatever is proposed, the model never gets a token that no text contains."""
+    model, special = model_of(), 258
+    fed: list[int] = []
+    (prompt,) = prompts_of(11)
+    with engine_for(model) as engine:
+        (plain,) = engine.generate([prompt], max_new_tokens=NEW)
+    assert special not in plain.tokens
+    output = type(TOKENIZER)(tokenizer_object=TOKENIZER.backend_tokenizer)
+    if source == "tokenizer":
+        setattr(output, f"{role}_token", output.convert_ids_to_tokens(special))
+        assert getattr(output, f"{role}_token_id") == special
+    else:
+        config = model.config if source == "config" else model.generation_config
+        setattr(config, f"{role}_token_id", special)
+    drafter = Proposer(prompt + plain.tokens, lambda ahead: [*ahead[:2], special, *ahead[2:4]])
+    handle = model.register_forward_pre_hook(
+        lambda module, args, inputs: fed.extend(inputs["input_ids"].flatten().tolist()),
+        with_kwargs=True,
+    )
+    with engine_for(model, drafter=drafter, output_tokenizer=output) as engine:
+        (found,) = engine.generate([prompt], max_new_tokens=NEW)
+        stats = engine.stats
+    handle.remove()
+    assert found.tokens == plain.tokens
+    assert special not in fed
+    assert stats.accepted == stats.proposed == 2 * stats.verify_steps > 0
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.9, seed=5)], ids=str)
+def test_logits_processors_see_the_same_ids_and_logits(sampling):
+    model = model_of()
+    (prompt,) = prompts_of(9)
+
+    def run(drafter: Proposer | None) -> tuple[list[int], list[list[int]], Tensor]:
+        seen, logits = [], []
+
+        def processor(input_ids: Tensor, scores: Tensor) -> Tensor:
+            seen.append(input_ids.tolist())
+            logits.append(scores[0].clone())
+            scores[:, input_ids[0, -3:]] -= 2.0  # the choice depends on the ids
+            return scores
+
+        with engine_for(model, drafter=drafter) as engine:
+            (found,) = engine.generate(
+                [prompt],
+                max_new_tokens=NEW,
+                sampling=sampling,
+                logits_processors=lambda index: LogitsProcessorList([processor]),
+            )
+            assert drafter is None or 0 < engine.stats.accepted < engine.stats.proposed
+        return found.tokens, seen, torch.stack(logits)
+
+    tokens, seen, logits = run(None)
+    assert seen == [[prompt + tokens[:place]] for place in range(NEW)]
+    found = run(Proposer(prompt + tokens, mixed))
+    assert found[:2] == (tokens, seen)
+    torch.testing.assert_close(found[2], logits)
 
 
 def test_several_texts_go_on_undrafted_until_one_is_left():
@@ -104,29 +258,42 @@ def test_several_texts_go_on_undrafted_until_one_is_left():
     prompts = prompts_of(6, 9)
     with engine_for(model) as engine:
         plain = engine.generate(prompts, max_new_tokens=[16, 6])
-    drafts = Proposer(prompts[0] + plain[0].tokens, lambda ahead: ahead[:3])
-    with engine_for(model, drafts=drafts, prefill_chunk=64) as engine:
+    drafter = Proposer(prompts[0] + plain[0].tokens, lambda ahead: ahead[:3])
+    with engine_for(model, drafter=drafter, prefill_chunk=64) as engine:
         found = engine.generate(prompts, max_new_tokens=[16, 6])
         stats = engine.stats
     assert [one.tokens for one in found] == [one.tokens for one in plain]
     assert stats.decode_steps == 5
-    assert stats.drafted_steps == 3  # of 15 tokens 5 are there, and a step yields 4
+    assert stats.verify_steps == 3  # of 15 tokens 5 are there, and a step yields 4
     assert found[0].steps == 1 + 5 + 3
 
 
 def test_a_draft_that_memory_has_no_room_for_is_dropped():
+    def long_draft(ahead: list[int]) -> list[int]:
+        """Guess right up to the stop token, of which 32 tokens lie ahead, and wrong from there."""
+        return [*ahead[:-33], *[5] * 28]
+
     model = model_of()
     (prompt,) = prompts_of(28)
     with engine_for(model) as engine:
         (plain,) = engine.generate([prompt], max_new_tokens=36)
     model.generation_config.eos_token_id = plain.tokens[3]
-    drafts = Proposer(prompt + plain.tokens, lambda ahead: ahead[:30])
-    with engine_for(model, drafts=drafts, budget=2 * 6 * 4096) as engine:
+    drafter = Proposer(prompt + plain.tokens, long_draft)
+    with engine_for(model, drafter=drafter, budget=2 * 6 * 4096) as engine:
         other = engine.kv.acquire()
-        engine.kv.ensure({other: 1})  # one of the two page rows is somebody else's
+        engine.kv.ensure({other: 1})  # takes one of the two page rows
         (found,) = engine.generate([prompt], max_new_tokens=36)
         assert engine.stats.decode_steps == len(found.tokens) - 1
         engine.kv.release(other)
         (again,) = engine.generate([prompt], max_new_tokens=36)
-        assert engine.stats.drafted_steps == 1
+        assert engine.stats.verify_steps == 1
     assert found.tokens == again.tokens == plain.tokens[:4]
+
+
+def test_a_draft_leaves_room_for_the_token_after_it():
+    """The longest draft of a text of 6 tokens has 4: the prompt yields one, and the step one."""
+    cache, stats = ToyCache(1, 100), EngineStats()
+    request = request_of(0, [1, 2, 3], 6)
+    batch = batch_of(ToyForward(cache), [request], 8, drafter=Guesses(9, 0), stats=stats)
+    assert [one.completion().tokens for one in batch.run()] == [continued([1, 2, 3], 6)]
+    assert (stats.proposed, stats.accepted, stats.verify_steps) == (4, 4, 1)

@@ -1,4 +1,4 @@
-"""The engine on tiny models: as transformers generates, whatever runs beside it."""
+"""The engine on tiny models: it generates what transformers does, whatever else runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 
 import pytest
 import torch
-from transformers import LogitsProcessorList
 
 from tests.generation.models import (
     TOKENIZER,
     VARIANTS,
     Recorder,
     engine_for,
+    forcing,
     model_of,
     prompts_of,
     stock,
@@ -66,9 +66,9 @@ def test_a_greedy_result_does_not_depend_on_the_batch(variant, layout):
 
 
 def test_shapes_and_addresses_of_the_steps():
-    """Decode steps are always the same; chunks are the prompt's."""
+    """Decode steps are all alike; chunks depend on the prompt."""
     model = model_of()
-    decoded, read = set(), []
+    decoded, prefilled = set(), []
 
     def look(module, positional, inputs):
         shape = tuple(inputs["input_ids"].shape)
@@ -76,7 +76,7 @@ def test_shapes_and_addresses_of_the_steps():
             tensors = inputs["input_ids"], inputs["position_ids"], inputs["attention_mask"]
             decoded.add((shape, id(inputs["step"]), *(one.data_ptr() for one in tensors)))
         else:
-            read.append(shape)
+            prefilled.append(shape)
 
     handle = model.register_forward_pre_hook(look, with_kwargs=True)
     with engine_for(model) as engine:
@@ -84,16 +84,16 @@ def test_shapes_and_addresses_of_the_steps():
         engine.generate(prompts_of(7), max_new_tokens=4)
     handle.remove()
     assert len(decoded) == 1
-    assert read == [(1, 8), (1, 8), (1, 4), (1, 3), (1, 8), (1, 1), (1, 7)]
+    assert prefilled == [(1, 8), (1, 8), (1, 4), (1, 3), (1, 8), (1, 1), (1, 7)]
 
 
 def test_a_freed_slot_takes_the_next_prompt_at_once():
     model = model_of()
     with engine_for(model, slots=2, prefill_chunk=64) as engine:
         engine.generate(prompts_of(4, 4, 4, 4), max_new_tokens=[3, 9, 3, 3])
-        # The second text takes 8 steps behind its prompt, and the others fit in beside it.
+        # The second text takes 8 steps after its prompt; the others fit into the same steps.
         assert engine.stats.decode_steps == 8
-        assert engine.stats.chunks == 4
+        assert engine.stats.prefill_steps == 4
 
 
 def test_a_text_ends_with_a_stop_token():
@@ -108,24 +108,7 @@ def test_a_text_ends_with_a_stop_token():
     assert found.text == TOKENIZER.decode(found.tokens[:-1], skip_special_tokens=True)
 
 
-def force(text: str):
-    """Return processors that let only the tokens of one text through."""
-    tokens = TOKENIZER(text)["input_ids"]
-
-    def processors(index: int) -> LogitsProcessorList:
-        place = iter(tokens)
-
-        def only(input_ids, scores):
-            forced = torch.full_like(scores, -torch.inf)
-            forced[:, next(place)] = 0
-            return forced
-
-        return LogitsProcessorList([only])
-
-    return processors
-
-
-def test_text_is_streamed_up_to_a_stop_string():
+def test_text_is_handed_out_up_to_a_stop_string():
     model, calls = model_of(), []
     text = "né 😀 STOP and on"
     with engine_for(model) as engine:
@@ -134,7 +117,7 @@ def test_text_is_streamed_up_to_a_stop_string():
             max_new_tokens=len(text.encode()),
             stop=["STOP", "absent"],
             on_token=lambda *call: calls.append(call),
-            logits_processors=force(text),
+            logits_processors=forcing(text),
         )
     assert found.text == "né 😀 "
     assert found.finish is Finish.stop_string
@@ -150,7 +133,7 @@ def test_text_is_streamed_up_to_a_stop_string():
     assert "".join(call[2] for call in calls) == found.text
 
 
-def test_what_a_stop_string_might_have_begun_with_comes_at_the_end():
+def test_text_held_back_for_a_stop_string_comes_at_the_end():
     model, deltas = model_of(), []
     with engine_for(model) as engine:
         (found,) = engine.generate(
@@ -158,7 +141,7 @@ def test_what_a_stop_string_might_have_begun_with_comes_at_the_end():
             max_new_tokens=4,
             stop=["cde"],
             on_token=lambda index, token, delta: deltas.append(delta),
-            logits_processors=force("abcd"),
+            logits_processors=forcing("abcd"),
         )
     assert deltas == ["a", "b", "", "cd"]
     assert (found.text, found.finish) == ("abcd", Finish.length)
@@ -175,7 +158,7 @@ def test_completions_say_when_their_tokens_came():
 
 
 def budget_for(rows: int) -> int:
-    """Return the bytes of so many page rows of the tiny Llama: 32 tokens each."""
+    """Return the bytes of this many page rows of the tiny Llama, each with room for 32 tokens."""
     return rows * 6 * PAGE
 
 
@@ -201,7 +184,7 @@ def test_a_small_budget_changes_nothing_but_the_order(sampling):
     engine, found, calls = run(budget_for(4))
     assert [(one.tokens, one.text) for one in found] == [(one.tokens, one.text) for one in expected]
     assert engine.stats.preemptions == sum(one.preemptions for one in found) > 0
-    assert engine.stats.replayed > engine.stats.diverged == 0
+    assert engine.stats.recomputed > engine.stats.diverged == 0
     assert found[0].preemptions == 0
     for index, one in enumerate(found):
         mine = [call[1:] for call in calls if call[0] == index]
@@ -223,7 +206,7 @@ def test_a_text_ends_where_its_memory_does():
 
 
 class Interruption(BaseException):
-    """As Ctrl-C comes."""
+    """Stands in for Ctrl-C."""
 
 
 @pytest.mark.parametrize("after", [1, 7])
@@ -248,7 +231,7 @@ def test_after_an_interruption_all_slots_are_free(after):
     assert [one.tokens for one in found] == [stock(model, prompt, 8) for prompt in PROMPTS]
 
 
-def test_the_model_is_the_engines_within_the_block_alone():
+def test_the_model_belongs_to_the_engine_only_within_the_block():
     model = model_of("gemma2")
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ids = torch.tensor(PROMPTS[:1])
@@ -259,7 +242,7 @@ def test_the_model_is_the_engines_within_the_block_alone():
             engine.generate(PROMPTS[:1], max_new_tokens=2)
             with pytest.raises(TrimtabError, match=r"call engine\.generate"):
                 model(ids)
-            with pytest.raises(RuntimeError, match="runs already"):
+            with pytest.raises(RuntimeError, match="running already"):
                 engine.__enter__()
             assert engine.kv.stats().committed > 0
         assert model.config._attn_implementation == before
@@ -291,19 +274,19 @@ def test_prompts_may_be_texts_and_progress_is_shown(capsys):
     assert shown.out == ""
 
 
-def test_text_is_decoded_by_the_tokenizer_of_the_output():
+def test_text_is_decoded_by_the_output_tokenizer():
     class Shouting(type(TOKENIZER)):
         def decode(self, ids, **settings):
             return super().decode(ids, **settings).upper()
 
     output = Shouting(tokenizer_object=TOKENIZER.backend_tokenizer, eos_token="</s>")
     with engine_for(model_of(), output_tokenizer=output) as engine:
-        (found,) = engine.generate(["x"], max_new_tokens=3, logits_processors=force("abc"))
+        (found,) = engine.generate(["x"], max_new_tokens=3, logits_processors=forcing("abc"))
     assert found.text == "ABC"
 
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "mistral, window", "gpt2"])
-def test_a_given_text_is_expected_as_the_model_does(variant):
+def test_the_logits_of_a_given_text_are_the_models(variant):
     model = model_of(variant)
     prompt, text = prompts_of(19, 23)
     expected = model(torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1]
@@ -315,5 +298,5 @@ def test_a_given_text_is_expected_as_the_model_does(variant):
         for one, other in (([], text), (prompt, []), (prompt * 6, text)):
             with pytest.raises(TrimtabError, match="129 at most"):
                 engine.logits(one, other)
-        # The longest that fits: of 129 tokens the last is not read.
+        # The longest that fits: the last of 129 tokens is not an input.
         assert len(engine.logits([1], [2] * 128)) == 128

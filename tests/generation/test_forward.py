@@ -1,4 +1,4 @@
-"""The two forward passes, on a cache that holds more than the texts that decode."""
+"""The forward passes, on a cache that also holds sequences that do not decode."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def test_slots_that_do_not_decode_are_left_alone():
         kv.ensure({theirs: len(other)})
         with using_attention(model, NAME):
             forward = Forward(model, kv)
-            forward.read(theirs, other[:4], 0, prompt=True)
+            forward.prefill(theirs, other[:4], 0)
             marked = [cache[theirs, : len(other)] for cache in (*kv.keys, *kv.values)]
             for cache in marked:
                 cache[4:] = 7
             before = [cache.clone() for cache in marked]
-            kv.ensure({mine: 4})
-            found = [forward.read(mine, text[:4], 0, prompt=True, keep=2)]
-            for token in text[4:]:
+            kv.ensure({mine: 5})
+            found = [forward.prefill(mine, text[:3], 0), forward.verify(mine, text[3:5], 3)]
+            for token in text[5:]:
                 kv.ensure({mine: kv.length(mine) + 1})
                 found.append(forward.decode({mine: token})[mine : mine + 1])
         torch.testing.assert_close(torch.cat(found), expected[2:], atol=1e-4, rtol=1e-4)

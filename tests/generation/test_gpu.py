@@ -31,7 +31,7 @@ def test_greedy_text_is_what_transformers_generates(variant):
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=3)], ids=str)
 def test_a_small_budget_and_another_order_change_nothing(sampling):
-    """Of the tiny Llama's six streams a page holds 32 768 tokens: two sequences fit, of four."""
+    """The tiny Llama has six planes, a page of which holds 32 768 tokens: two of four texts fit."""
     model = on_gpu("llama", DType.bfloat16)
 
     def run(prompts: list[list[int]], budget: int | None = None) -> tuple[list[list[int]], int]:
@@ -44,7 +44,7 @@ def test_a_small_budget_and_another_order_change_nothing(sampling):
     assert found == expected
     assert steps_of_two > steps
     assert run(PROMPTS[:1])[0] == expected[:1]
-    if sampling == Sampling():  # what is drawn depends on the place of a prompt
+    if sampling == Sampling():  # draws depend on the index of a prompt
         order = [3, 0, 5, 1, 4, 2]
         found, _ = run([PROMPTS[index] for index in order])
         assert found == [expected[index] for index in order]

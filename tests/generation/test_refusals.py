@@ -1,16 +1,19 @@
-"""What an engine refuses before anything has run, and what it says."""
+"""What an engine refuses before anything runs, and what it says."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.generation.models import engine_for, model_of, prompts_of
-from trimtab.errors import MisfitError, TrimtabError
-from trimtab.generation.fit import capacity, longest_text
+from trimtab.errors import ConfigError, MisfitError, TrimtabError
+from trimtab.generation.limits import capacity, longest_text
 from trimtab.models.sources import DType
 from trimtab.vattention.layout import Geometry, committed_bytes
+from trimtab.vattention.settings import CacheSettings, Layout
 
 
 @pytest.mark.parametrize(
@@ -20,8 +23,8 @@ from trimtab.vattention.layout import Geometry, committed_bytes
         (
             prompts_of(3, 24),
             {},
-            "prompt 1 has 24 tokens: with one behind it, it is longer than the 24 that max_len "
-            "allows; raise max_len, or shorten the prompt",
+            "prompt 1 has 24 tokens: max_len allows 24, including at least one generated token; "
+            "raise max_len, or shorten the prompt",
         ),
         ("ab", {}, "prompts='ab': expected several"),
         ([1, 2], {}, "prompt 1: expected a text or token ids"),
@@ -40,7 +43,7 @@ def test_arguments(prompts, settings, message):
     with engine_for(model_of(), max_len=24) as engine:
         with pytest.raises(TrimtabError, match=message):
             engine.generate(prompts, **{"max_new_tokens": 4, **settings})
-        assert engine.stats.chunks == 0
+        assert engine.stats.prefill_steps == 0
         assert engine.kv.stats().committed == 0
 
 
@@ -49,8 +52,8 @@ def test_a_prompt_that_the_budget_cannot_hold():
     with engine_for(model_of(), budget=budget) as engine:
         engine.generate(prompts_of(31), max_new_tokens=1)
         message = (
-            "prompt 1 has 32 tokens: with one behind it, it is longer than the 32 that the budget "
-            "of the KV cache has memory for; raise the budget, or shorten the prompt"
+            "prompt 1 has 32 tokens: the budget of the KV cache allows 32, including at least one "
+            "generated token; raise the budget, or shorten the prompt"
         )
         with pytest.raises(TrimtabError, match=message):
             engine.generate(prompts_of(3, 32), max_new_tokens=1)
@@ -60,11 +63,10 @@ def test_a_prompt_that_the_budget_cannot_hold():
     ("settings", "message"),
     [
         ({"slots": 0}, "slots=0"),
-        ({"layout": "other"}, "layout='other'"),
         ({"page_group": 1000}, "pages of 1000 bytes; expected"),
     ],
 )
-def test_a_cache_that_cannot_be(settings, message):
+def test_a_cache_that_cannot_be_made(settings, message):
     model = model_of()
     before = model.config._attn_implementation
     with pytest.raises(TrimtabError, match=message), engine_for(model, **settings):
@@ -72,16 +74,28 @@ def test_a_cache_that_cannot_be(settings, message):
     assert model.config._attn_implementation == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layout": "other"}, "vattention.layout=other: expected slot or mega"),
+        ({"prefill_chunk": 0}, "vattention.prefill_chunk=0: expected at least 1 tokens"),
+        ({"page_group": 0}, "vattention.page_group=0: expected null or at least 1 bytes"),
+        ({"budget": 0.5}, "vattention.budget=0.5: expected null or a whole number"),
+    ],
+)
+def test_cache_settings_out_of_range(settings, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        CacheSettings(**settings)
+
+
 def test_a_dtype_that_the_cache_does_not_hold():
     with pytest.raises(TrimtabError, match=r"dtype=torch\.float64; expected one of"):
         engine_for(model_of(dtype=DType.float64)).__enter__()
 
 
-def test_sizes_that_do_not_fit_the_model():
+def test_a_length_beyond_the_models_positions():
     with pytest.raises(TrimtabError, match="max_len=4096: LlamaForCausalLM has positions for 2048"):
         engine_for(model_of(), max_len=4096)
-    with pytest.raises(TrimtabError, match="prefill_chunk=0: expected at least 1"):
-        engine_for(model_of(), prefill_chunk=0)
 
 
 def test_models_that_are_not_supported():
@@ -98,13 +112,13 @@ def test_models_that_are_not_supported():
 
 
 def test_long_rope_ends_at_its_original_length():
-    """Beyond it one long text would turn all texts of the batch by other angles."""
+    """Beyond it, one long text would change the frequencies of every text in the batch."""
     assert longest_text(model_of("phi3").config) == 1024
     assert longest_text(model_of("gemma3").config) == 2048
     assert longest_text(model_of("gpt2").config) == 2048
 
 
-@pytest.mark.parametrize("layout", ["slot", "mega"])
+@pytest.mark.parametrize("layout", list(Layout))
 @pytest.mark.parametrize("budget", [0, 100_000, 123_456, 10**9])
 def test_capacity_is_the_most_tokens_whose_pages_the_budget_holds(budget, layout):
     geometry = Geometry(3, 2, 500, 3, 24, torch.float32, layout)

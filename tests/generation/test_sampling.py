@@ -1,4 +1,4 @@
-"""What is drawn: from which distribution, and by which seed."""
+"""From which distribution tokens are drawn, and with which seed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGITS = [1.0, 0.4, -0.5, 2.0, 0.0, -3.0]
 
 
 def distribution(sampling: Sampling) -> np.ndarray:
-    """Return the probabilities, computed from their definitions."""
+    """Return the probabilities, computed from the definitions."""
     weights = np.exp(np.array(LOGITS) / sampling.temperature)
     order = np.argsort(-weights)
     if sampling.top_k is not None:
@@ -63,7 +63,7 @@ def draws(seed: int, index: int) -> list[int]:
     return [sampler([], torch.zeros(1, 1000)) for _ in range(8)]
 
 
-def test_seed_and_index_make_what_is_drawn():
+def test_draws_depend_on_seed_and_index():
     assert draws(3, 1) == draws(3, 1)
     assert len({tuple(draws(*pair)) for pair in [(3, 1), (3, 2), (4, 1), (1, 3)]}) == 4
 

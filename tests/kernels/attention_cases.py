@@ -1,4 +1,4 @@
-"""Caches for the decode attention's tests: strided, poisoned or unreadable where none may look."""
+"""Caches for tests of decode attention: strided, and poisoned or inaccessible elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROT_NONE = 0
 
 @dataclass
 class Case:
-    """Arguments of `decode_attention`, by its names."""
+    """The arguments of `decode_attention`, under the same names."""
 
     query: Tensor
     keys: Tensor
@@ -31,7 +31,7 @@ class Case:
         return tuple(vars(self).values())
 
     def to(self, device: str) -> Case:
-        """Return the case on a device, its caches' strides and gaps as they are."""
+        """Return the case on a device, with the same strides and gaps in its caches."""
         moved = {k: v.to(device) for k, v in vars(self).items() if k in ("query", "lengths")}
         for name in ("keys", "values"):
             cache = getattr(self, name)
@@ -63,7 +63,7 @@ def draw(
     gaps: tuple[int, int, int] = (0, 0, 0),
     seed: int = 0,
 ) -> Case:
-    """Return a case with NaN wherever nothing is attended to.
+    """Return a case with NaN everywhere except in the tokens attended to.
 
     Parameters
     ----------
@@ -91,9 +91,9 @@ def draw(
 
 
 def guard(case: Case) -> Case:
-    """Return the case with its caches in memory of which only what is attended to can be accessed.
+    """Return the case with caches of which only the tokens attended to can be accessed.
 
-    Every slot's first and last token must begin and end on a page.
+    These must begin and end at page bounds in every slot.
     """
     moved = {}
     for name in ("keys", "values"):
@@ -127,12 +127,12 @@ def expected(case: Case) -> Tensor:
 
 
 def assert_close_to_float64(found: Tensor, case: Case, rounded_weights: bool = False) -> None:
-    """Compare with float64, within what float32 sums lose and one rounding of the result.
+    """Compare with float64, within the error of float32 sums and one rounding of the result.
 
     Parameters
     ----------
     rounded_weights : bool
-        Whether the weights are rounded to the values' dtype, as for a GPU's tensor cores.
+        Whether weights are rounded to the dtype of the values, as for a GPU's tensor cores.
     """
     case = case.to("cpu")
     result = expected(case)

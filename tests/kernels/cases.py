@@ -1,4 +1,4 @@
-"""What several test modules compare kernels with."""
+"""Inputs and comparisons shared by several test modules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trimtab_kernels import reference
 
-# Odd widths, single rows and columns, and more columns than one thread takes at a time.
+# Odd widths, single rows and columns, and more columns than one thread processes at a time.
 SHAPES = [(1, 1), (1, 37), (37, 1), (7, 16), (577, 131), (129, 1000), (64, 8455)]
 
 
@@ -22,7 +22,7 @@ def draw(d: int, n: int, dtype: torch.dtype, tokens: int = 1, seed: int = 0) -> 
 def assert_close_to_float64(
     found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float = 0.0
 ) -> None:
-    """Compare a product with float64's, within what float32 sums and one rounding may lose."""
+    """Compare a product with float64, within the error of float32 sums and one rounding."""
     masked = reference.keep_above(x, threshold).double()
     expected = masked @ weight.double()
     scale = masked.abs() @ weight.double().abs()
@@ -43,7 +43,7 @@ def draw_int8(d: int, n: int, dtype: torch.dtype, tokens: int = 1) -> list[Tenso
 
 
 def assert_close_to_float64_int8(found: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> None:
-    """As `assert_close_to_float64`, for `int8_linear`; a dense product may round once more."""
+    """Like `assert_close_to_float64`, for `int8_linear`; a dense product may round twice."""
     expected = (x.double() @ weight.double()) * scale.double()
     sizes = (x.double().abs() @ weight.double().abs()) * scale.double()
     assert found.dtype == x.dtype
@@ -54,7 +54,7 @@ def assert_close_to_float64_int8(found: Tensor, x: Tensor, weight: Tensor, scale
 
 
 def same(first: Tensor, second: Tensor) -> bool:
-    """Return whether two tensors are equal entry by entry, NaN being equal to NaN."""
+    """Return whether two tensors are equal, with NaN equal to NaN."""
     return first.dtype == second.dtype and torch.equal(
         first.nan_to_num(nan=7.0), second.nan_to_num(nan=7.0)
     )

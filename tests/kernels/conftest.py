@@ -1,3 +1,7 @@
+"""Fixtures for the tests of the kernels."""
+
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +12,7 @@ from trimtab_kernels.sparse_linear import cpu
 
 @pytest.fixture(params=[1, 2, 7])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Run a test on so many threads each."""
+    """Run a test with different numbers of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -17,6 +21,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture
 def compiled() -> None:
-    """Skip a test of what only the C++ kernels do where there is no compiler for them."""
+    """Skip a test of the C++ kernels if there is no compiler for them."""
     if reason := cpu.load():
         pytest.skip(reason)

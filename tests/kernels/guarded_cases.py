@@ -1,4 +1,4 @@
-"""The CPU forms over memory that faults where it is not theirs: a module, since a fault kills."""
+"""The CPU versions on memory that faults elsewhere; run as a module, as a fault kills it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMS = (
     (decode_attention, append_kv),
     (reference.decode_attention, reference.append_kv),
 )
-# In every dtype and width below, this many tokens fill whole pages.
+# For every dtype and width below, this many tokens fill whole pages.
 TOKENS = 64
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Building the C++ kernels: in processes of their own, with caches of their own."""
+"""Building the C++ kernels, in separate processes with separate caches."""
+
+from __future__ import annotations
 
 import os
 import re
@@ -71,7 +73,7 @@ def finish(process):
 
 @pytest.fixture
 def copying_compiler(compiled, tmp_path):
-    """Return a stand-in compiler that takes a second, keeps a log, and copies finished builds."""
+    """Return a stand-in compiler that logs its calls, waits a second and copies finished builds."""
     for library in (SPARSE_LINEAR, DECODE_ATTENTION):
         build.load(library)
     script, log = tmp_path / "compiler", tmp_path / "log"
@@ -109,7 +111,7 @@ def test_without_a_compiler_the_reference_runs_and_says_why(tmp_path):
     ]
 
 
-def test_a_compiler_that_fails_is_an_error_with_its_words(tmp_path):
+def test_a_compiler_that_fails_is_an_error_with_its_output(tmp_path):
     script = tmp_path / "compiler"
     script.write_text("#!/bin/sh\necho cpu.cpp: no such header >&2\nexit 1\n")
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -121,7 +123,7 @@ def test_a_compiler_that_fails_is_an_error_with_its_words(tmp_path):
 
 
 @pytest.mark.parametrize("library", [SPARSE_LINEAR, DECODE_ATTENTION], ids=lambda one: one.name)
-def test_a_binary_is_of_one_source_and_one_pytorch(library, monkeypatch, tmp_path):
+def test_a_binary_belongs_to_one_source_and_one_pytorch(library, monkeypatch, tmp_path):
     names = {library.path.name}
     with monkeypatch.context() as patch:
         patch.setattr(torch, "__version__", "0.0")

@@ -1,3 +1,7 @@
+"""Decode attention and append on the CPU, compared with float64."""
+
+from __future__ import annotations
+
 import subprocess
 import sys
 
@@ -38,7 +42,7 @@ def cases(draw_from):
 
 @settings(max_examples=150, deadline=None)
 @given(case=cases())
-def test_both_forms_are_float64s_and_look_at_nothing_else(case):
+def test_both_versions_agree_with_float64_and_read_nothing_else(case):
     assert_close_to_float64(decode_attention(*case.arguments), case)
     assert_close_to_float64(reference.decode_attention(*case.arguments), case)
 
@@ -69,7 +73,7 @@ def test_a_softcap_bounds_scores_and_leaves_small_ones():
         assert form(*case.arguments).item() == pytest.approx(weight.item(), rel=1e-6)
 
 
-def test_memory_that_cannot_be_accessed_is_not():
+def test_inaccessible_memory_is_not_accessed():
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-m", "tests.kernels.guarded_cases"],
         cwd=ROOT,
@@ -83,7 +87,7 @@ def test_memory_that_cannot_be_accessed_is_not():
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("dtype", COMPILED)
 @pytest.mark.parametrize("window", [None, 300])
-def test_a_slot_is_the_same_bit_by_bit_in_any_company_and_any_threads(threads, dtype, window):
+def test_a_slot_is_the_same_bit_for_bit_with_any_other_slots_and_threads(threads, dtype, window):
     lengths = [600, 0, 1, 257, 1300]
     case = draw(lengths, dtype, width=80, window=window, max_len=1400)
     together = decode_attention(*case.arguments)
@@ -161,7 +165,7 @@ def test_sizes_of_zero():
 
 @pytest.mark.parametrize("dtype", [*COMPILED, torch.float64])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, 2.0)])
-def test_operators_are_what_pytorch_expects_of_one(dtype, window, softcap):
+def test_operators_pass_pytorchs_checks(dtype, window, softcap):
     case = draw([5, 0, 9], dtype, window=window, softcap=softcap, gaps=(1, 2, 3))
     case.keys.nan_to_num_()
     case.values.nan_to_num_()
@@ -231,8 +235,11 @@ SWAPPED = torch.ones(2, 5, 8, 2).transpose(2, 3)
         ((Q, C[0], C, N, 1.0), r"keys has shape \[5, 2, 8\]; expected \[slots, max_len, kv_heads"),
         ((Q, C, C[:, :4], N, 1.0), r"values has shape \[2, 4, 2, 8\]; expected \[2, 5, 2, 8\] as"),
         ((Q, C, C.half(), N, 1.0), "values is torch.float16 on cpu; expected .* as keys is"),
-        ((Q, SWAPPED, C, N, 1.0), r"keys has strides \[80, 16, 1, 2\]; expected a last one of 1"),
-        ((Q, C, SWAPPED, N, 1.0), r"values has strides .*; expected a last one of 1"),
+        (
+            (Q, SWAPPED, C, N, 1.0),
+            r"keys has strides \[80, 16, 1, 2\]; expected a last stride of 1",
+        ),
+        ((Q, C, SWAPPED, N, 1.0), r"values has strides .*; expected a last stride of 1"),
         (
             (Q, C, C, N.long(), 1.0),
             r"lengths is torch.int64 of shape \[2\] on cpu; expected .*int32",

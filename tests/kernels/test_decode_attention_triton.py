@@ -1,3 +1,7 @@
+"""Decode attention in Triton: on its interpreter, compiled for GPUs, and on a GPU."""
+
+from __future__ import annotations
+
 import os
 import re
 import subprocess

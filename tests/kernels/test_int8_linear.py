@@ -1,3 +1,7 @@
+"""Products with int8 weights."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 
@@ -19,14 +23,14 @@ def test_it_is_the_product_with_scaled_columns(dtype, tokens, shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("columns", "tokens"), [(131, 1), (131, 8), (8455, 1)])
-def test_it_repeats_bit_by_bit_whatever_the_threads(threads, dtype, columns, tokens):
+def test_it_repeats_bit_for_bit_with_any_threads(threads, dtype, columns, tokens):
     x, weight, scale = draw_int8(577, columns, dtype, tokens)
     first = int8_linear(x, weight, scale)
     assert_close_to_float64_int8(first, x, weight, scale)
     assert all(torch.equal(int8_linear(x, weight, scale), first) for _ in range(5))
 
 
-def test_strided_inputs_are_read_as_what_they_are():
+def test_strided_inputs_are_read_correctly():
     x, weight, scale = draw_int8(37, 53, torch.float32, 2)
     strided = torch.stack([x, x], dim=-1)[..., 0]
     assert torch.equal(int8_linear(strided[:1], weight, scale), int8_linear(x[:1], weight, scale))
@@ -63,7 +67,7 @@ def test_arguments_that_do_not_fit_are_refused(change, message, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [-128, 127])
-def test_the_ends_of_int8_are_numbers_as_any_other(dtype, value):
+def test_the_extremes_of_int8_are_ordinary_numbers(dtype, value):
     weight, scale = torch.full((37, 53), value, dtype=torch.int8), torch.full((53,), 0.5)
     found = int8_linear(torch.ones(1, 37, dtype=dtype), weight, scale)
     assert torch.equal(found, torch.full((1, 53), 37 * value / 2).to(dtype))
@@ -84,7 +88,7 @@ def test_sizes_of_zero():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 9])
-def test_it_is_what_pytorch_expects_of_an_operator(dtype, tokens):
+def test_the_operator_passes_pytorchs_checks(dtype, tokens):
     arguments = tuple(draw_int8(24, 17, dtype, tokens))
     torch.library.opcheck(torch.ops.trimtab.int8_linear.default, arguments)
     compiled = torch.compile(

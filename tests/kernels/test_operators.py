@@ -1,3 +1,7 @@
+"""The operators under PyTorch's checks, torch.compile and torch.export."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 
@@ -9,7 +13,7 @@ OPERATORS = torch.ops.trimtab
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("tokens", [1, 9])
-def test_operators_are_what_pytorch_expects_of_one(dtype, tokens):
+def test_operators_pass_pytorchs_checks(dtype, tokens):
     x, weight, bias = draw(24, 17, dtype, tokens)
     check = torch.library.opcheck
     for keep in (0, 7, 24):
@@ -21,7 +25,7 @@ def test_operators_are_what_pytorch_expects_of_one(dtype, tokens):
 
 
 class Site(torch.nn.Module):
-    """One selection with two readers, and a product with a threshold of its own."""
+    """A selection that two products share, and a product with a threshold of its own."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,3 +1,7 @@
+"""The definitions of the kernels."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +13,7 @@ from trimtab_kernels.reference import keep_above, keep_topk, sparse_linear
 @st.composite
 def rows_and_counts(draw):
     width = draw(st.integers(1, 40))
-    # Few distinct magnitudes, so that ties and zeros are the rule.
+    # Few distinct magnitudes, so that ties and zeros are common.
     values = st.lists(st.integers(-2, 2), min_size=width, max_size=width)
     rows = draw(st.lists(values, min_size=1, max_size=4))
     return torch.tensor(rows, dtype=torch.float32), draw(st.integers(0, width))
@@ -18,7 +22,7 @@ def rows_and_counts(draw):
 @given(rows_and_counts())
 def test_topk_keeps_exactly_k_positions_and_none_smaller_than_a_dropped_one(case):
     x, keep = case
-    marked = x + torch.sign(x) * 10 + (x == 0) * 5  # no zero left: every kept position shows
+    marked = x + torch.sign(x) * 10 + (x == 0) * 5  # no zeros: every kept position shows
     kept = keep_topk(marked, keep) != 0
     assert (kept.sum(-1) == keep).all()
     for row, mask in zip(marked.abs(), kept, strict=True):

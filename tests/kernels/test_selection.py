@@ -1,3 +1,7 @@
+"""Selection of the largest entries, compared with sorting."""
+
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -11,7 +15,7 @@ from trimtab_kernels import reference
 from trimtab_kernels.sparse_linear import keep_above, keep_topk
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-# Values that every dtype holds exactly, with ties, both zeros and what is not finite.
+# Values that every dtype represents exactly, with ties, both zeros, infinities and NaN.
 ENTRIES = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, math.inf, -math.inf, math.nan]),
     st.integers(-200, 200).map(lambda n: n / 8),
@@ -27,7 +31,7 @@ def rows_and_counts(draw):
 
 
 def kept_by_sorting(rows, keep, threshold=0.0):
-    """Return what stays, formulated as a sort of (is a number, -magnitude, index) in NumPy."""
+    """Return what stays, by sorting (not NaN, -magnitude, index) in NumPy."""
     x = np.array(rows)
     result = np.zeros_like(x)
     for source, target in zip(x, result, strict=True):
@@ -40,7 +44,7 @@ def kept_by_sorting(rows, keep, threshold=0.0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=rows_and_counts(), threshold=st.sampled_from([0.0, 0.5, 2.0, math.inf]))
-def test_selections_are_what_sorting_says(dtype, case, threshold):
+def test_selections_agree_with_sorting(dtype, case, threshold):
     rows, keep = case
     x = torch.tensor(rows, dtype=dtype)
     expected = kept_by_sorting(rows, keep).to(dtype)
@@ -81,7 +85,7 @@ def test_nothing_aliases_the_input():
     assert keep_topk(x, 5) is x
 
 
-def test_rows_of_no_width_and_no_rows():
+def test_empty_rows_and_no_rows():
     assert keep_topk(torch.ones(3, 0), 0).shape == (3, 0)
     assert keep_above(torch.ones(0, 3), 1.0).shape == (0, 3)
 

@@ -1,3 +1,7 @@
+"""Products that skip dropped entries, compared with float64."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 
@@ -10,7 +14,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 8, 9, 33])
-def test_products_are_float64s_at_odd_shapes(threads, dtype, shape, tokens):
+def test_products_agree_with_float64_at_odd_shapes(threads, dtype, shape, tokens):
     x, weight, bias = draw(*shape, dtype, tokens)
     kept = keep_topk(x, round(0.6 * shape[0]))
     assert_close_to_float64(sparse_linear(kept, weight), kept, weight, None)
@@ -19,7 +23,7 @@ def test_products_are_float64s_at_odd_shapes(threads, dtype, shape, tokens):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 2, 8, 9])
-def test_results_repeat_bit_by_bit(threads, dtype, tokens):
+def test_results_repeat_bit_for_bit(threads, dtype, tokens):
     x, weight, bias = draw(500, 5003, dtype, tokens)
     first = sparse_linear(x, weight, bias, 0.5)
     for _ in range(5):
@@ -27,7 +31,7 @@ def test_results_repeat_bit_by_bit(threads, dtype, tokens):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_fused_threshold_is_a_selection_before(dtype):
+def test_a_fused_threshold_equals_a_separate_selection(dtype):
     x, weight, bias = draw(577, 131, dtype)
     fused = sparse_linear(x, weight, bias, 0.7)
     assert torch.equal(fused, sparse_linear(keep_above(x, 0.7), weight, bias))
@@ -36,7 +40,7 @@ def test_a_fused_threshold_is_a_selection_before(dtype):
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("poison", [torch.inf, -torch.inf, torch.nan])
-def test_rows_behind_dropped_entries_are_not_read(threads, dtype, poison):
+def test_weight_rows_of_dropped_entries_are_not_read(threads, dtype, poison):
     x, weight, bias = draw(577, 131, dtype)
     x[0, 3], x[0, 4] = 0.0, -0.0
     dropped = (x[0].abs() < 0.7).nonzero()[:, 0]

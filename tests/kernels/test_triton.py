@@ -1,3 +1,7 @@
+"""Selection and products in Triton: on its interpreter, compiled for GPUs, and on a GPU."""
+
+from __future__ import annotations
+
 import os
 import re
 import subprocess
@@ -94,7 +98,7 @@ def test_binaries_for_gpus_are_built_without_atomics(
 
 @pytest.fixture
 def float32_sums(monkeypatch):
-    """Have the library's products sum in float32, which is what the bounds are for."""
+    """Have the library's products sum in float32, as the bounds assume."""
     for kind in ("fp16", "bf16"):
         name = f"allow_{kind}_reduced_precision_reduction"
         monkeypatch.setattr(torch.backends.cuda.matmul, name, False)

@@ -1,4 +1,4 @@
-"""Triton's decode attention on any device; as a module, on Triton's interpreter."""
+"""Checks of Triton's decode attention on any device; as a module, on Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def check_guarded() -> None:
 
 
 def widen_products() -> None:
-    """Have the interpreter multiply bfloat16 as numbers: as it is, it multiplies their bits."""
+    """Have the interpreter widen bfloat16 for products; otherwise it multiplies the bits."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder
 

@@ -1,4 +1,4 @@
-"""The Triton kernels against the reference, on any device; as a module, on Triton's interpreter."""
+"""Checks of the Triton kernels on any device; as a module, on Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_selection(dtype: torch.dtype, device: str, widths: tuple[int, ...]) ->
 
     for width in widths:
         x = torch.randn(3, width, generator=torch.Generator().manual_seed(width)).to(dtype)
-        x[1] = (x[1] * 2).round()  # ties and both zeros are the rule
+        x[1] = (x[1] * 2).round()  # so that ties and both zeros are common
         x[2, :: max(1, width // 5)] = torch.nan
         x[2, width // 2] = -torch.inf
         on_device = x.to(device)

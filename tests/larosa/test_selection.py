@@ -183,7 +183,7 @@ def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafts
             engine.generate(prompts, max_new_tokens=9, logits_processors=recorder)
     for index, logits in enumerate(expected):
         torch.testing.assert_close(recorder.of(index), logits)
-    assert engine.stats.drafted_steps > 0 or drafts is None
+    assert engine.stats.verify_steps > 0 or drafts is None
 
 
 def test_a_dense_prefix_predicts_what_the_dense_model_does(sparse):

@@ -1,4 +1,4 @@
-"""Pools of every backend, failures on order, and children to crash in."""
+"""Pools of every backend, failures on demand, and child processes that may crash."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def cuda_pool(page_bytes: int = 1 << 21, budget: int | None = None) -> PagePool:
     return CudaPool(page_bytes, budget)
 
 
-# What can be read and written from here, and crashed over.
+# Backends whose memory the CPU can access.
 ON_CPU = {"host": host_pool, "fake": small_fake_pool}
 MAKERS = {**ON_CPU, "cuda": cuda_pool}
 
 
 @pytest.fixture(params=["host", "fake", pytest.param("cuda", marks=pytest.mark.gpu)])
 def pool(request: pytest.FixtureRequest) -> Callable[..., PagePool]:
-    """Make a pool of each backend, of small pages: `page_bytes` and `budget` as in `PagePool`."""
+    """Return a function that makes a pool of small pages; arguments as for `PagePool`."""
     return MAKERS[request.param]
 
 
 @pytest.fixture(params=list(ON_CPU))
 def cpu_pool(request: pytest.FixtureRequest) -> Callable[..., PagePool]:
-    """Make a pool of each backend whose memory the CPU reads and writes."""
+    """Return such a function for each backend whose memory the CPU can access."""
     return ON_CPU[request.param]
 
 
@@ -71,7 +71,7 @@ _DRIVER_CALLS = {"destroy": "release", "protect": "set_access"}
 
 @contextmanager
 def failing(pool: PagePool, call: str, k: int = 1, memory: bool = False) -> Iterator[None]:
-    """Let the system refuse the `k`-th call from now on, and only that one.
+    """Let the system refuse the `k`-th call of a kind within the block, and only that one.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def failing(pool: PagePool, call: str, k: int = 1, memory: bool = False) -> Iter
         What the pool wants to do: one of the keys above.
     k : int
     memory : bool
-        For want of memory, in `create`.
+        Whether a refused `create` is for lack of memory.
     """
     if isinstance(pool, HostPool):
         target, name = _HOST_CALLS[call]
@@ -101,7 +101,7 @@ def failing(pool: PagePool, call: str, k: int = 1, memory: bool = False) -> Iter
     def called(*arguments: Any) -> Any:
         return refuse() if next(calls) == k else original(*arguments)
 
-    # Pools of other tests, where their finalizers ran meanwhile, would count their calls too.
+    # Finalizers of other tests' pools would be counted if they ran within the block.
     gc.disable()
     try:
         with mock.patch.object(target, name, called):
@@ -111,7 +111,7 @@ def failing(pool: PagePool, call: str, k: int = 1, memory: bool = False) -> Iter
 
 
 def in_child(function: Callable[..., object], *arguments: object) -> int:
-    """Return the exit status of a fork that calls the function, the negative signal if killed."""
+    """Return the exit status of a function in a forked child; minus the signal if killed."""
     process = os.fork()
     if process == 0:
         status = 1

@@ -1,4 +1,4 @@
-"""A CUDA driver without a GPU: strict about the rules, and its memory is real host memory."""
+"""A CUDA driver without a GPU: it enforces the rules, and its memory is real host memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | host._MAP_NORESERVE
 
 @dataclass
 class Allocation:
-    """Physical memory: at `place` of the file, alive until released and nowhere mapped."""
+    """Physical memory at `place` of the file, alive until it is released and mapped nowhere."""
 
     place: int
     nbytes: int
@@ -34,27 +34,27 @@ class Allocation:
 class Mapping:
     nbytes: int
     handle: int
-    access: Access = Access.none
+    access: Access | None = None
 
 
 class FakeDriver:
-    """What `Driver` promises, with every rule of the real one asserted.
+    """A `Driver` that asserts every rule of the real one.
 
-    Tensors over it are on the CPU and can be used as far as mapping and access allow; touching
-    more is a segmentation fault. Fresh memory holds what its last user left there.
+    Tensors over its memory are on the CPU, and can be used as far as mapping and access allow;
+    touching more is a segmentation fault. New memory holds what its last user left there.
 
     Parameters
     ----------
     memory : int
-        Bytes of the device; `create` answers out of memory beyond.
+        Bytes of the device; beyond them, `create` fails with out of memory.
     granularity : int
         Bytes.
 
     Attributes
     ----------
     calls : list of tuple
-        Every call in order: the driver's name for it and its arguments, also calls that failed.
-        ``("fence", n)`` and ``("wait", n)`` for fences.
+        Every call in order, including failed ones: its name in the driver, and its arguments.
+        ``("fence", n)`` and ``("wait", n)`` are for fences.
     """
 
     def __init__(self, memory: int = 1 << 33, granularity: int = GRANULARITY) -> None:
@@ -76,7 +76,7 @@ class FakeDriver:
         weakref.finalize(self, os.close, self._file)
 
     def fail(self, call: str, k: int = 1, code: str = "CUDA_ERROR_UNKNOWN") -> None:
-        """Let the `k`-th call of a kind from now on fail, once, without effect."""
+        """Let the `k`-th next call of a kind fail, once, without effect."""
         self._failures[call] = k, code
 
     def counts(self) -> Counter[str]:
@@ -92,7 +92,7 @@ class FakeDriver:
     def reserve(self, nbytes: int) -> int:
         self._enter("cuMemAddressReserve", nbytes)
         self._whole(nbytes)
-        # With a granule to spare, so that the range can begin at a whole one.
+        # Reserved up to a granule too long, then cut to begin at a multiple of it.
         start = host._mmap(0, nbytes + self.granularity, NOTHING)
         address = -(-start // self.granularity) * self.granularity
         if address > start:
@@ -204,7 +204,7 @@ class FakeDriver:
         assert end == address + nbytes, "the range does not consist of whole mappings"
 
     def _place(self, nbytes: int) -> int:
-        """Return where in the file memory of that size goes: what was freed last, else the end."""
+        """Return a place in the file for memory of that size: freed last, or else at the end."""
         if self._freed[nbytes]:
             return self._freed[nbytes].pop()
         place, self._end = self._end, self._end + nbytes
@@ -220,7 +220,7 @@ class FakeDriver:
 
 
 class FakeFence:
-    """A mark that records when it is waited for."""
+    """A mark that records when someone waits for it."""
 
     def __init__(self, driver: FakeDriver, number: int) -> None:
         self._driver, self._number = driver, number
@@ -236,5 +236,5 @@ def fake_pool(
     memory: int = 1 << 33,
     granularity: int = GRANULARITY,
 ) -> CudaPool:
-    """Return a pool over a fresh `FakeDriver`, which is its attribute ``_driver``."""
+    """Return a pool over a new `FakeDriver`, which is its attribute ``_driver``."""
     return CudaPool(page_bytes, budget, driver=FakeDriver(memory, granularity))

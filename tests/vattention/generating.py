@@ -1,4 +1,4 @@
-"""Tiny models, and what stock `generate` makes of them on one cache or another."""
+"""Tiny models, and what stock `generate` yields with them on various caches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = 4096
 PROMPT = 20
 NEW = 14
 WINDOW = 8
-# Which have no window in the shipped shapes; those of Gemma have one of WINDOW tokens.
+# Models without a window in their shipped shapes; those of Gemma have one of WINDOW tokens.
 WINDOWED = {
     "window-mistral": ("tiny-mistral", {"sliding_window": WINDOW}),
     "window-phi3": ("tiny-phi3", {"sliding_window": WINDOW}),
@@ -25,7 +25,7 @@ WINDOWED = {
     ),
 }
 MODELS = [*SHAPES, *WINDOWED]
-# Gemma 2 runs eagerly only.
+# Gemma 2 supports eager attention only.
 ATTENTIONS = [
     (name, attention)
     for name in MODELS
@@ -46,7 +46,7 @@ RARE_MODES = {
 
 @cached
 def model_of(name: str) -> PreTrainedModel:
-    """Return a tiny model; nothing may change it."""
+    """Return a tiny model that is shared between tests: nothing may change it."""
     if name in SHAPES:
         return tiny(name).model
     shape, settings = WINDOWED[name]
@@ -62,7 +62,7 @@ def make(model: PreTrainedModel, batch: int = 1, max_len: int = 96, **options) -
 
 
 def generate(model: PreTrainedModel, ids: torch.Tensor, cache=None, **options):
-    """Return what stock `generate` does, with the logits; ids of 0 are padding."""
+    """Return the output of stock `generate`, with logits; ids of 0 are padding."""
     torch.manual_seed(0)
     if cache is None:
         cache = DynamicCache(config=model.config)
@@ -80,7 +80,7 @@ def generate(model: PreTrainedModel, ids: torch.Tensor, cache=None, **options):
 
 
 def prompts(batch: int, tokens: int = PROMPT) -> torch.Tensor:
-    """Return prompts that say everything twice, all but the last padded on the left."""
+    """Return prompts of two equal halves, all but the last padded on the left."""
     half = random_inputs(batch, tokens // 2) % 100 + 1
     ids = torch.cat([half, half], dim=1)
     for row in range(batch - 1):
@@ -89,7 +89,7 @@ def prompts(batch: int, tokens: int = PROMPT) -> torch.Tensor:
 
 
 def assert_same(found, expected) -> None:
-    """Assert that the tokens are the same, and the logits but for the order of sums."""
+    """Assert that the tokens are equal, and the logits up to rounding."""
     torch.testing.assert_close(found.sequences, expected.sequences, rtol=0, atol=0)
     for ours, theirs in zip(found.logits, expected.logits, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

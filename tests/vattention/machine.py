@@ -1,6 +1,6 @@
-"""Any series of operations on a cache beside a model of it, as Hypothesis thinks it up.
+"""Arbitrary series of operations, drawn by Hypothesis, on a cache and a model of it.
 
-``python -m tests.vattention.machine 100000`` runs as many operations.
+``python -m tests.vattention.machine 100000`` runs that many operations.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from trimtab.vattention.pages import KVOutOfMemory, PageError
 from trimtab.vattention.pool import PagePool
 from trimtab.vattention.settings import Layout
 
-ROWS = 24  # of budget, for five slots that would need 50, in `mega` 95
-STEPS = 100  # at most, of one cache
+ROWS = 24  # of the budget; five full slots would need 50, or 95 in `mega`
+STEPS = 100  # the most operations on one cache
 CALLS = ("create", "map", "protect", "unmap")
-# Now and then the system refuses the k-th call of an operation.
+# Sometimes the system refuses the k-th call of an operation.
 failures = st.sampled_from([None] * 4 * len(CALLS) + [*CALLS]).flatmap(
     lambda call: st.none() if call is None else st.tuples(st.just(call), st.integers(1, 8))
 )
@@ -43,17 +43,17 @@ with_room = precondition(lambda self: len(self.mirror.tokens) < self.kv.geometry
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """One cache and one model.
+    """One cache and its model.
 
-    Memory is refused exactly where the model has no row left, calls of the system fail now and
-    then, and what is not live is full of NaN.
+    Memory is refused exactly when the model has no row left, calls of the system sometimes fail,
+    and everything that is not live is NaN.
 
     Parameters
     ----------
     make_pool : callable
-        Of a budget in bytes.
+        Given a budget in bytes.
     counts : Counter
-        Of what was done, to be added to.
+        Of the operations done; updated in place.
     """
 
     def __init__(self, make_pool: Callable[..., PagePool], counts: Counter[str]) -> None:
@@ -77,9 +77,9 @@ class CacheMachine(RuleBasedStateMachine):
             lookahead=lookahead,
         )
         self.mirror = Mirror(self.kv)
-        # There is one slot in use all the time, so that no operation is out of question.
+        # One slot is always in use, so that every operation is possible.
         self.mirror.acquire()
-        self.rows = self.pool.budget // (self.kv.geometry.streams * PAGE)
+        self.rows = self.pool.budget // (self.kv.geometry.planes * PAGE)
 
     @with_room
     @rule(failure=failures)
@@ -92,7 +92,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), failure=failures)
     def rewind(self, data, failure):
-        """Cut some slots back, as when drafts are rejected, and write them anew together."""
+        """Shorten some slots, as when drafts are rejected, and then grow them together."""
         slots = self.some_slots(data)
         for slot in slots:
             length = len(self.mirror.tokens[slot])
@@ -123,7 +123,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(failure=failures)
     def trim(self, failure):
         def checked() -> None:
-            # Nothing is being prepared: the invariant has waited for it.
+            # No row is being prepared: the invariant has waited for that.
             before = self.pool.stats().committed
             freed = self.kv.trim()
             assert self.kv.stats().cached == 0
@@ -159,7 +159,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.pool.close()
 
     def attempt(self, name: str, failure: Failure, operation, *arguments) -> None:
-        """Do one operation, which may fail where a call of the system does, and count it."""
+        """Do one operation, which may fail if a call of the system does, and count it."""
         guard = nullcontext() if failure is None else failing(self.pool, *failure)
         try:
             with guard:
@@ -173,7 +173,7 @@ class CacheMachine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(sorted(self.mirror.tokens)), "slot")
 
     def some_slots(self, data) -> list[int]:
-        """Return some of those in use, in any order."""
+        """Return some of the slots in use, in any order."""
         used = st.sampled_from(sorted(self.mirror.tokens))
         return data.draw(st.lists(used, min_size=1, unique=True), "slots")
 
@@ -187,7 +187,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.expect_refusal(self.mirror.grown(lengths).values(), self.mirror.ensure, lengths)
 
     def expect_refusal(self, rows, operation, *arguments) -> None:
-        """Do an operation, which must be refused if and only if it leaves too many rows live."""
+        """Do an operation, which must be refused exactly if it would leave too many rows live."""
         too_many = len({row for slot in rows for row in slot}) > self.rows
         before = self.pool.stats().committed
         try:
@@ -203,7 +203,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 def run(caches: int, make_pool: Callable[..., PagePool], **more) -> Counter[str]:
-    """Try the series of operations of so many caches; return what was done."""
+    """Run a series of operations on each of that many caches; return what was done."""
     counts: Counter[str] = Counter()
     chosen = settings(
         max_examples=caches, stateful_step_count=STEPS, deadline=None, database=None,
@@ -216,7 +216,7 @@ def run(caches: int, make_pool: Callable[..., PagePool], **more) -> Counter[str]
 def main(operations: int) -> None:
     start, counts, caches = time.perf_counter(), Counter(), 0
     while (done := counts.total() - counts["refused"]) < operations:
-        # At least one more, and as many as take it there if all are as long as may be.
+        # At least one more; enough to get there if every series is as long as possible.
         more = -(-(operations - done) // STEPS)
         counts += run(more, host_pool)
         caches += more

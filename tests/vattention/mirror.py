@@ -1,4 +1,4 @@
-"""A cache beside a plain model of it: what every token holds, and which pages that takes."""
+"""A cache and a plain model of it: what every token holds, and which pages it takes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ POISON = 0xFF  # as bytes of any float dtype: NaN
 
 
 def make_cache(pool: PagePool, **more) -> VirtualKV:
-    """Return a small cache whose tokens do not divide its pages: 21.3 of them fill one.
+    """Return a small cache whose tokens do not divide its pages: one page holds 21.3 tokens.
 
-    In `mega` layout 10.7. The sizes follow the pool's page, so that they are the same in pages.
+    In the layout `mega` it holds 10.7. The sizes scale with the pool's page, so that in pages they
+    are always the same.
     """
     shape = {"layers": 2, "slots": 4, "max_len": 200, "kv_heads": 2, "dtype": torch.float32}
     shape["head_dim"] = 24 * pool.page_bytes // 4096
@@ -28,21 +29,21 @@ def make_cache(pool: PagePool, **more) -> VirtualKV:
 
 def rows(kv: VirtualKV, nbytes: int) -> float:
     """Return bytes of pages as a number of page rows."""
-    return nbytes / (kv.geometry.streams * kv.page_bytes)
+    return nbytes / (kv.geometry.planes * kv.page_bytes)
 
 
 class Mirror:
-    """Does to a cache what it does to its model, and compares.
+    """Applies every operation to a cache and to a model of it, and compares them.
 
-    Tokens are written once, by whoever grew the slot, in the new positions only.
+    Tokens are written once, when their slot grows, and only at the new positions.
 
     Attributes
     ----------
     tokens : dict of int to Tensor
-        By slot in use: a number for every token, the same in all its keys and values but for the
-        number of the tensor.
+        By slot in use, a number for every token. All its keys and values are this number plus the
+        index of the tensor.
     pages : dict of int to list of int
-        By slot in use: which page rows its tokens are in. Equal numbers are one physical row.
+        By slot in use, the page rows that hold its tokens. Equal numbers are one physical row.
     """
 
     def __init__(self, kv: VirtualKV) -> None:
@@ -64,7 +65,7 @@ class Mirror:
         return slot
 
     def grown(self, lengths: Mapping[int, int]) -> dict[int, list[int]]:
-        """Return the page rows once slots have grown: own ones from the first written on."""
+        """Return the page rows once slots have grown: from the first row written on, their own."""
         grown = {slot: list(rows) for slot, rows in self.pages.items()}
         for slot, length in lengths.items():
             present, rows = len(self.tokens[slot]), grown[slot]
@@ -100,7 +101,7 @@ class Mirror:
         del self.tokens[slot], self.pages[slot]
 
     def forked(self, source: int, length: int) -> list[int]:
-        """Return the page rows of a fork: whole ones shared, the rest a copy."""
+        """Return the page rows of a fork: whole rows shared, the rest copied."""
         whole = self._start(length)
         return self.pages[source][:whole] + [
             next(self._fresh_page) for _ in range(whole, self._end(length))
@@ -115,7 +116,7 @@ class Mirror:
         return slot
 
     def poison(self) -> None:
-        """Fill with NaN what holds no live token, as far as anybody may write there."""
+        """Fill with NaN everything writable that holds no live token."""
         table, row_bytes = self.kv._table, self.kv.row_bytes
         for slot, rows in enumerate(table.rows):
             end = len(self.tokens.get(slot, ())) * row_bytes
@@ -125,7 +126,7 @@ class Mirror:
                     table.filled(slot, index, table.page)[:, live:] = POISON
 
     def check(self) -> None:
-        """Assert that every live token holds what was written, and the accounts are right."""
+        """Assert that every live token holds what was written, and that the statistics agree."""
         for slot, tokens in self.tokens.items():
             assert self.kv.length(slot) == len(tokens)
             for number, tensor in enumerate((*self.kv.keys, *self.kv.values)):
@@ -136,7 +137,7 @@ class Mirror:
         self.check_stats()
 
     def check_stats(self) -> None:
-        """Assert that what the cache counts, the pool counts and the model has is one account."""
+        """Assert that the statistics of the cache and the pool agree with the model."""
         wait(self.kv._ahead._rows.values())
         stats, pool = self.kv.stats(), self.kv.pool.stats()
         page, geometry = self.kv.page_bytes, self.kv.geometry
@@ -146,8 +147,8 @@ class Mirror:
                 used = len(self.tokens[slot]) * self.kv.row_bytes - index * page
                 filled[row] = max(filled.get(row, 0), min(page, used))
         rows_in_use = sum(map(len, self.pages.values()))
-        size = geometry.streams * page
-        assert stats.live == sum(filled.values()) * geometry.streams
+        size = geometry.planes * page
+        assert stats.live == sum(filled.values()) * geometry.planes
         assert stats.committed - stats.cached == len(filled) * size
         assert stats.shared_saving == (rows_in_use - len(filled)) * size
         assert stats.wasted == stats.committed - stats.live
@@ -159,7 +160,7 @@ class Mirror:
             assert stats.measured == stats.committed
 
     def _note_growth(self) -> None:
-        """Remember the most page rows that live tokens needed at a time."""
+        """Remember the most page rows that live tokens ever needed at once."""
         needed = {row for rows in self.pages.values() for row in rows}
         self._most_rows = max(self._most_rows, len(needed))
 

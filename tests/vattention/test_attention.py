@@ -1,4 +1,4 @@
-"""Attention for stock `generate`: our kernel where it fits, and PyTorch's everywhere else."""
+"""Attention for stock `generate`: our kernel where it applies, PyTorch's everywhere else."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.vattention.generating import (
 from trimtab.errors import MisfitError
 from trimtab.models.sources import DType
 from trimtab.vattention import attention, decode_kernel
-from trimtab.vattention.attention import Scoring, attend
+from trimtab.vattention.attention import AttentionSpec, attend
 from trimtab_kernels import reference
 
 HEADS, KV_HEADS, WIDTH, TOKENS = 4, 2, 8, 9
 MODULE = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True)
-# With a window shorter than the prompts in some layer or in all.
+# Models with a window shorter than the prompts, in at least one layer.
 SLIDING = {"tiny-gemma2", "tiny-gemma3", "window-mistral", "window-phi3", "window-qwen2"}
 
 
@@ -43,7 +43,8 @@ def equally_long(batch: int) -> Tensor:
 
 @pytest.fixture
 def kernel_calls(monkeypatch) -> list[torch.Size]:
-    """Return the shapes of the queries that the kernel gets; a mock would keep the cache alive."""
+    """Return the shapes of the kernel's queries."""
+    # Not a mock, which would keep the cache alive.
     shapes, kernel = [], attention.decode_attention
 
     def noting(query: Tensor, *others: object) -> Tensor:
@@ -67,9 +68,9 @@ def test_attending_is_what_the_reference_does_token_by_token(queries, masked, so
         place = torch.arange(TOKENS)
         mask = (place < ends[:, None]) & (place >= padding[:, None, None])
         mask = mask[:, None]
-    found = attend(MODULE, query, key, value, mask, Scoring(0.4, None, softcap))
+    found = attend(MODULE, query, key, value, mask, AttentionSpec(0.4, None, softcap))
     assert found.shape == (rows, queries, HEADS, WIDTH)
-    # Nothing may be NaN that a later layer would write into the cache.
+    # A later layer would write NaN into the cache.
     assert found.isfinite().all()
     for row in range(rows):
         first = int(padding[row]) if masked else 0
@@ -86,7 +87,7 @@ def test_attending_is_what_the_reference_does_token_by_token(queries, masked, so
 
 @pytest.mark.parametrize("mode", ["greedy", *MODES])
 @pytest.mark.parametrize("name", MODELS)
-def test_stock_generate_with_the_kernel_says_the_same(name, mode, kernel_calls):
+def test_stock_generate_with_the_kernel_yields_the_same(name, mode, kernel_calls):
     model, options = copy.deepcopy(model_of(name)), MODES.get(mode, {})
     before = model.config._attn_implementation
     ids = equally_long(1 if mode == "prompt lookup" else 2)
@@ -95,7 +96,7 @@ def test_stock_generate_with_the_kernel_says_the_same(name, mode, kernel_calls):
         assert_same(generate(model, ids, cache, **options), expected)
     assert model.config._attn_implementation == before
     if mode == "greedy":
-        # Layers whose window is full have a mask.
+        # Layers with a full window have a mask.
         windows = [getattr(layer, "_window", None) for layer in cache.layers]
         assert any(windows) == (name in SLIDING)
         assert len(kernel_calls) == (NEW - 1) * windows.count(None)
@@ -103,7 +104,7 @@ def test_stock_generate_with_the_kernel_says_the_same(name, mode, kernel_calls):
         assert bool(kernel_calls) == (None in [layer._window for layer in cache.layers])
 
 
-def test_a_padded_batch_is_pytorchs(kernel_calls):
+def test_a_padded_batch_uses_pytorchs_attention(kernel_calls):
     model = copy.deepcopy(model_of("tiny-llama"))
     ids = prompts(3)
     expected = generate(model, ids)
@@ -120,7 +121,7 @@ def test_padding_under_a_soft_cap_changes_nothing():
         assert_same(generate(model, ids, cache), expected)
 
 
-def test_it_reads_a_dynamic_cache_too(kernel_calls):
+def test_the_kernel_reads_a_dynamic_cache_too(kernel_calls):
     model = copy.deepcopy(model_of("tiny-qwen3"))
     ids = equally_long(2)
     expected = generate(model, ids)
@@ -129,7 +130,7 @@ def test_it_reads_a_dynamic_cache_too(kernel_calls):
     assert len(kernel_calls) == (NEW - 1) * model.config.num_hidden_layers
 
 
-def test_bfloat16_is_near():
+def test_bfloat16_logits_are_close():
     model = copy.deepcopy(tiny(dtype=DType.bfloat16).model)
     ids = equally_long(2)
     expected = generate(model, ids, max_new_tokens=2)
@@ -139,8 +140,8 @@ def test_bfloat16_is_near():
         torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)
 
 
-def test_it_reads_nothing_beyond_the_last_token():
-    """Where the last page is full there is no memory behind it."""
+def test_the_kernel_reads_nothing_beyond_the_last_token():
+    """No memory follows a last page that is full."""
     model = copy.deepcopy(model_of("tiny-llama"))
 
     def fill_pages() -> None:
@@ -153,7 +154,7 @@ def test_it_reads_nothing_beyond_the_last_token():
     assert in_child(fill_pages) == 0
 
 
-def test_an_error_gives_the_model_its_attention_back():
+def test_after_an_error_the_model_has_its_own_attention_again():
     model = copy.deepcopy(model_of("tiny-llama"))
     before = model.config._attn_implementation
     with pytest.raises(MisfitError, match="dropout"), decode_kernel(model):

@@ -1,3 +1,5 @@
+"""The virtual cache under stock `generate`, compared with a DynamicCache."""
+
 from __future__ import annotations
 
 import copy
@@ -52,7 +54,7 @@ from trimtab.vattention.virtual_kv import VirtualKV
 
 @pytest.mark.parametrize("layout", list(Layout))
 @pytest.mark.parametrize(("name", "attention"), ATTENTIONS)
-def test_a_padded_batch_becomes_what_it_becomes_on_a_dynamic_cache(name, attention, layout):
+def test_a_padded_batch_generates_as_on_a_dynamic_cache(name, attention, layout):
     model = copy.deepcopy(model_of(name))
     model.set_attn_implementation(attention)
     ids = prompts(3)
@@ -66,7 +68,7 @@ def test_a_padded_batch_becomes_what_it_becomes_on_a_dynamic_cache(name, attenti
     ("name", "mode"),
     [*product(MODELS, MODES), *product(["tiny-llama", "tiny-gemma3"], RARE_MODES)],
 )
-def test_every_mode_is_what_it_is_on_a_dynamic_cache(name, mode):
+def test_every_mode_generates_as_on_a_dynamic_cache(name, mode):
     model, options = model_of(name), (MODES | RARE_MODES)[mode]
     ids = prompts(1 if mode == "prompt lookup" else 2)
     with make(model, 6) as cache:
@@ -74,9 +76,9 @@ def test_every_mode_is_what_it_is_on_a_dynamic_cache(name, mode):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_assistant_is_followed_and_corrected(name):
+def test_drafts_of_an_assistant_are_accepted_and_rejected(name):
     model = model_of(name)
-    # The model itself, made to say something else at every third token.
+    # The model itself, changed to be wrong at every third token.
     assistant, calls = copy.deepcopy(model), count()
     assistant.generation_config.assistant_confidence_threshold = 0.0
     assistant.get_output_embeddings().register_forward_hook(
@@ -87,7 +89,7 @@ def test_an_assistant_is_followed_and_corrected(name):
     with make(model) as cache, patch.object(cache, "crop", wraps=cache.crop) as crop:
         assert_same(generate(model, ids, cache, assistant_model=assistant), expected)
         rejected = [-call.args[0] for call in crop.call_args_list]
-    assert max(rejected) > 0, "no draft was cut off"
+    assert max(rejected) > 0, "no draft was rejected"
     assert len(rejected) < NEW - 1, "no draft was accepted"
 
 
@@ -130,7 +132,7 @@ def test_a_forward_pass_under_no_grad_continues_one_under_inference_mode():
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-# Of the layers themselves
+# The layers themselves
 
 
 def states(cache: VirtualCache, rows: int, tokens: int, seed: int) -> tuple[torch.Tensor, ...]:
@@ -141,7 +143,7 @@ def states(cache: VirtualCache, rows: int, tokens: int, seed: int) -> tuple[torc
 
 
 class Twins:
-    """A virtual and a dynamic cache that are given the same, and compared after every step."""
+    """A virtual and a dynamic cache with the same contents, compared after every step."""
 
     def __init__(self, virtual: VirtualCache, rows: int) -> None:
         self.virtual, self.dynamic, self.rows = virtual, DynamicCache(), rows
@@ -234,7 +236,7 @@ def test_any_series_of_steps_holds_what_a_dynamic_cache_holds(steps, layout, nam
 
 
 @pytest.mark.parametrize("name", ["tiny-gemma2", "tiny-gemma3", *WINDOWED])
-def test_windows_are_shown_as_by_transformers_own_sliding_layers(name):
+def test_windows_are_those_of_transformers_own_sliding_layers(name):
     model = model_of(name)
     dynamic = DynamicCache(config=model.config)
     with make(model, 1) as cache:
@@ -257,7 +259,7 @@ def test_growth_moves_nothing_and_writes_new_tokens_only():
                 cache.update(*pair, index)
             layer = cache.layers[1]
             addresses.add((layer.keys.data_ptr(), layer.values.data_ptr()))
-            # Spoiled behind the cache's back: whatever is written again would be mended.
+            # Changed directly: if the cache wrote it again, the change would be lost.
             layer.keys[:, :, -1], layer.values[:, :, -1] = seed, -seed
         assert cache.kv.stats().growths > 2
         assert len(addresses) == 1
@@ -295,7 +297,7 @@ def test_what_recycled_pages_hold_changes_nothing(attention):
     ],
 )
 def test_nothing_is_read_beyond_the_last_token(name, attention, dtype):
-    """Where the last page is full there is no memory behind it."""
+    """No memory follows a last page that is full."""
     model = tiny(name, dtype).model
     model.set_attn_implementation(attention)
 
@@ -315,10 +317,10 @@ def test_nothing_is_read_beyond_the_last_token(name, attention, dtype):
     assert in_child(read_beyond) == -signal.SIGSEGV
 
 
-# What is refused, and what is left behind
+# What is refused, and the state afterwards
 
 
-def test_out_of_memory_leaves_the_cache_readable_and_generation_goes_on_with_a_larger_budget():
+def test_after_out_of_memory_generation_continues_with_a_larger_budget():
     model = model_of("tiny-llama")
     ids = prompts(2)
     dynamic = DynamicCache(config=model.config)
@@ -338,7 +340,7 @@ def test_out_of_memory_leaves_the_cache_readable_and_generation_goes_on_with_a_l
         assert torch.equal(rest.sequences, expected.sequences)
 
 
-def test_out_of_memory_of_the_first_tokens_leaves_it_to_a_smaller_batch():
+def test_after_out_of_memory_for_the_first_tokens_a_smaller_batch_fits():
     model = model_of("tiny-llama")
     with make(model, 2, budget=2 * model.config.num_hidden_layers * PAGE) as cache:
         with pytest.raises(KVOutOfMemory):
@@ -349,7 +351,7 @@ def test_out_of_memory_of_the_first_tokens_leaves_it_to_a_smaller_batch():
         )
 
 
-def test_out_of_memory_for_more_rows_leaves_those_there_are():
+def test_out_of_memory_for_more_rows_leaves_the_present_ones():
     with make(model_of("tiny-llama"), 4, budget=6 * 2 * PAGE) as cache:
         twins = Twins(cache, 2)
         twins.step("update", 20)
@@ -408,7 +410,7 @@ def test_layers_that_disagree_about_the_batch_are_refused():
             cache.update(keys[1, :2], values[1, :2], 1)
 
 
-def test_crop_takes_what_transformers_takes():
+def test_crop_takes_the_same_argument_as_in_transformers():
     with make(model_of("tiny-llama")) as cache:
         twins = Twins(cache, 1)
         twins.step("update", 10)
@@ -441,13 +443,13 @@ def test_models_with_other_caches_are_refused_by_name(config, reason):
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_it_is_not_copied(duplicate):
+def test_a_cache_is_not_copied(duplicate):
     refused = pytest.raises(TypeError, match=r"neither copied nor pickled.*fork_prefix")
     with make(model_of("tiny-llama")) as cache, refused:
         duplicate(cache)
 
 
-def test_asleep_it_refuses_and_awake_it_goes_on():
+def test_a_sleeping_cache_refuses_and_continues_once_awake():
     model = model_of("tiny-llama")
     ids = prompts(1)
     with make(model) as cache:
@@ -460,7 +462,7 @@ def test_asleep_it_refuses_and_awake_it_goes_on():
         assert torch.equal(generate(model, ids, cache).sequences, expected.sequences)
 
 
-def test_it_is_not_offloaded_and_not_compiled():
+def test_a_cache_is_neither_offloaded_nor_compiled():
     with make(model_of("tiny-llama")) as cache:
         assert not cache.is_compileable
         for method in (cache.layers[0].offload, cache.layers[0].prefetch):
@@ -480,7 +482,7 @@ def test_bytes_are_those_of_the_tokens_their_pages_and_the_addresses():
         assert cache.reserved_bytes >= 3 * 96 * config.num_hidden_layers * token
 
 
-def test_close_gives_everything_back_once_nobody_holds_a_tensor():
+def test_close_frees_everything_once_no_tensor_is_held():
     model = model_of("tiny-llama")
     cache = make(model)
     generate(model, prompts(1), cache)
@@ -494,7 +496,7 @@ def test_close_gives_everything_back_once_nobody_holds_a_tensor():
         generate(model, prompts(1), cache)
 
 
-def test_an_error_within_the_context_is_the_one_that_is_seen():
+def test_an_error_within_the_context_is_the_one_raised():
     with pytest.raises(KeyError) as error, make(model_of("tiny-llama")) as cache:
         cache.update(*(each[0] for each in states(cache, 1, 3, 0)), 0)
         held = cache.layers[0].keys
@@ -504,7 +506,7 @@ def test_an_error_within_the_context_is_the_one_that_is_seen():
     cache.close()
 
 
-def test_a_cache_that_nobody_closed_is_closed_when_nobody_has_it():
+def test_a_cache_that_is_dropped_is_closed():
     model = model_of("tiny-llama")
     kv = generate(model, prompts(1), make(model)).past_key_values.kv
     gc.collect()
@@ -512,7 +514,7 @@ def test_a_cache_that_nobody_closed_is_closed_when_nobody_has_it():
         kv.keys  # noqa: B018
 
 
-def test_a_forked_child_that_drops_it_leaves_its_parents():
+def test_a_forked_child_that_drops_a_cache_leaves_its_parents():
     model = model_of("tiny-llama")
     ids = prompts(1)
     caches = [make(model)]
@@ -529,7 +531,7 @@ def test_a_forked_child_that_drops_it_leaves_its_parents():
     caches[0].close()
 
 
-# Over slots that are in use
+# Caches over slots in use
 
 
 @pytest.fixture
@@ -539,7 +541,7 @@ def kv() -> Iterator[VirtualKV]:
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
-def test_sequences_continue_one_prompt_that_is_there_once(name, kv):
+def test_sequences_continue_a_single_copy_of_a_prompt(name, kv):
     model = model_of(name)
     common = prompts(1, 40)
     ids = torch.cat([common.expand(4, -1), prompts(4, 4)], dim=1)
@@ -562,7 +564,7 @@ def test_sequences_continue_one_prompt_that_is_there_once(name, kv):
         assert_same(generate(model, ids[-1:], cache), generate(model, ids[-1:]))
 
 
-def test_what_is_cropped_of_a_shared_prompt_is_not_written_over(kv):
+def test_tokens_cropped_from_a_shared_prompt_are_not_overwritten(kv):
     model = model_of("tiny-llama")
     common = prompts(1, 40)
     source = kv.acquire()
@@ -576,7 +578,7 @@ def test_what_is_cropped_of_a_shared_prompt_is_not_written_over(kv):
     assert torch.equal(kv.keys[2][source, :40], before)
 
 
-def test_slots_that_make_no_batch_are_refused(kv):
+def test_slots_that_are_not_consecutive_or_equally_long_are_refused(kv):
     config = model_of("tiny-llama").config
     slots = [kv.acquire() for _ in range(3)]
     with pytest.raises(ValueError, match="consecutive"):

@@ -1,3 +1,7 @@
+"""Tensors over foreign memory, and the callback when they die."""
+
+from __future__ import annotations
+
 import ctypes
 import gc
 import os
@@ -22,7 +26,7 @@ MEMORY = torch.arange(64, dtype=torch.float32)
 
 
 class Drops:
-    """Counts the calls."""
+    """Counts its calls."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -37,7 +41,7 @@ def dropped() -> Drops:
 
 
 def square(dropped) -> torch.Tensor:
-    """Return a 4 x 4 corner of the memory as rows of 8."""
+    """Return a 4 x 4 corner of the memory, seen as rows of 8."""
     return tensor_at(MEMORY.data_ptr(), [4, 4], [8, 1], torch.float32, CPU, dropped)
 
 
@@ -52,7 +56,7 @@ def test_is_the_strided_view_of_that_memory(dtype, dimensions):
     address = memory.data_ptr() + 2 * dtype.itemsize
     found = tensor_at(address, shape, strides, dtype, CPU, Drops())
     assert (found.shape, found.dtype, found.device) == (expected.shape, dtype, CPU)
-    # Compared as bytes: some of them are no numbers.
+    # Compared as bytes too, since some of them are NaN.
     assert found.tolist() == expected.tolist() or (
         found.contiguous().view(torch.uint8).tolist()
         == expected.contiguous().view(torch.uint8).tolist()
@@ -104,22 +108,22 @@ def test_is_dropped_from_another_thread(dropped):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyError])
-def test_may_die_while_an_exception_is_on_its_way(dropped, error):
+def test_may_die_while_an_exception_propagates(dropped, error):
     def throw() -> None:
-        raise error("on its way")
+        raise error("propagating")
 
     def caught_far_away() -> None:
         print(square(dropped), throw())
 
-    with pytest.raises(error, match="on its way"):
+    with pytest.raises(error, match="propagating"):
         print(square(dropped), throw())
     assert dropped.count == 1
-    with pytest.raises(error, match="on its way"):
+    with pytest.raises(error, match="propagating"):
         caught_far_away()
     assert dropped.count == 2
 
 
-def test_an_exception_in_dropped_is_reported_and_goes_no_further(monkeypatch):
+def test_an_exception_in_dropped_is_reported_but_does_not_propagate(monkeypatch):
     reports = []
     monkeypatch.setattr(sys, "unraisablehook", lambda report: reports.append(report.exc_type))
     tensor = square(lambda: 1 / 0)
@@ -128,7 +132,7 @@ def test_an_exception_in_dropped_is_reported_and_goes_no_further(monkeypatch):
 
 
 @pytest.mark.parametrize("answer", [None, RuntimeError("refused")])
-def test_is_dropped_once_where_nobody_takes_it(monkeypatch, dropped, answer):
+def test_is_dropped_once_if_pytorch_does_not_take_it(monkeypatch, dropped, answer):
     def takes_nothing(capsule):
         if answer:
             raise answer
@@ -150,7 +154,7 @@ def test_is_dropped_once_where_nobody_takes_it(monkeypatch, dropped, answer):
         (torch.float32, "cuda", "device=cuda; expected cpu or cuda with an index"),
     ],
 )
-def test_refuses_what_dlpack_cannot_say(dropped, dtype, device, message):
+def test_refuses_what_dlpack_cannot_express(dropped, dtype, device, message):
     with pytest.raises(ValueError, match=message):
         tensor_at(MEMORY.data_ptr(), [1], [1], dtype, torch.device(device), dropped)
     assert dropped.count == 1
@@ -183,12 +187,12 @@ def test_100_000_tensors_leave_nothing_behind(dropped):
     many(90_000)
     assert dropped.count == 100_000
     assert len(weakref.finalize._registry) == finalizers
-    # Two words each would be more.
+    # A leak of two words per tensor would be more.
     assert resident_bytes() - start < 1_400_000
 
 
 def test_what_outlives_the_interpreter_is_left_alone(tmp_path):
-    """Held by a module, by PyTorch's C++, by a thread and by a reference nobody gives back."""
+    """Held by a module, by PyTorch's C++, by a thread, and by a reference that is never dropped."""
     script = tmp_path / "script.py"
     script.write_text(
         "import atexit, ctypes, sys, threading, time, torch\n"
@@ -219,7 +223,7 @@ def test_what_outlives_the_interpreter_is_left_alone(tmp_path):
     assert done.stdout.split() == ["dropped", "dropped", "0.0"]
 
 
-def test_the_structure_is_the_protocols():
+def test_the_structure_is_that_of_the_protocol():
     """Offsets of DLManagedTensor on a 64-bit machine."""
     offsets = {name: getattr(dlpack._ManagedTensor, name).offset for name in ("data", "ndim")}
     assert offsets == {"data": 0, "ndim": 16}

@@ -1,3 +1,7 @@
+"""Pages of the host's memory: what the operating system sees of them."""
+
+from __future__ import annotations
+
 import errno
 import gc
 import mmap
@@ -28,7 +32,7 @@ def mappings() -> list[str]:
 
 
 def proportional_bytes() -> int:
-    """Return what of the pools' files this process has in memory, shared pages divided (PSS)."""
+    """Return the memory of the pools' files in this process, shared pages divided (PSS)."""
     total, ours = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if not line.split(" ", 1)[0].endswith(":"):
@@ -60,7 +64,7 @@ def test_a_page_larger_than_the_machines_memory_is_refused():
 
 
 @pytest.mark.parametrize("page_bytes", [PAGE, 3 * PAGE, 1 << 21])
-def test_reserves_more_than_any_machine_has_for_nothing(page_bytes):
+def test_reserving_more_than_any_machine_has_takes_no_memory(page_bytes):
     with HostPool(page_bytes) as pool:
         before = int(Path("/proc/self/statm").read_text().split()[1])
         nbytes = 16 * TIB // page_bytes * page_bytes
@@ -69,7 +73,7 @@ def test_reserves_more_than_any_machine_has_for_nothing(page_bytes):
         assert pool.stats().measured == 0
         assert all(reservation.address % page_bytes == 0 for reservation in ranges)
         assert int(Path("/proc/self/statm").read_text().split()[1]) - before < 1000
-        # The far end is as good as the near one.
+        # The far end can be used like the near one.
         last = nbytes - page_bytes
         pages = pool.create([ranges[1].address + last])
         pool.map(ranges[1], last, pages)
@@ -81,8 +85,8 @@ def test_reserves_more_than_any_machine_has_for_nothing(page_bytes):
         pool.free(ranges[2])
 
 
-def test_takes_no_more_addresses_than_it_was_asked_for():
-    """Though it reserves more than that, to find a multiple of the page."""
+def test_takes_no_more_addresses_than_requested():
+    """Although it first reserves more, to find a multiple of the page."""
     GIB = 1 << 30
 
     def virtual_bytes() -> int:
@@ -112,7 +116,7 @@ def test_memory_is_taken_when_a_page_is_created_and_never_when_it_is_touched(poo
 
 
 def test_pages_are_zero_when_fresh_and_when_recycled(pool):
-    """What was poisoned is not seen again, at the same place in the file or another."""
+    """What was written is not seen again, at the same place in the file or elsewhere."""
     reservation = pool.reserve(8 * PAGE)
     for at in (reservation.address, 0, reservation.address):
         pages = pool.create([at + n * PAGE for n in range(8)])
@@ -133,7 +137,7 @@ def test_the_systems_count_agrees_with_ours_within_a_page(pool):
     before = proportional_bytes()
     memory(pool, reservation).fill_(1)
     assert abs(proportional_bytes() - before - pool.stats().committed) <= PAGE
-    # Ten of them at second addresses: memory is counted once.
+    # Ten of them are mapped twice: memory is counted once.
     other = pool.reserve(10 * PAGE)
     pool.map(other, 0, pages[:10])
     pool.protect(other, 0, other.nbytes, Access.read)
@@ -147,11 +151,11 @@ def test_the_systems_count_agrees_with_ours_within_a_page(pool):
 
 
 class TestKernelMappings:
-    def test_neighbours_made_one_by_one_are_one(self, pool):
+    def test_neighbours_created_one_by_one_are_merged(self, pool):
         others = len(mappings())
         reservation = pool.reserve(500 * PAGE)
         pages = []
-        # Inside out, as slots grow in turns.
+        # From the middle outwards, as slots grow in turn.
         for n in [
             n for pair in zip(range(249, -1, -1), range(250, 500), strict=True) for n in pair
         ]:
@@ -162,7 +166,7 @@ class TestKernelMappings:
         give_back(pool, reservation, pages)
         assert len(mappings()) == others
 
-    def test_recycled_places_are_one_again(self, pool):
+    def test_recycled_places_are_merged_again(self, pool):
         others = len(mappings())
         reservation, pages = laid(pool, 100)
         for page in pages:
@@ -178,7 +182,7 @@ class TestKernelMappings:
         assert len(mappings()) - others == 1
         give_back(pool, reservation, [])
 
-    def test_pages_whose_place_is_taken_lie_together_elsewhere(self, pool):
+    def test_pages_whose_place_is_taken_are_merged_elsewhere(self, pool):
         others = len(mappings())
         reservation = pool.reserve(100 * PAGE)
         pages = pool.create([reservation.address] * 100)
@@ -188,7 +192,7 @@ class TestKernelMappings:
         give_back(pool, reservation, pages)
 
     @pytest.mark.parametrize("place", [-PAGE, 1, PAGE + 1, 1 << 48, 1 << 62, 1 << 70])
-    def test_a_place_that_is_no_address_of_a_page_is_as_good(self, pool, place):
+    def test_a_place_need_not_be_the_address_of_a_page(self, pool, place):
         pages = pool.create([place, place])
         assert pages[0].handle != pages[1].handle
         assert pool.stats().measured == 2 * PAGE
@@ -196,7 +200,7 @@ class TestKernelMappings:
             pool.release(page)
 
     def test_pages_of_one_range_never_overlap_those_of_another(self):
-        """Ranges whose addresses the system gives out again, in pages larger than its own."""
+        """The system reuses the addresses of freed ranges; pages are larger than its own."""
         with HostPool(3 * PAGE) as pool:
             kept = []
             for count in (1, 2, 3, 5, 2, 1, 4):
@@ -218,7 +222,7 @@ class TestKernelMappings:
         pages = pool.create([reservation.address + PAGE])
         pool.map(reservation, PAGE, pages)
         with pytest.raises(PageError, match=r"mmap: \[ENOMEM\].*vm\.max_map_count"):
-            # Each is a mapping of its own: the same block after itself.
+            # The same block repeated: the kernel merges none of these mappings.
             pool.map(reservation, 2 * PAGE, pages * limit)
         assert len(mappings()) - others == 1
         pool.protect(reservation, PAGE, PAGE, Access.write)
@@ -242,8 +246,8 @@ class TestRefusals:
         pages += pool.create([PAGE, 2 * PAGE])
         assert sorted(page.handle for page in pages) == [0, PAGE, 2 * PAGE]
 
-    def test_a_full_file_system_is_met_when_creating_not_when_touching(self, tmp_path):
-        """On a file system of 16 pages, where a memfd has the whole machine."""
+    def test_a_full_file_system_shows_when_creating_not_when_touching(self, tmp_path):
+        """On a file system of 16 pages, in place of a memfd."""
         script = (
             "import os, sys\n"
             "os.memfd_create = lambda name: os.open(sys.argv[1] + '/x', os.O_RDWR | os.O_CREAT)\n"
@@ -275,7 +279,7 @@ class TestRefusals:
         assert (done.returncode, done.stderr) == (0, "")
         needed, free, held, left = map(int, done.stdout.split())
         assert needed == 20
-        # The file's own index takes some of them.
+        # The file's index takes some of them.
         assert 0 < free <= 6
         assert (held, left) == (10, 0)
 

@@ -1,3 +1,5 @@
+"""Where tokens lie, and the bytes that they take."""
+
 from __future__ import annotations
 
 import random
@@ -33,7 +35,7 @@ pages = st.sampled_from([4, 16, 64])
 
 @given(shapes, pages)
 def test_every_number_has_bytes_of_its_own_and_no_slot_touches_anothers_pages(shape, page):
-    """By listing the bytes of every element of every tensor."""
+    """Checked by listing the bytes of every element of every tensor."""
     taken: dict[int, tuple[int, bool, int]] = {}
     owners: dict[int, int] = {}
     for layer in range(shape.layers):
@@ -53,7 +55,7 @@ def test_every_number_has_bytes_of_its_own_and_no_slot_touches_anothers_pages(sh
                             assert owners.setdefault(byte // page, slot) == slot
     assert max(taken) < shape.reserved_bytes(page)
     assert len(taken) == shape.static_bytes
-    # No page of a slot's span is the last one's neighbour in another slot's: a guard is between.
+    # A guard page lies between the pages of any two slots.
     for at, slot in owners.items():
         assert owners.get(at + 1, slot) == slot
 
@@ -74,15 +76,15 @@ def test_committed_bytes_are_the_pages_that_the_tokens_touch(shape, page, data):
 
 
 @given(shapes, pages)
-def test_streams_and_slots_begin_at_page_bounds(shape, page):
+def test_planes_and_slots_begin_at_page_bounds(shape, page):
     offsets = [
-        shape.offset(stream, slot, page)
-        for stream in range(shape.streams)
+        shape.offset(plane, slot, page)
+        for plane in range(shape.planes)
         for slot in range(shape.slots)
     ]
-    assert offsets == list(range(0, shape.reserved_bytes(page), shape.span(page)))
-    assert shape.span(page) % page == 0
-    assert shape.row_bytes * shape.streams == shape.token_bytes
+    assert offsets == list(range(0, shape.reserved_bytes(page), shape.slot_bytes(page)))
+    assert shape.slot_bytes(page) % page == 0
+    assert shape.row_bytes * shape.planes == shape.token_bytes
 
 
 @pytest.mark.parametrize("layout", list(Layout))
@@ -100,7 +102,7 @@ def test_a_token_larger_than_a_page_takes_several():
 
 
 def trace() -> tuple[list[int], Geometry]:
-    """Return 16 sequences of 200 to 4 000 tokens, and the cache of an 8B model for them."""
+    """Return the lengths of 16 sequences, 200 to 4 000 tokens, and a cache of an 8B model."""
     draw = random.Random(0)
     lengths = [draw.randint(200, 4000) for _ in range(16)]
     return lengths, Geometry(32, 16, 8192, 8, 128, torch.bfloat16)
@@ -113,7 +115,7 @@ def test_a_large_model_needs_under_half_of_a_static_cache_and_hardly_more_than_i
     assert shape.static_bytes == 16 * 8192 * 2 * 32 * 8 * 128 * 2
     assert on_gpu <= 0.4 * shape.static_bytes
     assert live < committed_bytes(lengths, shape, 64 * KB) < 1.01 * live
-    # Half of a last page on average, in every stream of every slot.
+    # Half of the last page on average, in every plane of every slot.
     assert on_gpu - live == pytest.approx(16 * 64 * MB, rel=0.25)
 
 

@@ -1,4 +1,4 @@
-"""The cache over pages of every backend; sharing and failures have files of their own."""
+"""The cache on pages of every backend. Sharing and failures are tested in other modules."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MakeCache = Callable[..., VirtualKV]
 
 @pytest.fixture
 def make(pool) -> Iterator[MakeCache]:
-    """Make caches over pools of every backend; all that they took must be back in the end."""
+    """Return a function that makes caches. At the end of a test their pools must be empty."""
     caches = []
 
     def make(budget_rows: int | None = None, **more) -> VirtualKV:
         pages = pool()
         if budget_rows is not None:
-            streams = 2 if more.get("layout") == "mega" else 2 * more.get("layers", 2)
-            pages = pool(budget=budget_rows * streams * pages.page_bytes)
+            planes = 2 if more.get("layout") == "mega" else 2 * more.get("layers", 2)
+            pages = pool(budget=budget_rows * planes * pages.page_bytes)
         caches.append(make_cache(pages, **more))
         return caches[-1]
 
@@ -62,7 +62,7 @@ def test_tensors_have_the_shape_of_the_cache_and_share_nothing(make, layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_what_is_written_stays_where_it_is_while_the_cache_grows(make, layout, dtype):
+def test_what_is_written_stays_in_place_while_the_cache_grows(make, layout, dtype):
     kv = make(layout=layout, dtype=dtype)
     addresses = [tensor.data_ptr() for tensor in (*kv.keys, *kv.values, kv.lengths)]
     mirror = Mirror(kv)
@@ -74,7 +74,7 @@ def test_what_is_written_stays_where_it_is_while_the_cache_grows(make, layout, d
 
 
 @pytest.mark.parametrize("step", [-1, 0, 1])
-def test_committed_bytes_are_the_arithmetics_around_every_page_bound(make, layout, step):
+def test_committed_bytes_are_as_computed_around_every_page_bound(make, layout, step):
     kv = make(layout=layout)
     mirror = Mirror(kv)
     slot = mirror.acquire()
@@ -132,7 +132,7 @@ def test_a_cache_made_under_inference_mode_grows_outside_of_it():
         assert kv.lengths[slot] == 6
 
 
-def test_an_address_space_beyond_the_machines_memory_costs_nothing_until_it_is_used():
+def test_addresses_beyond_the_machines_memory_cost_nothing_until_used():
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with VirtualKV(80, 64, 128 * 1024, 8, 128, torch.bfloat16) as kv:
         assert kv.reserved_bytes > max(machine, 2 << 40)
@@ -142,19 +142,19 @@ def test_an_address_space_beyond_the_machines_memory_costs_nothing_until_it_is_u
         assert kv.stats().measured <= 2 * 160 * kv.page_bytes
 
 
-def test_the_host_has_pages_of_64_kb_where_no_other_is_asked_for():
+def test_the_host_has_pages_of_64_kb_by_default():
     with VirtualKV(1, 1, 9, 1, 8, torch.float32) as kv:
         assert kv.page_bytes == 64 * 1024
     with VirtualKV(1, 1, 9, 1, 8, torch.float32, "mega", 8192, budget=5 * 8192) as kv:
         assert (kv.page_bytes, kv.pool.budget) == (8192, 5 * 8192)
     with pytest.raises(ValueError, match="device=meta; expected cpu or cuda"):
         VirtualKV(1, 1, 9, 1, 8, torch.float32, device="meta")
-    with pytest.raises(ValueError, match="page_group=4096, budget=None; expected neither beside"):
+    with pytest.raises(ValueError, match="page_group=4096, budget=None; expected neither together"):
         VirtualKV(1, 1, 9, 1, 8, torch.float32, page_group=4096, pool=host_pool())
 
 
 @pytest.mark.gpu
-def test_a_gpu_has_pages_as_the_driver_has_them():
+def test_a_gpu_has_pages_of_the_drivers_granularity():
     with VirtualKV(2, 2, 5000, 8, 128, torch.bfloat16, device="cuda") as kv:
         assert kv.page_bytes == kv.pool.granularity
         mirror = Mirror(kv)
@@ -266,8 +266,8 @@ def test_truncated_pages_stay_until_trim(make, layout):
     mirror.check()
 
 
-def test_cached_pages_make_room_released_slots_first_from_their_ends(make):
-    """Of 10 rows 3 are live, 2 beyond a length, 3 and 2 behind released slots."""
+def test_cached_pages_make_room_those_of_released_slots_first(make):
+    """Of 10 rows, 3 are live, 2 lie beyond a length, and released slots have 3 and 2."""
     kv = make(budget_rows=10)
     mirror = Mirror(kv)
     live, tail, long, short = (mirror.acquire() for _ in range(4))
@@ -296,7 +296,7 @@ def test_a_refusal_says_what_is_there_and_changes_nothing(make):
     mirror.truncate(b, 30)  # 1 is cached
     before, mapped = kv.stats(), kv.pool.stats()
     with pytest.raises(KVOutOfMemory) as refusal:
-        mirror.ensure({a: 130, b: 60})  # 6 more for a; b takes its cached one again
+        mirror.ensure({a: 130, b: 60})  # 6 more for a; b reuses its cached row
     error = refusal.value
     assert [rows(kv, n) for n in (error.needed, error.free, error.reclaimable)] == [6, 4, 0]
     with pytest.raises(KVOutOfMemory) as refusal:
@@ -310,7 +310,7 @@ def test_a_refusal_says_what_is_there_and_changes_nothing(make):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_machine_without_memory_is_a_budget_that_nobody_knew(cpu_pool, cached):
+def test_a_machine_without_memory_acts_like_a_budget(cpu_pool, cached):
     kv = make_cache(cpu_pool())
     mirror = Mirror(kv)
     slot, other = mirror.acquire(), mirror.acquire()
@@ -351,7 +351,7 @@ def test_caches_share_a_pool_and_its_budget(pool):
     assert (pages.stats().committed, pages.stats().reserved) == (0, 0)
 
 
-def test_stats_of_an_empty_cache_and_of_its_best_days(make):
+def test_stats_of_an_empty_cache_and_of_its_peak(make):
     kv = make()
     stats = kv.stats()
     assert (stats.live, stats.committed, stats.mapped, stats.growths) == (0, 0, 0, 0)
@@ -361,7 +361,7 @@ def test_stats_of_an_empty_cache_and_of_its_best_days(make):
     mirror.ensure({slot: 60})
     mirror.ensure({slot: 61})  # in the same pages
     mirror.ensure({slot: 100})
-    mirror.fork(slot, 0)  # nothing to put there
+    mirror.fork(slot, 0)  # no page is needed
     stats = kv.stats()
     assert stats.live == 100 * kv.geometry.token_bytes
     assert stats.wasted == stats.committed - stats.live
@@ -410,14 +410,14 @@ def test_what_lies_beyond_the_pages_of_a_slot_faults():
 
 
 def attention(kv: VirtualKV, slot: int) -> torch.Tensor:
-    """Return what a query of ones sees of a slot's live tokens."""
+    """Return the attention of a query of ones to a slot's live tokens."""
     length = kv.length(slot)
     keys, values = (t[1][slot, :length].transpose(0, 1).double() for t in (kv.keys, kv.values))
     query = torch.ones_like(keys[:, :1])
     return torch.nn.functional.scaled_dot_product_attention(query, keys / 1e4, values)
 
 
-def test_poison_in_pages_that_nobody_needs_reaches_no_output(make):
+def test_poison_in_cached_pages_reaches_no_output(make):
     kv = make(budget_rows=12)
     mirror = Mirror(kv)
     a, b, c = (mirror.acquire() for _ in range(3))
@@ -436,7 +436,7 @@ def test_poison_in_pages_that_nobody_needs_reaches_no_output(make):
     mirror.poison()
     assert attention(kv, again).isfinite().all()
     assert torch.equal(attention(kv, b), expected)
-    mirror.ensure({b: 180})  # the poisoned pages go
+    mirror.ensure({b: 180})  # takes the poisoned pages
     mirror.poison()
     mirror.check()
 
@@ -496,7 +496,7 @@ def test_leaving_the_with_closes_the_cache_and_its_own_pool():
         pool.stats()
 
 
-def test_an_error_in_the_with_is_not_hidden_by_a_refusal_to_close():
+def test_a_refusal_to_close_does_not_hide_an_error_in_the_with():
     pool = host_pool()
     with pytest.raises(KVOutOfMemory) as failure, make_cache(pool) as kv:
         held = kv.keys
@@ -509,7 +509,7 @@ def test_an_error_in_the_with_is_not_hidden_by_a_refusal_to_close():
 # Sleep
 
 
-def test_sleep_gives_all_memory_back_and_waking_brings_every_bit_back(make, layout):
+def test_sleep_frees_all_memory_and_waking_restores_every_bit(make, layout):
     kv = make(layout=layout, dtype=torch.bfloat16)
     mirror = Mirror(kv)
     a, b, c, d = (mirror.acquire() for _ in range(4))
@@ -592,11 +592,11 @@ def test_the_next_row_is_there_before_it_is_needed(make):
     mirror.check()
 
 
-def test_a_row_is_prepared_near_the_end_of_the_last_one_and_none_beyond_a_full_slot(make):
+def test_a_row_is_prepared_near_the_end_of_the_last_one_unless_the_slot_is_full(make):
     kv = make(lookahead=True)
     mirror = Mirror(kv)
     slot = mirror.acquire()
-    # An eighth of the 21.3 tokens of a page is 2.7 of them. The last row holds 8 of 200 tokens.
+    # An eighth of the 21.3 tokens of a page is 2.7. The last row of a slot holds 8 of its 200.
     expected = {0: 0, 18: 0, 19: 1, 20: 1, 22: 0, 39: 0, 40: 1, 200: 0}
     for length, prepared in expected.items():
         mirror.ensure({slot: length})
@@ -605,7 +605,7 @@ def test_a_row_is_prepared_near_the_end_of_the_last_one_and_none_beyond_a_full_s
     mirror.check()
 
 
-def test_what_was_prepared_is_no_reason_to_refuse(make):
+def test_prepared_rows_make_room_before_a_refusal(make):
     kv = make(budget_rows=6, lookahead=True)
     mirror = Mirror(kv)
     a, b, c = (mirror.acquire() for _ in range(3))
@@ -621,7 +621,7 @@ def test_what_was_prepared_is_no_reason_to_refuse(make):
     assert kv.stats().cached == 0
 
 
-def test_a_refusal_counts_what_was_under_way(monkeypatch):
+def test_a_refusal_counts_rows_being_prepared(monkeypatch):
     kv = make_cache(host_pool(budget=6 * 4 * PAGE), lookahead=True)
     mirror = Mirror(kv)
     slot, create, go_on = mirror.acquire(), kv.pool._create, threading.Event()
@@ -647,7 +647,7 @@ def test_a_thread_that_fails_prepares_nothing(cpu_pool):
     kv = make_cache(cpu_pool(), lookahead=True)
     mirror = Mirror(kv)
     slot = mirror.acquire()
-    with failing(kv.pool, "create", k=6):  # the slot's own row takes four
+    with failing(kv.pool, "create", k=6):  # the slot's first row takes four
         mirror.ensure({slot: 21})
         settle(kv)
     assert kv.stats().cached == 0
@@ -657,7 +657,7 @@ def test_a_thread_that_fails_prepares_nothing(cpu_pool):
     close(kv)
 
 
-def test_trim_and_sleep_leave_nothing_under_way(make):
+def test_after_trim_and_sleep_no_row_is_being_prepared(make):
     kv = make(lookahead=True)
     mirror = Mirror(kv)
     slot = mirror.acquire()
@@ -676,7 +676,7 @@ def test_trim_and_sleep_leave_nothing_under_way(make):
 # Order of calls
 
 
-def test_pages_are_unmapped_only_behind_what_still_used_them():
+def test_pages_are_unmapped_only_after_the_work_that_used_them():
     pool = small_fake_pool(budget=4 * 4 * PAGE)
     driver = pool._driver
     kv = make_cache(pool)
@@ -709,7 +709,7 @@ def test_nothing_in_use_is_unmapped_before_the_work_is_done():
             kv.wake()
 
 
-def test_growth_creates_maps_and_permits_every_stream_once():
+def test_growth_creates_pages_and_maps_and_protects_every_plane_once():
     pool = small_fake_pool()
     kv = make_cache(pool)
     slot = kv.acquire()

@@ -1,4 +1,4 @@
-"""Every call of the system fails once, in every operation: all slots are as they were."""
+"""If any system call of any operation fails, all slots stay as they were."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def growth(mirror: Mirror) -> Operation:
 
 
 def copy_on_write(mirror: Mirror) -> Operation:
-    """Write with two slots where three share; one of them grows too."""
+    """Write in two of three slots that share a page, one of which also grows."""
     a = mirror.acquire()
     mirror.ensure({a: 70})
     b, c = mirror.fork(a, 70), mirror.fork(a, 25)
@@ -34,7 +34,7 @@ def copy_on_write(mirror: Mirror) -> Operation:
 
 
 def sole_ownership(mirror: Mirror) -> Operation:
-    """Write where a released slot shared."""
+    """Write to a page that a released slot shared."""
     a = mirror.acquire()
     mirror.ensure({a: 70})
     b = mirror.fork(a, 70)
@@ -44,7 +44,7 @@ def sole_ownership(mirror: Mirror) -> Operation:
 
 
 def fork(mirror: Mirror) -> Operation:
-    """Share a prefix that is shared in part already."""
+    """Share a prefix that is partly shared already."""
     a = mirror.acquire()
     mirror.ensure({a: 110})
     mirror.fork(a, 50)
@@ -52,7 +52,7 @@ def fork(mirror: Mirror) -> Operation:
 
 
 def reclaiming(mirror: Mirror) -> Operation:
-    """Grow into what others gave up: the budget is nearly used up."""
+    """Grow into pages that other slots gave up, as the budget is nearly exhausted."""
     a, b, c = (mirror.acquire() for _ in range(3))
     mirror.ensure({a: 20, b: 150, c: 140})
     mirror.truncate(b, 100)
@@ -93,10 +93,10 @@ CASES = [(operation, call) for operation, calls in OPERATIONS.items() for call i
     ("prepare", "call"), CASES, ids=[f"{prepare.__name__}-{call}" for prepare, call in CASES]
 )
 def test_a_failure_at_any_call_leaves_every_slot_as_it_was(cpu_pool, prepare, call, layout):
-    """The k-th call of a kind, for every k there is."""
-    streams = 2 if layout is Layout.mega else 4
+    """For every k, the k-th call of a kind fails."""
+    planes = 2 if layout is Layout.mega else 4
     for k in range(1, 500):
-        pool = cpu_pool(budget=(16 if layout is Layout.slot else 32) * streams * 4096)
+        pool = cpu_pool(budget=(16 if layout is Layout.slot else 32) * planes * 4096)
         kv = make_cache(pool, layout=layout)
         mirror = Mirror(kv)
         operation = prepare(mirror)
@@ -111,14 +111,14 @@ def test_a_failure_at_any_call_leaves_every_slot_as_it_was(cpu_pool, prepare, ca
                 pass
         if failed:
             mirror.check()
-            if prepare not in (reclaiming, sole_ownership):  # those may drop what was cached
+            if prepare not in (reclaiming, sole_ownership):  # these may drop cached pages
                 after = kv.stats()
                 assert (after.committed, after.mapped) == (before.committed, before.mapped)
             operation()
         if prepare is sleep:
             kv.wake()
         mirror.check()
-        # What may be read only is shared: nothing was left forbidden that a slot has to write.
+        # Only shared pages are read-only: every slot can still write where it grows.
         mirror.ensure({slot: length + 1 for slot, length in mirror.lengths.items()})
         mirror.check()
         close(kv)
@@ -158,8 +158,8 @@ def test_a_cache_that_cannot_wake_sleeps_on_whatever_failed(cpu_pool, call):
 
 
 @pytest.mark.parametrize("prepare", [growth, copy_on_write, fork])
-def test_nothing_is_taken_back_while_a_copy_is_under_way(prepare, monkeypatch):
-    """Lengths that cannot be published come last: by then the copies were submitted."""
+def test_nothing_is_undone_while_a_copy_is_in_progress(prepare, monkeypatch):
+    """Publishing the lengths fails last, when the copies have been submitted."""
     pool = small_fake_pool()
     kv = make_cache(pool)
     mirror = Mirror(kv)
@@ -184,7 +184,7 @@ def test_nothing_is_taken_back_while_a_copy_is_under_way(prepare, monkeypatch):
     close(kv)
 
 
-def test_memory_that_runs_out_half_way_gives_back_what_was_taken(cpu_pool):
+def test_if_memory_runs_out_half_way_what_was_taken_is_given_back(cpu_pool):
     for k in range(1, 13):
         kv = make_cache(cpu_pool())
         mirror = Mirror(kv)
@@ -201,7 +201,7 @@ def test_memory_that_runs_out_half_way_gives_back_what_was_taken(cpu_pool):
         close(kv)
 
 
-def test_a_page_that_cannot_be_given_back_is_no_reason_to_lose_another(cpu_pool):
+def test_a_page_that_cannot_be_destroyed_does_not_lose_others(cpu_pool):
     kv = make_cache(cpu_pool())
     mirror = Mirror(kv)
     a, b = mirror.acquire(), mirror.acquire()
@@ -210,14 +210,14 @@ def test_a_page_that_cannot_be_given_back_is_no_reason_to_lose_another(cpu_pool)
     with failing(kv.pool, "destroy", 2), pytest.raises(PageError):
         kv.trim()
     assert kv.pool.stats().mapped == kv.stats().mapped == kv.stats().committed
-    assert kv.pool.stats().committed == kv.stats().committed + kv.page_bytes  # the one
+    assert kv.pool.stats().committed == kv.stats().committed + kv.page_bytes  # that one
     mirror.ensure({mirror.acquire(): 60})
     assert kv.lengths.tolist() == [60, 60, 0, 0]
     kv.close()
     assert kv.pool.stats().mapped == 0
 
 
-def test_a_close_that_fails_can_be_done_again(cpu_pool):
+def test_a_close_that_fails_can_be_repeated(cpu_pool):
     kv = make_cache(cpu_pool())
     mirror = Mirror(kv)
     mirror.ensure({mirror.acquire(): 60})

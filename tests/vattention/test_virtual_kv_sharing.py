@@ -1,4 +1,4 @@
-"""Prefixes shared by mapping the same pages into several slots; who writes there gets a copy."""
+"""Prefixes shared by mapping the same pages into several slots; writers get a copy."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from trimtab.vattention.virtual_kv import VirtualKV
 
 @pytest.fixture(params=list(Layout))
 def mirror(pool, request) -> Iterator[Mirror]:
-    """Make a cache on every backend and in both layouts, with its model."""
+    """Return the model of a new cache, on every backend and in both layouts."""
     kv = make_cache(pool(), layout=request.param, slots=5)
     yield Mirror(kv)
     close(kv)
 
 
 def tokens_in(kv: VirtualKV, pages: int) -> int:
-    """Return the tokens that fit into so many pages: 21 into one, 10 in `mega`."""
+    """Return how many tokens fit into that many pages: 21 into one, or 10 in `mega`."""
     return pages * kv.page_bytes // kv.row_bytes
 
 
 def with_60_tokens(pool: PagePool) -> tuple[Mirror, int]:
-    """Return the model of a new cache, and a slot of that many tokens in it."""
+    """Return the model of a new cache, and a slot of it with 60 tokens."""
     mirror = Mirror(make_cache(pool))
     source = mirror.acquire()
     mirror.ensure({source: 60})
@@ -61,7 +61,7 @@ def test_whole_pages_are_shared_and_the_partial_one_is_copied(mirror):
 @pytest.mark.parametrize("length", ["nothing", "one", "bound - 1", "bound", "bound + 1", "all"])
 def test_forks_of_every_length_grow_apart(mirror, length):
     kv = mirror.kv
-    bound = 4 * kv.page_bytes // kv.row_bytes  # of 85.3 tokens: the 86th lies on both sides
+    bound = 4 * kv.page_bytes // kv.row_bytes  # of 85.3 tokens: the 86th lies in both pages
     source = mirror.acquire()
     mirror.ensure({source: 150})
     fork = mirror.fork(source, {"nothing": 0, "one": 1, "bound - 1": bound - 1, "bound": bound,
@@ -76,7 +76,7 @@ def test_forks_of_every_length_grow_apart(mirror, length):
 
 @pytest.mark.parametrize("step", [-1, 0, 1])
 def test_a_bound_between_two_tokens_needs_no_copy(pool, step):
-    """Of 16 tokens a page."""
+    """With 16 tokens per page."""
     pages = pool()
     kv = make_cache(pages, kv_heads=1, head_dim=pages.page_bytes // 16 // 4)
     mirror = Mirror(kv)
@@ -133,7 +133,7 @@ def test_the_source_may_leave_before_the_fork(mirror):
     assert kv.stats().committed == 0
 
 
-def test_growing_again_after_cutting_into_a_shared_prefix_leaves_the_other_as_it_was(mirror):
+def test_growing_again_after_cutting_into_a_shared_prefix_leaves_the_other_slot_alone(mirror):
     kv = mirror.kv
     source = mirror.acquire()
     mirror.ensure({source: 150})
@@ -164,8 +164,8 @@ def test_a_shared_page_that_both_cut_is_copied_by_one_and_kept_by_the_other(mirr
     assert rows(kv, kv.stats().committed) == before + 1
 
 
-def test_pages_that_a_released_slot_still_has_are_taken_over_not_copied(pool):
-    """There would be no page to copy to. A page holds 16 tokens here."""
+def test_pages_shared_with_a_released_slot_are_taken_over_not_copied(pool):
+    """There is no page left for a copy. A page holds 16 tokens here."""
     page = pool().page_bytes
     kv = make_cache(pool(budget=4 * 4 * page), kv_heads=1, head_dim=page // 64)
     mirror = Mirror(kv)
@@ -206,7 +206,7 @@ def test_a_copy_that_the_budget_does_not_hold_is_refused(pool):
     close(kv)
 
 
-def test_a_page_is_read_only_while_it_is_shared_and_no_longer(mirror):
+def test_a_page_is_read_only_only_while_it_is_shared(mirror):
     kv = mirror.kv
     source = mirror.acquire()
     mirror.ensure({source: tokens_in(kv, 4)})
@@ -261,7 +261,7 @@ def test_many_requests_with_one_prefix_need_one_prefix_and_their_tails(pool):
     slots += [mirror.fork(slots[0], prefix) for _ in range(63)]
     mirror.ensure(dict.fromkeys(slots, prefix + tail))
     mirror.check()
-    # Each has the prefix's last page, which is not full, and one more for its tail.
+    # Each has a copy of the prefix's last page, which is not full, and one more for its tail.
     assert rows(kv, kv.stats().committed) == 19 + 64 * 2
     assert rows(kv, kv.stats().shared_saving) == 63 * 19
     close(kv)
@@ -273,7 +273,7 @@ def test_sharing_survives_sleep(mirror):
     mirror.ensure({source: 150})
     fork = mirror.fork(source, 120)
     other = mirror.fork(fork, 60)
-    mirror.truncate(source, 25)  # the longest of those that have the page tells what is live in it
+    mirror.truncate(source, 25)  # the longest slot with a page determines what is live in it
     mirror.ensure({other: 100})
     before = kv.stats()
     kv.trim()
@@ -292,7 +292,7 @@ def test_sharing_survives_sleep(mirror):
     mirror.check()
 
 
-def test_sharing_waits_for_writes_under_way_before_they_are_forbidden():
+def test_sharing_waits_for_writes_in_progress_before_forbidding_them():
     pool = small_fake_pool()
     mirror, source = with_60_tokens(pool)
     pool._driver.calls.clear()
@@ -302,7 +302,7 @@ def test_sharing_waits_for_writes_under_way_before_they_are_forbidden():
     close(mirror.kv)
 
 
-def test_waking_forbids_writes_only_when_its_own_are_done():
+def test_waking_forbids_writes_only_after_its_own():
     pool = small_fake_pool()
     mirror, source = with_60_tokens(pool)
     kv = mirror.kv
@@ -317,7 +317,7 @@ def test_waking_forbids_writes_only_when_its_own_are_done():
     close(kv)
 
 
-def test_a_page_is_exchanged_only_when_its_copy_is_done():
+def test_a_page_is_replaced_only_after_it_was_copied():
     pool = small_fake_pool()
     mirror, source = with_60_tokens(pool)
     fork = mirror.fork(source, 60)
@@ -330,8 +330,8 @@ def test_a_page_is_exchanged_only_when_its_copy_is_done():
     close(mirror.kv)
 
 
-def test_copies_are_of_bits(pool):
-    """The fork copies the tokens beyond the first page, then those of that page."""
+def test_copies_preserve_every_bit(pool):
+    """The fork copies the tokens after the first page; when it is cut, also those in that page."""
     kv = make_cache(pool(), dtype=torch.float16)
     source = kv.acquire()
     kv.ensure({source: 50})

@@ -1,3 +1,5 @@
+"""Arbitrary series of operations on a cache; see `tests.vattention.machine`."""
+
 from __future__ import annotations
 
 from tests.vattention.machine import run

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.artifact import Artifact
 from trimtab.generation import Completion, Engine, Sampling, transformers
 from trimtab.generation.engine import Prompt, check_texts, token_ids
-from trimtab.generation.fit import limits, longest_text
+from trimtab.generation.limits import longest_text, token_limits
 from trimtab.stack import AppliedStack, Stack
 
 
@@ -118,7 +118,7 @@ class Optimized:
                 return engine.generate(
                     prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
                 )
-        each = limits(max_new_tokens, count)
+        each = token_limits(max_new_tokens, count)
         ids = [token_ids(tokenizer, prompt) for prompt in prompts]
         return [
             transformers.generate(

@@ -1,4 +1,4 @@
-"""What the operators take, checked where no C++ runs; cpu.cpp says the same in the same words."""
+"""Checks of the operators' arguments where no C++ runs; cpu.cpp has the same messages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def _check_cache(keys: Tensor, values: Tensor, lengths: Tensor) -> None:
     _check_kind("values", values, "keys", keys)
     for name, cache in (("keys", keys), ("values", values)):
         if cache.shape[3] > 1 and cache.stride(3) != 1:
-            raise ValueError(f"{name} has strides {list(cache.stride())}; expected a last one of 1")
+            raise ValueError(
+                f"{name} has strides {list(cache.stride())}; expected a last stride of 1"
+            )
     shape = [keys.shape[0]]
     if (
         lengths.dtype != torch.int32

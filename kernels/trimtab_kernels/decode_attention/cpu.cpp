@@ -1,4 +1,4 @@
-// The operators on a CPU. ops.py documents them; reference.py is what they mean.
+// The operators on a CPU. ops.py documents them; reference.py defines them.
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
@@ -35,7 +35,7 @@ void check_cache(const Tensor& keys, const Tensor& values, const Tensor& lengths
   check_kind("values", values, "keys", keys);
   for (const auto& [label, cache] : {std::pair("keys", keys), std::pair("values", values)}) {
     TORCH_CHECK_VALUE(cache.size(3) <= 1 || cache.stride(3) == 1, label, " has strides ",
-                      cache.strides(), "; expected a last one of 1");
+                      cache.strides(), "; expected a last stride of 1");
   }
   TORCH_CHECK_VALUE(lengths.scalar_type() == at::kInt && lengths.device() == keys.device() &&
                         lengths.dim() == 1 && lengths.size(0) == keys.size(0),
@@ -44,7 +44,7 @@ void check_cache(const Tensor& keys, const Tensor& values, const Tensor& lengths
                     "] on ", keys.device());
 }
 
-// The lengths as numbers in a row, each within the cache.
+// The lengths as a contiguous vector, each checked to be within the cache.
 std::vector<int64_t> read_lengths(const Tensor& keys, const Tensor& lengths) {
   std::vector<int64_t> result(keys.size(0));
   for (int64_t slot = 0; slot < keys.size(0); ++slot) {
@@ -56,7 +56,7 @@ std::vector<int64_t> read_lengths(const Tensor& keys, const Tensor& lengths) {
   return result;
 }
 
-// float16 and float64, as the reference: one slot at a time, by the library.
+// float16 and float64, like the reference: one slot at a time, by the library.
 void attend_by_library(const Tensor& query, const Tensor& keys, const Tensor& values,
                        const std::vector<int64_t>& lengths, const Options& options,
                        const Tensor& out) {

@@ -1,4 +1,4 @@
-"""The C++ kernels of this folder: their source, and their names."""
+"""The C++ kernels of this folder: their sources and their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Attention of one decode step: parts of slots shared out among threads, then put together.
+// Attention of one decode step: threads process parts of slots, which are then combined.
 
 #pragma once
 
@@ -15,10 +15,10 @@
 
 namespace trimtab {
 
-// Tokens of a slot that are attended to apart. Where parts begin, and in what order they are put
-// together, is a matter of the slot alone: what others hold, and threads, change no bit of it.
+// Tokens of a slot in one part. Where parts begin, and in what order they are combined, depends on
+// the slot alone: neither other slots nor the number of threads changes any bit.
 constexpr int64_t kPart = 256;
-// A multiple of what softmax and product take at a time.
+// A multiple of what the softmax and the product process at a time.
 constexpr int64_t kStep = std::max<int64_t>(kLanes, kValueRows);
 
 struct Options {
@@ -43,7 +43,7 @@ class Attention {
   void run(T* out) {
     const int64_t slots = static_cast<int64_t>(lengths_.size());
     const int64_t rows = parts_.back() * kv_heads_ * group_;
-    // Kept from call to call: fresh pages would cost more than what is written into them.
+    // Kept between calls: new pages would cost more than the writes to them.
     thread_local std::vector<float> sums;
     thread_local std::vector<Softmax> softmaxes;
     sums.resize(std::max<size_t>(sums.size(), rows * padded_));
@@ -70,11 +70,11 @@ class Attention {
         const auto after = std::upper_bound(parts_.begin(), parts_.end(), part);
         const int64_t slot = after - parts_.begin() - 1;
         attend(slot, part, first, last, scratch.get());
-        // Whoever has done a slot's last part puts them together: threads need not meet for it.
+        // The thread that finishes a slot's last part combines them, so none waits for others.
         for (int64_t head = first; head < last; ++head) {
           const int64_t pair = slot * kv_heads_ + head;
           if (missing[pair].fetch_sub(1, std::memory_order_acq_rel) == 1) {
-            put_together(slot, head, out + pair * group_ * width_);
+            combine(slot, head, out + pair * group_ * width_);
           }
         }
         begin += last - first;
@@ -83,10 +83,10 @@ class Attention {
   }
 
  private:
-  // What is kept of a part and a query head, as an index.
+  // Index of the intermediate results of a part and a query head.
   int64_t row(int64_t part, int64_t head) const { return part * kv_heads_ * group_ + head; }
 
-  // All of some KV heads' part of a slot, block by block: memory is read about as it lies.
+  // One part of a slot for some KV heads, block by block, so that memory is read nearly in order.
   void attend(int64_t slot, int64_t part, int64_t first, int64_t last, float* scratch) {
     float* const query = scratch + group_ * kBlock;
     const T* const source = query_.template const_data_ptr<T>() + slot * query_.stride(0);
@@ -114,7 +114,7 @@ class Attention {
     }
   }
 
-  // One KV head and one block; its query heads' rows are those from `row` on.
+  // One KV head and one block; the results of its query heads begin at `row`.
   void attend_block(int64_t row, const float* query, const Rows<T>& keys, const Rows<T>& values,
                     float* scores) {
     score_all(group_, query, padded_, keys, scores);
@@ -132,8 +132,8 @@ class Attention {
     add_values(group_, scores, values, padded_, sums_ + row * padded_);
   }
 
-  // The parts of one KV head's query heads, first to last.
-  void put_together(int64_t slot, int64_t kv_head, T* out) {
+  // Combines the parts of one KV head's query heads, first to last.
+  void combine(int64_t slot, int64_t kv_head, T* out) {
     const int64_t first = parts_[slot], last = parts_[slot + 1];
     for (int64_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
       Softmax whole;
@@ -161,9 +161,10 @@ class Attention {
   const int64_t width_ = query_.size(2), kv_heads_ = keys_.size(2);
   const int64_t group_ = query_.size(1) / kv_heads_;
   const int64_t padded_ = (width_ + kLanes - 1) / kLanes * kLanes;
-  // Per slot the first token attended to, and the number of the first part; then that of all.
+  // By slot, the first token attended to, and the index of the first part. The last of the indices
+  // is the number of parts.
   std::vector<int64_t> starts_, parts_ = {0};
-  // Per part and query head.
+  // By part and query head.
   float* sums_ = nullptr;
   Softmax* softmaxes_ = nullptr;
 };

@@ -1,5 +1,5 @@
-// Products of the query heads of one KV head with a block of its keys, and of weights with values:
-// every row is read and widened once for as many heads as registers allow.
+// Products of the query heads of a KV head with a block of its keys, and of weights with values.
+// Every row is read and widened once for as many heads as registers allow.
 
 #pragma once
 
@@ -10,29 +10,29 @@
 
 namespace trimtab {
 
-// Tokens taken at a time: what is computed of them stays in the nearest cache.
+// Tokens processed at a time: their intermediate results stay in the nearest cache.
 constexpr int64_t kBlock = 64;
-// Query heads that a row of keys is multiplied with at a time.
+// Query heads by which a row of keys is multiplied at a time.
 constexpr int kHeads = 4;
-// Rows of values that are added per pass over the sums.
+// Rows of values added per pass over the sums.
 constexpr int kValueRows = 8;
 static_assert(kBlock % kLanes == 0 && kBlock % kValueRows == 0 && kLanes % kHeads == 0);
 
-// One head's rows of a block of tokens.
+// The rows of one head for a block of tokens.
 template <typename T>
 struct Rows {
   const T* first;
   int64_t stride, width;
-  int64_t count;   // in the block
-  int64_t beyond;  // in the block and behind it: those that the next block reads, or none
+  int64_t count;   // rows in the block
+  int64_t beyond;  // rows from here to the end of the slot, to be prefetched
 
-  // Past the end the last one, for a product that is thrown away.
+  // Beyond the end, the last row: its product is discarded.
   const T* row(int64_t i) const { return first + std::min(i, count - 1) * stride; }
-  // Rows lie apart by what all heads take, too far for the processor to see a stream.
+  // The rows of a head are too far apart for the processor's own prefetcher.
   void prefetch_next(int64_t i) const {
     prefetch(first + std::min(i + kBlock, beyond - 1) * stride, width);
   }
-  // The row's numbers from c on, and zeros behind its end, where nothing is read.
+  // The numbers of a row from c on, with zeros after its end, where nothing is read.
   Vector numbers(const T* row, int64_t c) const {
     if (c + kLanes <= width) {
       return load(row + c);
@@ -43,7 +43,7 @@ struct Rows {
   }
 };
 
-// Adds neighbours at distance D, of `a` in the lanes without bit D and of `b` in those with it.
+// Adds neighbours at distance D: those of `a` in the lanes without bit D, of `b` in the others.
 template <int D, int... I>
 inline Vector fold(Vector a, Vector b, std::integer_sequence<int, I...>) {
 #if defined(__clang__)
@@ -56,7 +56,7 @@ inline Vector fold(Vector a, Vector b, std::integer_sequence<int, I...>) {
 #endif
 }
 
-// The sums over the lanes of each of kLanes registers, which it overwrites.
+// The sum over the lanes of each of kLanes registers, which are overwritten.
 template <int D = kLanes / 2>
 inline Vector sums_of(Vector* registers) {
   for (int i = 0; i < D; ++i) {
@@ -113,8 +113,8 @@ void score_all(int64_t heads, const float* query, int64_t padded, const Rows<T>&
   }
 }
 
-// sums[h * padded + ...] += weights[h * kBlock + t] * values.row(t), where behind the last row's
-// weights there are zeros
+// sums[h * padded + ...] += weights[h * kBlock + t] * values.row(t); the weights after that of the
+// last row must be zero
 template <typename T>
 void add_values(int64_t heads, const float* weights, const Rows<T>& values, int64_t padded,
                 float* sums) {

@@ -1,4 +1,4 @@
-// The softmax of scores that come block by block.
+// The softmax of scores that arrive block by block.
 
 #pragma once
 
@@ -10,13 +10,13 @@
 
 namespace trimtab {
 
-// exp(x) for x <= 0, to two units in the last place, and 0 where that is below 2^-126: 2^n times
-// the Taylor series of exp on [-ln 2 / 2, ln 2 / 2]. NaN stays.
+// exp(x) for x <= 0, to two units in the last place, and 0 if it is below 2^-126. Computed as 2^n
+// times the Taylor series of exp on [-ln 2 / 2, ln 2 / 2]. NaN stays.
 inline Vector exp(Vector x) {
   constexpr float kSmallest = -87.33654f;      // ln 2^-126
   constexpr float kRound = 12582912.0f;        // 1.5 * 2^23: adding it rounds to an integer
-  constexpr float kLn2 = 0.693359375f;         // of ln 2 the first bits, so that n * kLn2 is exact,
-  constexpr float kLn2Rest = -2.12194440e-4f;  // and the others
+  constexpr float kLn2 = 0.693359375f;         // the first bits of ln 2, so that n * kLn2 is exact
+  constexpr float kLn2Rest = -2.12194440e-4f;  // and the rest of them
   const Vector zero = {};
   const Vector clamped = x < kSmallest ? zero + kSmallest : x;
   const Vector n = (clamped * 1.44269504f + kRound) - kRound;
@@ -31,14 +31,15 @@ inline Vector exp(Vector x) {
   return x < kSmallest ? zero : series * power;
 }
 
-// Of one query head and the tokens seen so far: the largest score, and the sum of
-// exp(score - largest). Lowest, not minus infinity, whose difference from itself is NaN.
+// For one query head and the tokens seen so far: the largest score, and the sum of
+// exp(score - largest). The first is at least the lowest number, not minus infinity, whose
+// difference from itself is NaN.
 struct Softmax {
   float largest = std::numeric_limits<float>::lowest();
   float total = 0;
 
-  // Turns the next scores into weights, exp(score - largest), with zeros up to the next multiple
-  // of `step`, itself one of kLanes; returns what earlier weights are to be multiplied with.
+  // Turns the next scores into weights, exp(score - largest), followed by zeros up to the next
+  // multiple of `step`, which is a multiple of kLanes. Returns the factor for earlier weights.
   float weigh(float* scores, int64_t tokens, int64_t step) {
     const int64_t end = (tokens + step - 1) / step * step;
     std::fill(scores + tokens, scores + end, -std::numeric_limits<float>::infinity());
@@ -46,7 +47,7 @@ struct Softmax {
     Vector maxima = Vector{} + before;
     for (int64_t t = 0; t < end; t += kLanes) {
       const Vector block = load(scores + t);
-      maxima = block > maxima ? block : maxima;  // NaN is not, and reaches the sum all the same
+      maxima = block > maxima ? block : maxima;  // NaN is never larger, and still reaches the sum
     }
     for (int lane = 0; lane < kLanes; ++lane) {
       largest = std::max(largest, maxima[lane]);

@@ -1,4 +1,4 @@
-"""Which implementation of the operators runs where."""
+"""Which implementation of an operator runs on which device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def register(library: torch.library.Library) -> None:
-    """Register what runs on a GPU, and what runs wherever nothing else is registered.
+    """Register the implementations for GPUs, and the default for all other devices.
 
-    As in `trimtab_kernels.sparse_linear.dispatch`: on a CPU the latter runs until the first call
+    As in `trimtab_kernels.sparse_linear.dispatch`, on a CPU the default runs until the first call
     has loaded the C++ kernels.
     """
     library.impl("decode_attention", _decode_attention, "CompositeExplicitAutograd")

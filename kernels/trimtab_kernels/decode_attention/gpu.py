@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels. Imported only where a GPU runs them: Triton takes a while."""
+"""Launches of the Triton kernels. Imported only to run on a GPU, as importing Triton is slow."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from trimtab_kernels.decode_attention import triton_kernels
 
-# Tokens of a slot that one program attends to: as many, or where there are more than MAX_PARTS
-# times as many, a multiple. The number of slots has no say, or it would change results.
+# Tokens of a slot that one program attends to; a multiple of it in slots that would otherwise have
+# more than MAX_PARTS parts. It does not depend on the number of slots, which would change results.
 PART = 256
 MAX_PARTS = 32
-# What tl.dot takes at least. Query heads of one KV head fill it up with nothing.
+# The least that tl.dot takes. The query heads of a KV head are padded to it.
 MIN_DOT = 16
-# A block of keys, and one of values, in the shared memory of a multiprocessor.
+# Size of a block of keys, and of one of values, in the shared memory of a multiprocessor.
 BLOCK_BYTES = 16 * 1024
 MAX_BLOCK_TOKENS = 128
-# Triton 3.9 warns where multiply-add fusion is left to its default, which 3.10 changes.
+# Triton 3.9 warns unless this is set, since 3.10 changes its default.
 OPTIONS = {"enable_fp_fusion": True}
 ATTEND_OPTIONS = {"num_warps": 4, "num_stages": 2, **OPTIONS}
 ENDLESS = 2**31 - 1
@@ -62,7 +62,7 @@ def append_kv(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths:
 
 
 def block_sizes(group: int, width: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Return how many query heads, tokens and columns `attend_kernel` takes at a time."""
+    """Return how many query heads, tokens and columns `attend_kernel` processes at a time."""
     columns = max(MIN_DOT, triton.next_power_of_2(width))
     tokens = BLOCK_BYTES // (columns * dtype.itemsize)
     heads = max(MIN_DOT, triton.next_power_of_2(group))

@@ -1,4 +1,4 @@
-"""The operators: schemas, shape functions and public faces."""
+"""The operators: schemas, shape functions and public functions."""
 
 from __future__ import annotations
 
@@ -36,46 +36,46 @@ def decode_attention(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attend with one query a slot to the slot's first tokens, the new one included.
+    """Attend with one query per slot to the slot's tokens, including the newest one.
 
-    Of `keys` and `values` only the tokens attended to are read: what lies before a window or
-    beyond a slot's length may be unmapped. The C++ and Triton kernels read each of them once for
-    all query heads of a KV head. Scores, softmax and sums are in float32 (float64 for float64;
-    Triton rounds the softmax's weights to float16 or bfloat16 where the values are that). What
-    these two kernels return for a slot is the same bit by bit whatever the other slots hold, in C++
-    also for any number of threads. The softmax is taken block by block (arXiv 1805.02867), parts of
-    a long slot apart, as in flash-decoding.
+    Of `keys` and `values`, only the tokens attended to are read: addresses before a window or
+    beyond a slot's length may be unmapped. The C++ and Triton kernels read each token once for all
+    query heads of a KV head. Scores, softmax and sums are in float32, or in float64 for float64;
+    Triton rounds the weights of the softmax to the dtype of float16 or bfloat16 values. For both
+    kernels, the result of a slot is the same bit for bit whatever the other slots hold, and in C++
+    for any number of threads. The softmax is computed block by block (arXiv 1805.02867), and the
+    parts of a long slot separately, as in flash-decoding.
 
     Parameters
     ----------
     query : Tensor
         float32, bfloat16, float16 or float64, of shape [slots, heads, head_dim].
     keys, values : Tensor
-        Of the dtype of `query` and of shape [slots, max_len, kv_heads, head_dim], `kv_heads` a
-        divisor of `heads`. The last stride is 1, the others are free.
+        Of the dtype of `query` and of shape [slots, max_len, kv_heads, head_dim], where `kv_heads`
+        divides `heads`. The last stride must be 1; the others are free.
     lengths : Tensor
-        Of the slots, int32 of shape [slots] on the same device, each between 0 and `max_len`. The
-        Triton kernels read them on the device, so a captured CUDA graph follows them as they grow,
-        and trust them: nothing checks them there.
+        Tokens of every slot: int32 of shape [slots] on the same device, between 0 and `max_len`.
+        The Triton kernels read them on the device, so a captured CUDA graph follows them as they
+        grow, but they are not checked there.
     scale : float
-        Of the products of query and key.
+        Factor on the products of query and key.
     window : int, optional
-        At least 1. Of a slot's tokens only the last `window` are attended to.
+        At least 1. Attend only to the last `window` tokens of a slot.
     softcap : float, optional
         Above 0. A score s becomes ``softcap * tanh(s / softcap)`` (Gemma 2, arXiv 2408.00118).
     out : Tensor, optional
-        Where the result is written: contiguous, of the shape and dtype of `query`.
+        Receives the result: contiguous, of the shape and dtype of `query`.
 
     Returns
     -------
     Tensor
-        `out`, or new, of the shape and dtype of `query`; zeros where a length is 0.
+        `out`, or a new tensor of the shape and dtype of `query`; zeros for a slot of length 0.
 
     Raises
     ------
     ValueError
-        If a shape, stride, dtype or device does not fit, `window` or `softcap` is out of range, or,
-        other than on a GPU, a length is.
+        If a shape, stride, dtype or device does not match, or if `window`, `softcap` or, except on
+        a GPU, a length is out of range.
     """
     if out is None:
         return _decode_attention(query, keys, values, lengths, scale, window, softcap)
@@ -84,10 +84,10 @@ def decode_attention(
 
 
 def append_kv(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> None:
-    """Write one token's key and value as the last of every slot's, in place.
+    """Write the key and value of every slot's last token, in place.
 
-    In place under torch.compile too, with Inductor; other backends may copy whole caches, unmapped
-    memory and all, as PyTorch does there for any operator that changes its arguments.
+    With Inductor, this is in place under torch.compile too. Other backends may copy whole caches,
+    including unmapped memory, as PyTorch does there for any operator that changes its arguments.
 
     Parameters
     ----------
@@ -96,22 +96,22 @@ def append_kv(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths:
     key, value : Tensor
         Of the dtype of `keys` and of shape [slots, kv_heads, head_dim].
     lengths : Tensor
-        As in `decode_attention`, the new token counted: it is written at ``lengths - 1``. A slot of
-        length 0 is not touched.
+        As in `decode_attention`, including the new token, which is written at ``lengths - 1``. A
+        slot of length 0 is not touched.
 
     Raises
     ------
     ValueError
-        If a shape, stride, dtype or device does not fit, or, other than on a GPU, a length is out
+        If a shape, stride, dtype or device does not match, or if, except on a GPU, a length is out
         of range.
     """
     _append_kv(keys, values, key, value, lengths)
 
 
 def kernel_name(device_type: str, dtype: torch.dtype) -> str:
-    """Return what `decode_attention` runs on this type of device, in words.
+    """Return the name of what `decode_attention` runs on this type of device.
 
-    On a CPU this builds the C++ kernels where they have not been built yet.
+    On a CPU, this builds the C++ kernels if they have not been built yet.
     """
     if device_type == "cpu" and dtype in cpu.DTYPES:
         return cpu.describe(dtype)

@@ -1,8 +1,8 @@
 """Device code in Triton: split-K flash-decoding with grouped query heads, and the append.
 
-No atomics: what the parts of a slot come to goes to a buffer and is put together in a fixed order,
-so that results repeat bit by bit. Lengths are read here and not on the host, so that a captured
-CUDA graph follows them. Masked lanes read nothing from memory.
+There are no atomics: the parts of a slot go to a buffer and are combined in a fixed order, so that
+results repeat bit for bit. Lengths are read here, not on the host, so that a captured CUDA graph
+follows them. Masked lanes read nothing from memory.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-3.4028234663852886e38)
-"""The largest score of no tokens: not minus infinity, whose difference from itself is NaN."""
+"""The largest score of no tokens. Not minus infinity, whose difference from itself is NaN."""
 
 
 @triton.jit
 def tokens_per_part(span, MAX_PARTS: tl.constexpr, PART: tl.constexpr):
-    """Return how many of `span` tokens one program attends to: a matter of `span` alone."""
+    """Return how many of `span` tokens one program attends to; it depends on `span` alone."""
     return tl.maximum(PART, tl.cdiv(tl.cdiv(span, MAX_PARTS), PART) * PART)
 
 
@@ -47,7 +47,7 @@ def attend_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """Attend to one part of one slot with the `group` query heads of one KV head."""
+    """Attend to one part of one slot, with the `group` query heads of one KV head."""
     slot = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     part = tl.program_id(2)
@@ -123,7 +123,7 @@ def combine_kernel(
     PART: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """Put the parts of one query head together."""
+    """Combine the parts of one query head."""
     slot = tl.program_id(0).to(tl.int64)
     span = tl.minimum(tl.load(lengths_ptr + slot * lengths_stride), window)
     count = tokens_per_part(span, MAX_PARTS, PART)
@@ -162,7 +162,7 @@ def append_kernel(
     value_head,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """Write one KV head's new key and value of one slot."""
+    """Write the new key and value of one KV head of one slot."""
     slot = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1).to(tl.int64)
     token = tl.load(lengths_ptr + slot * lengths_stride).to(tl.int64) - 1

@@ -1,8 +1,8 @@
-"""Products that skip the weights behind dropped activations, and the selection before them.
+"""Selection of activations, and products that skip the weight rows of those that were dropped.
 
-The operators are ``torch.ops.trimtab``'s, so that torch.compile and torch.export trace through
-them. What runs: C++ on a CPU (float32 and bfloat16 products), Triton on a GPU (float16 and
-bfloat16), and elsewhere `trimtab_kernels.reference`; `kernel_name` says which.
+The operators belong to ``torch.ops.trimtab``, so that torch.compile and torch.export trace through
+them. C++ runs on a CPU (products in float32 and bfloat16), Triton on a GPU (float16 and bfloat16),
+and `trimtab_kernels.reference` in all other cases; `kernel_name` says which.
 """
 
 from trimtab_kernels.sparse_linear.ops import (

@@ -1,4 +1,4 @@
-"""What the operators take, checked where no C++ runs; cpu.cpp says the same in the same words."""
+"""Checks of the operators' arguments where no C++ runs; cpu.cpp has the same messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// The operators on a CPU. ops.py documents them; reference.py is what they mean.
+// The operators on a CPU. ops.py documents them; reference.py defines them.
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/matmul.h>
@@ -13,16 +13,18 @@
 namespace trimtab {
 namespace {
 
-// Up to this many tokens read the union of the weight rows that they keep; for more, the library's
-// dense product on the masked input is as fast. Of its time the gather takes, at sparsity 0.4 on
-// 576 x 1536, 1536 x 576 and 2048 x 2048: float32 in two threads 0.3 to 0.5 for 4 tokens, 0.5 to
-// 0.6 for 8 and 0.9 to 1.0 for 16, in one thread 0.6, 0.8 and 1.0; bfloat16 in one thread 0.6 to
-// 1.0 for 2 and 1.0 to 1.5 for 4, on a processor that multiplies bfloat16.
+// Up to this many tokens, the gather reads the union of the weight rows that they keep; for more,
+// the library's dense product on the masked input is as fast. Relative to the time of that product,
+// at sparsity 0.4 with 576 x 1536, 1536 x 576 and 2048 x 2048, the gather takes: float32 in two
+// threads, 0.3 to 0.5 for 4 tokens, 0.5 to 0.6 for 8 and 0.9 to 1.0 for 16; in one thread 0.6, 0.8
+// and 1.0; bfloat16 in one thread, 0.6 to 1.0 for 2 and 1.0 to 1.5 for 4, on a processor with
+// bfloat16 multiplication.
 constexpr int64_t kGatherTokensFloat = 8;
 constexpr int64_t kGatherTokensBFloat16 = 2;
-// An int8 weight saves the dense product's widening it as well. Of the time of both the gather
-// takes, at 576 x 576 and 2048 x 2048 in one thread: float32 0.4 for 2 tokens, 0.3 to 0.6 for 4,
-// 0.3 to 0.9 for 8 and 0.4 to 1.2 for 16; bfloat16 0.3 to 0.4, 0.4 to 0.6, 0.8 to 0.9 and 1.3.
+// With an int8 weight, the gather also saves widening it for the dense product. Relative to widening
+// and product, at 576 x 576 and 2048 x 2048 in one thread, it takes: float32, 0.4 for 2 tokens, 0.3
+// to 0.6 for 4, 0.3 to 0.9 for 8 and 0.4 to 1.2 for 16; bfloat16, 0.3 to 0.4, 0.4 to 0.6, 0.8 to
+// 0.9 and 1.3.
 constexpr int64_t kGatherTokensInt8 = 8;
 
 void check_activations(const Tensor& x) {

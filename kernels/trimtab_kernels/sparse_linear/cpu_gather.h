@@ -1,4 +1,4 @@
-// The gather-GEMV: the product of a few tokens with the weight rows that one of them keeps.
+// The gather-GEMV: the product of a few tokens with the weight rows that any of them keeps.
 
 #pragma once
 
@@ -12,20 +12,20 @@
 
 namespace trimtab {
 
-// Weight rows added per pass over the accumulators: saves their loads and stores, and keeps
+// Weight rows added per pass over the accumulators. This saves loads and stores of those, and keeps
 // enough reads in flight to fill the memory bus.
 constexpr int kGroup = 8;
-// Threads share out the kept rows first, and columns only in parts at least this wide: the
-// processor's prefetchers stream a long row faster than pieces of many.
+// Threads divide the kept rows first, and columns only into parts at least this wide: the
+// processor prefetches one long row faster than pieces of many.
 constexpr int64_t kMinColumns = 2048;
 // Columns accumulated at a time: 32 KB of float32, which stay in the nearest caches.
 constexpr int64_t kColumnBlock = 8192;
-// Several tokens take turns at this many columns of a group of weight rows: 16 KB of float32,
-// which the first token brings into the first-level cache and the others find there.
+// Columns of a group of weight rows that several tokens process in turn: 16 KB of float32, which
+// the first token loads into the first-level cache for the others.
 constexpr int64_t kTokenTile = 512;
-// Rows this short end before the processor has seen that they are streamed, so the next ones are
-// asked for ahead: a 576 x 576 int8 weight in memory is read in half the time. Longer ones, asked
-// for as well, push each other out of the nearest cache.
+// Rows this short end before the processor starts to prefetch them, so the next ones are prefetched
+// explicitly: a 576 x 576 int8 weight is then read from memory in half the time. Longer rows would
+// push each other out of the nearest cache.
 constexpr int64_t kShortRowBytes = 2048;
 
 // sums[c] += values[0] * rows[0][c] + ... + values[R - 1] * rows[R - 1][c], first <= c < last
@@ -47,7 +47,7 @@ inline void add_rows(float* sums, const T* const* rows, const float* values, int
   }
 }
 
-// The entries of x that some token row keeps: their indices, and their values row by row.
+// The entries of x that at least one token keeps: their indices, and their values by token.
 struct Kept {
   std::unique_ptr<int64_t[]> indices;
   std::unique_ptr<float[]> values;  // [tokens, count], rows `width` apart
@@ -75,7 +75,7 @@ Kept compact(const T* x, int64_t tokens, int64_t width, float threshold) {
   return kept;
 }
 
-// `finish` turns the sum of a column, given with its index, into what is stored.
+// `finish` turns the sum and the index of a column into the stored value.
 template <typename W, typename T, typename F>
 void gather(const Kept& kept, int64_t width, int64_t tokens, const W* weight, int64_t stride,
             int64_t columns, const F& finish, T* out) {

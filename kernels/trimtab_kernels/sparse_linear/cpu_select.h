@@ -13,10 +13,10 @@
 
 namespace trimtab {
 
-// Below this many entries a thread costs more to wake than it saves.
+// With fewer entries, a thread costs more to wake than it saves.
 constexpr int64_t kSelectGrain = 16 * 1024;
 
-// The bits of |value|, which order magnitudes as integers do; every NaN counts as one largest.
+// The bits of |value|, which, as integers, are ordered by magnitude; every NaN is the largest.
 inline int32_t magnitude(float value) {
   int32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
@@ -36,7 +36,7 @@ inline int64_t magnitude(double value) {
 
 template <typename Key>
 int64_t count_from(const Key* keys, int64_t width, Key bound) {
-  Key count = 0;  // of the keys' own width, so that the loop vectorizes
+  Key count = 0;  // as wide as the keys, so that the loop vectorizes
   for (int64_t i = 0; i < width; ++i) {
     count += keys[i] >= bound;
   }
@@ -73,7 +73,7 @@ void select(const T* x, T* out, int64_t width, int64_t keep, double threshold, v
       high = middle;
     }
   }
-  // More than `keep` reach it only where entries are equal to it: the last of those go.
+  // If more than `keep` reach the bound, some are equal to it: the last of those are dropped.
   int64_t surplus = std::max<int64_t>(reached - keep, 0);
   for (int64_t i = width; surplus > 0;) {
     if (keys[--i] == low) {
@@ -86,7 +86,7 @@ void select(const T* x, T* out, int64_t width, int64_t keep, double threshold, v
   }
 }
 
-// Returns x with at most `keep` entries of each row, none of them below the threshold.
+// Returns x with at most `keep` entries per row, none of them below the threshold.
 inline Tensor select_rows(const Tensor& x, int64_t keep, double threshold) {
   const Tensor rows = x.contiguous();
   const Tensor out = at::empty(x.sizes(), x.options());

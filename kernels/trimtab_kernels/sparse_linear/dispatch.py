@@ -1,4 +1,4 @@
-"""Which implementation of the operators runs where."""
+"""Which implementation of an operator runs on which device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ TRITON_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def register(library: torch.library.Library) -> None:
-    """Register what runs on a GPU, and what runs wherever nothing else is registered.
+    """Register the implementations for GPUs, and the default for all other devices.
 
-    The latter stands under CompositeExplicitAutograd, which PyTorch falls back to. On a CPU
-    that is so until the C++ kernels are loaded, which the first call does; from then on calls
-    reach those without coming through Python.
+    The default is registered as CompositeExplicitAutograd, to which PyTorch falls back. On a CPU it
+    runs until the first call has loaded the C++ kernels; later calls reach those directly, without
+    Python.
     """
     for key, kernels in (("CUDA", _GPU), ("CompositeExplicitAutograd", _DEFAULT)):
         for name, kernel in kernels.items():
@@ -28,7 +28,7 @@ def _keep_topk(x: Tensor, keep: int) -> Tensor:
     if _loads_cpu_kernels(x):
         return torch.ops.trimtab.keep_topk(x, keep)
     check_topk(x, keep)
-    # An operator must not return its input itself.
+    # An operator must not return its input.
     return x.clone() if keep == x.shape[-1] else reference.keep_topk(x, keep)
 
 

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels. Imported only where a GPU runs them: Triton takes a while."""
+"""Launches of the Triton kernels. Imported only to run on a GPU, as importing Triton is slow."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from torch import Tensor
 from trimtab_kernels.sparse_linear import triton_kernels
 
 MAX_WIDTH = 16384
-"""The widest row that `select` holds in registers."""
+"""The widest row that `select` can hold in registers."""
 
 BLOCK_COLUMNS = 128
 BLOCK_ROWS = 32
 SUM_COLUMNS = 128
-# Enough programs to keep the memory of a large GPU busy; smaller products are split finer.
+# Enough programs to keep the memory of a large GPU busy; products with fewer are split further.
 ENOUGH_PROGRAMS = 512
-# Triton 3.9 warns where multiply-add fusion is left to its default, which 3.10 changes.
+# Triton 3.9 warns unless this is set, since 3.10 changes its default.
 OPTIONS = {"enable_fp_fusion": True}
-# The bits of infinity, plus one: any NaN's rank among magnitudes.
+# The bits of infinity plus one: the rank of every NaN among magnitudes.
 NAN_RANK = {torch.float16: 0x7C01, torch.bfloat16: 0x7F81}
 
 
 def select(x: Tensor, keep: int, threshold: float = 0.0) -> Tensor:
-    """Return `x`, of shape [..., d], with at most `keep` entries of a row, none below `threshold`.
+    """Return `x`, of shape [..., d], with at most `keep` entries per row, none below `threshold`.
 
-    See `ops.keep_above`; d is at most `MAX_WIDTH`, the dtype float16 or bfloat16.
+    See `ops.keep_above`; d is at most `MAX_WIDTH`, and the dtype float16 or bfloat16.
     """
     width = x.shape[-1]
     source = x.contiguous()
@@ -46,9 +46,9 @@ def gather_gemv(
     threshold: float,
     scale: Tensor | None = None,
 ) -> Tensor:
-    """Return the product of one token, of shape [..., d] with one row.
+    """Return the product of one token with a weight; `x` is of shape [..., d] with one row.
 
-    See `ops.sparse_linear`, and for `scale`, of the columns, `ops.int8_linear`.
+    See `ops.sparse_linear`, and for `scale`, a factor per column, `ops.int8_linear`.
     """
     width, columns = weight.shape
     out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
@@ -71,7 +71,7 @@ def gather_gemv(
 
 
 def rows_per_part(width: int, columns: int) -> int:
-    """Return how many weight rows one program adds up: a matter of the shape alone."""
+    """Return how many weight rows one program adds up; it depends on the shape alone."""
     coarse = 4 * BLOCK_ROWS
     programs = triton.cdiv(width, coarse) * triton.cdiv(columns, BLOCK_COLUMNS)
     return coarse if programs >= ENOUGH_PROGRAMS else BLOCK_ROWS

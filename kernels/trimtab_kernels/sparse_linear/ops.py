@@ -1,4 +1,4 @@
-"""The operators: schemas, shape functions and public faces."""
+"""The operators: schemas, shape functions and public functions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _int8_linear = torch.ops.trimtab.int8_linear.default
 def keep_topk(x: Tensor, keep: int) -> Tensor:
     """Zero all but the `keep` entries of largest magnitude along the last dimension.
 
-    Exactly `keep` positions survive in every row. Of equal magnitudes the lowest index wins,
-    and NaN counts as the largest.
+    Exactly `keep` positions survive in every row. Among equal magnitudes, the lowest index wins.
+    NaN counts as the largest.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def keep_topk(x: Tensor, keep: int) -> Tensor:
     Returns
     -------
     Tensor
-        Of the shape and dtype of `x`; `x` itself where `keep` is d.
+        Of the shape and dtype of `x`; `x` itself if `keep` is d.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def keep_topk(x: Tensor, keep: int) -> Tensor:
 def keep_above(x: Tensor, threshold: float, cap: int | None = None) -> Tensor:
     """Zero the entries whose magnitude is below `threshold` (TEAL, arXiv 2408.14690, eq. 2).
 
-    Magnitude and threshold are compared in float32, or in float64 where `x` is. NaN stays.
+    Magnitudes are compared with the threshold in float32, or in float64 if `x` is. NaN stays.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ def keep_above(x: Tensor, threshold: float, cap: int | None = None) -> Tensor:
     threshold : float
         At least 0; 0 drops nothing.
     cap : int, optional
-        At least 0. Where more entries of a row reach the threshold, the largest `cap` stay, of
-        equal ones those of the lowest indices.
+        At least 0. If more entries of a row reach the threshold, only the largest `cap` stay; among
+        equal ones, those with the lowest indices.
 
     Returns
     -------
@@ -82,27 +82,26 @@ def keep_above(x: Tensor, threshold: float, cap: int | None = None) -> Tensor:
 def sparse_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, threshold: float = 0.0
 ) -> Tensor:
-    """Multiply `x`, its small entries taken as zero, with an input-major weight.
+    """Multiply `x`, with its small entries taken as zero, by an input-major weight.
 
-    For one token, the C++ and Triton kernels never read the rows of `weight` behind entries that
-    are zero or below `threshold`. For more tokens, and where `kernel_name` says "reference", the
-    product may be a dense one on the masked input: there a weight that is not finite reaches the
-    result from behind a dropped entry too. Sums are in float32 (float64
-    for float64); the same input gives the same bits again on a device with the same number of
-    threads.
+    For one token, the C++ and Triton kernels never read the weight rows of entries that are zero or
+    below `threshold`. For more tokens, and if `kernel_name` says "reference", the product may be a
+    dense one on the masked input. Then a weight that is not finite reaches the result even if its
+    entry was dropped. Sums are in float32, or in float64 for float64. The same input always yields
+    the same bits on a device with the same number of threads.
 
     Parameters
     ----------
     x : Tensor
         float32, bfloat16, float16 or float64, of shape [..., d].
     weight : Tensor
-        Of shape [d, n] and the dtype of `x`: one contiguous row for each entry of `x`, the
-        transpose of torch.nn.Linear's.
+        Of shape [d, n] and the dtype of `x`, with one contiguous row per entry of `x`: the
+        transpose of torch.nn.Linear's weight.
     bias : Tensor, optional
         Of shape [n] and the dtype of `x`.
     threshold : float
-        At least 0. Where several products read the same input, select once with `keep_topk` or
-        `keep_above` and leave this at 0.
+        At least 0. If several products share an input, select once with `keep_topk` or
+        `keep_above`, and leave this at 0.
 
     Returns
     -------
@@ -112,16 +111,16 @@ def sparse_linear(
     Raises
     ------
     ValueError
-        If a shape, stride, dtype or device does not fit, or `threshold` is negative.
+        If a shape, stride, dtype or device does not match, or `threshold` is negative.
     """
     return _sparse_linear(x, weight, bias, threshold)
 
 
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """Multiply `x` with an input-major int8 weight whose columns are scaled.
+    """Multiply `x` by an input-major int8 weight whose columns are scaled.
 
-    For one token (on a CPU, a few) the C++ and Triton kernels read the weight as it is; for more it
-    is widened to the dtype of `x` first.
+    For one token, and on a CPU for a few, the C++ and Triton kernels read the int8 weight directly.
+    For more tokens it is first widened to the dtype of `x`.
 
     Parameters
     ----------
@@ -130,7 +129,7 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     weight : Tensor
         int8 of shape [d, n], with contiguous rows.
     scale : Tensor
-        Of the columns, float32 of shape [n].
+        One factor per column, float32 of shape [n].
 
     Returns
     -------
@@ -140,15 +139,15 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If a shape, stride, dtype or device does not fit.
+        If a shape, stride, dtype or device does not match.
     """
     return _int8_linear(x, weight, scale)
 
 
 def kernel_name(x_device_type: str, dtype: torch.dtype) -> str:
-    """Return what `sparse_linear` runs for one token on this type of device, in words.
+    """Return the name of what `sparse_linear` runs for one token on this type of device.
 
-    On a CPU this builds the C++ kernels where they have not been built yet.
+    On a CPU, this builds the C++ kernels if they have not been built yet.
     """
     if x_device_type == "cpu" and dtype in cpu.DTYPES:
         return cpu.describe(dtype)

@@ -1,7 +1,7 @@
 """Device code in Triton: selection, and the split-K gather-GEMV.
 
-No atomics: partial sums go to a buffer and are added in a fixed order, so that results repeat
-bit by bit.
+There are no atomics: partial sums go to a buffer and are added in a fixed order, so that results
+repeat bit for bit.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -22,7 +22,7 @@ def gather_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """Write one block of columns of one of the `partial` sums, over `ROWS` rows of the weight."""
+    """Write one block of columns of one partial sum, over `ROWS` rows of the weight."""
     column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     part = tl.program_id(1)
     inside = column < columns
@@ -30,7 +30,7 @@ def gather_kernel(
     for start in range(0, ROWS, BLOCK_ROWS):
         row = part * ROWS + start + tl.arange(0, BLOCK_ROWS)
         x = tl.load(x_ptr + row, mask=row < width, other=0.0).to(tl.float32)
-        # Written so that NaN is kept. Lanes that are masked out read nothing from memory.
+        # Negated so that NaN is kept. Masked lanes read nothing from memory.
         kept = (x != 0) & ~(tl.abs(x) < threshold)
         address = weight_ptr + row.to(tl.int64)[:, None] * stride + column[None, :]
         weight = tl.load(address, mask=kept[:, None] & inside[None, :], other=0.0)
@@ -67,19 +67,19 @@ def sum_kernel(
 def select_kernel(
     x_ptr, out_ptr, threshold, keep, width, NAN_RANK: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Keep up to `keep` entries of one row: the largest, of equal ones the first.
+    """Keep up to `keep` entries of one row: the largest, and among equal ones the first.
 
-    `NAN_RANK` is the key of every NaN: one above infinity's.
+    `NAN_RANK` is the key of every NaN, one above that of infinity.
     """
     at = tl.arange(0, BLOCK)
     inside = at < width
     offset = tl.program_id(0).to(tl.int64) * width + at
     x = tl.load(x_ptr + offset, mask=inside, other=0.0)
-    # Without its sign, a float's bits order magnitudes as integers do.
+    # Without the sign, the bits of a float, as integers, are ordered by magnitude.
     key = tl.minimum((x.to(tl.int16, bitcast=True) & 0x7FFF).to(tl.int32), NAN_RANK)
     passes = inside & ~(tl.abs(x.to(tl.float32)) < threshold)
     key = tl.where(passes, key, -1)
-    # Bit by bit, the largest bound that at least `keep` keys reach.
+    # The largest bound that at least `keep` keys reach, bit by bit.
     bound = 0
     for bit in tl.static_range(14, -1, -1):
         candidate = bound | (1 << bit)

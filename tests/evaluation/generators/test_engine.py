@@ -118,7 +118,7 @@ def test_the_engine_is_timed_on_the_same_text_and_its_cache_is_measured(mode, la
     tokens = timing.prompt_tokens + timing.new_tokens - 1
     assert timing.live_bytes == tokens * geometry.token_bytes
     expected = committed_bytes([tokens], geometry, PAGE)
-    a_row = geometry.streams * PAGE  # made ready for the next tokens, or for a draft
+    a_row = geometry.planes * PAGE  # made ready for the next tokens, or for a draft
     assert timing.committed_bytes - expected in (0, a_row)
     assert timing.measured_bytes == timing.committed_bytes
     assert timing.reserved_bytes == geometry.reserved_bytes(PAGE) > timing.committed_bytes
@@ -163,7 +163,7 @@ def test_the_cache_changes_no_text_and_its_bytes_are_reported(hub, tmp_path):
         assert 0 <= beyond <= PADS
     texts = 2 * 5  # of two prompts: a greedy one, a warm-up and three repeats
     assert result["engine"]["decode_steps"] == texts * (60 - 1)
-    assert result["engine"]["chunks"] == texts
+    assert result["engine"]["prefill_steps"] == texts
     assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
 
 

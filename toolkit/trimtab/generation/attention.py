@@ -1,8 +1,7 @@
-"""The attention function of the engine, under a name that transformers' models can be told to use.
+"""The engine's attention function, registered under a name that transformers' models can select.
 
 A forward pass carries its step among the keyword arguments, which every supported architecture
-hands through to the attention function. No mask is made: transformers makes none for a name that
-it has no mask function for.
+passes on to the attention function. transformers builds no mask for a name without a mask function.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from transformers import AttentionInterface
 
 from trimtab.errors import TrimtabError
 from trimtab.generation.steps import Step
-from trimtab.vattention.attention import Scoring, require_plain
+from trimtab.vattention.attention import AttentionSpec, require_plain
 
 NAME = "trimtab"
 
@@ -33,15 +32,15 @@ def attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as transformers' models ask for it, by the step of the forward pass."""
+    """Attend with the step of the forward pass, under the signature that transformers expects."""
     if step is None:
         raise TrimtabError(
-            "the model is in the hands of a generation engine: call engine.generate, or leave the "
-            "engine's `with` before using the model otherwise"
+            "a generation engine holds the model: call engine.generate, or leave the engine's "
+            "`with` before using the model otherwise"
         )
     require_plain(module, dropout, others)
-    scoring = Scoring(scaling, sliding_window, softcap)
-    return step.attend(module, query, key, value, scoring), None
+    spec = AttentionSpec(scaling, sliding_window, softcap)
+    return step.attend(module, query, key, value, spec), None
 
 
 AttentionInterface.register(NAME, attention)

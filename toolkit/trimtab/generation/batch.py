@@ -1,9 +1,10 @@
-"""One call of the engine: prompts to their completions, a forward pass at a time."""
+"""One call of the engine: from prompts to completions, one forward pass at a time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -19,23 +20,25 @@ OnToken = Callable[[int, int, str], object]
 
 
 class Batch:
-    """Runs requests to their ends, on the slots of a cache.
+    """Runs requests to completion on the slots of a cache.
 
     Parameters
     ----------
     forward : Forward
     kv : VirtualKV
-        With all its slots free; they are again afterwards, whatever happens.
+        With all its slots free; they are free again afterwards, whatever happens.
     requests : list of Request
         By index.
     chunk : int
-        Prompt tokens read at a time, and at most between two decode steps.
+        The most prompt tokens in one forward pass, and between two decode steps.
     drafter : Drafter, optional
-        Asked while one sequence decodes alone.
+        Consulted while a single sequence decodes.
+    undrafted : frozenset of int
+        Special tokens; a draft is cut before the first of them.
     on_token : callable, optional
-        Given the index of the prompt, the token, and the text that became final with it.
+        Called with the index of the prompt, the token, and the text that the token makes final.
     stats : EngineStats
-        Added to.
+        Updated in place.
     """
 
     def __init__(
@@ -44,31 +47,33 @@ class Batch:
         kv: VirtualKV,
         requests: list[Request],
         chunk: int,
+        *,
         drafter: Drafter | None,
+        undrafted: frozenset[int],
         on_token: OnToken | None,
         stats: EngineStats,
     ) -> None:
         self._forward, self._kv, self._stats = forward, kv, stats
         self._requests, self._chunk = requests, chunk
-        self._drafter, self._on_token = drafter, on_token
+        self._drafter, self._undrafted, self._on_token = drafter, undrafted, on_token
         self._slots: dict[int, int] = {}  # by the index of the request
         sizes = [len(request.prompt) for request in requests]
         self._scheduler = Scheduler(sizes, len(kv.lengths), chunk)
 
     def run(self) -> Generator[Request, None, None]:
-        """Yield the requests as they are finished."""
+        """Yield the requests as they finish."""
         try:
             while not self._scheduler.done:
-                yield from self._read()
+                yield from self._prefill()
                 yield from self._decode()
         finally:
             for index in list(self._slots):
                 self._release(index)
 
-    def _read(self) -> Iterator[Request]:
-        """Admit and read prompts, as far as `chunk` tokens go."""
+    def _prefill(self) -> Iterator[Request]:
+        """Admit and prefill prompts, up to `chunk` tokens in all."""
         room = self._chunk
-        while self._scheduler.reading is not None or self._admit():
+        while self._scheduler.prefilling is not None or self._admit():
             chunk = self._scheduler.chunk()
             assert chunk is not None
             room -= chunk.end - chunk.start
@@ -76,14 +81,14 @@ class Batch:
                 return
             request = self._requests[chunk.index]
             ids = request.prompt[chunk.start : chunk.end]
-            logits = self._forward.read(self._slots[chunk.index], ids, chunk.start, prompt=True)
-            self._stats.chunks += 1
-            self._scheduler.read(chunk)
+            logits = self._forward.prefill(self._slots[chunk.index], ids, chunk.start)
+            self._stats.prefill_steps += 1
+            self._scheduler.prefilled(chunk)
             if chunk.last:
-                yield from self._extend([request], logits)
+                yield from self._sample([request], logits)
 
     def _decode(self) -> Iterator[Request]:
-        """Give every sequence that decodes its next token, or one alone its next few."""
+        """Give every decoding sequence its next token, or a single one its next few."""
         running, draft = self._grow()
         if draft:
             yield from self._verify(running[0], draft)
@@ -91,12 +96,12 @@ class Batch:
             newest = {self._slots[request.index]: request.ids[-1] for request in running}
             logits = self._forward.decode(newest)[list(newest)]
             self._stats.decode_steps += 1
-            yield from self._extend(running, logits)
+            yield from self._sample(running, logits)
 
     def _grow(self) -> tuple[list[Request], list[int]]:
-        """Make room for the newest tokens, and return whose they are, and the draft behind them.
+        """Make room for the newest tokens; return the sequences that decode, and a draft for one.
 
-        While memory is short a draft is dropped, then the youngest sequence put back.
+        If memory is short, the draft is dropped first; then the youngest sequence is preempted.
         """
         running = self._running()
         draft = self._draft(running[0]) if len(running) == 1 else []
@@ -112,7 +117,7 @@ class Batch:
                     continue
                 if self._scheduler.active == 1:
                     raise
-            self._put_back()
+            self._preempt()
             running = self._running()
         return running, draft
 
@@ -120,7 +125,7 @@ class Batch:
         return [self._requests[index] for index in self._scheduler.running]
 
     def _admit(self) -> bool:
-        """Give the next prompt a slot with room for all of it, and say whether there was."""
+        """Give the next prompt a slot with room for all of it; return whether that was possible."""
         index = self._scheduler.next()
         if index is None:
             return False
@@ -136,24 +141,31 @@ class Batch:
         self._scheduler.admit()
         return True
 
-    def _put_back(self) -> None:
-        index = self._scheduler.put_back()
+    def _preempt(self) -> None:
+        index = self._scheduler.preempt()
         self._release(index)
         self._stats.preemptions += 1
-        self._requests[index].put_back()
+        self._requests[index].preempt()
 
     def _draft(self, request: Request) -> list[int]:
+        """Return proposed tokens, few enough that the token chosen after them still has room."""
         if self._drafter is None:
             return []
-        # Room is left for the token that comes out behind the draft.
-        return self._drafter.propose(request.ids[-self._drafter.context :])[: request.left - 1]
+        proposed = self._drafter.propose(request.ids[-self._drafter.context :])
+        return list(takewhile(self._may_draft, proposed[: request.left - 1]))
+
+    def _may_draft(self, token: int) -> bool:
+        return token not in self._undrafted
 
     def _verify(self, request: Request, draft: list[int]) -> Iterator[Request]:
-        """Accept as much of a draft as the sampler chooses too, and its choice behind that."""
+        """Append the tokens that the sampler chooses, up to the first not in the draft.
+
+        Every token is chosen as in a decode step: from the model's logits after the tokens before
+        it, by the same sampler. A draft only saves forward passes.
+        """
         slot, start = self._slots[request.index], len(request.ids) - 1
-        ids = [request.ids[-1], *draft]
-        logits = self._forward.read(slot, ids, start, prompt=False, keep=len(ids))
-        self._stats.drafted_steps += 1
+        logits = self._forward.verify(slot, [request.ids[-1], *draft], start)
+        self._stats.verify_steps += 1
         self._stats.proposed += len(draft)
         now = time.perf_counter()
         for row, drafted in enumerate([*draft, None]):
@@ -167,10 +179,10 @@ class Batch:
         else:
             self._kv.truncate(slot, len(request.ids) - 1)
 
-    def _extend(self, requests: list[Request], logits: Tensor) -> Iterator[Request]:
-        """Append the next token to requests, by logits of shape [requests, vocabulary]."""
+    def _sample(self, requests: list[Request], logits: Tensor) -> Iterator[Request]:
+        """Append the next token to each request, by logits of shape [requests, vocabulary]."""
         plain = any(request.sampler.plain for request in requests)
-        # All of them at once: to look at a number is to wait for the device.
+        # Moved to the host all at once: each move waits for the device.
         largest = logits.float().argmax(-1).tolist() if plain else []
         tokens = [
             largest[row] if request.sampler.plain else request.choose(logits[row : row + 1])
@@ -189,7 +201,7 @@ class Batch:
             self._on_token(request.index, token, final)
 
     def _end(self, request: Request) -> Request:
-        self._stats.replayed += request.replayed
+        self._stats.recomputed += request.recomputed
         self._stats.diverged += request.diverged
         self._release(request.index)
         self._scheduler.finish(request.index)

@@ -16,13 +16,13 @@ from trimtab.capabilities import Drafter
 from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
 from trimtab.generation.batch import Batch, OnToken
-from trimtab.generation.fit import capacity, check_model, check_prompts, limits
 from trimtab.generation.forward import Forward
-from trimtab.generation.reading import expected
+from trimtab.generation.limits import capacity, check_model, check_prompts, token_limits
 from trimtab.generation.request import Completion, Request
 from trimtab.generation.sampling import Sampler, Sampling
+from trimtab.generation.scoring import text_logits
 from trimtab.generation.stats import EngineStats
-from trimtab.generation.stopping import TextStream, stop_tokens
+from trimtab.generation.stopping import Detokenizer, special_tokens, stop_tokens
 from trimtab.models.adapter import adapter_for, head_shape, module_device
 from trimtab.progress import track
 from trimtab.vattention.attention import using_attention
@@ -34,32 +34,34 @@ Prompt = str | Sequence[int]
 
 
 class Engine:
-    """Generates for many prompts at once, on a KV cache that grows by the page.
+    """Generates for many prompts at once, on a KV cache that grows page by page.
 
-    Entering the context makes the cache and has the model use it; leaving it undoes both. A
-    finished sequence's slot takes the next prompt at once. Prompts are read in chunks between the
-    steps of those that decode. A decode step has one row a slot, whether it is in use or not, so
-    that a text does not depend on the others; where the library splits a product between threads,
-    which row a sequence has may show in the last bits of its logits. When the budget is reached,
-    the youngest sequence is put back, and run again from its prompt later, with the same tokens.
+    Entering the context creates the cache and has the model use it; leaving it undoes both. The
+    slot of a finished sequence takes the next prompt at once. Prompts are prefilled in chunks,
+    between the decode steps of other sequences. If the budget is exhausted, the youngest sequence
+    is preempted and later recomputed from its prompt, with the same tokens.
+
+    A decode step has one row per slot, in use or not, so that a text does not depend on the others.
+    Only where the library splits a product between threads may the row of a sequence show in the
+    last bits of its logits.
 
     Parameters
     ----------
     model : PreTrainedModel
         In evaluation mode, on one device.
     tokenizer : PreTrainedTokenizerBase
-        Of prompts.
+        For prompts.
     slots : int
         Sequences at a time.
     max_len : int
-        The most tokens of a prompt and the text behind it.
+        The most tokens of a prompt and its continuation.
     cache : CacheSettings, optional
-        How keys and values are kept, and prompts read; the defaults where None.
+        How keys and values are kept, and prompts prefilled; the defaults if None.
     drafter : Drafter, optional
-        Proposes tokens where one sequence decodes alone; the text is as without, up to the
+        Proposes tokens while a single sequence decodes. The text is the same as without, up to the
         rounding of a forward pass over several tokens instead of one.
     output_tokenizer : PreTrainedTokenizerBase, optional
-        Of generated text; that of prompts where None.
+        For generated text; the tokenizer of prompts if None.
 
     Attributes
     ----------
@@ -103,7 +105,7 @@ class Engine:
             device=module_device(layers[0]),
             budget=cache.budget,
         )
-        self._cache, self._drafter = cache, drafter
+        self._chunk, self._drafter = cache.prefill_chunk, drafter
         self._undo = ExitStack()
         self._kv: VirtualKV | None = None
         self._forward: Forward | None = None
@@ -111,7 +113,7 @@ class Engine:
 
     def __enter__(self) -> Self:
         if self._kv is not None:
-            raise RuntimeError("the engine runs already: enter it once")
+            raise RuntimeError("the engine is running already: enter it once")
         with ExitStack() as undo:
             try:
                 self._kv = undo.enter_context(self._make_cache())
@@ -128,15 +130,16 @@ class Engine:
 
     @property
     def kv(self) -> VirtualKV:
-        """The cache, while the engine runs."""
+        """The cache, while the engine is running."""
         if self._kv is None:
-            raise RuntimeError("the engine does not run: use it in a `with`")
+            raise RuntimeError("the engine is not running: use it in a `with`")
         return self._kv
 
     @property
     def capacity(self) -> int:
-        """The most tokens one sequence can have: `max_len`, or what the budget holds."""
-        return capacity(self.kv.geometry, self.kv.page_bytes, self._cache.budget)
+        """The most tokens of one sequence: `max_len`, or fewer if the budget holds fewer."""
+        kv = self.kv
+        return capacity(kv.geometry, kv.page_bytes, kv.pool.budget)
 
     @torch.inference_mode()
     def generate(
@@ -150,37 +153,38 @@ class Engine:
         logits_processors: Processors | None = None,
         progress: bool = False,
     ) -> list[Completion]:
-        """Return what the model continues the prompts with, in their order.
+        """Return the model's continuations of the prompts, in the same order.
 
-        A text ends with a stop token of the model or of the tokenizer, with a stop string, or
-        where it has `max_new_tokens` tokens or, with its prompt, `capacity` tokens.
+        A text ends with a stop token of the model or the tokenizer, before a stop string, or when
+        it reaches `max_new_tokens` tokens or, with its prompt, `capacity` tokens.
 
         Parameters
         ----------
         prompts : sequence of str or of sequence of int
             Texts, or token ids.
         max_new_tokens : int or sequence of int
-            At least 1: for all prompts, or for each.
+            At least 1: one limit for all prompts, or one for each.
         sampling : Sampling, optional
-            Greedy where None.
+            Greedy if None.
         stop : sequence of str
-            What ends a text before it.
+            Stop strings, which are not part of the text.
         on_token : callable, optional
-            Called with the index of the prompt, the token, and the text that is final with it:
-            whole characters that can no longer become part of a stop string.
+            Called with the index of the prompt, the token, and the text that the token makes final:
+            whole characters that cannot belong to a stop string.
         logits_processors : callable, optional
-            Returns transformers' processors for the prompt of an index, or None. They are applied
-            to its logits alone, before sampling, and made anew where a sequence is run again.
+            Given the index of a prompt, returns transformers' processors for it, or None. They are
+            applied to the logits of this prompt only, before sampling, and requested again when a
+            preempted sequence is recomputed.
         progress : bool
-            Whether to show a bar on standard error.
+            Whether to show a progress bar on standard error.
 
         Raises
         ------
         TrimtabError
-            If a prompt is empty, cannot fit or has a token that the model does not know, or an
-            argument is out of range; nothing has run then.
+            Before anything runs, if a prompt is empty, is too long or has a token that the model
+            does not know, or if an argument is out of range.
         KVOutOfMemory
-            If the machine itself has no memory left, for one sequence alone.
+            If the machine has no memory left, even for a single sequence.
         """
         kv, forward = self.kv, self._forward
         assert forward is not None
@@ -190,7 +194,7 @@ class Engine:
         room = self.capacity
         embedding: Any = self._model.get_input_embeddings()
         check_prompts(ids, room, kv.geometry.max_len, len(embedding.weight))
-        each = limits(max_new_tokens, len(ids))
+        each = token_limits(max_new_tokens, len(ids))
         ends = stop_tokens(self._model, self._output_tokenizer)
         requests = []
         for index, (prompt, limit) in enumerate(zip(ids, each, strict=True)):
@@ -199,11 +203,19 @@ class Engine:
                 made = logits_processors(index) if logits_processors else None
                 return Sampler(sampling, index, forward.device, made)
 
-            stream = TextStream(self._output_tokenizer, stop)
+            detokenizer = Detokenizer(self._output_tokenizer, stop)
             limit = min(limit, room - len(prompt))
-            requests.append(Request(index, prompt, limit, ends, stream, sampler))
-        chunk = self._cache.prefill_chunk
-        batch = Batch(forward, kv, requests, chunk, self._drafter, on_token, self.stats)
+            requests.append(Request(index, prompt, limit, ends, detokenizer, sampler))
+        batch = Batch(
+            forward,
+            kv,
+            requests,
+            self._chunk,
+            drafter=self._drafter,
+            undrafted=special_tokens(self._model, self._output_tokenizer),
+            on_token=on_token,
+            stats=self.stats,
+        )
         with closing(batch.run()) as running:
             finished: Iterator[Request] = running
             if progress:
@@ -214,9 +226,9 @@ class Engine:
 
     @torch.inference_mode()
     def logits(self, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
-        """Return what the model expects at every token of a text behind a prompt.
+        """Return the logits of every token of a given text after a prompt.
 
-        The text is read, in chunks as prompts are, and not generated.
+        The text is processed in chunks, like a prompt; nothing is generated.
 
         Parameters
         ----------
@@ -231,18 +243,17 @@ class Engine:
         Raises
         ------
         TrimtabError
-            If one is empty, or the two do not fit.
+            If one is empty, or both together are too long.
         """
         kv, forward = self.kv, self._forward
         assert forward is not None
-        tokens, room = len(prompt) + len(text), self.capacity
-        if not prompt or not text or tokens > room + 1:
+        room = self.capacity + 1  # the last token of the text is not an input
+        if not prompt or not text or len(prompt) + len(text) > room:
             raise TrimtabError(
                 f"a prompt of {len(prompt)} tokens and a text of {len(text)}: expected at least "
-                f"one each, and {room + 1} at most, as the last is not read and the KV cache has "
-                f"room for {room}; raise max_len or the budget, or shorten them"
+                f"one each, and {room} at most in all; raise max_len or the budget, or shorten them"
             )
-        return expected(forward, kv, prompt, text, self._cache.prefill_chunk)
+        return text_logits(forward, kv, prompt, text, self._chunk)
 
     def _forget(self) -> None:
         self._kv = self._forward = None

@@ -1,4 +1,4 @@
-"""The two forward passes of generation: one token of every slot, or several of one."""
+"""The forward passes of generation: one token of every slot, or several tokens of one."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trimtab.generation.steps import DecodeStep, ReadStep, Step
+from trimtab.generation.steps import DecodeStep, ExtendStep, Step
 from trimtab.vattention.virtual_kv import VirtualKV
 
 
 class Forward:
-    """Runs a model that uses the attention function `attention.NAME`, on a cache.
+    """Runs a model on a cache, with the attention function named `attention.NAME`.
 
-    The decode step is always of one row a slot, idle ones included, and reads tokens, lengths and
+    A decode step always has one row per slot, including idle slots, and reads tokens, lengths and
     cache from tensors that never move.
 
     Parameters
     ----------
     model : PreTrainedModel
+        Set to use that attention function.
     kv : VirtualKV
     """
 
@@ -31,28 +32,28 @@ class Forward:
         self.device = kv.lengths.device
         slots = len(kv.lengths)
         pinned = self.device.type == "cuda"
-        # Row 0: the slots' newest tokens; row 1: 1 where a slot decodes. Filled on the host.
+        # Row 0: the newest token of each slot; row 1: 1 if the slot decodes. Filled on the host.
         self._host = torch.zeros(2, slots, dtype=torch.int64, pin_memory=pinned)
         self._inputs = self._host.to(self.device)
         self._lengths = torch.zeros(slots, dtype=torch.int32, device=self.device)
         self._positions = torch.zeros(slots, 1, dtype=torch.int64, device=self.device)
         self._step = DecodeStep(kv.keys, kv.values, self._lengths)
-        # A mask of four dimensions is handed through as it is. With none, GPT-2 would look for
-        # padding in every input, which waits for the device, and OPT would make one.
+        # A four-dimensional mask is passed on unchanged. Without a mask, GPT-2 looks for padding in
+        # every input, which waits for the device, and OPT creates a mask of its own.
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.device)
 
     def decode(self, newest: Mapping[int, int]) -> Tensor:
-        """Append the newest tokens of some slots and return the logits behind them.
+        """Append the newest tokens of some slots, and return the logits of the next ones.
 
         Parameters
         ----------
         newest : mapping of int to int
-            By slot, the token; the cache's length counts it already.
+            Token by slot. The cache's lengths must include it already.
 
         Returns
         -------
         Tensor
-            Of shape [slots, vocabulary]; rows of other slots mean nothing.
+            Of shape [slots, vocabulary]; the rows of other slots are meaningless.
         """
         inputs = self._host.numpy()
         inputs[:] = 0
@@ -65,30 +66,46 @@ class Forward:
         torch.sub(self._lengths, 1, out=self._positions[:, 0]).clamp_(min=0)
         return self._run(tokens[:, None], self._positions, self._step, 1)[:, 0]
 
-    def read(
-        self, slot: int, ids: Sequence[int], start: int, *, prompt: bool, keep: int = 1
-    ) -> Tensor:
-        """Write tokens into a slot from position `start` on, and return the last `keep` logits.
+    def prefill(self, slot: int, ids: Sequence[int], start: int) -> Tensor:
+        """Write tokens of a prompt into a slot, and return the logits of the token after them.
 
         Parameters
         ----------
-        slot, start : int
-            The cache's length covers the tokens already.
+        slot : int
+            The cache's length must include the tokens already.
         ids : sequence of int
-        prompt : bool
-            Whether the tokens are a prompt's.
-        keep : int
-            At least 1.
+        start : int
+            Position of the first.
 
         Returns
         -------
         Tensor
-            Of shape [keep, vocabulary].
+            Of shape [1, vocabulary].
         """
+        return self._extend(slot, ids, start, prompt=True, keep=1)
+
+    def verify(self, slot: int, ids: Sequence[int], start: int) -> Tensor:
+        """Write tokens of a given text into a slot, and return the logits after each of them.
+
+        Parameters
+        ----------
+        slot, ids, start
+            As for `prefill`.
+
+        Returns
+        -------
+        Tensor
+            Of shape [len(ids), vocabulary].
+        """
+        return self._extend(slot, ids, start, prompt=False, keep=len(ids))
+
+    def _extend(
+        self, slot: int, ids: Sequence[int], start: int, *, prompt: bool, keep: int
+    ) -> Tensor:
         end = start + len(ids)
         tokens = torch.tensor([ids], device=self.device)
         positions = torch.arange(start, end, device=self.device)[None]
-        step = ReadStep(self._kv.keys, self._kv.values, slot, start, end, prompt)
+        step = ExtendStep(self._kv.keys, self._kv.values, slot, start, end, prompt)
         return self._run(tokens, positions, step, keep)[0]
 
     def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int) -> Tensor:

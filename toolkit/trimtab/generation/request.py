@@ -9,11 +9,11 @@ from enum import StrEnum
 from torch import Tensor
 
 from trimtab.generation.sampling import Sampler
-from trimtab.generation.stopping import TextStream
+from trimtab.generation.stopping import Detokenizer
 
 
 class Finish(StrEnum):
-    """Why a text ended: a stop token, a stop string, or the most tokens there may be."""
+    """Why a text ended: a stop token, a stop string, or the limit on its length."""
 
     stop = "stop"
     stop_string = "stop_string"
@@ -22,24 +22,24 @@ class Finish(StrEnum):
 
 @dataclass(frozen=True)
 class Completion:
-    """What was generated behind a prompt.
+    """What was generated for a prompt.
 
     Attributes
     ----------
     tokens : list of int
-        With the stop token, where there was one, and those a stop string came out of.
+        Including the stop token, or the tokens of the stop string, if there was one.
     text : str
-        Without special tokens, the stop token, and what begins with a stop string.
+        Without special tokens, the stop token, and everything from a stop string on.
     finish : Finish
     prompt_tokens : int
         Tokens of the prompt.
     times : list of float
-        When each token was chosen, in seconds of `time.perf_counter`; the same for the tokens of
-        one forward pass. Of a sequence that was run again, when it was first chosen.
+        When each token was chosen, in seconds of `time.perf_counter`. Tokens of one forward pass
+        share a time. After a preemption the times of the first choice stand.
     steps : int
-        Forward passes that the tokens came out of: fewer than tokens where drafts were accepted.
+        Forward passes that yielded the tokens: fewer than tokens if drafts were accepted.
     preemptions : int
-        How often the sequence was put back and run again from its prompt.
+        How often the sequence was preempted and recomputed from its prompt.
     """
 
     tokens: list[int]
@@ -52,7 +52,9 @@ class Completion:
 
 
 class Request:
-    """A prompt and the tokens behind it so far.
+    """A prompt and its continuation so far.
+
+    Each preemption starts a new run from the prompt.
 
     Parameters
     ----------
@@ -62,19 +64,19 @@ class Request:
     limit : int
         The most tokens to generate.
     stop_tokens : frozenset of int
-    stream : TextStream
+    detokenizer : Detokenizer
     make_sampler : callable
         Returns a sampler that has chosen nothing yet.
 
     Attributes
     ----------
     ids : list of int
-        The prompt and the tokens behind it, of this run.
+        The prompt and the tokens after it, in the current run.
     sampler : Sampler
-        Of this run.
+        Of the current run.
     finish : Finish or None
-    replayed, diverged : int
-        Tokens that a repeated run chose once more, and those of them that would have been others.
+    recomputed, diverged : int
+        Tokens chosen a second time, and those among them that differed from the first choice.
     """
 
     def __init__(
@@ -83,22 +85,22 @@ class Request:
         prompt: list[int],
         limit: int,
         stop_tokens: frozenset[int],
-        stream: TextStream,
+        detokenizer: Detokenizer,
         make_sampler: Callable[[], Sampler],
     ) -> None:
         self.index, self.prompt = index, prompt
-        self._limit, self._stop_tokens, self._stream = limit, stop_tokens, stream
+        self._limit, self._stop_tokens, self._detokenizer = limit, stop_tokens, detokenizer
         self._make_sampler = make_sampler
         self._tokens: list[int] = []
         self._times: list[float] = []
         self._preemptions = 0
         self.finish: Finish | None = None
-        self.replayed = self.diverged = 0
+        self.recomputed = self.diverged = 0
         self._begin()
 
     @property
     def left(self) -> int:
-        """Tokens that may still be generated."""
+        """How many tokens may still be generated."""
         return len(self.prompt) + self._limit - len(self.ids)
 
     def choose(self, logits: Tensor) -> int:
@@ -106,15 +108,15 @@ class Request:
         return self.sampler(self.ids, logits)
 
     def append(self, token: int, time: float) -> str | None:
-        """Take the next token, and return the text that became final with it.
+        """Take the next token, and return the text that it makes final.
 
-        In a repeated run the tokens that were handed out before stand: they come out again, unless
-        rounding differed because a draft was verified in one of the runs only. None is returned
-        for them.
+        A token handed out before a preemption stands: it takes the place of `token`, and None is
+        returned. The two are the same, unless a draft was verified in only one of the runs and its
+        rounding made the difference.
         """
         place = len(self.ids) - len(self.prompt)
         if place < len(self._tokens):
-            self.replayed += 1
+            self.recomputed += 1
             self.diverged += token != self._tokens[place]
             self.ids.append(self._tokens[place])
             return None
@@ -123,26 +125,26 @@ class Request:
         self._times.append(time)
         if token in self._stop_tokens:
             self.finish = Finish.stop
-            return self._stream.close()
-        final = self._stream.push(token)
-        if not self._stream.stopped and not self.left:
+            return self._detokenizer.close()
+        final = self._detokenizer.push(token)
+        if not self._detokenizer.stopped and not self.left:
             self.finish = Finish.length
-            final += self._stream.close()
-        if self._stream.stopped:
+            final += self._detokenizer.close()
+        if self._detokenizer.stopped:
             self.finish = Finish.stop_string
         return final
 
-    def put_back(self) -> None:
-        """Forget this run; the next one begins with the prompt."""
+    def preempt(self) -> None:
+        """End the current run; the next one begins with the prompt."""
         self._preemptions += 1
         self._begin()
 
     def completion(self) -> Completion:
-        """Return what came of it, once it is finished."""
+        """Return the result, once the request is finished."""
         assert self.finish is not None
         return Completion(
             tokens=self._tokens,
-            text=self._stream.text,
+            text=self._detokenizer.text,
             finish=self.finish,
             prompt_tokens=len(self.prompt),
             times=self._times,

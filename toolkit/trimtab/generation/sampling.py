@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedy, or drawn from a distribution that may be cut."""
+"""How the next token is chosen: greedily, or drawn from a distribution that may be truncated."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Sampling:
     Parameters
     ----------
     temperature : float
-        The logits are divided by it; 0 takes the most probable token (greedy).
+        Divides the logits; 0 takes the most probable token (greedy).
     top_k : int, optional
-        Draw from that many most probable tokens only.
+        Draw only from this many of the most probable tokens.
     top_p : float, optional
-        Draw from the most probable tokens that together have this probability, at most 1.
+        Draw only from the most probable tokens that together reach this probability, at most 1.
     seed : int
-        At least 0. Every prompt has a generator of its own, seeded by this and its index, so that
-        what is drawn for it does not depend on the others.
+        At least 0. Every prompt has its own generator, seeded with this and the prompt's index, so
+        that its tokens do not depend on the other prompts.
 
     Raises
     ------
     TrimtabError
-        If a value is out of range, or a cut is asked for where nothing is drawn.
+        If a value is out of range, or `top_k` or `top_p` is given although nothing is drawn.
     """
 
     temperature: float = 0.0
@@ -53,8 +53,8 @@ class Sampling:
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1, or None"),
             ("seed", self.seed >= 0, "at least 0"),
         )
-        for name, fits, expected in checks:
-            if not fits:
+        for name, valid, expected in checks:
+            if not valid:
                 raise TrimtabError(f"{name}={getattr(self, name)}: expected {expected}")
         if self.greedy and (self.top_k, self.top_p) != (None, None):
             raise TrimtabError(
@@ -67,7 +67,7 @@ class Sampling:
         return self.temperature == 0
 
     def warpers(self) -> LogitsProcessorList:
-        """Return transformers' own warpers, in the order its `generate` applies them."""
+        """Return transformers' own warpers, in the order in which its `generate` applies them."""
         if self.greedy:
             return LogitsProcessorList()
         warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
@@ -79,22 +79,22 @@ class Sampling:
 
 
 class Sampler:
-    """Chooses one sequence's tokens, one after the other.
+    """Chooses the tokens of one sequence, one after the other.
 
     Parameters
     ----------
     sampling : Sampling
     index : int
-        Of the prompt.
+        Index of the prompt.
     device : torch.device
-        Of the logits.
+        Device of the logits.
     processors : LogitsProcessorList, optional
         Applied before the warpers.
 
     Attributes
     ----------
     plain : bool
-        Whether the choice is the largest logit, whatever came before.
+        Whether the token with the largest logit is chosen, whatever came before.
     """
 
     def __init__(
@@ -118,11 +118,11 @@ class Sampler:
         Parameters
         ----------
         ids : sequence of int
-            The prompt and the tokens behind it.
+            The prompt and the tokens after it.
         logits : Tensor
             Floating point, of shape [1, vocabulary]; processed in float32.
         """
-        # As in transformers: a copy, because processors may write to it.
+        # A copy, as in transformers, because processors may write to it.
         scores = logits.to(torch.float32, copy=True)
         if self._processors is not None:
             scores = self._processors(torch.tensor([ids], device=scores.device), scores)

@@ -1,4 +1,4 @@
-"""Who reads, who decodes and who waits: decisions only, no tensors."""
+"""Which sequence prefills, which decode and which wait: decisions only, no tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens [start, end) of the prompt `index`; `last` where the prompt ends there."""
+    """Tokens [start, end) of the prompt `index`; `last` if the prompt ends there."""
 
     index: int
     start: int
@@ -18,44 +18,46 @@ class Chunk:
 
 
 class Scheduler:
-    """Admits prompts in their order to a fixed number of slots, and puts the youngest back.
+    """Admits prompts in order to a fixed number of slots, and preempts the youngest sequence.
 
-    A sequence waits, reads its prompt, decodes, and is finished. One sequence reads at a time, in
-    chunks that depend on its prompt alone. Prompts put back wait before all that were never
-    admitted, so that those admitted are always the first of what is left, and the oldest of them
-    is never put back: it gets done.
+    A sequence waits, prefills, decodes, and finishes. One sequence prefills at a time, in chunks
+    whose bounds depend on its prompt alone. Preempted sequences wait ahead of those that have never
+    been admitted. Hence the admitted sequences are always the first ones left, and the oldest of
+    them is never preempted: it always finishes.
 
     Parameters
     ----------
     prompts : sequence of int
         Tokens of each prompt, at least 1.
-    slots, chunk : int
-        At least 1: sequences admitted at a time, and tokens read at a time.
+    slots : int
+        The most sequences admitted at a time, at least 1.
+    chunk : int
+        The most tokens in a chunk, at least 1.
 
     Attributes
     ----------
     waiting : deque of int
-        Prompts by their index, the next first.
-    reading : int or None
-        The prompt that is being read.
+        Indices of the waiting prompts, the next one first.
+    prefilling : int or None
+        Index of the prompt being prefilled.
     running : list of int
-        Those that decode, the oldest first.
+        Indices of the decoding sequences, the oldest first.
     """
 
     def __init__(self, prompts: Sequence[int], slots: int, chunk: int) -> None:
         self._prompts = list(prompts)
         self._slots = slots
         self._chunk = chunk
-        self._read = 0
+        self._done = 0  # tokens of the prompt being prefilled
         self._full = False
         self.waiting = deque(range(len(prompts)))
-        self.reading: int | None = None
+        self.prefilling: int | None = None
         self.running: list[int] = []
 
     @property
     def active(self) -> int:
-        """Sequences that have a slot."""
-        return len(self.running) + (self.reading is not None)
+        """How many sequences have a slot."""
+        return len(self.running) + (self.prefilling is not None)
 
     @property
     def done(self) -> bool:
@@ -64,40 +66,40 @@ class Scheduler:
     def next(self) -> int | None:
         """Return the prompt that may be admitted now, if any.
 
-        None where one is being read, no slot is free, or memory ran out since a sequence was last
-        finished: until the next is, what is admitted would only be put back.
+        There is none while another prefills, while no slot is free, and after memory ran out until
+        a sequence finishes: anything admitted before then would only be preempted.
         """
-        if self.reading is not None or self._full or self.active == self._slots:
+        if self.prefilling is not None or self._full or self.active == self._slots:
             return None
         return self.waiting[0] if self.waiting else None
 
     def admit(self) -> None:
-        """Let the next prompt be read."""
-        self.reading, self._read = self.waiting.popleft(), 0
+        """Start to prefill the next prompt."""
+        self.prefilling, self._done = self.waiting.popleft(), 0
 
     def hold(self) -> None:
-        """Admit nothing until a sequence is finished: there is no memory for it."""
+        """Admit nothing until a sequence finishes, because memory is short."""
         self._full = True
 
     def chunk(self) -> Chunk | None:
-        """Return the next tokens to read, None where no prompt is being read."""
-        if self.reading is None:
+        """Return the next chunk to prefill; None if no prompt is being prefilled."""
+        if self.prefilling is None:
             return None
-        size = self._prompts[self.reading]
-        end = min(self._read + self._chunk, size)
-        return Chunk(self.reading, self._read, end, last=end == size)
+        size = self._prompts[self.prefilling]
+        end = min(self._done + self._chunk, size)
+        return Chunk(self.prefilling, self._done, end, last=end == size)
 
-    def read(self, chunk: Chunk) -> None:
-        """Note that a chunk was read; behind the last one the sequence decodes."""
-        self._read = chunk.end
+    def prefilled(self, chunk: Chunk) -> None:
+        """Note that a chunk is done; after the last one its sequence decodes."""
+        self._done = chunk.end
         if chunk.last:
-            self.reading = None
+            self.prefilling = None
             self.running.append(chunk.index)
 
-    def put_back(self) -> int:
-        """Put the youngest sequence back to the front of those that wait, and return it."""
-        if self.reading is not None:
-            index, self.reading = self.reading, None
+    def preempt(self) -> int:
+        """Move the youngest sequence to the front of the waiting ones, and return its index."""
+        if self.prefilling is not None:
+            index, self.prefilling = self.prefilling, None
         else:
             index = self.running.pop()
         self.waiting.appendleft(index)

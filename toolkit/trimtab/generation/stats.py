@@ -7,29 +7,30 @@ from dataclasses import dataclass
 
 @dataclass
 class EngineStats:
-    """What an engine did, over all its calls.
+    """What an engine did, summed over all its calls.
 
     Attributes
     ----------
-    chunks : int
-        Forward passes over tokens of a prompt.
+    prefill_steps : int
+        Forward passes over a chunk of a prompt.
     decode_steps : int
-        Forward passes over one token of every sequence that decoded.
-    drafted_steps : int
-        Forward passes over one sequence's newest token and a draft.
+        Forward passes over one token of every decoding sequence.
+    verify_steps : int
+        Forward passes over the newest token of one sequence and a draft.
     proposed, accepted : int
-        Draft tokens, and those of them that the sampler chose too.
+        Tokens in drafts, and those among them that the sampler chose as well.
     preemptions : int
-        How often a sequence was put back for want of memory.
-    replayed, diverged : int
-        Tokens chosen once more after that, and those of them that would have been others now.
+        How often a sequence lost its slot because memory was short.
+    recomputed, diverged : int
+        Tokens chosen a second time after a preemption, and those among them that differed from
+        the first choice.
     """
 
-    chunks: int = 0
+    prefill_steps: int = 0
     decode_steps: int = 0
-    drafted_steps: int = 0
+    verify_steps: int = 0
     proposed: int = 0
     accepted: int = 0
     preemptions: int = 0
-    replayed: int = 0
+    recomputed: int = 0
     diverged: int = 0

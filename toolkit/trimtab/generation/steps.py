@@ -1,7 +1,7 @@
-"""What a forward pass does with keys, values and queries: write into a cache, and attend.
+"""What a forward pass does with queries, keys and values: write into a cache, and attend.
 
-A *step* goes with the forward pass and does this for every layer: `DecodeStep` where each row is
-one slot's newest token, `ReadStep` where the only row is several tokens of one slot.
+A *step* accompanies the forward pass and does this for every layer. In a `DecodeStep` each row is
+the newest token of one slot; in an `ExtendStep` the only row is several tokens of one slot.
 """
 
 from __future__ import annotations
@@ -12,41 +12,36 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from trimtab.vattention.attention import Scoring, attend
+from trimtab.vattention.attention import AttentionSpec, attend
 from trimtab_kernels.decode_attention import append_kv, decode_attention
 
 
 class Step(Protocol):
-    """One forward pass, as the attention function sees it, and methods that hook into the model.
+    """One forward pass, as seen by the attention function and by methods that hook into the model.
 
     Attributes
     ----------
     start : int or None
-        Position of the first token; None where every row is at one of its own.
+        Position of the first token; None if each row has a position of its own.
     prompt : bool
-        Whether the tokens are a prompt's.
+        Whether the tokens belong to a prompt.
     """
 
     start: int | None
     prompt: bool
 
     def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scoring: Scoring,
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        """Write a layer's new keys and values, and attend.
+        """Write a layer's new keys and values into the cache, and attend.
 
         Parameters
         ----------
         module : nn.Module
-            The layer's attention.
+            The attention module of the layer.
         query, key, value : Tensor
-            Of shape [rows, heads, tokens, head_dim], `key` and `value` with the KV heads.
-        scoring : Scoring
+            Of shape [rows, heads, tokens, head_dim], with the KV heads in `key` and `value`.
+        spec : AttentionSpec
 
         Returns
         -------
@@ -56,17 +51,17 @@ class Step(Protocol):
 
 
 class DecodeStep:
-    """One token of every slot: appended where `lengths` end, attending to all up to there.
+    """One token of every slot: written at the end of the slot, and attending to all of it.
 
-    It holds no state of its own: the same step serves as the cache grows. A slot of length 0 takes
-    no part; its row of the result is zero.
+    The step has no state of its own, so the same one serves while the cache grows. A slot of length
+    0 takes no part; its row of the result is zero.
 
     Parameters
     ----------
     keys, values : sequence of Tensor
         By layer, of shape [slots, max_len, kv_heads, head_dim].
     lengths : Tensor
-        int32 of shape [slots], the new token counted; read where the step runs.
+        int32 of shape [slots], including the new token; read when the step runs.
     """
 
     start: int | None = None
@@ -76,24 +71,18 @@ class DecodeStep:
         self._keys, self._values, self._lengths = keys, values, lengths
 
     def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scoring: Scoring,
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
     ) -> Tensor:
         keys, values = self._keys[_layer(module)], self._values[_layer(module)]
         append_kv(keys, values, key[:, :, 0], value[:, :, 0], self._lengths)
-        found = decode_attention(
-            query[:, :, 0], keys, values, self._lengths,
-            scoring.scale, scoring.window, scoring.softcap,
-        )  # fmt: skip
-        return found[:, None]
+        output = decode_attention(
+            query[:, :, 0], keys, values, self._lengths, spec.scale, spec.window, spec.softcap
+        )
+        return output[:, None]
 
 
-class ReadStep:
-    """Tokens [start, end) of one slot, attending to those before and among themselves.
+class ExtendStep:
+    """Tokens [start, end) of one slot, attending to the earlier ones and, causally, to each other.
 
     Parameters
     ----------
@@ -101,7 +90,7 @@ class ReadStep:
         By layer, of shape [slots, max_len, kv_heads, head_dim].
     slot, start, end : int
     prompt : bool
-        Whether the tokens are a prompt's.
+        Whether the tokens belong to a prompt.
     """
 
     def __init__(
@@ -117,44 +106,40 @@ class ReadStep:
         self.prompt = prompt
         self._keys, self._values = keys, values
         self._slot, self._start, self._end = slot, start, end
-        self._masks: dict[int | None, Tensor | None] = {}
+        self._masks: dict[int | None, Tensor | None] = {}  # by window
 
     def attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scoring: Scoring,
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        window = scoring.window
+        window = spec.window
         first = 0 if window is None else max(0, self._start - window + 1)
         keys = self._write(self._keys[_layer(module)], key)[:, :, first:]
         values = self._write(self._values[_layer(module)], value)[:, :, first:]
         if window not in self._masks:
             self._masks[window] = self._mask(first, window, query.device)
-        return attend(module, query, keys, values, self._masks[window], scoring)
+        return attend(module, query, keys, values, self._masks[window], spec)
 
     def _write(self, cache: Tensor, new: Tensor) -> Tensor:
-        """Write into the slot; return what it holds then, of shape [1, kv_heads, end, head_dim]."""
+        """Write into the slot and return its contents, of shape [1, kv_heads, end, head_dim]."""
         slot = cache[self._slot]
         slot[self._start : self._end] = new[0].transpose(0, 1)
         return slot[: self._end].transpose(0, 1)[None]
 
     def _mask(self, first: int, window: int | None, device: torch.device) -> Tensor | None:
-        """Return what may be seen, bool of shape [1, 1, tokens, seen]; None where it is plain.
+        """Return which keys each token may see, bool of shape [1, 1, tokens, keys].
 
-        Plain is causal from the first token on, and the only token that sees everything.
+        None if no mask is needed: for a single token that sees every key, and for as many tokens
+        as keys with plain causal attention.
         """
-        reading = self._end - self._start
-        fits = window is None or self._end - first <= window
-        if reading == 1 or (self._start == first and fits):
+        tokens = self._end - self._start
+        windowed = window is not None and self._end - first > window
+        if tokens == 1 or (self._start == first and not windowed):
             return None
-        places = torch.arange(first, self._end, device=device)
-        own = places[-reading:, None]
-        mask = places <= own
+        keys = torch.arange(first, self._end, device=device)
+        queries = keys[-tokens:, None]
+        mask = keys <= queries
         if window is not None:
-            mask &= places > own - window
+            mask &= keys > queries - window
         return mask[None, None]
 
 

@@ -1,32 +1,33 @@
-"""Text of tokens as they come, up to where it has to stop."""
+"""The text of tokens as they arrive, and where it has to stop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8, or not yet, are decoded to
+REPLACEMENT = "\ufffd"  # what bytes are decoded to that are not, or not yet, valid UTF-8
 
 
-class TextStream:
-    """Decodes tokens one after the other, and hands text out as soon as it is final.
+class Detokenizer:
+    """Decodes tokens one after the other, and hands out text as soon as it is final.
 
-    Text is held back while its last bytes may be the beginning of a character, or its end the
-    beginning of a stop string. What is handed out, joined, is `text`.
+    Text is held back while its last bytes may begin a character, or its end may begin a stop
+    string. The pieces handed out, joined, are `text`.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-        Special tokens have no text.
+        Its special tokens have no text.
     stops : sequence of str
-        The text ends before the first of these that is complete; of several that the same token
-        completes, before the one that begins first.
+        The text ends before the first stop string to be completed; where one token completes
+        several, before the one that begins first.
 
     Attributes
     ----------
     text : str
-        What was handed out.
+        What has been handed out.
     stopped : bool
         Whether a stop string was found.
     """
@@ -34,31 +35,31 @@ class TextStream:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
-        # Tokens are decoded behind some that have text, the first `_fresh` of the window, because
-        # decoders may treat the first of a text differently. Of the window's text `_known`
-        # characters were seen before.
+        # Decoders may treat the first token of a text differently. So new tokens are decoded
+        # together with earlier ones that have text: the first `_seen` tokens of the window. Of the
+        # window's text, the first `_known` characters are accounted for.
         self._window: list[int] = []
-        self._fresh = 0
+        self._seen = 0
         self._known = 0
         self._held = ""
         self.text = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Take the next token and return the text that is final now, often empty."""
+        """Take the next token, and return the text that it makes final, often empty."""
         self._window.append(token)
         decoded = self._decode(self._window)
         certain = decoded.rstrip(REPLACEMENT)
         self._held += certain[self._known :]
         self._known = max(self._known, len(certain))
-        if certain == decoded and (rest := self._decode(self._window[self._fresh :])):
-            self._window = self._window[self._fresh :]
-            self._fresh = len(self._window)
+        if certain == decoded and (rest := self._decode(self._window[self._seen :])):
+            self._window = self._window[self._seen :]
+            self._seen = len(self._window)
             self._known = len(rest)
         return self._hand_out(len(self._held) - self._begun())
 
     def close(self) -> str:
-        """Return the text that was held back, behind the last token."""
+        """End the text, and return what was held back."""
         if not self.stopped:
             self._held += self._decode(self._window)[self._known :]
             self._window = []
@@ -80,7 +81,7 @@ class TextStream:
         return final
 
     def _begun(self) -> int:
-        """Return the length of the longest end of the text that a stop string begins with."""
+        """Return how many of the last characters may begin a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
@@ -89,8 +90,17 @@ class TextStream:
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens that end a text, by the model's generation config and its tokenizer."""
-    config = model.generation_config
-    found = None if config is None else config.eos_token_id
-    several = found if isinstance(found, list) else [found]
-    return frozenset(token for token in (*several, tokenizer.eos_token_id) if token is not None)
+    """Return the tokens that end a text: those of the model's generation config and tokenizer."""
+    return frozenset(_tokens("eos", model.generation_config, tokenizer))
+
+
+def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that begin, end and pad a text, for the model or for the tokenizer."""
+    sources = model.generation_config, model.config, tokenizer
+    return frozenset(token for role in ("bos", "eos", "pad") for token in _tokens(role, *sources))
+
+
+def _tokens(role: str, *sources: Any) -> Iterator[int]:
+    for source in sources:
+        found = getattr(source, f"{role}_token_id", None)
+        yield from found if isinstance(found, list) else [] if found is None else [found]

@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from trimtab.generation.request import Completion, Finish
 from trimtab.generation.sampling import Sampling
-from trimtab.generation.stopping import TextStream, stop_tokens
+from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
 
 # What a model's own generation config may ask for, and our engine does not do.
@@ -78,7 +78,7 @@ def generate(
             **_drawing(sampling),
         )
     tokens = output[0, len(prompt) :].tolist()
-    text = TextStream(output_tokenizer, stop)
+    text = Detokenizer(output_tokenizer, stop)
     return _completion(tokens, clock.times[1:], len(prompt), text, ends)
 
 
@@ -103,7 +103,7 @@ def _completion(
     tokens: list[int],
     times: list[float],
     prompt_tokens: int,
-    text: TextStream,
+    text: Detokenizer,
     ends: frozenset[int],
 ) -> Completion:
     for token in tokens:

@@ -1,6 +1,6 @@
-"""vAttention: a KV cache whose tensors are reserved in full and backed by pages as they fill.
+"""vAttention: a KV cache whose tensors are reserved at full size and backed by pages as they fill.
 
-After arXiv 2405.04437, on the stock driver of an NVIDIA GPU or in the memory of the host.
+After arXiv 2405.04437, on the stock driver of an NVIDIA GPU, or in the memory of the host.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "decode_kernel",
 ]
 
-# Imported on first use: the method's settings alone take neither PyTorch nor transformers.
+# Imported on first use, so that the settings alone need neither PyTorch nor transformers.
 _PLACES = {
     "KVOutOfMemory": "pages",
     "VirtualCache": "cache",

@@ -1,7 +1,7 @@
-"""Attention for transformers' models: what the cache's own functions share, and one for `generate`.
+"""Attention for transformers' models: what the engine and stock ``generate`` have in common.
 
-With `decode_kernel` stock ``generate`` runs `trimtab_kernels.decode_attention` in its decode steps,
-and PyTorch's attention for everything else.
+Under `decode_kernel`, stock ``generate`` runs `trimtab_kernels.decode_attention` in its decode
+steps, and PyTorch's attention for everything else.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from trimtab.errors import MisfitError
 from trimtab_kernels.decode_attention import decode_attention
 
 NAME = "trimtab_decode"
-# Terms that some attention functions add to the scores; no supported architecture passes them.
+# Terms that some architectures add to the scores; no supported one does.
 FOREIGN = ("s_aux", "position_bias")
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """How queries are weighed against keys.
+class AttentionSpec:
+    """How a layer scores keys, and which of the earlier tokens it attends to.
 
     Parameters
     ----------
     scale : float
-        Of the products of query and key.
+        Factor on the products of query and key.
     window : int, optional
-        The most tokens attended to, the query's own included.
+        The most tokens attended to, including the query's own; no limit if None.
     softcap : float, optional
-        Bound of the scores.
+        Soft bound of the scores; none if None.
     """
 
     scale: float
@@ -45,7 +45,7 @@ class Scoring:
 
 
 def require_plain(module: nn.Module, dropout: float, others: dict[str, Any]) -> None:
-    """Raise `MisfitError` where a layer asks for more than causal attention with a `Scoring`."""
+    """Raise `MisfitError` if a layer needs more than causal attention by an `AttentionSpec`."""
     foreign = [name for name in FOREIGN if others.get(name) is not None]
     if foreign or dropout or not getattr(module, "is_causal", True):
         raise MisfitError(
@@ -60,26 +60,30 @@ def attend(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    scoring: Scoring,
+    spec: AttentionSpec,
 ) -> Tensor:
-    """Attend by PyTorch's function, or, with capped scores, which it does not offer, without.
+    """Attend with PyTorch's function, or with separate operations if the scores are capped.
 
     Parameters
     ----------
+    module : nn.Module
+        The attention module of the layer.
     query, key, value : Tensor
-        Of shape [rows, heads, tokens, head_dim], `key` and `value` with the KV heads.
+        Of shape [rows, heads, tokens, head_dim], with the KV heads in `key` and `value`.
     mask : Tensor, optional
-        bool of shape [rows or 1, 1, tokens, keys], True where a query may see a key; a window is in
-        it. None where that is plain: one token that sees all, or as many tokens as keys, causal.
-    scoring : Scoring
+        bool of shape [rows or 1, 1, tokens, keys], True where a query may see a key; it includes
+        the window. None for a single token that sees every key, and for as many tokens as keys
+        with plain causal attention.
+    spec : AttentionSpec
+        Its window is not applied: that is in the mask.
 
     Returns
     -------
     Tensor
         Of shape [rows, tokens, heads, head_dim].
     """
-    if scoring.softcap is None:
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scoring.scale)[0]
+    if spec.softcap is None:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=spec.scale)[0]
     rows, heads, tokens, width = query.shape
     if mask is None:
         shape = 1, 1, tokens, key.shape[2]
@@ -87,9 +91,9 @@ def attend(
         mask = mask.tril(key.shape[2] - tokens)
     # Scores and softmax in float32, as in `trimtab_kernels.reference.decode_attention`.
     grouped = query.unflatten(1, (key.shape[1], -1)).float()
-    scores = torch.einsum("bkgqd,bknd->bkgqn", grouped, key.float()) * scoring.scale
-    scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
-    # The least number, not minus infinity: a token of the padding sees nothing, and is no NaN.
+    scores = torch.einsum("bkgqd,bknd->bkgqn", grouped, key.float()) * spec.scale
+    scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    # The lowest number, not minus infinity: a padding token sees no key, and must not become NaN.
     weights = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min).softmax(-1)
     mixed = torch.einsum("bkgqn,bknd->bqkgd", weights, value.float())
     return mixed.reshape(rows, tokens, heads, width).to(query.dtype)
@@ -97,7 +101,7 @@ def attend(
 
 @contextmanager
 def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Have a model use the attention function of a name for the time of the ``with``."""
+    """Have a model use the attention function of a given name for the time of the ``with``."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
@@ -110,10 +114,10 @@ def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 def decode_kernel(model: PreTrainedModel) -> Iterator[None]:
     """Have stock ``generate`` run `trimtab_kernels.decode_attention` for the time of the ``with``.
 
-    It runs where a step has one token a sequence and no mask: sequences of one length, without
-    padding, and a window, if there is one, not yet full. Whatever else is PyTorch's attention. It
-    reads a `VirtualCache` where it lies. Sums are in another order than PyTorch's, so that
-    near-ties between tokens may be decided otherwise.
+    The kernel runs in steps with one token per sequence and no mask: sequences of equal length
+    without padding, and no window that is full. All other steps use PyTorch's attention. The kernel
+    reads a `VirtualCache` in place. It adds in another order than PyTorch, so near-ties between
+    tokens may be decided differently.
 
     Parameters
     ----------
@@ -122,8 +126,7 @@ def decode_kernel(model: PreTrainedModel) -> Iterator[None]:
     Raises
     ------
     MisfitError
-        In a forward pass that asks for dropout, attention to later tokens, or terms added to the
-        scores.
+        In a forward pass with dropout, attention to later tokens, or terms added to the scores.
     """
     with using_attention(model, NAME):
         yield
@@ -143,14 +146,14 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     require_plain(module, dropout, others)
-    scoring = Scoring(scaling, sliding_window, softcap)
+    spec = AttentionSpec(scaling, sliding_window, softcap)
     if query.shape[2] > 1 or attention_mask is not None:
-        return attend(module, query, key, value, attention_mask, scoring), None
+        return attend(module, query, key, value, attention_mask, spec), None
     rows, _, tokens, _ = key.shape
     lengths = torch.full((rows,), tokens, dtype=torch.int32, device=key.device)
     keys, values = key.transpose(1, 2), value.transpose(1, 2)
-    found = decode_attention(query[:, :, 0], keys, values, lengths, scaling, None, softcap)
-    return found[:, None], None
+    output = decode_attention(query[:, :, 0], keys, values, lengths, scaling, None, softcap)
+    return output[:, None], None
 
 
 AttentionInterface.register(NAME, _attention)

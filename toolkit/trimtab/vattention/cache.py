@@ -5,96 +5,35 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Never, Self, SupportsIndex
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, PreTrainedConfig
 
 from trimtab.errors import MisfitError
-from trimtab.models.adapter import head_shape
-from trimtab.vattention.batch import Batch
 from trimtab.vattention.cache_layer import VirtualLayer
+from trimtab.vattention.cache_shape import CacheShape
 from trimtab.vattention.settings import Layout
+from trimtab.vattention.slot_range import SlotRange
 from trimtab.vattention.virtual_kv import VirtualKV
-
-# Settings of models that keep something else, whatever their layers are called.
-OTHER_CACHES = (
-    "is_encoder_decoder", "add_cross_attention", "kv_lora_rank", "num_kv_shared_layers",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """What a model's attention keeps, the same in every layer but for the window.
-
-    Parameters
-    ----------
-    owner : str
-        Name of the config.
-    windows : tuple of (int or None)
-        By layer, the tokens that a query sees; None where it sees all.
-    kv_heads, head_dim : int
-    """
-
-    owner: str
-    windows: tuple[int | None, ...]
-    kv_heads: int
-    head_dim: int
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> Self:
-        """Return the shape for a config.
-
-        Raises
-        ------
-        MisfitError
-            If layers keep anything but keys and values of their own tokens, compress them, or
-            differ in shape.
-        """
-        config = config.get_text_config(decoder=True)
-        owner = type(config).__name__
-        for setting in OTHER_CACHES:
-            if found := getattr(config, setting, None):
-                raise MisfitError(
-                    f"{owner} with {setting}={found} is not supported by the virtual cache, which "
-                    "holds plain self-attention of every layer's own; use DynamicCache"
-                )
-        layers = DynamicCache(config=config).layers
-        for index, layer in enumerate(layers):
-            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-                raise MisfitError(
-                    f"{owner} is not supported by the virtual cache, which holds full and sliding "
-                    f"attention only: layer {index} has a {type(layer).__name__}; use DynamicCache"
-                )
-        shapes = map(head_shape, getattr(config, "per_layer_config", [config]))
-        heads = {(shape.kv_heads, shape.head_dim) for shape in shapes}
-        if len(heads) > 1:
-            raise MisfitError(
-                f"{owner} is not supported by the virtual cache, whose layers are alike: its have "
-                f"(kv_heads, head_dim) = {sorted(heads)}; use DynamicCache"
-            )
-        windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
-        return cls(owner, windows, *heads.pop())
 
 
 class VirtualCache(Cache):
-    """Keys and values on virtual memory: growing them moves none, and no memory waits for them.
+    """Keys and values on virtual memory: growing moves none of them, and takes memory as needed.
 
-    A drop-in for `DynamicCache` in ``model.generate(past_key_values=...)``: the same tokens come
-    out, under the same attention masks. Every token is kept, of sliding layers too, until
-    `crop`, `reset` or `close`. For inference only. A context manager, which closes the cache.
+    A drop-in replacement for `DynamicCache` in ``model.generate(past_key_values=...)``: it yields
+    the same tokens, with the same attention masks. Every token is kept until `crop`, `reset` or
+    `close`, in sliding layers too. For inference only. A context manager that closes the cache.
 
     Parameters
     ----------
     config : PreTrainedConfig
         The model's.
     batch : int
-        The most sequences at a time; each beam and each returned sequence of a prompt is one.
+        The most sequences at a time; every beam and every returned sequence counts.
     max_len : int
-        The most tokens of a sequence, prompt included. It takes addresses only.
+        The most tokens of a sequence, including its prompt. This takes addresses, not memory.
     dtype, device
         The model's.
     layout, page_group, budget
@@ -103,17 +42,17 @@ class VirtualCache(Cache):
     Attributes
     ----------
     kv : VirtualKV
-        Where the keys and values are.
+        Holds the keys and values.
 
     Raises
     ------
     MisfitError
-        If the model's layers keep anything else than keys and values of their own tokens, or
-        differ in shape.
+        If the model's layers keep anything but keys and values of their own tokens, or differ in
+        shape.
     ValueError
-        If a size cannot be used.
+        If a size is out of range.
     TrimtabError
-        If the device or its driver cannot do this.
+        If the device or its driver has no virtual memory management.
     """
 
     def __init__(
@@ -138,32 +77,32 @@ class VirtualCache(Cache):
         )  # fmt: skip
         for _ in range(batch):
             kv.acquire()
-        self._begin(shape, Batch(kv, 0, batch, shape.owner, borrowed=False))
-        # For those who do not close it: nobody closes a DynamicCache.
+        self._begin(shape, SlotRange(kv, 0, batch, shape.owner, borrowed=False))
+        # For callers who do not close it, as nobody closes a DynamicCache.
         weakref.finalize(self, _close, self._virtual, kv, os.getpid()).atexit = False
 
     @classmethod
     def over(cls, config: PreTrainedConfig, kv: VirtualKV, slots: Sequence[int]) -> Self:
-        """Return a cache over slots that are in use already, with what is in them.
+        """Return a cache over slots that are already in use, with the tokens in them.
 
-        With slots from `VirtualKV.fork_prefix` many sequences continue one prompt, of which there
-        is one copy. The slots stay the caller's, to be released, and `kv` to be closed, when the
-        cache is. Beams are refused, since they would write to pages that may be shared.
+        With slots from `VirtualKV.fork_prefix`, many sequences continue a single copy of a prompt.
+        The caller keeps the slots, and is to close this cache before releasing them and closing
+        `kv`. Beams are refused, since they would write to pages that may be shared.
 
         Parameters
         ----------
         config : PreTrainedConfig
         kv : VirtualKV
         slots : sequence of int
-            Consecutive ones, with equally many tokens. If there are tokens, there are as many
-            sequences as slots.
+            Consecutive, and of equal length. If they have tokens, there are as many sequences as
+            slots.
 
         Raises
         ------
         ValueError
-            If the slots are not consecutive or of different lengths.
+            If the slots are not consecutive, or of different lengths.
         MisfitError
-            If `kv` has another shape than the model.
+            If the shape of `kv` is not the model's.
         """
         shape = CacheShape.of(config)
         geometry = kv.geometry
@@ -177,41 +116,41 @@ class VirtualCache(Cache):
         lengths = {kv.length(slot) for slot in slots}
         if len(lengths) != 1 or list(slots) != list(range(slots[0], slots[0] + len(slots))):
             raise ValueError(
-                f"slots={list(slots)} with {sorted(lengths)} tokens; expected consecutive slots "
-                "with equally many"
+                f"slots={list(slots)} with {sorted(lengths)} tokens; expected consecutive slots of "
+                "equal length"
             )
         cache = cls.__new__(cls)
-        cache._begin(shape, Batch(kv, slots[0], len(slots), shape.owner, borrowed=True))
+        cache._begin(shape, SlotRange(kv, slots[0], len(slots), shape.owner, borrowed=True))
         return cache
 
-    def _begin(self, shape: CacheShape, batch: Batch) -> None:
+    def _begin(self, shape: CacheShape, slots: SlotRange) -> None:
         self._virtual = [
-            VirtualLayer(batch, index, window) for index, window in enumerate(shape.windows)
+            VirtualLayer(slots, index, window) for index, window in enumerate(shape.windows)
         ]
         super().__init__(layers=[*self._virtual])
-        self.kv = batch.kv
-        self._batch = batch
+        self.kv = slots.kv
+        self._slots = slots
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._detach()
-        if not self._batch.borrowed:
+        if not self._slots.borrowed:
             self.kv.__exit__(kind, error, trace)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Never:
         raise TypeError(
             "a VirtualCache is neither copied nor pickled: it consists of addresses of this "
-            "process. To continue one prompt several times use VirtualKV.fork_prefix and "
+            "process. To continue one prompt several times, use VirtualKV.fork_prefix and "
             "VirtualCache.over, or a DynamicCache"
         )
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some sequences, by their numbers or by a mask."""
+        """Keep some sequences, given by index or by a mask."""
         super().batch_select_indices(indices)
-        # Not before every layer has read what it keeps: pages without a token may be reclaimed.
-        self._batch.narrow(self._virtual[0].rows)
+        # Only once every layer has read what it keeps: pages without a token may be reclaimed.
+        self._slots.narrow(self._virtual[0].rows)
 
     @property
     def live_bytes(self) -> int:
@@ -220,24 +159,24 @@ class VirtualCache(Cache):
 
     @property
     def committed_bytes(self) -> int:
-        """Bytes of memory that these take, in pages."""
+        """Bytes of the pages that hold them."""
         return self.kv.stats().committed
 
     @property
     def reserved_bytes(self) -> int:
-        """Bytes of addresses."""
+        """Bytes of the addresses."""
         return self.kv.stats().reserved
 
     def close(self) -> None:
-        """Give memory and addresses back; closing twice is closing once.
+        """Free memory and addresses; closing again does nothing.
 
         Raises
         ------
         RuntimeError
-            While somebody else holds tensors over the cache.
+            While someone else holds tensors over the cache.
         """
         self._detach()
-        if not self._batch.borrowed:
+        if not self._slots.borrowed:
             self.kv.close()
 
     def _detach(self) -> None:
@@ -246,7 +185,7 @@ class VirtualCache(Cache):
 
 
 def _close(layers: Sequence[VirtualLayer], kv: VirtualKV, process: int) -> None:
-    # What a forked child drops is its copy of names for its parent's memory.
+    # In a forked child, the memory still belongs to the parent.
     if os.getpid() == process:
         for layer in layers:
             layer.detach()

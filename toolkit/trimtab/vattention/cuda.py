@@ -1,4 +1,4 @@
-"""Pages of GPU memory, through the virtual memory management of the stock CUDA driver."""
+"""Pages of GPU memory, by the virtual memory management of the stock CUDA driver."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from trimtab.vattention.pool import PagePool
 class CudaPool(PagePool):
     """Pages of one GPU's memory; see `PagePool`.
 
-    A page is one allocation of the driver, mapped whole. What is written through one of its
-    addresses is seen at the others by work that starts when the writing kernel is done, not
-    before (CUDA C++ Programming Guide, "Virtual Aliasing Support").
+    A page is one allocation of the driver, mapped as a whole. Data written at one of its addresses
+    is visible at the others only to work that starts after the writing kernel has finished (CUDA
+    C++ Programming Guide, "Virtual Aliasing Support").
 
     Parameters
     ----------
     page_bytes : int, optional
-        A multiple of the granularity, which it is where None: 2 MB on the GPUs of today.
+        A multiple of the granularity; the granularity itself if None: 2 MB on today's GPUs.
     budget : int, optional
         See `PagePool`.
     device : str or torch.device
-        The GPU; PyTorch's current one where it has no index.
+        The GPU; PyTorch's current one if it has no index.
     driver : Driver, optional
-        Opened on `device` where None.
+        Opened on `device` if None.
 
     Raises
     ------
@@ -56,18 +56,18 @@ class CudaPool(PagePool):
         finalizer = weakref.finalize(
             self, _abandon, self._process, self._driver, self.page_bytes, *held
         )
-        # Tensors may outlive the interpreter's exit handlers; the driver frees all by itself.
+        # Not at the interpreter's exit: tensors may be alive then, and the driver frees everything.
         finalizer.atexit = False
 
     @property
     def granularity(self) -> int:
-        """Bytes that the size of a page must be a multiple of, as the driver says."""
+        """Bytes of which the size of a page must be a multiple, according to the driver."""
         return self._driver.granularity
 
     def fence(self) -> Fence:
-        """Return a mark behind what the calling thread submitted to its current stream.
+        """Return a mark after the work in the calling thread's current CUDA stream.
 
-        Other streams are not in it: have the current one wait for them first.
+        Work in other streams is not covered: have the current one wait for them first.
         """
         return self._driver.fence()
 
@@ -103,15 +103,15 @@ class CudaPool(PagePool):
         self._driver.set_access(address, nbytes, access)
 
     def _unmap(self, address: int, nbytes: int) -> None:
-        # One call may cover several mappings if it covers them whole, as NVIDIA's sample
-        # vectorAddMMAP has it; it happens or fails as one, and costs as much as one page's.
+        # One call may cover several whole mappings, as in NVIDIA's sample vectorAddMMAP. It
+        # succeeds or fails as a whole, and costs no more than for one page.
         self._driver.unmap(address, nbytes)
 
     def _measured(self) -> int:
         """Return the device memory in use, less what was in use when the pool was made.
 
-        The driver counts for the device, not for the pool: what PyTorch and other processes have
-        taken since is in it, what they gave back makes it less.
+        The driver counts for the device, not for the pool: memory that PyTorch or other processes
+        have allocated or freed since then changes the figure too.
         """
         return self._free_at_start - self._driver.free_memory()
 
@@ -123,7 +123,7 @@ def _abandon(
     reservations: set[Reservation],
     pages: set[Page],
 ) -> None:
-    """Give back what a pool that was dropped without closing it holds. No tensor is alive."""
+    """Free what a pool holds that was dropped without being closed. No tensor is alive."""
     if os.getpid() != process:
         return
     if reservations or pages:

@@ -1,12 +1,12 @@
-"""Tensors over memory that PyTorch did not allocate, and word of when the last of them dies.
+"""Tensors over memory that PyTorch did not allocate, with a callback when the last of them dies.
 
-By the DLPack protocol: a structure that describes the memory, and a function that the consumer
-calls when it needs the memory no more. See https://dmlc.github.io/dlpack/latest/c_api.html.
+This uses the DLPack protocol: a structure that describes the memory, and a deleter that the
+consumer calls when it is done with it. See https://dmlc.github.io/dlpack/latest/c_api.html.
 
-That function may be called while an exception is on its way through the interpreter, by a thread
-that Python has never seen, or after the interpreter's end. Python code behind a ctypes callback
-bears the second only. So a NumPy array lends its own: that is written in C and drops a reference
-to the array, nothing else, and of the array's death `weakref.finalize` tells with all due care.
+The deleter may be called while an exception propagates, from a thread unknown to Python, or after
+the interpreter has ended. A Python function called through ctypes copes only with the second case.
+So the deleter is NumPy's own, borrowed from an array: it is written in C and only drops a reference
+to the array, whose death `weakref.finalize` reports safely.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = {
 
 
 class _ManagedTensor(ctypes.Structure):
-    """DLManagedTensor, its nested structures laid flat."""
+    """DLManagedTensor, with its nested structures flattened."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -68,7 +68,7 @@ def tensor_at(
     device: torch.device,
     dropped: Callable[[], None],
 ) -> Tensor:
-    """Return a tensor over an address, without touching what is there.
+    """Return a tensor over an address, without touching the memory there.
 
     Parameters
     ----------
@@ -81,14 +81,14 @@ def tensor_at(
     device : torch.device
         The CPU, or a CUDA device with its index.
     dropped : callable
-        Called once: when the last tensor or view over the memory has died, in whichever thread
-        that happens, or before this raises. An exception of its own goes to
-        `sys.unraisablehook`. Not called for what outlives the interpreter.
+        Called once: when the last tensor or view over the memory dies, in whichever thread, or
+        before this function raises. Its own exceptions go to `sys.unraisablehook`. Not called for
+        tensors that outlive the interpreter.
 
     Raises
     ------
     ValueError
-        If the dtype or the device is none of these.
+        If the dtype or the device is not supported.
     """
     sizes = np.array([*shape, *strides], dtype=np.int64)
     died = weakref.finalize(sizes, dropped)

@@ -1,7 +1,7 @@
-"""The calls of the CUDA driver that page pools are made of (its virtual memory management).
+"""The calls of the CUDA driver that a page pool needs: its virtual memory management.
 
-Addresses, handles and sizes are plain integers here; what the driver's own structures look like
-is known to `CudaDriver` alone.
+Addresses, handles and sizes are plain integers; only `CudaDriver` knows the driver's own
+structures.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from trimtab.vattention.pages import Access, Fence, PageError
 GONE = "CUDA_ERROR_DEINITIALIZED"
 NO_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 FLAGS = {
-    Access.none: "CU_MEM_ACCESS_FLAGS_PROT_NONE",
     Access.read: "CU_MEM_ACCESS_FLAGS_PROT_READ",
     Access.write: "CU_MEM_ACCESS_FLAGS_PROT_READWRITE",
 }
 
 
 class DriverError(PageError):
-    """A driver call that did not succeed.
+    """A call of the driver failed.
 
     Parameters
     ----------
-    call, code, text : str
-        Name of the call, name of the status that it returned, and what that means.
+    call : str
+        Name of the call.
+    code : str
+        Name of the status that it returned.
+    text : str
+        What the status means.
     """
 
     def __init__(self, call: str, code: str, text: str) -> None:
@@ -38,64 +41,64 @@ class DriverError(PageError):
 
 
 class Driver(Protocol):
-    """Virtual memory of one device. Any thread may call, and finds its own context unchanged.
+    """Virtual memory of one device. Any thread may call; its current context stays the same.
 
-    Every call raises `DriverError` where the driver refuses, and has had no effect then.
+    Every call raises `DriverError` if the driver refuses, and then has no effect.
 
     Attributes
     ----------
     device : torch.device
-        Where the tensors over the memory are.
+        Device of the tensors over the memory.
     granularity : int
-        Bytes that sizes and addresses must be multiples of.
+        Bytes of which sizes and addresses must be multiples.
     """
 
     device: torch.device
     granularity: int
 
     def reserve(self, nbytes: int) -> int:
-        """Return the start of a range of addresses with nothing behind it."""
+        """Reserve a range of addresses with nothing mapped there, and return its start."""
 
     def free(self, address: int, nbytes: int) -> None:
-        """Give a whole reserved range back; nothing may be mapped there."""
+        """Free a whole reserved range; nothing may be mapped there."""
 
     def create(self, nbytes: int) -> int:
-        """Return the handle of physical memory."""
+        """Allocate physical memory, and return its handle."""
 
     def release(self, handle: int) -> None:
-        """Give a handle back; its memory follows with its last mapping."""
+        """Release a handle; its memory is freed with its last mapping."""
 
     def map(self, address: int, nbytes: int, handle: int) -> None:
-        """Put all of a handle's memory behind reserved addresses, not accessible yet."""
+        """Map all memory of a handle at reserved addresses, without access."""
 
     def unmap(self, address: int, nbytes: int) -> None:
-        """Take the memory from behind a range that consists of whole mappings."""
+        """Unmap a range that consists of whole mappings."""
 
     def set_access(self, address: int, nbytes: int, access: Access) -> None:
-        """Say what a range that consists of whole mappings may be used for."""
+        """Set what a range that consists of whole mappings may be used for."""
 
     def free_memory(self) -> int:
-        """Return the bytes of device memory that nobody uses."""
+        """Return the unused bytes of the device's memory."""
 
     def fence(self) -> Fence:
-        """Return a mark behind what was submitted to the calling thread's current stream."""
+        """Return a mark after the work submitted to the calling thread's current CUDA stream."""
 
     def synchronize(self) -> None:
-        """Return when all work of the device's context is done."""
+        """Wait for all work of the device's context."""
 
 
 class CudaDriver(Driver):
-    """The driver of an NVIDIA GPU, in the device's primary context, which is PyTorch's too.
+    """The driver of an NVIDIA GPU, in the device's primary context, which PyTorch uses too.
 
     Parameters
     ----------
     device : torch.device
-        A CUDA device; PyTorch's current one where it has no index.
+        A CUDA device; PyTorch's current one if it has no index.
 
     Raises
     ------
     TrimtabError
-        If cuda-bindings is not installed, there is no GPU, or it has no virtual memory management.
+        If cuda-bindings is not installed, or there is no GPU with virtual memory management.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -116,7 +119,7 @@ class CudaDriver(Driver):
                 f"device={self.device}; expected a GPU and a driver with virtual memory "
                 "management, which this one lacks: use another device, or the host's pages"
             )
-        # Never released: the context is PyTorch's, and outlives every pool.
+        # Never released: PyTorch uses the context too, and it outlives every pool.
         (self._context,) = self._answer("cuDevicePrimaryCtxRetain", ordinal)
         self._memory = self._cuda.CUmemAllocationProp()
         self._memory.type = self._cuda.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
@@ -169,7 +172,7 @@ class CudaDriver(Driver):
         structure.location.id = self.device.index
 
     def _give_back(self, call: str, *arguments: Any) -> None:
-        # A driver that was shut down, as it is when the interpreter exits, has taken all back.
+        # A driver that has shut down, as when the interpreter exits, has freed everything.
         try:
             self._call(call, *arguments)
         except DriverError as error:
@@ -177,7 +180,7 @@ class CudaDriver(Driver):
                 raise
 
     def _call(self, call: str, *arguments: Any) -> list[Any]:
-        # Pushed and popped, not set: a thread may have none, or be busy with another device.
+        # Pushed and popped, not set: a thread may have no context, or one of another device.
         self._answer("cuCtxPushCurrent", self._context)
         try:
             return self._answer(call, *arguments)
@@ -193,19 +196,19 @@ class CudaDriver(Driver):
 
 
 class EventFence:
-    """A CUDA event that the host waits for.
+    """A CUDA event for which the host waits.
 
     Parameters
     ----------
     event : torch.cuda.Event
-        Recorded. Its own `wait` holds up a stream, not the host.
+        Recorded. Its own `wait` blocks a CUDA stream, not the host.
     """
 
     def __init__(self, event: torch.cuda.Event) -> None:
         self._event = event
 
     def wait(self) -> None:
-        """Return when the event has happened."""
+        """Return when the work before the event is done."""
         self._event.synchronize()
 
 

@@ -1,4 +1,4 @@
-"""How slots come by the page rows behind positions that are about to be written."""
+"""How slots get page rows of their own for the positions that are about to be written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from trimtab.vattention.table import PageRow, PageTable
 def missing(
     table: PageTable, lengths: Sequence[int], wanted: Mapping[int, int]
 ) -> list[tuple[int, int]]:
-    """Return slot and index of the rows in the way of writing from slots' ends to wanted lengths.
+    """Return slot and index of the rows that must exist or change before slots can grow.
 
-    They are not there, or may only be read: another slot has them too, or had.
+    Such a row does not exist, or is read-only because it is, or was, shared with another slot.
+
+    Parameters
+    ----------
+    table : PageTable
+    lengths : sequence of int
+        By slot, the tokens it has.
+    wanted : mapping of int to int
+        By slot, the tokens it is to have. The positions between the two lengths will be written.
     """
     return [
         (slot, index)
@@ -36,7 +44,7 @@ def make_writable(
     wanted: Mapping[int, int],
     needs: Sequence[int],
 ) -> None:
-    """Put rows of their own behind slots, keeping what is live in those that they replace.
+    """Give slots rows of their own where they will write, with the live bytes of replaced rows.
 
     Parameters
     ----------
@@ -46,18 +54,18 @@ def make_writable(
     lengths : sequence of int
         By slot, the live tokens.
     wanted : mapping of int to int
-        The lengths that some slots grow to.
+        The lengths to which some slots grow.
     needs : sequence of int
-        By slot, how many rows it has to have afterwards.
+        By slot, how many rows it must have afterwards.
 
     Raises
     ------
     KVOutOfMemory, PageError
-        With everything as before, once `undo` is left; cached rows may be gone.
+        Everything is as before once `undo` is left, except that cached rows may be gone.
     """
     for slot, index in missing(table, lengths, wanted):
         _take_over(table, lengths, slot, index)
-    # That may have cut what a slot had cached.
+    # Determined again, because that may have cut cached rows.
     new, own = _plan(table, missing(table, lengths, wanted))
     rows = supply.rows(undo, new, needs)
     for slot, group in groupby(zip(new, rows, strict=True), key=lambda pair: pair[0][0]):
@@ -84,20 +92,29 @@ def fork(
     slot: int,
     nbytes: int,
 ) -> None:
-    """Put the first bytes of a slot's streams behind one with no rows.
+    """Give a slot without rows the first bytes of another: whole pages shared, the rest copied.
 
-    Whole pages are shared, the rest is copied.
+    Parameters
+    ----------
+    undo : ExitStack
+    table : PageTable
+    supply : Supply
+    needs : sequence of int
+        By slot, how many of its rows may not be reclaimed.
+    source, slot : int
+    nbytes : int
+        In every plane.
 
     Raises
     ------
     KVOutOfMemory, PageError
-        With everything as before, once `undo` is left; cached rows may be gone.
+        Everything is as before once `undo` is left, except that cached rows may be gone.
     """
     whole, rest = divmod(nbytes, table.page)
     copies = supply.rows(undo, [(slot, whole)] if rest else [], needs)
     shared = table.rows[source][:whole]
     if shared:
-        # What still runs may be writing there, and must not find that it no longer may.
+        # Work in progress may still write there, and must not lose its access.
         table.settle()
         table.allow(undo, source, 0, whole, Access.read)
         table.extend(undo, slot, shared)
@@ -116,11 +133,11 @@ def _writable(rows: Sequence[PageRow], index: int) -> bool:
 
 
 def _take_over(table: PageTable, lengths: Sequence[int], slot: int, index: int) -> None:
-    """Leave a row to one slot alone if the others that have it need it no more."""
+    """Leave a row to one slot alone if the other slots that have it do not need it."""
     if index >= len(table.rows[slot]):
         return
     row = table.rows[slot][index]
-    # A row is shared at one index only: it holds the same part of the same prefix.
+    # All slots that share a row have it at the same index: as the same part of one prefix.
     others = [
         other
         for other, rows in enumerate(table.rows)
@@ -133,7 +150,7 @@ def _take_over(table: PageTable, lengths: Sequence[int], slot: int, index: int) 
 def _plan(
     table: PageTable, places: Sequence[tuple[int, int]]
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Return the places that need a new row, and those whose row will be the slot's alone."""
+    """Return the places that need a new row, and those whose row will belong to the slot alone."""
     new, own = [], []
     leaving: Counter[PageRow] = Counter()
     for slot, index in places:

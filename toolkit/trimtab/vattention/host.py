@@ -1,8 +1,8 @@
-"""Page pools in the host's memory: one anonymous file whose blocks are mapped where they are used.
+"""Pages of the host's memory: blocks of an anonymous file, mapped where they are used.
 
-A page is a block of a memfd, its handle the block's offset in the file. Only a file has what a
-page needs: to be mapped at several addresses, to be taken before it is touched, to be given back
-wherever it is mapped.
+A page is a block of a memfd, and its handle is the block's offset in the file. Only blocks of a
+file can be mapped at several addresses, allocated before they are touched, and freed wherever they
+are mapped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from trimtab.errors import TrimtabError
 from trimtab.vattention.pages import Access, KVOutOfMemory, PageError, Reservation
 from trimtab.vattention.pool import PagePool
 
-# What the standard library does not name or does not do, from linux/mman.h and linux/falloc.h.
+# Constants and calls that the standard library lacks, from linux/mman.h and linux/falloc.h.
 _PROT_NONE, _MAP_FIXED, _MAP_NORESERVE, _MAP_FAILED = 0, 0x10, 0x4000, 2**64 - 1
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _UNUSED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -35,28 +35,27 @@ _libc.mprotect.argtypes = [_ADDRESS, _SIZE, _INT]
 _libc.fallocate.argtypes = [_INT, _INT, _OFFSET, _OFFSET]
 
 _PROTECTION = {
-    Access.none: _PROT_NONE,
     Access.read: mmap.PROT_READ,
     Access.write: mmap.PROT_READ | mmap.PROT_WRITE,
 }
 
-# Offsets below it are addresses of the process, which has 47 or 48 bits of them.
+# Smaller offsets equal addresses of the process, which have 47 or 48 bits.
 _ELSEWHERE = 1 << 48
 
 
 class HostPool(PagePool):
     """Pages of the host's memory.
 
-    Physical memory is taken when a page is created, never when it is touched, and reads as zero.
-    Where a container limits memory, give a `budget` below the limit: beyond it the kernel ends
-    processes instead of refusing pages.
+    Physical memory is allocated when a page is created, never when it is touched, and reads as
+    zero. In a container with a memory limit, give a `budget` below the limit: beyond it, the kernel
+    kills processes instead of refusing pages.
 
     Parameters
     ----------
     page_bytes : int
         A multiple of the system's page, 4096 bytes on most machines; at most the machine's memory.
     budget : int, optional
-        The most bytes of pages at a time. No limit where None.
+        The most bytes of pages at a time; no limit if None.
 
     Raises
     ------
@@ -84,7 +83,7 @@ class HostPool(PagePool):
         self._finalizer = weakref.finalize(
             self, _give_back, self._file, self._ballast, self._reservations
         )
-        # At the interpreter's exit tensors may still be read; the system cleans up after it.
+        # Not at the interpreter's exit: tensors may still be read then, and the system cleans up.
         self._finalizer.atexit = False
 
     @property
@@ -93,17 +92,17 @@ class HostPool(PagePool):
         return mmap.PAGESIZE
 
     def fence(self) -> _Done:
-        """Return a mark that was passed already: work on the host is done when it returns."""
+        """Return a mark that has already passed: work on the host is done when it returns."""
         return _Done()
 
     def close(self) -> None:
-        """Give all memory and the file back; refused while anything is reserved."""
+        """Give back all memory and the file; refused while anything is reserved."""
         super().close()
         self._finalizer()
 
     def _reserve(self, nbytes: int) -> int:
-        # With a page to spare, so that it can begin at a multiple of the page: ranges, and so the
-        # offsets chosen after them, never overlap in part.
+        # Reserved up to a page too long, then cut to begin at a multiple of the page. So ranges
+        # never overlap in part, nor do the file offsets that equal their addresses.
         spare = self.page_bytes - self.granularity
         start = _mmap(0, nbytes + spare, _UNUSED)
         address = -(-start // self.page_bytes) * self.page_bytes
@@ -117,8 +116,9 @@ class HostPool(PagePool):
         _call("munmap", address, nbytes)
 
     def _create(self, place: int) -> int:
-        # Neighbouring pages at neighbouring offsets are one mapping to the kernel, of which a
-        # process has 65530 (vm.max_map_count). An address is an offset nobody else will choose.
+        # The kernel merges neighbouring pages at neighbouring offsets into one mapping, and limits
+        # the mappings of a process to 65530 (vm.max_map_count). So a page's offset equals its first
+        # address, which no other page shares.
         offset = place
         if place % self.page_bytes or not 0 <= place < _ELSEWHERE or place in self._offsets:
             offset = self._elsewhere
@@ -153,14 +153,14 @@ class HostPool(PagePool):
         _call("mprotect", address, nbytes, _PROTECTION[access])
 
     def _unmap(self, address: int, nbytes: int) -> None:
-        # Not munmap: the system would give the addresses to somebody else.
+        # Not munmap, after which the system could give the addresses to others.
         try:
             _mmap(address, nbytes, _UNUSED | _MAP_FIXED)
         except PageError:
             if ctypes.get_errno() != errno.ENOMEM:
                 raise
-            # The last mapping may be one over the limit, and then the kernel refuses every mmap,
-            # also one that replaces many by one. Giving up one of our own makes room for it.
+            # At the limit of mappings the kernel refuses every mmap, even one that replaces many
+            # mappings with one. Giving up a spare mapping makes room for it.
             _call("mprotect", self._ballast, 2 * self.granularity, _PROT_NONE)
             try:
                 _mmap(address, nbytes, _UNUSED | _MAP_FIXED)
@@ -172,11 +172,11 @@ class HostPool(PagePool):
         return os.fstat(self._file).st_blocks * 512
 
     def _take_ballast(self) -> None:
-        """Be two mappings, by access, where one would do."""
+        """Split the ballast into two mappings by different access: a spare one to give up."""
         _call("mprotect", self._ballast, self.granularity, mmap.PROT_READ)
 
     def _runs(self, handles: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Yield offset and bytes of every run of pages that follow one another in the file."""
+        """Yield the offset and bytes of every run of consecutive pages in the file."""
         offset, nbytes = handles[0], 0
         for handle in handles:
             if handle != offset + nbytes:
@@ -197,8 +197,8 @@ def _memory_file() -> int:
     except OSError as error:
         raise TrimtabError(
             f"memfd_create: {_reason(error.errno)}; pages of host memory are blocks of a memfd: "
-            "allow the call in the container's seccomp profile, or more open files (ulimit -n) if "
-            "they ran out"
+            "allow the call in the container's seccomp profile, or, if there are too many open "
+            "files, raise their limit (ulimit -n)"
         ) from error
 
 
@@ -210,7 +210,7 @@ def _give_back(file: int, ballast: int, reservations: set[Reservation]) -> None:
 
 
 def _mmap(address: int, nbytes: int, flags: int, file: int = -1, offset: int = 0) -> int:
-    """Map what nothing may use yet, and return its address."""
+    """Map a range without access, and return its address."""
     mapped: int = _libc.mmap(address, nbytes, _PROT_NONE, flags, file, offset)
     if mapped == _MAP_FAILED:
         raise PageError("mmap", _reason(ctypes.get_errno()))
@@ -227,8 +227,8 @@ def _reason(code: int | None) -> str:
     if code == errno.ENOMEM:
         hint = (
             "; the process may have run out of address space (ulimit -v) or of mappings "
-            "(sysctl vm.max_map_count): larger pages need fewer"
+            "(sysctl vm.max_map_count), of which larger pages need fewer"
         )
     if code == errno.EFBIG:
-        hint = "; the process may not write files so large: lift its limit (ulimit -f unlimited)"
+        hint = "; the process may not write such large files: lift the limit (ulimit -f unlimited)"
     return f"[{errno.errorcode.get(code or 0, code)}] {os.strerror(code or 0)}{hint}"

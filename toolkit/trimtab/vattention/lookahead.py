@@ -1,61 +1,77 @@
-"""Pages created before they are needed: a driver's slowest call, out of a decode step's way."""
+"""Pages created before they are needed, to keep the driver's slowest call out of decode steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from trimtab.vattention.pages import Page
-from trimtab.vattention.pool import PagePool
+from trimtab.vattention.table import PageTable
+
+LEAD = 8  # the next row is prepared when 1 / LEAD of the last page is left, or one token
 
 
 class LookAhead:
-    """The next page row of slots that are about to need it, created by one thread, not yet mapped.
+    """The next page row of slots that will soon need it, created by a thread but not mapped yet.
 
-    Nobody waits for what the thread has not begun, and what it cannot have, for lack of memory or
-    for whatever reason, is not prepared: whoever needs it then finds out.
+    Nobody waits for a row that the thread has not started. If a row cannot be created, for lack of
+    memory or any other reason, it is simply not prepared; whoever needs it then meets the error.
 
     Parameters
     ----------
-    pool : PagePool
+    table : PageTable
     """
 
-    def __init__(self, pool: PagePool) -> None:
-        self._pool = pool
+    def __init__(self, table: PageTable) -> None:
+        self._table = table
         self._thread = ThreadPoolExecutor(1, "kv-look-ahead")
         self._rows: dict[int, Future[list[Page]]] = {}
 
-    def prepare(self, slot: int, places: Sequence[int]) -> None:
-        """Begin to create a row for a slot that has none, to be mapped at these addresses."""
-        if slot not in self._rows:
-            self._rows[slot] = self._thread.submit(self._pool.create, places)
+    def prepare(self, slots: Iterable[int], lengths: Sequence[int]) -> None:
+        """Start to create the next row of those slots that have nearly filled their last one.
+
+        Parameters
+        ----------
+        slots : iterable of int
+        lengths : sequence of int
+            Tokens of every slot of the cache.
+        """
+        table, row_bytes = self._table, self._table.geometry.row_bytes
+        last = table.needed(table.geometry.max_len)
+        for slot in slots:
+            rows = len(table.rows[slot])
+            left = rows * table.page - lengths[slot] * row_bytes
+            near = left <= max(table.page // LEAD, row_bytes)
+            if near and 0 < rows < last and slot not in self._rows:
+                places = table.places(slot, rows)
+                self._rows[slot] = self._thread.submit(table.pool.create, places)
 
     def take(self, slot: int) -> list[Page] | None:
-        """Return the slot's pages, one a stream, if they are there or being created."""
+        """Return the slot's pages, one per plane, if they exist or are being created."""
         row = self._rows.pop(slot, None)
         if row is None or row.cancel() or row.exception() is not None:
             return None
         return row.result()
 
     def ready(self) -> int:
-        """Return how many rows are there."""
+        """Return how many rows exist."""
         return sum(_succeeded(row) for row in self._rows.values())
 
     def settle(self) -> None:
-        """Leave nothing under way."""
+        """Cancel what has not started, and wait for what has."""
         for row in self._rows.values():
             if not row.cancel():
                 row.exception()
 
     def give_back(self) -> int:
-        """Give all rows back to the pool, leave nothing under way; return how many there were."""
+        """Settle, release all rows to the pool, and return how many there were."""
         rows = [self.take(slot) for slot in tuple(self._rows)]
         for page in (page for row in rows if row for page in row):
-            self._pool.release(page)
+            self._table.pool.release(page)
         return sum(row is not None for row in rows)
 
     def close(self) -> None:
-        """End the thread. Rows that are there are to be given back before."""
+        """End the thread; all rows must have been given back."""
         self._thread.shutdown()
 
 

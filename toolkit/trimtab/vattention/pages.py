@@ -1,4 +1,4 @@
-"""Pages of physical memory, the ranges of addresses they are mapped into, and what can go wrong."""
+"""Pages of physical memory, the address ranges they are mapped into, and what can go wrong."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from trimtab.errors import TrimtabError
 
 
 class KVOutOfMemory(TrimtabError):  # noqa: N818
-    """Pages were asked for that the budget, or the machine, does not have.
+    """More pages were requested than the budget, or the machine, has left.
 
     Parameters
     ----------
-    needed, free, reclaimable : int
-        Bytes asked for, bytes left, and bytes that giving up cached pages would bring back.
+    needed : int
+        Bytes requested.
+    free : int
+        Bytes left.
+    reclaimable : int
+        Bytes that giving up cached pages would free.
     """
 
     def __init__(self, needed: int, free: int, reclaimable: int = 0) -> None:
@@ -27,12 +31,14 @@ class KVOutOfMemory(TrimtabError):  # noqa: N818
 
 
 class PageError(RuntimeError):
-    """A call of the operating system or of the driver that failed.
+    """A call of the operating system or of the driver failed.
 
     Parameters
     ----------
-    call, reason : str
-        Name of the call, and what it answered.
+    call : str
+        Name of the call.
+    reason : str
+        What it answered.
     """
 
     def __init__(self, call: str, reason: str) -> None:
@@ -43,16 +49,22 @@ class PageError(RuntimeError):
 class Access(Enum):
     """What a mapped range may be used for."""
 
-    none = "none"
     read = "read"
     write = "read and write"
 
 
 @dataclass(eq=False)
 class Page:
-    """One page group of physical memory; `handle` is the backend's name for it.
+    """One page of physical memory.
 
-    `mappings` of the `references` are those of mappings.
+    Attributes
+    ----------
+    handle : int
+        The backend's name for it.
+    references : int
+        Its mappings, and one more until its creator releases it.
+    mappings : int
+        At how many addresses it is mapped.
     """
 
     handle: int
@@ -68,9 +80,9 @@ class Reservation:
     ----------
     address, nbytes : int
     pages : dict of int to Page
-        By offset in bytes; a mapped page is referred to by its mapping.
+        By offset in bytes.
     tensors : int
-        Tensors over the range that are still alive.
+        How many tensors over the range are still alive.
     """
 
     address: int
@@ -81,7 +93,7 @@ class Reservation:
 
 @dataclass(frozen=True)
 class PoolStats:
-    """What a pool holds, in bytes, and the handles behind it.
+    """What a pool holds, in bytes unless stated otherwise.
 
     Attributes
     ----------
@@ -90,12 +102,15 @@ class PoolStats:
     committed : int
         Physical pages, each counted once.
     mapped : int
-        Address space that pages stand behind; a page mapped twice counts twice.
+        Addresses backed by pages; a page mapped twice counts twice.
     reserved : int
-        Address space of all reservations.
-    handles, references : int
+        Addresses of all reservations.
+    handles : int
+        Number of physical pages.
+    references : int
+        Number of references to them.
     measured : int
-        Physical bytes as the operating system or the driver counts them.
+        Physical memory as counted by the operating system or the driver.
     """
 
     budget: int | None

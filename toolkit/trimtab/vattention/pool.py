@@ -1,9 +1,9 @@
-"""Physical pages and the virtual memory they are mapped into: what every backend does.
+"""Physical pages and the virtual memory they are mapped into: what all backends have in common.
 
-A `PagePool` hands out pages of one size, counts who refers to them, keeps within a budget, and
-maps them into reserved ranges of addresses, one page at several addresses if asked. What the
-operating system or the driver is called for is left to the backends, a dozen lines a call; the
-rules that they share are here, so that they hold on every device.
+A `PagePool` hands out pages of one size, counts the references to them, keeps within a budget, and
+maps them into reserved ranges of addresses, one page at several addresses if asked. The rules are
+written once, here, so that they hold on every device. A backend only makes the calls of its
+operating system or driver, about a dozen lines each.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from trimtab.vattention.pages import Access, Fence, KVOutOfMemory, Page, PoolSta
 class PagePool(ABC):
     """Physical pages of one size on one device, within a budget.
 
-    Thread-safe. Every call raises `RuntimeError` after `close`, and in a forked child, whose pages
-    are its parent's. A context manager, which closes the pool.
+    Thread-safe. After `close` every call raises `RuntimeError`, and so does every call in a forked
+    child, since the pages belong to its parent. A context manager that closes the pool.
 
     Parameters
     ----------
     page_bytes : int
         Bytes of a page: a multiple of `granularity`.
     budget : int, optional
-        The most bytes of pages at a time; whole pages count. No limit where None.
+        The most bytes of pages at a time, in whole pages; no limit if None.
 
     Raises
     ------
     ValueError
-        If `page_bytes` is no positive multiple of the granularity, or the budget below one page.
+        If `page_bytes` is no positive multiple of the granularity, or the budget is below one page.
     """
 
     backend: ClassVar[str]
@@ -69,17 +69,17 @@ class PagePool(ABC):
     @property
     @abstractmethod
     def granularity(self) -> int:
-        """Bytes that the size of a page must be a multiple of."""
+        """Bytes of which the size of a page must be a multiple."""
 
     @property
     def free_bytes(self) -> int | None:
-        """Bytes of the budget that are left, in whole pages; None without a budget."""
+        """Bytes left of the budget, in whole pages; None without a budget."""
         if self.budget is None:
             return None
         return (self.budget // self.page_bytes - len(self._pages)) * self.page_bytes
 
     def reserve(self, nbytes: int) -> Reservation:
-        """Reserve a range of addresses, a multiple of the page, with nothing behind it."""
+        """Reserve a range of addresses, in whole pages, with nothing mapped there."""
         with self._exclusive():
             self._check_range(nbytes, 0, nbytes)
             reservation = Reservation(self._reserve(nbytes), nbytes)
@@ -92,7 +92,7 @@ class PagePool(ABC):
         Raises
         ------
         RuntimeError
-            While pages are mapped there or tensors over the range are alive.
+            While pages are mapped there, or tensors over the range are alive.
         """
         with self._exclusive():
             self._check(reservation)
@@ -106,18 +106,18 @@ class PagePool(ABC):
             self._reservations.remove(reservation)
 
     def create(self, places: Sequence[int]) -> list[Page]:
-        """Take physical pages, all or none; each has one reference, the caller's.
+        """Take physical pages, all or none; the caller is to `release` each.
 
         Parameters
         ----------
         places : sequence of int
-            For each page the address it will be mapped at first. A backend may choose pages that
-            map cheaply there; nothing else depends on it.
+            For each page, the address at which it will first be mapped. A backend may choose pages
+            that are cheap to map there; nothing else depends on it.
 
         Raises
         ------
         KVOutOfMemory
-            If the budget or the machine does not have so many.
+            If the budget or the machine does not have that many.
         """
         with self._exclusive(), ExitStack() as undo:
             needed = len(places) * self.page_bytes
@@ -136,38 +136,29 @@ class PagePool(ABC):
             self._pages.update(created)
             return created
 
-    def retain(self, page: Page) -> None:
-        """Refer to a page once more."""
-        with self._exclusive():
-            self._check_page(page)
-            page.references += 1
-
     def release(self, page: Page) -> None:
-        """Refer to a page once less; the last reference gives its memory back.
+        """Give up the creator's reference; the page is destroyed once it is mapped nowhere.
 
         Raises
         ------
         ValueError
-            If only its mappings refer to the page.
+            If it was given up before.
         """
         with self._exclusive():
             self._check_page(page)
             if page.references == page.mappings:
                 raise ValueError("only its mappings refer to the page; unmap it instead")
-            if page.references == 1:
-                self._destroy(page.handle)
-                self._pages.remove(page)
-            page.references -= 1
+            self._drop_reference(page)
 
     def map(self, reservation: Reservation, offset: int, pages: Sequence[Page]) -> None:
-        """Put pages behind consecutive addresses, all or none, and refer to each once more.
+        """Map pages at consecutive addresses, all or none; each mapping is a reference.
 
-        They cannot be used before `protect` says what for.
+        The addresses cannot be used until `protect` permits it.
 
         Raises
         ------
         ValueError
-            If the range is not of whole pages within the reservation, or mapped already.
+            If the range is not of whole pages within the reservation, or has a mapping already.
         PageError
             If the system refuses; nothing is mapped then.
         """
@@ -187,7 +178,7 @@ class PagePool(ABC):
                 page.mappings += 1
 
     def protect(self, reservation: Reservation, offset: int, nbytes: int, access: Access) -> None:
-        """Say what a mapped range may be used for.
+        """Set what a mapped range may be used for.
 
         Raises
         ------
@@ -201,9 +192,9 @@ class PagePool(ABC):
             self._protect(reservation.address + offset, nbytes, access)
 
     def unmap(self, reservation: Reservation, offset: int, nbytes: int) -> None:
-        """Take the pages from behind a range, and refer to each once less.
+        """Unmap a range, and destroy the pages to which nothing else refers.
 
-        The caller sees to it that nothing still reads there: see `fence`.
+        The caller makes sure that no work still uses the range; see `fence`.
 
         Raises
         ------
@@ -213,11 +204,11 @@ class PagePool(ABC):
         with self._exclusive(), ExitStack() as rest:
             offsets = self._mapped(reservation, offset, nbytes)
             self._unmap(reservation.address + offset, nbytes)
-            # All of them, even if the system refuses to take one back.
+            # Every page, even if the system refuses to destroy one of them.
             for at in offsets:
                 page = reservation.pages.pop(at)
                 page.mappings -= 1
-                rest.callback(self.release, page)
+                rest.callback(self._drop_reference, page)
 
     def tensor(
         self,
@@ -227,10 +218,24 @@ class PagePool(ABC):
         strides: Sequence[int],
         dtype: torch.dtype,
     ) -> Tensor:
-        """Return a tensor over reserved addresses, mapped or not; strides in elements.
+        """Return a tensor over reserved addresses, mapped or not.
 
-        Touching what is not mapped, or not allowed, faults. The range cannot be freed while the
-        tensor or a view of it is alive.
+        Touching addresses that are not mapped, or not permitted, faults. The range cannot be freed
+        while the tensor or a view of it is alive.
+
+        Parameters
+        ----------
+        reservation : Reservation
+        offset : int
+            Of the first element, in bytes.
+        shape, strides : sequence of int
+            Strides in elements.
+        dtype : torch.dtype
+
+        Raises
+        ------
+        ValueError
+            If the tensor does not lie within the reservation, or the dtype is not supported.
         """
         last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         end = offset + (last + 1 if 0 not in shape else 0) * dtype.itemsize
@@ -243,7 +248,7 @@ class PagePool(ABC):
             raise ValueError(f"offset {offset}; expected a multiple of {dtype.itemsize}, {dtype}")
 
         def dropped() -> None:
-            # In a forked child another thread may have had the lock, and never return it.
+            # In a forked child the lock may be held forever, by a thread of the parent.
             if os.getpid() == self._process:
                 with self._lock:
                     reservation.tensors -= 1
@@ -270,17 +275,17 @@ class PagePool(ABC):
 
     @abstractmethod
     def fence(self) -> Fence:
-        """Return a mark behind the work submitted so far, to wait for before unmapping."""
+        """Return a mark after all work submitted so far, to wait for before unmapping."""
 
     def close(self) -> None:
-        """Give everything back to the system; closing twice is closing once.
+        """Give everything back to the system; closing again does nothing.
 
         Raises
         ------
         RuntimeError
             While anything is reserved.
         """
-        self._check_process()
+        self.check_process()
         with self._lock, ExitStack() as rest:
             if self._reservations:
                 raise RuntimeError(
@@ -293,19 +298,26 @@ class PagePool(ABC):
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        # Before the lock: in a forked child another thread may have had it, and never return it.
-        self._check_process()
+        # Checked before locking: in a forked child the lock may be held forever.
+        self.check_process()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is closed; make another")
             yield
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raise `RuntimeError` in a forked child."""
         if os.getpid() != self._process:
             raise RuntimeError(
                 "this pool's pages belong to the process that made it; a forked child shares them "
                 "and would write into its parent's cache: make the pool after forking"
             )
+
+    def _drop_reference(self, page: Page) -> None:
+        if page.references == 1:
+            self._destroy(page.handle)
+            self._pages.remove(page)
+        page.references -= 1
 
     def _check(self, reservation: Reservation) -> None:
         if reservation not in self._reservations:
@@ -334,8 +346,8 @@ class PagePool(ABC):
                 raise ValueError(f"nothing is mapped at offset {at}; map it first")
         return offsets
 
-    # What a backend does: addresses and handles in, `PageError` where the system refuses,
-    # `KVOutOfMemory` from `_create` where it has no more. Called with the lock held.
+    # What a backend implements: addresses and handles in, `PageError` if the system refuses, and
+    # `KVOutOfMemory` from `_create` if it has no memory left. Called with the lock held.
 
     @abstractmethod
     def _reserve(self, nbytes: int) -> int: ...

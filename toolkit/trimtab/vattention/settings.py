@@ -1,4 +1,4 @@
-"""The configuration of the virtual KV cache."""
+"""The settings of the virtual KV cache."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from trimtab.settings import Settings, setting, settings
 class Layout(StrEnum):
     """What is contiguous in the virtual KV cache.
 
-    `slot`: the keys, or the values, of one layer. `mega`: those of all layers, token by token; it
-    has fewer pages to map and less in unfinished ones, and a layer's rows lie further apart.
+    In `slot`, the keys or the values of a sequence in one layer. In `mega`, those of all layers,
+    token by token: this takes fewer pages, and wastes less of them, but the tokens of a layer lie
+    further apart.
     """
 
     slot = "slot"
@@ -25,7 +26,7 @@ class Layout(StrEnum):
 
 @settings
 class CacheSettings(Settings):
-    """How the generation engine keeps keys and values, and reads prompts into them."""
+    """How the generation engine keeps keys and values, and prefills prompts."""
 
     place: ClassVar[str] = "vattention"
 
@@ -36,7 +37,7 @@ class CacheSettings(Settings):
     )
     page_group: int | None = setting(
         default=None,
-        meaning="size of a page; null is 64 KB on the host, the driver's 2 MB on a GPU",
+        meaning="size of a page; null is 64 KB on the host, and the driver's 2 MB on a GPU",
         at_least=1,
         unit="bytes",
     )
@@ -47,5 +48,8 @@ class CacheSettings(Settings):
         unit="bytes",
     )
     prefill_chunk: int = setting(
-        default=512, meaning="prompt tokens read in one forward pass", at_least=1, unit="tokens"
+        default=512,
+        meaning="the most prompt tokens in one forward pass",
+        at_least=1,
+        unit="tokens",
     )

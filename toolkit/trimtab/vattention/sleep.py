@@ -1,4 +1,4 @@
-"""The live rows of a cache set aside in ordinary memory, and put back as they were."""
+"""The live rows of a cache, saved in ordinary memory and restored as they were."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from trimtab.vattention.table import PageRow, PageTable
 
 @dataclass(eq=False)
 class SavedRow:
-    """What was in a page row; one for all slots that share it.
+    """The contents of a page row; one object for all slots that share the row.
 
     Attributes
     ----------
     content : Tensor
-        Its live bytes, uint8 of shape ``[streams, bytes]``, in the host's memory.
+        Its live bytes, uint8 of shape ``[planes, bytes]``, in the host's memory.
     access : Access
     """
 
@@ -29,13 +29,13 @@ class SavedRow:
 
 
 def save(table: PageTable, lengths: Sequence[int]) -> list[list[SavedRow]]:
-    """Return copies of the rows behind live tokens, by slot."""
+    """Return copies of the rows that hold live tokens, by slot."""
     copies: dict[PageRow, SavedRow] = {}
     for slot, length in enumerate(lengths):
         end = length * table.geometry.row_bytes
         for index, row in enumerate(table.rows[slot][: table.needed(length)]):
             nbytes = min(table.page, end - index * table.page)
-            # Of slots that share a row and cut it short, the longest has all that is live.
+            # Slots that share a row may end within it; the longest has all its live bytes.
             if row not in copies or nbytes > copies[row].content.shape[1]:
                 content = table.filled(slot, index, nbytes).to("cpu", copy=True)
                 copies[row] = SavedRow(content, row.access)
@@ -48,12 +48,12 @@ def save(table: PageTable, lengths: Sequence[int]) -> list[list[SavedRow]]:
 def restore(
     undo: ExitStack, table: PageTable, supply: Supply, saved: Sequence[Sequence[SavedRow]]
 ) -> None:
-    """Put saved rows behind the slots they came from, shared as they were.
+    """Give the slots their saved rows back, shared as they were.
 
     Raises
     ------
     KVOutOfMemory
-        If there are not as many pages now.
+        If there are not enough pages.
     """
     first: dict[SavedRow, tuple[int, int]] = {}
     for slot, parts in enumerate(saved):

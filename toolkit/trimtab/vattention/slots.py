@@ -1,4 +1,4 @@
-"""Which slots of a cache are in use, and how many tokens each has."""
+"""Which slots of a cache are in use, and how many tokens each of them has."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 
 
 class Slots:
-    """The lengths of slots: on the host for whoever allocates, on the device for kernels.
+    """The lengths of slots: on the host for allocation, on the device for kernels.
 
     Parameters
     ----------
-    count, max_len : int
+    count : int
+        Number of slots.
+    max_len : int
+        The most tokens of a slot.
     device : torch.device
 
     Attributes
@@ -23,25 +26,26 @@ class Slots:
     lengths : list of int
         The same on the host.
     free : set of int
+        The slots that are not in use.
     """
 
     def __init__(self, count: int, max_len: int, device: torch.device) -> None:
         self._max_len = max_len
         self.lengths = [0] * count
         self.free = set(range(count))
-        # Not an inference tensor: see `Storage`.
+        # Not an inference tensor; see `Storage`.
         with torch.inference_mode(False):
             self.device_lengths = torch.zeros(count, dtype=torch.int32, device=device)
 
     def check(self, slot: int) -> int:
-        """Return the tokens in a slot, or raise `ValueError` if it is not in use."""
+        """Return the length of a slot, or raise `ValueError` if it is not in use."""
         if slot not in range(len(self.lengths)) or slot in self.free:
             used = [slot for slot in range(len(self.lengths)) if slot not in self.free]
             raise ValueError(f"slot {slot!r} is not in use, {used} are; acquire it first")
         return self.lengths[slot]
 
     def longer(self, slot: int, length: int) -> int:
-        """Return a length that a slot may grow to, or raise `ValueError` or `TypeError`."""
+        """Return a length to which a slot may grow, or raise `ValueError` or `TypeError`."""
         present, length = self.check(slot), _integer(slot, length)
         if not 0 <= length <= self._max_len:
             raise ValueError(f"length {length} of slot {slot}; expected 0 to {self._max_len}")
@@ -53,7 +57,7 @@ class Slots:
         return length
 
     def shorter(self, slot: int, length: int) -> int:
-        """Return a length that a slot has already, or raise `ValueError` or `TypeError`."""
+        """Return a length to which a slot may shrink, or raise `ValueError` or `TypeError`."""
         present, length = self.check(slot), _integer(slot, length)
         if not 0 <= length <= present:
             raise ValueError(
@@ -62,9 +66,10 @@ class Slots:
         return length
 
     def publish(self, lengths: Mapping[int, int]) -> None:
-        """Change the lengths of some slots, on the device in the order of its work."""
+        """Change the lengths of some slots; on the device, in the order of its work."""
         changed = [lengths.get(slot, length) for slot, length in enumerate(self.lengths)]
-        # From pageable memory: it has been read when this returns, and nothing was waited for.
+        # The copy from pageable memory has been read when this returns, without waiting for the
+        # device.
         values = torch.tensor(changed, dtype=torch.int32, device="cpu")
         self.device_lengths.copy_(values, non_blocking=True)
         self.lengths = changed

@@ -10,38 +10,38 @@ from trimtab.vattention.table import PageRow, PageTable
 
 @dataclass(frozen=True)
 class KVStats:
-    """Bytes of a cache, by what they are for. Asleep it holds none but addresses.
+    """What a cache holds, in bytes unless stated otherwise. While it sleeps, only addresses.
 
-    ``committed == live + wasted`` and ``cached <= wasted``: the rest of the waste is the ends of
-    last pages.
+    ``committed == live + wasted`` and ``cached <= wasted``; the rest of the waste is in pages that
+    are only partly filled.
 
     Attributes
     ----------
     live : int
-        Keys and values of the tokens below the slots' lengths; in a page that several slots
-        share, each byte once.
+        Keys and values of the tokens below the slots' lengths. In a page that several slots share,
+        each byte counts once.
     committed : int
-        Physical pages, each once: those behind slots, and those prepared ahead.
+        Physical pages, each counted once: those of slots, and those prepared ahead.
     mapped : int
-        Addresses with a page behind them; a shared page counts in every slot.
+        Addresses backed by pages; a shared page counts in every slot.
     reserved : int
         Addresses of the whole cache.
     shared_saving : int
-        Pages that live tokens would need beyond `committed` if no page stood behind two slots.
+        Pages that the live tokens would need in addition to `committed` if none were shared.
     cached : int
-        Pages that no live token is in: of released slots, beyond lengths, prepared ahead. They
-        are given up before memory is refused to this cache, and by `trim`.
+        Pages without a live token: of released slots, beyond lengths, prepared ahead. They are
+        given up before memory is refused to this cache, and by `trim`.
     wasted : int
         Committed bytes that hold no live token.
     measured : int
-        Physical bytes as the operating system or the driver counts them, of the whole pool where
-        several caches share one.
+        Physical memory as counted by the operating system or the driver: of the whole pool, if
+        several caches share it.
     handles : int
-        Physical pages, in number.
+        Number of physical pages.
     peak_committed : int
-        The most that `committed` was after a growth, or is now.
+        The largest `committed` after any growth, and now.
     growths : int
-        How often pages were put behind slots.
+        How often slots were given pages.
     """
 
     live: int
@@ -60,7 +60,19 @@ class KVStats:
 def count(
     table: PageTable, lengths: Sequence[int], prepared: int, *, peak: int, growths: int
 ) -> KVStats:
-    """Return what stands behind slots of these lengths, with so many rows prepared beside it."""
+    """Return the statistics of a cache.
+
+    Parameters
+    ----------
+    table : PageTable
+    lengths : sequence of int
+        Tokens by slot.
+    prepared : int
+        Rows that were prepared ahead.
+    peak : int
+        The largest `committed` after any growth, in bytes.
+    growths : int
+    """
     geometry, page = table.geometry, table.page
     filled: dict[PageRow, int] = {}
     uses = 0
@@ -69,7 +81,7 @@ def count(
         for index, row in enumerate(rows[: table.needed(length)]):
             filled[row] = max(filled.get(row, 0), min(page, end - index * page))
             uses += 1
-    live = sum(filled.values()) * geometry.streams
+    live = sum(filled.values()) * geometry.planes
     committed = (len(table.all) + prepared) * table.row_bytes
     return KVStats(
         live=live,

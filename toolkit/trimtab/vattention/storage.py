@@ -1,4 +1,4 @@
-"""The addresses of a cache: one reservation for good, and the tensors over it."""
+"""The addresses of a cache, reserved for its lifetime, and the tensors over them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOST_PAGE = 64 * 1024
 
 
 class Storage:
-    """Reserved addresses in the shape of a cache, which pages are put behind by others.
+    """Reserved addresses in the shape of a cache; pages are mapped there by a `PageTable`.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Storage:
     Attributes
     ----------
     keys, values : tuple of Tensor
-        By layer, ``[slots, max_len, kv_heads, head_dim]``.
+        By layer, of shape ``[slots, max_len, kv_heads, head_dim]``.
     reservation : Reservation
     """
 
@@ -45,7 +45,7 @@ class Storage:
         Raises
         ------
         RuntimeError
-            While others hold some; they are not dropped then.
+            While others hold some; none is dropped then.
         """
         self.keys = self.values = ()
         alive = self.reservation.tensors
@@ -56,8 +56,8 @@ class Storage:
             )
 
     def _make_tensors(self) -> None:
-        # Not inference tensors, even if made under `inference_mode`: those cannot be written to
-        # outside of it.
+        # Not inference tensors, even if made under `inference_mode`: outside of it, those cannot be
+        # written to.
         with torch.inference_mode(False):
             self.keys = tuple(self._tensors(False))
             self.values = tuple(self._tensors(True))
@@ -71,14 +71,22 @@ class Storage:
 
 
 def make_pool(device: torch.device, page_bytes: int | None, budget: int | None) -> PagePool:
-    """Return a pool on a device, with pages of 64 KB on the host where nothing else is asked for.
+    """Return a pool on a device.
+
+    Parameters
+    ----------
+    device : torch.device
+    page_bytes : int, optional
+        If None, 64 KB on the host and the driver's granularity on a GPU.
+    budget : int, optional
+        The most bytes of pages at a time; no limit if None.
 
     Raises
     ------
     ValueError
         If the device is neither the CPU nor a GPU, or the pool refuses the page or the budget.
     TrimtabError
-        If the device or its driver cannot do this.
+        If the device or its driver has no virtual memory management.
     """
     if device.type == "cuda":
         return CudaPool(page_bytes, budget, device)

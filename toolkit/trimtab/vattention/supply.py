@@ -1,8 +1,8 @@
-"""Page rows for slots that grow: prepared ones, new ones, and room made by giving up cached ones.
+"""Page rows for slots that grow: prepared rows, new ones, and room made by giving up cached ones.
 
-A row is cached where it stands behind a slot that has no live token in it: a released slot's rows,
-and those beyond a slot's length. Cached rows save their slot the work of growing, and everything
-else that needs pages comes first.
+A row is cached if its slot has no live token in it: any row of a released slot, and the rows beyond
+a slot's length. Cached rows save their slot the work of growing again. Every other need for pages
+takes precedence.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class Supply:
     def rows(
         self, undo: ExitStack, wanted: Sequence[tuple[int, int]], needs: Sequence[int]
     ) -> list[PageRow]:
-        """Return new rows, reclaiming cached ones where memory is short.
+        """Return new rows, reclaiming cached ones if memory is short.
 
         Parameters
         ----------
         undo : ExitStack
             Gives the rows back.
         wanted : sequence of (int, int)
-            Slot and index of each row: where it will stand.
+            Slot and index of each row.
         needs : sequence of int
-            By slot, how many rows may not be reclaimed.
+            By slot, how many of its rows may not be reclaimed.
 
         Raises
         ------
         KVOutOfMemory
-            If there is no memory for all of them. Where the budget tells, nothing was reclaimed.
+            If there is no memory for all of them. Nothing was reclaimed if the budget shows that.
         """
         size, pool = self._table.row_bytes, self._table.pool
         needed = len(wanted) * size
@@ -63,7 +63,7 @@ class Supply:
         return rows
 
     def reclaimable(self, needs: Sequence[int]) -> int:
-        """Return the bytes of rows that are prepared, or that no slot needs."""
+        """Return the bytes of the rows that are prepared, or that no slot needs."""
         held = zip(self._table.rows, needs, strict=True)
         needed = {row for rows, count in held for row in rows[:count]}
         spare = len(self._table.all) - len(needed) + self._ahead.ready()
@@ -80,14 +80,15 @@ class Supply:
         return self._table.add(undo, pages)
 
     def _reclaim(self, needs: Sequence[int]) -> bool:
-        """Give up some cached pages, those first that are least likely to be wanted again."""
+        """Give up some cached pages, the least likely to be needed again first."""
         if self._ahead.give_back():
             return True
         rows = self._table.rows
         cached = [slot for slot, count in enumerate(needs) if len(rows[slot]) > count]
         if not cached:
             return False
-        # Slots with nothing live before tails of others, and those first that `acquire` takes last.
+        # Slots with nothing live come before the tails of others; among them, those that `acquire`
+        # would take last.
         slot = min(cached, key=lambda slot: (needs[slot] > 0, len(rows[slot])))
         self._table.cut({slot: len(rows[slot]) - 1})
         return True

@@ -1,7 +1,7 @@
-"""Which pages stand behind which slot; every change of that happens whole or not at all.
+"""Which pages back which slot; every change to that happens completely or not at all.
 
-A change is a series of calls that may fail one by one. Each leaves its inverse on the `ExitStack`
-that it is given, and whoever gave it keeps the change with `pop_all` or, by leaving, takes it back.
+A change is a series of calls, any of which may fail. Each registers its inverse on the `ExitStack`
+that it is given. The owner of the stack keeps the change with `pop_all`, or undoes it by leaving.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from trimtab.vattention.pool import PagePool
 
 @dataclass(eq=False)
 class PageRow:
-    """One page in every stream: what a slot grows by.
+    """One page in every plane: the unit by which a slot grows.
 
     Attributes
     ----------
     pages : list of Page
-        By stream. The row refers to each once, its mappings aside.
+        By plane. The row holds one reference to each, besides those of the mappings.
     access : Access
-        What every slot that it stands behind may do: only read, where there are several.
+        What the slots that have the row may do: only read, if there are several.
     """
 
     pages: list[Page]
@@ -36,12 +36,12 @@ class PageRow:
 
     @property
     def slots(self) -> int:
-        """How many slots it stands behind."""
+        """How many slots have the row."""
         return self.pages[0].mappings
 
 
 class PageTable:
-    """The page rows behind every slot of a cache, in one reservation.
+    """The page rows of every slot of a cache, in one reservation.
 
     Parameters
     ----------
@@ -54,8 +54,10 @@ class PageTable:
     rows : list of list of PageRow
         By slot, from its beginning, without gaps.
     all : set of PageRow
+    page : int
+        Bytes of a page.
     row_bytes : int
-        Of a page row.
+        Bytes of a page row.
     """
 
     def __init__(self, pool: PagePool, geometry: Geometry, reservation: Reservation) -> None:
@@ -63,7 +65,7 @@ class PageTable:
         self.geometry = geometry
         self.reservation = reservation
         self.page = pool.page_bytes
-        self.row_bytes = geometry.streams * self.page
+        self.row_bytes = geometry.planes * self.page
         self.rows: list[list[PageRow]] = [[] for _ in range(geometry.slots)]
         self.all: set[PageRow] = set()
         self._fences: dict[int, Fence] = {}
@@ -73,69 +75,78 @@ class PageTable:
         return self.geometry.page_rows(length, self.page)
 
     def places(self, slot: int, index: int) -> list[int]:
-        """Return the addresses of a row behind a slot, by stream."""
+        """Return the addresses of a slot's row `index`, by plane."""
         return [
-            self.reservation.address + self._offset(stream, slot, index)
-            for stream in range(self.geometry.streams)
+            self.reservation.address + self._offset(plane, slot, index)
+            for plane in range(self.geometry.planes)
         ]
 
     def add(self, undo: ExitStack, pages: list[Page]) -> PageRow:
-        """Take over pages, one a stream, that were just created."""
+        """Return a row of newly created pages, one per plane, which it takes over."""
         row = PageRow(pages)
         self.all.add(row)
         undo.callback(self._give_back, [row])
         return row
 
     def extend(self, undo: ExitStack, slot: int, rows: Sequence[PageRow]) -> None:
-        """Put rows behind the end of a slot, for what each may be used for."""
+        """Map rows at the end of a slot, each with its own access."""
         end = len(self.rows[slot])
-        for stream in range(self.geometry.streams):
-            self._map(stream, slot, end, rows)
-            undo.callback(self._unmap, stream, slot, end, len(rows))
+        for plane in range(self.geometry.planes):
+            self._map(plane, slot, end, rows)
+            undo.callback(self._unmap, plane, slot, end, len(rows))
         self.rows[slot].extend(rows)
         undo.callback(self.rows[slot].__delitem__, slice(end, None))
 
     def replace(self, undo: ExitStack, slot: int, index: int, row: PageRow, live: int) -> None:
-        """Put a row of the slot's own in the place of a shared one, whose `live` bytes it copies.
+        """Replace a slot's shared row by one of its own, with a copy of the live bytes.
 
-        Those stand aside one page at a time while the row changes: that is all the memory it
-        takes. Live bytes are the first of the page in every stream.
+        The bytes are copied by way of a temporary tensor, one page at a time: that is all the extra
+        memory needed.
+
+        Parameters
+        ----------
+        undo : ExitStack
+        slot, index : int
+        row : PageRow
+            The new row, mapped nowhere.
+        live : int
+            Live bytes in every plane, from the beginning of the page.
         """
         old, filled = self.rows[slot][index], self.filled(slot, index, live)
-        for stream, place in enumerate(filled):
+        for plane, place in enumerate(filled):
             copy = place.clone()
             self.settle()
-            self._unmap(stream, slot, index, 1)
-            undo.callback(self._map, stream, slot, index, [old])
-            self._map(stream, slot, index, [row])
-            undo.callback(self._unmap, stream, slot, index, 1)
+            self._unmap(plane, slot, index, 1)
+            undo.callback(self._map, plane, slot, index, [old])
+            self._map(plane, slot, index, [row])
+            undo.callback(self._unmap, plane, slot, index, 1)
             undo.callback(self.settle)
             place.copy_(copy)
         self.rows[slot][index] = row
         undo.callback(self.rows[slot].__setitem__, index, old)
 
     def allow(self, undo: ExitStack, slot: int, start: int, stop: int, access: Access) -> None:
-        """Say what rows may be used for; those that it changes stand behind this slot alone."""
+        """Set the access of rows [start, stop) of a slot; rows that change belong to it alone."""
         rows = self.rows[slot][start:stop]
         if any(row.access is not access for row in rows):
-            # Before the change: it may stop anywhere, and setting it all back is always right.
+            # Registered first: the change may fail half-way, and undoing all of it is always right.
             undo.callback(self._protect_all, slot, start, rows, [row.access for row in rows])
             self._protect_all(slot, start, rows, [access] * len(rows))
 
     def filled(self, slot: int, index: int, nbytes: int) -> Tensor:
-        """Return the first bytes of a row behind a slot, uint8 of shape ``[streams, nbytes]``."""
-        streams = self.geometry.streams
+        """Return the first bytes of a slot's row, uint8 of shape ``[planes, nbytes]``."""
+        planes = self.geometry.planes
         stride = self._offset(1, slot, index) - self._offset(0, slot, index)
         return self.pool.tensor(
             self.reservation,
             self._offset(0, slot, index),
-            (streams, nbytes),
+            (planes, nbytes),
             (stride, 1),
             torch.uint8,
         )
 
     def settle(self) -> None:
-        """Return when the work submitted so far is done."""
+        """Wait until the work submitted so far is done."""
         self.pool.fence().wait()
 
     def mark(self, slot: int) -> None:
@@ -143,9 +154,12 @@ class PageTable:
         self._fences[slot] = self.pool.fence()
 
     def cut(self, keep: Mapping[int, int]) -> None:
-        """Take all rows from behind slots but the first so many, when no work needs them.
+        """Take rows from slots, once no work uses them; free the pages that no other slot has.
 
-        Pages that no other slot has are given back.
+        Parameters
+        ----------
+        keep : mapping of int to int
+            By slot, how many of its first rows stay.
         """
         dropped = {slot: self.rows[slot][count:] for slot, count in keep.items()}
         dropped = {slot: rows for slot, rows in dropped.items() if rows}
@@ -154,17 +168,17 @@ class PageTable:
                 self._fences[slot].wait()
         with ExitStack() as undo:
             for slot, rows in dropped.items():
-                for stream in range(self.geometry.streams):
-                    self._unmap(stream, slot, keep[slot], len(rows))
-                    undo.callback(self._map, stream, slot, keep[slot], rows)
+                for plane in range(self.geometry.planes):
+                    self._unmap(plane, slot, keep[slot], len(rows))
+                    undo.callback(self._map, plane, slot, keep[slot], rows)
             undo.pop_all()
         for slot in dropped:
             del self.rows[slot][keep[slot] :]
         gone = dict.fromkeys(row for rows in dropped.values() for row in rows if not row.slots)
         self._give_back(gone)
 
-    def _offset(self, stream: int, slot: int, index: int) -> int:
-        return self.geometry.offset(stream, slot, self.page) + index * self.page
+    def _offset(self, plane: int, slot: int, index: int) -> int:
+        return self.geometry.offset(plane, slot, self.page) + index * self.page
 
     def _give_back(self, rows: Iterable[PageRow]) -> None:
         with ExitStack() as rest:
@@ -173,23 +187,23 @@ class PageTable:
                 for page in row.pages:
                     rest.callback(self.pool.release, page)
 
-    def _map(self, stream: int, slot: int, index: int, rows: Sequence[PageRow]) -> None:
-        pages = [row.pages[stream] for row in rows]
-        self.pool.map(self.reservation, self._offset(stream, slot, index), pages)
+    def _map(self, plane: int, slot: int, index: int, rows: Sequence[PageRow]) -> None:
+        pages = [row.pages[plane] for row in rows]
+        self.pool.map(self.reservation, self._offset(plane, slot, index), pages)
         try:
-            self._protect(stream, slot, index, rows)
+            self._protect(plane, slot, index, rows)
         except BaseException:
-            self._unmap(stream, slot, index, len(rows))
+            self._unmap(plane, slot, index, len(rows))
             raise
 
-    def _unmap(self, stream: int, slot: int, index: int, count: int) -> None:
-        offset = self._offset(stream, slot, index)
+    def _unmap(self, plane: int, slot: int, index: int, count: int) -> None:
+        offset = self._offset(plane, slot, index)
         self.pool.unmap(self.reservation, offset, count * self.page)
 
-    def _protect(self, stream: int, slot: int, index: int, rows: Sequence[PageRow]) -> None:
+    def _protect(self, plane: int, slot: int, index: int, rows: Sequence[PageRow]) -> None:
         for access, run in groupby(rows, key=lambda row: row.access):
             nbytes = len(list(run)) * self.page
-            self.pool.protect(self.reservation, self._offset(stream, slot, index), nbytes, access)
+            self.pool.protect(self.reservation, self._offset(plane, slot, index), nbytes, access)
             index += nbytes // self.page
 
     def _protect_all(
@@ -197,5 +211,5 @@ class PageTable:
     ) -> None:
         for row, access in zip(rows, accesses, strict=True):
             row.access = access
-        for stream in range(self.geometry.streams):
-            self._protect(stream, slot, index, rows)
+        for plane in range(self.geometry.planes):
+            self._protect(plane, slot, index, rows)

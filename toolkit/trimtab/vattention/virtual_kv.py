@@ -1,8 +1,8 @@
-"""The KV cache: tensors reserved in full, pages behind what is used of them."""
+"""The KV cache: tensors reserved at full size, backed by pages only as far as they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import MappingProxyType
 from typing import Self
@@ -22,39 +22,37 @@ from trimtab.vattention.storage import Storage, make_pool
 from trimtab.vattention.supply import Supply
 from trimtab.vattention.table import PageTable
 
-LEAD = 8  # A page over what is left of it when the next is prepared.
-
 
 class VirtualKV:
-    """Keys and values of sequences in slots, backed by pages as far as they have grown.
+    """Keys and values of sequences in slots, backed by pages as far as the sequences have grown.
 
-    Only the positions of a slot below its length may be touched. Beyond them there is nothing, or
-    what another sequence left there, NaN included, and that masking does not help against: an
-    attention kernel that reads up to the longest length for every slot faults on a GPU, and
-    multiplies NaN by a weight of zero elsewhere. Group slots by length, or use a kernel that stops
-    at `lengths`. Of the positions below the length, write those only that the last `ensure` added:
-    earlier ones may be shared with other slots, and then a write to them faults.
+    Only the positions of a slot below its length may be touched. Beyond them is nothing, or what
+    another sequence left there, possibly NaN. A mask does not help: an attention kernel that reads
+    up to the longest length in every slot faults on a GPU, and elsewhere multiplies NaN by a weight
+    of zero. Group slots by length, or use a kernel that stops at `lengths`. Write only to positions
+    that the last `ensure` added: earlier ones may be shared with other slots, and writing to them
+    then faults.
 
-    The tensors never move, so a captured graph or a compiled step that takes them and `lengths`
-    stays valid while the cache grows. Use it from one thread at a time.
+    The tensors never move, so a captured graph or compiled step that uses them and `lengths` stays
+    valid while the cache grows. Use the cache from one thread at a time.
 
     Parameters
     ----------
     layers, slots, max_len, kv_heads, head_dim, dtype, layout
         See `Geometry`.
     page_group : int, optional
-        Bytes of a page: 64 KB on the host, and what the driver can do (2 MB) on a GPU, where None.
+        Bytes of a page. If None, 64 KB on the host, and the driver's granularity (2 MB) on a GPU.
     device : str or torch.device
-        Of the pages, where no pool is given.
+        Device of the pages, if no pool is given.
     budget : int, optional
-        The most bytes of pages at a time; no limit where None. What is still needed is never
-        given up for it: see `ensure`.
+        The most bytes of pages at a time; no limit if None. Live tokens are never given up for it;
+        see `ensure`.
     lookahead : bool
-        Whether to create the next page row of a slot in the background, when what is left of its
-        last one is an eighth of a page, or a token.
+        Whether to create the next page row of a slot in the background, once no more than an eighth
+        of a page, or one token, is left of its last row.
     pool : PagePool, optional
-        Where the pages come from; it may be shared between caches, and brings its device, page
-        and budget. The cache makes one of its own where None.
+        Where the pages come from. It may be shared between caches, and determines device, page and
+        budget. If None, the cache makes one of its own.
 
     Attributes
     ----------
@@ -66,9 +64,9 @@ class VirtualKV:
     Raises
     ------
     ValueError
-        If a size cannot be used, or a page or a budget is given beside a pool.
+        If a size is out of range, or a page or a budget is given in addition to a pool.
     TrimtabError
-        If the device or its driver cannot do this.
+        If the device or its driver has no virtual memory management.
     PageError
         If the system has no addresses left.
     """
@@ -93,8 +91,8 @@ class VirtualKV:
         self.geometry = Geometry(*shape, dtype, Layout(layout))
         if pool is not None and (page_group, budget) != (None, None):
             raise ValueError(
-                f"page_group={page_group}, budget={budget}; expected neither beside a pool, which "
-                "has its own"
+                f"page_group={page_group}, budget={budget}; expected neither together with a pool, "
+                "which has its own"
             )
         with ExitStack() as undo:
             self._owns_pool = pool is None
@@ -106,7 +104,7 @@ class VirtualKV:
             self._storage = Storage(pool, self.geometry)
             undo.pop_all()
         self._table = PageTable(pool, self.geometry, self._storage.reservation)
-        self._ahead = LookAhead(pool)
+        self._ahead = LookAhead(self._table)
         self._supply = Supply(self._table, self._ahead)
         self._lookahead = lookahead
         self._saved: list[list[SavedRow]] | None = None
@@ -120,7 +118,7 @@ class VirtualKV:
         try:
             self.close()
         except RuntimeError as refusal:
-            # What failed is the news; its traceback may be what keeps tensors alive.
+            # The original error matters more; its traceback may be what keeps tensors alive.
             if error is None:
                 raise
             error.add_note(f"The cache was not closed: {refusal}")
@@ -144,7 +142,7 @@ class VirtualKV:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one token in one stream."""
+        """Bytes of one token in one plane."""
         return self.geometry.row_bytes
 
     @property
@@ -153,12 +151,12 @@ class VirtualKV:
         return self._storage.reservation.nbytes
 
     def length(self, slot: int) -> int:
-        """Return the tokens in a slot, as the host knows them."""
+        """Return the tokens in a slot, without asking the device."""
         self._check_usable()
         return self._slots.check(slot)
 
     def acquire(self) -> int:
-        """Return a free slot, empty: the one with the most pages of its own still behind it.
+        """Return a free slot, now empty: the one that still has the most pages of its own.
 
         Raises
         ------
@@ -170,15 +168,20 @@ class VirtualKV:
         return slot
 
     def ensure(self, lengths: Mapping[int, int]) -> None:
-        """Grow slots to these lengths: pages first, then `lengths`; for all of them or for none.
+        """Grow slots to given lengths, pages first and `lengths` last; all of them, or none.
 
-        Where memory is short, cached pages make room: rows prepared ahead, then those of released
-        slots, then those beyond lengths.
+        If memory is short, cached pages make room: first rows prepared ahead, then those of
+        released slots, then those beyond lengths.
+
+        Parameters
+        ----------
+        lengths : mapping of int to int
+            By slot, the tokens it is to have.
 
         Raises
         ------
         KVOutOfMemory, PageError
-            If the pages cannot be had. Every slot is as it was.
+            If there are no pages. Every slot is as before.
         ValueError, TypeError
             If a slot is not in use, or a length is below the present one, above `max_len`, or no
             integer.
@@ -196,10 +199,10 @@ class VirtualKV:
         else:
             slots.publish(lengths)
         if self._lookahead:
-            self._look_ahead(lengths)
+            self._ahead.prepare(lengths, slots.lengths)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget the tokens of a slot from `length` on; their pages stay cached.
+        """Drop the tokens of a slot from `length` on; their pages stay cached.
 
         Raises
         ------
@@ -212,22 +215,22 @@ class VirtualKV:
         self._slots.publish({slot: length})
 
     def release(self, slot: int) -> None:
-        """Give a slot back; its pages stay, for the next to acquire it, until wanted elsewhere."""
+        """Free a slot; its pages stay cached for the next sequence until needed elsewhere."""
         self.truncate(slot, 0)
         self._slots.free.add(slot)
 
     def fork_prefix(self, source: int, length: int) -> int:
         """Return a new slot that begins with the first `length` tokens of another.
 
-        Pages that are full of them are the same physical pages, which neither slot may write to;
-        what is left over is copied.
+        The slots share the physical pages that these tokens fill completely, and neither may write
+        to them; the rest is copied.
 
         Raises
         ------
         RuntimeError
             If no slot is free.
         KVOutOfMemory, PageError
-            If there is no page for the copy, or sharing fails. Every slot is as it was.
+            If there is no page for the copy, or sharing fails. Every slot is as before.
         ValueError, TypeError
             If the source is not in use or has fewer tokens, or the length is no integer.
         """
@@ -246,7 +249,7 @@ class VirtualKV:
         return slot
 
     def trim(self) -> int:
-        """Give back every page that no live token needs, and return their bytes."""
+        """Free every page that no live token needs, and return their bytes."""
         self._check_usable()
         before = len(self._table.all)
         prepared = self._ahead.give_back()
@@ -254,9 +257,9 @@ class VirtualKV:
         return (prepared + before - len(self._table.all)) * self._table.row_bytes
 
     def sleep(self) -> None:
-        """Move what is live to ordinary memory of the host and give all pages back.
+        """Copy what is live to ordinary memory of the host, and free all pages.
 
-        The addresses stay. Until `wake`, only `stats` and `close` are of use.
+        The addresses stay. Until `wake`, only `stats` and `close` can be called.
         """
         self._check_usable()
         saved = save(self._table, self._slots.lengths)
@@ -264,12 +267,12 @@ class VirtualKV:
         self._saved = saved
 
     def wake(self) -> None:
-        """Put everything back as it was before `sleep`, what was shared shared again.
+        """Restore everything as it was before `sleep`, including what was shared.
 
         Raises
         ------
         KVOutOfMemory, PageError
-            If there are not as many pages now. The cache sleeps on and can be woken later.
+            If there are not enough pages. The cache sleeps on, and can be woken later.
         RuntimeError
             If it is awake.
         """
@@ -289,12 +292,12 @@ class VirtualKV:
         return count(self._table, lengths, prepared, peak=self._peak, growths=self._growths)
 
     def close(self) -> None:
-        """Give pages and addresses back; closing twice is closing once.
+        """Free pages and addresses; closing again does nothing.
 
         Raises
         ------
         RuntimeError
-            While somebody else holds tensors over the cache.
+            While someone else holds tensors over the cache.
         """
         if self._closed:
             return
@@ -307,15 +310,6 @@ class VirtualKV:
         self._saved = None
         self._closed = True
 
-    def _look_ahead(self, slots: Iterable[int]) -> None:
-        table = self._table
-        last = table.needed(self.geometry.max_len)
-        for slot in slots:
-            rows = len(table.rows[slot])
-            left = rows * table.page - self._slots.lengths[slot] * self.row_bytes
-            if 0 < rows < last and left <= max(table.page // LEAD, self.row_bytes):
-                self._ahead.prepare(slot, table.places(slot, rows))
-
     def _unmap_all(self) -> None:
         self._ahead.give_back()
         for slot in range(self.geometry.slots):
@@ -323,8 +317,8 @@ class VirtualKV:
         self._table.cut(dict.fromkeys(range(self.geometry.slots), 0))
 
     def _check_open(self) -> None:
-        # A pool checks that itself, but not every call comes to the pool.
-        self.pool._check_process()
+        # The pool checks this too, but not every call reaches the pool.
+        self.pool.check_process()
         if self._closed:
             raise RuntimeError("the cache is closed; make another")
 

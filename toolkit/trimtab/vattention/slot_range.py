@@ -1,29 +1,32 @@
-"""The sequences of one batch in consecutive slots, as long as each other."""
+"""Consecutive slots with sequences of equal length, as transformers' caches have them."""
 
 from __future__ import annotations
 
 from trimtab.vattention.virtual_kv import VirtualKV
 
 
-class Batch:
-    """Consecutive slots of a `VirtualKV` that hold sequences of one length.
+class SlotRange:
+    """Consecutive slots of a `VirtualKV` that hold sequences of equal length.
 
-    Growing and shortening do nothing the second time: the first layer of a step does it for all.
+    Growing or shortening to the present length does nothing, so the first layer of a step does it
+    for all of them.
 
     Parameters
     ----------
     kv : VirtualKV
-    first, capacity : int
-        The slots: `capacity` of them from `first` on.
+    first : int
+        The first slot.
+    capacity : int
+        How many slots there are.
     owner : str
-        Name of the config that the cache was made for, to be named in errors.
+        Name of the config's class, for error messages.
     borrowed : bool
-        Whether the slots are somebody else's, who may share their pages with other slots.
+        Whether the slots belong to someone else, who may share their pages with other slots.
 
     Attributes
     ----------
     rows : int
-        How many sequences there are, in the first slots.
+        How many sequences there are, in the first of the slots.
     """
 
     def __init__(
@@ -38,11 +41,11 @@ class Batch:
 
     @property
     def length(self) -> int:
-        """Tokens in each sequence."""
+        """Tokens of each sequence."""
         return self.kv.length(self.first)
 
     def begin(self, rows: int) -> None:
-        """Take so many sequences, if those before have no token left."""
+        """Set the number of sequences, if those so far have no tokens."""
         if not self.length:
             self.rows = self._allowed(rows)
 
@@ -54,14 +57,14 @@ class Batch:
         ValueError
             If it is above `max_len`.
         KVOutOfMemory
-            If there are no pages for all of them. They are as they were.
+            If there are no pages for all of them. They are as before.
         """
         if length <= self.length:
             return
         if length > (max_len := self.kv.geometry.max_len):
             raise ValueError(
-                f"a length of {length} tokens was wanted, in a cache with max_len={max_len}; make "
-                f"it with max_len={length} or more, which takes addresses and no memory"
+                f"a length of {length} tokens is needed, in a cache with max_len={max_len}; make "
+                f"it with max_len={length} or more, which takes addresses but no memory"
             )
         self.kv.ensure(dict.fromkeys(self._slots(self.rows), length))
 
@@ -72,13 +75,13 @@ class Batch:
                 self.kv.truncate(slot, length)
 
     def widen(self, rows: int) -> None:
-        """Make room for more sequences of the same length; what is in them is undefined."""
+        """Make room for more sequences of the same length; their contents are undefined."""
         if rows > self.rows:
             self.kv.ensure(dict.fromkeys(self._slots(self._allowed(rows)), self.length))
             self.rows = rows
 
     def narrow(self, rows: int) -> None:
-        """Keep the first sequences only."""
+        """Keep only the first sequences."""
         for slot in self._slots(self.rows)[rows:]:
             self.kv.truncate(slot, 0)
         self.rows = min(rows, self.rows)
@@ -89,7 +92,7 @@ class Batch:
     def _allowed(self, rows: int) -> int:
         if rows > self.capacity:
             raise ValueError(
-                f"{rows} sequences at a time were wanted, in a cache with batch={self.capacity}; "
+                f"{rows} sequences at a time are needed, in a cache with batch={self.capacity}; "
                 f"make it with batch={rows}: every beam and every returned sequence counts"
             )
         return rows

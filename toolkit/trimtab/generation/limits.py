@@ -1,4 +1,4 @@
-"""What an engine can run, and what it refuses before anything has run."""
+"""What an engine can run, and what it refuses before anything runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from trimtab.vattention.layout import Geometry
 
 
 def check_model(model: PreTrainedModel, max_len: int) -> None:
-    """Refuse a model that an engine cannot run, or not with texts of that many tokens.
+    """Refuse a model that an engine cannot run, or cannot run on texts of `max_len` tokens.
 
     Raises
     ------
     MisfitError
-        If the architecture is not supported, or the model in training mode or on several devices.
+        If the architecture is not supported, or the model is in training mode or on several
+        devices.
     TrimtabError
         If the model has too few positions.
     """
@@ -35,17 +36,17 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
     longest = longest_text(model.config)
     if max_len > longest:
         raise TrimtabError(
-            f"max_len={max_len}: {type(model).__name__} has positions for {longest} tokens: lower "
-            "it to that, or to less"
+            f"max_len={max_len}: {type(model).__name__} has positions for {longest} tokens; give "
+            "that or less"
         )
 
 
 def longest_text(config: Any) -> int:
     """Return the most tokens whose positions do not depend on the other texts of a forward pass.
 
-    Where RoPE has a second set of frequencies for long texts, it turns the whole pass by these as
-    soon as one of its positions is beyond the original length, short texts beside it included,
-    and leaves the keys in the cache as they are.
+    LongRoPE has a second set of frequencies for long texts. It applies them to the whole pass as
+    soon as one position exceeds the original length, to short texts in the same pass too, and the
+    keys already in the cache keep the first set.
     """
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
@@ -58,7 +59,7 @@ def longest_text(config: Any) -> int:
 
 
 def capacity(geometry: Geometry, page: int, budget: int | None) -> int:
-    """Return the most tokens that one sequence alone can have.
+    """Return the most tokens that a single sequence can have.
 
     Parameters
     ----------
@@ -66,21 +67,25 @@ def capacity(geometry: Geometry, page: int, budget: int | None) -> int:
     page : int
         Bytes of a page.
     budget : int or None
-        The most bytes of pages, where there is such a limit.
+        The most bytes of pages, if limited.
     """
     if budget is None:
         return geometry.max_len
-    rows = budget // (page * geometry.streams)
+    rows = budget // (page * geometry.planes)
     return min(geometry.max_len, rows * page // geometry.row_bytes)
 
 
 def check_prompts(
     prompts: Sequence[Sequence[int]], room: int, max_len: int, vocabulary: int
 ) -> None:
-    """Refuse prompts that are empty, or do not fit into `room` tokens with one token behind.
+    """Refuse prompts that are empty, unknown to the model, or leave no room to generate a token.
 
     Parameters
     ----------
+    prompts : sequence of sequence of int
+    room : int
+        The most tokens of a prompt and its continuation: `max_len`, or less under a budget.
+    max_len : int
     vocabulary : int
         How many tokens the model knows.
 
@@ -98,21 +103,21 @@ def check_prompts(
             )
         if len(prompt) >= room:
             by_length = room == max_len
-            limit = "max_len allows" if by_length else "the budget of the KV cache has memory for"
+            source = "max_len" if by_length else "the budget of the KV cache"
             fix = "max_len" if by_length else "the budget"
             raise TrimtabError(
-                f"prompt {index} has {len(prompt)} tokens: with one behind it, it is longer than "
-                f"the {room} that {limit}; raise {fix}, or shorten the prompt"
+                f"prompt {index} has {len(prompt)} tokens: {source} allows {room}, including at "
+                f"least one generated token; raise {fix}, or shorten the prompt"
             )
 
 
-def limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
+def token_limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
     """Return the most tokens to generate for each of `count` prompts.
 
     Raises
     ------
     TrimtabError
-        If one is no integer or below 1, or there are not as many as prompts.
+        If a limit is no integer or below 1, or there are not as many limits as prompts.
     """
     each = max_new_tokens if isinstance(max_new_tokens, Iterable) else [max_new_tokens] * count
     try:
@@ -121,7 +126,7 @@ def limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
         found = [0]
     if len(found) != count or min(found, default=1) < 1:
         raise TrimtabError(
-            f"max_new_tokens={max_new_tokens}: expected integers of at least 1, once or for each "
-            f"of the {count} prompts"
+            f"max_new_tokens={max_new_tokens}: expected integers of at least 1: one, or one for "
+            f"each of the {count} prompts"
         )
     return found

@@ -1,0 +1,106 @@
+"""A batch on a cache and a model of toy make: every request as if it ran alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.generation.toys import (
+    VOCABULARY,
+    Guesses,
+    ToyCache,
+    ToyForward,
+    batch_of,
+    continued,
+    request_of,
+)
+from trimtab.generation.request import Finish
+from trimtab.generation.stats import EngineStats
+from trimtab.vattention.pages import KVOutOfMemory
+
+works = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=9)
+
+
+@given(
+    work=works,
+    slots=st.integers(1, 4),
+    chunk=st.integers(1, 6),
+    spare=st.integers(0, 40),
+    guesses=st.none() | st.tuples(st.integers(0, 3), st.integers(0, 2)),
+    stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=20),
+)
+def test_every_prompt_is_continued_as_if_it_were_alone(work, slots, chunk, spare, guesses, stop):
+    budget = max(prompt + new for prompt, new in work) + spare
+    cache = ToyCache(slots, budget)
+    forward = ToyForward(cache)
+    prompts = [[(size * 5 + place) % VOCABULARY for place in range(size)] for size, _ in work]
+    requests = [
+        request_of(index, prompt, new, stop_tokens=stop)
+        for index, (prompt, (_, new)) in enumerate(zip(prompts, work, strict=True))
+    ]
+    handed: list[tuple[int, int]] = []
+    stats = EngineStats()
+    batch = batch_of(
+        forward,
+        requests,
+        chunk,
+        drafter=None if guesses is None else Guesses(*guesses),
+        on_token=lambda index, token, _: handed.append((index, token)),
+        stats=stats,
+    )
+    finished = []
+    for request in batch.run():
+        assert len(cache.sizes) <= slots
+        finished.append(request.index)
+
+    assert sorted(finished) == list(range(len(work)))
+    assert not cache.sizes
+    completions = [request.completion() for request in requests]
+    for index, (prompt, (_, new)) in enumerate(zip(prompts, work, strict=True)):
+        expected, finish = continued(prompt, new), Finish.length
+        for place, token in enumerate(expected):
+            if token in stop:
+                expected, finish = expected[: place + 1], Finish.stop
+                break
+        assert completions[index].tokens == expected
+        assert completions[index].finish is finish
+        assert [token for one, token in handed if one == index] == expected
+    # Prompts are admitted in order, and the oldest is never preempted.
+    firsts = [index for place, (index, _) in enumerate(handed) if index not in dict(handed[:place])]
+    assert firsts == sorted(firsts)
+    assert completions[0].preemptions == 0
+    assert sum(one.preemptions for one in completions) == stats.preemptions
+    assert stats.diverged == 0
+    if sum(prompt + new for prompt, new in work) <= budget:
+        assert stats.preemptions == 0
+    if guesses is None:
+        # Memory that is known to be missing is not requested again.
+        assert cache.refused <= stats.preemptions + len(work)
+    right = guesses[0] if guesses else 0
+    assert stats.accepted <= right * stats.verify_steps
+    if slots == 1 and right and not stop and max(new for _, new in work) > 2:
+        assert stats.accepted > 0
+
+
+@given(work=works, slots=st.integers(2, 4), chunk=st.integers(1, 6))
+def test_decoding_sequences_wait_for_one_chunk_at_most(work, slots, chunk):
+    cache = ToyCache(slots, 10_000)
+    forward = ToyForward(cache)
+    requests = [request_of(index, [1] * size, new) for index, (size, new) in enumerate(work)]
+    for _ in batch_of(forward, requests, chunk).run():
+        pass
+    waited = 0
+    for kind, size, others in forward.events:
+        waited = waited + size if kind == "prefill" and others else 0
+        assert waited <= chunk
+    prefilled = sum(size for kind, size, _ in forward.events if kind == "prefill")
+    assert prefilled == sum(size for size, _ in work)
+
+
+def test_memory_that_is_missing_for_a_single_sequence_is_an_error():
+    cache = ToyCache(2, 6)
+    requests = [request_of(0, [1, 2, 3], 9)]
+    with pytest.raises(KVOutOfMemory):
+        list(batch_of(ToyForward(cache), requests, 4).run())
+    assert not cache.sizes

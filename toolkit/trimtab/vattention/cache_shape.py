@@ -1,0 +1,71 @@
+"""What the virtual cache has to hold for a model, and which models it cannot hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from trimtab.errors import MisfitError
+from trimtab.models.adapter import head_shape
+
+# Settings of models that keep something else, whatever the types of their layers.
+OTHER_CACHES = (
+    "is_encoder_decoder", "add_cross_attention", "kv_lora_rank", "num_kv_shared_layers",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """The shape of what a model's attention keeps, equal in all layers except for the window.
+
+    Parameters
+    ----------
+    owner : str
+        Name of the config's class.
+    windows : tuple of (int or None)
+        By layer, the most tokens that a query sees; None if it sees all.
+    kv_heads, head_dim : int
+    """
+
+    owner: str
+    windows: tuple[int | None, ...]
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Self:
+        """Return the shape for a model's config.
+
+        Raises
+        ------
+        MisfitError
+            If layers keep anything but keys and values of their own tokens, compress them, or
+            differ in shape.
+        """
+        config = config.get_text_config(decoder=True)
+        owner = type(config).__name__
+        for setting in OTHER_CACHES:
+            if found := getattr(config, setting, None):
+                raise MisfitError(
+                    f"{owner} with {setting}={found} is not supported by the virtual cache, which "
+                    "holds plain self-attention, separately for every layer; use DynamicCache"
+                )
+        layers = DynamicCache(config=config).layers
+        for index, layer in enumerate(layers):
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+                raise MisfitError(
+                    f"{owner} is not supported by the virtual cache, which holds full and sliding "
+                    f"attention only: layer {index} has a {type(layer).__name__}; use DynamicCache"
+                )
+        shapes = map(head_shape, getattr(config, "per_layer_config", [config]))
+        heads = {(shape.kv_heads, shape.head_dim) for shape in shapes}
+        if len(heads) > 1:
+            raise MisfitError(
+                f"{owner} is not supported by the virtual cache, whose layers are alike: it has "
+                f"layers with (kv_heads, head_dim) = {sorted(heads)}; use DynamicCache"
+            )
+        windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
+        return cls(owner, windows, *heads.pop())
