@@ -44,7 +44,7 @@ def test_gpu_and_cpu_make_the_same_plan(corpus):
     cpu, gpu = tiny(dtype=DType.float64), on_gpu(DType.float64)
     gpu.model.load_state_dict(cpu.model.state_dict())
     expected, found = (
-        method.calibrate(loaded.model, loaded.tokenizer, corpus).statistics["plan"]
+        method.calibrate(loaded.model, loaded.tokenizer, corpus).parameters["plan"]
         for loaded in (cpu, gpu)
     )
     assert found["transforms"] == expected["transforms"]

@@ -21,12 +21,11 @@ from trimtab.larosa import (
     Selection,
     Transforms,
 )
-from trimtab.larosa.account import Account
+from trimtab.larosa.account import AppliedLaRoSA
 from trimtab.larosa.apply import SparseModel
 from trimtab.larosa.plan import SitePlan
-from trimtab.larosa.selection import Positions, Selector
+from trimtab.larosa.selection import Positions, Recorder, Selector
 from trimtab.larosa.settings import Prefill
-from trimtab.method import Applied
 from trimtab.models.sources import DType
 
 SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
@@ -67,8 +66,8 @@ def half(**more) -> LaRoSA:
 
 def measured(loaded, method, artifact, ids: torch.Tensor) -> dict:
     with method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
-        applied.recording = True
-        loaded.model(ids)
+        with applied.recording():
+            loaded.model(ids)
         return applied.measured()["sparsity"]
 
 
@@ -76,7 +75,7 @@ def measured(loaded, method, artifact, ids: torch.Tensor) -> dict:
 def test_bytes_read_are_those_counted_by_hand(corpus, tiny_llama, design, transforms, adapters):
     method = half(**design)
     artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
-    plan = artifact.statistics["plan"]
+    plan = artifact.parameters["plan"]
     assert (plan["weights"], plan["transforms"]) == (4 * WEIGHTS, transforms + adapters)
     section = measured(tiny_llama, method, artifact, random_inputs(2, 10))
     assert section["requested"] == 0.5
@@ -94,7 +93,7 @@ def test_bytes_asked_for_count_transforms_and_adapters(
     method = half(**design, count=Count.bytes)
     artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
     expected = 0.5 + (transforms + adapters) / (4 * WEIGHTS)
-    for row in artifact.statistics["plan"]["sites"].values():
+    for row in artifact.parameters["plan"]["sites"].values():
         for part in row:
             assert part["sparsity"] == pytest.approx(expected)
 
@@ -115,7 +114,7 @@ def test_thresholds_reach_the_bytes_asked_for_on_the_text_they_were_found_on(
         assert section["bytes_fraction"] == pytest.approx(1 - sparsity, abs=0.01)
     else:
         assert section["achieved"] == pytest.approx(sparsity, abs=0.01)
-    plan = artifact.statistics["plan"]["sites"]
+    plan = artifact.parameters["plan"]["sites"]
     for row in section["layers"]:
         expected = plan[row["site"]][row["layer"]]
         assert row["achieved"] == pytest.approx(expected["sparsity"], abs=0.01)
@@ -145,19 +144,21 @@ def test_without_validation_text_thresholds_are_found_on_the_calibration_text(co
 
 
 def test_what_a_step_reads_follows_from_what_was_kept_and_whether_the_kernel_skips():
-    applied, positions = Applied(None), Positions(0, Prefill.sparse)
+    recorder, positions = Recorder(), Positions(0, Prefill.sparse)
     parts = [
-        Selector(site, SitePlan("plain", 0.5, 1.0), Selection.topk, 1.0, positions, applied, *seen)
+        Selector(site, SitePlan("plain", 0.5, 1.0), Selection.topk, 1.0, positions, recorder, *seen)
         for site, seen in (("h1", (10, 40)), ("h2", (30, 40)), ("h1", (20, 40)), ("h2", (40, 40)))
     ]
     weights = [1000, 400, 2000, 800]
     kept = 250 + 300 + 1000 + 800
     for skips in (True, False):
-        account = Account(SparseModel(weights, 100, 60, "a kernel", skips), parts)
-        assert account.kept_bytes() == kept
+        sparse = SparseModel(weights, 100, 60, "a kernel", skips)
+        applied = AppliedLaRoSA(sparse, parts, recorder, 0.4)
+        assert applied.kernel == "a kernel"
+        assert applied.kept_bytes() == kept
         # Transforms are parameters of the model; adapters are not.
-        assert account.extra_step_bytes() == 60 - (4200 - kept if skips else 0)
-        section = account.section(0.4)
+        assert applied.extra_step_bytes() == 60 - (4200 - kept if skips else 0)
+        section = applied.measured()["sparsity"]
         assert section["requested"] == 0.4
         assert section["achieved"] == pytest.approx(1 - kept / 4200)
         assert section["bytes_fraction"] == pytest.approx((kept + 160) / 4200)

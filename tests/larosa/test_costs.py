@@ -69,9 +69,9 @@ def test_fisher_costs_are_in_one_unit_and_the_greedy_allocation_finds_the_least(
         )  # fmt: skip
         # Uniform alone would do without gradients here, were it not for the basis.
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, tmp_path)
-        plans[allocation] = Plan.from_json(artifact.statistics["plan"])
+        plans[allocation] = Plan.from_json(artifact.parameters["plan"])
         costs[allocation] = artifact.statistics["cost"]
-        assert plans[allocation].to_json() == artifact.statistics["plan"]
+        assert plans[allocation].to_json() == artifact.parameters["plan"]
     assert costs[Allocation.steepest] < costs[Allocation.alpha] <= costs[Allocation.uniform]
     sizes = {"h1": 128 * 64, "h2": 64 * 64, "h3": 320 * 64, "h4": 160 * 64}
     for allocation, plan in plans.items():

@@ -50,12 +50,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def without_dropping(artifact: Artifact) -> Artifact:
     """Return an artifact with its bases, and nothing dropped in them."""
-    plan = Plan.from_json(artifact.statistics["plan"])
+    plan = Plan.from_json(artifact.parameters["plan"])
     sites = {
         name: [replace(part, sparsity=0.0, threshold=0.0) for part in row]
         for name, row in plan.sites.items()
     }
-    return replace(artifact, statistics={"plan": replace(plan, sites=sites).to_json()})
+    return replace(artifact, parameters={"plan": replace(plan, sites=sites).to_json()})
 
 
 class LaRoSAContract:
@@ -122,7 +122,7 @@ class LaRoSAContract:
             residual = RotationScope.none
         method = LaRoSA(sparsity=0.5, count=Count.nominal, residual=residual, group=2, **SMALL)
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-        bases = {part["basis"] for row in artifact.statistics["plan"]["sites"].values()
+        bases = {part["basis"] for row in artifact.parameters["plan"]["sites"].values()
                  for part in row}  # fmt: skip
         assert "transform" in bases
         self.assert_exact(loaded, method, without_dropping(artifact))
