@@ -47,7 +47,7 @@ from trimtab.models.loading import LoadedModel, load_model
 from trimtab.models.sources import DType, EmbeddedModel
 from trimtab.progress import say
 
-SHARED = ("moments", "entering", "sensitivities")  # what no setting of LaRoSA changes
+SHARED = ("moments", "entering", "fisher")  # what no setting of LaRoSA changes
 PLAIN = {
     "basis": Basis.none,
     "transforms": Transforms.none,

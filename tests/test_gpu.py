@@ -47,7 +47,6 @@ def test_gpu_and_cpu_make_the_same_plan(corpus):
         method.calibrate(loaded.model, loaded.tokenizer, corpus).parameters["plan"]
         for loaded in (cpu, gpu)
     )
-    assert found["transforms"] == expected["transforms"]
     for name, row in expected["sites"].items():
         for part, other in zip(row, found["sites"][name], strict=True):
             assert other["basis"] == part["basis"]

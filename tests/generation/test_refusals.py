@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.generation.models import engine_for, model_of, prompts_of
 from trimtab.errors import MisfitError, TrimtabError
-from trimtab.generation.fit import capacity, longest_text
+from trimtab.generation.fit import capacity
+from trimtab.models.facts import longest_text
 from trimtab.models.sources import DType
 from trimtab.vattention.layout import Geometry, committed_bytes
 

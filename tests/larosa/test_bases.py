@@ -160,12 +160,12 @@ def test_absorbing_undoes_the_basis_as_stored(storage):
 
 
 def test_an_entry_scaled_by_zero_is_read_by_nothing_and_costs_nothing():
-    gain = torch.tensor([2.0, 0.0, -0.5], dtype=torch.float64)
+    scale = torch.tensor([2.0, 0.0, -0.5], dtype=torch.float64)
     weight, x = normal(3, 4, seed=0), normal(5, 3, seed=1)
     read = x.clone()
     read[:, 1] = 0
-    torch.testing.assert_close(through(x, gain) @ undone(weight, gain), read @ weight)
-    costs = entry_costs(metric(3, seed=2), gain)
+    torch.testing.assert_close(through(x, scale) @ undone(weight, scale), read @ weight)
+    costs = entry_costs(metric(3, seed=2), scale)
     assert costs[1] == 0
     assert (costs[[0, 2]] > 0).all()
 

@@ -17,7 +17,7 @@ from trimtab.evaluation.quality import Predict, Score, behind_start, predicting,
 from trimtab.evaluation.text import Prompt, Window
 from trimtab.evaluation.timing import Timing
 from trimtab.generation import Engine, EngineStats
-from trimtab.generation.fit import longest_text
+from trimtab.models.facts import longest_text
 from trimtab.stack import AppliedStack
 
 

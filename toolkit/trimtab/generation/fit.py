@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.adapter import adapter_for
+from trimtab.models.facts import longest_text
 from trimtab.vattention.layout import Geometry
 
 
@@ -38,23 +38,6 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
             f"max_len={max_len}: {type(model).__name__} has positions for {longest} tokens: lower "
             "it to that, or to less"
         )
-
-
-def longest_text(config: Any) -> int:
-    """Return the most tokens whose positions do not depend on the other texts of a forward pass.
-
-    Where RoPE has a second set of frequencies for long texts, it turns the whole pass by these as
-    soon as one of its positions is beyond the original length, short texts beside it included,
-    and leaves the keys in the cache as they are.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
-    original = [
-        kind["original_max_position_embeddings"]
-        for kind in kinds
-        if kind.get("rope_type") == "longrope"
-    ]
-    return int(min([config.max_position_embeddings, *original]))
 
 
 def capacity(geometry: Geometry, page: int, budget: int | None) -> int:

@@ -35,12 +35,12 @@ class LaRoSA(LaRoSASettings, Method):
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MisfitError(
                 "part of the model is offloaded by model.device_map, and LaRoSA rewrites weights "
-                "in memory: leave the offloading out, or take a dtype in which the model fits"
+                "in memory: load it without offloading, or in a dtype in which it fits"
             )
         if adapter.post_norms and self.residual is not RotationScope.none:
             raise MisfitError(
-                f"{type(model).__name__} norms what attention and MLP add to the residual stream, "
-                "so that a rotation of it cannot be absorbed: use larosa.residual=none"
+                f"{type(model).__name__} normalises what attention and MLP add to the residual "
+                "stream, so that a rotation of it cannot be absorbed: use larosa.residual=none"
             )
 
     def claims(self, model: PreTrainedModel) -> frozenset[str]:
@@ -63,14 +63,14 @@ class LaRoSA(LaRoSASettings, Method):
         corpus: Corpus,
         checkpoint: Path,
     ) -> Calibration:
-        """Find bases and sparsities, see `Calibrator`, and thresholds, see `fit_thresholds`.
+        """Find bases and sparsities (`Calibrator`), then thresholds (`find_thresholds`).
 
         Thresholds are found on the validation documents: on the text that the bases were made
         for, activations are a little more concentrated than on any other.
         """
         from trimtab.corpus import Split, token_windows
         from trimtab.larosa.calibrate import Calibrator
-        from trimtab.larosa.thresholds import fit_thresholds
+        from trimtab.larosa.thresholds import find_thresholds
         from trimtab.progress import say
 
         documents = corpus.documents(Split.calibration)
@@ -85,7 +85,7 @@ class LaRoSA(LaRoSASettings, Method):
             if not len(held_out):
                 say("No validation text: thresholds are found on the calibration text")
                 held_out, found_on = windows[:probes], Split.calibration
-            plan = fit_thresholds(model, plan, tensors, held_out)
+            plan = find_thresholds(model, plan, tensors, held_out)
             statistics |= {"thresholds": found_on.value, "threshold_tokens": held_out.numel()}
         return Calibration(tensors, {"plan": plan.to_json()}, statistics)
 
@@ -100,28 +100,13 @@ class LaRoSA(LaRoSASettings, Method):
         from trimtab.larosa.account import AppliedLaRoSA
         from trimtab.larosa.apply import sparsified
         from trimtab.larosa.plan import Plan
-        from trimtab.larosa.selection import Positions, Recorder, Selector
-        from trimtab.models.adapter import adapter_for
+        from trimtab.larosa.selection import Selectors
 
         assert artifact is not None, "larosa is a calibrated method"
         plan = Plan.from_json(artifact.parameters["plan"])
-        positions, recorder = Positions(self.dense_prefix, self.prefill), Recorder()
-        selectors: list[Selector] = []
-
-        def selector(site: str, layer: int) -> Selector:
-            row = plan.sites[site][layer]
-            selectors.append(Selector(site, row, self.selection, self.cap, positions, recorder))
-            return selectors[-1]
-
-        with sparsified(model, plan, artifact.tensors, selector) as sparse:
-            applied = AppliedLaRoSA(sparse, selectors, recorder, self.sparsity)
-            if positions.everywhere:
-                yield applied
-                return
-            # Not the base model: OPT's head goes round it, to what holds the layers.
-            stack = model.get_submodule(adapter_for(model).layers.rpartition(".")[0])
-            hook = stack.register_forward_pre_hook(positions.observe, with_kwargs=True)
-            try:
-                yield applied
-            finally:
-                hook.remove()
+        selectors = Selectors(plan, self)
+        with (
+            sparsified(model, plan, artifact.tensors, selectors.selector) as sparse,
+            selectors.following(model),
+        ):
+            yield AppliedLaRoSA(sparse, selectors.made, selectors.recorder, self.sparsity)

@@ -5,79 +5,18 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Never, Self, SupportsIndex
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import Cache, PreTrainedConfig
 
 from trimtab.errors import MisfitError
-from trimtab.models.adapter import head_shape
+from trimtab.models.facts import CacheShape
 from trimtab.vattention.batch import Batch
 from trimtab.vattention.cache_layer import VirtualLayer
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
-
-# Settings of models that keep something else, whatever their layers are called.
-OTHER_CACHES = (
-    "is_encoder_decoder", "add_cross_attention", "kv_lora_rank", "num_kv_shared_layers",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CacheShape:
-    """What a model's attention keeps, the same in every layer but for the window.
-
-    Parameters
-    ----------
-    owner : str
-        Name of the config.
-    windows : tuple of (int or None)
-        By layer, the tokens that a query sees; None where it sees all.
-    kv_heads, head_dim : int
-    """
-
-    owner: str
-    windows: tuple[int | None, ...]
-    kv_heads: int
-    head_dim: int
-
-    @classmethod
-    def of(cls, config: PreTrainedConfig) -> Self:
-        """Return the shape for a config.
-
-        Raises
-        ------
-        MisfitError
-            If layers keep anything but keys and values of their own tokens, compress them, or
-            differ in shape.
-        """
-        config = config.get_text_config(decoder=True)
-        owner = type(config).__name__
-        for setting in OTHER_CACHES:
-            if found := getattr(config, setting, None):
-                raise MisfitError(
-                    f"{owner} with {setting}={found} is not supported by the virtual cache, which "
-                    "holds plain self-attention of every layer's own; use DynamicCache"
-                )
-        layers = DynamicCache(config=config).layers
-        for index, layer in enumerate(layers):
-            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-                raise MisfitError(
-                    f"{owner} is not supported by the virtual cache, which holds full and sliding "
-                    f"attention only: layer {index} has a {type(layer).__name__}; use DynamicCache"
-                )
-        shapes = map(head_shape, getattr(config, "per_layer_config", [config]))
-        heads = {(shape.kv_heads, shape.head_dim) for shape in shapes}
-        if len(heads) > 1:
-            raise MisfitError(
-                f"{owner} is not supported by the virtual cache, whose layers are alike: its have "
-                f"(kv_heads, head_dim) = {sorted(heads)}; use DynamicCache"
-            )
-        windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
-        return cls(owner, windows, *heads.pop())
 
 
 class VirtualCache(Cache):

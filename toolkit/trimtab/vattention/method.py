@@ -42,7 +42,7 @@ class VAttention(CacheSettings, Method):
         What an engine cannot do with a model beyond that, it says when it is made.
         """
         from trimtab.models.adapter import adapter_for
-        from trimtab.vattention.cache import CacheShape
+        from trimtab.models.facts import CacheShape
 
         adapter_for(model)
         CacheShape.of(model.config)

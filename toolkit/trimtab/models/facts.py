@@ -1,0 +1,97 @@
+"""What follows from a model's config for those who run the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from trimtab.errors import MisfitError
+from trimtab.models.adapter import head_shape
+
+# Settings of models whose layers keep something else than their own keys and values.
+OTHER_CACHES = (
+    "is_encoder_decoder", "add_cross_attention", "kv_lora_rank", "num_kv_shared_layers",
+)  # fmt: skip
+
+
+def final_softcap(config: Any) -> float | None:
+    """Return the bound of the logits, which a model with one bends them to by a tanh.
+
+    Gemma 2 has one (arXiv 2408.00118); None where the logits are not bounded.
+    """
+    cap: float | None = getattr(config, "final_logit_softcapping", None)
+    return cap
+
+
+def longest_text(config: Any) -> int:
+    """Return the most tokens of a text whose positions depend on no other text of its batch.
+
+    Long RoPE has a second set of frequencies for long texts. As soon as one position of a forward
+    pass is beyond the original length, the whole pass is turned by these, short texts in it
+    included, while the keys in the cache stay as they are.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    original = [
+        kind["original_max_position_embeddings"]
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return int(min([config.max_position_embeddings, *original]))
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What a model's attention keeps, the same in every layer but for the window.
+
+    Parameters
+    ----------
+    owner : str
+        Name of the config.
+    windows : tuple of (int or None)
+        By layer, the tokens that a query sees; None where it sees all.
+    kv_heads, head_dim : int
+    """
+
+    owner: str
+    windows: tuple[int | None, ...]
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> Self:
+        """Return the shape for a config.
+
+        Raises
+        ------
+        MisfitError
+            If layers keep anything but keys and values of their own tokens, compress them, or
+            differ in shape.
+        """
+        config = config.get_text_config(decoder=True)
+        owner = type(config).__name__
+        for setting in OTHER_CACHES:
+            if found := getattr(config, setting, None):
+                raise MisfitError(
+                    f"{owner} with {setting}={found} is not supported by the virtual cache, which "
+                    "holds plain self-attention of every layer's own; use DynamicCache"
+                )
+        layers = DynamicCache(config=config).layers
+        for index, layer in enumerate(layers):
+            if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+                raise MisfitError(
+                    f"{owner} is not supported by the virtual cache, which holds full and sliding "
+                    f"attention only: layer {index} has a {type(layer).__name__}; use DynamicCache"
+                )
+        shapes = map(head_shape, getattr(config, "per_layer_config", [config]))
+        heads = {(shape.kv_heads, shape.head_dim) for shape in shapes}
+        if len(heads) > 1:
+            raise MisfitError(
+                f"{owner} is not supported by the virtual cache, whose layers are alike: its have "
+                f"(kv_heads, head_dim) = {sorted(heads)}; use DynamicCache"
+            )
+        windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
+        return cls(owner, windows, *heads.pop())
