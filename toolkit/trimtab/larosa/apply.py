@@ -122,8 +122,8 @@ def _basis_changes(
             change = rotation - rotation.mean(0) if centred else rotation
         else:
             change = before.T @ rotation
-        yield layer, change.to(module_device(layer), model.dtype)
+        yield layer, change.to(module_device(layer), model.dtype).contiguous()
         before = rotation
     assert before is not None
     final = model.get_submodule(adapter.final_norm)
-    yield final, before.T.to(module_device(final), model.dtype)
+    yield final, before.T.to(module_device(final), model.dtype).contiguous()

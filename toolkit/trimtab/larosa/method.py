@@ -28,10 +28,15 @@ class LaRoSA(LaRoSASettings, Method):
     stage: ClassVar[Stage] = Stage.weights
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise `MisfitError` where the model has no adapter, is not in memory or cannot turn."""
+        """Raise `MisfitError` where the model has no adapter or cannot be made sparse as asked."""
+        from trimtab.larosa.modules import SparseNorm
         from trimtab.models.adapter import adapter_for
 
         adapter = adapter_for(model)
+        if any(isinstance(module, SparseNorm) for module in model.modules()):
+            raise MisfitError(
+                "the model is sparse already: load the original one to calibrate or apply LaRoSA"
+            )
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MisfitError(
                 "part of the model is offloaded by model.device_map, and LaRoSA rewrites weights "
@@ -110,3 +115,31 @@ class LaRoSA(LaRoSASettings, Method):
             selectors.following(model),
         ):
             yield AppliedLaRoSA(sparse, selectors.made, selectors.recorder, self.sparsity)
+
+    def export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        artifact: Artifact,
+        folder: Path,
+    ) -> None:
+        """Save the sparse model, for `trimtab.load_model`, in one step.
+
+        Parameters
+        ----------
+        folder : Path
+            It gets the configuration, the tokenizer, every tensor of the sparse model and a
+            ``trimtab.json``. It must not exist, or be empty.
+
+        Raises
+        ------
+        ArtifactError
+            If the artifact is another method's or another model's.
+        MisfitError
+            If the method does not fit the model.
+        TrimtabError
+            If the folder holds something, or transformers cannot save the configuration.
+        """
+        from trimtab.larosa.export import export
+
+        export(self, model, tokenizer, artifact, folder)

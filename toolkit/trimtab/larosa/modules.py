@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from trimtab_kernels.sparse_linear import int8_linear, sparse_linear
 
 Keep = Callable[[Tensor], Tensor]
+BASIS_CHANGE = "basis_change"
 
 
 class SparseLinear(nn.Module):
@@ -88,16 +89,16 @@ class SparseNorm(nn.Module):
 
 
 def change_basis(module: nn.Module, matrix: Tensor) -> RemovableHandle:
-    """Have what `module` reads multiplied by a matrix, which becomes its buffer `basis_change`.
+    """Have what `module` reads multiplied by a matrix, which becomes its buffer `BASIS_CHANGE`.
 
-    The handle takes the multiplication away again, and not the buffer.
+    The handle takes the multiplication away again, but not the buffer.
     """
-    module.register_buffer("basis_change", matrix)
+    module.register_buffer(BASIS_CHANGE, matrix)
     return module.register_forward_pre_hook(_multiply)
 
 
 def _multiply(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0] @ module.basis_change, *inputs[1:])
+    return (inputs[0] @ getattr(module, BASIS_CHANGE), *inputs[1:])
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def basis_changed(module: nn.Module, matrix: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-        del module.basis_change
+        delattr(module, BASIS_CHANGE)
 
 
 @contextmanager
