@@ -3,7 +3,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.errors import TrimtabError
 from trimtab.larosa.bases import (
     entry_costs,
     metric_for,
@@ -72,13 +71,6 @@ def test_a_stack_of_moments_is_taken_one_by_one():
     ):
         for found, expected in zip(stacked, zip(*single, strict=True), strict=True):
             torch.testing.assert_close(found, torch.stack(expected), **EXACT)
-
-
-def test_a_moment_that_is_not_finite_is_refused():
-    m = moment(4, seed=0)
-    m[1, 1] = torch.inf
-    with pytest.raises(TrimtabError, match="not finite"):
-        pca(m)
 
 
 @given(widths, seeds)

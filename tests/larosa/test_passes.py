@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.conftest import random_inputs
 from tests.models.contract import draw
+from trimtab.errors import TrimtabError
 from trimtab.larosa.passes import Passes
 from trimtab.models.adapter import adapter_for, head_shape, norm_bias, norm_weight
 from trimtab.models.sources import DType
@@ -107,6 +108,29 @@ def test_fisher_second_moments_are_those_of_one_backward_through_the_whole_model
                 expected = gradient.flatten(0, -2).square().mean(0)
             scale = expected.abs().max()
             torch.testing.assert_close(found[site.name] / scale, expected / scale, **CLOSE)
+
+
+def test_activations_and_gradients_that_are_not_finite_are_named_with_their_place(tmp_path):
+    loaded = draw("tiny-llama", DType.float64, tied=True)
+    windows = random_inputs(WINDOWS, LENGTH)
+    layers = loaded.model.model.layers
+    weight = layers[1].self_attn.v_proj.weight.data.clone()
+    layers[1].self_attn.v_proj.weight.data[0, 0] = torch.inf
+    place = r"activations at the attention output \(h2\) of layer 1 are not finite"
+    with pytest.raises(TrimtabError, match=place):
+        Passes(loaded.model, windows, PROBES, tmp_path / "activations").moments()
+    assert not (tmp_path / "activations" / "moments" / "001.safetensors").exists()
+    layers[1].self_attn.v_proj.weight.data = weight
+    passes = Passes(loaded.model, windows, PROBES, tmp_path / "gradients")
+    passes.moments()
+    handle = layers[0].mlp.down_proj.register_full_backward_hook(
+        lambda module, inputs, outputs: (inputs[0] * torch.inf,)
+    )
+    place = r"gradients at the attention input \(h1\) of layer 0 are not finite"
+    with pytest.raises(TrimtabError, match=place):
+        passes.fisher()
+    handle.remove()
+    assert not (tmp_path / "gradients" / "fisher" / "000.safetensors").exists()
 
 
 # The loss and its gradient are taken in float32.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trimtab.errors import TrimtabError
 from trimtab.larosa.settings import Basis
 
 SMALLEST_RATIO = 1e-6  # of a scale to the largest of its kind
@@ -34,17 +33,7 @@ def pca(second_moment: Tensor) -> tuple[Tensor, Tensor]:
         Λ, float64 of shape [..., d], descending.
     axes : Tensor
         Q, orthogonal, float64 of shape [..., d, d], with an axis in each column.
-
-    Raises
-    ------
-    TrimtabError
-        If the moment is not finite.
     """
-    if not second_moment.isfinite().all():
-        raise TrimtabError(
-            "the calibration activations are not finite: load the model in another dtype "
-            "(model.dtype=float32)"
-        )
     variance, axes = (part.flip(-1) for part in torch.linalg.eigh(second_moment.double()))
     largest = axes.gather(-2, axes.abs().argmax(-2, keepdim=True))
     return variance, axes * largest.sign()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trimtab.errors import TrimtabError
 from trimtab.files import save_tensors
 from trimtab.larosa.observation import capturing, observing
 from trimtab.larosa.statistics import HeadMoment, SecondMoment, SquareSum
@@ -63,6 +64,11 @@ class Passes:
         ``moments/<layer>`` holds float64 means over tokens: [width, width] of what every site's
         norm makes before its weight and bias, and [kv_heads, head_dim, head_dim] of the attention
         output. ``entering/<layer>`` holds the hidden states of the probe windows.
+
+        Raises
+        ------
+        TrimtabError
+            If activations are not finite.
         """
         start = self._completed("moments")
         if start == len(self.layers):
@@ -82,6 +88,7 @@ class Passes:
             with observing(self.adapter, layer, updates):
                 outputs = forward.outputs(index)
             found = {name: part.total.cpu() / forward.tokens for name, part in sums.items()}
+            self._require_finite("activations", index, found)
             save_tensors(self.file("moments", index), found)
             save_tensors(self.file("entering", index), {"hidden": forward.hidden[: self.probes]})
             self._advance("moments", outputs, index + 1)
@@ -95,6 +102,11 @@ class Passes:
         over tokens: [width, width] after norms, in the coordinates of `moments`; [kv_heads,
         head_dim, head_dim] of the attention output; and [width], the diagonal alone, of the MLP
         activation.
+
+        Raises
+        ------
+        TrimtabError
+            If gradients are not finite.
         """
         count, start = len(self.layers), self._completed("fisher")
         if start == count:
@@ -108,6 +120,7 @@ class Passes:
         for done in track(range(start, count), "Gradients", count, start):
             index = count - 1 - done
             gradient, found = self._layer_gradients(forward, index, gradient)
+            self._require_finite("gradients", index, found)
             save_tensors(self.file("fisher", index), found)
             self._advance("fisher", gradient, done + 1)
 
@@ -140,6 +153,14 @@ class Passes:
                 weight = norm_weight(layer.get_submodule(site.norm)).cpu()
                 found[site.name] *= weight[:, None] * weight
         return torch.stack(entering), found
+
+    def _require_finite(self, what: str, index: int, found: dict[str, Tensor]) -> None:
+        for site in self.adapter.sites:
+            if site.name in found and not found[site.name].isfinite().all():
+                raise TrimtabError(
+                    f"the calibration {what} at the {site.title} ({site.name}) of layer {index} "
+                    "are not finite: load the model in another dtype (model.dtype=float32)"
+                )
 
     def _head_moment(self) -> HeadMoment:
         return HeadMoment(self.heads.kv_heads, self.heads.head_dim)
