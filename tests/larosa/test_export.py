@@ -236,6 +236,15 @@ def test_a_failed_export_leaves_nothing(corpus, tmp_path, monkeypatch):
     assert list((tmp_path / "parent").iterdir()) == []
 
 
+def test_a_configuration_that_transformers_does_not_save_is_said_to_be_that(corpus, tmp_path):
+    loaded = tiny()
+    method, artifact = calibrated(loaded, corpus)
+    loaded.model.generation_config.temperature = -1.0
+    with pytest.raises(TrimtabError, match="cannot save the model's configuration: .*temperature"):
+        exported(loaded, method, artifact, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_artifact_of_another_model_or_method_is_refused(corpus, tmp_path):
     loaded = tiny()
     method, artifact = calibrated(loaded, corpus)

@@ -68,8 +68,8 @@ def steepest(sites: Sequence[Sequence[Option]], target: float) -> list[Choice]:
     A step takes one site to the next corner of its lower convex hull over all its options and
     sparsities, so it may change the basis and pay for a transform. In this order the summed cost
     is the least there is at every number of bytes it passes. TEAL's greedy allocation (arXiv
-    2408.14690, section 4.3) does so within a block; this one takes its steps over the whole model,
-    per byte, and with a choice of basis.
+    2408.14690, section 4.3) divides the sparsity of each block by itself; this one takes its steps
+    over the whole model, per byte, and with a choice of basis.
 
     Parameters
     ----------

@@ -195,9 +195,11 @@ def _damaged(path: Path) -> ArtifactError:
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Tensor]:
-    """Return the tensors of a file, in memory of their own rather than mapped from it."""
+    """Return the tensors of a file; on the host in memory of their own, not mapped from it."""
     try:
         tensors = load_file(path, device=str(device))
     except SafetensorError as error:
         raise _damaged(path) from error
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+    if device.type == "cpu":
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+    return tensors
