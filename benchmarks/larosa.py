@@ -48,7 +48,7 @@ from trimtab.models.loading import LoadedModel, load_model
 from trimtab.models.sources import DType, EmbeddedModel
 from trimtab.progress import say
 
-SHARED = ("moments", "entering", "sensitivities")  # what no setting of LaRoSA changes
+SHARED = ("moments", "entering", "fisher")  # what no setting of LaRoSA changes
 PLAIN = {
     "basis": Basis.none,
     "transforms": Transforms.none,
@@ -113,8 +113,9 @@ class Bench:
         found = {}
         for text in self.windows:
             with method.apply(self.loaded.model, self.loaded.tokenizer, artifact) as applied:
-                applied.recording = True
-                found[text] = self.nats(text), applied.measured()["sparsity"]
+                with applied.recording():
+                    nats = self.nats(text)
+                found[text] = nats, applied.measured()["sparsity"]
         return found
 
 
@@ -128,11 +129,11 @@ def as_released(artifact: Artifact) -> Artifact:
     for name in artifact.tensors:
         if name.endswith("h3.transform"):
             tensors[name] = artifact.tensors[name.replace("h3", "h1")]
-    plan = json.loads(json.dumps(artifact.statistics["plan"]))
+    plan = json.loads(json.dumps(artifact.parameters["plan"]))
     for site, row in plan["sites"].items():
         for part in row:
             part["sparsity"] = min(0.99, part["sparsity"] * (0.8 if site in ("h1", "h3") else 1.2))
-    return replace(artifact, tensors=tensors, statistics={**artifact.statistics, "plan": plan})
+    return replace(artifact, tensors=tensors, parameters={"plan": plan})
 
 
 def measure(

@@ -62,8 +62,9 @@ def excess(smollm2: LoadedModel, tmp_path_factory) -> Excess:
         folder = checkpoint(method.basis)
         artifact = method.calibrate(smollm2.model, smollm2.tokenizer, corpus, folder)
         with method.apply(smollm2.model, smollm2.tokenizer, artifact) as applied:
-            applied.recording = True
-            return perplexity() / dense - 1, applied.measured()["sparsity"]
+            with applied.recording():
+                excess = perplexity() / dense - 1
+            return excess, applied.measured()["sparsity"]
 
     return measure
 

@@ -16,10 +16,10 @@ from kv_parts.setting import CACHES, Options, Record, lacking
 from kv_parts.timing import WARM_UP, compared, interleave
 from trimtab.generation.attention import NAME
 from trimtab.generation.forward import Forward
+from trimtab.models.facts import CacheShape
 from trimtab.models.loading import load_model
 from trimtab.vattention.attention import decode_kernel, using_attention
 from trimtab.vattention.cache import VirtualCache
-from trimtab.vattention.cache_shape import CacheShape
 from trimtab.vattention.virtual_kv import VirtualKV
 
 Step = Callable[[], Tensor]

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.generation.models import engine_for, model_of, prompts_of
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
-from trimtab.generation.limits import capacity, longest_text
+from trimtab.generation.limits import capacity
+from trimtab.models.facts import longest_text
 from trimtab.models.sources import DType
 from trimtab.vattention.layout import Geometry, committed_bytes
 from trimtab.vattention.settings import CacheSettings, Layout

@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 
 from trimtab.errors import MisfitError
 from trimtab.larosa import allocation
-from trimtab.larosa.allocation import Choice, Option, alpha_grid, greedy, uniform
+from trimtab.larosa.allocation import Choice, Option, alpha_grid, steepest, uniform
 
 SITES = ("h1", "h2", "h3", "h4")
 
@@ -20,7 +20,7 @@ def option(index: int, basis: str, costs: list[float], weight: int, transform: i
     shares = torch.arange(len(costs), dtype=torch.float64) / len(costs)
     curve = torch.tensor(costs, dtype=torch.float64)
     site = SITES[index % 4]
-    return Option(index // 4, site, basis, shares, 2 * shares, curve, weight, transform)
+    return Option(site, basis, shares, 2 * shares, curve, weight, transform)
 
 
 @st.composite
@@ -69,7 +69,7 @@ def combinations(sites: list[list[Option]]) -> list[list[Choice]]:
 @settings(max_examples=60, deadline=None)
 def test_with_one_basis_the_target_is_hit_at_the_least_cost_there_is(sites, share):
     target = share * attainable(sites)
-    chosen = greedy(sites, target)
+    chosen = steepest(sites, target)
     assert saved(chosen) == pytest.approx(target, rel=1e-9, abs=1e-6)
     # A linear programme over the segments of all curves.
     prices, limits = [], []
@@ -84,7 +84,7 @@ def test_with_one_basis_the_target_is_hit_at_the_least_cost_there_is(sites, shar
 @given(sites_with_a_choice(), st.floats(0, 1))
 @settings(max_examples=40, deadline=None)
 def test_with_a_choice_of_basis_nothing_that_saves_as_much_costs_less(sites, share):
-    chosen = greedy(sites, share * attainable(sites))
+    chosen = steepest(sites, share * attainable(sites))
     reached = saved(chosen) - 1e-6
     costs = [spent(other) for other in combinations(sites) if saved(other) >= reached]
     assert costs
@@ -95,7 +95,7 @@ def test_with_a_choice_of_basis_nothing_that_saves_as_much_costs_less(sites, sha
 @settings(max_examples=60, deadline=None)
 def test_the_target_is_exceeded_by_less_than_one_step_to_another_basis(sites, share):
     target = share * attainable(sites)
-    chosen = greedy(sites, target)
+    chosen = steepest(sites, target)
     excess = saved(chosen) - target
     assert excess >= -1e-6
     if excess > 1e-6:
@@ -108,14 +108,14 @@ def test_the_target_is_exceeded_by_less_than_one_step_to_another_basis(sites, sh
 @settings(max_examples=60, deadline=None)
 def test_a_larger_target_never_costs_less(sites, first, second):
     low, high = (share * attainable(sites) for share in sorted((first, second)))
-    assert spent(greedy(sites, low)) <= spent(greedy(sites, high)) + 1e-9
-    assert saved(greedy(sites, low)) <= saved(greedy(sites, high)) + 1e-6
+    assert spent(steepest(sites, low)) <= spent(steepest(sites, high)) + 1e-9
+    assert saved(steepest(sites, low)) <= saved(steepest(sites, high)) + 1e-6
 
 
 @given(sites_with_a_choice())
 @settings(max_examples=20, deadline=None)
 def test_a_target_of_nothing_drops_nothing(sites):
-    for choice in greedy(sites, 0.0):
+    for choice in steepest(sites, 0.0):
         assert (choice.option.basis, choice.sparsity, choice.cost) == ("plain", 0, 0)
         assert choice.threshold == 0
 
@@ -135,7 +135,7 @@ def test_a_transform_is_chosen_exactly_where_it_pays(transform_bytes, target, ba
     shares = [n / 40 for n in range(40)]
     plain = option(0, "plain", [max(0, p - 0.25) ** 2 for p in shares], 1000)
     rotated = option(0, "transform", [p**2 / 4 for p in shares], 1000, transform_bytes)
-    (choice,) = greedy([[plain, rotated]], 1000 * target)
+    (choice,) = steepest([[plain, rotated]], 1000 * target)
     assert choice.option.basis == basis
     assert choice.saved >= 1000 * target - 1e-9
     expected = plain if basis == "plain" else rotated
@@ -149,7 +149,7 @@ def test_a_transform_is_chosen_exactly_where_it_pays(transform_bytes, target, ba
 
 def test_transforms_everywhere_are_earned_back_at_a_target_of_nothing():
     sites = [[option(n, "transform", [0.0, 1.0, 3.0, 9.0], 1000, 100)] for n in range(2)]
-    chosen = greedy(sites, 0.0)
+    chosen = steepest(sites, 0.0)
     assert saved(chosen) == pytest.approx(0)
     assert sum(choice.sparsity for choice in chosen) == pytest.approx(0.2)
 
@@ -187,13 +187,13 @@ def test_every_alpha_saves_the_same_and_the_best_is_no_worse_than_uniform(curves
         assert len({c.sparsity for c in single if c.option.site in names}) == 1
 
 
-@pytest.mark.parametrize("divide", ["greedy", "uniform", "alpha"])
+@pytest.mark.parametrize("divide", ["steepest", "uniform", "alpha"])
 def test_what_cannot_be_saved_is_refused_with_what_can(divide):
     sites = [option(n, "plain", [0.0, 1.0, 3.0, 9.0], 1000, 50) for n in range(4)]
     message = r"at most 0\.700 of the block weights' bytes can be saved, and 0\.900 are asked for"
     with pytest.raises(MisfitError, match=message):
-        if divide == "greedy":
-            greedy([[site] for site in sites], 3600)
+        if divide == "steepest":
+            steepest([[site] for site in sites], 3600)
         elif divide == "uniform":
             uniform(sites, 3600)
         else:
@@ -204,7 +204,7 @@ def test_a_share_that_no_site_can_drop_is_no_reason_to_give_the_grid_up():
     """Some α ask for more at a site than was measured: they are left out, the others serve."""
     shares = torch.linspace(0, 0.95, 20, dtype=torch.float64)
     sites = [
-        Option(0, name, "plain", shares, shares, shares.square(), size, 0)
+        Option(name, "plain", shares, shares, shares.square(), size, 0)
         for name, size in (("h1", 3000), ("h2", 1000), ("h3", 3000), ("h4", 1000))
     ]
     found = alpha_grid(sites, 0.92 * 8000, ("h1", "h3"))

@@ -21,12 +21,11 @@ from trimtab.larosa import (
     Selection,
     Transforms,
 )
-from trimtab.larosa.account import Account
+from trimtab.larosa.account import AppliedLaRoSA
 from trimtab.larosa.apply import SparseModel
 from trimtab.larosa.plan import SitePlan
-from trimtab.larosa.selection import Positions, Selector
+from trimtab.larosa.selection import Positions, Recorder, Selector
 from trimtab.larosa.settings import Prefill
-from trimtab.method import Applied
 from trimtab.models.sources import DType
 from trimtab.windows import token_windows
 
@@ -68,34 +67,32 @@ def half(**more) -> LaRoSA:
 
 def measured(loaded, method, artifact, ids: torch.Tensor) -> dict:
     with method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
-        applied.recording = True
-        loaded.model(ids)
+        with applied.recording():
+            loaded.model(ids)
         return applied.measured()["sparsity"]
 
 
-@pytest.mark.parametrize(("design", "transforms", "adapters"), DESIGNS)
-def test_bytes_read_are_those_counted_by_hand(corpus, tiny_llama, design, transforms, adapters):
+@pytest.mark.parametrize(("design", "transforms", "changes"), DESIGNS)
+def test_bytes_read_are_those_counted_by_hand(corpus, tiny_llama, design, transforms, changes):
     method = half(**design)
     artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
-    plan = artifact.statistics["plan"]
-    assert (plan["weights"], plan["transforms"]) == (4 * WEIGHTS, transforms + adapters)
     section = measured(tiny_llama, method, artifact, random_inputs(2, 10))
     assert section["requested"] == 0.5
     assert section["sites"] == dict.fromkeys(("h1", "h2", "h3", "h4"), 0.5)
     assert section["achieved"] == pytest.approx(0.5)
-    extra = (transforms + adapters) / (4 * WEIGHTS)
+    extra = (transforms + changes) / (4 * WEIGHTS)
     assert section["bytes_fraction"] == pytest.approx(0.5 + extra)
 
 
-@pytest.mark.parametrize(("design", "transforms", "adapters"), DESIGNS)
-def test_bytes_asked_for_count_transforms_and_adapters(
-    corpus, tiny_llama, design, transforms, adapters
+@pytest.mark.parametrize(("design", "transforms", "changes"), DESIGNS)
+def test_bytes_asked_for_count_transforms_and_basis_changes(
+    corpus, tiny_llama, design, transforms, changes
 ):
     """Of the four sites h1 has 64 entries, as h2 and h3, and h4 160."""
     method = half(**design, count=Count.bytes)
     artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
-    expected = 0.5 + (transforms + adapters) / (4 * WEIGHTS)
-    for row in artifact.statistics["plan"]["sites"].values():
+    expected = 0.5 + (transforms + changes) / (4 * WEIGHTS)
+    for row in artifact.parameters["plan"]["sites"].values():
         for part in row:
             assert part["sparsity"] == pytest.approx(expected)
 
@@ -116,7 +113,7 @@ def test_thresholds_reach_the_bytes_asked_for_on_the_text_they_were_found_on(
         assert section["bytes_fraction"] == pytest.approx(1 - sparsity, abs=0.01)
     else:
         assert section["achieved"] == pytest.approx(sparsity, abs=0.01)
-    plan = artifact.statistics["plan"]["sites"]
+    plan = artifact.parameters["plan"]["sites"]
     for row in section["layers"]:
         expected = plan[row["site"]][row["layer"]]
         assert row["achieved"] == pytest.approx(expected["sparsity"], abs=0.01)
@@ -146,19 +143,21 @@ def test_without_validation_text_thresholds_are_found_on_the_calibration_text(co
 
 
 def test_what_a_step_reads_follows_from_what_was_kept_and_whether_the_kernel_skips():
-    applied, positions = Applied(None), Positions(0, Prefill.sparse)
+    recorder, positions = Recorder(), Positions(0, Prefill.sparse)
     parts = [
-        Selector(site, SitePlan("plain", 0.5, 1.0), Selection.topk, 1.0, positions, applied, *seen)
+        Selector(site, SitePlan("plain", 0.5, 1.0), Selection.topk, 1.0, positions, recorder, *seen)
         for site, seen in (("h1", (10, 40)), ("h2", (30, 40)), ("h1", (20, 40)), ("h2", (40, 40)))
     ]
     weights = [1000, 400, 2000, 800]
     kept = 250 + 300 + 1000 + 800
     for skips in (True, False):
-        account = Account(SparseModel(weights, 100, 60, "a kernel", skips), parts)
-        assert account.kept_bytes() == kept
-        # Transforms are parameters of the model; adapters are not.
-        assert account.extra_step_bytes() == 60 - (4200 - kept if skips else 0)
-        section = account.section(0.4)
+        sparse = SparseModel(weights, 100, 60, "a kernel", skips)
+        applied = AppliedLaRoSA(sparse, parts, recorder, 0.4)
+        assert applied.kernel == "a kernel"
+        assert applied.kept_bytes() == kept
+        # Transforms are parameters of the model; basis changes are not.
+        assert applied.extra_step_bytes() == 60 - (4200 - kept if skips else 0)
+        section = applied.measured()["sparsity"]
         assert section["requested"] == 0.4
         assert section["achieved"] == pytest.approx(1 - kept / 4200)
         assert section["bytes_fraction"] == pytest.approx((kept + 160) / 4200)
@@ -185,8 +184,8 @@ def live_bytes() -> int:
 
 
 @pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
-@pytest.mark.parametrize(("design", "transforms", "adapters"), [DESIGNS[n] for n in (0, 4)])
-def test_no_second_copy_of_a_weight_stays_in_memory(corpus, dtype, design, transforms, adapters):
+@pytest.mark.parametrize(("design", "transforms", "changes"), [DESIGNS[n] for n in (0, 4)])
+def test_no_second_copy_of_a_weight_stays_in_memory(corpus, dtype, design, transforms, changes):
     loaded = tiny(dtype=dtype)
     method = half(**design)
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
@@ -200,8 +199,8 @@ def test_no_second_copy_of_a_weight_stays_in_memory(corpus, dtype, design, trans
         assert held == parameters + transforms
         # Of the layer folded last its rotation may still be there, in float64. What the artifact
         # holds in the dtype it runs in is not copied either.
-        rotation = 8 * SQUARE if adapters else 0
-        assert live_bytes() - before <= transforms + adapters // 4 * size + rotation
+        rotation = 8 * SQUARE if changes else 0
+        assert live_bytes() - before <= transforms + changes // 4 * size + rotation
     assert live_bytes() == before
 
 
@@ -233,8 +232,8 @@ def test_norms_and_weights_that_are_zero_in_places_are_folded_exactly(corpus, se
 def test_plain_magnitude_leaves_the_weights_as_they_are(tiny_llama, corpus):
     method = LaRoSA(basis=Basis.none, sparsity=0.0, **SMALL)
     artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
-    gains = {"layers.{}.h1.gain", "layers.{}.h3.gain"}
-    assert set(artifact.tensors) == {name.format(n) for name in gains for n in range(LAYERS)}
+    names = {"layers.{}.h1.norm_weight", "layers.{}.h3.norm_weight"}
+    assert set(artifact.tensors) == {name.format(n) for name in names for n in range(LAYERS)}
     layer = tiny_llama.model.model.layers[0]
     expected = layer.mlp.down_proj.weight.T.clone()
     with method.apply(tiny_llama.model, tiny_llama.tokenizer, artifact):

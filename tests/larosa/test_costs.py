@@ -58,7 +58,7 @@ def test_in_the_output_basis_a_cost_is_the_squared_error_of_the_outputs(
     assert found["h3.transform.thresholds"][0] == found["h3.transform.costs"][0] == 0
 
 
-def test_fisher_costs_are_in_one_unit_and_the_greedy_allocation_finds_the_least(
+def test_fisher_costs_are_in_one_unit_and_the_steepest_allocation_finds_the_least(
     loaded, corpus, tmp_path
 ):
     """All on one set of sums, which no allocation changes."""
@@ -70,17 +70,19 @@ def test_fisher_costs_are_in_one_unit_and_the_greedy_allocation_finds_the_least(
         )  # fmt: skip
         # Uniform alone would do without gradients here, were it not for the basis.
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, tmp_path)
-        plans[allocation] = Plan.from_json(artifact.statistics["plan"])
+        plans[allocation] = Plan.from_json(artifact.parameters["plan"])
         costs[allocation] = artifact.statistics["cost"]
-        assert plans[allocation].to_json() == artifact.statistics["plan"]
+        assert plans[allocation].to_json() == artifact.parameters["plan"]
     assert costs[Allocation.steepest] < costs[Allocation.alpha] <= costs[Allocation.uniform]
     sizes = {"h1": 128 * 64, "h2": 64 * 64, "h3": 320 * 64, "h4": 160 * 64}
+    dense = 8 * 3 * sum(sizes.values())
     for allocation, plan in plans.items():
         assert {len(row) for row in plan.sites.values()} == {3}
         dropped = sum(8 * sizes[name] * part.sparsity
                       for name, row in plan.sites.items() for part in row)  # fmt: skip
-        assert plan.weights == 8 * 3 * sum(sizes.values())
-        assert dropped - plan.transforms == pytest.approx(0.5 * plan.weights, rel=1e-6)
+        bases = [part.basis for row in plan.sites.values() for part in row]
+        transforms = bases.count("transform") * (64 * 64 + 4 * 64)
+        assert dropped - transforms == pytest.approx(0.5 * dense, rel=1e-6)
         values = {name: {part.sparsity for part in row} for name, row in plan.sites.items()}
         if allocation is Allocation.uniform:
             assert len(set.union(*values.values())) == 1

@@ -12,7 +12,7 @@ from tests.models.contract import draw
 from trimtab.larosa.fold import fold
 from trimtab.larosa.precision import stored_transform
 from trimtab.larosa.settings import Precision
-from trimtab.models.adapter import adapter_for, head_shape, input_major, norm_gain
+from trimtab.models.adapter import adapter_for, head_shape, input_major, norm_weight
 from trimtab.models.sources import DType
 
 WIDTH = 64
@@ -24,10 +24,10 @@ def parts(name: str, dtype: DType = DType.float64):
     return adapter, head_shape(model.config), adapter.decoder_layers(model)[1]
 
 
-def gains(adapter, layer) -> dict[str, torch.Tensor]:
+def norm_weights(adapter, layer) -> dict[str, torch.Tensor]:
     """Return what a plan without any transform saves."""
     return {
-        f"{site.name}.gain": norm_gain(layer.get_submodule(site.norm)).float()
+        f"{site.name}.norm_weight": norm_weight(layer.get_submodule(site.norm)).float()
         for site in adapter.sites
         if site.norm
     }
@@ -39,7 +39,7 @@ def test_the_layer_itself_is_not_changed(name, rotates):
     adapter, heads, layer = parts(name)
     before = copy.deepcopy(layer.state_dict())
     drawn = torch.randn(heads.kv_heads, heads.head_dim, heads.head_dim)
-    tensors = {**gains(adapter, layer), "h2.transform": drawn}
+    tensors = {**norm_weights(adapter, layer), "h2.transform": drawn}
     bases = {site.name: "residual" if rotates else "plain" for site in adapter.sites}
     rotation = torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=torch.float64)).Q
     folded = fold(adapter, heads, layer, bases, tensors, rotation if rotates else None)
@@ -54,11 +54,11 @@ def test_the_layer_itself_is_not_changed(name, rotates):
         assert weight.is_contiguous()  # rows, one for each input, one after the other
 
 
-def test_a_plan_that_only_keeps_gains_where_they_are_keeps_every_weight():
+def test_a_plan_that_leaves_the_norms_their_weights_leaves_every_weight_as_it_is():
     adapter, heads, layer = parts("tiny-llama")
     bases = dict.fromkeys(("h1", "h2", "h3", "h4"), "plain")
-    gain = {key: value.double() for key, value in gains(adapter, layer).items()}
-    folded = fold(adapter, heads, layer, bases, gain, None)
+    tensors = {key: value.double() for key, value in norm_weights(adapter, layer).items()}
+    folded = fold(adapter, heads, layer, bases, tensors, None)
     for name, (weight, bias) in folded.linears.items():
         expected = input_major(layer.get_submodule(name))
         torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-9)
@@ -72,7 +72,7 @@ def test_a_plan_that_only_keeps_gains_where_they_are_keeps_every_weight():
         ("tiny-llama", False, nn.RMSNorm),
         ("tiny-llama", True, nn.RMSNorm),
         ("tiny-gpt2", False, nn.LayerNorm),
-        ("tiny-gpt2", True, nn.RMSNorm),  # the stream goes without its mean
+        ("tiny-gpt2", True, nn.RMSNorm),  # the residual stream goes without its mean
         ("tiny-gemma3", False, nn.RMSNorm),
     ],
 )
@@ -80,7 +80,7 @@ def test_norms_keep_their_kind_unless_the_stream_is_rotated(name, rotates, kind)
     adapter, heads, layer = parts(name)
     bases = {site.name: "residual" if rotates else "plain" for site in adapter.sites}
     rotation = torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=torch.float64)).Q
-    tensors = gains(adapter, layer)
+    tensors = norm_weights(adapter, layer)
     folded = fold(adapter, heads, layer, bases, tensors, rotation if rotates else None)
     for norm in folded.norms.values():
         assert type(norm) is kind
@@ -91,7 +91,7 @@ def test_what_a_layer_writes_is_centred_and_rotated_where_norms_would_centre_it(
     adapter, heads, layer = parts("tiny-gpt2")
     rotation = torch.linalg.qr(torch.randn(WIDTH, WIDTH, dtype=torch.float64)).Q
     bases = dict.fromkeys(("h1", "h2", "h3", "h4"), "residual")
-    folded = fold(adapter, heads, layer, bases, gains(adapter, layer), rotation)
+    folded = fold(adapter, heads, layer, bases, norm_weights(adapter, layer), rotation)
     for name in adapter.writers:
         writer, (weight, bias) = layer.get_submodule(name), folded.linears[name]
         x = torch.randn(5, len(weight), dtype=torch.float64)

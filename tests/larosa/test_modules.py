@@ -88,13 +88,13 @@ def test_it_is_the_linear_layer_on_what_the_selector_leaves(dtype, shape, bias):
 @pytest.mark.parametrize("precision", list(Precision))
 def test_a_norm_transforms_before_it_selects(precision):
     torch.manual_seed(0)
-    gain = 1 + 0.3 * torch.randn(8, dtype=torch.float64)
-    stored = stored_transform(torch.randn(8, 8, dtype=torch.float64), gain, precision)
+    weight = 1 + 0.3 * torch.randn(8, dtype=torch.float64)
+    stored = stored_transform(torch.randn(8, 8, dtype=torch.float64), weight, precision)
     norm = nn.RMSNorm(8, eps=1e-5, dtype=torch.float64)
-    norm.weight = nn.Parameter(stored["gain"].double())
+    norm.weight = nn.Parameter(stored["norm_weight"].double())
     transform = stored["transform"]
     transform = transform if precision is Precision.int8 else transform.double()
-    module = SparseNorm(norm, transform, stored.get("scale"), lambda z: z.clamp(min=0))
+    module = SparseNorm(norm, transform, stored.get("transform_scale"), lambda z: z.clamp(min=0))
     x = torch.randn(2, 3, 8, dtype=torch.float64)
     rotated = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() @ transform_matrix(stored)
     torch.testing.assert_close(module(x), rotated.clamp(min=0))

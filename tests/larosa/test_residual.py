@@ -2,12 +2,17 @@ import pytest
 import torch
 
 from trimtab.larosa.bases import pca
-from trimtab.larosa.residual import adapters, residual_rotation, span_of
+from trimtab.larosa.residual import (
+    basis_changes,
+    group_start,
+    residual_rotation,
+    rotation_group_size,
+)
 from trimtab.larosa.settings import RotationScope
 
 
 @pytest.mark.parametrize(
-    ("share", "group", "span", "products"),
+    ("scope", "group", "size", "products"),
     [
         (RotationScope.none, 5, 0, 0),
         (RotationScope.model, 5, 30, 2),
@@ -18,9 +23,13 @@ from trimtab.larosa.settings import RotationScope
         (RotationScope.site, 5, 1, 31),
     ],
 )
-def test_one_product_leads_into_each_rotation_and_one_out_of_the_last(share, group, span, products):
-    assert span_of(share, 30, group) == span
-    assert adapters(span, 30) == products
+def test_one_product_leads_into_each_rotation_and_one_out_of_the_last(scope, group, size, products):
+    assert rotation_group_size(scope, 30, group) == size
+    assert basis_changes(size, 30) == products
+    if size:
+        starts = {group_start(size, layer) for layer in range(30)}
+        assert len(starts) == products - 1
+        assert all(start % size == 0 for start in starts)
 
 
 def test_every_site_counts_the_same_however_large_its_activations():

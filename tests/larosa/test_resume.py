@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import tiny
 from trimtab.artifact import Artifact
-from trimtab.larosa import LaRoSA, RotationScope, calibrate, sweeps
+from trimtab.larosa import LaRoSA, RotationScope, calibrate, passes
 
 # Every kind of file: moments, hidden states, gradients, residual rotations and costs.
 METHOD = LaRoSA(
@@ -27,7 +27,7 @@ class Disk:
         self.fatal: int | None = None
         self.afterwards = False
         self.written: list[str] = []
-        save = sweeps.save_tensors
+        save = passes.save_tensors
 
         def write(path, tensors, **metadata):
             dies = len(self.written) == self.fatal
@@ -38,7 +38,7 @@ class Disk:
             if dies:
                 raise KilledError
 
-        for module in (sweeps, calibrate):
+        for module in (passes, calibrate):
             monkeypatch.setattr(module, "save_tensors", write)
 
     def dies_at(self, write: int, *, afterwards: bool) -> None:
@@ -75,8 +75,8 @@ def test_every_layer_leaves_its_files(corpus, tmp_path, disk):
     calibrated(corpus, tmp_path)
     layers = ["000", "001", "002"]
     expected = [f"{kind}/{n}" for kind in ("moments", "entering", "costs") for n in layers]
-    expected += [f"sensitivities/{n}" for n in layers] + ["residual/000", "residual/002"]
-    expected += ["moments/front"] * 3 + ["sensitivities/front"] * 3
+    expected += [f"fisher/{n}" for n in layers] + ["residual/000", "residual/002"]
+    expected += ["moments/front"] * 3 + ["fisher/front"] * 3
     assert sorted(disk.written) == sorted(expected)
 
 
@@ -134,12 +134,12 @@ def test_a_finished_calibration_is_not_computed_again(corpus, tmp_path, disk, un
     assert disk.written == []
 
 
-@pytest.mark.parametrize("kind", ["moments", "sensitivities"])
+@pytest.mark.parametrize("kind", ["moments", "fisher"])
 def test_damaged_hidden_states_are_computed_again(corpus, tmp_path, disk, undisturbed, kind):
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed[1], folder)
-    path = folder / kind / sweeps.FRONT
+    path = folder / kind / passes.FRONT
     path.write_bytes(path.read_bytes()[:100])
     assert_same(calibrated(corpus, folder), undisturbed[0])
     assert {name.partition("/")[0] for name in disk.written} >= {kind}
-    assert path.read_bytes() == (undisturbed[1] / kind / sweeps.FRONT).read_bytes()
+    assert path.read_bytes() == (undisturbed[1] / kind / passes.FRONT).read_bytes()

@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from tests.conftest import random_inputs
-from tests.generation.models import TOKENIZER, Recorder
+from tests.generation.models import TOKENIZER
+from tests.generation.models import Recorder as LogitsRecorder
 from tests.models.contract import assert_equal, draw, stepwise
 from trimtab.generation import Engine
 from trimtab.larosa import Allocation, Count, LaRoSA, Prefill, Selection, Transforms
 from trimtab.larosa.plan import SitePlan
-from trimtab.larosa.selection import Positions, Selector
-from trimtab.method import Applied
+from trimtab.larosa.selection import Positions, Recorder, Selector
 from trimtab.models.sources import DType
+from trimtab.vattention.settings import CacheSettings
 
 EVERYWHERE = Positions(0, Prefill.sparse)
 
@@ -19,7 +20,7 @@ EVERYWHERE = Positions(0, Prefill.sparse)
 def selector(selection: Selection, sparsity: float = 0.3, **more) -> Selector:
     plan = SitePlan("plain", sparsity, more.pop("threshold", 0.5))
     positions = more.pop("positions", EVERYWHERE)
-    return Selector("h1", plan, selection, more.pop("cap", 1.5), positions, Applied(None, **more))
+    return Selector("h1", plan, selection, more.pop("cap", 1.5), positions, Recorder(**more))
 
 
 def activations(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -64,7 +65,7 @@ def test_capped_is_the_threshold_but_for_tokens_that_would_keep_more(cap):
 @pytest.mark.parametrize("flat", [False, True], ids=["batched", "flattened"])
 def test_the_first_positions_of_every_row_stay_dense_also_where_rows_are_flattened(flat):
     positions = Positions(3, Prefill.sparse, length=8, dense=3)
-    part = selector(Selection.topk, 0.6, positions=positions, recording=True)
+    part = selector(Selection.topk, 0.6, positions=positions, on=True)
     x = activations(2, 8, 20) + 0.125
     found = part(x.flatten(0, 1)).reshape(x.shape) if flat else part(x)
     assert torch.equal(found[:, :3], x[:, :3])
@@ -77,7 +78,7 @@ def test_what_is_kept_is_counted_only_while_recording():
     x = activations(3, 5, 30)
     part(x)
     assert (part.kept, part.seen) == (0, 0)
-    part.applied.recording = True
+    part.recorder.on = True
     part(x)
     part(x)
     kept = int((x.abs() >= 0.5).sum())
@@ -157,7 +158,7 @@ def sparse_float32(request, corpus):
     return made_sparse(request.param, DType.float32, corpus)
 
 
-@pytest.mark.parametrize("drafts", [None, Repeats()])
+@pytest.mark.parametrize("drafter", [None, Repeats()])
 @pytest.mark.parametrize(
     "more",
     [
@@ -166,12 +167,12 @@ def sparse_float32(request, corpus):
         {"dense_prefix": 14, "prefill": Prefill.dense},
     ],
 )
-def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafts):
+def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafter):
     model, applied = sparse_float32
     # Prompts of several chunks, and of fewer tokens than stay dense; a draft decodes alone.
-    prompts = [[5, 6, 7], [*range(40, 51)], [9, 8]][: 1 if drafts else None]
-    recorder, expected = Recorder(), []
-    settings = {"slots": 3, "max_len": 64, "prefill_chunk": 4, "page_group": 4096}
+    prompts = [[5, 6, 7], [*range(40, 51)], [9, 8]][: 1 if drafter else None]
+    recorder, expected = LogitsRecorder(), []
+    cache = CacheSettings(prefill_chunk=4, page_group=4096)
     with applied(**more):
         for prompt in prompts:
             output = model.generate(
@@ -179,11 +180,11 @@ def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafts
                 pad_token_id=0, return_dict_in_generate=True, output_logits=True,
             )  # fmt: skip
             expected.append(torch.cat(output.logits))
-        with Engine(model, TOKENIZER, drafts=drafts, **settings) as engine:
+        with Engine(model, TOKENIZER, slots=3, max_len=64, cache=cache, drafter=drafter) as engine:
             engine.generate(prompts, max_new_tokens=9, logits_processors=recorder)
     for index, logits in enumerate(expected):
         torch.testing.assert_close(recorder.of(index), logits)
-    assert engine.stats.verify_steps > 0 or drafts is None
+    assert engine.stats.verify_steps > 0 or drafter is None
 
 
 def test_a_dense_prefix_predicts_what_the_dense_model_does(sparse):
@@ -207,8 +208,8 @@ def test_a_dense_prompt_is_followed_by_sparse_steps(sparse):
     dense = model(ids).logits
     with applied(prefill=Prefill.dense) as method:
         found = stepwise(model, ids, 5)
-        method.recording = True
-        stepwise(model, ids, 5)
+        with method.recording():
+            stepwise(model, ids, 5)
         sites = method.measured()["sparsity"]["sites"]
     assert_equal(found[:, :5], dense[:, :5])
     assert not torch.allclose(found[:, 5], dense[:, 5], rtol=1e-2)

@@ -1,7 +1,7 @@
 """What every supported architecture must fulfil; a new one inherits it.
 
-A subclass names a shipped tiny shape. The weights are drawn so that nothing hides behind a
-default: norm weights differ from one, biases from zero. Every architecture runs with its head
+A subclass names a shipped tiny shape. The weights are drawn so that no default hides an
+error: norm weights differ from one, biases from zero. Every architecture runs with its head
 tied to the embeddings and untied.
 """
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tests.conftest import random_inputs, tiny
 from trimtab.models.adapter import (
@@ -25,10 +26,9 @@ from trimtab.models.adapter import (
     head_shape,
     input_major,
     input_width,
+    norm_bias,
     norm_epsilon,
-    norm_gain,
-    norm_shift,
-    set_input_major,
+    norm_weight,
 )
 from trimtab.models.layerwise import LayerwiseForward
 from trimtab.models.loading import LoadedModel
@@ -56,6 +56,12 @@ def assert_equal(found: Tensor, expected: Tensor) -> None:
     bound = TOLERANCE[DType(str(expected.dtype).removeprefix("torch."))]
     difference = (found - expected).abs().max() / expected.abs().max()
     assert difference < bound, f"{difference:.2e}"
+
+
+def set_input_major(linear: nn.Module, weight: Tensor) -> None:
+    """Give a linear layer a new weight, from a tensor of shape [inputs, outputs]."""
+    stored = weight if isinstance(linear, Conv1D) else weight.T
+    linear.weight = nn.Parameter(stored.contiguous(), requires_grad=False)
 
 
 def multiply_outputs(linear: nn.Module, matrix: Tensor) -> None:
@@ -104,27 +110,36 @@ class AdapterContract:
         adapter, config = adapter_for(exact.model), exact.model.config
         layers = adapter.decoder_layers(exact.model)
         assert len(layers) == config.num_hidden_layers
-        embeddings = exact.model.get_submodule(adapter.embeddings)
-        assert embeddings is exact.model.get_input_embeddings()
-        head = exact.model.get_submodule(adapter.head)
-        assert head is exact.model.get_output_embeddings()
+        embeddings, head = exact.model.get_input_embeddings(), exact.model.get_output_embeddings()
         assert (head.weight is embeddings.weight) == config.tie_word_embeddings
+        decoder = adapter.decoder(exact.model)
+        assert layers[0] in list(decoder.modules())
+        calls = []
+        handle = decoder.register_forward_pre_hook(
+            lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+        )
+        stepwise(exact.model, random_inputs(1, 8), 6)
+        handle.remove()
+        assert len(calls) == 3
+        assert all("past_key_values" in kwargs for _, kwargs in calls)
+        tokens = [(args or (kwargs["input_ids"],))[0] for args, kwargs in calls]
+        assert [part.shape[1] for part in tokens] == [6, 1, 1]
         for site in adapter.sites:
             widths = {input_width(reader) for reader in adapter.readers(layers[0], site)}
             assert len(widths) == 1
             if site.norm is not None:
                 assert widths == set(layers[0].get_submodule(site.norm).weight.shape)
 
-    def test_every_block_weight_is_behind_a_site(self, exact):
+    def test_every_block_weight_reads_a_site(self, exact):
         adapter = adapter_for(exact.model)
         for layer in adapter.decoder_layers(exact.model):
             matrices = {p.data_ptr() for p in layer.parameters() if p.ndim == 2}
-            behind = {
+            readers = {
                 reader.weight.data_ptr()
                 for site in adapter.sites
                 for reader in adapter.readers(layer, site)
             }
-            assert matrices == behind
+            assert matrices == readers
 
     def test_readers_of_a_site_read_the_same_and_it_is_what_its_norm_returns(self, exact):
         adapter = adapter_for(exact.model)
@@ -162,12 +177,12 @@ class AdapterContract:
     def test_layer_by_layer_is_the_whole_models_forward(self, exact):
         adapter, windows = adapter_for(exact.model), random_inputs(3, 20)
         whole = exact.model(windows, output_hidden_states=True, use_cache=False).hidden_states
-        stream = LayerwiseForward(exact.model, adapter, windows)
-        assert stream.tokens == windows.numel()
-        for index in range(len(stream.layers)):
-            assert_equal(stream.hidden, whole[index])
-            stream.hidden = stream.outputs(index)
-        final = exact.model.get_submodule(adapter.final_norm)(stream.hidden)
+        forward = LayerwiseForward(exact.model, adapter, windows)
+        assert forward.tokens == windows.numel()
+        for index in range(len(forward.layers)):
+            assert_equal(forward.hidden, whole[index])
+            forward.hidden = forward.outputs(index)
+        final = exact.model.get_submodule(adapter.final_norm)(forward.hidden)
         assert_equal(final, whole[-1])
 
     def test_norms_are_what_their_parts_say(self, exact):
@@ -178,44 +193,44 @@ class AdapterContract:
         for norm in [*norms, exact.model.get_submodule(adapter.final_norm)]:
             # So small that epsilon matters, and off centre so that the mean does.
             x = 1e-3 * (1 + torch.randn(5, exact.model.config.hidden_size, dtype=torch.float64))
-            shift = norm_shift(norm)
+            bias = norm_bias(norm)
             deviation = x - x.mean(-1, keepdim=True) if centers(norm) else x
             scale = (deviation.square().mean(-1, keepdim=True) + norm_epsilon(norm)).sqrt()
-            expected = deviation / scale * norm_gain(norm) + (0 if shift is None else shift)
+            expected = deviation / scale * norm_weight(norm) + (0 if bias is None else bias)
             assert_equal(norm(x), expected)
 
-    def test_heads_divide_h2_and_what_the_attention_reads(self, exact):
+    def test_heads_divide_the_attentions_output_and_what_it_reads(self, exact):
         adapter, shape = adapter_for(exact.model), head_shape(exact.model.config)
         layer = adapter.decoder_layers(exact.model)[0]
-        readers = {site.name: adapter.readers(layer, site) for site in adapter.sites}
-        assert input_width(readers["h2"][0]) == shape.heads * shape.head_dim
-        outputs = sum(input_major(reader).shape[1] for reader in readers["h1"])
+        (reader,) = adapter.readers(layer, adapter.sites.attention_output)
+        assert input_width(reader) == shape.heads * shape.head_dim
+        projections = adapter.readers(layer, adapter.sites.attention_input)
+        outputs = sum(input_major(reader).shape[1] for reader in projections)
         assert outputs == (shape.heads + 2 * shape.kv_heads) * shape.head_dim
 
-    def test_a_rotation_of_the_values_is_undone_behind_the_attention(self, exact):
+    def test_a_rotation_of_the_values_is_undone_after_the_attention(self, exact):
         adapter, shape = adapter_for(exact.model), head_shape(exact.model.config)
         ids = random_inputs(2, 20)
         expected = exact.model(ids).logits
-        outputs = next(site for site in adapter.sites if site.name == "h2")
         for layer in adapter.decoder_layers(exact.model):
             drawn = torch.randn(shape.kv_heads, shape.head_dim, shape.head_dim).double()
             rotations = torch.linalg.qr(drawn).Q
             multiply_outputs(layer.get_submodule(adapter.values), torch.block_diag(*rotations))
             assert not torch.allclose(exact.model(ids).logits, expected)
-            (reader,) = adapter.readers(layer, outputs)
+            (reader,) = adapter.readers(layer, adapter.sites.attention_output)
             repeated = rotations.repeat_interleave(shape.heads // shape.kv_heads, 0)
             set_input_major(reader, torch.block_diag(*repeated).T @ input_major(reader))
         assert_equal(exact.model(ids).logits, expected)
 
-    def test_a_scale_of_the_gated_is_undone_behind_the_gate(self, exact):
+    def test_a_scale_of_the_gates_other_factor_is_undone_after_the_product(self, exact):
         adapter = adapter_for(exact.model)
         ids = random_inputs(2, 20)
         expected = exact.model(ids).logits
-        before, behind = (site for site in adapter.sites if site.name in ("h3", "h4"))
+        _, _, mlp_input, mlp_activation = adapter.sites
         for layer in adapter.decoder_layers(exact.model):
-            (reader,) = adapter.readers(layer, behind)
+            (reader,) = adapter.readers(layer, mlp_activation)
             width = input_width(reader)
-            made = sum(input_major(linear).shape[1] for linear in adapter.readers(layer, before))
+            made = sum(input_major(linear).shape[1] for linear in adapter.readers(layer, mlp_input))
             assert made == (width if adapter.up is None else 2 * width)
             if adapter.up is not None:
                 scale = torch.randn(width, dtype=torch.float64)
@@ -227,22 +242,22 @@ class AdapterContract:
 
     def test_writers_alone_write_to_the_residual_stream(self, exact):
         adapter = adapter_for(exact.model)
-        stream = LayerwiseForward(exact.model, adapter, random_inputs(1, 8))
+        forward = LayerwiseForward(exact.model, adapter, random_inputs(1, 8))
         width = exact.model.config.hidden_size
         nothing = dict.fromkeys(adapter.writers, torch.zeros(width).double())
-        for index, layer in enumerate(stream.layers):
+        for index, layer in enumerate(forward.layers):
             for name in adapter.writers:
                 assert input_major(layer.get_submodule(name)).shape[1] == width
             with writing(layer, nothing):
-                torch.testing.assert_close(stream.outputs(index), stream.hidden)
+                torch.testing.assert_close(forward.outputs(index), forward.hidden)
 
-    def test_what_is_written_is_added_as_it_is_unless_a_norm_stands_behind(self, exact):
+    def test_what_is_written_is_added_as_it_is_unless_it_passes_a_norm(self, exact):
         adapter = adapter_for(exact.model)
-        stream = LayerwiseForward(exact.model, adapter, random_inputs(1, 8))
+        forward = LayerwiseForward(exact.model, adapter, random_inputs(1, 8))
         width = exact.model.config.hidden_size
         written = torch.randn(width, dtype=torch.float64)
         for name in adapter.writers:
             outputs = dict.fromkeys(adapter.writers, torch.zeros(width).double())
-            with writing(stream.layers[0], {**outputs, name: written}):
-                found = stream.outputs(0) - stream.hidden
+            with writing(forward.layers[0], {**outputs, name: written}):
+                found = forward.outputs(0) - forward.hidden
             assert torch.allclose(found, written.expand_as(found)) != adapter.post_norms

@@ -24,6 +24,7 @@ from trimtab.larosa import (
     Selection,
     Transforms,
 )
+from trimtab.larosa.export import load_exported
 from trimtab.larosa.plan import Plan
 from trimtab.models.adapter import adapter_for
 from trimtab.models.loading import LoadedModel
@@ -50,12 +51,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def without_dropping(artifact: Artifact) -> Artifact:
     """Return an artifact with its bases, and nothing dropped in them."""
-    plan = Plan.from_json(artifact.statistics["plan"])
+    plan = Plan.from_json(artifact.parameters["plan"])
     sites = {
         name: [replace(part, sparsity=0.0, threshold=0.0) for part in row]
         for name, row in plan.sites.items()
     }
-    return replace(artifact, statistics={"plan": replace(plan, sites=sites).to_json()})
+    return replace(artifact, parameters={"plan": replace(plan, sites=sites).to_json()})
 
 
 class LaRoSAContract:
@@ -122,7 +123,7 @@ class LaRoSAContract:
             residual = RotationScope.none
         method = LaRoSA(sparsity=0.5, count=Count.nominal, residual=residual, group=2, **SMALL)
         artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-        bases = {part["basis"] for row in artifact.statistics["plan"]["sites"].values()
+        bases = {part["basis"] for row in artifact.parameters["plan"]["sites"].values()
                  for part in row}  # fmt: skip
         assert "transform" in bases
         self.assert_exact(loaded, method, without_dropping(artifact))
@@ -138,6 +139,24 @@ class LaRoSAContract:
             expected = loaded.model(ids).logits
             assert_equal(stepwise(loaded.model, ids, 5), expected)
         assert not torch.allclose(expected, dense, rtol=1e-2)
+
+    def test_exported_and_loaded_it_computes_the_same_bits(self, loaded, corpus, tmp_path):
+        residual = RotationScope.group
+        if adapter_for(loaded.model).post_norms:
+            residual = RotationScope.none
+        method = LaRoSA(
+            sparsity=0.5, residual=residual, group=2, transforms=Transforms.all, fold_norms=True,
+            dense_prefix=3, **SMALL,
+        )  # fmt: skip
+        artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
+        method.export(loaded.model, loaded.tokenizer, artifact, tmp_path / "model")
+        ids = random_inputs(2, 12)
+        with method.apply(loaded.model, loaded.tokenizer, artifact):
+            whole, steps = loaded.model(ids).logits, stepwise(loaded.model, ids, 5)
+        found = load_exported(tmp_path / "model")
+        assert found.dtype == loaded.model.dtype
+        assert torch.equal(found(ids).logits, whole)
+        assert torch.equal(stepwise(found, ids, 5), steps)
 
     @pytest.mark.parametrize("failing", [False, True], ids=["normal", "exception"])
     def test_leaving_restores_every_bit_every_parameter_and_every_hook(

@@ -12,12 +12,12 @@ from trimtab.models.sources import DType
 def test_only_layers_of_full_attention_look_further_back_than_the_window(name):
     model = tiny(name).model
     length = 2 * model.config.sliding_window
-    stream = LayerwiseForward(model, adapter_for(model), random_inputs(1, length))
+    forward = LayerwiseForward(model, adapter_for(model), random_inputs(1, length))
     assert set(model.config.layer_types) == {"sliding_attention", "full_attention"}
     for index, kind in enumerate(model.config.layer_types):
-        before = stream.outputs(index)
-        stream.hidden[:, 0] += 1
-        last_token_sees_the_first = not torch.equal(stream.outputs(index)[:, -1], before[:, -1])
+        before = forward.outputs(index)
+        forward.hidden[:, 0] += 1
+        last_token_sees_the_first = not torch.equal(forward.outputs(index)[:, -1], before[:, -1])
         assert last_token_sees_the_first == (kind == "full_attention")
 
 
@@ -32,6 +32,6 @@ def test_longrope_beyond_the_original_length_is_the_whole_models_forward():
     model.config.original_max_position_embeddings = 16
     model.config.standardize_rope_params()
     beyond = first_layer()
-    stream = LayerwiseForward(model, adapter_for(model), windows)
-    torch.testing.assert_close(stream.outputs(0), beyond)
+    forward = LayerwiseForward(model, adapter_for(model), windows)
+    torch.testing.assert_close(forward.outputs(0), beyond)
     assert not torch.allclose(beyond, within)

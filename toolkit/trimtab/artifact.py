@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.errors import ArtifactError
 from trimtab.files import publishing, save_tensors, sha256_of_file, sha256_of_json, write_json
 from trimtab.method import Method
-from trimtab.models.fingerprint import fingerprint
 from trimtab.registry import targets
 
 SCHEMA = 3
@@ -126,7 +125,6 @@ class Artifact:
         MisfitError
             If what the method makes is no model that can be saved.
         """
-        self.require_model(fingerprint(model))
         self.method.export(model, tokenizer, self, Path(folder))
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:

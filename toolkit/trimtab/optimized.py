@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.artifact import Artifact
 from trimtab.generation import Completion, Engine, Sampling, transformers
 from trimtab.generation.engine import Prompt, check_texts, token_ids
-from trimtab.generation.limits import longest_text, token_limits
+from trimtab.generation.limits import token_limits
+from trimtab.models.facts import longest_text
 from trimtab.stack import AppliedStack, Stack
 
 

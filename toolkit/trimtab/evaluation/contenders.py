@@ -17,7 +17,7 @@ from trimtab.evaluation.scoring import Score, score, with_start
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Window
 from trimtab.generation import Engine, EngineStats
-from trimtab.generation.limits import longest_text
+from trimtab.models.facts import longest_text
 from trimtab.stack import AppliedStack
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.adapter import adapter_for
+from trimtab.models.facts import longest_text
 from trimtab.vattention.layout import Geometry
 
 
@@ -39,23 +39,6 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
             f"max_len={max_len}: {type(model).__name__} has positions for {longest} tokens; give "
             "that or less"
         )
-
-
-def longest_text(config: Any) -> int:
-    """Return the most tokens whose positions do not depend on the other texts of a forward pass.
-
-    LongRoPE has a second set of frequencies for long texts. It applies them to the whole pass as
-    soon as one position exceeds the original length, to short texts in the same pass too, and the
-    keys already in the cache keep the first set.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
-    original = [
-        kind["original_max_position_embeddings"]
-        for kind in kinds
-        if kind.get("rope_type") == "longrope"
-    ]
-    return int(min([config.max_position_embeddings, *original]))
 
 
 def capacity(geometry: Geometry, page: int, budget: int | None) -> int:

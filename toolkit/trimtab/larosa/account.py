@@ -19,9 +19,9 @@ class AppliedLaRoSA:
     ----------
     sparse : SparseModel
     selectors : sequence of Selector
-        Those at work in it, layer by layer.
+        The selectors at work in it, layer by layer.
     recorder : Recorder
-        Theirs.
+        What tells the selectors whether to count.
     requested : float
         The sparsity asked for.
     """
@@ -46,23 +46,23 @@ class AppliedLaRoSA:
             self.recorder.on = False
 
     def kept_bytes(self) -> float:
-        """Return the bytes of weights behind what a token kept, on average."""
+        """Return the bytes of weights that multiply what a token kept, on average."""
         pairs = zip(self.sparse.weight_bytes, self.selectors, strict=True)
         return sum(size * part.kept / part.seen for size, part in pairs)
 
     def extra_step_bytes(self) -> int:
         """Return the bytes a decode step reads beyond the parameters, less those it skips."""
         skipped = sum(self.sparse.weight_bytes) - self.kept_bytes() if self.sparse.skips else 0
-        return self.sparse.adapter_bytes - round(skipped)
+        return self.sparse.basis_change_bytes - round(skipped)
 
     def measured(self) -> dict[str, Any]:
         """Return result.json's `sparsity`.
 
-        ``bytes_fraction`` counts the weight rows behind what was kept, every transform and every
-        adapter; ``bytes_read_fraction`` what the kernel that ran for one token had to read.
+        ``bytes_fraction`` counts the weight rows of what was kept, every transform and every
+        basis change; ``bytes_read_fraction`` what the kernel that ran for one token had to read.
         """
         dense, kept = sum(self.sparse.weight_bytes), self.kept_bytes()
-        extra = self.sparse.transform_bytes + self.sparse.adapter_bytes
+        extra = self.sparse.transform_bytes + self.sparse.basis_change_bytes
         sites: dict[str, list[Selector]] = {}
         for part in self.selectors:
             sites.setdefault(part.site, []).append(part)

@@ -20,16 +20,16 @@ class Option:
 
     Parameters
     ----------
-    layer : int
     site, basis : str
-    sparsities, thresholds, costs : Tensor
-        At each share dropped, ascending from 0, the magnitude it lies below and what it costs
-        per token in the metric all sites share; float64 of shape [n].
+    sparsities : Tensor
+        Shares to drop, ascending from 0, float64 of shape [n].
+    thresholds, costs : Tensor
+        At each of these, the magnitude that the dropped entries lie below, and what dropping
+        them costs per token, in the metric that all sites share; float64 of shape [n].
     weight_bytes, transform_bytes : int
         Bytes of the weights that read the site, and of the transform it needs.
     """
 
-    layer: int
     site: str
     basis: str
     sparsities: Tensor
@@ -62,25 +62,26 @@ class Choice:
         return self.sparsity * self.option.weight_bytes - self.option.transform_bytes
 
 
-def greedy(sites: Sequence[Sequence[Option]], target: float) -> list[Choice]:
-    """Descend from all dense, always by the step that costs least per byte it saves.
+def steepest(sites: Sequence[Sequence[Option]], target: float) -> list[Choice]:
+    """Start with everything dense, and always take the step that costs least per byte it saves.
 
     A step takes one site to the next corner of its lower convex hull over all its options and
-    sparsities, so it may change the basis and pay for a transform. That order minimises the
-    summed cost at every number of bytes it passes (the budget of TEAL, arXiv 2408.14690,
-    section 4.3, but over the whole model, per byte, and with a choice of basis).
+    sparsities, so it may change the basis and pay for a transform. In this order the summed cost
+    is the least there is at every number of bytes it passes. TEAL's greedy allocation (arXiv
+    2408.14690, section 4.3) divides the sparsity of each block by itself; this one takes its steps
+    over the whole model, per byte, and with a choice of basis.
 
     Parameters
     ----------
     sites : sequence of sequence of Option
-        The options of every site of every layer, those without a transform first.
+        The options of every site of every layer, the ones without a transform first.
     target : float
         Bytes to save per token.
 
     Raises
     ------
     MisfitError
-        If all the steps there are save less.
+        If all steps together save less.
     """
     hulls = [_hull(options) for options in sites]
     steps = sorted(
@@ -114,15 +115,15 @@ def uniform(sites: Sequence[Option], target: float) -> list[Choice]:
 
 
 def alpha_grid(sites: Sequence[Option], target: float, favoured: Sequence[str]) -> list[Choice]:
-    """Keep α times the average share at the favoured sites, the rest even, α by its summed cost.
+    """Keep α times the average share at the favoured sites, with the α that costs least.
 
-    LaRoSA, section 3.3: k = α (1 - p) d, α found on a grid. The other sites keep what leaves the
-    bytes saved the same for every α, so that they compare.
+    LaRoSA, section 3.3: k = α (1 - p) d, with α from a grid. All other sites keep one share, which
+    makes up for it: every α saves the same bytes, so that their costs compare.
 
     Parameters
     ----------
     favoured : sequence of str
-        The sites that α scales: those with a rotation.
+        The names of the sites that α scales, which are those with a rotation.
     """
     weights, transforms = _bytes(sites)
     kept = 1 - (target + transforms) / weights

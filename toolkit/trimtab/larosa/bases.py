@@ -1,7 +1,7 @@
 """Bases in which activations are dropped, and weights that undo them. All of it in float64.
 
-A basis of a site is a linear map of its activations: a vector where every entry is only scaled,
-else a matrix. Dropping happens on ``z = x M``, and the weights that read the site become M⁻¹ W.
+A basis of a site is a linear map M of its activations: a vector where every entry is only scaled,
+else a matrix. Entries of ``z = x M`` are dropped, and the weights that read the site become M⁻¹ W.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trimtab.errors import TrimtabError
 from trimtab.larosa.settings import Basis
 
-LEAST_GAIN = 1e-6
+SMALLEST_RATIO = 1e-6  # of a scale to the largest of its kind
 
 
 def pca(second_moment: Tensor) -> tuple[Tensor, Tensor]:
     """Return the principal axes of activations, by descending variance.
 
-    With X the calibration activations [tokens, d] and XᵀX = Q Λ Qᵀ, the rotated activations
-    X Q are uncorrelated and hold as much of their energy in as few entries as any rotation
-    allows (LaRoSA, section 3.2). The moment is not centred, so that the rotation is linear.
-    Each axis points the way that makes its entry of largest magnitude positive.
+    With X the calibration activations [tokens, d] and XᵀX = Q Λ Qᵀ, the entries of X Q are
+    uncorrelated, and as few of them hold as much of the energy as in any rotation (LaRoSA,
+    section 3.2). The moment is not centred, so that the rotation is linear. Each axis points the
+    way that makes its entry of largest magnitude positive.
 
     Parameters
     ----------
@@ -33,34 +32,24 @@ def pca(second_moment: Tensor) -> tuple[Tensor, Tensor]:
     variance : Tensor
         Λ, float64 of shape [..., d], descending.
     axes : Tensor
-        Orthogonal Q, float64 of shape [..., d, d], an axis in each column.
-
-    Raises
-    ------
-    TrimtabError
-        If the moment is not finite.
+        Q, orthogonal, float64 of shape [..., d, d], with an axis in each column.
     """
-    if not second_moment.isfinite().all():
-        raise TrimtabError(
-            "the calibration activations are not finite: load the model in another dtype "
-            "(model.dtype=float32)"
-        )
     variance, axes = (part.flip(-1) for part in torch.linalg.eigh(second_moment.double()))
     largest = axes.gather(-2, axes.abs().argmax(-2, keepdim=True))
     return variance, axes * largest.sign()
 
 
 def weighted_pca(second_moment: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the basis whose entries cost what their squares say, by descending cost.
+    """Return the basis in which dropping entries costs the sum of their squares, dearest first.
 
     A change δ of the activations costs δ G δᵀ. With C the second moment, the basis is T = G^½ R
-    with G^½ C G^½ = R Λ Rᵀ: on z = x T the cost of dropping entries is exactly the sum of their
-    squares, so keeping the largest magnitudes is the best there is in this basis, and the entries
-    are uncorrelated. With G the identity it is `pca`.
+    with G^½ C G^½ = R Λ Rᵀ. The entries of z = x T are uncorrelated, and dropping some of them
+    costs exactly the sum of their squares, so that no choice beats keeping the largest
+    magnitudes. With G the identity it is `pca`.
 
-    Directions whose gain is under 1e-6 of the largest are kept at that floor, which makes T
-    invertible whatever the metric. Where it is zero, as behind weights that were pruned to
-    nothing, no basis is better than another, and it is taken for the identity.
+    Eigenvalues of G^½ under 1e-6 of the largest are raised to that, which makes T invertible
+    whatever the metric. Where the metric is zero, as with weights that were pruned to nothing, no
+    basis is better than another, and the identity takes its place.
 
     Parameters
     ----------
@@ -75,72 +64,76 @@ def weighted_pca(second_moment: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]
         T, float64 of shape [..., d, d].
     """
     energy, directions = torch.linalg.eigh(metric)
-    gain = energy.clamp(min=0).sqrt()
-    largest = gain.amax(-1, keepdim=True)
-    gain = torch.where(largest > 0, gain.maximum(LEAST_GAIN * largest), 1)
-    root = directions * gain[..., None, :] @ directions.mT
+    roots = energy.clamp(min=0).sqrt()
+    largest = roots.amax(-1, keepdim=True)
+    roots = torch.where(largest > 0, roots.maximum(SMALLEST_RATIO * largest), 1)
+    root = directions * roots[..., None, :] @ directions.mT
     variance, axes = pca(root @ second_moment @ root)
     return variance, root @ axes
 
 
-def metric_for(basis: Basis, weight: Tensor, sensitivity: Tensor | None) -> Tensor:
-    """Return G, what a change of the activations is measured by in a basis.
+def metric_for(basis: Basis, weight: Tensor, fisher: Tensor | None) -> Tensor:
+    """Return G, the metric of a basis: a change δ of the activations counts δ G δᵀ.
 
-    `pca` measures the activations themselves; `output_pca` the change of what the weights make
-    of them, G = W Wᵀ; `fisher_pca` blends that with the change of what the whole model predicts,
-    for which the Fisher matrix F = E[g gᵀ] stands, g being the gradient of the log-likelihood of
-    a token drawn from the model's own prediction: to second order δ F δᵀ / 2 is the divergence.
-    The two are blended in equal shares of their traces, in the units of F. F alone is estimated
-    from few tokens and leaves directions out that other text needs.
+    `pca` counts the activations themselves, and `output_pca` what the weights make of them,
+    G = W Wᵀ. `fisher_pca` counts, one half each, that and what the whole model predicts, for which
+    the Fisher second moment F = E[g gᵀ] stands: g is the gradient of the log-likelihood of a token
+    drawn from the model's own prediction, and δ F δᵀ / 2 is, to second order, the divergence of
+    the predictions. The halves have equal traces, in the units of F. F alone, estimated from few
+    tokens, leaves out directions that other text needs.
 
     Parameters
     ----------
     weight : Tensor
         Input-major weights of all readers side by side, of shape [d, outputs].
-    sensitivity : Tensor or None
-        F, float64 of shape [d, d]; of shape [d] where only its diagonal is known. Needed by
-        `fisher_pca`.
+    fisher : Tensor or None
+        F, float64 of shape [d, d], or of shape [d] where only its diagonal is known. `fisher_pca`
+        needs it.
 
     Returns
     -------
     Tensor
-        Float64 of shape [d, d], or [d] where `sensitivity` is the diagonal.
+        Float64 of shape [d, d], or [d] where `fisher` is the diagonal.
     """
     wide = weight.double()
     if basis not in (Basis.output_pca, Basis.fisher_pca):
         return torch.eye(len(wide), dtype=torch.float64, device=wide.device)
-    diagonal = sensitivity is not None and sensitivity.ndim == 1
+    diagonal = fisher is not None and fisher.ndim == 1
     gram = wide.square().sum(1) if diagonal else wide @ wide.T
     if basis is Basis.output_pca:
         return gram
-    assert sensitivity is not None
-    return _blend(sensitivity, gram)
+    assert fisher is not None
+    return _blend(fisher, gram)
 
 
-def _blend(sensitivity: Tensor, gram: Tensor) -> Tensor:
-    """Return the two in equal shares of their traces; W Wᵀ alone where one of them is zero."""
-    felt, made = (part.sum() if part.ndim == 1 else part.trace() for part in (sensitivity, gram))
-    return (sensitivity + gram * (felt / made)) / 2 if felt > 0 and made > 0 else gram
+def _blend(fisher: Tensor, gram: Tensor) -> Tensor:
+    """Return both in equal shares of their traces, or W Wᵀ alone where one of them is zero."""
+    fisher_trace, gram_trace = (
+        part.sum() if part.ndim == 1 else part.trace() for part in (fisher, gram)
+    )
+    if fisher_trace > 0 and gram_trace > 0:
+        return (fisher + gram * (fisher_trace / gram_trace)) / 2
+    return gram
 
 
 def through(x: Tensor, basis: Tensor) -> Tensor:
-    """Return ``x M``; a vector stands for the diagonal matrix."""
+    """Return ``x M``, where a vector stands for the diagonal matrix."""
     return x * basis if basis.ndim == 1 else x @ basis
 
 
 def undone(weight: Tensor, basis: Tensor) -> Tensor:
     """Return M⁻¹ W: the weight that gives on ``x M`` what `weight` gives on ``x``.
 
-    The inverse is that of the basis as it is stored, so rounding it to a storage dtype is not an
-    error of the result.
+    The basis is inverted as it is stored, so that its rounding to a storage dtype is no error of
+    the result.
 
     Parameters
     ----------
     weight : Tensor
         Input-major, float64 of shape [d, outputs].
     basis : Tensor
-        M, float64 of shape [d, d], or its diagonal of shape [d]. An entry scaled by zero, which
-        a norm's gain may do, is read by nothing.
+        M, float64 of shape [d, d], or its diagonal of shape [d]. An entry that is scaled by zero,
+        as the weight of a norm may do, is read by nothing.
     """
     if basis.ndim == 2:
         return torch.linalg.solve(basis, weight)
@@ -170,10 +163,10 @@ def entry_costs(metric: Tensor, basis: Tensor) -> Tensor:
 
 
 def per_head(blocks: Tensor, heads: int) -> Tensor:
-    """Return KV heads' maps as one matrix over all query heads, block by block.
+    """Return the maps of all KV heads as one block-diagonal matrix over all query heads.
 
-    Attention mixes the positions of a value and leaves its entries apart, so a map of the values
-    of one KV head comes out in every query head that reads it.
+    Attention mixes the values of several positions and never their entries, so a map of the values
+    of a KV head comes out in every query head that reads it.
 
     Parameters
     ----------
@@ -185,6 +178,6 @@ def per_head(blocks: Tensor, heads: int) -> Tensor:
     Returns
     -------
     Tensor
-        Block-diagonal, of shape [heads * head_dim, heads * head_dim].
+        Of shape [heads * head_dim, heads * head_dim].
     """
     return torch.block_diag(*blocks.repeat_interleave(heads // len(blocks), dim=0))

@@ -1,4 +1,4 @@
-"""The bases that a site may be run in, and what dropping in each of them costs."""
+"""The bases that a site may run in, and what dropping in each of them costs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.larosa.bases import (
-    LEAST_GAIN,
+    SMALLEST_RATIO,
     entry_costs,
     metric_for,
     per_head,
@@ -19,21 +19,22 @@ from trimtab.larosa.bases import (
 from trimtab.larosa.precision import stored_transform, transform_matrix
 from trimtab.larosa.settings import PLAIN, RESIDUAL, TRANSFORM, Basis, LaRoSASettings
 from trimtab.larosa.statistics import MagnitudeHistogram
-from trimtab.models.adapter import Adapter, HeadShape, input_major, module_device, norm_gain
+from trimtab.models.adapter import Adapter, HeadShape, input_major, module_device, norm_weight
 
 
 @dataclass
 class Candidate:
-    """A basis of one site, in the coordinates of the norm before its gain where there is one.
+    """A basis of one site.
 
     Attributes
     ----------
     basis : str
         As in `SitePlan`.
     matrix : Tensor
-        M of `trimtab.larosa.bases`, float64 of shape [d] or [d, d].
+        M of `trimtab.larosa.bases`, float64 of shape [d] or [d, d]. After a norm it multiplies
+        what the norm makes before its weight.
     saved : dict of str to Tensor
-        What applying it needs, by name: ``gain``, ``transform``, ``scale``.
+        What applying the basis needs, by name; see `Calibrator.run`.
     histogram : MagnitudeHistogram
         Of the activations in this basis.
     """
@@ -54,16 +55,17 @@ def candidates(
     heads: HeadShape,
     layer: nn.Module,
     moments: Mapping[str, Tensor],
-    sensitivities: Mapping[str, Tensor],
+    fishers: Mapping[str, Tensor],
     rotation: Tensor | None,
     settings: LaRoSASettings,
 ) -> dict[str, list[Candidate]]:
-    """Return the candidates of every site of a layer, those without a transform first.
+    """Return the candidates of every site of a layer, the ones without a transform first.
 
     Parameters
     ----------
-    moments, sensitivities : mapping
-        As the sweeps leave them; without sensitivities costs are errors of the outputs.
+    moments, fishers : mapping of str to Tensor
+        By the site's name, as `Passes` leaves them. Without Fisher second moments, costs are
+        errors of the linear layers' outputs.
     rotation : Tensor or None
         Q of the residual stream at this layer, of shape [d, d].
     """
@@ -71,47 +73,53 @@ def candidates(
     device = module_device(layer)
     for site in adapter.sites:
         readers = adapter.readers(layer, site)
-        weight = torch.cat([input_major(reader) for reader in readers], dim=1).double()
-        sensitivity = sensitivities[site.name].to(device) if sensitivities else None
+        read = torch.cat([input_major(reader) for reader in readers], dim=1).double()
+        fisher = fishers[site.name].to(device) if fishers else None
         if site.norm is not None:
-            gain = norm_gain(layer.get_submodule(site.norm))
+            weight = norm_weight(layer.get_submodule(site.norm))
             moment = moments[site.name].to(device)
-            found[site.name] = _behind_norm(gain, weight, moment, sensitivity, rotation, settings)
-        elif site.name == "h2":
-            moment = moments["h2"].to(device)
-            found["h2"] = [_values(heads, weight, moment, sensitivity, settings)]
+            found[site.name] = _after_norm(weight, read, moment, fisher, rotation, settings)
+        elif site is adapter.sites.attention_output:
+            moment = moments[site.name].to(device)
+            found[site.name] = [_of_values(heads, read, moment, fisher, settings)]
         else:
             folds = settings.fold_norms and adapter.up is not None
-            found[site.name] = [_gated(weight, sensitivity, folds)]
+            found[site.name] = [_gated(read, fisher, folds)]
     return found
 
 
-def cost_metric(weight: Tensor, sensitivity: Tensor | None) -> Tensor:
-    """Return the metric that costs are in: the blend with F where it is known, else W Wᵀ."""
-    basis = Basis.output_pca if sensitivity is None else Basis.fisher_pca
-    return metric_for(basis, weight, sensitivity)
+def cost_metric(read: Tensor, fisher: Tensor | None) -> Tensor:
+    """Return the metric of the costs: the blend with F where it is known, else W Wᵀ.
+
+    Parameters
+    ----------
+    read, fisher : Tensor
+        As `weight` and `fisher` of `metric_for`.
+    """
+    return metric_for(Basis.output_pca if fisher is None else Basis.fisher_pca, read, fisher)
 
 
-def _behind_norm(
-    gain: Tensor,
+def _after_norm(
     weight: Tensor,
+    read: Tensor,
     moment: Tensor,
-    sensitivity: Tensor | None,
+    fisher: Tensor | None,
     rotation: Tensor | None,
     settings: LaRoSASettings,
 ) -> list[Candidate]:
-    read = gain[:, None] * weight  # what reads the norm before its gain
-    cost = cost_metric(read, sensitivity)
-    # `pca` looks for the axes of the activations that the weights read, gain included.
+    """Return the candidates of a site after a norm with this weight, which `read` multiplies."""
+    absorbed = weight[:, None] * read
+    cost = cost_metric(absorbed, fisher)
+    # `pca` looks for the axes of the activations as they are read, after the norm's weight.
     metric = (
-        torch.diag(gain.square())
+        torch.diag(weight.square())
         if settings.basis is Basis.pca
-        else metric_for(settings.basis, read, sensitivity)
+        else metric_for(settings.basis, absorbed, fisher)
     )
     if rotation is not None:
-        rotation = rotation.to(gain.device, torch.float64)
+        rotation = rotation.to(weight.device, torch.float64)
         moment, cost, metric = (rotation.T @ part @ rotation for part in (moment, cost, metric))
-        weight, gain = rotation.T @ read, torch.ones_like(gain)
+        read, weight = rotation.T @ absorbed, torch.ones_like(weight)
 
     def candidate(basis: str, matrix: Tensor, saved: dict[str, Tensor]) -> Candidate:
         histogram = MagnitudeHistogram(entry_costs(cost, matrix))
@@ -119,32 +127,33 @@ def _behind_norm(
             matrix = rotation * matrix if matrix.ndim == 1 else rotation @ matrix
         return Candidate(basis, matrix, saved, histogram)
 
-    scale = gain * _row_norms(weight, settings.fold_norms)
-    found = [candidate(PLAIN if rotation is None else RESIDUAL, scale, {"gain": scale.float()})]
+    free = PLAIN if rotation is None else RESIDUAL
+    scaled = weight * _row_norms(read, settings.fold_norms)
+    found = [candidate(free, scaled, {"norm_weight": scaled.float()})]
     if settings.basis is not Basis.none:
         transform = weighted_pca(moment, metric)[1]
-        saved = stored_transform(transform, gain, settings.precision)
+        saved = stored_transform(transform, weight, settings.precision)
         found.append(candidate(TRANSFORM, transform_matrix(saved), saved))
     return found
 
 
-def _values(
+def _of_values(
     heads: HeadShape,
-    weight: Tensor,
+    read: Tensor,
     moment: Tensor,
-    sensitivity: Tensor | None,
+    fisher: Tensor | None,
     settings: LaRoSASettings,
 ) -> Candidate:
-    """Return h2's candidate: a map of the values of every KV head, or none."""
+    """Return the attention output's candidate: a map of the values of every KV head, or none."""
     shared = heads.heads // heads.kv_heads
-    # Block by block, the weights behind all query heads of one KV head side by side.
-    blocks = weight.reshape(heads.kv_heads, shared, heads.head_dim, -1).transpose(1, 2).flatten(2)
+    # One block a KV head: the weights that read its query heads, side by side.
+    blocks = read.reshape(heads.kv_heads, shared, heads.head_dim, -1).transpose(1, 2).flatten(2)
     blocks = blocks / shared**0.5
     folds = settings.fold_values and settings.basis is not Basis.none
     maps, costs = [], []
     for index, block in enumerate(blocks):
-        known = None if sensitivity is None else sensitivity[index]
-        axes = torch.eye(heads.head_dim, dtype=torch.float64, device=weight.device)
+        known = None if fisher is None else fisher[index]
+        axes = torch.eye(heads.head_dim, dtype=torch.float64, device=read.device)
         if folds:
             axes = weighted_pca(moment[index], metric_for(settings.basis, block, known))[1]
             axes = axes.float().double()
@@ -152,25 +161,26 @@ def _values(
         costs.append(entry_costs(cost_metric(block, known), axes).repeat(shared))
     stacked = torch.stack(maps)
     saved = {"transform": stacked.float()} if folds else {}
-    matrix = per_head(stacked, heads.heads) if folds else weight.new_ones(len(weight))
+    matrix = per_head(stacked, heads.heads) if folds else read.new_ones(len(read))
     return Candidate(PLAIN, matrix, saved, MagnitudeHistogram(torch.cat(costs)))
 
 
-def _gated(weight: Tensor, sensitivity: Tensor | None, folds: bool) -> Candidate:
-    squares = weight.square().sum(1)
-    cost = squares if sensitivity is None else cost_metric(weight, sensitivity)
-    scale = _row_norms(weight, folds)
-    saved = {"gain": scale.float()} if folds else {}
+def _gated(read: Tensor, fisher: Tensor | None, folds: bool) -> Candidate:
+    """Return the MLP activation's candidate, its entries rescaled if `folds`."""
+    squares = read.square().sum(1)
+    cost = squares if fisher is None else cost_metric(read, fisher)
+    scale = _row_norms(read, folds)
+    saved = {"up_scale": scale.float()} if folds else {}
     return Candidate(PLAIN, scale, saved, MagnitudeHistogram(entry_costs(cost, scale)))
 
 
-def _row_norms(weight: Tensor, folds: bool) -> Tensor:
+def _row_norms(read: Tensor, folds: bool) -> Tensor:
     """Return the row norms of input-major weights, of mean one: WINA's scores, arXiv 2505.19427.
 
-    Folded into what precedes, they make the magnitude of an activation say how much it changes
+    Folded into what comes before, they make the magnitude of an activation say how much it changes
     the outputs. Ones where nothing is to be folded.
     """
     if not folds:
-        return weight.new_ones(len(weight))
-    norms = weight.norm(dim=1)
-    return norms.maximum(LEAST_GAIN * norms.max()) / norms.mean()
+        return read.new_ones(len(read))
+    norms = read.norm(dim=1)
+    return norms.maximum(SMALLEST_RATIO * norms.max()) / norms.mean()

@@ -1,7 +1,8 @@
 """Fold a layer's plan into its norms and linear layers, in float64.
 
-Every map M in front of a linear layer goes into its weight as M⁻¹, and every map behind one as a
-factor, so that at sparsity 0 the model computes what it did.
+A linear layer that reads activations mapped by M gets M⁻¹ as a factor of its weight, and one that
+makes activations to be mapped gets M as a factor, so that at sparsity 0 the model computes what it
+did before.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from trimtab.models.adapter import (
     Site,
     centers,
     input_major,
+    norm_bias,
     norm_epsilon,
-    norm_gain,
-    norm_shift,
+    norm_weight,
 )
+
+KEPT_AS_STORED = ("transform_scale",)  # whatever the model's dtype
 
 
 @dataclass
@@ -36,7 +39,7 @@ class FoldedLayer:
     linears : dict of str to (Tensor, Tensor or None)
         Input-major weight and bias by the linear layer's name, in the model's dtype.
     norms : dict of str to Module
-        The new norms, by the old ones' names.
+        The new norms, by the names of the old ones.
     transforms : dict of str to (Tensor, Tensor or None)
         T by the site's name, in the model's dtype, or int8 with the scale of its columns.
     """
@@ -59,9 +62,9 @@ def fold(
     Parameters
     ----------
     bases : mapping
-        `SitePlan.basis` by site.
+        `SitePlan.basis` by the site's name.
     tensors : mapping
-        The layer's calibrated tensors, named ``<site>.<what>``.
+        The layer's calibrated tensors, named ``<site>.<what>`` as in `Calibrator.run`.
     rotation : Tensor or None
         Q of the residual stream at this layer, float64 of shape [d, d].
     """
@@ -71,21 +74,22 @@ def fold(
     folded = FoldedLayer()
     for site in adapter.sites:
         readers = [linears[name] for name in site.readers]
+        prefix, device = f"{site.name}.", readers[0].weight.device
         found = {
-            what: tensors[f"{site.name}.{what}"].to(readers[0].weight.device)
-            for what in ("gain", "transform", "scale")
-            if f"{site.name}.{what}" in tensors
+            name.removeprefix(prefix): tensor.to(device)
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
         }
         if site.norm is not None:
-            _behind_norm(folded, layer, site, readers, bases[site.name], found, rotation)
-        elif "transform" in found:  # of the values, at h2
+            _fold_after_norm(folded, layer, site, readers, bases[site.name], found, rotation)
+        elif "transform" in found:
             blocks = found["transform"].double()
-            linears[adapter.values].after(torch.block_diag(*blocks))
-            readers[0].before(per_head(blocks, heads.heads))
-        elif "gain" in found:  # of the gate's other factor, at h4
+            linears[adapter.values].map_outputs(torch.block_diag(*blocks))
+            readers[0].undo_before(per_head(blocks, heads.heads))
+        elif "up_scale" in found:
             assert adapter.up is not None
-            linears[adapter.up].after(found["gain"].double())
-            readers[0].before(found["gain"].double())
+            linears[adapter.up].map_outputs(found["up_scale"].double())
+            readers[0].undo_before(found["up_scale"].double())
     if rotation is not None:
         centred = any(
             centers(layer.get_submodule(site.norm)) for site in adapter.sites if site.norm
@@ -96,7 +100,7 @@ def fold(
     return folded
 
 
-def _behind_norm(
+def _fold_after_norm(
     folded: FoldedLayer,
     layer: nn.Module,
     site: Site,
@@ -107,30 +111,35 @@ def _behind_norm(
 ) -> None:
     assert site.norm is not None
     norm = layer.get_submodule(site.norm)
-    gain, shift, dtype = norm_gain(norm), norm_shift(norm), readers[0].dtype
+    weight, bias, dtype = norm_weight(norm), norm_bias(norm), readers[0].dtype
     for reader in readers:
-        if shift is not None:
-            reader.shift(shift)
-        reader.weight = gain[:, None] * reader.weight
+        if bias is not None:
+            reader.absorb_bias(bias)
+        reader.weight = weight[:, None] * reader.weight
         if rotation is not None:
             reader.weight = rotation.T @ reader.weight
     stored = {
-        what: tensor if what == "scale" or tensor.dtype == torch.int8 else tensor.to(dtype)
+        what: tensor if what in KEPT_AS_STORED or tensor.dtype == torch.int8 else tensor.to(dtype)
         for what, tensor in found.items()
     }
     if basis == TRANSFORM:
-        folded.transforms[site.name] = stored["transform"], stored.get("scale")
+        folded.transforms[site.name] = stored["transform"], stored.get("transform_scale")
         matrix = transform_matrix(stored)
     else:
         assert (basis == PLAIN) == (rotation is None)
-        matrix = stored["gain"].double()
+        matrix = stored["norm_weight"].double()
     for reader in readers:
-        reader.before(matrix)
+        reader.undo_before(matrix)
     rms = rotation is not None or not centers(norm)
+    folded.norms[site.norm] = plain_norm(rms, stored["norm_weight"], norm_epsilon(norm))
+
+
+def plain_norm(rms: bool, weight: Tensor, epsilon: float) -> nn.Module:
+    """Return PyTorch's RMSNorm or LayerNorm with this weight and no bias."""
     kind, options = (nn.RMSNorm, {}) if rms else (nn.LayerNorm, {"bias": False})
-    new = kind(len(gain), norm_epsilon(norm), device=gain.device, dtype=dtype, **options)
-    new.weight = nn.Parameter(stored["gain"], requires_grad=False)
-    folded.norms[site.norm] = new
+    norm = kind(len(weight), epsilon, device="meta", **options)
+    norm.weight = nn.Parameter(weight, requires_grad=False)
+    return norm
 
 
 class _Linear:
@@ -143,11 +152,11 @@ class _Linear:
         bias = module.bias
         self.bias = bias.double() if isinstance(bias, Tensor) else None
 
-    def before(self, matrix: Tensor) -> None:
+    def undo_before(self, matrix: Tensor) -> None:
         """Undo a map of the inputs."""
         self.weight = undone(self.weight, matrix)
 
-    def after(self, matrix: Tensor) -> None:
+    def map_outputs(self, matrix: Tensor) -> None:
         """Apply a map to the last outputs, as many as it is wide."""
         size = len(matrix)
 
@@ -160,10 +169,10 @@ class _Linear:
         self.bias = None if self.bias is None else mapped(self.bias)
 
     def rotate_outputs(self, rotation: Tensor, centred: bool) -> None:
-        """Rotate what is added to the residual stream, its mean taken away where norms would.
+        """Rotate what is added to the residual stream, without its mean if `centred`.
 
-        A stream whose mean every norm subtracts may go without it: LayerNorm is then RMSNorm,
-        which a rotation passes (SliceGPT, arXiv 2401.15024, section 3.1).
+        A stream from which every norm subtracts the mean may go without it. LayerNorm is then
+        RMSNorm, which a rotation passes (SliceGPT, arXiv 2401.15024, section 3.1).
         """
         for name in ("weight", "bias"):
             part = getattr(self, name)
@@ -171,11 +180,12 @@ class _Linear:
                 part = part - part.mean(-1, keepdim=True) if centred else part
                 setattr(self, name, part @ rotation)
 
-    def shift(self, shift: Tensor) -> None:
-        """Add what a constant shift of the inputs gives."""
-        given = shift @ self.weight
+    def absorb_bias(self, bias: Tensor) -> None:
+        """Add what a bias of the inputs gives to the outputs."""
+        given = bias @ self.weight
         self.bias = given if self.bias is None else self.bias + given
 
     def stored(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias in the model's dtype."""
         bias = None if self.bias is None else self.bias.to(self.dtype)
         return self.weight.to(self.dtype).contiguous(), bias

@@ -28,19 +28,24 @@ class LaRoSA(LaRoSASettings, Method):
     stage: ClassVar[Stage] = Stage.weights
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise `MisfitError` where the model has no adapter, is not in memory or cannot turn."""
+        """Raise `MisfitError` where the model has no adapter or cannot be made sparse as asked."""
+        from trimtab.larosa.modules import SparseNorm
         from trimtab.models.adapter import adapter_for
 
         adapter = adapter_for(model)
+        if any(isinstance(module, SparseNorm) for module in model.modules()):
+            raise MisfitError(
+                "the model is sparse already: load the original one to calibrate or apply LaRoSA"
+            )
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MisfitError(
                 "part of the model is offloaded by model.device_map, and LaRoSA rewrites weights "
-                "in memory: leave the offloading out, or take a dtype in which the model fits"
+                "in memory: load it without offloading, or in a dtype in which it fits"
             )
         if adapter.post_norms and self.residual is not RotationScope.none:
             raise MisfitError(
-                f"{type(model).__name__} norms what attention and MLP add to the residual stream, "
-                "so that a rotation of it cannot be absorbed: use larosa.residual=none"
+                f"{type(model).__name__} normalises what attention and MLP add to the residual "
+                "stream, so that a rotation of it cannot be absorbed: use larosa.residual=none"
             )
 
     def claims(self, model: PreTrainedModel) -> frozenset[str]:
@@ -63,14 +68,14 @@ class LaRoSA(LaRoSASettings, Method):
         corpus: Corpus,
         checkpoint: Path,
     ) -> Calibration:
-        """Find bases and sparsities, see `Calibrator`, and thresholds, see `fit_thresholds`.
+        """Find bases and sparsities (`Calibrator`), then thresholds (`find_thresholds`).
 
         Thresholds are found on the validation documents: on the text that the bases were made
         for, activations are a little more concentrated than on any other.
         """
         from trimtab.corpus import Split
         from trimtab.larosa.calibrate import Calibrator
-        from trimtab.larosa.thresholds import fit_thresholds
+        from trimtab.larosa.thresholds import find_thresholds
         from trimtab.progress import say
         from trimtab.windows import token_windows
 
@@ -86,7 +91,7 @@ class LaRoSA(LaRoSASettings, Method):
             if not len(held_out):
                 say("No validation text: thresholds are found on the calibration text")
                 held_out, found_on = windows[:probes], Split.calibration
-            plan = fit_thresholds(model, plan, tensors, held_out)
+            plan = find_thresholds(model, plan, tensors, held_out)
             statistics |= {"thresholds": found_on.value, "threshold_tokens": held_out.numel()}
         return Calibration(tensors, {"plan": plan.to_json()}, statistics)
 
@@ -101,28 +106,48 @@ class LaRoSA(LaRoSASettings, Method):
         from trimtab.larosa.account import AppliedLaRoSA
         from trimtab.larosa.apply import sparsified
         from trimtab.larosa.plan import Plan
-        from trimtab.larosa.selection import Positions, Recorder, Selector
-        from trimtab.models.adapter import adapter_for
+        from trimtab.larosa.selection import Selectors
 
         assert artifact is not None, "larosa is a calibrated method"
         plan = Plan.from_json(artifact.parameters["plan"])
-        positions, recorder = Positions(self.dense_prefix, self.prefill), Recorder()
-        selectors: list[Selector] = []
+        selectors = Selectors(plan, self)
+        with (
+            sparsified(model, plan, artifact.tensors, selectors.selector) as sparse,
+            selectors.following(model),
+        ):
+            yield AppliedLaRoSA(sparse, selectors.made, selectors.recorder, self.sparsity)
 
-        def selector(site: str, layer: int) -> Selector:
-            row = plan.sites[site][layer]
-            selectors.append(Selector(site, row, self.selection, self.cap, positions, recorder))
-            return selectors[-1]
+    def export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        artifact: Artifact,
+        folder: Path,
+    ) -> None:
+        """Save the sparse model, for `trimtab.load_model`, in one step.
 
-        with sparsified(model, plan, artifact.tensors, selector) as sparse:
-            applied = AppliedLaRoSA(sparse, selectors, recorder, self.sparsity)
-            if positions.everywhere:
-                yield applied
-                return
-            # Not the base model: OPT's head goes round it, to what holds the layers.
-            stack = model.get_submodule(adapter_for(model).layers.rpartition(".")[0])
-            hook = stack.register_forward_pre_hook(positions.observe, with_kwargs=True)
-            try:
-                yield applied
-            finally:
-                hook.remove()
+        Parameters
+        ----------
+        folder : Path
+            It gets the configuration, the tokenizer where there is one, every tensor of the sparse
+            model and a ``trimtab.json``. It must not exist, or be empty.
+
+        Raises
+        ------
+        ArtifactError
+            If the artifact is another method's or another model's.
+        MisfitError
+            If the method does not fit the model.
+        TrimtabError
+            If the folder holds something, or transformers cannot save the configuration.
+        """
+        from trimtab.larosa.export import export
+
+        export(self, model, tokenizer, artifact, folder)
+
+    @classmethod
+    def load_exported(cls, folder: Path, device: str) -> PreTrainedModel:
+        """Load a sparse model that `export` saved; see `trimtab.larosa.export.load_exported`."""
+        from trimtab.larosa.export import load_exported
+
+        return load_exported(folder, device)

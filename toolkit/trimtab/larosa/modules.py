@@ -1,23 +1,25 @@
-"""What stands in a model while LaRoSA is applied, in place of its norms and linear layers."""
+"""What a sparse model has in place of norms and linear layers, and beside them."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from trimtab_kernels.sparse_linear import int8_linear, sparse_linear
 
 Keep = Callable[[Tensor], Tensor]
+BASIS_CHANGE = "basis_change"
 
 
 class SparseLinear(nn.Module):
-    """A linear layer that stores its weight input-major and skips the rows behind zeros.
+    """A linear layer that stores its weight input-major and skips the rows that zeros multiply.
 
     Parameters
     ----------
@@ -26,7 +28,7 @@ class SparseLinear(nn.Module):
     bias : Tensor or None
         Of shape [outputs].
     selector : callable or None
-        Chooses among the inputs, where they have not been chosen before.
+        Zeroes what is dropped of the inputs, where nothing before has done so.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, selector: Keep | None) -> None:
@@ -47,44 +49,75 @@ class SparseNorm(nn.Module):
     Parameters
     ----------
     norm : Module
-    transform, scale : Tensor or None
-        T of shape [d, d], in the model's dtype, or int8 with the scale of its columns, float32 of
-        shape [d].
+    transform : Tensor or None
+        T of shape [d, d], in the model's dtype or int8.
+    transform_scale : Tensor or None
+        With int8, what every column of T is multiplied by, float32 of shape [d].
     selector : callable
         Zeroes what is dropped.
     """
 
     def __init__(
-        self, norm: nn.Module, transform: Tensor | None, scale: Tensor | None, selector: Keep
+        self,
+        norm: nn.Module,
+        transform: Tensor | None,
+        transform_scale: Tensor | None,
+        selector: Keep,
     ) -> None:
         super().__init__()
         self.norm = norm
-        self.transform, self.scale = (
+        self.transform, self.transform_scale = (
             None if part is None else nn.Parameter(part, requires_grad=False)
-            for part in (transform, scale)
+            for part in (transform, transform_scale)
         )
         self.selector = selector
 
     @property
     def transform_bytes(self) -> int:
-        """Bytes of the transform."""
-        return sum(part.nbytes for part in (self.transform, self.scale) if part is not None)
+        """Bytes of the transform and its scale."""
+        parts = self.transform, self.transform_scale
+        return sum(part.nbytes for part in parts if part is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the selected activations, of shape [..., d]."""
         z = self.norm(x)
         if self.transform is None:
             return self.selector(z)
-        if self.scale is None:
+        if self.transform_scale is None:
             return self.selector(z @ self.transform)
-        return self.selector(int8_linear(z, self.transform, self.scale))
+        return self.selector(int8_linear(z, self.transform, self.transform_scale))
+
+
+def change_basis(module: nn.Module, matrix: Tensor) -> RemovableHandle:
+    """Have what `module` reads multiplied by a matrix, which becomes its buffer `BASIS_CHANGE`.
+
+    The handle takes the multiplication away again, but not the buffer.
+    """
+    module.register_buffer(BASIS_CHANGE, matrix)
+    return module.register_forward_pre_hook(_multiply)
+
+
+def _multiply(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0] @ getattr(module, BASIS_CHANGE), *inputs[1:])
+
+
+@contextmanager
+def basis_changed(module: nn.Module, matrix: Tensor) -> Iterator[None]:
+    """Have what `module` reads multiplied by a matrix for the time of the ``with``."""
+    handle = change_basis(module, matrix)
+    try:
+        yield
+    finally:
+        handle.remove()
+        delattr(module, BASIS_CHANGE)
 
 
 @contextmanager
 def replaced(parent: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
-    """Have `module` stand for the submodule `name`, whose parameters leave memory meanwhile.
+    """Put `module` in the place of the submodule `name` for the time of the ``with``.
 
-    They wait in an unnamed temporary file and come back bit for bit.
+    The parameters of the submodule are not in memory meanwhile: an unnamed temporary file holds
+    them, from which they come back bit for bit.
     """
     original = parent.get_submodule(name)
     with tempfile.TemporaryFile() as file:

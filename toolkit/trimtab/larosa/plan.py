@@ -11,7 +11,7 @@ from trimtab.larosa.allocation import Choice
 
 @dataclass(frozen=True)
 class SitePlan:
-    """What happens at one site of one layer.
+    """What is done at one site of one layer.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ class SitePlan:
     sparsity : float
         Share of the activations to drop.
     threshold : float
-        The magnitude that this share lay below during calibration.
+        The magnitude below which this share lay during calibration.
     """
 
     basis: str
@@ -30,25 +30,21 @@ class SitePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The description of a sparse model, saved in its artifact.
+    """What is done to a model, as its artifact keeps it.
 
     Parameters
     ----------
-    span : int
+    rotation_group : int
         How many layers share a rotation of the residual stream; 0 where it is not rotated.
     sites : dict of str to list of SitePlan
-        By the site's name, one a layer.
-    weights, transforms : int
-        Bytes of the dense block weights, and of all transforms and adapters read per token.
+        By the site's name, one plan a layer.
     """
 
-    span: int
+    rotation_group: int
     sites: dict[str, list[SitePlan]]
-    weights: int
-    transforms: int
 
     @classmethod
-    def of(cls, choices: Iterable[Choice], span: int, weights: int, transforms: int) -> Plan:
+    def of(cls, choices: Iterable[Choice], rotation_group: int) -> Plan:
         """Return the plan of choices that come layer by layer."""
         sites: dict[str, list[SitePlan]] = {}
         for choice in choices:
@@ -56,12 +52,14 @@ class Plan:
             sites.setdefault(option.site, []).append(
                 SitePlan(option.basis, choice.sparsity, choice.threshold)
             )
-        return cls(span, sites, weights, transforms)
+        return cls(rotation_group, sites)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Plan:
+        """Return the plan that `to_json` described."""
         sites = {name: [SitePlan(**part) for part in row] for name, row in content["sites"].items()}
-        return cls(**{**content, "sites": sites})
+        return cls(content["rotation_group"], sites)

@@ -1,4 +1,4 @@
-"""How a transform is stored, and the matrix that it then is."""
+"""How a transform is stored, and the matrix that it is then."""
 
 from __future__ import annotations
 
@@ -7,50 +7,56 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from trimtab.larosa.bases import SMALLEST_RATIO
 from trimtab.larosa.settings import Precision
 
 LARGEST = 127
-LEAST_GAIN = 1e-6
 
 
-def stored_transform(transform: Tensor, gain: Tensor, precision: Precision) -> dict[str, Tensor]:
+def stored_transform(transform: Tensor, weight: Tensor, precision: Precision) -> dict[str, Tensor]:
     """Return a transform as its artifact holds it.
 
-    The weights behind it absorb the inverse of what is stored, so coarse storage costs no
-    exactness: it makes the basis a little less than the best one, and the transform several times
-    cheaper to read.
+    The linear layers absorb the inverse of what is stored, so that coarse storage is exact too. It
+    makes the basis a little less than the best one, and the transform several times cheaper to
+    read.
 
     Parameters
     ----------
     transform : Tensor
-        T of what a norm makes before its gain, float64 of shape [d, d].
-    gain : Tensor
+        T of what a norm makes before its weight, float64 of shape [d, d].
+    weight : Tensor
         What the norm multiplies by before the transform is applied, float64 of shape [d].
 
     Returns
     -------
     dict
-        ``gain`` (float32 [d]) and ``transform`` ([d, d]): float32 for `Precision.model`, which
-        applying casts to the model's dtype, else int8 with ``scale`` (float32 [d], of its columns).
+        ``norm_weight`` (float32 [d]) and ``transform`` ([d, d]): float32 for `Precision.model`,
+        which applying casts to the model's dtype, else int8 with ``transform_scale`` (float32 [d],
+        one factor a column).
     """
-    # Where the gain is as good as zero, that of the row: int8 would round such a row away.
-    vanishing = gain.abs() <= LEAST_GAIN * gain.abs().max()
-    gain = torch.where(vanishing, transform.norm(dim=1), gain).float()
-    behind = transform / gain.double()[:, None]
+    # int8 would round the row of a vanishing weight away, so its own norm takes its place.
+    vanishing = weight.abs() <= SMALLEST_RATIO * weight.abs().max()
+    weight = torch.where(vanishing, transform.norm(dim=1), weight).float()
+    after = transform / weight.double()[:, None]
     if precision is Precision.model:
-        return {"gain": gain, "transform": behind.float()}
-    scale = (behind.abs().amax(0) / LARGEST).float()
-    rounded = (behind / scale.double()).round().clamp(-LARGEST, LARGEST)
-    return {"gain": gain, "transform": rounded.to(torch.int8), "scale": scale}
+        return {"norm_weight": weight, "transform": after.float()}
+    scale = (after.abs().amax(0) / LARGEST).float()
+    rounded = (after / scale.double()).round().clamp(-LARGEST, LARGEST)
+    return {
+        "norm_weight": weight,
+        "transform": rounded.to(torch.int8),
+        "transform_scale": scale,
+    }
 
 
 def transform_matrix(stored: Mapping[str, Tensor]) -> Tensor:
-    """Return the matrix that norm and transform multiply by, float64 of shape [d, d].
+    """Return the matrix that a norm and its transform multiply by, float64 of shape [d, d].
 
     Parameters
     ----------
     stored : mapping
-        As `stored_transform` returns it, in whatever dtype it runs in.
+        As `stored_transform` returns it, in the dtypes that it runs in.
     """
-    matrix = stored["gain"].double()[:, None] * stored["transform"].double()
-    return matrix * stored["scale"].double() if "scale" in stored else matrix
+    matrix = stored["norm_weight"].double()[:, None] * stored["transform"].double()
+    scale = stored.get("transform_scale")
+    return matrix if scale is None else matrix * scale.double()

@@ -1,4 +1,4 @@
-"""Rotations of the residual stream: who shares them, and which they are."""
+"""Rotations of the residual stream: which layers share one, and what it is."""
 
 from __future__ import annotations
 
@@ -10,31 +10,43 @@ from trimtab.larosa.bases import pca
 from trimtab.larosa.settings import RotationScope
 
 
-def span_of(share: RotationScope, layers: int, group: int) -> int:
-    """Return how many layers share a rotation; 0 where there is none."""
+def rotation_group_size(scope: RotationScope, layers: int, group: int) -> int:
+    """Return how many layers share a rotation; 0 where the stream is not rotated."""
     return {
         RotationScope.none: 0,
         RotationScope.model: layers,
         RotationScope.group: min(group, layers),
-    }.get(share, 1)
+    }.get(scope, 1)
 
 
-def adapters(span: int, layers: int) -> int:
+def group_start(rotation_group: int, layer: int) -> int:
+    """Return the first of the layers that share a rotation with this one."""
+    return layer // rotation_group * rotation_group
+
+
+def basis_changes(rotation_group: int, layers: int) -> int:
     """Return how many d × d products change the stream's basis in one forward pass.
 
-    One into each rotation, from the one before it or from the embeddings, and one out of the last
-    for the final norm: embeddings, head and final norm stay as they are, tied or not.
+    One leads into each rotation, from the one before it or from the embeddings, and one out of the
+    last. Embeddings, final norm and head stay as they are, tied or not.
+
+    Parameters
+    ----------
+    rotation_group : int
+        As in `Plan`.
+    layers : int
+        Decoder layers of the model.
     """
-    return -(-layers // span) + 1 if span else 0
+    return -(-layers // rotation_group) + 1 if rotation_group else 0
 
 
 def residual_rotation(moments: Iterable[Tensor]) -> Tensor:
     """Return the rotation for several sites: the principal axes of their summed moments.
 
     Each moment is divided by its trace first, so that every site counts the same. The moments are
-    those of the normalised stream before the norms' gains, which a rotation cannot pass; the
-    gains go into the weights (LaRoSA, section 3.2, with both sites of a layer in the sum: taking
-    the attention's alone costs the MLP dearly).
+    those of the normalised stream before the norms' weights, which a rotation cannot pass: these
+    go into the linear layers. LaRoSA (section 3.2) takes the attention's moments alone, which
+    costs the MLP dearly; here both sites of a layer are in the sum.
 
     Parameters
     ----------

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, cat, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
-from trimtab.larosa.plan import SitePlan
-from trimtab.larosa.settings import Prefill, Selection
+from trimtab.larosa.plan import Plan, SitePlan
+from trimtab.larosa.settings import LaRoSASettings, Prefill, Selection
+from trimtab.models.adapter import adapter_for
 from trimtab_kernels.sparse_linear import keep_above, keep_topk
 
 
@@ -21,13 +26,13 @@ class Positions:
     dense_prefix : int
         Leading positions of every text that drop nothing.
     prefill : Prefill
-        `dense` leaves alone what reads a prompt: in the engine its chunks, elsewhere the first
-        forward pass of a text, where it has several tokens.
+        `dense` leaves the tokens of a prompt alone: in the engine those of its chunks, elsewhere
+        those of the first forward pass of a text, if there are several.
 
     Attributes
     ----------
     length, dense : int
-        Positions of the current pass, and how many of the first of them stay dense.
+        Positions of the current pass, and how many of them, from the first on, stay dense.
     rows : Tensor or None
         Where every row is at a position of its own, whether it stays dense: bool of shape
         [rows, 1].
@@ -41,13 +46,13 @@ class Positions:
 
     @property
     def everywhere(self) -> bool:
-        """Whether every token is sparse, so that nothing need be known of a pass."""
+        """Whether all tokens are sparse, so that nothing need be known about a pass."""
         return not self.dense_prefix and self.prefill is Prefill.sparse
 
     def observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note where in its text the model is: a forward pre-hook, with keywords, of the model.
+        """Note where in its text a pass is: a forward pre-hook with keywords.
 
-        A pass of the engine says so in its `step`, and every other in its cache.
+        A pass of the engine says so in its `step`, any other pass in its cache.
         """
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
@@ -64,20 +69,20 @@ class Positions:
         elif start is not None:
             self.dense = min(max(self.dense_prefix - start, 0), self.length)
         elif self.dense_prefix:
-            # Compared where the positions are: to look at a number is to wait for the device.
+            # Compared on their own device: to look at a number here is to wait for the device.
             self.rows = kwargs["position_ids"] < self.dense_prefix
 
 
 @dataclass
 class Recorder:
-    """Whether the selections of a model count what they keep."""
+    """Whether the selectors of a model count what they keep."""
 
     on: bool = False
 
 
 @dataclass
 class Selector:
-    """The selection at one site of one layer.
+    """What drops the activations of one site of one layer.
 
     Parameters
     ----------
@@ -85,10 +90,9 @@ class Selector:
     plan : SitePlan
     selection : Selection
     cap : float
-        Of `capped`: the most entries a token may keep, over what the plan keeps on average.
+        For `Selection.capped`: the most entries a token keeps, over the plan's average.
     positions : Positions
     recorder : Recorder
-        Says whether to count.
 
     Attributes
     ----------
@@ -132,3 +136,50 @@ class Selector:
             return keep_topk(z, kept)
         cap = min(width, round(self.cap * kept)) if self.selection is Selection.capped else None
         return keep_above(z, self.plan.threshold, cap)
+
+
+class Selectors:
+    """The selectors of a whole model, which know together where in its text the model is.
+
+    Parameters
+    ----------
+    plan : Plan
+    settings : LaRoSASettings
+
+    Attributes
+    ----------
+    made : list of Selector
+        In the order in which they were asked for.
+    recorder : Recorder
+        What tells them whether to count.
+    """
+
+    def __init__(self, plan: Plan, settings: LaRoSASettings) -> None:
+        self._plan, self._settings = plan, settings
+        self._positions = Positions(settings.dense_prefix, settings.prefill)
+        self.recorder = Recorder()
+        self.made: list[Selector] = []
+
+    def selector(self, site: str, layer: int) -> Selector:
+        """Return a new selector for a site of a layer."""
+        part = self._plan.sites[site][layer]
+        selection, cap = self._settings.selection, self._settings.cap
+        self.made.append(Selector(site, part, selection, cap, self._positions, self.recorder))
+        return self.made[-1]
+
+    def follow(self, model: PreTrainedModel) -> RemovableHandle | None:
+        """Have the selectors know of every forward pass of the model, if they need to."""
+        if self._positions.everywhere:
+            return None
+        decoder = adapter_for(model).decoder(model)
+        return decoder.register_forward_pre_hook(self._positions.observe, with_kwargs=True)
+
+    @contextmanager
+    def following(self, model: PreTrainedModel) -> Iterator[None]:
+        """Have the selectors know of every forward pass within the block."""
+        handle = self.follow(model)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.remove()

@@ -27,7 +27,7 @@ class Basis(StrEnum):
 
 
 class Transforms(StrEnum):
-    """Which of the sites after a norm get a transform of their own."""
+    """Which sites after a norm get a transform of their own."""
 
     auto = "auto"
     all = "all"
@@ -35,14 +35,14 @@ class Transforms(StrEnum):
 
 
 class Precision(StrEnum):
-    """What the entries of a transform are stored as."""
+    """How the entries of a transform are stored."""
 
     int8 = "int8"
     model = "model"
 
 
 class RotationScope(StrEnum):
-    """Which sites have one rotation of the residual stream in common."""
+    """Which layers or sites share a rotation of the residual stream."""
 
     none = "none"
     model = "model"
@@ -52,7 +52,7 @@ class RotationScope(StrEnum):
 
 
 class Allocation(StrEnum):
-    """How sparsity is divided over sites and layers."""
+    """How sparsity is divided among sites and layers."""
 
     steepest = "steepest"
     alpha = "alpha"
@@ -68,7 +68,7 @@ class Selection(StrEnum):
 
 
 class Prefill(StrEnum):
-    """Whether the prompt's tokens are sparse too."""
+    """Whether the tokens of a prompt are sparse too."""
 
     sparse = "sparse"
     dense = "dense"
@@ -88,8 +88,8 @@ class LaRoSASettings(Settings):
     )
     count: Count = setting(
         default=Count.bytes,
-        meaning="bytes counts what transforms and adapters read against the sparsity; nominal, the "
-        "papers' convention, does not",
+        meaning="bytes counts the reading of transforms and basis changes against the sparsity; "
+        "nominal, the papers' convention, does not",
     )
     basis: Basis = setting(
         default=Basis.fisher_pca,
@@ -105,7 +105,8 @@ class LaRoSASettings(Settings):
     )
     residual: RotationScope = setting(
         default=RotationScope.none,
-        meaning="which sites share one rotation of the residual stream, absorbed in the weights",
+        meaning="which layers share a rotation of the residual stream, absorbed in the weights; "
+        "site makes each layer's for its attention alone and gives the MLP a transform",
     )
     group: int = setting(
         default=5, meaning="layers in a group, for residual=group", at_least=1, unit="layers"
@@ -120,15 +121,13 @@ class LaRoSASettings(Settings):
     )
     allocation: Allocation = setting(
         default=Allocation.steepest,
-        meaning="how sparsity is divided: steepest descent of cost per byte, site by site; "
-        "alpha, the "
-        "paper's grid; uniform",
+        meaning="how sparsity is divided: steepest takes the step that costs least per byte, site "
+        "by site; alpha is the paper's grid; uniform is one share for all",
     )
     selection: Selection = setting(
         default=Selection.threshold,
-        meaning="what is kept: magnitudes above a calibrated threshold; the same with a cap "
-        "per token; "
-        "the same count for every token",
+        meaning="what is kept: magnitudes from a calibrated threshold on; capped, the same with a "
+        "bound per token; topk, the same count for every token",
     )
     cap: float = setting(
         default=1.5,
@@ -138,7 +137,9 @@ class LaRoSASettings(Settings):
     dense_prefix: int = setting(
         default=0, meaning="leading tokens of a text that drop nothing", at_least=0, unit="tokens"
     )
-    prefill: Prefill = setting(default=Prefill.sparse, meaning="whether the prompt drops anything")
+    prefill: Prefill = setting(
+        default=Prefill.sparse, meaning="whether the tokens of a prompt are sparse too"
+    )
     tokens: int = setting(
         default=16384, meaning="calibration tokens; at least one window", at_least=2, unit="tokens"
     )
@@ -174,6 +175,7 @@ class LaRoSASettings(Settings):
 
     @property
     def counts_transforms(self) -> bool:
+        """Whether the sparsity has to make up for what transforms and basis changes read."""
         return self.count is Count.bytes
 
     @property
@@ -182,7 +184,7 @@ class LaRoSASettings(Settings):
         return self.basis is Basis.fisher_pca or self.allocation is not Allocation.uniform
 
     def bases(self) -> list[str]:
-        """Return the bases allowed at a site after a norm, those that cost nothing first."""
+        """Return the bases allowed at a site after a norm, the ones that cost nothing first."""
         free = PLAIN if self.residual is RotationScope.none else RESIDUAL
         if self.transforms is Transforms.none or self.basis is Basis.none:
             return [free]

@@ -27,11 +27,12 @@ class SecondMoment:
 
 
 class HeadMoment:
-    """XᵀX of every KV head, the query heads that read it taken together, in float64.
+    """XᵀX for every KV head, summed over the query heads that read it, in float64.
 
     Parameters
     ----------
     kv_heads, head_dim : int
+        As in `HeadShape`.
     """
 
     def __init__(self, kv_heads: int, head_dim: int) -> None:
@@ -51,6 +52,7 @@ class SquareSum:
     Parameters
     ----------
     width : int
+        Entries of a token's activation, d.
     """
 
     def __init__(self, width: int) -> None:
@@ -63,14 +65,14 @@ class SquareSum:
 
 
 class MagnitudeHistogram:
-    """How often each magnitude occurs and what entries of it cost, to one part in 2048.
+    """How often each magnitude occurs, to one part in 2048, and what its entries cost.
 
-    The bits of a positive float32 order as its value does: the upper bits are the bin.
+    Positive float32 numbers are in the same order as their bits: the upper bits are the bin.
 
     Parameters
     ----------
     costs : Tensor
-        What the square of each entry of a token counts, float64 of shape [d].
+        What the square of each entry of a token is multiplied by, float64 of shape [d].
     """
 
     def __init__(self, costs: Tensor) -> None:
@@ -90,7 +92,7 @@ class MagnitudeHistogram:
         self.tokens += len(rows)
 
     def below(self, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Return, for each share of the entries, the smallest, what bounds and what they cost.
+        """Return, for each share of the smallest entries, what bounds them and what they cost.
 
         Parameters
         ----------
@@ -100,10 +102,9 @@ class MagnitudeHistogram:
         Returns
         -------
         thresholds : Tensor
-            The magnitude that the share of the entries lie below, float64 of shape [n]; 0 for
-            none of them.
+            The magnitude that these entries lie below, float64 of shape [n]; 0 for a share of 0.
         costs : Tensor
-            The sum of their squares times costs, per token, float64 of shape [n].
+            The sum of their squares times `costs`, per token, float64 of shape [n].
         """
         seen = self.counts.cumsum(0)
         index = torch.searchsorted(seen, shares * seen[-1], right=True)

@@ -1,4 +1,4 @@
-"""Thresholds found in the sparse model itself."""
+"""Thresholds, found in the sparse model itself."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from trimtab_kernels.sparse_linear import keep_above
 
 
 @dataclass
-class Fitting:
-    """A selection that finds its own threshold in the first activations it is given.
+class ThresholdFinder:
+    """A selector that finds its own threshold in the activations it is given.
 
     Parameters
     ----------
-    site : str
     sparsity : float
         Share of them to drop.
 
@@ -33,12 +32,11 @@ class Fitting:
         The smallest magnitude kept.
     """
 
-    site: str
     sparsity: float
     threshold: float = 0.0
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Zero exactly the smallest share of activations [..., d], but for ties."""
+        """Zero the share of activations [..., d] with the smallest magnitudes; ties are kept."""
         dropped = round(self.sparsity * z.numel())
         if dropped:
             magnitudes = z.abs().float().flatten()
@@ -46,35 +44,35 @@ class Fitting:
         return keep_above(z, self.threshold)
 
 
-def fit_thresholds(
+def find_thresholds(
     model: PreTrainedModel, plan: Plan, tensors: Mapping[str, Tensor], windows: Tensor
 ) -> Plan:
     """Return the plan with thresholds that drop the planned shares in the sparse model.
 
-    What a site sees depends on what all sites before it dropped: thresholds taken from the dense
-    model drop too little. So they are found one after the other, each in the activations that
-    the ones before it leave.
+    What a site sees depends on what all sites before it dropped, and thresholds taken from the
+    dense model drop too little. So they are found one after the other, each in the activations
+    that the ones before it leave.
 
     Parameters
     ----------
     windows : Tensor
         Token ids, int64 of shape [windows, length].
     """
-    fittings: dict[str, list[Fitting]] = {}
+    finders: dict[str, list[ThresholdFinder]] = {}
 
-    def fitting(site: str, layer: int) -> Fitting:
-        part = Fitting(site, plan.sites[site][layer].sparsity)
-        fittings.setdefault(site, []).append(part)
+    def finder(site: str, layer: int) -> ThresholdFinder:
+        part = ThresholdFinder(plan.sites[site][layer].sparsity)
+        finders.setdefault(site, []).append(part)
         return part
 
-    with sparsified(model, plan, tensors, fitting), torch.inference_mode():
-        stream = LayerwiseForward(model, adapter_for(model), windows)
-        for index in track(range(len(stream.layers)), "Thresholds", len(stream.layers)):
-            stream.hidden = stream.run(index, stream.hidden).cpu()
+    with sparsified(model, plan, tensors, finder), torch.inference_mode():
+        forward = LayerwiseForward(model, adapter_for(model), windows)
+        for index in track(range(len(forward.layers)), "Thresholds", len(forward.layers)):
+            forward.hidden = forward.run(index, forward.hidden).cpu()
     sites = {
         name: [
             replace(part, threshold=found.threshold)
-            for part, found in zip(row, fittings[name], strict=True)
+            for part, found in zip(row, finders[name], strict=True)
         ]
         for name, row in plan.sites.items()
     }

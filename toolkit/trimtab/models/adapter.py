@@ -1,4 +1,4 @@
-"""From a live model to its parts; `trimtab.models.architectures` holds their names."""
+"""From a live model to its parts, whose names are in `trimtab.models.architectures`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import MisfitError
-from trimtab.models.architectures import ADAPTERS, Adapter, Site
-from trimtab.models.norms import centers, norm_epsilon, norm_gain, norm_shift
+from trimtab.models.architectures import ADAPTERS, Adapter
+from trimtab.models.norms import centers, norm_bias, norm_epsilon, norm_weight
+from trimtab.models.sites import Site
 
 __all__ = [
     "ADAPTERS",
@@ -25,10 +26,9 @@ __all__ = [
     "input_major",
     "input_width",
     "module_device",
+    "norm_bias",
     "norm_epsilon",
-    "norm_gain",
-    "norm_shift",
-    "set_input_major",
+    "norm_weight",
 ]
 
 
@@ -39,7 +39,7 @@ class HeadShape:
     Parameters
     ----------
     heads : int
-        Query heads: h2 is `heads` times `head_dim` wide.
+        Query heads: the attention output is `heads` times `head_dim` wide.
     kv_heads : int
         Heads of keys and values. Query head i reads KV head ``i // (heads // kv_heads)``.
     head_dim : int
@@ -92,15 +92,11 @@ def input_major(linear: nn.Module) -> Tensor:
     return weight if isinstance(linear, Conv1D) else weight.T
 
 
-def set_input_major(linear: nn.Module, weight: Tensor) -> None:
-    """Give a linear layer a new weight parameter, from a tensor of shape [inputs, outputs]."""
-    stored = weight if isinstance(linear, Conv1D) else weight.T
-    linear.weight = nn.Parameter(stored.contiguous(), requires_grad=False)
-
-
 def input_width(linear: nn.Module) -> int:
+    """Return how many entries a linear layer reads."""
     return input_major(linear).shape[0]
 
 
 def module_device(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter."""
     return next(module.parameters()).device

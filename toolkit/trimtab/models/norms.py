@@ -1,8 +1,8 @@
 """What a norm does, whichever class it has, in float64.
 
-Every norm of a supported architecture is ``gain * (x - mean) / sqrt(variance + epsilon) + shift``
-over the last dimension. RMSNorm subtracts no mean, takes the mean square as variance and has no
-shift.
+Every norm of a supported architecture is ``weight * (x - mean) / sqrt(variance + epsilon) + bias``
+over the last dimension. RMSNorm subtracts no mean, takes the mean square for the variance and has
+no bias.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 GEMMA_NORMS = (Gemma2RMSNorm, Gemma3RMSNorm)
 
 
-def norm_gain(norm: nn.Module) -> Tensor:
+def norm_weight(norm: nn.Module) -> Tensor:
     """Return what each normalised entry is multiplied by, float64 of shape [width].
 
-    That is the weight; Gemma's norms store what is to be added to one.
+    Gemma's norms store the difference from one.
     """
     weight = norm.weight
     assert isinstance(weight, Tensor)
     return 1 + weight.double() if isinstance(norm, GEMMA_NORMS) else weight.double()
 
 
-def norm_shift(norm: nn.Module) -> Tensor | None:
-    """Return what is added after the gain, float64 of shape [width], or None."""
+def norm_bias(norm: nn.Module) -> Tensor | None:
+    """Return what is added at the end, float64 of shape [width], or None."""
     return norm.bias.double() if isinstance(norm, nn.LayerNorm) else None
 
 
@@ -43,7 +43,7 @@ def norm_epsilon(norm: nn.Module) -> float:
 
 
 def normalised(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return what the norm makes of `x` before its gain and shift, in float32 or wider."""
+    """Return what the norm makes of `x` before its weight and bias, in float32 or wider."""
     wide = x.double() if x.dtype == torch.float64 else x.float()
     if centers(norm):
         wide = wide - wide.mean(-1, keepdim=True)

@@ -10,15 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trimtab.files import replacing
+from trimtab.models.sites import SITE_TITLES
 from trimtab.report.load import Job
 
 INK, REFERENCE = "#1f5f8b", "#999999"
-SITES = {
-    "h1": "attention input",
-    "h2": "attention output",
-    "h3": "MLP input",
-    "h4": "MLP activation",
-}
 SAVINGS = {
     "prompt tokens": "tokens.prompt.saving",
     "output tokens": "tokens.output.saving",
@@ -108,7 +103,7 @@ def sparsity_map(job: Job, path: Path) -> None:
         [row["layer"] for row in marked], [sites.index(row["site"]) for row in marked], "w.",
         markersize=4,
     )  # fmt: skip
-    axes.set_yticks(range(len(sites)), [SITES.get(site, site) for site in sites])
+    axes.set_yticks(range(len(sites)), [f"{SITE_TITLES[site]} ({site})" for site in sites])
     axes.set_xlabel("layer (a dot: the site has a transform of its own)")
     axes.set_title(job.label, fontsize=9)
     figure.colorbar(image, label="share dropped")

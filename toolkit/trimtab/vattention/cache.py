@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedConfig
 
 from trimtab.errors import MisfitError
+from trimtab.models.facts import CacheShape
 from trimtab.vattention.cache_layer import VirtualLayer
-from trimtab.vattention.cache_shape import CacheShape
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.slot_range import SlotRange
 from trimtab.vattention.virtual_kv import VirtualKV

@@ -42,7 +42,7 @@ class VAttention(CacheSettings, Method):
         An engine checks what else it needs when it is made.
         """
         from trimtab.models.adapter import adapter_for
-        from trimtab.vattention.cache_shape import CacheShape
+        from trimtab.models.facts import CacheShape
 
         adapter_for(model)
         CacheShape.of(model.config)

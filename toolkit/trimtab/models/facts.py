@@ -1,9 +1,9 @@
-"""What the virtual cache has to hold for a model, and which models it cannot hold."""
+"""What follows from a model's config for those who run the model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -11,10 +11,36 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import head_shape
 
-# Settings of models that keep something else, whatever the types of their layers.
+# Settings of models whose layers keep something else than their own keys and values.
 OTHER_CACHES = (
     "is_encoder_decoder", "add_cross_attention", "kv_lora_rank", "num_kv_shared_layers",
 )  # fmt: skip
+
+
+def final_softcap(config: Any) -> float | None:
+    """Return the bound of the logits, which a model with one bends them to by a tanh.
+
+    Gemma 2 has one (arXiv 2408.00118); None where the logits are not bounded.
+    """
+    cap: float | None = getattr(config, "final_logit_softcapping", None)
+    return cap
+
+
+def longest_text(config: Any) -> int:
+    """Return the most tokens whose positions do not depend on the other texts of a forward pass.
+
+    LongRoPE has a second set of frequencies for long texts. It applies them to the whole pass as
+    soon as one position exceeds the original length, to short texts in the same pass too, and the
+    keys already in the cache keep the first set.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    original = [
+        kind["original_max_position_embeddings"]
+        for kind in kinds
+        if kind.get("rope_type") == "longrope"
+    ]
+    return int(min([config.max_position_embeddings, *original]))
 
 
 @dataclass(frozen=True)

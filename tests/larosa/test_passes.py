@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tests.conftest import random_inputs
 from tests.models.contract import draw
-from trimtab.larosa.sweeps import Sweeps
-from trimtab.models.adapter import adapter_for, head_shape, norm_gain, norm_shift
+from trimtab.errors import TrimtabError
+from trimtab.larosa.passes import Passes
+from trimtab.models.adapter import adapter_for, head_shape, norm_bias, norm_weight
 from trimtab.models.sources import DType
 
 WINDOWS, LENGTH, PROBES = 5, 12, 3
@@ -54,32 +55,33 @@ def mean_head_products(model, x: Tensor) -> Tensor:
 
 def test_moments_are_those_of_the_whole_models_forward(model, tmp_path):
     windows = random_inputs(WINDOWS, LENGTH)
-    sweeps = Sweeps(model, windows, PROBES, tmp_path)
-    sweeps.moments()
+    passes = Passes(model, windows, PROBES, tmp_path)
+    passes.moments()
     adapter = adapter_for(model)
+    mixed = adapter.sites.attention_output.name
     with read(model) as seen:
         states = model(windows, output_hidden_states=True, use_cache=False).hidden_states
     for index, layer in enumerate(adapter.decoder_layers(model)):
-        found = sweeps.load("moments", index)
+        found = passes.load("moments", index)
         assert set(found) == {"h1", "h2", "h3"}
         for site in adapter.sites:
             if site.norm is not None:
                 norm = layer.get_submodule(site.norm)
-                shift = norm_shift(norm)
-                made = seen[index, site.name] - (0 if shift is None else shift)
-                expected = mean_products(made / norm_gain(norm))
+                bias = norm_bias(norm)
+                made = seen[index, site.name] - (0 if bias is None else bias)
+                expected = mean_products(made / norm_weight(norm))
                 torch.testing.assert_close(found[site.name], expected, rtol=1e-6, atol=1e-6)
-        expected = mean_head_products(model, seen[index, "h2"])
-        torch.testing.assert_close(found["h2"], expected, rtol=1e-6, atol=1e-9)
-        entering = sweeps.entering(index)
+        expected = mean_head_products(model, seen[index, mixed])
+        torch.testing.assert_close(found[mixed], expected, rtol=1e-6, atol=1e-9)
+        entering = passes.entering(index)
         torch.testing.assert_close(entering, states[index][:PROBES], rtol=1e-6, atol=1e-9)
 
 
-def test_sensitivities_are_those_of_one_backward_through_the_whole_model(model, tmp_path):
+def test_fisher_second_moments_are_those_of_one_backward_through_the_whole_model(model, tmp_path):
     windows = random_inputs(WINDOWS, LENGTH)
-    sweeps = Sweeps(model, windows, PROBES, tmp_path)
-    sweeps.moments()
-    sweeps.sensitivities()
+    passes = Passes(model, windows, PROBES, tmp_path)
+    passes.moments()
+    passes.fisher()
     generator = torch.Generator().manual_seed(0)
     gradients: dict[tuple[int, str], list[Tensor]] = {}
     for window in windows[:PROBES]:
@@ -94,18 +96,41 @@ def test_sensitivities_are_those_of_one_backward_through_the_whole_model(model, 
     model.requires_grad_(False)
     adapter = adapter_for(model)
     for index, layer in enumerate(adapter.decoder_layers(model)):
-        found = sweeps.load("sensitivities", index)
+        found = passes.load("fisher", index)
         assert set(found) == {"h1", "h2", "h3", "h4"}
         for site in adapter.sites:
             gradient = torch.cat(gradients[index, site.name])
             if site.norm is not None:
-                expected = mean_products(gradient * norm_gain(layer.get_submodule(site.norm)))
-            elif site.name == "h2":
+                expected = mean_products(gradient * norm_weight(layer.get_submodule(site.norm)))
+            elif site is adapter.sites.attention_output:
                 expected = mean_head_products(model, gradient)
             else:
                 expected = gradient.flatten(0, -2).square().mean(0)
             scale = expected.abs().max()
             torch.testing.assert_close(found[site.name] / scale, expected / scale, **CLOSE)
+
+
+def test_activations_and_gradients_that_are_not_finite_are_named_with_their_place(tmp_path):
+    loaded = draw("tiny-llama", DType.float64, tied=True)
+    windows = random_inputs(WINDOWS, LENGTH)
+    layers = loaded.model.model.layers
+    weight = layers[1].self_attn.v_proj.weight.data.clone()
+    layers[1].self_attn.v_proj.weight.data[0, 0] = torch.inf
+    place = r"activations at the attention output \(h2\) of layer 1 are not finite"
+    with pytest.raises(TrimtabError, match=place):
+        Passes(loaded.model, windows, PROBES, tmp_path / "activations").moments()
+    assert not (tmp_path / "activations" / "moments" / "001.safetensors").exists()
+    layers[1].self_attn.v_proj.weight.data = weight
+    passes = Passes(loaded.model, windows, PROBES, tmp_path / "gradients")
+    passes.moments()
+    handle = layers[0].mlp.down_proj.register_full_backward_hook(
+        lambda module, inputs, outputs: (inputs[0] * torch.inf,)
+    )
+    place = r"gradients at the attention input \(h1\) of layer 0 are not finite"
+    with pytest.raises(TrimtabError, match=place):
+        passes.fisher()
+    handle.remove()
+    assert not (tmp_path / "gradients" / "fisher" / "000.safetensors").exists()
 
 
 # The loss and its gradient are taken in float32.

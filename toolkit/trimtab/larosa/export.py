@@ -1,0 +1,209 @@
+"""Save a sparse model as a folder of its own, and load it without the original's weights.
+
+The folder has the files of a transformers model: configuration, tokenizer and safetensors. The
+tensors are those of the sparse model, and ``trimtab.json`` says which modules they belong to.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.artifact import Artifact
+from trimtab.environment import package_versions
+from trimtab.errors import ArtifactError, TrimtabError
+from trimtab.files import publishing, sha256_of_file, sha256_of_json, write_json
+from trimtab.larosa.apply import sparsified
+from trimtab.larosa.method import LaRoSA
+from trimtab.larosa.modules import SparseNorm
+from trimtab.larosa.plan import Plan
+from trimtab.larosa.rebuild import install, without_tensors
+from trimtab.larosa.selection import Selectors
+from trimtab.method import EXPORTED
+from trimtab.models.fingerprint import fingerprint
+from trimtab.progress import waiting
+
+SCHEMA = 1
+CONFIG = "config.json"
+SHARD_BYTES = 5 * 10**9
+REPAIR = "copy the folder again, or export the artifact again"
+# Where transformers would look for the weights. It does not make the modules that they belong to,
+# and would put some of them to a wrong use.
+NOT_FOR_TRANSFORMERS = "load_this_folder_with_trimtab.load_model.safetensors"
+
+
+def export(
+    method: LaRoSA,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    artifact: Artifact,
+    folder: Path,
+) -> None:
+    """Save `model` as `method` makes it by `artifact`, see `LaRoSA.export`."""
+    if artifact.key.method != method.name:
+        raise ArtifactError(
+            f"the artifact {artifact.key.digest} is one of {artifact.key.method}, not of "
+            f"{method.name}: export it by its own method"
+        )
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
+    method.check(model)
+    artifact.require_model(fingerprint(model))
+    plan = Plan.from_json(artifact.parameters["plan"])
+    selector = Selectors(plan, method).selector
+    with publishing(folder) as temporary, sparsified(model, plan, artifact.tensors, selector):
+        _save_config(model, temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        tied = _save_tensors(model, temporary)
+        files = [CONFIG, *sorted(path.name for path in temporary.glob("*.safetensors"))]
+        content = {
+            "schema": SCHEMA,
+            "method": method.name,
+            "artifact": artifact.key.digest,
+            "settings": method.config(),
+            "plan": artifact.parameters["plan"],
+            "norms": _describe_norms(model),
+            "tied": tied,
+            "packages": package_versions(),
+            "files_sha256": {name: sha256_of_file(temporary / name) for name in files},
+        }
+        write_json(temporary / EXPORTED, {**content, "content_sha256": sha256_of_json(content)})
+        if folder.exists():
+            folder.rmdir()
+
+
+def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """Load a model that `LaRoSA.export` saved: sparse for good, in evaluation mode.
+
+    It computes what the original model does while the artifact is applied to it. Nothing of the
+    original model is read.
+
+    Parameters
+    ----------
+    folder : str or Path
+    device : str or torch.device
+
+    Raises
+    ------
+    ArtifactError
+        If there is no such model in the folder, or it is incomplete, damaged, of another schema
+        version or of an architecture that the installed transformers builds otherwise.
+    """
+    folder = Path(folder)
+    description = _verified_description(folder)
+    plan, method = Plan.from_json(description["plan"]), LaRoSA(**description["settings"])
+    with waiting(f"Loading {folder}"):
+        model = without_tensors(folder)
+        tensors: dict[str, Tensor] = {}
+        for name in description["files_sha256"]:
+            if name != CONFIG:
+                tensors |= _read(folder / name, torch.device(device))
+        try:
+            install(
+                model, tensors, description["norms"], description["tied"], Selectors(plan, method)
+            )
+        except (KeyError, AttributeError) as error:
+            raise ArtifactError(
+                f"{folder}: the installed transformers builds {type(model).__name__} otherwise "
+                f"than version {description['packages']['transformers']}, which saved it "
+                f"({error.args[0]}): install that version, or export the artifact again"
+            ) from error
+        nn.Module.to(model, device)
+        return model
+
+
+def _save_config(model: PreTrainedModel, folder: Path) -> None:
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    try:
+        config.save_pretrained(folder)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+    except ValueError as error:
+        raise TrimtabError(
+            f"transformers cannot save the model's configuration: {' '.join(str(error).split())}"
+        ) from error
+    content = json.loads((folder / CONFIG).read_text("utf-8"))
+    write_json(folder / CONFIG, {**content, "transformers_weights": NOT_FOR_TRANSFORMERS})
+
+
+def _save_tensors(model: PreTrainedModel, folder: Path) -> dict[str, str]:
+    """Write every tensor once, and return other names of those written by the ones they have."""
+    state: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in model.state_dict().items():
+        known = first.setdefault((tensor.data_ptr(), tensor.shape), name)
+        if known == name:
+            state[name] = tensor
+        else:
+            tied[name] = known
+    split = split_torch_state_dict_into_shards(state, max_shard_size=SHARD_BYTES)
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: state[name].contiguous().cpu() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
+    return tied
+
+
+def _describe_norms(model: PreTrainedModel) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"rms": isinstance(module.norm, nn.RMSNorm), "epsilon": module.norm.eps}
+        for name, module in model.named_modules()
+        if isinstance(module, SparseNorm)
+    }
+
+
+def _verified_description(folder: Path) -> dict[str, Any]:
+    path = folder / EXPORTED
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder}: there is no {EXPORTED}; expected a folder that an artifact was exported to"
+        )
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        expected = content.pop("content_sha256")
+        actual = sha256_of_json(content)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise _damaged(path) from error
+    if (content.get("schema"), content.get("method")) != (SCHEMA, LaRoSA.name):
+        raise ArtifactError(
+            f"{path}: schema version {content.get('schema')} of {content.get('method')}; this "
+            f"version reads {SCHEMA} of {LaRoSA.name}: export the artifact again"
+        )
+    if actual != expected:
+        raise _damaged(path)
+    for name, digest in content["files_sha256"].items():
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder / name} is missing: {REPAIR}")
+        if sha256_of_file(folder / name) != digest:
+            raise _damaged(folder / name)
+    return dict(content)
+
+
+def _damaged(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path} is damaged, truncated or edited since it was written: {REPAIR}")
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """Return the tensors of a file; on the host in memory of their own, not mapped from it."""
+    try:
+        tensors = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise _damaged(path) from error
+    if device.type == "cpu":
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+    return tensors
