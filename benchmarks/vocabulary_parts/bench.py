@@ -9,15 +9,15 @@ from typing import Any
 from texts import python_texts
 
 from trimtab.adaptivocab.calibrate import SELECTIONS
-from trimtab.adaptivocab.fit import Extension, ReadText, RowFitter, read_texts
-from trimtab.adaptivocab.gating import Scored
-from trimtab.adaptivocab.matching import Matcher
-from trimtab.adaptivocab.merging import PairMerging
+from trimtab.adaptivocab.mining.pair_merging import PairMerging
+from trimtab.adaptivocab.mining.texts import streams
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.passages import Passage, cut
+from trimtab.adaptivocab.quality_budget import Scored
+from trimtab.adaptivocab.rows.fit import Extension, ReadText, RowFitter, read_texts
+from trimtab.adaptivocab.rows.passages import Passage, cut
 from trimtab.adaptivocab.settings import NGramSelection, Rows
-from trimtab.adaptivocab.streams import streams
-from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.tokenizer.extender import Expression
+from trimtab.adaptivocab.tokenizer.matching import Matcher
 from trimtab.corpus import Corpus, Split, encode, start_token
 from trimtab.evaluation.intervals import Estimate, rate_difference
 from trimtab.models.loading import load_model

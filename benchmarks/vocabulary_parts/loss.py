@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 
-from trimtab.adaptivocab.extended import extended
-from trimtab.adaptivocab.fit import ON_TEXT
-from trimtab.adaptivocab.gating import Scored, costs, order_by_cost, positions
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.passages import Passage
+from trimtab.adaptivocab.quality_budget import Scored, costs, order_by_cost, positions
+from trimtab.adaptivocab.rows.extended import extended
+from trimtab.adaptivocab.rows.fit import ON_TEXT
+from trimtab.adaptivocab.rows.passages import Passage
+from trimtab.adaptivocab.rows.targets import predict
 from trimtab.adaptivocab.settings import NGramSelection, Rows
-from trimtab.adaptivocab.teacher import predict
 from trimtab.corpus import Split
 from trimtab.evaluation.intervals import rate_difference
 from vocabulary_parts.bench import Bench, Record

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import product
 
-from trimtab.adaptivocab.drafts import Drafts
+from trimtab.adaptivocab.drafting.drafter import Drafts
 from trimtab.adaptivocab.settings import NGramSelection
 from trimtab.corpus import Split, encode
 from trimtab.evaluation.intervals import ratio

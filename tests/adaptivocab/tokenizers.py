@@ -15,8 +15,8 @@ from tokenizers import pre_tokenizers as pre
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.patterns import LLAMA3, QWEN2
-from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.tokenizer.extender import Expression
+from trimtab.adaptivocab.tokenizer.patterns import LLAMA3, QWEN2
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

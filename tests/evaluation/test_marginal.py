@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from tests.conftest import tiny
 from tests.evaluation.vocabulary import new_rows, ngrams
-from trimtab.adaptivocab.extended import extended
+from trimtab.adaptivocab.rows.extended import extended
 from trimtab.evaluation.marginal import marginal_nats, segmentations
 
 CONTEXT = [1, 70, 80, 90]

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.adaptivocab.tokenizers import mined
 from trimtab.adaptivocab.drafting import drafting
-from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.extended import NewRows, base_head, extended
+from trimtab.adaptivocab.drafting.drafter import Drafts
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.rows.extended import NewRows, base_head, extended
+from trimtab.adaptivocab.tokenizer.extender import Expression
 from trimtab.artifact import Artifact
 from trimtab.corpus import Corpus, encode
 from trimtab.method import Applied, Calibration, Method, Stage

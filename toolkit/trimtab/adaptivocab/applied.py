@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.extended import base_head
+from trimtab.adaptivocab.drafting.drafter import Drafts
+from trimtab.adaptivocab.rows.extended import base_head
 
 
 @dataclass(frozen=True)

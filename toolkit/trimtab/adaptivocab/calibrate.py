@@ -10,16 +10,16 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.fit import ON_TEXT, Extension, ReadText, RowFitter, read_texts
-from trimtab.adaptivocab.frequency import FrequencySelection
+from trimtab.adaptivocab.drafting.drafter import Drafts
 from trimtab.adaptivocab.guard import Guard
-from trimtab.adaptivocab.merging import PairMerging
+from trimtab.adaptivocab.mining.frequency import FrequencySelection
+from trimtab.adaptivocab.mining.pair_merging import PairMerging
+from trimtab.adaptivocab.mining.texts import Admissible, Mined, Stream, first, streams
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.passages import cut
+from trimtab.adaptivocab.rows.fit import ON_TEXT, Extension, ReadText, RowFitter, read_texts
+from trimtab.adaptivocab.rows.passages import cut
 from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode, NGramSelection
-from trimtab.adaptivocab.streams import Admissible, Mined, Stream, first, streams
-from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.tokenizer.extender import Expression
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.corpus import Corpus, Split, encode
 from trimtab.errors import MisfitError, TrimtabError

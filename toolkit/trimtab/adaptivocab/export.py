@@ -19,8 +19,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.extended import extended
 from trimtab.adaptivocab.method import AdaptiVocab
+from trimtab.adaptivocab.rows.extended import extended
 from trimtab.adaptivocab.settings import Mode
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact

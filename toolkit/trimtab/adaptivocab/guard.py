@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from trimtab.adaptivocab.fit import Extension, ReadText, RowFitter
-from trimtab.adaptivocab.gating import Point, Scored, costs, order_by_cost, positions
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.passages import Passage
+from trimtab.adaptivocab.quality_budget import Point, Scored, costs, order_by_cost, positions
+from trimtab.adaptivocab.rows.fit import Extension, ReadText, RowFitter
+from trimtab.adaptivocab.rows.passages import Passage
 from trimtab.progress import say
 
 

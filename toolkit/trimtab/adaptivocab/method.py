@@ -83,7 +83,7 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
     ) -> Iterator[object]:
         """Extend the vocabulary, offer a drafter, or both, for the time of the ``with``."""
         from trimtab.adaptivocab.applied import Drafting, Merging, MergingAndDrafting, Unchanged
-        from trimtab.adaptivocab.extended import extended
+        from trimtab.adaptivocab.rows.extended import extended
         from trimtab.adaptivocab.vocabulary import Vocabulary
 
         assert artifact is not None, "adaptivocab is a calibrated method"

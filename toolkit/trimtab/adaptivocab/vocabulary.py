@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.extended import NewRows
+from trimtab.adaptivocab.drafting.drafter import Drafts
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.tokenizer import load_tokenizer
+from trimtab.adaptivocab.rows.extended import NewRows
+from trimtab.adaptivocab.tokenizer.extender import load_tokenizer
 from trimtab.artifact import Artifact
 
 TOKENIZER = "tokenizer"

@@ -1,0 +1,1 @@
+"""What proposes the continuation of a text, counted on other text."""

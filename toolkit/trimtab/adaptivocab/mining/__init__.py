@@ -1,0 +1,1 @@
+"""Which n-grams of a text become tokens, or drafts."""
