@@ -53,7 +53,7 @@ def estimate(model, text, alternatives, samples, seed=0):
 def test_paths_are_drawn_from_the_model_and_weighed_by_what_was_left_of_it():
     loaded, grams = tiny(), ngrams()
     alternatives = grams.by_id()
-    text = [*grams.pieces[0], *grams.pieces[3]]
+    text = [*grams.tokens[0], *grams.tokens[3]]
     with extended(loaded.model, new_rows(loaded.model), output=True):
         model, every = loaded.model, paths(text, alternatives)
         chances = [float(drawn(model, path, every).exp()) for path in every]

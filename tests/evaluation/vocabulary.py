@@ -15,10 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.adaptivocab.tokenizers import mined
 from trimtab.adaptivocab.drafting import drafting
-from trimtab.adaptivocab.drafting.drafter import Drafts
+from trimtab.adaptivocab.drafting.drafter import NGramDrafter
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.rows.extended import NewRows, base_head, extended
-from trimtab.adaptivocab.tokenizer.extender import Expression
+from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.artifact import Artifact
 from trimtab.corpus import Corpus, encode
 from trimtab.method import Applied, Calibration, Method, Stage
@@ -30,18 +30,18 @@ TEXTS = sorted(topics.values())[:8]
 
 @cache
 def ngrams() -> NGrams:
-    return NGrams(ROWS, mined(Expression.of(byte_tokenizer()), TEXTS, 30))
+    return NGrams(ROWS, mined(TokenizerExtender(byte_tokenizer()), TEXTS, 30))
 
 
 @cache
 def extended_tokenizer() -> PreTrainedTokenizerBase:
-    return Expression.of(byte_tokenizer()).build(ngrams())
+    return TokenizerExtender(byte_tokenizer()).build(ngrams())
 
 
 @cache
-def drafts() -> Drafts:
+def drafts() -> NGramDrafter:
     tokenizer = byte_tokenizer()
-    return Drafts.count(ngrams(), [encode(tokenizer, text) for text in TEXTS])
+    return NGramDrafter.count(ngrams(), [encode(tokenizer, text) for text in TEXTS])
 
 
 @dataclass

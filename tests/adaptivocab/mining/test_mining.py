@@ -7,47 +7,47 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.adaptivocab.tokenizers import DOCUMENTS, base, expression
+from tests.adaptivocab.tokenizers import DOCUMENTS, base, extender
 from trimtab.adaptivocab.mining.frequency import FrequencySelection
 from trimtab.adaptivocab.mining.pair_merging import PairMerging
-from trimtab.adaptivocab.mining.texts import Mined, Stream, first, streams
+from trimtab.adaptivocab.mining.texts import Mined, TokenizedText, tokenize, up_to
 from trimtab.corpus import Document
 
 METHODS = [PairMerging, FrequencySelection]
 each = pytest.mark.parametrize("method", METHODS)
 
 
-def anything(pieces, crosses) -> bool:
+def anything(ngram, crosses) -> bool:
     return True
 
 
-def some(pieces, crosses) -> bool:
+def some(ngram, crosses) -> bool:
     """Admit an n-gram everywhere, nowhere, or only within a word or only across words."""
-    return bool((sum(pieces) + len(pieces) + 1) % 4 >> crosses & 1)
+    return bool((sum(ngram) + len(ngram) + 1) % 4 >> crosses & 1)
 
 
-def stream(*words: list[int]) -> Stream:
+def text_of(*words: list[int]) -> TokenizedText:
     numbers = [number for number, word in enumerate(words) for _ in word]
-    return Stream([token for word in words for token in word], numbers)
+    return TokenizedText([token for word in words for token in word], numbers)
 
 
 @st.composite
-def texts(draw: st.DrawFn) -> list[Stream]:
+def texts(draw: st.DrawFn) -> list[TokenizedText]:
     """Return up to five documents of at most five different words of at most three tokens."""
     alphabet = draw(st.integers(1, 4))
     word = st.lists(st.integers(0, alphabet - 1), min_size=1, max_size=3)
     words = draw(st.lists(word, min_size=1, max_size=5))
     sentence = st.lists(st.sampled_from(words), max_size=16)
-    return [stream(*sentence) for sentence in draw(st.lists(sentence, max_size=5))]
+    return [text_of(*sentence) for sentence in draw(st.lists(sentence, max_size=5))]
 
 
 drawn = given(texts(), st.integers(2, 5), st.sampled_from([anything, some]), st.booleans())
 
 
-def whole_words(words: list[int], start: int, end: int) -> bool:
+def whole_words(numbers: list[int], start: int, end: int) -> bool:
     """Return whether no word is cut at the ends of a stretch."""
-    before = start == 0 or words[start - 1] != words[start]
-    return before and (end == len(words) or words[end] != words[end - 1])
+    before = start == 0 or numbers[start - 1] != numbers[start]
+    return before and (end == len(numbers) or numbers[end] != numbers[end - 1])
 
 
 class Recounted:
@@ -69,9 +69,9 @@ class Recounted:
         (start, middle, number), (_, end, token) = left, right
         if end - middle > 1 or end - start > self.max_ngram:
             return None
-        words = document.words
-        crosses = self.aligned and words[middle - 1] != words[middle]
-        if crosses and not whole_words(words, start, end):
+        numbers = document.pre_tokens
+        crosses = self.aligned and numbers[middle - 1] != numbers[middle]
+        if crosses and not whole_words(numbers, start, end):
             return None
         return number, token, crosses
 
@@ -87,7 +87,7 @@ class Recounted:
 
     def run(self, size) -> Mined:
         mined = Mined([], [], sum(len(part.tokens) for part in self.documents))
-        while len(mined.pieces) < size:
+        while len(mined.ngrams) < size:
             counts, spelled = Counter(), {}
             for units, document in zip(self.text, self.documents, strict=True):
                 keys = {self.key(document, *pair): pair for pair in pairwise(units)}
@@ -99,14 +99,14 @@ class Recounted:
                 key: count
                 for key, count in counts.items()
                 if count >= 2
-                and spelled[key] not in mined.pieces
+                and spelled[key] not in mined.ngrams
                 and self.admissible(spelled[key], key[2])
             }
             if not usable:
                 break
             key = min(usable, key=lambda key: (-usable[key], key))
-            number = self.base_size + len(mined.pieces)
-            mined.pieces.append(spelled[key])
+            number = self.base_size + len(mined.ngrams)
+            mined.ngrams.append(spelled[key])
             mined.saved.append(usable[key])
             for index, (units, document) in enumerate(zip(self.text, self.documents, strict=True)):
                 places = set(self.places(units, document, key))
@@ -126,13 +126,13 @@ def test_merging_agrees_with_counting_anew_before_each_merge(documents, longest,
 
 
 def test_a_run_counts_as_often_as_it_can_be_merged():
-    runs = [stream([0] * 7), stream([1, 0, 0, 0])]
+    runs = [text_of([0] * 7), text_of([1, 0, 0, 0])]
     assert PairMerging(runs, 2, anything, False).run(9) == Mined([(0, 0)], [4], 11)
 
 
 def test_what_a_run_loses_to_a_neighbour_does_not_count_twice():
     """Of every `0 0 0`, one pair can be merged, also when `1` has taken the first of them."""
-    documents = [stream([1, 0, 0, 0])] * 5 + [stream([1, 0])] * 3
+    documents = [text_of([1, 0, 0, 0])] * 5 + [text_of([1, 0])] * 3
     found = PairMerging(documents, 2, anything, False).run(9)
     assert found == Mined([(1, 0), (0, 0)], [8, 5], 26)
 
@@ -143,9 +143,9 @@ def test_merges_done_in_order_save_what_is_said():
     def check(documents, longest):
         mined = PairMerging(documents, longest, anything, False).run(12)
         texts = [[(token,) for token in part.tokens] for part in documents]
-        for pieces, saved in zip(mined.pieces, mined.saved, strict=True):
+        for ngram, saved in zip(mined.ngrams, mined.saved, strict=True):
             before = sum(map(len, texts))
-            texts = [merged(text, pieces[:-1], pieces[-1:]) for text in texts]
+            texts = [merged(text, ngram[:-1], ngram[-1:]) for text in texts]
             assert before - sum(map(len, texts)) == saved
         assert mined.tokens - sum(map(len, texts)) == sum(mined.saved)
 
@@ -165,8 +165,8 @@ def merged(text, left, right):
 @drawn
 @settings(max_examples=150, deadline=None)
 def test_every_prefix_of_a_merged_ngram_comes_before_it(documents, longest, rule, aligned):
-    pieces = PairMerging(documents, longest, rule, aligned).run(12).pieces
-    assert all(len(one) == 2 or one[:-1] in pieces[:n] for n, one in enumerate(pieces))
+    ngrams = PairMerging(documents, longest, rule, aligned).run(12).ngrams
+    assert all(len(one) == 2 or one[:-1] in ngrams[:n] for n, one in enumerate(ngrams))
 
 
 @each
@@ -176,34 +176,34 @@ def test_ngrams_are_admissible_different_and_within_bounds(
     method, documents, longest, rule, aligned
 ):
     mined = method(documents, longest, rule, aligned).run(4)
-    assert len(mined.pieces) <= 4
-    assert len(set(mined.pieces)) == len(mined.pieces) == len(mined.saved)
-    assert all(2 <= len(pieces) <= longest for pieces in mined.pieces)
+    assert len(mined.ngrams) <= 4
+    assert len(set(mined.ngrams)) == len(mined.ngrams) == len(mined.saved)
+    assert all(2 <= len(ngram) <= longest for ngram in mined.ngrams)
     ways = {False, aligned}  # whether it may cross words
-    assert all(any(rule(pieces, crosses) for crosses in ways) for pieces in mined.pieces)
+    assert all(any(rule(ngram, crosses) for crosses in ways) for ngram in mined.ngrams)
     assert mined.tokens == sum(len(part.tokens) for part in documents)
 
 
 @each
 def test_the_longest_ngram_may_be_reached(method):
-    documents = [stream(*([n] for n in range(end))) for end in (5, 5, 5, 5, 5, 5, 4, 3, 2)]
+    documents = [text_of(*([n] for n in range(end))) for end in (5, 5, 5, 5, 5, 5, 4, 3, 2)]
     for longest in (2, 3, 5):
-        pieces = method(documents, longest, anything, True).run(9).pieces
-        assert max(map(len, pieces)) == longest
+        ngrams = method(documents, longest, anything, True).run(9).ngrams
+        assert max(map(len, ngrams)) == longest
 
 
 @each
 def test_whether_an_ngram_crosses_words_is_told(method):
     asked = set()
 
-    def listener(pieces, crosses):
-        asked.add((pieces, crosses))
+    def listener(ngram, crosses):
+        asked.add((ngram, crosses))
         return True
 
-    documents = [stream([0, 1], [2])] * 3
+    documents = [text_of([0, 1], [2])] * 3
     method(documents, 3, listener, True).run(9)
-    assert {crosses for pieces, crosses in asked if pieces == (0, 1)} == {False}
-    assert {crosses for pieces, crosses in asked if pieces == (0, 1, 2)} == {True}
+    assert {crosses for ngram, crosses in asked if ngram == (0, 1)} == {False}
+    assert {crosses for ngram, crosses in asked if ngram == (0, 1, 2)} == {True}
     asked.clear()
     method(documents, 3, listener, False).run(9)
     assert asked
@@ -213,21 +213,21 @@ def test_whether_an_ngram_crosses_words_is_told(method):
 @each
 def test_an_aligned_ngram_cuts_no_word_that_it_leaves(method):
     """`0 | 1` is no n-gram where 1 begins a longer word; without words it is."""
-    documents = [stream([0], [1, 2]), stream([0], [1, 3]), stream([4, 0], [1])]
-    assert method(documents, 2, anything, True).run(9).pieces == []
-    assert method(documents, 2, anything, False).run(9).pieces == [(0, 1)]
+    documents = [text_of([0], [1, 2]), text_of([0], [1, 3]), text_of([4, 0], [1])]
+    assert method(documents, 2, anything, True).run(9).ngrams == []
+    assert method(documents, 2, anything, False).run(9).ngrams == [(0, 1)]
 
 
 @each
 def test_no_ngram_is_of_two_documents(method):
-    documents = [stream([0]), stream([1])] * 5
-    assert method(documents, 4, anything, False).run(9).pieces == []
+    documents = [text_of([0]), text_of([1])] * 5
+    assert method(documents, 4, anything, False).run(9).ngrams == []
 
 
 @each
 @pytest.mark.parametrize("aligned", [False, True])
 def test_no_text_has_no_ngrams(method, aligned):
-    for documents in ([], [stream()]):
+    for documents in ([], [text_of()]):
         assert method(documents, 4, anything, aligned).run(9) == Mined([], [], 0)
 
 
@@ -244,33 +244,33 @@ def covering(documents, max_ngram, admissible, aligned, size) -> Mined:
     """Return what saves most in text not covered yet, all n-grams looked at anew each time."""
     mined = Mined([], [], sum(len(part.tokens) for part in documents))
     free = [[True] * len(part.tokens) for part in documents]
-    while len(mined.pieces) < size:
+    while len(mined.ngrams) < size:
         places: dict = {}
         for number, part in enumerate(documents):
             for start in range(len(part.tokens)):
                 for end in range(start + 2, min(start + max_ngram, len(part.tokens)) + 1):
-                    words = set(part.words[start:end])
-                    across = aligned and len(words) > 1
-                    if across and not whole_words(part.words, start, end):
+                    numbers = set(part.pre_tokens[start:end])
+                    across = aligned and len(numbers) > 1
+                    if across and not whole_words(part.pre_tokens, start, end):
                         continue
                     found = places.setdefault((tuple(part.tokens[start:end]), across), [])
                     overlaps = found and found[-1][0] == number and found[-1][2] > start
                     if all(free[number][start:end]) and not overlaps:
                         found.append((number, start, end))
         usable = [
-            (-len(found) * (len(pieces) - 1), pieces, across)
-            for (pieces, across), found in places.items()
+            (-len(found) * (len(ngram) - 1), ngram, across)
+            for (ngram, across), found in places.items()
             if len(found) >= 2
-            and pieces not in mined.pieces
-            and admissible(pieces, across)
-            and (across or len(pieces) == 2 or pieces[:-1] in mined.pieces)
+            and ngram not in mined.ngrams
+            and admissible(ngram, across)
+            and (across or len(ngram) == 2 or ngram[:-1] in mined.ngrams)
         ]
         if not usable:
             break
-        gain, pieces, across = min(usable)
-        for number, start, end in places[pieces, across]:
+        gain, ngram, across = min(usable)
+        for number, start, end in places[ngram, across]:
             free[number][start:end] = [False] * (end - start)
-        mined.pieces.append(pieces)
+        mined.ngrams.append(ngram)
         mined.saved.append(-gain)
     return mined
 
@@ -284,43 +284,43 @@ def test_the_papers_selection_agrees_with_looking_at_all_anew(documents, longest
 
 def test_text_that_an_ngram_covers_counts_for_no_other():
     """`0|1|2` takes all but one of `1|2`, so `3|4` comes next, though it is rarer."""
-    documents = [stream([0], [1], [2])] * 4 + [stream([1], [2])] + [stream([3], [4])] * 2
+    documents = [text_of([0], [1], [2])] * 4 + [text_of([1], [2])] + [text_of([3], [4])] * 2
     found = FrequencySelection(documents, 3, anything, True).run(9)
     assert found == Mined([(0, 1, 2), (3, 4)], [8, 2], 18)
 
 
 def test_within_a_word_only_ngrams_whose_head_is_there_are_taken():
-    documents = [stream([0, 1, 2])] * 4
+    documents = [text_of([0, 1, 2])] * 4
     found = FrequencySelection(documents, 3, anything, True).run(9)
     assert found == Mined([(0, 1)], [4], 12)
-    across = FrequencySelection([stream([0], [1], [2])] * 4, 3, anything, True).run(9)
-    assert across.pieces == [(0, 1, 2)]
+    across = FrequencySelection([text_of([0], [1], [2])] * 4, 3, anything, True).run(9)
+    assert across.ngrams == [(0, 1, 2)]
 
 
-def test_streams_are_documents_in_base_tokens_up_to_a_number():
+def test_texts_are_documents_in_base_tokens_up_to_a_number():
     documents = [Document(str(n), text) for n, text in enumerate(DOCUMENTS)]
-    whole = list(streams(documents, expression("gpt2"), 10**9))
+    whole = list(tokenize(documents, extender("gpt2"), 10**9))
     assert [base("gpt2").decode(part.tokens) for part in whole] == DOCUMENTS
     limit = len(whole[0].tokens) + len(whole[1].tokens) // 2
-    part = list(streams(documents, expression("gpt2"), limit))
+    part = list(tokenize(documents, extender("gpt2"), limit))
     assert part[0] == whole[0]
     assert len(part) == 2
     assert sum(len(one.tokens) for one in part) == limit
     assert part[1].tokens == whole[1].tokens[: len(part[1].tokens)]
-    assert part[1].words == whole[1].words[: len(part[1].tokens)]
+    assert part[1].pre_tokens == whole[1].pre_tokens[: len(part[1].tokens)]
 
 
 def test_a_document_that_ends_at_the_number_is_the_last():
     documents = [Document("0", DOCUMENTS[0]), Document("1", DOCUMENTS[1])]
-    length = len(expression("gpt2").segment(DOCUMENTS[0])[0])
-    assert len(list(streams(documents, expression("gpt2"), length))) == 1
+    length = len(extender("gpt2").segment(DOCUMENTS[0])[0])
+    assert len(list(tokenize(documents, extender("gpt2"), length))) == 1
 
 
 @given(texts(), st.integers(1, 40))
 def test_a_limit_cuts_texts_and_adds_nothing(found, limit):
-    cut = list(first(limit, found))
+    cut = list(up_to(limit, found))
     everything = [token for one in found for token in one.tokens]
     assert [token for one in cut for token in one.tokens] == everything[:limit]
     for part, whole in zip(cut, found, strict=False):
-        assert part.words == whole.words[: len(part.tokens)]
+        assert part.pre_tokens == whole.pre_tokens[: len(part.tokens)]
     assert len(cut) == len(found) or sum(len(one.tokens) for one in cut) == limit

@@ -15,27 +15,27 @@ FIXED = [Rows.exponential, Rows.mean, Rows.first, Rows.last]
 
 @pytest.mark.parametrize("head", [False, True])
 @pytest.mark.parametrize("rows", FIXED)
-def test_weights_add_up_to_1_over_the_pieces_alone(rows, head):
+def test_weights_add_up_to_1_over_the_tokens_alone(rows, head):
     shares = weights(NGRAMS, rows, head=head)
     torch.testing.assert_close(shares.sum(1), torch.ones(4, dtype=torch.float64))
-    for share, pieces in zip(shares, NGRAMS.pieces, strict=True):
+    for share, ngram in zip(shares, NGRAMS.tokens, strict=True):
         assert (share >= 0).all()
-        assert not share[len(pieces) :].any()
+        assert not share[len(ngram) :].any()
 
 
 @pytest.mark.parametrize("head", [False, True])
 def test_exponential_weights_are_the_papers(head):
-    """Over n pieces exp(2 i) / sum_j exp(2 j), and exp(-2 i) / sum_j exp(-2 j) for the head."""
+    """Over n tokens exp(2 i) / sum_j exp(2 j), and exp(-2 i) / sum_j exp(-2 j) for the head."""
     sign = -1 if head else 1
-    for share, pieces in zip(
-        weights(NGRAMS, Rows.exponential, head=head), NGRAMS.pieces, strict=True
+    for share, ngram in zip(
+        weights(NGRAMS, Rows.exponential, head=head), NGRAMS.tokens, strict=True
     ):
-        scores = [math.exp(sign * 2 * i) for i in range(1, len(pieces) + 1)]
+        scores = [math.exp(sign * 2 * i) for i in range(1, len(ngram) + 1)]
         expected = [score / sum(scores) for score in scores]
-        assert share[: len(pieces)].tolist() == pytest.approx(expected, rel=1e-12)
+        assert share[: len(ngram)].tolist() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_input_favours_the_last_piece_and_the_head_the_first():
+def test_the_input_favours_the_last_token_and_the_head_the_first():
     last = weights(NGRAMS, Rows.exponential, head=False)[2]
     first = weights(NGRAMS, Rows.exponential, head=True)[2]
     assert last.argmax() == 3
@@ -45,8 +45,8 @@ def test_the_input_favours_the_last_piece_and_the_head_the_first():
 
 @pytest.mark.parametrize("head", [False, True])
 def test_mean_first_and_last_are_what_they_say(head):
-    for number, pieces in enumerate(NGRAMS.pieces):
-        count = len(pieces)
+    for number, ngram in enumerate(NGRAMS.tokens):
+        count = len(ngram)
         kinds = {
             Rows.mean: [1 / count] * count,
             Rows.first: [1.0] + [0.0] * (count - 1),
@@ -71,14 +71,14 @@ def test_combined_rows_are_weighted_sums_in_float32(dtype):
     shares[NGRAMS.to_tensor() < 0] = 0
     found = combined(matrix, NGRAMS, shares)
     assert found.dtype == torch.float32
-    for row, share, pieces in zip(found, shares, NGRAMS.pieces, strict=True):
+    for row, share, ngram in zip(found, shares, NGRAMS.tokens, strict=True):
         expected = torch.zeros(6, dtype=torch.float64)
-        for weight, piece in zip(share, pieces, strict=False):
-            expected += weight * matrix[piece].double()
+        for weight, token in zip(share, ngram, strict=False):
+            expected += weight * matrix[token].double()
         torch.testing.assert_close(row.double(), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_the_last_pieces_rows_are_the_matrixs():
+def test_the_last_tokens_rows_are_the_matrixs():
     matrix = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
     found = combined(matrix, NGRAMS, weights(NGRAMS, Rows.last, head=False))
     assert torch.equal(found, matrix[[7, 9, 4, 1]])

@@ -9,26 +9,34 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.adaptivocab.rows.test_targets import NGRAMS, passage, sharp
+from tests.adaptivocab.rows.cases import NGRAMS, passage, sharp
 from tests.conftest import SHAPES
 from trimtab.adaptivocab import Rows
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.quality_budget import Scored
+from trimtab.adaptivocab.quality_budget import OperatingPoint
 from trimtab.adaptivocab.rows import gradient
 from trimtab.adaptivocab.rows.combination import combined, weights
 from trimtab.adaptivocab.rows.extended import NewRows, extended
-from trimtab.adaptivocab.rows.fit import Extension, ReadText, RowFitter, read_texts
-from trimtab.adaptivocab.rows.gradient import distill, match_hidden
+from trimtab.adaptivocab.rows.fit import Extension, RowFitter
+from trimtab.adaptivocab.rows.gradient import distill, match_hidden_states
 from trimtab.adaptivocab.rows.passages import Passage, with_start
-from trimtab.adaptivocab.rows.targets import Lesson, Targets, expected, predict, read
+from trimtab.adaptivocab.rows.scoring import (
+    ScoredPassages,
+    ScoredText,
+    logits_of,
+    predict,
+    score,
+    score_texts,
+)
+from trimtab.adaptivocab.rows.targets import DistillationTargets, PassageTargets
 from trimtab.adaptivocab.rows.trie import Trie
-from trimtab.adaptivocab.tokenizer.extender import Expression
+from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.models.random import byte_tokenizer
 
 some = pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-gemma2"])
 START = byte_tokenizer().bos_token_id
 PASSAGES = [passage(seed) for seed in range(4)]
-FEW = NGrams(320, ((0, 1), (1, 1), (0, 2), (1, 1, 0)))  # each behind its own prefixes
+FEW = NGrams(320, ((0, 1), (1, 1), (0, 2), (1, 1, 0)))  # each after its own prefixes
 
 
 def papers(model: PreTrainedModel, ngrams: NGrams, *, head: bool) -> Tensor:
@@ -38,7 +46,7 @@ def papers(model: PreTrainedModel, ngrams: NGrams, *, head: bool) -> Tensor:
 
 @torch.no_grad()
 def distance(model: PreTrainedModel, rows: Tensor, part: Passage, layer: int) -> float:
-    """Return how far hidden states behind a layer are from those of base tokens, relative."""
+    """Return how far hidden states after a layer are from those of base tokens, relative."""
 
     def hidden(ids: Tensor) -> Tensor:
         output = model(input_ids=with_start(ids, START)[None], output_hidden_states=True)
@@ -57,7 +65,7 @@ def test_matching_brings_hidden_states_closer_in_every_passage(name, monkeypatch
     monkeypatch.setattr(gradient, "MATCHING_EPOCHS", 20)
     model = sharp(name)
     before = papers(model, NGRAMS, head=False)
-    after = match_hidden(model, before, PASSAGES, START)
+    after = match_hidden_states(model, before, PASSAGES, START)
     assert after.shape == before.shape
     for part in PASSAGES:
         assert distance(model, after, part, 2) < 0.99 * distance(model, before, part, 2)
@@ -65,30 +73,30 @@ def test_matching_brings_hidden_states_closer_in_every_passage(name, monkeypatch
 
 def test_rows_of_ngrams_that_no_passage_has_stay_where_they_were():
     model = sharp()
-    ngrams = NGrams(320, (*NGRAMS.pieces, (4, 4, 4)))
+    ngrams = NGrams(320, (*NGRAMS.tokens, (4, 4, 4)))
     before = papers(model, ngrams, head=False)
-    after = match_hidden(model, before, PASSAGES, START)
+    after = match_hidden_states(model, before, PASSAGES, START)
     assert not any((part.merged == 320 + len(NGRAMS)).any() for part in PASSAGES)
     assert torch.equal(after[-1], before[-1])
     assert not torch.equal(after[0], before[0])
 
 
-def targets_of(model: PreTrainedModel, ngrams: NGrams, parts: list[Passage]) -> Targets:
+def targets_of(model: PreTrainedModel, ngrams: NGrams, parts: list[Passage]) -> DistillationTargets:
     trie = Trie(ngrams)
-    lessons = [Lesson.of(model, part, read(model, part.base, START), trie) for part in parts]
+    found = [PassageTargets.of(model, part, score(model, part.base, START), trie) for part in parts]
     counts = trie.counts([passage(seed).base.tolist() for seed in range(9)])
-    return Targets.of(parts, lessons, trie, trie.conditionals(counts))
+    return DistillationTargets.of(parts, found, trie, trie.conditionals(counts))
 
 
 @torch.no_grad()
 def cross_entropy(
-    model: PreTrainedModel, rows: NewRows, parts: list[Passage], targets: Targets
+    model: PreTrainedModel, rows: NewRows, parts: list[Passage], targets: DistillationTargets
 ) -> float:
     """Return the nats per merged token to what the base model says, divided among n-grams."""
     firsts, begin, total = targets.trie.firsts, 0, 0.0
     for part in parts:
         end = begin + len(part.merged)
-        wanted = expected(model, read(model, part.base, START).hidden[part.starts]).softmax(-1)
+        wanted = logits_of(model, score(model, part.base, START).hidden[part.starts]).softmax(-1)
         shares = targets.dense(begin, end)
         wanted[:, firsts] = shares[:, -len(firsts) :]
         wanted = torch.cat([wanted, shares[:, : -len(firsts)]], 1)
@@ -104,14 +112,14 @@ def test_distilling_comes_closer_to_the_base_model(name, monkeypatch):
     monkeypatch.setattr(gradient, "DISTILLING_EPOCHS", 10)
     model = sharp(name)
     targets = targets_of(model, NGRAMS, PASSAGES)
-    readings = [read(model, part.base, START) for part in PASSAGES]
+    states = [score(model, part.base, START) for part in PASSAGES]
     firsts = targets.trie.firsts
     head = model.get_output_embeddings().weight.detach()
     rows = NewRows(
         papers(model, NGRAMS, head=False), papers(model, NGRAMS, head=True), firsts,
         head[firsts].float(),
     )  # fmt: skip
-    after = distill(model, rows, PASSAGES, readings, targets, START)
+    after = distill(model, rows, PASSAGES, states, targets, START)
     assert torch.equal(after.changed, rows.changed)
     before, now = (cross_entropy(model, one, PASSAGES, targets) for one in (rows, after))
     assert now < before - 0.02
@@ -119,21 +127,29 @@ def test_distilling_comes_closer_to_the_base_model(name, monkeypatch):
         assert not torch.equal(getattr(after, name), getattr(rows, name))
 
 
-def texts_for(model: PreTrainedModel, seeds: range) -> list[ReadText]:
+def texts_for(model: PreTrainedModel, seeds: range) -> list[ScoredText]:
     tokenizer = byte_tokenizer()
     texts = [tokenizer.decode(passage(seed).base.tolist()) for seed in seeds]
-    return read_texts(model, tokenizer, texts, "a text")
+    return score_texts(model, tokenizer, texts, "a text")
 
 
-def fitted(model: PreTrainedModel, rows: Rows, texts: list[ReadText], **changes) -> Extension:
-    options = {"streams": [passage(seed).base.tolist() for seed in range(9)], "output": True}
-    fitter = RowFitter(model, Expression(byte_tokenizer()), rows=rows, **options | changes)
-    return fitter.extend(FEW, texts)
+def fitted(
+    model: PreTrainedModel,
+    rows: Rows,
+    texts: list[ScoredText],
+    *,
+    counted: list[list[int]] | None = None,
+    output: bool = True,
+) -> Extension:
+    if counted is None:
+        counted = [passage(seed).base.tolist() for seed in range(9)]
+    extender = TokenizerExtender(byte_tokenizer())
+    return RowFitter(model, extender, counted, rows, output=output).extend(FEW, texts)
 
 
-def score(model: PreTrainedModel, extension: Extension, texts: list[ReadText], *, output: bool):
+def scored(model: PreTrainedModel, extension: Extension, texts: list[ScoredText], *, output: bool):
     parts = [Passage.of(text.text, extension.tokenizer, FEW) for text in texts]
-    return Scored.of(model, extension.rows, parts, texts, START, output=output)
+    return ScoredPassages.of(model, extension.rows, parts, texts, START, output=output)
 
 
 def test_fitted_rows_say_what_the_base_model_does_better_than_the_papers():
@@ -149,10 +165,10 @@ def test_fitted_rows_say_what_the_base_model_does_better_than_the_papers():
 
 
 def test_ngrams_are_predicted_as_often_as_the_base_model_would_go_on_so(monkeypatch):
-    """What the head is fitted on are hidden states of the model that reads n-grams."""
+    """The head is fitted on hidden states of the model with n-grams for input."""
     model = sharp()
     felt = 30 * papers(model, FEW, head=False)  # else a tiny model hardly feels its input
-    monkeypatch.setattr("trimtab.adaptivocab.rows.fit.match_hidden", lambda *_: felt)
+    monkeypatch.setattr("trimtab.adaptivocab.rows.fit.match_hidden_states", lambda *_: felt)
     texts = texts_for(model, range(4))
     extension = fitted(model, Rows.fitted, texts)
     parts = [Passage.of(text.text, extension.tokenizer, FEW) for text in texts]
@@ -168,8 +184,8 @@ def test_more_text_to_count_on_moves_the_head():
     model = sharp()
     texts = texts_for(model, range(1))
     heads = [
-        fitted(model, Rows.fitted, texts, streams=streams).rows.head
-        for streams in ([], [[0, 1] * 50])
+        fitted(model, Rows.fitted, texts, counted=counted).rows.head
+        for counted in ([], [[0, 1] * 50])
     ]
     assert not torch.allclose(*heads)
 
@@ -190,12 +206,12 @@ def test_what_is_only_read_costs_what_the_base_head_says(name):
     model = sharp(name)
     texts = texts_for(model, range(2))
     extension = fitted(model, Rows.exponential, texts, output=False)
-    found = score(model, extension, texts, output=False)
+    found = scored(model, extension, texts, output=False)
     start = START
     for part, nats, base_nats, text in zip(
         found.passages, found.nats, found.base_nats, texts, strict=True
     ):
-        single = text.reading.nats
+        single = text.states.nats
         with extended(model, extension.rows, output=False), torch.no_grad():
             for position in (0, 1, len(part.merged) // 2, len(part.merged) - 1):
                 before = with_start(part.merged[:position], start)[None]
@@ -206,8 +222,10 @@ def test_what_is_only_read_costs_what_the_base_head_says(name):
                 assert float(nats[position]) == pytest.approx(first + later, rel=1e-4)
                 assert float(base_nats[position]) == pytest.approx(float(single[begin:end].sum()))
     size = sum(part.size for part in found.passages)
-    whole = sum(float(text.reading.nats.sum()) for text in texts)
-    assert found.point(4).base_bits_per_byte == pytest.approx(whole / math.log(2) / size)
+    whole = sum(float(text.states.nats.sum()) for text in texts)
+    assert OperatingPoint.of(4, found).base_bits_per_byte == pytest.approx(
+        whole / math.log(2) / size
+    )
 
 
 def test_rows_for_the_embedding_alone_leave_the_head_alone():

@@ -9,8 +9,8 @@ from torch import Tensor
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.rows import head
 from trimtab.adaptivocab.rows.combination import combined, weights
-from trimtab.adaptivocab.rows.head import CHUNK, DAMPING, Evidence, constant_direction, fit_head
-from trimtab.adaptivocab.rows.targets import Targets
+from trimtab.adaptivocab.rows.head import CHUNK, DAMPING, HeadFeatures, constant_direction, fit_head
+from trimtab.adaptivocab.rows.targets import DistillationTargets
 from trimtab.adaptivocab.rows.trie import Trie
 from trimtab.adaptivocab.settings import Rows
 
@@ -29,12 +29,12 @@ class Problem:
     """Hidden states whose first entry is always 1, a base head, and what to predict from them."""
 
     weight: Tensor
-    evidence: Evidence
+    features: HeadFeatures
     target: Tensor
 
     @property
     def exponential(self) -> Tensor:
-        """The paper's rows, and those of the first pieces as they are."""
+        """The paper's rows, and those of the first tokens as they are."""
         rows = combined(self.weight, NGRAMS, weights(NGRAMS, Rows.exponential, head=True))
         return torch.cat([rows, self.weight[FIRSTS]])
 
@@ -49,7 +49,7 @@ def states(seed: int) -> tuple[Tensor, Tensor]:
 def problem(hidden: Tensor, weight: Tensor, target: Tensor) -> Problem:
     first = torch.zeros(POSITIONS, 3).index_add(1, GROUP, target)
     known = target / first[:, GROUP]
-    targets = Targets(
+    targets = DistillationTargets(
         Trie(NGRAMS),
         first,
         known.mean(0),
@@ -58,11 +58,11 @@ def problem(hidden: Tensor, weight: Tensor, target: Tensor) -> Problem:
         known.flatten(),
     )
     rest = (hidden @ weight[OTHERS].T).logsumexp(1)
-    return Problem(weight, Evidence(hidden, rest, targets), target)
+    return Problem(weight, HeadFeatures(hidden, rest, targets), target)
 
 
-def predicted(rows: Tensor, evidence: Evidence) -> Tensor:
-    logits = torch.cat([evidence.hidden @ rows.T, evidence.rest[:, None]], 1)
+def predicted(rows: Tensor, features: HeadFeatures) -> Tensor:
+    logits = torch.cat([features.hidden @ rows.T, features.rest[:, None]], 1)
     return logits.softmax(1)[:, :-1]
 
 
@@ -82,7 +82,7 @@ def within_the_family(seed: int) -> tuple[Problem, Tensor]:
 
 
 def divided(seed: int) -> Problem:
-    """Return a problem as the base model poses it: its first pieces' probabilities, divided."""
+    """Return a problem as the base model poses it: its first tokens' probabilities, divided."""
     hidden, weight = states(seed)
     first = (hidden @ weight.T).softmax(1)[:, FIRSTS]
     generator = torch.Generator().manual_seed(200 + seed)
@@ -93,7 +93,7 @@ def divided(seed: int) -> Problem:
 
 def divergence(rows: Tensor, of: Problem) -> float:
     """Return the mean Kullback-Leibler divergence from the target over the whole vocabulary."""
-    found = predicted(rows, of.evidence)
+    found = predicted(rows, of.features)
     found, target = (
         torch.cat([part, 1 - part.sum(1, keepdim=True)], 1).double().clamp_min(1e-12)
         for part in (found, of.target)
@@ -102,22 +102,22 @@ def divergence(rows: Tensor, of: Problem) -> float:
 
 
 def group_mass(rows: Tensor, of: Problem) -> Tensor:
-    found = predicted(rows, of.evidence)
+    found = predicted(rows, of.features)
     return torch.zeros(POSITIONS, 3).index_add(1, GROUP, found)
 
 
 @seeds
-@pytest.mark.parametrize("cap", [None, 3.0])
-def test_the_loss_and_its_gradient_are_the_cross_entropys(seed, cap):
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_loss_and_its_gradient_are_the_cross_entropys(seed, softcap):
     of = divided(seed)
     rows = of.exponential.requires_grad_()
-    raw = of.evidence.hidden @ rows.T
-    bent = raw if cap is None else cap * torch.tanh(raw / cap)
-    logits = torch.cat([bent, of.evidence.rest[:, None]], 1)
+    raw = of.features.hidden @ rows.T
+    bent = raw if softcap is None else softcap * torch.tanh(raw / softcap)
+    logits = torch.cat([bent, of.features.rest[:, None]], 1)
     whole = torch.cat([of.target, 1 - of.target.sum(1, keepdim=True)], 1)
     expected = torch.nn.functional.cross_entropy(logits, whole)
     expected.backward()
-    loss, gradient = head._loss(rows.detach(), replace(of.evidence, cap=cap))
+    loss, gradient = head._loss(rows.detach(), replace(of.features, softcap=softcap))
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(gradient, rows.grad, rtol=1e-4, atol=1e-6)
 
@@ -151,18 +151,18 @@ def test_the_constant_direction_finds_an_entry_that_never_changes():
 def test_matched_rows_predict_every_class_as_often_as_it_is_wanted(seed):
     of = divided(seed)
     constant = torch.eye(WIDTH)[0]
-    before = predicted(of.exponential, of.evidence).sum(0)
-    matched = head._matched(of.exponential, constant, of.evidence)
+    before = predicted(of.exponential, of.features).sum(0)
+    matched = head._matched(of.exponential, constant, of.features)
     wanted = of.target.sum(0)
     assert ((before / wanted).log().abs() > 0.2).sum() > 4
-    torch.testing.assert_close(predicted(matched, of.evidence).sum(0), wanted, rtol=2e-3, atol=0)
+    torch.testing.assert_close(predicted(matched, of.features).sum(0), wanted, rtol=2e-3, atol=0)
     assert torch.equal(matched[:, 1:], of.exponential[:, 1:])
 
 
 def test_what_never_occurs_is_not_ruled_out():
     of = divided(0)
     of.target[:, 1] = 0
-    never = problem(of.evidence.hidden, of.weight, of.target).evidence
+    never = problem(of.features.hidden, of.weight, of.target).features
     matched = head._matched(of.exponential, torch.eye(WIDTH)[0], never)
     assert matched.isfinite().all()
     assert float(predicted(matched, never).sum(0)[1]) < 0.1
@@ -171,10 +171,10 @@ def test_what_never_occurs_is_not_ruled_out():
 @seeds
 def test_the_ridge_correction_lowers_the_loss_and_leaves_the_truth_alone(seed):
     of, truth = within_the_family(seed)
-    assert float(head._loss(truth, of.evidence)[1].abs().max()) < 1e-5
-    torch.testing.assert_close(head._ridge(truth, of.evidence), truth, rtol=0, atol=1e-3)
+    assert float(head._loss(truth, of.features)[1].abs().max()) < 1e-5
+    torch.testing.assert_close(head._ridge(truth, of.features), truth, rtol=0, atol=1e-3)
     begun = of.exponential
-    corrected = head._ridge(begun, of.evidence)
+    corrected = head._ridge(begun, of.features)
     assert divergence(corrected, of) < 0.5 * divergence(begun, of)
 
 
@@ -182,13 +182,13 @@ def test_the_ridge_correction_is_where_loss_and_penalty_balance(monkeypatch):
     """Adding to a logit costs its mean square, as often as there are `PENALTY` positions."""
     monkeypatch.setattr(head, "RIDGE_STEPS", 300)
     of, _ = within_the_family(0)
-    corrected = head._ridge(of.exponential, of.evidence)
+    corrected = head._ridge(of.exponential, of.features)
 
     def objective(rows: Tensor) -> Tensor:
         added = (rows - of.exponential).double()
-        moment = head._moment(of.evidence.hidden).double()
+        moment = head._moment(of.features.hidden).double()
         penalty = head.PENALTY / len(of.target) * (added @ moment * added).sum()
-        hidden, rest = of.evidence.hidden.double(), of.evidence.rest.double()
+        hidden, rest = of.features.hidden.double(), of.features.rest.double()
         whole = torch.cat([of.target, 1 - of.target.sum(1, keepdim=True)], 1).double()
         logits = torch.cat([hidden @ rows.double().T, rest[:, None]], 1)
         return torch.nn.functional.cross_entropy(logits, whole) + penalty
@@ -203,7 +203,7 @@ def test_the_ridge_correction_is_where_loss_and_penalty_balance(monkeypatch):
 @seeds
 def test_the_fit_comes_closer_than_the_papers_rows(seed):
     of, _ = within_the_family(seed)
-    rows, changed = fit_head(of.weight, NGRAMS, of.evidence)
+    rows, changed = fit_head(of.weight, NGRAMS, of.features)
     assert rows.shape == (6, WIDTH)
     assert changed.shape == (3, WIDTH)
     assert divergence(torch.cat([rows, changed]), of) < 0.35 * divergence(of.exponential, of)
@@ -214,42 +214,42 @@ def test_without_a_penalty_the_fit_recovers_what_rows_can_express(seed, monkeypa
     monkeypatch.setattr(head, "PENALTY", 1e-3)
     monkeypatch.setattr(head, "RIDGE_STEPS", 100)
     of, _ = within_the_family(seed)
-    fitted = torch.cat(fit_head(of.weight, NGRAMS, of.evidence))
+    fitted = torch.cat(fit_head(of.weight, NGRAMS, of.features))
     assert divergence(fitted, of) < 1e-4
 
 
 @seeds
-def test_the_share_of_later_pieces_logits_is_found(seed, monkeypatch):
+def test_the_share_of_later_tokens_logits_is_found(seed, monkeypatch):
     monkeypatch.setattr(head, "PENALTY", 1e6)  # so that nothing else can make up for it
     hidden, weight = states(seed)
     for share in head.SHARES:
         rows = weight[FIRSTS][GROUP].clone()
-        for number, pieces in enumerate(NGRAMS.pieces):
-            rows[number] += share * sum(weight[piece] - weight.mean(0) for piece in pieces[1:])
+        for number, ngram in enumerate(NGRAMS.tokens):
+            rows[number] += share * sum(weight[token] - weight.mean(0) for token in ngram[1:])
         rows[:, 0] += torch.linspace(-2, 0, 9)
         of = expressed_by(rows, hidden, weight)
-        assert divergence(torch.cat(fit_head(weight, NGRAMS, of.evidence)), of) < 1e-4
+        assert divergence(torch.cat(fit_head(weight, NGRAMS, of.features)), of) < 1e-4
 
 
 @seeds
-def test_the_fit_divides_first_pieces_probabilities_instead_of_doubling_them(seed):
+def test_the_fit_divides_first_tokens_probabilities_instead_of_doubling_them(seed):
     of = divided(seed)
-    fitted = torch.cat(fit_head(of.weight, NGRAMS, of.evidence))
-    base = of.evidence.targets.first
+    fitted = torch.cat(fit_head(of.weight, NGRAMS, of.features))
+    base = of.features.targets.first
     assert (group_mass(of.exponential, of).mean(0) > 1.3 * base.mean(0)).all()
     torch.testing.assert_close(group_mass(fitted, of).mean(0), base.mean(0), rtol=0.01, atol=0)
     assert float((group_mass(fitted, of) - base).abs().mean()) < 0.02
-    assert float(head._loss(fitted, of.evidence)[0]) < float(
-        head._loss(of.exponential, of.evidence)[0]
+    assert float(head._loss(fitted, of.features)[0]) < float(
+        head._loss(of.exponential, of.features)[0]
     )
 
 
-def test_later_pieces_count_each_against_the_mean_row():
+def test_later_tokens_count_each_against_the_mean_row():
     _, weight = states(0)
-    found = head._later_pieces(weight, NGRAMS, 3)
+    found = head._later_tokens(weight, NGRAMS, 3)
     mean = weight.mean(0)
-    for row, pieces in zip(found, NGRAMS.pieces, strict=False):
-        expected = sum(weight[piece] - mean for piece in pieces[1:])
+    for row, ngram in zip(found, NGRAMS.tokens, strict=False):
+        expected = sum(weight[token] - mean for token in ngram[1:])
         torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
     assert found.shape == (9, WIDTH)
     assert not found[6:].any()

@@ -20,9 +20,9 @@ from trimtab.adaptivocab.rows.combination import combined, weights
 from trimtab.adaptivocab.rows.fit import RowFitter
 from trimtab.adaptivocab.rows.layers import outputs_of
 from trimtab.adaptivocab.rows.passages import with_start
-from trimtab.adaptivocab.rows.recovery import LAYERS, Features, Recovery, split_tokens
+from trimtab.adaptivocab.rows.recovery import LAYERS, Recovery, SequenceFeatures, split_tokens
 from trimtab.adaptivocab.rows.ridge import Ridge
-from trimtab.adaptivocab.tokenizer.extender import Expression
+from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.corpus import Corpus, Document
 from trimtab.errors import MisfitError
@@ -118,18 +118,18 @@ def test_halves_spell_their_token_as_evenly_as_any_two_do(kind):
 @pytest.mark.parametrize("kind", SPELLING)
 def test_special_tokens_and_names_of_bytes_are_no_words(kind):
     tokenizer = base(kind)
-    barred = set(tokenizer.added_tokens_decoder)
-    barred |= {t for s, t in tokenizer.get_vocab().items() if s.startswith("<0x")}
+    excluded = set(tokenizer.added_tokens_decoder)
+    excluded |= {t for s, t in tokenizer.get_vocab().items() if s.startswith("<0x")}
     for token, halves in split_tokens(tokenizer):
-        assert barred.isdisjoint((token, *halves))
+        assert excluded.isdisjoint((token, *halves))
 
 
 @every
 @pytest.mark.parametrize("start", [257, None])
-def test_features_are_of_each_sequence_read_alone(name, start):
+def test_features_are_of_each_sequence_by_itself(name, start):
     model = tiny(name).model
     sequences = [(5, 9), (1, 2, 3, 4), (7, 5), (8, 8, 2), (9, 4, 4, 1)]
-    features = Features.of(model, sequences, start, "Reading")
+    features = SequenceFeatures.of(model, sequences, start, "Hidden states")
     embedding = model.get_input_embeddings().weight
     depth = model.config.num_hidden_layers
     tried = [layer for layer in LAYERS if layer <= depth]
@@ -139,9 +139,9 @@ def test_features_are_of_each_sequence_read_alone(name, start):
             text = with_start(torch.tensor([sequence]), start)
             hidden = model(input_ids=text, output_hidden_states=True).hidden_states
         for place, layer in enumerate(tried):
-            if layer < depth:  # behind the last one transformers puts the final norm
+            if layer < depth:  # after the last one comes the final norm
                 torch.testing.assert_close(features.states[place][number], hidden[layer][0, -1])
-            found = features.behind(place)[number]
+            found = features.after(place)[number]
             ends = torch.cat([embedding[sequence[0]], embedding[sequence[-1]]])
             torch.testing.assert_close(found[: len(ends)], ends.double())
             torch.testing.assert_close(found[len(ends) :].float(), features.states[place][number])
@@ -164,15 +164,15 @@ def composed(model: PreTrainedModel, kind: str) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("start", [0, None])
 def test_a_rule_that_a_vocabulary_follows_is_recovered(start, capsys):
-    """Halves' rows add up after a map each: n-grams nobody has seen get the row the rule says."""
+    """Halves' rows add up after a map each: new n-grams get the row that the rule gives."""
     model = model_for("gpt2")
     first, second = composed(model, "gpt2")
     weight = model.get_input_embeddings().weight.detach()
     recovery = Recovery.fit(model, base("gpt2"), start)
     assert explained(capsys) > 0.5
     ngrams = [(a, b) for a in range(10, 40) for b in range(300, 320)]
-    pieces = torch.tensor(ngrams)
-    wanted = weight[pieces[:, 0]] @ first + weight[pieces[:, 1]] @ second
+    tokens = torch.tensor(ngrams)
+    wanted = weight[tokens[:, 0]] @ first + weight[tokens[:, 1]] @ second
     error = (recovery(ngrams) - wanted).norm() / wanted.norm()
     shares = weights(NGrams(len(weight), tuple(ngrams)), Rows.exponential, head=False)
     papers = combined(weight, NGrams(len(weight), tuple(ngrams)), shares)
@@ -187,7 +187,7 @@ def explained(capsys: pytest.CaptureFixture[str]) -> float:
 
 
 def test_rows_are_as_long_as_tokens_rows_though_nothing_can_be_learned(capsys):
-    """Between random rows there is no rule: a regression alone would say next to nothing."""
+    """Between random rows there is no rule: a regression alone would predict next to nothing."""
     model = model_for("gpt2")
     recovery = Recovery.fit(model, base("gpt2"), 0)
     assert explained(capsys) < 0.2
@@ -203,13 +203,13 @@ def test_a_row_does_not_depend_on_the_other_sequences():
     sequences = [(5, 9, 11), (300, 301), (7, 5), (8, 8, 2, 100)]
     together = recovery(sequences)
     assert together.dtype == torch.float32
-    features = Features.of(model, sequences, 0, "Reading").behind(recovery.layer)
+    features = SequenceFeatures.of(model, sequences, 0, "Hidden states").after(recovery.layer)
     torch.testing.assert_close(together, (recovery.scale * recovery.ridge(features)).float())
     for sequence, row in zip(sequences, together, strict=True):
         torch.testing.assert_close(recovery([sequence])[0], row)
 
 
-def test_what_tokens_are_read_behind_is_part_of_the_fit():
+def test_the_token_before_a_sequence_is_part_of_the_fit():
     model = model_for("gpt2")
     fits = [Recovery.fit(model, base("gpt2"), start) for start in (0, None)]
     assert not torch.allclose(fits[0].ridge.center, fits[1].ridge.center)
@@ -217,7 +217,9 @@ def test_what_tokens_are_read_behind_is_part_of_the_fit():
 
 def test_a_vocabulary_of_bytes_has_nothing_to_learn_from(tiny_llama):
     with pytest.raises(MisfitError, match="this vocabulary has 0 of them, expected at least"):
-        RowFitter(tiny_llama.model, Expression(byte_tokenizer()), [], Rows.recovered, output=True)
+        RowFitter(
+            tiny_llama.model, TokenizerExtender(byte_tokenizer()), [], Rows.recovered, output=True
+        )
 
 
 def test_calibration_recovers_the_input_and_takes_the_papers_head():
@@ -232,7 +234,7 @@ def test_calibration_recovers_the_input_and_takes_the_papers_head():
     ngrams, rows = vocabulary.merged, vocabulary.rows
     assert rows is not None
     start = tokenizer.bos_token_id
-    expected = Recovery.fit(model, tokenizer, start)(ngrams.pieces)
+    expected = Recovery.fit(model, tokenizer, start)(ngrams.tokens)
     torch.testing.assert_close(rows.input, expected)
     head = model.get_output_embeddings().weight.detach()
     papers = combined(head, ngrams, weights(ngrams, Rows.exponential, head=True))

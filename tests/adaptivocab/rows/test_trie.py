@@ -20,27 +20,27 @@ ngrams = st.lists(
     min_size=1,
     max_size=8,
     unique=True,
-).map(lambda pieces: NGrams(9, tuple(pieces)))
-streams = st.lists(st.lists(st.sampled_from([*ALPHABET, OTHER]), max_size=20), max_size=3)
+).map(lambda found: NGrams(9, tuple(found)))
+token_texts = st.lists(st.lists(st.sampled_from([*ALPHABET, OTHER]), max_size=20), max_size=3)
 
 
 def prefixes(found: NGrams) -> set[tuple[int, ...]]:
-    return {pieces[:end] for pieces in found.pieces for end in range(1, len(pieces) + 1)}
+    return {ngram[:end] for ngram in found.tokens for end in range(1, len(ngram) + 1)}
 
 
 def class_of(found: NGrams, text: tuple[int, ...]) -> int:
     """Return the class of the longest token that a text begins with."""
-    begun = [number for number, one in enumerate(found.pieces) if text[: len(one)] == one]
+    begun = [number for number, one in enumerate(found.tokens) if text[: len(one)] == one]
     if begun:
-        return max(begun, key=lambda number: len(found.pieces[number]))
-    return len(found) + sorted({pieces[0] for pieces in found.pieces}).index(text[0])
+        return max(begun, key=lambda number: len(found.tokens[number]))
+    return len(found) + sorted({ngram[0] for ngram in found.tokens}).index(text[0])
 
 
 @given(ngrams)
 @settings(deadline=None)
-def test_classes_are_the_ngrams_and_then_their_first_pieces(found):
+def test_classes_are_the_ngrams_and_then_their_first_tokens(found):
     trie = Trie(found)
-    firsts = [pieces[0] for pieces in found.pieces]
+    firsts = [ngram[0] for ngram in found.tokens]
     assert trie.firsts.tolist() == sorted(set(firsts))
     assert trie.firsts[trie.group].tolist() == firsts + sorted(set(firsts))
 
@@ -56,7 +56,7 @@ def test_every_prefix_belongs_to_the_longest_token_that_begins_it(found):
     }
 
 
-@given(ngrams, streams)
+@given(ngrams, token_texts)
 @settings(deadline=None)
 def test_counts_are_of_all_occurrences_overlapping_or_not(found, texts):
     counted = Trie(found).counts(texts)
@@ -70,7 +70,7 @@ def test_counts_are_of_all_occurrences_overlapping_or_not(found, texts):
     }
 
 
-@given(ngrams, streams)
+@given(ngrams, token_texts)
 @settings(deadline=None)
 def test_conditionals_are_shares_of_the_prefix(found, texts):
     trie = Trie(found)
@@ -97,7 +97,7 @@ def test_split_is_what_going_through_all_continuations_gives(found, seed):
         for text in product([*ALPHABET, OTHER], repeat=LONGEST - 1):
             text = (first, *text)
             chain = [next_.get(text[:end], [1 / (OTHER + 1)] * (OTHER + 1)) for end in (1, 2, 3)]
-            probability = np.prod([p[piece] for p, piece in zip(chain, text[1:], strict=True)])
+            probability = np.prod([p[token] for p, token in zip(chain, text[1:], strict=True)])
             expected[class_of(found, text)] += float(probability)
         split = trie.split((first,), conditionals)
         assert sum(split.values()) == pytest.approx(1)

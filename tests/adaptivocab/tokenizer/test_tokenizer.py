@@ -32,8 +32,8 @@ from tests.adaptivocab.tokenizers import (
     UNALIGNED,
     WRAPPED,
     base,
-    expression,
     extended,
+    extender,
     mined,
     ngrams,
     odd_extended,
@@ -41,7 +41,8 @@ from tests.adaptivocab.tokenizers import (
 )
 from tests.conftest import ROOT
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.tokenizer.extender import Expression, load_tokenizer
+from trimtab.adaptivocab.tokenizer.characters import is_space, may_hold_digit
+from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender, load_tokenizer
 from trimtab.adaptivocab.tokenizer.patterns import (
     DIGIT,
     GPT2,
@@ -51,13 +52,11 @@ from trimtab.adaptivocab.tokenizer.patterns import (
     InexpressibleError,
     Pattern,
     find_pattern,
-    is_space,
-    may_hold_digit,
 )
 from trimtab.adaptivocab.tokenizer.wrapper import NGramTokenizer
 from trimtab.errors import MisfitError
 
-NATIVE = {**ALIGNED, **UNALIGNED}
+EXPRESSIBLE = {**ALIGNED, **UNALIGNED}
 BETWEEN = [
     "",
     " ",
@@ -77,7 +76,7 @@ BETWEEN = [
 ]
 
 every = pytest.mark.parametrize("kind", EVERY)
-native = pytest.mark.parametrize("kind", NATIVE)
+expressible = pytest.mark.parametrize("kind", EXPRESSIBLE)
 wrapped = pytest.mark.parametrize("kind", WRAPPED)
 
 
@@ -92,8 +91,8 @@ def assert_exact(found: NGrams, longer: PreTrainedTokenizerBase, shorter, text: 
 
 
 def mixtures(found: NGrams, tokenizer: PreTrainedTokenizerBase) -> st.SearchStrategy[str]:
-    surfaces = [tokenizer.decode(list(pieces)) for pieces in found.pieces]
-    part = st.sampled_from(surfaces) | st.sampled_from(BETWEEN) | st.text(max_size=3)
+    texts = [tokenizer.decode(list(ngram)) for ngram in found.tokens]
+    part = st.sampled_from(texts) | st.sampled_from(BETWEEN) | st.text(max_size=3)
     return st.lists(part, max_size=16).map("".join)
 
 
@@ -137,13 +136,13 @@ def test_ngrams_save_tokens(kind):
 
 @pytest.mark.parametrize("kind", ALIGNED)
 def test_ngrams_within_and_across_pre_tokens_and_ended_by_a_line_are_among_them(kind):
-    found = [expression(kind).admissible(pieces, crosses=True) for pieces in ngrams(kind).pieces]
+    found = [extender(kind).admissible(ngram, crosses=True) for ngram in ngrams(kind).tokens]
     assert 20 < sum(found) < len(found) - 20
     used = {token for text in CORPUS for token in ids(extended(kind), text)}
     crossing = {ngrams(kind).base_size + number for number, yes in enumerate(found) if yes}
     assert len(used & crossing) > 0.8 * len(crossing)
-    assert any(base(kind).decode(p).endswith("\n") for p in ngrams(kind).pieces)
-    assert any(base(kind).decode(p).endswith("\n  ") for p in ngrams(kind).pieces)
+    assert any(base(kind).decode(p).endswith("\n") for p in ngrams(kind).tokens)
+    assert any(base(kind).decode(p).endswith("\n  ") for p in ngrams(kind).tokens)
 
 
 @every
@@ -152,8 +151,8 @@ def test_old_ids_stay_and_new_ones_follow(kind):
     vocabulary = shorter.get_vocab()
     assert base(kind).get_vocab().items() <= vocabulary.items()
     assert len(shorter) == shorter.vocab_size == found.size == len(base(kind)) + 7 + len(found)
-    for number, pieces in enumerate(found.pieces):
-        token = "".join(base(kind).convert_ids_to_tokens(list(pieces)))
+    for number, ngram in enumerate(found.tokens):
+        token = "".join(base(kind).convert_ids_to_tokens(list(ngram)))
         assert vocabulary[token] == found.base_size + number
         assert shorter.convert_ids_to_tokens(found.base_size + number) == token
         assert shorter.convert_tokens_to_ids(token) == found.base_size + number
@@ -163,16 +162,16 @@ def test_old_ids_stay_and_new_ones_follow(kind):
 
 @every
 def test_special_tokens_and_digits_are_never_part_of_an_ngram(kind):
-    barred = set(base(kind).all_special_ids)
+    excluded = set(base(kind).all_special_ids)
     letters = ids(base(kind), "of", add_special_tokens=False)
-    assert not barred & {piece for pieces in ngrams(kind).pieces for piece in pieces}
-    assert not expression(kind).admissible([*barred, *letters], crosses=True)
+    assert not excluded & {token for ngram in ngrams(kind).tokens for token in ngram}
+    assert not extender(kind).admissible([*excluded, *letters], crosses=True)
     for digit in "7٣½〇":
         digits = ids(base(kind), f"of{digit}", add_special_tokens=False)
         for end in range(len(letters) + 1, len(digits) + 1):
-            assert not expression(kind).admissible(digits[:end], crosses=True)
-            assert not expression(kind).admissible(digits[:end], crosses=False)
-    texts = [base(kind).decode(list(pieces)) for pieces in odd_ngrams(kind).pieces]
+            assert not extender(kind).admissible(digits[:end], crosses=True)
+            assert not extender(kind).admissible(digits[:end], crosses=False)
+    texts = [base(kind).decode(list(ngram)) for ngram in odd_ngrams(kind).tokens]
     assert not any(character.isnumeric() for text in texts for character in text)
 
 
@@ -237,7 +236,7 @@ def test_the_chat_template_is_kept(kind):
 
 
 @every
-def test_text_decoded_piece_by_piece_is_the_base_tokenizers(kind):
+def test_text_decoded_token_by_token_is_the_base_tokenizers(kind):
     for text in [*TEXTS[:60], "<s>of the</s> name\n"]:
         tokens = ids(extended(kind), text)
         for skip in (True, False):
@@ -270,7 +269,7 @@ with open(texts, encoding="utf-8") as file:
 
 
 @pytest.mark.parametrize("kind", ["llama3", "sentencepiece"])
-def test_transformers_alone_loads_a_native_one(kind, tmp_path):
+def test_transformers_alone_loads_an_expressible_one(kind, tmp_path):
     extended(kind).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
@@ -294,12 +293,13 @@ import json, sys
 from pathlib import Path
 from transformers import AutoTokenizer
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.tokenizer.extender import Expression
+from trimtab.adaptivocab.tokenizer.characters import is_space, may_hold_digit
+from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 folder = Path(sys.argv[1])
-size, pieces = json.loads((folder / "ngrams.json").read_text())
-found = NGrams(size, tuple(map(tuple, pieces)))
+size, tokens = json.loads((folder / "ngrams.json").read_text())
+found = NGrams(size, tuple(map(tuple, tokens)))
 base = AutoTokenizer.from_pretrained(folder / "base")
-Expression.of(base).build(found).save_pretrained(folder / "other")
+TokenizerExtender(base).build(found).save_pretrained(folder / "other")
 """
 
 
@@ -307,7 +307,7 @@ def test_another_process_builds_the_same_file(tmp_path):
     found = ngrams("llama3")
     extended("llama3").save_pretrained(tmp_path / "one")
     base("llama3").save_pretrained(tmp_path / "base")
-    (tmp_path / "ngrams.json").write_text(json.dumps([found.base_size, found.pieces]))
+    (tmp_path / "ngrams.json").write_text(json.dumps([found.base_size, found.tokens]))
     subprocess.run(
         [sys.executable, "-c", BUILD, str(tmp_path)],
         cwd=ROOT,
@@ -336,7 +336,7 @@ def test_either_kind_is_stored_and_loaded(kind, tmp_path, capfd):
         assert again == json.loads((tmp_path / name).read_text("utf-8"))
 
 
-@native
+@expressible
 def test_a_token_added_later_gets_an_id_of_its_own(kind, tmp_path):
     extended(kind).save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path)
@@ -345,7 +345,7 @@ def test_a_token_added_later_gets_an_id_of_its_own(kind, tmp_path):
 
 
 def test_a_wrapper_takes_no_token_that_would_have_the_id_of_an_ngram():
-    shorter = expression("unigram").build(NGrams(len(base("unigram")), ngrams("unigram").pieces))
+    shorter = extender("unigram").build(NGrams(len(base("unigram")), ngrams("unigram").tokens))
     with pytest.raises(MisfitError, match="<new>: the ids after .* are those of n-grams"):
         shorter.add_tokens(["<new>"])
 
@@ -364,9 +364,9 @@ def test_a_wrapper_refuses_what_it_cannot_do(kind):
 def test_a_wrapper_takes_the_leftmost_and_then_the_longest(kind):
     a, b, c, d = (ids(base(kind), text, add_special_tokens=False)[-1] for text in "eaio")
     found = NGrams(len(base(kind)), ((a, b), (b, c), (a, b, c, d), (c, d)))
-    shorter = expression(kind).build(found)
+    shorter = extender(kind).build(found)
     first = found.base_size
-    spans = shorter.matches([a, b, c, b, c, d, a, b, c, d, a])
+    spans = shorter.matcher([a, b, c, b, c, d, a, b, c, d, a])
     assert [token for *_, token in spans] == [first, c, first + 1, d, first + 2, a]
 
 
@@ -387,17 +387,17 @@ def test_words_given_apart_are_exact(kind):
     assert ngrams(kind).expand(extended(kind)(words, is_split_into_words=True)["input_ids"]) == long
 
 
-def test_each_kind_is_expressed_as_far_as_it_can_be():
+def test_what_each_file_can_express_is_known():
     for kind in EVERY:
-        assert expression(kind).native == (kind in NATIVE), kind
-        assert expression(kind).aligned == (kind in ALIGNED), kind
-        assert bool(expression(kind).reason) == (kind in WRAPPED), kind
-    assert "a space before every text" in expression("prefixed").reason
-    assert "Unigram" in expression("unigram").reason
+        assert extender(kind).expressible == (kind in EXPRESSIBLE), kind
+        assert extender(kind).aligned == (kind in ALIGNED), kind
+        assert bool(extender(kind).reason) == (kind in WRAPPED), kind
+    assert "a space before every text" in extender("prefixed").reason
+    assert "Unigram" in extender("unigram").reason
 
 
 def test_segments_are_numbered_by_pre_token():
-    found, numbers = expression("gpt2").segment("name of\n<s>the")
+    found, numbers = extender("gpt2").segment("name of\n<s>the")
     assert found == ids(base("gpt2"), "name of\n<s>the")
     words = ["", "", "", "", ""]
     for token, number in zip(found, numbers, strict=True):
@@ -407,13 +407,13 @@ def test_segments_are_numbered_by_pre_token():
 
 
 @every
-def test_the_same_text_of_other_pieces_is_refused(kind):
-    pieces = next(p for p in ngrams(kind).pieces if len(p) == 2)
+def test_the_same_ngram_twice_is_refused(kind):
+    ngram = next(one for one in ngrams(kind).tokens if len(one) == 2)
     with pytest.raises(MisfitError, match="is the same text as"):
-        expression(kind).build(NGrams(len(base(kind)), (pieces, pieces)))
+        extender(kind).build(NGrams(len(base(kind)), (ngram, ngram)))
 
 
-def test_other_pieces_of_the_same_text_are_refused():
+def test_other_tokens_of_the_same_text_are_refused():
     vocabulary = base("unsplit").get_vocab()
     left, right = next(
         (left, right)
@@ -423,14 +423,14 @@ def test_other_pieces_of_the_same_text_are_refused():
         and left[1] == right[0]
         and left + right[1] not in vocabulary
     )
-    pieces = [(left, right[1]), (left[0], right)]
-    found = tuple((vocabulary[one], vocabulary[other]) for one, other in pieces)
+    strings = [(left, right[1]), (left[0], right)]
+    found = tuple((vocabulary[one], vocabulary[other]) for one, other in strings)
     with pytest.raises(MisfitError, match="1 n-grams that cannot be added: .*is the same text as"):
-        expression("unsplit").build(NGrams(len(base("unsplit")), found))
+        extender("unsplit").build(NGrams(len(base("unsplit")), found))
 
 
 @pytest.mark.parametrize(
-    ("kind", "pieces", "message"),
+    ("kind", "ngram", "message"),
     [
         ("gpt2", lambda of: (of("h"), of("e"), of("h")), "may not become a token"),
         ("sentencepiece", lambda of: (of("q"), of("z"), of("q")), "needs the n-gram"),
@@ -441,22 +441,22 @@ def test_other_pieces_of_the_same_text_are_refused():
         ("gpt2", lambda of: (of("q"),), "may not become a token"),
     ],
 )
-def test_an_ngram_that_cannot_be_a_token_is_named(kind, pieces, message):
-    found = pieces(base(kind).convert_tokens_to_ids)
+def test_an_ngram_that_cannot_be_a_token_is_named(kind, ngram, message):
+    found = ngram(base(kind).convert_tokens_to_ids)
     with pytest.raises(MisfitError, match=message) as error:
-        expression(kind).build(NGrams(len(base(kind)), (found,)))
+        extender(kind).build(NGrams(len(base(kind)), (found,)))
     assert str(found) in str(error.value)
 
 
 def test_ids_of_the_base_are_not_given_away():
     with pytest.raises(MisfitError, match="n-grams begin at id 602 .* ids end at 602"):
-        expression("llama3").build(NGrams(602, ()))
+        extender("llama3").build(NGrams(602, ()))
 
 
-def test_a_pattern_without_its_guards_is_found_out(monkeypatch):
-    monkeypatch.setattr("trimtab.adaptivocab.tokenizer.patterns.Pattern.guard", lambda *_: "")
+def test_a_pattern_without_its_lookaheads_is_found_out(monkeypatch):
+    monkeypatch.setattr("trimtab.adaptivocab.tokenizer.patterns.Pattern.lookahead", lambda *_: "")
     with pytest.raises(MisfitError, match="n-grams that change the base tokens around them"):
-        expression("gpt2").build(ngrams("gpt2"))
+        extender("gpt2").build(ngrams("gpt2"))
 
 
 def changed(kind: str, **model) -> PreTrainedTokenizerBase:
@@ -471,10 +471,10 @@ def test_a_vocabulary_that_its_merges_do_not_make_is_wrapped():
     vocabulary = file["model"]["vocab"]
     token = max(vocabulary, key=vocabulary.__getitem__)
     merges = [merge for merge in file["model"]["merges"] if "".join(merge) != token]
-    without = Expression.of(changed("gpt2", merges=merges))
+    without = TokenizerExtender(changed("gpt2", merges=merges))
     assert without.reason == f"its token {token!r} is not made by its merges"
-    assert "dropout" in Expression.of(changed("gpt2", dropout=0.1)).reason
-    assert "ignore_merges" in Expression.of(changed("unsplit", ignore_merges=True)).reason
+    assert "dropout" in TokenizerExtender(changed("gpt2", dropout=0.1)).reason
+    assert "ignore_merges" in TokenizerExtender(changed("unsplit", ignore_merges=True)).reason
 
 
 @pytest.mark.parametrize(
@@ -490,8 +490,8 @@ def test_a_class_of_its_own_is_not_needed(own, kind, settings, tmp_path):
     model = json.loads(base(kind).backend_tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
     longer = own(vocab=model["vocab"], merges=merges, **settings)
-    found = NGrams(len(longer), mined(Expression.of(longer), CORPUS, 100))
-    Expression.of(longer).build(found).save_pretrained(tmp_path)
+    found = NGrams(len(longer), mined(TokenizerExtender(longer), CORPUS, 100))
+    TokenizerExtender(longer).build(found).save_pretrained(tmp_path)
     shorter = AutoTokenizer.from_pretrained(tmp_path)
     assert type(shorter) is PreTrainedTokenizerFast
     assert shorter.special_tokens_map == longer.special_tokens_map
@@ -590,8 +590,8 @@ def test_smollm2_is_exact_with_thousands_of_ngrams(smollm2, official, tmp_path):
         (tmp_path / "base" / "tokenizer.json").write_text(json.dumps(file))
         longer = AutoTokenizer.from_pretrained(tmp_path / "base")
     documents = list(topics.values())
-    found = NGrams(49152, mined(Expression.of(longer), documents + TEXTS, 3000))
-    shorter = Expression.of(longer).build(found)
+    found = NGrams(49152, mined(TokenizerExtender(longer), documents + TEXTS, 3000))
+    shorter = TokenizerExtender(longer).build(found)
     for text in documents[::4] + TEXTS:
         assert found.expand(ids(shorter, text)) == ids(longer, text)
 

@@ -89,9 +89,9 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
         assert artifact is not None, "adaptivocab is a calibrated method"
         found = Vocabulary.from_artifact(artifact)
         section = self._section(artifact, len(found.merged))
-        drafts: dict[str, Any] = {} if found.drafts is None else {"drafter": found.drafts}
+        drafting: dict[str, Any] = {} if found.drafter is None else {"drafter": found.drafter}
         if found.rows is None or found.tokenizer is None:
-            yield Drafting(section, **drafts) if drafts else Unchanged(section)
+            yield Drafting(section, **drafting) if drafting else Unchanged(section)
             return
         output = self.mode is not Mode.input
         head: Any = model.get_output_embeddings()
@@ -102,16 +102,28 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
             "output_tokenizer": found.tokenizer if output else tokenizer,
             "ngram_tokens": found.merged.by_id() if output else {},
         }
-        kind = MergingAndDrafting if drafts else Merging
+        kind = MergingAndDrafting if drafting else Merging
         with extended(model, found.rows, output=output):
-            yield kind(section, **drafts, **merging)
+            yield kind(section, **drafting, **merging)
+
+    def export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        artifact: Artifact,
+        folder: Path,
+    ) -> None:
+        """Save the model with its new rows and its new tokenizer, see `export.export`."""
+        from trimtab.adaptivocab.export import export
+
+        export(model, tokenizer, artifact, folder)
 
     def _section(self, artifact: Artifact, merged: int) -> dict[str, Any]:
         """Return result.json's `vocabulary`."""
-        gate = artifact.statistics.get("gate", {})
+        measured = artifact.statistics.get("quality_budget", {})
         return {
             "merged": merged,
-            "guard": self.max_bpb_increase,
-            "dial": gate.get("dial"),
-            "validation": gate["merged"][-1] if merged and gate else None,
+            "quality_budget": self.max_bpb_increase,
+            "operating_points": measured.get("operating_points"),
+            "validation": measured["merged"][-1] if merged and measured else None,
         }

@@ -1,1 +1,1 @@
-"""What proposes the continuation of a text, counted on other text."""
+"""Drafts: n-gram tokens that are proposed for the unchanged model to verify."""

@@ -1,1 +1,1 @@
-"""Which n-grams of a text become tokens, or drafts."""
+"""Choosing the n-grams of a text that may become tokens, or drafts."""

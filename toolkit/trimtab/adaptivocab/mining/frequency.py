@@ -6,11 +6,11 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from trimtab.adaptivocab.mining.texts import LEAST, Admissible, Mined, Stream
+from trimtab.adaptivocab.mining.texts import LEAST, Admissible, Mined, TokenizedText
 
-Place = tuple[int, int]  # number of the stream, first token
-Key = tuple[tuple[int, ...], bool]  # pieces, across pre-tokens
-Entry = tuple[int, Key]  # minus the tokens saved, when last looked at
+Place = tuple[int, int]  # number of the text, position of the first token
+Key = tuple[tuple[int, ...], bool]  # base tokens, whether across pre-tokens
+Entry = tuple[int, Key]  # minus the tokens saved, when last counted
 
 
 class FrequencySelection:
@@ -18,84 +18,84 @@ class FrequencySelection:
 
     Parameters
     ----------
-    streams : iterable of Stream
+    texts : iterable of TokenizedText
     max_ngram : int
         Most base tokens of an n-gram.
     admissible : callable
         Whether an n-gram of these base tokens, within a pre-token or across, may be a token.
     aligned : bool
         Whether an n-gram must lie within a pre-token or be made of whole ones. One within a
-        pre-token is taken only after the one of all its pieces but the last.
+        pre-token is taken only after the n-gram of all its tokens but the last.
     """
 
     def __init__(
         self,
-        streams: Iterable[Stream],
+        texts: Iterable[TokenizedText],
         max_ngram: int,
         admissible: Admissible,
         aligned: bool,
     ) -> None:
-        self._streams = list(streams)
+        self._texts = list(texts)
         self._admissible = admissible
         self._aligned = aligned
-        self._taken = [bytearray(len(stream.tokens)) for stream in self._streams]
+        self._taken = [bytearray(len(text.tokens)) for text in self._texts]
         found: dict[Key, list[Place]] = defaultdict(list)
-        for number, stream in enumerate(self._streams):
-            for start in range(len(stream.tokens)):
-                for length in range(2, min(max_ngram, len(stream.tokens) - start) + 1):
-                    across = self._across(stream, start, start + length)
+        for number, text in enumerate(self._texts):
+            for start in range(len(text.tokens)):
+                for length in range(2, min(max_ngram, len(text.tokens) - start) + 1):
+                    across = self._across(text, start, start + length)
                     if across is not None:
-                        pieces = tuple(stream.tokens[start : start + length])
-                        found[pieces, across].append((number, start))
+                        ngram = tuple(text.tokens[start : start + length])
+                        found[ngram, across].append((number, start))
         self._places = {key: places for key, places in found.items() if len(places) >= LEAST}
 
-    def _across(self, stream: Stream, start: int, end: int) -> bool | None:
-        """Return whether a stretch crosses pre-tokens, None where it may be no n-gram."""
-        words = stream.words
-        if not self._aligned or words[start] == words[end - 1]:
+    def _across(self, text: TokenizedText, start: int, end: int) -> bool | None:
+        """Return whether a stretch crosses pre-tokens, None where it may not be an n-gram."""
+        own = text.pre_tokens
+        if not self._aligned or own[start] == own[end - 1]:
             return False
-        cut = start > 0 and words[start - 1] == words[start]
-        cut |= end < len(words) and words[end - 1] == words[end]
+        cut = start > 0 and own[start - 1] == own[start]
+        cut |= end < len(own) and own[end - 1] == own[end]
         return None if cut else True
 
     def run(self, size: int) -> Mined:
-        """Return at most `size` n-grams, fewer where none occurs twice any more."""
-        mined = Mined([], [], sum(len(stream.tokens) for stream in self._streams))
+        """Return at most `size` n-grams, fewer once none occurs twice."""
+        mined = Mined([], [], sum(len(text.tokens) for text in self._texts))
         chosen: set[tuple[int, ...]] = set()
         waiting: dict[tuple[int, ...], list[Entry]] = defaultdict(list)
         heap: list[Entry] = [
             (-len(places) * (len(key[0]) - 1), key) for key, places in self._places.items()
         ]
         heapq.heapify(heap)
-        while heap and len(mined.pieces) < size:
+        while heap and len(mined.ngrams) < size:
             gain, key = heapq.heappop(heap)
-            pieces, across = key
-            if pieces in chosen or not self._admissible(pieces, across):
+            ngram, across = key
+            if ngram in chosen or not self._admissible(ngram, across):
                 continue
-            if not across and len(pieces) > 2 and pieces[:-1] not in chosen:
-                waiting[pieces[:-1]].append((gain, key))
+            if not across and len(ngram) > 2 and ngram[:-1] not in chosen:
+                waiting[ngram[:-1]].append((gain, key))
                 continue
             places = list(self._free(key))
-            now = -len(places) * (len(pieces) - 1)
+            recounted = -len(places) * (len(ngram) - 1)
             if len(places) < LEAST:
                 continue
-            if now > gain:
-                heapq.heappush(heap, (now, key))
+            if recounted > gain:
+                heapq.heappush(heap, (recounted, key))
                 continue
             for number, start in places:
-                self._taken[number][start : start + len(pieces)] = b"\1" * len(pieces)
-            chosen.add(pieces)
-            mined.pieces.append(pieces)
-            mined.saved.append(-now)
-            for entry in waiting.pop(pieces, ()):
+                self._taken[number][start : start + len(ngram)] = b"\1" * len(ngram)
+            chosen.add(ngram)
+            mined.ngrams.append(ngram)
+            mined.saved.append(-recounted)
+            for entry in waiting.pop(ngram, ()):
                 heapq.heappush(heap, entry)
         return mined
 
     def _free(self, key: Key) -> Iterator[Place]:
-        """Yield where the n-gram stands in text that none covers yet, without overlap."""
+        """Yield where the n-gram occurs in text that none covers yet, without overlap."""
         length = len(key[0])
-        behind = (-1, -1)
+        earliest = (-1, -1)
         for number, start in self._places[key]:
-            if (number, start) >= behind and not any(self._taken[number][start : start + length]):
-                behind = number, start + length
+            if (number, start) >= earliest and not any(self._taken[number][start : start + length]):
+                earliest = number, start + length
                 yield number, start

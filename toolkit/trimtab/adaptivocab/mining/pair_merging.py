@@ -8,51 +8,50 @@ from itertools import pairwise
 
 import numpy as np
 
-from trimtab.adaptivocab.mining.texts import LEAST, Admissible, Mined, Stream
+from trimtab.adaptivocab.mining.texts import LEAST, Admissible, Mined, TokenizedText
 
-BOUNDARY = -1  # the unit around documents
-Pair = tuple[int, int, bool]  # unit on the left, base token on the right, across pre-tokens
+BOUNDARY = -1  # the unit before and after every text
+Pair = tuple[int, int, bool]  # unit on the left, base token on the right, whether across pre-tokens
 
 
 class PairMerging:
-    """Byte-pair encoding one floor up: the units merged are base tokens.
+    """Byte-pair encoding whose symbols are base tokens instead of bytes.
 
-    The most frequent pair of an n-gram (or a base token) and a base token becomes an n-gram, its
-    occurrences are replaced, and the counts of the pairs around them are brought up to date, so
-    that every count is of the text as the n-grams chosen so far encode it. All n-grams are grown
-    from the left by one token, hence every prefix of an n-gram is one too. Where `aligned`, an
-    n-gram lies within a pre-token or is made of whole ones.
+    The most frequent pair of a unit (an n-gram or a base token) and a base token becomes an
+    n-gram. Its occurrences are replaced, and the counts of the pairs around them are updated, so
+    that every count is of the text as the n-grams chosen so far encode it. All n-grams grow from
+    the left by one token, so every prefix of an n-gram is an n-gram too.
 
     Parameters
     ----------
-    streams : iterable of Stream
+    texts : iterable of TokenizedText
     max_ngram : int
         Most base tokens of an n-gram.
     admissible : callable
         Whether an n-gram of these base tokens, within a pre-token or across, may be a token.
     aligned : bool
-        Whether n-grams must respect pre-tokens.
+        Whether an n-gram must lie within a pre-token or be made of whole ones.
     """
 
     def __init__(
         self,
-        streams: Iterable[Stream],
+        texts: Iterable[TokenizedText],
         max_ngram: int,
         admissible: Admissible,
         aligned: bool,
     ) -> None:
-        self._max_pieces = max_ngram
+        self._max_ngram = max_ngram
         self._admissible = admissible
-        self._load(streams, aligned)
-        self._pieces: dict[int, tuple[int, ...]] = {}
+        self._load(texts, aligned)
+        self._ngrams: dict[int, tuple[int, ...]] = {}
         self._count_pairs()
 
-    def _load(self, streams: Iterable[Stream], aligned: bool) -> None:
+    def _load(self, texts: Iterable[TokenizedText], aligned: bool) -> None:
         units, first, last = [BOUNDARY], [True], [True]
-        for stream in filter(lambda stream: stream.tokens, streams):
-            words = stream.words if aligned else [0] * len(stream.words)
-            changes = [left != right for left, right in pairwise(words)]
-            units += [*stream.tokens, BOUNDARY]
+        for text in filter(lambda text: text.tokens, texts):
+            own = text.pre_tokens if aligned else [0] * len(text.pre_tokens)
+            changes = [left != right for left, right in pairwise(own)]
+            units += [*text.tokens, BOUNDARY]
             first += [True, *changes, True]
             last += [*changes, True, True]
         self.tokens = len(units) - units.count(BOUNDARY)
@@ -63,7 +62,7 @@ class PairMerging:
         self._base_size = max(units) + 1
 
     def _count_pairs(self) -> None:
-        """Index all pairs of the text as it stands: positions by pair, and a heap of counts."""
+        """Index all pairs of the text: positions by pair, and a heap of counts."""
         self._counts: dict[Pair, int] = {}
         self._positions: dict[Pair, list[int]] = {}
         units = np.array(self._units, dtype=np.int64)
@@ -86,35 +85,35 @@ class PairMerging:
         heapq.heapify(self._heap)
 
     def run(self, size: int) -> Mined:
-        """Return at most `size` n-grams, fewer where no pair occurs twice any more."""
+        """Return at most `size` n-grams, fewer once no pair occurs twice."""
         mined = Mined([], [], self.tokens)
         chosen: set[tuple[int, ...]] = set()
-        while self._heap and len(mined.pieces) < size:
+        while self._heap and len(mined.ngrams) < size:
             count, pair = heapq.heappop(self._heap)
             if -count != self._counts.get(pair, 0):
-                continue  # an older count of a pair that stands in the heap again
-            pieces = (*self._expanded(pair[0]), pair[1])
-            unusable = len(pieces) > self._max_pieces or pieces in chosen
-            if unusable or not self._admissible(pieces, pair[2]):
+                continue  # out of date: the pair has another entry with its present count
+            ngram = (*self._expanded(pair[0]), pair[1])
+            unusable = len(ngram) > self._max_ngram or ngram in chosen
+            if unusable or not self._admissible(ngram, pair[2]):
                 del self._counts[pair], self._positions[pair]
                 continue
             places = list(self._occurrences(pair))
             if len(places) < -count:  # a run, see `_merge`
                 self._recount(pair, len(places))
                 continue
-            chosen.add(pieces)
-            unit = self._base_size + len(mined.pieces)
-            self._pieces[unit] = pieces
-            mined.pieces.append(pieces)
+            chosen.add(ngram)
+            unit = self._base_size + len(mined.ngrams)
+            self._ngrams[unit] = ngram
+            mined.ngrams.append(ngram)
             mined.saved.append(len(places))
             self._merge(pair, unit, places)
         return mined
 
     def _expanded(self, unit: int) -> tuple[int, ...]:
-        return self._pieces.get(unit, (unit,))
+        return self._ngrams.get(unit, (unit,))
 
     def _occurrences(self, pair: Pair) -> Iterator[int]:
-        """Yield where the pair stands, left to right, without overlap."""
+        """Yield where the pair occurs, left to right, without overlap."""
         left, right, _ = pair
         taken = -1
         for place in sorted(self._positions[pair]):
@@ -124,25 +123,25 @@ class PairMerging:
                 yield place
 
     def _merge(self, pair: Pair, unit: int, places: list[int]) -> None:
-        """Replace the pair's occurrences, and bring the counts of their neighbours up to date.
+        """Replace the pair's occurrences, and update the counts of their neighbours.
 
-        In a run such as "a a a" the pairs of neighbours overlap. Their number is no count but no
-        less than it, also later on: such a pair is counted when its turn comes.
+        In a run such as "a a a" the pairs overlap, and their number is only an upper bound of how
+        many can be merged. Such a pair is counted exactly when its turn comes.
         """
         changed: set[Pair] = set()
         for place in places:
             after = self._next[place]
-            before, behind = self._previous[place], self._next[after]
-            for left, right in ((before, place), (place, after), (after, behind)):
+            before, beyond = self._previous[place], self._next[after]
+            for left, right in ((before, place), (place, after), (after, beyond)):
                 old = self._pair(left, right)
                 if old in self._counts and old[0] != old[1]:
                     self._counts[old] -= 1
                     changed.add(old)
             self._units[place] = unit
             self._units[after] = BOUNDARY
-            self._next[place] = behind
-            self._previous[behind] = place
-            new = self._pair(place, behind)
+            self._next[place] = beyond
+            self._previous[beyond] = place
+            new = self._pair(place, beyond)
             if new is not None:
                 self._counts[new] = self._counts.get(new, 0) + 1
                 self._positions.setdefault(new, []).append(place)

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class NewRows:
-    """What the n-grams add to a model, and what they change in it.
+    """What n-grams add to a model, and what they change in it.
 
     Parameters
     ----------
     input, head : Tensor
-        Rows behind the embedding's and the head's, of shape [n-grams, width].
+        Rows to append to the embedding and to the head, of shape [n-grams, width].
     changed : Tensor
         Base tokens whose head rows make room for n-grams that begin with them, int64 of
         shape [tokens].
@@ -44,13 +44,13 @@ class NewRows:
 
 @contextmanager
 def extended(model: PreTrainedModel, rows: NewRows, *, output: bool) -> Iterator[None]:
-    """Give `model` the new rows; it gets its own parameters back afterwards.
+    """Give `model` the new rows; its own parameters are put back afterwards.
 
     Parameters
     ----------
     output : bool
         Whether the head gets its rows too, so that n-grams can be predicted. Otherwise it stays
-        what it was, and so do all logits after text without n-grams.
+        as it is, and so do all logits after text without n-grams.
 
     Notes
     -----
@@ -75,7 +75,7 @@ def extended(model: PreTrainedModel, rows: NewRows, *, output: bool) -> Iterator
 
 @contextmanager
 def base_head(model: PreTrainedModel, weight: nn.Parameter) -> Iterator[None]:
-    """Have an extended model predict base tokens alone, with its own head's `weight`."""
+    """Have an extended model predict base tokens alone, with the `weight` of its own head."""
     head, size = model.get_output_embeddings(), model.config.vocab_size
     current = head.weight
     try:
@@ -88,7 +88,7 @@ def base_head(model: PreTrainedModel, weight: nn.Parameter) -> Iterator[None]:
 
 
 def extended_head(weight: Tensor, rows: NewRows) -> Tensor:
-    """Return the head's matrix with room made for the n-grams, and their rows behind."""
+    """Return a head's matrix with room made for the n-grams, and their rows appended."""
     changed = weight.detach().clone()
     changed[rows.changed.to(weight.device)] = rows.changed_head.to(weight)
     return torch.cat([changed, rows.head.to(weight)])

@@ -1,4 +1,4 @@
-"""New rows by gradient: nothing but these rows changes, and the base model is the only teacher."""
+"""New rows fitted by gradient. Only these rows move: every other weight stays as it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from trimtab.adaptivocab.rows.extended import NewRows, extended_head
 from trimtab.adaptivocab.rows.layers import outputs_of
 from trimtab.adaptivocab.rows.passages import Passage, with_start
-from trimtab.adaptivocab.rows.targets import Reading, Targets, expected
+from trimtab.adaptivocab.rows.scoring import HiddenStates, logits_of
+from trimtab.adaptivocab.rows.targets import DistillationTargets
 from trimtab.models.adapter import adapter_for, module_device
 from trimtab.progress import track
 
@@ -24,12 +25,12 @@ STEP = 0.015  # of Adam, over the root mean square of the matrix's entries
 MOMENTA = (0.9, 0.99)
 
 
-def match_hidden(
+def match_hidden_states(
     model: PreTrainedModel, rows: Tensor, passages: Sequence[Passage], start: int | None
 ) -> Tensor:
-    """Return input rows behind which hidden states come closest to the base model's.
+    """Return input rows with which hidden states come closest to the base model's.
 
-    Minimises the squared distance, over the base's squared norm, between what layer
+    Minimises, by gradient, the squared distance over the base's squared norm between what layer
     `MATCHED_LAYERS` makes of merged tokens and what it makes of the last base token of each.
 
     Parameters
@@ -66,19 +67,20 @@ def distill(
     model: PreTrainedModel,
     rows: NewRows,
     passages: Sequence[Passage],
-    readings: Sequence[Reading],
-    targets: Targets,
+    states: Sequence[HiddenStates],
+    targets: DistillationTargets,
     start: int | None,
 ) -> NewRows:
     """Return rows with which the extended model predicts what the base model would.
 
-    Minimises the cross-entropy to the base model's distribution over base tokens, with that of
-    first pieces divided as `Targets` says. All rows of `rows` move, and nothing else.
+    Minimises, by gradient, the cross-entropy to the base model's distribution over base tokens,
+    with the probabilities of first tokens divided as `targets` says. All rows of `rows` move, and
+    nothing else.
 
     Parameters
     ----------
-    readings : sequence of Reading
-        The base model's, of the passages' base tokens.
+    states : sequence of HiddenStates
+        The base model's, over the passages' base tokens.
     """
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
@@ -87,9 +89,9 @@ def distill(
     begins = [0, *torch.tensor([len(part.merged) for part in passages]).cumsum(0).tolist()]
 
     def loss(number: int, new_input: Tensor, new_head: Tensor, changed: Tensor) -> Tensor:
-        passage, reading = passages[number], readings[number]
+        passage = passages[number]
         with torch.no_grad():
-            base = expected(model, reading.hidden[passage.starts]).softmax(-1)
+            base = logits_of(model, states[number].hidden[passage.starts]).softmax(-1)
             shares = targets.dense(begins[number], begins[number + 1]).to(base.device)
             base[:, firsts] = shares[:, -len(firsts) :]
             wanted = torch.cat([base, shares[:, : -len(firsts)]], 1)
@@ -133,7 +135,7 @@ def _minimise(
     Parameters
     ----------
     matrices : sequence of Tensor
-        The matrix that each of `initial` joins; its entries' size sets the steps'.
+        The matrix that each of `initial` joins; the size of its entries sets that of the steps.
     """
     rows = [part.float().clone().requires_grad_() for part in initial]
     groups = [

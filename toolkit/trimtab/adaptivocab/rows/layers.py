@@ -1,4 +1,4 @@
-"""The first layers of a model alone."""
+"""The first decoder layers of a model alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _Reached(Exception):  # noqa: N818
 
 
 def outputs_of(layers: Sequence[nn.Module], run: Callable[[], object]) -> list[Tensor]:
-    """Return what decoder layers put out while `run` runs their model, no further than the last.
+    """Return the outputs of decoder layers while `run` runs their model, up to the last of them.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ class Passage:
     merged : Tensor
         Ids of the extended vocabulary, int64 of shape [merged tokens].
     starts, ends : Tensor
-        For each merged token, the base tokens it stands for: ``base[start:end]``; int64 of shape
+        Each merged token stands for the base tokens ``base[start:end]``; int64 of shape
         [merged tokens].
     size : int
         Bytes of the text.
@@ -53,21 +53,21 @@ class Passage:
 
 
 def with_start(ids: Tensor, start: int | None) -> Tensor:
-    """Return token ids, of shape [..., tokens], behind the token `start` if there is one."""
+    """Return token ids, of shape [..., tokens], after the token `start` if there is one."""
     return ids if start is None else functional.pad(ids, (1, 0), value=start)
 
 
 def cut(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, tokens: int, window: int
 ) -> list[str]:
-    """Cut documents into texts of `window` tokens, spread evenly over all there is.
+    """Cut documents into texts of `window` tokens, and return some, spread evenly over them all.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
         The base tokenizer, a fast one.
     tokens : int
-        Base tokens of all texts together; fewer where the documents are shorter.
+        Base tokens of all texts returned; fewer where the documents are shorter.
     """
     found = [part for document in documents for part in _cut(document.text, tokenizer, window)]
     count = min(len(found), max(tokens // window, 1))

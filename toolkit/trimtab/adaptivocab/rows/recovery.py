@@ -1,8 +1,8 @@
-"""Input rows by split and recover: what a vocabulary itself says about pieces and their whole.
+"""Input rows by split and recover: learned from tokens that two other tokens spell.
 
-Many a token is spelled by two others, and its own row is known. A ridge regression learns to
-recover that row from the halves' rows and from what the model's first layers make of the halves,
-and is then asked for the rows of n-grams. After Tokens2Words, arXiv 2410.05864.
+Such a token's own row is known. A ridge regression learns to recover it from the rows of its two
+halves and from what the model's first layers make of them, and then predicts the rows of n-grams.
+After Tokens2Words, arXiv 2410.05864.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from trimtab.progress import say, track
 
 SPLITS = 8192  # most tokens split
 FEWEST = 32  # with fewer there is nothing to learn from
-HELD_OUT = 8  # every so many-th is kept to choose layer, penalty and scale
-LAYERS = (1, 2, 4, 8, 16)  # behind which hidden states are tried
+HELD_OUT = 8  # one token in so many is held out to choose layer, penalty and scale
+LAYERS = (1, 2, 4, 8, 16)  # whose outputs are tried
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # tried, over a feature's variance
-BATCH = 256  # sequences of tokens read at a time
+BATCH = 256  # sequences of tokens run at a time
 
 
 @dataclass(frozen=True)
-class Features:
-    """What token sequences, each read alone, say about the row that would stand for them.
+class SequenceFeatures:
+    """What predicts the row that would stand for a sequence of tokens, each run by itself.
 
     Parameters
     ----------
     ends : Tensor
         The embedding's rows of the first and of the last token, of shape [sequences, 2 width].
     states : list of Tensor
-        The last token's hidden state behind each of the `LAYERS` there are, of shape
+        The last token's hidden state after each of the `LAYERS` that the model has, of shape
         [sequences, width].
     """
 
@@ -56,8 +56,8 @@ class Features:
         sequences: Sequence[tuple[int, ...]],
         start: int | None,
         description: str,
-    ) -> Features:
-        """Read sequences behind `start`, under a progress bar with a description."""
+    ) -> SequenceFeatures:
+        """Run the first layers over sequences after `start`, with a progress bar."""
         layers = adapter_for(model).decoder_layers(model)
         tried = [layers[number - 1] for number in LAYERS if number <= len(layers)]
         embedding: Any = model.get_input_embeddings()
@@ -72,8 +72,14 @@ class Features:
                 state[numbers] = output[:, -1].to(state)
         return cls(weight[ends.to(weight.device)].flatten(1), states)
 
-    def behind(self, layer: int) -> Tensor:
-        """Return rows and states together, float64 of shape [sequences, 3 width]."""
+    def after(self, layer: int) -> Tensor:
+        """Return rows and the states after a layer, float64 of shape [sequences, 3 width].
+
+        Parameters
+        ----------
+        layer : int
+            By its place among the `LAYERS`.
+        """
         return torch.cat([self.ends, self.states[layer]], 1).double()
 
 
@@ -88,20 +94,20 @@ def _batches(sequences: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Guesses the input row that would stand for a sequence of base tokens.
+    """Predicts the input row that would stand for a sequence of base tokens.
 
     Parameters
     ----------
     model : PreTrainedModel
     start : int or None
-        Token put before a sequence when the model reads it.
+        Token put before a sequence when the model runs over it.
     layer : int
-        Which of the `LAYERS` the hidden state is taken behind, by its place among them.
+        The layer whose output is used, by its place among the `LAYERS`.
     ridge : Ridge
-        From `Features` to rows.
+        From `SequenceFeatures` to rows.
     scale : float
-        A ridge regression shortens what it predicts; with this factor held-out rows have, on
-        average, the length that they should.
+        A ridge regression shortens what it predicts; this factor gives held-out rows, on
+        average, the length that they should have.
     """
 
     model: PreTrainedModel
@@ -116,8 +122,8 @@ class Recovery:
     ) -> Recovery:
         """Learn from the tokens of a vocabulary that two others spell.
 
-        The layer and the penalty are those of the least square error on held-out tokens, before
-        the scale, which gives the rows their length back and is not fitted by error.
+        The layer and the penalty are those with the least square error on held-out tokens. The
+        scale is applied after that choice.
 
         Parameters
         ----------
@@ -127,23 +133,23 @@ class Recovery:
         Raises
         ------
         MisfitError
-            If there is hardly a token of that kind.
+            If fewer than `FEWEST` tokens are of that kind.
         """
         splits = split_tokens(tokenizer)
         if len(splits) < FEWEST:
             raise MisfitError(
                 f"rows=recovered learns from tokens that two others spell, and this vocabulary "
-                f"has {len(splits)} of them, expected at least {FEWEST}: use rows=closed"
+                f"has {len(splits)} of them, expected at least {FEWEST}: use rows=fitted"
             )
         count = min(len(splits), SPLITS)
         tokens, halves = zip(*(splits[i * len(splits) // count] for i in range(count)), strict=True)
-        known = Features.of(model, halves, start, "Reading split tokens")
+        known = SequenceFeatures.of(model, halves, start, "Hidden states of split tokens")
         embedding: Any = model.get_input_embeddings()
         rows = embedding.weight[torch.tensor(tokens)].detach().double()
         held_out = torch.arange(count, device=rows.device) % HELD_OUT == 0
         tried = []
         for layer in range(len(known.states)):
-            features = known.behind(layer)
+            features = known.after(layer)
             for penalty, ridge in Ridge.fits(features[~held_out], rows[~held_out], PENALTIES):
                 guess = ridge(features[held_out])
                 error = float((guess - rows[held_out]).square().mean())
@@ -155,17 +161,19 @@ class Recovery:
             f"Split and recover: the regression explains {explained:.0%} of the variance of "
             f"{held_out.sum()} held-out tokens' rows, from {count} tokens and layer {LAYERS[layer]}"
         )
-        ((_, ridge),) = Ridge.fits(known.behind(layer), rows, [penalty])
+        ((_, ridge),) = Ridge.fits(known.after(layer), rows, [penalty])
         return cls(model, start, layer, ridge, scale)
 
     def __call__(self, sequences: Sequence[tuple[int, ...]]) -> Tensor:
         """Return rows, float32 of shape [sequences, width], on the embedding's device."""
-        features = Features.of(self.model, sequences, self.start, "Reading n-grams alone")
-        return (self.scale * self.ridge(features.behind(self.layer))).float()
+        features = SequenceFeatures.of(
+            self.model, sequences, self.start, "Hidden states of n-grams"
+        )
+        return (self.scale * self.ridge(features.after(self.layer))).float()
 
 
 def split_tokens(tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, tuple[int, int]]]:
-    """Return tokens that two others spell, by ascending id, each with the most even two."""
+    """Return the tokens that two others spell, by ascending id, each with its most even halves."""
     vocabulary = tokenizer.get_vocab()
     for special in tokenizer.added_tokens_decoder.values():
         vocabulary.pop(str(special))
@@ -174,7 +182,7 @@ def split_tokens(tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, tuple[in
         (token, halves)
         for spelling, token in vocabulary.items()
         if (halves := _halves(spelling, vocabulary))
-        # A byte's name, such as <0x0A>, is no spelling: the halves read as something else.
+        # A byte's name, such as <0x0A>, is no spelling: its halves decode to something else.
         and decode([token]) == decode(list(halves))
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ridge:
-    """An affine map of features, each first brought to mean 0 and variance 1.
+    """An affine map of features, each first scaled to mean 0 and variance 1.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Ridge:
     def fits(
         cls, features: Tensor, rows: Tensor, penalties: Sequence[float]
     ) -> Iterator[tuple[float, Ridge]]:
-        """Yield every penalty, and the map with the least mean square error under it.
+        """Yield every penalty with the map that minimises mean square error plus penalty.
 
         Parameters
         ----------

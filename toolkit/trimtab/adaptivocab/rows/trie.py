@@ -1,4 +1,4 @@
-"""N-grams by their first pieces: which token a text that began one turns out to be."""
+"""The prefixes of n-grams: which token a text that began one turns out to be."""
 
 from __future__ import annotations
 
@@ -15,68 +15,68 @@ Node = tuple[int, ...]
 class Trie:
     """All prefixes of all n-grams.
 
-    After a text has produced the first piece of n-grams, it is a matter of the next pieces which
-    token it was: one of the n-grams, or the bare first piece. These outcomes are the *classes*:
-    number 0 to G - 1 for the n-grams, then one for each distinct first piece.
+    Once a text has produced the first base token of some n-grams, the base tokens that follow
+    decide which token it was: one of the n-grams, or the first token by itself. These outcomes are
+    the *classes*: 0 to G - 1 for the n-grams, then one for each distinct first token.
 
     Attributes
     ----------
     firsts : Tensor
-        The first pieces in ascending order, int64 of shape [firsts].
+        The first tokens in ascending order, int64 of shape [firsts].
     group : Tensor
-        For each class, the number of its first piece, int64 of shape [n-grams + firsts].
+        For each class, the number of its first token, int64 of shape [n-grams + firsts].
     children : dict of tuple to list of tuple
-        What a prefix can go on as.
+        The prefixes that extend a prefix by one token.
     owner : dict of tuple to int
-        For each prefix, the class of the longest token that begins it.
+        For each prefix, the class of the longest token that it begins with.
     """
 
     def __init__(self, ngrams: NGrams) -> None:
-        firsts = sorted({pieces[0] for pieces in ngrams.pieces})
+        firsts = sorted({ngram[0] for ngram in ngrams.tokens})
         numbers = {token: number for number, token in enumerate(firsts)}
-        groups = [numbers[pieces[0]] for pieces in ngrams.pieces] + list(range(len(firsts)))
+        groups = [numbers[ngram[0]] for ngram in ngrams.tokens] + list(range(len(firsts)))
         self.firsts = torch.tensor(firsts, dtype=torch.int64)
         self.group = torch.tensor(groups, dtype=torch.int64)
-        tokens = {pieces: number for number, pieces in enumerate(ngrams.pieces)}
+        classes = {ngram: number for number, ngram in enumerate(ngrams.tokens)}
         self.owner: dict[Node, int] = {
             (token,): len(ngrams) + number for token, number in numbers.items()
         }
         self.children: dict[Node, list[Node]] = {}
-        for pieces in sorted(ngrams.pieces):
-            for end in range(2, len(pieces) + 1):
-                node, parent = pieces[:end], pieces[: end - 1]
+        for ngram in sorted(ngrams.tokens):
+            for end in range(2, len(ngram) + 1):
+                node, parent = ngram[:end], ngram[: end - 1]
                 if node not in self.owner:
-                    self.owner[node] = tokens.get(node, self.owner[parent])
+                    self.owner[node] = classes.get(node, self.owner[parent])
                     self.children.setdefault(parent, []).append(node)
 
-    def counts(self, streams: Iterable[Sequence[int]]) -> dict[Node, int]:
-        """Return how often each prefix occurs in streams of base tokens."""
+    def counts(self, texts: Iterable[Sequence[int]]) -> dict[Node, int]:
+        """Return how often each prefix occurs in texts of base tokens."""
         found = dict.fromkeys(self.owner, 0)
-        for stream in streams:
-            for start, token in enumerate(stream):
+        for text in texts:
+            for start, token in enumerate(text):
                 node: Node = (token,)
                 end = start + 1
                 while node in found:
                     found[node] += 1
-                    if end == len(stream):
+                    if end == len(text):
                         break
-                    node = (*node, stream[end])
+                    node = (*node, text[end])
                     end += 1
         return found
 
     def conditionals(self, counts: dict[Node, int]) -> dict[Node, float]:
-        """Return, for each prefix of two pieces or more, how often its last piece followed."""
+        """Return, for each prefix of two tokens or more, how often the last followed the others."""
         return {
             node: counts[node] / max(counts[node[:-1]], 1) for node in self.owner if len(node) > 1
         }
 
     def split(self, first: Node, conditionals: Mapping[Node, float]) -> dict[int, float]:
-        """Return the probability of every class of a first piece; they add up to 1.
+        """Return how a first token's probability is divided among its classes; it adds up to 1.
 
         Parameters
         ----------
         conditionals : mapping of tuple to float
-            Probability of each prefix's last piece, given the pieces before.
+            Probability of each prefix's last token, given the tokens before.
         """
         shares: dict[int, float] = {}
         open_: list[tuple[Node, float]] = [(first, 1.0)]
@@ -91,7 +91,7 @@ class Trie:
         return shares
 
     def mean_shares(self, conditionals: Mapping[Node, float]) -> Tensor:
-        """Return `split` of every first piece, float32 of shape [n-grams + firsts]."""
+        """Return `split` of every first token, float32 of shape [n-grams + firsts]."""
         shares = torch.zeros(len(self.group))
         for token in self.firsts.tolist():
             for number, share in self.split((token,), conditionals).items():

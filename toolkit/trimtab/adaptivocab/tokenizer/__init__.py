@@ -1,1 +1,1 @@
-"""A tokenizer with n-grams, exact to the base tokens of every text."""
+"""Tokenizers that have n-grams as tokens, exact to the base tokens of every text."""

@@ -1,4 +1,4 @@
-"""N-grams of a tokenizer's tokens as tokens of their own: in the tokenizer's file, or after it.
+"""Adding n-grams to a tokenizer: in its file where that can express them, in a wrapper otherwise.
 
 Either way ``ngrams.expand(extended(text)) == base(text)`` for every text.
 """
@@ -15,8 +15,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.tokenizer.characters import may_hold_digit
 from trimtab.adaptivocab.tokenizer.file import TokenizerFile, listed
-from trimtab.adaptivocab.tokenizer.patterns import InexpressibleError, Pattern, may_hold_digit
+from trimtab.adaptivocab.tokenizer.patterns import InexpressibleError, Pattern
 from trimtab.adaptivocab.tokenizer.wrapper import NGramTokenizer
 from trimtab.errors import MisfitError
 from trimtab.files import write_json
@@ -24,13 +25,13 @@ from trimtab.files import write_json
 CONFIG = "tokenizer_config.json"
 
 
-class Expression:
-    """How n-grams of a tokenizer's tokens become tokens.
+class TokenizerExtender:
+    """Makes n-grams of a tokenizer's tokens tokens of their own.
 
-    A tokenizer whose file can hold them is extended there: n-grams within a pre-token, or of a
-    tokenizer that makes one pre-token of every text, are merges of the lowest priority, each of
-    all pieces but the last with the last; n-grams of whole pre-tokens are kept whole by the
-    pre-tokenizer. Any other is wrapped.
+    A tokenizer whose file can express n-grams is extended there. N-grams within a pre-token, and
+    all n-grams of a tokenizer that has one pre-token a text, become merges of the lowest priority,
+    each of all its tokens but the last with the last. N-grams of whole pre-tokens are kept whole
+    by the pre-tokenizer. Any other tokenizer is wrapped.
 
     Parameters
     ----------
@@ -40,8 +41,8 @@ class Expression:
     Attributes
     ----------
     reason : str
-        Why the tokenizer's file cannot hold n-grams; empty if it can.
-    native : bool
+        Why the tokenizer's file cannot express n-grams; empty if it can.
+    expressible : bool
         Whether the extended tokenizer is an ordinary ``tokenizer.json``.
     aligned : bool
         Whether an n-gram must lie in one pre-token or consist of whole ones.
@@ -59,7 +60,7 @@ class Expression:
             )
         self.tokenizer = tokenizer
         self._file = TokenizerFile(tokenizer)
-        self._barred = self._find_barred()
+        self._excluded = self._find_excluded()
         self.pattern: Pattern | None = None
         self.reason = ""
         try:
@@ -67,12 +68,8 @@ class Expression:
         except InexpressibleError as error:
             self.reason = str(error)
 
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> Expression:
-        return cls(tokenizer)
-
     @property
-    def native(self) -> bool:
+    def expressible(self) -> bool:
         return not self.reason
 
     @property
@@ -80,33 +77,33 @@ class Expression:
         return self.pattern is not None
 
     def segment(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the base ids of `text` without those put around it, and each one's pre-token."""
+        """Return the base ids of `text`, without added ones, and the number of each's pre-token."""
         encoding = self._file.backend.encode(text, add_special_tokens=False)
         return encoding.ids, [0 if word is None else word for word in encoding.word_ids]
 
-    def admissible(self, pieces: Sequence[int], crosses: bool) -> bool:
+    def admissible(self, ngram: Sequence[int], crosses: bool) -> bool:
         """Return whether an n-gram may become a token.
 
         Parameters
         ----------
-        pieces : sequence of int
+        ngram : sequence of int
             Base ids, two or more.
         crosses : bool
             Whether they are of several pre-tokens; then they must be all of them.
         """
-        if len(pieces) < 2 or any(piece in self._barred for piece in pieces):
+        if len(ngram) < 2 or any(token in self._excluded for token in ngram):
             return False
-        if any(piece not in self._file.token for piece in pieces):
+        if any(token not in self._file.token for token in ngram):
             return False
-        surface = self._file.surface(pieces)
-        if surface in self._file.vocab or may_hold_digit(self._file.text(surface)):
+        string = self._file.token_string(ngram)
+        if string in self._file.vocab or may_hold_digit(self._file.text(string)):
             return False
         if not self.aligned:
             return True
-        words = self._file.words(surface)
-        if words is None:
+        parts = self._file.pre_tokens(string)
+        if parts is None:
             return not crosses
-        return (len(words) > 1) == crosses and self._file.encode(words) == list(pieces)
+        return (len(parts) > 1) == crosses and self._file.encode(parts) == list(ngram)
 
     def build(self, ngrams: NGrams) -> PreTrainedTokenizerBase:
         """Return the tokenizer with the n-grams as tokens.
@@ -115,40 +112,40 @@ class Expression:
         ------
         MisfitError
             If `ngrams` begins within the base vocabulary, holds an n-gram that may not become a
-            token, the same text twice, or (native, not of whole pre-tokens) an n-gram without the
-            one of all its pieces but the last; or if the result is not exact.
+            token or the same text twice, or lacks the n-gram of all tokens but the last of one
+            that becomes a merge; or if the result is not exact.
         """
-        surfaces = self._checked_surfaces(ngrams)
-        if not self.native:
-            settings = {"ngram_base_size": ngrams.base_size, "ngram_pieces": ngrams.pieces}
+        strings = self._checked_strings(ngrams)
+        if not self.expressible:
+            settings = {"ngram_base_size": ngrams.base_size, "ngram_tokens": ngrams.tokens}
             return self._assembled(NGramTokenizer, self._file.content, settings)
-        content = self._file.extended(self.pattern, ngrams, surfaces)
+        content = self._file.extended(self.pattern, ngrams, strings)
         return self._assembled(PreTrainedTokenizerFast, content, {})
 
-    def _checked_surfaces(self, ngrams: NGrams) -> list[str]:
+    def _checked_strings(self, ngrams: NGrams) -> list[str]:
         """Return the n-grams' token strings, which differ from each other and from the base's."""
         if ngrams.base_size <= max(self._file.token):
             raise MisfitError(
                 f"n-grams begin at id {ngrams.base_size} and the tokenizer's ids end at "
-                f"{max(self._file.token)}: begin behind them"
+                f"{max(self._file.token)}: begin after them"
             )
-        known = set(ngrams.pieces)
+        known = set(ngrams.tokens)
         owners: dict[str, tuple[int, ...]] = {}
         refused = []
-        for pieces in ngrams.pieces:
-            within = self.admissible(pieces, crosses=False)
-            if not within and not self.admissible(pieces, crosses=True):
-                refused.append((pieces, "may not become a token"))
+        for ngram in ngrams.tokens:
+            within = self.admissible(ngram, crosses=False)
+            if not within and not self.admissible(ngram, crosses=True):
+                refused.append((ngram, "may not become a token"))
                 continue
-            surface = self._file.surface(pieces)
-            if surface in owners:
-                refused.append((pieces, f"is the same text as {owners[surface]}"))
-            elif self.native and within and len(pieces) > 2 and pieces[:-1] not in known:
-                refused.append((pieces, f"needs the n-gram {pieces[:-1]}, which is not there"))
-            owners.setdefault(surface, pieces)
+            string = self._file.token_string(ngram)
+            if string in owners:
+                refused.append((ngram, f"is the same text as {owners[string]}"))
+            elif self.expressible and within and len(ngram) > 2 and ngram[:-1] not in known:
+                refused.append((ngram, f"needs the n-gram {ngram[:-1]}, which is not there"))
+            owners.setdefault(string, ngram)
         if refused:
             reasons = [
-                f"{pieces} ({self._file.decode(pieces)!r}) {reason}" for pieces, reason in refused
+                f"{ngram} ({self._file.decode(ngram)!r}) {reason}" for ngram, reason in refused
             ]
             raise MisfitError(listed(reasons, "n-grams that cannot be added"))
         return list(owners)
@@ -171,16 +168,16 @@ class Expression:
         extended.name_or_path = self.tokenizer.name_or_path
         return extended
 
-    def _find_barred(self) -> set[int | None]:
-        """Return the ids of tokens that are no text, or not one of their own."""
+    def _find_excluded(self) -> set[int | None]:
+        """Return the ids of tokens that have no text, or none of their own."""
         model = self._file.content["model"]
-        barred = {token["id"] for token in self._file.content["added_tokens"]}
-        barred |= {self._file.vocab.get(model.get("unk_token")), model.get("unk_id")}
-        barred.add(self.tokenizer.unk_token_id)
+        excluded = {token["id"] for token in self._file.content["added_tokens"]}
+        excluded |= {self._file.vocab.get(model.get("unk_token")), model.get("unk_id")}
+        excluded.add(self.tokenizer.unk_token_id)
         if model.get("byte_fallback"):
             fallback = (t for t in self._file.vocab if re.fullmatch("<0x[0-9A-F]{2}>", t))
-            barred |= {self._file.vocab[token] for token in fallback}
-        return barred
+            excluded |= {self._file.vocab[token] for token in fallback}
+        return excluded
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -12,12 +12,13 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.tokenizer.patterns import BROKEN, InexpressibleError, Pattern, find_pattern
+from trimtab.adaptivocab.tokenizer.characters import BROKEN
+from trimtab.adaptivocab.tokenizer.patterns import InexpressibleError, Pattern, find_pattern
 from trimtab.errors import MisfitError
 
-NAMED = 3  # n-grams an error names
+NAMED = 3  # n-grams that an error names
 PROBED = 1000  # n-grams verified at a time
-# What is put before and behind every n-gram to see that the extended tokenizer is exact.
+# What is put before and after every n-gram to verify that the extended tokenizer is exact.
 _MARKS = ("a", "7", " ", ".", "\n", "\u0301", "  ", "'", "\u200d\U0001f469")
 BEFORE = ("", *_MARKS)
 AFTER = (*_MARKS, *[" a", " 7", " .", "s", "ll", "'s", "\n\n  a", "\r\n", "\n ", " \n", "\t("], "")
@@ -26,7 +27,7 @@ AFTER = (*_MARKS, *[" a", " 7", " .", "s", "ll", "'s", "\n\n  a", "\r\n", "\n ",
 class TokenizerFile:
     """What is in ``tokenizer.json``.
 
-    A *token string* is a token as its vocabulary has it, or several put together.
+    A *token string* is a token as its vocabulary has it, or several of them joined.
 
     Attributes
     ----------
@@ -35,7 +36,7 @@ class TokenizerFile:
     backend : Tokenizer
         The tokenizer it describes.
     vocab : dict from str to int
-        All token strings, added ones too.
+        The id of every token string, of added ones too.
     token : dict from int to str
         The token string of every id.
     """
@@ -51,38 +52,38 @@ class TokenizerFile:
         self._byte = _byte_alphabet() if '"ByteLevel"' in mapped else None
         self._model = self.backend.model
 
-    def surface(self, pieces: Iterable[int]) -> str:
-        """Return the token string of tokens in a row."""
-        return "".join(self.token[piece] for piece in pieces)
+    def token_string(self, tokens: Iterable[int]) -> str:
+        """Return the token string of several tokens."""
+        return "".join(self.token[token] for token in tokens)
 
-    def text(self, surface: str) -> str:
-        """Return the text of a token string; bytes that are no UTF-8 as lone surrogates."""
+    def text(self, string: str) -> str:
+        """Return the text of a token string; bytes that are not UTF-8 as lone surrogates."""
         if self._byte is None:
-            return surface
-        encoded = b"".join(self._byte.get(mark, mark.encode()) for mark in surface)
+            return string
+        encoded = b"".join(self._byte.get(mark, mark.encode()) for mark in string)
         return encoded.decode("utf-8", "surrogateescape")
 
-    def words(self, surface: str) -> list[str] | None:
-        """Return the pre-tokens of a token string standing alone; None if it is not UTF-8."""
-        text = self.text(surface)
+    def pre_tokens(self, string: str) -> list[str] | None:
+        """Return the pre-tokens of a token string by itself; None if it is not UTF-8."""
+        text = self.text(string)
         if re.search(BROKEN, text):
             return None
-        return [word for word, _ in self.backend.pre_tokenizer.pre_tokenize_str(text)]
+        return [part for part, _ in self.backend.pre_tokenizer.pre_tokenize_str(text)]
 
-    def encode(self, words: Iterable[str]) -> list[int]:
+    def encode(self, pre_tokens: Iterable[str]) -> list[int]:
         """Return the ids of pre-tokens, given as token strings."""
-        return [token.id for word in words for token in self._model.tokenize(word)]
+        return [token.id for part in pre_tokens for token in self._model.tokenize(part)]
 
-    def decode(self, pieces: Sequence[int]) -> str:
-        return str(self.backend.decode(pieces, skip_special_tokens=False))
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.backend.decode(tokens, skip_special_tokens=False))
 
     def find_pattern(self) -> Pattern | None:
-        """Return what makes its pre-tokens; None if it makes one of every text.
+        """Return what makes its pre-tokens; None if every text is a single one.
 
         Raises
         ------
         InexpressibleError
-            If the file cannot hold n-grams.
+            If the file cannot express n-grams.
         """
         model = self.content["model"]
         if model["type"] != "BPE":
@@ -97,12 +98,12 @@ class TokenizerFile:
                 raise InexpressibleError("its model sets ignore_merges, or a character is added")
             return None
         for token, index in self.vocab.items():
-            if self.encode([token]) != [index] and len(self.words(token) or ()) == 1:
+            if self.encode([token]) != [index] and len(self.pre_tokens(token) or ()) == 1:
                 raise InexpressibleError(f"its token {token!r} is not made by its merges")
         return pattern
 
     def extended(
-        self, pattern: Pattern | None, ngrams: NGrams, surfaces: Sequence[str]
+        self, pattern: Pattern | None, ngrams: NGrams, strings: Sequence[str]
     ) -> dict[str, Any]:
         """Return the file with n-grams in it.
 
@@ -110,7 +111,7 @@ class TokenizerFile:
         ----------
         pattern : Pattern or None
             From `find_pattern`.
-        surfaces : sequence of str
+        strings : sequence of str
             The n-grams' token strings.
 
         Raises
@@ -118,49 +119,49 @@ class TokenizerFile:
         MisfitError
             If it is not exact.
         """
-        content = self._composed(pattern, ngrams, surfaces)
+        content = self._composed(pattern, ngrams, strings)
         extended = Tokenizer.from_str(json.dumps(content))
         extended.encode_special_tokens = self.backend.encode_special_tokens
-        self._check_ids(extended, ngrams, surfaces)
+        self._check_ids(extended, ngrams, strings)
         self._check_texts(extended, ngrams)
         return content
 
     def _composed(
-        self, pattern: Pattern | None, ngrams: NGrams, surfaces: Sequence[str]
+        self, pattern: Pattern | None, ngrams: NGrams, strings: Sequence[str]
     ) -> dict[str, Any]:
         model = {**self.content["model"]}
         # A token outside the model's vocabulary gets the first free id at loading, whatever its
-        # id in the file; and ids that nobody has would be given to tokens added later.
+        # id in the file; and ids without a token would be given to tokens added later.
         vocab = {**self.vocab}
         vocab |= {
             f"<|unused {index}|>": index
             for index in range(ngrams.base_size)
             if index not in self.token
         }
-        vocab |= {surface: ngrams.base_size + number for number, surface in enumerate(surfaces)}
+        vocab |= {string: ngrams.base_size + number for number, string in enumerate(strings)}
         merges, phrases = [*model["merges"]], {}
-        for pieces, surface in zip(ngrams.pieces, surfaces, strict=True):
-            words = [surface] if pattern is None else self.words(surface)
-            if words is not None and len(words) > 1:
-                phrases[self.text(surface)] = self.text(words[-1])
+        for ngram, string in zip(ngrams.tokens, strings, strict=True):
+            parts = [string] if pattern is None else self.pre_tokens(string)
+            if parts is not None and len(parts) > 1:
+                phrases[self.text(string)] = self.text(parts[-1])
             else:
-                merges.append([self.surface(pieces[:-1]), self.token[pieces[-1]]])
+                merges.append([self.token_string(ngram[:-1]), self.token[ngram[-1]]])
         content = {**self.content, "model": {**model, "vocab": vocab, "merges": merges}}
         if pattern is not None:
             content["model"]["ignore_merges"] = True
             content["pre_tokenizer"] = pattern.pre_tokenizer(phrases)
         return content
 
-    def _check_ids(self, extended: Tokenizer, ngrams: NGrams, surfaces: Sequence[str]) -> None:
+    def _check_ids(self, extended: Tokenizer, ngrams: NGrams, strings: Sequence[str]) -> None:
         """Compare the ids of all tokens with what they should be."""
-        ids = {surface: ngrams.base_size + number for number, surface in enumerate(surfaces)}
+        ids = {string: ngrams.base_size + number for number, string in enumerate(strings)}
         moved = [t for t, index in (self.vocab | ids).items() if extended.token_to_id(t) != index]
         if moved:
             raise MisfitError(listed(moved, "tokens that change their ids when n-grams are added"))
 
     def _check_texts(self, extended: Tokenizer, ngrams: NGrams) -> None:
-        """Compare the ids of every n-gram between many kinds of text."""
-        texts = [self.decode(pieces) for pieces in ngrams.pieces]
+        """Compare the base tokens of every n-gram between many kinds of text."""
+        texts = [self.decode(ngram) for ngram in ngrams.tokens]
         probes = ["|".join(b + text + a for b, a in zip(cycle(BEFORE), AFTER)) for text in texts]
         wrong = []
         for start in range(0, len(probes), PROBED):
@@ -169,7 +170,7 @@ class TokenizerFile:
             theirs = self.backend.encode_batch_fast(part, add_special_tokens=False)
             for number, (our, their) in enumerate(zip(ours, theirs, strict=True), start):
                 if ngrams.expand(our.ids) != their.ids:
-                    wrong.append(f"{ngrams.pieces[number]} ({texts[number]!r})")
+                    wrong.append(f"{ngrams.tokens[number]} ({texts[number]!r})")
         if wrong:
             raise MisfitError(listed(wrong, "n-grams that change the base tokens around them"))
 
@@ -181,7 +182,7 @@ def listed(items: list[str], what: str) -> str:
 
 
 def _byte_alphabet() -> dict[str, bytes]:
-    """Return the bytes that the characters of byte-level token strings stand for."""
+    """Return the byte of every character in byte-level token strings."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): bytes([byte]) for byte in printable}

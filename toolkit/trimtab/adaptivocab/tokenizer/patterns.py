@@ -1,25 +1,23 @@
-"""Regular expressions that divide text into pre-tokens, and the same with n-grams of pre-tokens.
+"""Regular expressions that divide text into pre-tokens, and the same with whole n-grams.
 
 A pattern is matched again and again, each time where the last match ended, and none of those here
-looks behind. So an n-gram of whole pre-tokens may be put before the pattern's own alternatives
-where one thing is sure: that the text after it leaves its last pre-token as it is. The n-gram's
-*guard*, a look-ahead, says so. It may refuse more than it must, never less.
+has a look-behind. So n-grams of whole pre-tokens may be put before the pattern's own alternatives
+on one condition: the text that follows must leave an n-gram's last pre-token as it is. A
+*look-ahead* after each n-gram ensures it. It may reject more than it has to, never less.
 """
 
 from __future__ import annotations
 
-import re
-import sys
-import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from itertools import takewhile
 from typing import Any
 
-from trimtab.adaptivocab.tokenizer.alternation import alternation
+from trimtab.adaptivocab.tokenizer.characters import is_space
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # of ByteLevel
-# Digits takes numbers of Unicode 17 that \p{N} does not know yet; they are written out.
+# The pre-tokenizer Digits splits at numbers of Unicode 17 that \p{N} lacks; they are written out.
 DIGIT = r"\p{N}\x{11DE0}-\x{11DE9}\x{16FF4}-\x{16FF6}"
 GPT2_DIGITS = (
     rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}+|[{DIGIT}]| ?[^\s\p{{L}}{DIGIT}]+"
@@ -32,11 +30,12 @@ _LLAMA3 = (
 LLAMA3 = _LLAMA3.replace("%s", "{1,3}")
 QWEN2 = _LLAMA3.replace("%s", "")
 
-BROKEN = "[\udc80-\udcff]+"
+BRANCHES = 4  # alternatives in a row; more are first divided by what they begin with
+_ESCAPED = str.maketrans({mark: "\\" + mark for mark in r"\.[]{}()*+?^$|-&"})
 
 
 class InexpressibleError(Exception):
-    """Why a tokenizer's file cannot hold n-grams."""
+    """Why a tokenizer's file cannot express n-grams."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +53,18 @@ class Pattern:
     regex: str
     byte_level: dict[str, Any]
 
-    def guard(self, word: str) -> str:
-        """Return what must hold after an n-gram whose last pre-token is `word`, not a number."""
-        if word[-1].isalpha():
+    def lookahead(self, last: str) -> str:
+        """Return what must hold after an n-gram with this last pre-token, which is no number."""
+        if last[-1].isalpha():
             return r"(?!\p{L})"
         if self.regex in (LLAMA3, QWEN2):
-            return _llama3_guard(word)
-        if not is_space(word[-1]):
-            return r"(?![^\s\p{N}])" if word == "'" else r"(?![^\s\p{L}\p{N}])"
-        # A run of spaces leaves its last one to what follows, unless a number or nothing does.
+            return _llama3_lookahead(last)
+        if not is_space(last[-1]):
+            return r"(?![^\s\p{N}])" if last == "'" else r"(?![^\s\p{L}\p{N}])"
+        # A run of spaces leaves its last one to what follows, unless a number or nothing follows.
         digits = self.regex == GPT2_DIGITS
         seen, end = (rf"[^\s{DIGIT}]", rf"[{DIGIT}]|\z") if digits else (r"\S", r"\z")
-        alone = len(word) == 1 and word != " "
+        alone = len(last) == 1 and last != " "
         return rf"(?=\s?{seen}|{end})" if alone else rf"(?=\s{seen}|{end})"
 
     def pre_tokenizer(self, phrases: Mapping[str, str]) -> dict[str, Any]:
@@ -74,10 +73,10 @@ class Pattern:
         Parameters
         ----------
         phrases : mapping from str to str
-            The text of every n-gram, and the last pre-token of each.
+            The text of every n-gram, and its last pre-token.
         """
-        guarded = {phrase: self.guard(last) for phrase, last in phrases.items()}
-        regex = f"{alternation(guarded)}|{self.regex}" if guarded else self.regex
+        conditions = {phrase: self.lookahead(last) for phrase, last in phrases.items()}
+        regex = f"{alternation(conditions)}|{self.regex}" if conditions else self.regex
         split = {
             "type": "Split",
             "pattern": {"Regex": regex},
@@ -93,7 +92,7 @@ def find_pattern(pre_tokenizer: dict[str, Any] | None, normalizer: Any) -> Patte
     Raises
     ------
     InexpressibleError
-        If it is none of those known here.
+        If it is not one of those known here.
     """
     steps = [] if pre_tokenizer is None else pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [step["type"] for step in steps]
@@ -120,47 +119,6 @@ def find_pattern(pre_tokenizer: dict[str, Any] | None, normalizer: Any) -> Patte
     raise InexpressibleError(f"its pre-tokenizer ({', '.join(kinds)}) is not one that is known")
 
 
-def is_space(character: str) -> bool:
-    r"""Return whether a character is one of ``\s``."""
-    return character.isspace() and character not in "\x1c\x1d\x1e\x1f"
-
-
-def may_hold_digit(text: str) -> bool:
-    """Return whether a text holds a character that is, or may be part of, a number.
-
-    Parameters
-    ----------
-    text : str
-        Bytes that are no UTF-8, as at its ends, are lone surrogates: see ``surrogateescape``.
-    """
-    if any(map(_is_number, text)):
-        return True
-    fragments = [run.encode("utf-8", "surrogateescape") for run in re.findall(BROKEN, text)]
-    return any(
-        part in _number_parts()
-        for run in fragments
-        for part in re.findall(rb"^[^\xc0-\xff]+|[\xc0-\xff][^\xc0-\xff]*", run)
-    )
-
-
-def _is_number(character: str) -> bool:
-    """Return whether a character is a number, or a later Unicode's than Python's and may be one."""
-    return unicodedata.category(character) in ("Nd", "Nl", "No", "Cn")
-
-
-@cache
-def _number_parts() -> frozenset[bytes]:
-    """Return every part of the UTF-8 of a number."""
-    known = (chr(code) for code in range(sys.maxunicode + 1))
-    numbers = [one.encode() for one in known if unicodedata.category(one)[0] == "N"]
-    return frozenset(
-        one[start:end]
-        for one in numbers
-        for start in range(len(one))
-        for end in range(start + 1, len(one) + 1)
-    )
-
-
 def _is_idle(split: dict[str, Any], normalizer: Any) -> bool:
     """Return whether a split is at spaces where the normalizer leaves none."""
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
@@ -168,15 +126,51 @@ def _is_idle(split: dict[str, Any], normalizer: Any) -> bool:
     return bool(split["pattern"] == {"String": " "} == replaced and " " not in steps[-1]["content"])
 
 
-def _llama3_guard(word: str) -> str:
-    if not is_space(word[-1]):
-        # One such character goes with the letters behind it, any number with line ends.
-        other = r"[^\s\p{N}]" if len(word) == 1 else r"[^\s\p{L}\p{N}]"
+def _llama3_lookahead(last: str) -> str:
+    if not is_space(last[-1]):
+        # One such character joins letters after it; any number of them join line ends.
+        other = r"[^\s\p{N}]" if len(last) == 1 else r"[^\s\p{L}\p{N}]"
         return rf"(?!{other}|[\r\n])"
-    if not all(map(is_space, word)):  # marks and the line ends behind them
+    if not all(map(is_space, last)):  # marks, then line ends
         return r"(?![\r\n])"
-    if word[-1] in "\r\n":
+    if last[-1] in "\r\n":
         return r"(?!\s*[\r\n])"
-    # As for GPT-2, but one space goes with letters too, and line ends take all before them.
-    single = {" ": r"|\p{N}"}.get(word, r"|[^\s\p{L}]") if len(word) == 1 else ""
+    # As for GPT-2, but one space joins letters too, and line ends take all spaces before them.
+    single = {" ": r"|\p{N}"}.get(last, r"|[^\s\p{L}]") if len(last) == 1 else ""
     return rf"(?=[^\S\r\n]\S{single}|\z)"
+
+
+def alternation(conditions: Mapping[str, str]) -> str:
+    """Return a pattern of any of the texts, each before its look-ahead, the longest first.
+
+    It is a prefix tree, and so rejects any other text quickly.
+
+    Parameters
+    ----------
+    conditions : mapping from str to str
+        The look-ahead of every text.
+    """
+    branches: dict[str, dict[str, str]] = defaultdict(dict)
+    for text, condition in conditions.items():
+        if text:
+            branches[text[0]][text] = condition
+    alternatives: list[tuple[str, str]] = []
+    for first, texts in sorted(branches.items()):
+        ends = zip(min(texts), max(texts), strict=False)
+        shared = "".join(low for low, _ in takewhile(lambda pair: pair[0] == pair[1], ends))
+        rest = {text[len(shared) :]: condition for text, condition in texts.items()}
+        alternatives.append((first, shared.translate(_ESCAPED) + alternation(rest)))
+    parts = _divided(alternatives)
+    if "" in conditions:
+        parts.append(conditions[""])
+    return parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})"
+
+
+def _divided(alternatives: list[tuple[str, str]]) -> list[str]:
+    """Return alternatives, given with what they begin with, grouped so that few are tried."""
+    if len(alternatives) <= BRANCHES:
+        return [pattern for _, pattern in alternatives]
+    half = len(alternatives) // 2
+    firsts = "".join(first for first, _ in alternatives[:half]).translate(_ESCAPED)
+    left, right = ("|".join(_divided(part)) for part in (alternatives[:half], alternatives[half:]))
+    return [f"(?=[{firsts}])(?:{left})", f"(?:{right})"]

@@ -1,4 +1,4 @@
-"""N-grams after any fast tokenizer, where its own file cannot hold them."""
+"""N-grams on top of any fast tokenizer, where its own file cannot express them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy
 
-from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.tokenizer.matching import Matcher
+from trimtab.adaptivocab.ngrams import Matcher, NGrams
 from trimtab.errors import MisfitError
 
 Row = dict[str, list[Any]]
@@ -23,12 +22,12 @@ RETURNED = {
 
 
 class NGramTokenizer(PreTrainedTokenizerFast):
-    """A tokenizer whose tokens are replaced by n-grams, leftmost first and the longest there.
+    """A tokenizer whose tokens are replaced by n-grams: the leftmost first, the longest there.
 
-    It is the base tokenizer's file and the settings ``ngram_base_size`` and ``ngram_pieces``;
-    `from_pretrained` and `save_pretrained` know both. Padding, truncation and offsets are those
-    of the tokens that are returned. Pairs of texts, overflowing tokens and what needs
-    `tokenizers`' own encodings (``word_ids()`` and the like) are not supported.
+    It is the base tokenizer's file and the settings ``ngram_base_size`` and ``ngram_tokens``,
+    which `from_pretrained` reads and `save_pretrained` writes. Padding, truncation and offsets are
+    those of the tokens returned. Pairs of texts, overflowing tokens and whatever needs the
+    encodings of `tokenizers` itself (``word_ids()`` and the like) are not supported.
 
     Attributes
     ----------
@@ -40,11 +39,11 @@ class NGramTokenizer(PreTrainedTokenizerFast):
 
     @cached_property
     def ngrams(self) -> NGrams:
-        pieces = tuple(map(tuple, self.init_kwargs["ngram_pieces"]))
-        return NGrams(self.init_kwargs["ngram_base_size"], pieces)
+        tokens = tuple(map(tuple, self.init_kwargs["ngram_tokens"]))
+        return NGrams(self.init_kwargs["ngram_base_size"], tokens)
 
     @cached_property
-    def matches(self) -> Matcher:
+    def matcher(self) -> Matcher:
         return Matcher(self.ngrams)
 
     @cached_property
@@ -113,7 +112,7 @@ class NGramTokenizer(PreTrainedTokenizerFast):
         return BatchEncoding(data, tensor_type=return_tensors)
 
     def _merged(self, row: Row) -> Row:
-        found = self.matches(row["input_ids"])
+        found = self.matcher(row["input_ids"])
         merged = {key: [values[start] for start, _, _ in found] for key, values in row.items()}
         offsets = row["offset_mapping"]
         merged["offset_mapping"] = [
@@ -123,7 +122,7 @@ class NGramTokenizer(PreTrainedTokenizerFast):
         return merged
 
     def _truncated(self, row: Row, length: int) -> Row:
-        """Return a row without the tokens that are too many, but with all special ones around."""
+        """Return a row cut to `length` tokens, with all special ones around the text kept."""
         mask = row["special_tokens_mask"]
         body = [index for index, special in enumerate(mask) if not special]
         excess = min(max(len(mask) - length, 0), len(body))
@@ -166,8 +165,8 @@ class NGramTokenizer(PreTrainedTokenizerFast):
         return [self._convert_id_to_token(int(index)) for index in ids if int(index) not in skipped]
 
     def _convert_id_to_token(self, index: int) -> Any:
-        pieces = self.ngrams.expand([index])
-        tokens = [self.backend_tokenizer.id_to_token(piece) for piece in pieces]
+        ngram = self.ngrams.expand([index])
+        tokens = [self.backend_tokenizer.id_to_token(token) for token in ngram]
         return tokens[0] if len(tokens) == 1 else "".join(map(str, tokens))
 
     def _convert_token_to_id_with_added_voc(self, token: str) -> Any:
