@@ -142,7 +142,9 @@ def test_drafts_change_nothing_that_is_generated(corpus: Corpus, tiny_llama: Loa
     with adaptivocab.apply(model, tokenizer, artifact) as applied:
         assert isinstance(applied, ProposesDrafts)
         assert not isinstance(applied, ChangesVocabulary)
-        assert applied.measured()["vocabulary"]["merged"] == 0
+        section = applied.measured()["vocabulary"]
+        assert section["merged"] == 0
+        assert set(section["reasons"]) == {"quality_budget", "operating_points", "validation"}
         with Engine(model, tokenizer, slots=1, max_len=64, drafter=applied.drafter) as engine:
             (found,) = engine.generate([ids], max_new_tokens=24)
             assert engine.stats.proposed > 0

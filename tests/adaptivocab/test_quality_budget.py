@@ -134,6 +134,7 @@ def test_as_many_are_merged_as_the_limit_allows_the_least_costly_first(monkeypat
         "quality_budget": LIMIT,
         "operating_points": points,
         "validation": budget["merged"][-1],
+        "reasons": {},
     }
     kept = [list(one) for one in Vocabulary.from_artifact(artifact).merged.tokens]
     assert kept == [ngram_tokens[number] for number in budget["order"][:10]]
@@ -155,6 +156,11 @@ def test_where_the_budget_allows_nothing_nothing_is_merged(monkeypatch):
         artifact = calibrated(monkeypatch, increase)
         assert artifact.statistics["merged"] == 0
         assert Vocabulary.from_artifact(artifact).rows is None
+        loaded, method = tiny(), AdaptiVocab(mode=Mode.full, max_bpb_increase=LIMIT)
+        with method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
+            section = applied.measured()["vocabulary"]
+        assert (section["merged"], section["validation"]) == (0, None)
+        assert section["reasons"] == {"validation": "no n-gram is within the quality budget"}
 
 
 def test_the_rows_that_ship_are_those_that_were_measured(monkeypatch):

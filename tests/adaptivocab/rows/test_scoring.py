@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.adaptivocab.rows.cases import START, next_probabilities, passage, sharp
-from tests.conftest import SHAPES
-from trimtab.adaptivocab.rows.scoring import logits_of, predict, score
+from tests.conftest import SHAPES, tiny
+from trimtab.adaptivocab.rows.scoring import capped, logits_of, predict, score
+from trimtab.models.adapter import final_softcap
 
 every = pytest.mark.parametrize("name", SHAPES)
 starts = pytest.mark.parametrize("start", [START, None])
@@ -49,3 +50,12 @@ def test_no_hook_stays_behind():
         predict(model, torch.tensor([10**6]), None)
     predict(model, torch.tensor([1]), None)
     assert not head._forward_pre_hooks
+
+
+def test_a_bound_of_the_logits_is_the_models_own():
+    bounds = {name: final_softcap(tiny(name).model.config) for name in SHAPES}
+    assert bounds.pop("tiny-gemma2") == 10.0
+    assert set(bounds.values()) == {None}
+    logits = torch.linspace(-100, 100, 9)
+    assert capped(logits, None) is logits
+    torch.testing.assert_close(capped(logits, 30.0), 30 * torch.tanh(logits / 30))

@@ -27,7 +27,7 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
     stage: ClassVar[Stage] = Stage.vocabulary
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise `MisfitError` where the model has no adapter, is not in memory or has a bias."""
+        """Raise `MisfitError` where new rows cannot be added, or the architecture is not known."""
         from trimtab.models.adapter import adapter_for
 
         adapter_for(model)
@@ -62,7 +62,8 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
     ) -> Calibration:
         """Mine n-grams, fit their rows, keep to the quality budget and count drafts.
 
-        See `Calibrator`.
+        See `Calibrator`. The model's own weights are not trained: only rows are fitted that are
+        added to its embedding and its head, or that make room for these.
         """
         from trimtab.adaptivocab.calibrate import Calibrator
 
@@ -121,9 +122,19 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
     def _section(self, artifact: Artifact, merged: int) -> dict[str, Any]:
         """Return result.json's `vocabulary`."""
         measured = artifact.statistics.get("quality_budget", {})
-        return {
+        section = {
             "merged": merged,
             "quality_budget": self.max_bpb_increase,
             "operating_points": measured.get("operating_points"),
             "validation": measured["merged"][-1] if merged and measured else None,
         }
+        missing = [name for name, value in section.items() if value is None]
+        return {**section, "reasons": {name: self._reason(name) for name in missing}}
+
+    def _reason(self, name: str) -> str:
+        """Say why a field of result.json's `vocabulary` is null."""
+        if self.mode is Mode.draft and name != "quality_budget":
+            return "adaptivocab.mode=draft: no n-gram is a token"
+        if self.max_bpb_increase is None:
+            return "adaptivocab.max_bpb_increase=null: there is no quality budget"
+        return "no n-gram is within the quality budget"
