@@ -17,7 +17,7 @@ def python_texts() -> dict[str, Corpus]:
 
 
 def python_docs() -> Corpus:
-    return load_corpus(PythonDocs(CALIBRATION, VALIDATION, max_documents=None))
+    return load_corpus(PythonDocs(calibration=CALIBRATION, validation=VALIDATION))
 
 
 def python_source() -> Corpus:

@@ -5,9 +5,9 @@
 Everything is measured on held-out documents of the text that was calibrated on, and, where an
 n-gram could do harm, on the other text too: Python's documentation and its standard library's
 source code. Parts: `mining` (tokens saved by size and selection, seconds), `encoding` (the
-extended tokenizer's time over the base's), `drafts` (forward steps saved), `rows` (bits per byte
-of whole texts in n-grams, ungated, by kind of rows; and what of it the input rows alone lose) and
-`dial` (the least costly n-grams first).
+extended tokenizer's time over the base's), `drafting` (forward steps saved), `rows` (bits per byte
+of whole texts with all n-grams merged, by kind of rows; and what of it the input rows alone lose)
+and `operating_points` (the least costly n-grams first).
 Writes vocabulary.json with every passage's likelihoods, and prints tables.
 """
 
@@ -19,15 +19,15 @@ from typing import Any
 
 from arguments import positive
 from vocabulary_parts.bench import WINDOW, Bench, Record
-from vocabulary_parts.loss import dial, rows
-from vocabulary_parts.saving import drafts, encoding, mining
+from vocabulary_parts.loss import operating_points, rows
+from vocabulary_parts.saving import drafting, encoding, mining
 
 from trimtab.adaptivocab.settings import Rows
 from trimtab.environment import describe_environment, prepare
 from trimtab.files import write_json
 from trimtab.progress import say
 
-PARTS = {part.__name__: part for part in (mining, encoding, drafts, rows, dial)}
+PARTS = {part.__name__: part for part in (mining, encoding, drafting, rows, operating_points)}
 
 
 def summary(record: Record) -> str:

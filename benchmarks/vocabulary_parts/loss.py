@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 
-from trimtab.adaptivocab.extended import extended
-from trimtab.adaptivocab.fit import ON_TEXT
-from trimtab.adaptivocab.gating import Scored, costs, order_by_cost, positions
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.passages import Passage
+from trimtab.adaptivocab.quality_budget import costs, operating_counts, order_by_cost
+from trimtab.adaptivocab.rows.extended import extended
+from trimtab.adaptivocab.rows.fit import ON_TEXT
+from trimtab.adaptivocab.rows.passages import Passage
+from trimtab.adaptivocab.rows.scoring import ScoredPassages, predict
 from trimtab.adaptivocab.settings import NGramSelection, Rows
-from trimtab.adaptivocab.teacher import predict
 from trimtab.corpus import Split
 from trimtab.evaluation.intervals import rate_difference
 from vocabulary_parts.bench import Bench, Record
@@ -21,9 +21,9 @@ from vocabulary_parts.bench import Bench, Record
 def rows(bench: Bench) -> Iterator[Record]:
     ngrams = bench.mine(NGramSelection.merging, bench.size)
     fitted = set(ON_TEXT) & set(bench.kinds)
-    fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens) if fitted else []
+    fit = bench.base_scores(bench.corpus, Split.calibration, bench.fit_tokens) if fitted else []
     tests = {
-        corpus.name: bench.read(corpus, Split.test, bench.test_tokens)
+        corpus.name: bench.base_scores(corpus, Split.test, bench.test_tokens)
         for corpus in (bench.corpus, bench.other)
     }
     for kind in bench.kinds:
@@ -52,35 +52,34 @@ def emitted(bench: Bench, passages: Sequence[Passage], ngrams: NGrams) -> Record
     return {"emitted": predicted / tokens, "emitted_in_text": there / tokens}
 
 
-def likelihood(scored: Scored) -> Record:
+def likelihood(scored: ScoredPassages) -> Record:
     """Return bits per byte of both models, and the paired difference."""
     bits = {
         name: [float(part.sum()) / math.log(2) for part in parts]
         for name, parts in (("base", scored.base_nats), ("merged", scored.nats))
     }
     sizes = [float(passage.size) for passage in scored.passages]
-    point = scored.point(0)
     return {
-        "saving": point.saving,
-        "bits_per_byte": point.bits_per_byte,
-        "base_bits_per_byte": point.base_bits_per_byte,
+        "saving": scored.saving,
+        "bits_per_byte": scored.bits_per_byte,
+        "base_bits_per_byte": scored.base_bits_per_byte,
         "difference": rate_difference(bits["base"], bits["merged"], sizes, seed=0),
         "bits": bits,
         "bytes": sizes,
     }
 
 
-def dial(bench: Bench) -> Iterator[Record]:
+def operating_points(bench: Bench) -> Iterator[Record]:
     """Order n-grams by their cost on validation text, and merge more and more of them."""
     ngrams = bench.mine(NGramSelection.merging, bench.size)
     fitter = bench.fitter(Rows.fitted)
-    fit = bench.read(bench.corpus, Split.calibration, bench.fit_tokens)
+    fit = bench.base_scores(bench.corpus, Split.calibration, bench.fit_tokens)
     splits = {
-        split: bench.read(bench.corpus, split, bench.test_tokens)
+        split: bench.base_scores(bench.corpus, split, bench.test_tokens)
         for split in (Split.validation, Split.test)
     }
     order = list(range(len(ngrams)))
-    for count in reversed(positions(len(ngrams))):
+    for count in reversed(operating_counts(len(ngrams))):
         extension = fitter.extend(ngrams.subset(order[:count]), fit)
         for split, texts in splits.items():
             scored = bench.score(extension, texts, output=True)

@@ -6,25 +6,25 @@ import time
 from collections.abc import Iterator
 from itertools import product
 
-from trimtab.adaptivocab.drafts import Drafts
+from trimtab.adaptivocab.drafting.drafter import NGramDrafter
 from trimtab.adaptivocab.settings import NGramSelection
 from trimtab.corpus import Split, encode
 from trimtab.evaluation.intervals import ratio
-from vocabulary_parts.bench import MAX_PIECES, Bench, Record
+from vocabulary_parts.bench import MAX_NGRAM, Bench, Record
 
 SIZES = (500, 2000, 5000)
-PIECES = (2, 3, 8)  # most of an n-gram, beside `MAX_PIECES`
+LENGTHS = (2, 3, 8)  # most of an n-gram, beside `MAX_NGRAM`
 
 
 def mining(bench: Bench) -> Iterator[Record]:
-    tokens = sum(len(stream.tokens) for stream in bench.streams)
-    cases = [(choice, size, MAX_PIECES) for choice, size in product(NGramSelection, SIZES)]
-    cases += [(NGramSelection.merging, bench.size, pieces) for pieces in PIECES]
-    for choice, size, pieces in cases:
+    tokens = sum(len(text.tokens) for text in bench.tokenized)
+    cases = [(kind, size, MAX_NGRAM) for kind, size in product(NGramSelection, SIZES)]
+    cases += [(NGramSelection.merging, bench.size, length) for length in LENGTHS]
+    for kind, size, length in cases:
         started = time.perf_counter()
-        ngrams = bench.mine(choice, size, pieces)
+        ngrams = bench.mine(kind, size, length)
         yield {
-            "selection": choice.value, "max_ngram": pieces, "size": len(ngrams),
+            "selection": kind.value, "max_ngram": length, "size": len(ngrams),
             "mined_tokens": tokens, "seconds": time.perf_counter() - started,
             "saving": bench.saving(ngrams, bench.corpus),
             "other_saving": bench.saving(ngrams, bench.other),
@@ -32,7 +32,7 @@ def mining(bench: Bench) -> Iterator[Record]:
     for size in SIZES:
         ngrams = bench.mine_freely(size)
         yield {
-            "selection": "merging, no tokenizer", "max_ngram": MAX_PIECES, "size": len(ngrams),
+            "selection": "merging, no tokenizer", "max_ngram": MAX_NGRAM, "size": len(ngrams),
             "mined_tokens": tokens,
             "saving": bench.saving(ngrams, bench.corpus, freely=True),
             "other_saving": bench.saving(ngrams, bench.other, freely=True),
@@ -43,7 +43,7 @@ def encoding(bench: Bench) -> Iterator[Record]:
     """Time encoding document by document, the two tokenizers in turn, each text once for each."""
     for size in (2000, 10000):
         ngrams = bench.mine(NGramSelection.merging, size)
-        tokenizers = {"base": bench.tokenizer, "extended": bench.expression.build(ngrams)}
+        tokenizers = {"base": bench.tokenizer, "extended": bench.extender.build(ngrams)}
         seconds: dict[str, list[float]] = {name: [] for name in tokenizers}
         for number, document in enumerate(bench.other.documents(Split.calibration)):
             names = list(tokenizers) if number % 2 else list(tokenizers)[::-1]
@@ -58,13 +58,13 @@ def encoding(bench: Bench) -> Iterator[Record]:
         }
 
 
-def drafts(bench: Bench) -> Iterator[Record]:
+def drafting(bench: Bench) -> Iterator[Record]:
     ngrams = bench.mine_freely(bench.size)
-    counted = Drafts.count(ngrams, [stream.tokens for stream in bench.streams])
+    drafter = NGramDrafter.count(ngrams, [text.tokens for text in bench.tokenized])
     for corpus in (bench.corpus, bench.other):
         tokens = [encode(bench.tokenizer, d.text) for d in corpus.documents(Split.test)]
-        lengths = [float(len(stream)) for stream in tokens]
-        steps = [float(counted.steps(stream)) for stream in tokens]
+        lengths = [float(len(text)) for text in tokens]
+        steps = [float(drafter.steps(text)) for text in tokens]
         yield {
             "text": corpus.name, "tokens": sum(lengths), "steps": sum(steps),
             "tokens_per_step": ratio(lengths, steps, paired=True, seed=0),

@@ -1,34 +1,28 @@
-"""AdaptiVocab as a method: calibrated, applied, taken off, exported."""
+"""AdaptiVocab as a method: calibrated, applied, and undone."""
 
 from __future__ import annotations
 
-import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from tests.adaptivocab.tokenizers import DOCUMENTS, TEXTS, base
 from tests.conftest import random_inputs, tiny
 from trimtab.adaptivocab import AdaptiVocab, Mode, Rows
-from trimtab.adaptivocab.export import BASE_TOKENIZER, MAP, export
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
-from trimtab.calibration import calibrate
+from trimtab.capabilities import ChangesVocabulary, ProposesDrafts
 from trimtab.config import OnMissing
 from trimtab.corpus import Corpus, Document, Split, encode
-from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
+from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.evaluation.run import _artifacts
+from trimtab.generation import Engine
 from trimtab.larosa import Allocation, Basis, LaRoSA, Transforms
-from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel
-from trimtab.models.random import shapes
 from trimtab.stack import Stack
 
 SMALL: dict[str, Any] = {
@@ -84,14 +78,14 @@ def test_calibration_repeats_to_the_bit(corpus: Corpus) -> None:
     assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
 
 
-def test_a_killed_calibration_does_not_turn_the_dial_again(
+def test_a_killed_calibration_does_not_measure_the_operating_points_again(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guarded, loaded = method(max_bpb_increase=0.5), tiny()
+    limited, loaded = method(max_bpb_increase=0.5), tiny()
     arguments = loaded.model, loaded.tokenizer, corpus, tmp_path / "checkpoint"
-    whole = guarded.calibrate(*arguments)
-    monkeypatch.delattr("trimtab.adaptivocab.guard.Guard.turn_dial")
-    resumed = guarded.calibrate(*arguments)
+    whole = limited.calibrate(*arguments)
+    monkeypatch.delattr("trimtab.adaptivocab.quality_budget.QualityBudget.measure")
+    resumed = limited.calibrate(*arguments)
     assert resumed.statistics == whole.statistics
     assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)
 
@@ -105,8 +99,8 @@ def test_an_artifact_survives_the_disk(
     assert loaded.merged == Vocabulary.from_artifact(artifact).merged
     text = corpus.documents(Split.test)[0].text
     assert loaded.tokenizer is not None
-    native = AutoTokenizer.from_pretrained(tmp_path / "artifact" / "tokenizer")
-    assert encode(loaded.tokenizer, text) == encode(native, text)
+    ordinary = AutoTokenizer.from_pretrained(tmp_path / "artifact" / "tokenizer")
+    assert encode(loaded.tokenizer, text) == encode(ordinary, text)
 
 
 def test_in_input_mode_new_tokens_are_read_and_never_said(
@@ -143,15 +137,45 @@ def test_drafts_change_nothing_that_is_generated(corpus: Corpus, tiny_llama: Loa
     model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
     adaptivocab = method(mode=Mode.draft, size=100)
     artifact = calibrated(adaptivocab, tiny_llama, corpus)
-    ids = torch.tensor([encode(tokenizer, "word1 word2 wo")])
-    expected = generated(tiny_llama, ids)
+    ids = encode(tokenizer, "word1 word2 wo")
+    expected = generated(tiny_llama, torch.tensor([ids]))
     with adaptivocab.apply(model, tokenizer, artifact) as applied:
-        assert applied.tokenizer is tokenizer
-        assert generated(tiny_llama, ids) == expected
-        drafting = applied.measured()["vocabulary"]["drafting"]
-    assert drafting["proposed"] > 0
-    assert drafting["undrafted"] == 0
-    assert generated(tiny_llama, ids) == expected
+        assert isinstance(applied, ProposesDrafts)
+        assert not isinstance(applied, ChangesVocabulary)
+        section = applied.measured()["vocabulary"]
+        assert section["merged"] == 0
+        assert set(section["reasons"]) == {"quality_budget", "operating_points", "validation"}
+        with Engine(model, tokenizer, slots=1, max_len=64, drafter=applied.drafter) as engine:
+            (found,) = engine.generate([ids], max_new_tokens=24)
+            assert engine.stats.proposed > 0
+    assert ids + found.tokens == expected
+    assert generated(tiny_llama, torch.tensor([ids])) == expected
+
+
+def test_n_grams_outside_the_budget_are_drafts_of_the_extended_model(
+    corpus: Corpus, tiny_llama: LoadedModel
+) -> None:
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    adaptivocab = method(mode=Mode.auto, size=100)
+    artifact = calibrated(adaptivocab, tiny_llama, corpus)
+    vocabulary = Vocabulary.from_artifact(artifact)
+    with adaptivocab.apply(model, tokenizer, artifact) as applied:
+        assert isinstance(applied, ProposesDrafts)
+        assert isinstance(applied, ChangesVocabulary)
+        guessed = {token for token, _ in applied.drafter.guesses.values()}
+        assert guessed & set(range(vocabulary.merged.base_size, vocabulary.merged.size))
+        assert max(guessed) < model.config.vocab_size
+        prompt = "word1 word2 wo"
+        engines = (
+            Engine(model, applied.tokenizer, slots=1, max_len=64, drafter=drafter)
+            for drafter in (None, applied.drafter)
+        )
+        texts = []
+        for engine in engines:
+            with engine:
+                (found,) = engine.generate([prompt], max_new_tokens=24)
+                texts.append(found.text)
+        assert texts[0] == texts[1]
 
 
 def test_text_beyond_the_limit_is_counted_by_nobody(
@@ -167,10 +191,10 @@ def test_text_beyond_the_limit_is_counted_by_nobody(
         calibrated(method(mode=Mode.draft, mining_tokens=tokens), tiny_llama, text)
         for text, tokens in ((alone, limit), (among, limit), (among, 10 * limit))
     ]
-    names = [name for name in found[0].tensors if name.startswith("drafts.")]
+    names = [name for name in found[0].tensors if name.startswith("drafter.")]
     assert names
     assert all(torch.equal(found[0].tensors[name], found[1].tensors[name]) for name in names)
-    assert found[0].statistics["drafts"]["ngrams"] == found[1].statistics["drafts"]["ngrams"]
+    assert found[0].statistics["drafter"]["ngrams"] == found[1].statistics["drafter"]["ngrams"]
     assert any(
         found[1].tensors[name].shape != found[2].tensors[name].shape
         or not torch.equal(found[1].tensors[name], found[2].tensors[name])
@@ -196,7 +220,7 @@ def test_a_token_without_a_row_of_the_embedding_is_refused(
     tiny_llama.model.resize_token_embeddings(258)
     with pytest.raises(MisfitError, match="259 tokens and the model's embedding 258 rows"):
         calibrated(method(), tiny_llama, corpus)
-    assert calibrated(method(mode=Mode.draft), tiny_llama, corpus).statistics["drafts"]
+    assert calibrated(method(mode=Mode.draft), tiny_llama, corpus).statistics["drafter"]
 
 
 def test_a_tokenizer_keeps_all_its_chat_templates(
@@ -255,127 +279,3 @@ def test_a_head_with_a_bias_is_refused(tiny_llama: LoadedModel) -> None:
     with pytest.raises(MisfitError, match="bias"):
         method().check(tiny_llama.model)
     method(mode=Mode.draft).check(tiny_llama.model)
-
-
-OUTSIDE = """
-import json, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "trimtab":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Absent())
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, text = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-with torch.inference_mode():
-    logits = model(torch.tensor([ids])).logits
-print(json.dumps([ids, logits[0, -1].tolist()]))
-"""
-
-
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3", "tiny-gpt2", "tiny-opt"])
-def test_an_exported_folder_needs_nothing_of_ours(
-    name: str, corpus: Corpus, tmp_path: Path
-) -> None:
-    loaded = tiny(name)
-    artifact, folder = calibrate(loaded, method(), corpus, tmp_path)
-    out = tmp_path / "exported"
-    export(Artifact.load(folder), loaded, out)
-    text = corpus.documents(Split.test)[0].text[:200]
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", OUTSIDE, str(out), text],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    ids, logits = json.loads(process.stdout.splitlines()[-1])
-    with method().apply(loaded.model, loaded.tokenizer, artifact) as applied:
-        assert encode(applied.tokenizer, text) == ids
-        with torch.inference_mode():
-            ours = loaded.model(torch.tensor([ids])).logits[0, -1]
-    torch.testing.assert_close(torch.tensor(logits), ours)
-    pieces = json.loads((out / MAP).read_text("utf-8"))
-    base: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(out / BASE_TOKENIZER)
-    expanded = [one for token in ids for one in pieces.get(str(token), [token])]
-    assert expanded == encode(base, text)
-
-
-def exported(name: str, kind: str, folder: Path) -> tuple[Artifact, LoadedModel]:
-    """Calibrate a model with a tokenizer of a kind on prose, and export it."""
-    tokenizer = base(kind)
-    shape = shapes()[name] | {"vocab_size": len(tokenizer)}
-    config = AutoConfig.for_model(**shape, pad_token_id=None)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval()
-    loaded = LoadedModel(model, tokenizer, name, fingerprint(model), True, {})
-    texts = [Document(str(number), text[:3000]) for number, text in enumerate(DOCUMENTS)]
-    prose = Corpus("topics", texts, calibration=0.5, validation=0.2)
-    artifact = calibrated(method(rows=Rows.mean, size=100), loaded, prose)
-    export(artifact, loaded, folder)
-    return artifact, loaded
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("tiny-llama", "llama3"),
-        ("tiny-llama", "sentencepiece"),
-        ("tiny-qwen3", "qwen2"),
-        ("tiny-gpt2", "gpt2"),
-        ("tiny-gemma2", "sentencepiece"),
-        ("tiny-phi3", "sentencepiece"),
-    ],
-)
-def test_others_read_an_exported_tokenizer_as_we_do(name: str, kind: str, tmp_path: Path) -> None:
-    artifact, loaded = exported(name, kind, tmp_path / "out")
-    found = AutoTokenizer.from_pretrained(tmp_path / "out")
-    ours = Vocabulary.from_artifact(artifact).tokenizer
-    assert ours is not None
-    for text in [*TEXTS, *DOCUMENTS[:4]]:
-        assert encode(found, text) == encode(ours, text)
-    long = DOCUMENTS[0]
-    assert len(encode(found, long)) < 0.97 * len(encode(loaded.tokenizer, long))
-
-
-def test_a_family_whose_tokenizer_is_replaced_is_not_exported(tmp_path: Path) -> None:
-    """For Qwen2 `AutoTokenizer` builds a class with a pre-tokenizer of its own."""
-    with pytest.raises(ArtifactError, match="as Qwen2Tokenizer, which has pre_tokenizer"):
-        exported("tiny-qwen2", "qwen2", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_an_ordinary_folder_cannot_hold_is_refused(
-    corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
-) -> None:
-    for mode, reason in ((Mode.draft, "merges no n-gram"), (Mode.input, "mode=input")):
-        artifact = calibrated(method(mode=mode), tiny_llama, corpus)
-        with pytest.raises(ArtifactError, match=reason):
-            export(artifact, tiny_llama, tmp_path / "out")
-    artifact = calibrated(method(), tiny_llama, corpus)
-    with pytest.raises(ArtifactError, match="another model"):
-        export(artifact, tiny(seed=1), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match="exists already"):
-        export(artifact, tiny_llama, tmp_path / "out")
-
-
-def test_export_is_a_command(corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path) -> None:
-    _, folder = calibrate(tiny_llama, method(), corpus, tmp_path)
-    command = [sys.executable, "-m", "trimtab.adaptivocab.export", str(folder), str(tmp_path / "o")]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines()[-1] == str(tmp_path / "o")
-    assert (tmp_path / "o" / MAP).is_file()
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert "exists already" in again.stderr
-    assert "Traceback" not in again.stderr

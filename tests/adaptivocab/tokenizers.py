@@ -15,8 +15,8 @@ from tokenizers import pre_tokenizers as pre
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.patterns import LLAMA3, QWEN2
-from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
+from trimtab.adaptivocab.tokenizer.patterns import LLAMA3, QWEN2
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -72,7 +72,7 @@ def _digits() -> Tokenizer:
 
 
 def _llama3() -> Tokenizer:
-    """Return one with special tokens behind the vocabulary, one of them put before texts."""
+    """Return one with special tokens after the vocabulary, one of them put before texts."""
     tokenizer = _byte_level(_split(LLAMA3))
     tokenizer.add_special_tokens(list(SPECIALS.values()))
     bos = ("<s>", tokenizer.token_to_id("<s>"))
@@ -148,7 +148,7 @@ def _prefixed() -> Tokenizer:
 
 
 def _unigram() -> Tokenizer:
-    """Return one that puts a special token before and behind every text."""
+    """Return one that puts a special token before and after every text."""
     trainer = trainers.UnigramTrainer(
         vocab_size=500,
         special_tokens=["<unk>", *SPECIALS.values()],
@@ -189,39 +189,39 @@ def base(kind: str) -> PreTrainedTokenizerBase:
 
 
 @cache
-def expression(kind: str) -> Expression:
-    return Expression.of(base(kind))
+def extender(kind: str) -> TokenizerExtender:
+    return TokenizerExtender(base(kind))
 
 
 @cache
 def ngrams(kind: str) -> NGrams:
-    found = mined(expression(kind), CORPUS, 400)
+    found = mined(extender(kind), CORPUS, 400)
     return NGrams(len(base(kind)) + 7, found)
 
 
 @cache
 def extended(kind: str) -> PreTrainedTokenizerBase:
-    return expression(kind).build(ngrams(kind))
+    return extender(kind).build(ngrams(kind))
 
 
 @cache
 def odd_ngrams(kind: str) -> NGrams:
     """Return n-grams of the characters at which it is hard to tell where a pre-token ends."""
-    return NGrams(len(base(kind)), mined(expression(kind), ODD_TEXTS, 500, longest=3))
+    return NGrams(len(base(kind)), mined(extender(kind), ODD_TEXTS, 500, longest=3))
 
 
 @cache
 def odd_extended(kind: str) -> PreTrainedTokenizerBase:
-    return expression(kind).build(odd_ngrams(kind))
+    return extender(kind).build(odd_ngrams(kind))
 
 
 def mined(
-    expression: Expression, texts: Iterable[str], count: int, longest: int = 4
+    extender: TokenizerExtender, texts: Iterable[str], count: int, longest: int = 4
 ) -> tuple[tuple[int, ...], ...]:
     """Return the `count` most frequent n-grams, and what theirs need, all of different texts."""
     frequency: Counter[tuple[tuple[int, ...], bool]] = Counter()
     for text in texts:
-        ids, numbers = expression.segment(text)
+        ids, numbers = extender.segment(text)
         words: list[list[int]] = []
         for position, number in enumerate(numbers):
             if position and numbers[position - 1] == number:
@@ -229,21 +229,21 @@ def mined(
             else:
                 words.append([ids[position]])
         for word in words:
-            frequency.update((run, False) for run in _runs([[piece] for piece in word], longest))
+            frequency.update((run, False) for run in _runs([[token] for token in word], longest))
         frequency.update((run, True) for run in _runs(words, longest))
     kept: dict[tuple[int, ...], str] = {}
-    texts_seen: set[str] = set()
-    for (pieces, crosses), _ in sorted(
+    strings_seen: set[str] = set()
+    for (ngram, crosses), _ in sorted(
         frequency.items(), key=lambda item: (-item[1], len(item[0][0]), item[0])
     ):
-        if not expression.admissible(pieces, crosses):
+        if not extender.admissible(ngram, crosses):
             continue
-        closed = expression.aligned and crosses
-        surface = "".join(expression.tokenizer.convert_ids_to_tokens(list(pieces)))
-        if surface in texts_seen or not (closed or len(pieces) == 2 or pieces[:-1] in kept):
+        closed = extender.aligned and crosses
+        string = "".join(extender.tokenizer.convert_ids_to_tokens(list(ngram)))
+        if string in strings_seen or not (closed or len(ngram) == 2 or ngram[:-1] in kept):
             continue
-        texts_seen.add(surface)
-        kept[pieces] = surface
+        strings_seen.add(string)
+        kept[ngram] = string
         if len(kept) == count:
             break
     return tuple(kept)
@@ -252,4 +252,4 @@ def mined(
 def _runs(words: list[list[int]], longest: int) -> Iterable[tuple[int, ...]]:
     for length in range(2, longest + 1):
         for start in range(len(words) - length + 1):
-            yield tuple(piece for word in words[start : start + length] for piece in word)
+            yield tuple(token for word in words[start : start + length] for token in word)

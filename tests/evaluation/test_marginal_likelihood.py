@@ -8,7 +8,7 @@ from scipy.stats import chisquare
 
 from tests.conftest import tiny
 from tests.evaluation import vocabulary
-from trimtab.adaptivocab.extended import extended
+from trimtab.adaptivocab.rows.extended import extended
 from trimtab.evaluation.marginal_likelihood import marginal_likelihood_nats, tokenizations
 
 CONTEXT = [1, 70, 80, 90]
@@ -53,7 +53,7 @@ def estimate(model, text, ngram_tokens, samples, seed=0):
 def test_paths_are_drawn_from_the_model_and_weighed_by_what_was_left_of_it():
     loaded, grams = tiny(), vocabulary.ngrams()
     ngram_tokens = grams.by_id()
-    text = [*grams.pieces[0], *grams.pieces[3]]
+    text = [*grams.tokens[0], *grams.tokens[3]]
     with extended(loaded.model, vocabulary.new_rows(loaded.model), output=True):
         model, every = loaded.model, paths(text, ngram_tokens)
         chances = [float(drawn(model, path, every).exp()) for path in every]

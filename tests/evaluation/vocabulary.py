@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.adaptivocab.tokenizers import mined
 from trimtab.adaptivocab.applied import Drafting, Merging
-from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.extended import NewRows, extended
+from trimtab.adaptivocab.drafting.drafter import NGramDrafter
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.rows.extended import NewRows, extended
+from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.artifact import Artifact
 from trimtab.corpus import encode
 from trimtab.method import DRAFTS, TOKENIZER, Method, Stage
@@ -29,18 +29,18 @@ TEXTS = sorted(topics.values())[:8]
 
 @cache
 def ngrams() -> NGrams:
-    return NGrams(ROWS, mined(Expression.of(byte_tokenizer()), TEXTS, 30))
+    return NGrams(ROWS, mined(TokenizerExtender(byte_tokenizer()), TEXTS, 30))
 
 
 @cache
 def extended_tokenizer() -> PreTrainedTokenizerBase:
-    return Expression.of(byte_tokenizer()).build(ngrams())
+    return TokenizerExtender(byte_tokenizer()).build(ngrams())
 
 
 @cache
-def drafts() -> Drafts:
+def drafts() -> NGramDrafter:
     tokenizer = byte_tokenizer()
-    return Drafts.count(ngrams(), [encode(tokenizer, text) for text in TEXTS])
+    return NGramDrafter.count(ngrams(), [encode(tokenizer, text) for text in TEXTS])
 
 
 @settings

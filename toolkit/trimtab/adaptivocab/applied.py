@@ -1,4 +1,4 @@
-"""AdaptiVocab at work: what it offers depends on what its calibration found."""
+"""What AdaptiVocab offers once it is applied: that depends on what its calibration found."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.extended import base_head
+from trimtab.adaptivocab.drafting.drafter import NGramDrafter
+from trimtab.adaptivocab.rows.extended import base_head
 
 
 @dataclass(frozen=True)
 class Unchanged:
-    """No n-gram is a token, and none a draft: there is only something to report.
+    """No n-gram is a token or a draft: there is only something to report.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Drafting(Unchanged):
-    """N-grams are drafts."""
+    """N-grams are proposed as drafts."""
 
-    drafter: Drafts
+    drafter: NGramDrafter
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ class Merging(Unchanged):
 
 @dataclass(frozen=True)
 class MergingAndDrafting(Merging, Drafting):
-    """Some n-grams are tokens, others drafts."""
+    """Some n-grams are tokens, others are proposed as drafts."""

@@ -1,4 +1,4 @@
-"""From a model and a corpus to a vocabulary: mine, fit, gate, count drafts."""
+"""From a model and a corpus to a vocabulary: mine, fit rows, keep to the budget, count drafts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.fit import ON_TEXT, Extension, ReadText, RowFitter, read_texts
-from trimtab.adaptivocab.frequency import FrequencySelection
-from trimtab.adaptivocab.guard import Guard
-from trimtab.adaptivocab.merging import PairMerging
+from trimtab.adaptivocab.drafting.drafter import NGramDrafter
+from trimtab.adaptivocab.mining.frequency import FrequencySelection
+from trimtab.adaptivocab.mining.pair_merging import PairMerging
+from trimtab.adaptivocab.mining.texts import Admissible, Mined, TokenizedText, tokenize, up_to
 from trimtab.adaptivocab.ngrams import NGrams
+from trimtab.adaptivocab.quality_budget import QualityBudget
+from trimtab.adaptivocab.rows.fit import ON_TEXT, Extension, RowFitter
+from trimtab.adaptivocab.rows.scoring import ScoredText, score_texts
 from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode, NGramSelection
-from trimtab.adaptivocab.streams import Admissible, Mined, Stream, first, streams
-from trimtab.adaptivocab.tokenizer import Expression
+from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.corpus import Corpus, Split, encode
 from trimtab.errors import MisfitError, TrimtabError
@@ -26,7 +27,7 @@ from trimtab.files import write_json
 from trimtab.progress import say, waiting
 from trimtab.windows import text_windows
 
-GATE = "gate.json"
+MEASURED = "operating_points.json"  # in the checkpoint
 SELECTIONS: dict[NGramSelection, type[PairMerging] | type[FrequencySelection]] = {
     NGramSelection.merging: PairMerging,
     NGramSelection.paper: FrequencySelection,
@@ -53,14 +54,14 @@ class Calibrator:
         self._model = model
         self._tokenizer = tokenizer
         self._corpus = corpus
-        self._checkpoint = checkpoint / GATE
+        self._checkpoint = checkpoint / MEASURED
         self._settings = settings
-        self._expression = Expression.of(tokenizer)
+        self._extender = TokenizerExtender(tokenizer)
         documents = corpus.documents(Split.calibration)
-        self._streams = list(streams(documents, self._expression, settings.mining_tokens))
+        self._texts = list(tokenize(documents, self._extender, settings.mining_tokens))
         self.statistics: dict[str, Any] = {
-            "tokenizer": "tokenizer.json" if self._expression.native else "wrapper",
-            "tokenizer_reason": self._expression.reason or None,
+            "tokenizer": "tokenizer.json" if self._extender.expressible else "wrapper",
+            "tokenizer_reason": self._extender.reason or None,
         }
 
     def run(self) -> Vocabulary:
@@ -70,7 +71,7 @@ class Calibrator:
         if extension:
             vocabulary = Vocabulary(extension.ngrams, extension.rows, extension.tokenizer, None)
         if mode in (Mode.draft, Mode.auto):
-            vocabulary = replace(vocabulary, drafts=self._drafts(vocabulary))
+            vocabulary = replace(vocabulary, drafter=self._drafter(vocabulary))
         return vocabulary
 
     @property
@@ -84,65 +85,68 @@ class Calibrator:
         if len(self._tokenizer) > embedding.weight.shape[0]:
             raise MisfitError(
                 f"the tokenizer has {len(self._tokenizer)} tokens and the model's embedding "
-                f"{embedding.weight.shape[0]} rows, behind which n-grams would be: give the model "
-                "a row for every token with resize_token_embeddings, or use adaptivocab.mode=draft"
+                f"{embedding.weight.shape[0]} rows, where those of n-grams would begin: give the "
+                "model a row for every token with resize_token_embeddings, or use "
+                "adaptivocab.mode=draft"
             )
         settings = self._settings
         fitter = RowFitter(
             self._model,
-            self._expression,
-            [stream.tokens for stream in self._streams],
+            self._extender,
+            [text.tokens for text in self._texts],
             settings.rows,
             output=settings.mode is not Mode.input,
         )
         with waiting("Mining n-grams"):
             mined = self._mine(
-                self._streams, self._expression.admissible, aligned=self._expression.aligned
+                self._texts, self._extender.admissible, aligned=self._extender.aligned
             )
         saving = sum(mined.saved) / mined.tokens
-        say(f"Mined {len(mined.pieces)} n-grams: {saving:.1%} fewer tokens of calibration text")
-        ngrams = NGrams(self._base_size, tuple(mined.pieces))
+        say(f"Mined {len(mined.ngrams)} n-grams: {saving:.1%} fewer tokens of calibration text")
+        ngrams = NGrams(self._base_size, tuple(mined.ngrams))
         self.statistics |= {
             "mined": {"tokens": mined.tokens, "saving": saving, "saved": mined.saved},
-            "pieces": [list(pieces) for pieces in mined.pieces],
+            "ngram_tokens": [list(ngram) for ngram in mined.ngrams],
         }
-        fitted = settings.rows in ON_TEXT
-        texts = self._read(Split.calibration, settings.tokens) if fitted else []
+        on_text = settings.rows in ON_TEXT
+        texts = self._score(Split.calibration, settings.tokens) if on_text else []
         if settings.max_bpb_increase is None:
             extension: Extension | None = fitter.extend(ngrams, texts)
         else:
-            extension = self._guarded(ngrams, fitter, texts, settings.max_bpb_increase)
+            extension = self._within_budget(ngrams, fitter, texts, settings.max_bpb_increase)
         self.statistics["merged"] = len(extension.ngrams) if extension else 0
         return extension
 
-    def _guarded(
-        self, ngrams: NGrams, fitter: RowFitter, texts: list[ReadText], limit: float
+    def _within_budget(
+        self, ngrams: NGrams, fitter: RowFitter, texts: list[ScoredText], limit: float
     ) -> Extension | None:
         settings = self._settings
-        held_out = self._read(Split.validation, settings.validation_tokens)
-        guard = Guard(self._model, fitter, held_out, limit)
-        if not self._checkpoint.exists():  # most of the work: kept, should we be killed
+        held_out = self._score(Split.validation, settings.validation_tokens)
+        budget = QualityBudget(self._model, fitter, held_out, limit)
+        if not self._checkpoint.exists():  # most of the work, so a killed calibration keeps it
             few = texts[: max(settings.validation_tokens // settings.window, 1)]
-            write_json(self._checkpoint, guard.turn_dial(ngrams, few))
-        turned = json.loads(self._checkpoint.read_text("utf-8"))
-        extension, points = guard.merge(ngrams, turned, texts)
-        self.statistics["gate"] = {**turned, "merged": points}
+            write_json(self._checkpoint, budget.measure(ngrams, few))
+        measured = json.loads(self._checkpoint.read_text("utf-8"))
+        extension, points = budget.merge(ngrams, measured, texts)
+        self.statistics["quality_budget"] = {**measured, "merged": points}
         return extension
 
-    def _mine(self, texts: Sequence[Stream], admissible: Admissible, *, aligned: bool) -> Mined:
+    def _mine(
+        self, texts: Sequence[TokenizedText], admissible: Admissible, *, aligned: bool
+    ) -> Mined:
         selection = SELECTIONS[self._settings.selection]
         mined = selection(texts, self._settings.max_ngram, admissible, aligned).run(
             self._settings.size
         )
-        if not mined.pieces:
+        if not mined.ngrams:
             raise TrimtabError(
                 f"no n-gram occurs twice in the {mined.tokens} tokens of the calibration text of "
                 f"{self._corpus.name}: use a larger corpus"
             )
         return mined
 
-    def _drafts(self, vocabulary: Vocabulary) -> Drafts:
-        """Mine and count drafts on the text as the model is going to generate it.
+    def _drafter(self, vocabulary: Vocabulary) -> NGramDrafter:
+        """Mine n-grams and count drafts on the text as the model is going to generate it.
 
         What is only proposed need not fit a tokenizer: these n-grams may begin and end within
         words and hold digits, but no special token.
@@ -150,38 +154,38 @@ class Calibrator:
         special = self._tokenizer.added_tokens_decoder
         tokenizer = vocabulary.tokenizer or self._tokenizer
 
-        def tokens_of(split: Split) -> list[Stream]:
-            texts = (encode(tokenizer, one.text) for one in self._corpus.splits[split])
-            limit = self._settings.mining_tokens
-            return list(first(limit, (Stream(text, [0] * len(text)) for text in texts)))
+        def texts_of(split: Split) -> list[TokenizedText]:
+            encoded = (encode(tokenizer, one.text) for one in self._corpus.splits[split])
+            texts = (TokenizedText(tokens, [0] * len(tokens)) for tokens in encoded)
+            return list(up_to(self._settings.mining_tokens, texts))
 
         with waiting("Counting drafts"):
-            counted = tokens_of(Split.calibration)
+            texts = texts_of(Split.calibration)
             mined = self._mine(
-                counted, lambda pieces, _: special.keys().isdisjoint(pieces), aligned=False
+                texts, lambda ngram, _: special.keys().isdisjoint(ngram), aligned=False
             )
-            ngrams = NGrams(vocabulary.merged.size, tuple(mined.pieces))
-            drafts = Drafts.count(ngrams, [stream.tokens for stream in counted])
-            held_out = [stream.tokens for stream in tokens_of(Split.validation)]
-            steps = sum(drafts.steps(stream) for stream in held_out)
+            ngrams = NGrams(vocabulary.merged.size, tuple(mined.ngrams))
+            drafter = NGramDrafter.count(ngrams, [text.tokens for text in texts])
+            held_out = [text.tokens for text in texts_of(Split.validation)]
+            steps = sum(drafter.steps(tokens) for tokens in held_out)
         tokens = sum(map(len, held_out))
-        self.statistics["drafts"] = {
+        self.statistics["drafter"] = {
             "ngrams": len(ngrams),
             "validation_tokens": tokens,
             "validation_steps": steps,
         }
         if tokens:
             say(f"Drafts: {tokens / steps:.3f} tokens of validation text per step")
-        return drafts
+        return drafter
 
-    def _read(self, split: Split, tokens: int) -> list[ReadText]:
+    def _score(self, split: Split, tokens: int) -> list[ScoredText]:
         documents, window = self._corpus.splits[split], self._settings.window
         texts = text_windows(documents, self._tokenizer, tokens, window)
         if not texts:
-            unguarded = ", or max_bpb_increase=null to merge without a guard"
+            unlimited = ", or max_bpb_increase=null to merge without a quality budget"
             raise TrimtabError(
                 f"the {split} split of {self._corpus.name} has no text of half a window of "
                 f"{self._settings.window} tokens: use a larger corpus or a smaller window"
-                + (unguarded if split is Split.validation else "")
+                + (unlimited if split is Split.validation else "")
             )
-        return read_texts(self._model, self._tokenizer, texts, f"{split} text")
+        return score_texts(self._model, self._tokenizer, texts, f"{split} text")

@@ -6,7 +6,7 @@ ARTIFACT is a folder that calibrate.py wrote; OUT must not exist. OUT then holds
 configuration and tokenizer, which AutoModelForCausalLM and AutoTokenizer load without this
 package, and beside them vocabulary_map.json, {new id: [base ids]}, and the base model's own
 tokenizer in base_tokenizer/, so that anyone can check that the new tokens stand for the base
-tokens of the same text. The base model is read from where it was at calibration, or from FOLDER.
+tokens of the same text. The base model is loaded from where it was at calibration, or from FOLDER.
 """
 
 from __future__ import annotations
@@ -17,56 +17,69 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.extended import extended
 from trimtab.adaptivocab.method import AdaptiVocab
+from trimtab.adaptivocab.rows.extended import extended
 from trimtab.adaptivocab.settings import Mode
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
-from trimtab.errors import ArtifactError, ConfigError, TrimtabError
+from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
 from trimtab.files import publishing, write_json
-from trimtab.models.loading import LoadedModel, load_source
+from trimtab.models.fingerprint import fingerprint
+from trimtab.models.loading import load_source
 
 MAP, BASE_TOKENIZER = "vocabulary_map.json", "base_tokenizer"
 
 
-def export(artifact: Artifact, loaded: LoadedModel, target: Path) -> None:
-    """Write the model that `artifact` makes of `loaded` as the folder `target`, in one step.
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    artifact: Artifact,
+    folder: Path,
+) -> None:
+    """Write the model that `artifact` makes of `model` as a new folder, in one step.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase or None
+        The base tokenizer, saved beside the other where there is one.
 
     Raises
     ------
+    MisfitError
+        If the artifact makes no n-gram a token, or an ordinary folder cannot hold what it makes.
     ArtifactError
-        If the artifact is of another method or model, or an ordinary folder cannot hold it.
+        If the artifact is of another method or model.
     ConfigError
-        If `target` exists.
+        If the folder exists.
     """
-    vocabulary = _exportable(artifact)
-    if loaded.fingerprint != artifact.key.model_fingerprint:
-        raise ArtifactError(
-            f"the artifact {artifact.key.digest} was calibrated on another model than "
-            f"{loaded.name} ({loaded.fingerprint[:12]}, not "
-            f"{artifact.key.model_fingerprint[:12]}): name the right one with --model"
-        )
-    if target.exists():
-        raise ConfigError("OUT", target, "exists already: name a folder that does not")
+    vocabulary = _exportable(artifact, folder)
+    artifact.require_model(fingerprint(model))
+    _write(model, tokenizer, vocabulary, folder)
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    vocabulary: Vocabulary,
+    folder: Path,
+) -> None:
     assert vocabulary.rows is not None
     assert vocabulary.tokenizer is not None
-    merged = vocabulary.merged
-    with publishing(target) as temporary:
-        with extended(loaded.model, vocabulary.rows, output=True):
-            loaded.model.save_pretrained(temporary)
+    with publishing(folder) as temporary:
+        with extended(model, vocabulary.rows, output=True):
+            model.save_pretrained(temporary)
         vocabulary.tokenizer.save_pretrained(temporary)
         _check_tokenizer(temporary, vocabulary.tokenizer)
-        loaded.tokenizer.save_pretrained(temporary / BASE_TOKENIZER)
-        ids = {
-            merged.base_size + number: list(pieces) for number, pieces in enumerate(merged.pieces)
-        }
-        write_json(temporary / MAP, {str(token): pieces for token, pieces in ids.items()})
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary / BASE_TOKENIZER)
+        ngrams = vocabulary.merged.by_id()
+        write_json(temporary / MAP, {str(token): list(ngram) for token, ngram in ngrams.items()})
 
 
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `ArtifactError` where others would tokenize otherwise.
+    """Raise `MisfitError` where others would tokenize differently.
 
     For some families `AutoTokenizer` builds a class of its own whatever the folder says, and that
     class splits texts by a pattern of its own.
@@ -77,37 +90,43 @@ def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         name for name in ("normalizer", "pre_tokenizer", "model") if ours[name] != theirs[name]
     ]
     if names:
-        raise ArtifactError(
-            f"AutoTokenizer reads the tokenizer.json of such a model as {type(found).__name__}, "
+        raise MisfitError(
+            f"AutoTokenizer loads the tokenizer.json of such a model as {type(found).__name__}, "
             f"which has {' and '.join(names)} of its own: n-grams would be lost. Use the artifact "
             "with this package"
         )
 
 
-def _exportable(artifact: Artifact) -> Vocabulary:
-    """Return the vocabulary of an artifact that an ordinary folder can hold."""
+def _exportable(artifact: Artifact, folder: Path) -> Vocabulary:
+    """Return the vocabulary of an artifact that an ordinary folder, yet to be made, can hold."""
     if artifact.key.method != AdaptiVocab.name:
         raise ArtifactError(
-            f"the artifact {artifact.key.digest} is one of {artifact.key.method}: only "
-            f"{AdaptiVocab.name} makes a model that other programs can run"
+            f"the artifact {artifact.key.digest} is one of {artifact.key.method}, not of "
+            f"{AdaptiVocab.name}"
         )
     vocabulary = Vocabulary.from_artifact(artifact)
     if vocabulary.rows is None:
-        raise ArtifactError(
-            f"the artifact {artifact.key.digest} merges no n-gram (it drafts, or its guard let "
-            "none through): calibrate with max_bpb_increase=null or a larger one, and mode=full"
+        reason = (
+            "only drafts" if artifact.key.config["mode"] == Mode.draft
+            else "found no n-gram within its quality budget"
+        )  # fmt: skip
+        raise MisfitError(
+            f"the artifact {artifact.key.digest} {reason}, so the model it makes is the unmodified "
+            "one: calibrate with mode=full and max_bpb_increase=null or a larger one"
         )
     if artifact.key.config["mode"] == Mode.input:
-        raise ArtifactError(
+        raise MisfitError(
             f"the artifact {artifact.key.digest} has mode=input, where the head is smaller than "
             "the embedding, and a Hugging Face folder has one size for both: calibrate with "
             "mode=full"
         )
     if artifact.statistics["tokenizer_reason"]:
-        raise ArtifactError(
+        raise MisfitError(
             f"the tokenizer of {artifact.key.digest} cannot be written as a tokenizer.json: "
             f"{artifact.statistics['tokenizer_reason']}"
         )
+    if folder.exists():
+        raise ConfigError("folder", folder, "exists already: name one that does not")
     return vocabulary
 
 
@@ -123,12 +142,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         artifact = Artifact.load(options.artifact)
-        source = artifact.model["source"]
+        vocabulary = _exportable(artifact, options.out)
+        source = artifact.model.get("source")
         if options.model:
             hub = {"kind": "HubModel", "name": options.model, "revision": None, "device_map": None}
-            source = {"device": "cpu", "dtype": source["dtype"], **hub}
-        _exportable(artifact)
-        export(artifact, load_source(source), options.out)
+            source = {"device": "cpu", "dtype": artifact.model["dtype"], **hub}
+        if source is None:
+            raise ConfigError("--model", None, "is required, as the artifact does not say it")
+        loaded = load_source(source)
+        if loaded.fingerprint != artifact.key.model_fingerprint:
+            raise ArtifactError(
+                f"the artifact {artifact.key.digest} was calibrated on another model than "
+                f"{loaded.name} ({loaded.fingerprint[:12]}, not "
+                f"{artifact.key.model_fingerprint[:12]}): name the right one with --model"
+            )
+        _write(loaded.model, loaded.tokenizer, vocabulary, options.out)
     except TrimtabError as error:
         print(f"export: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

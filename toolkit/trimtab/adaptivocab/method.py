@@ -27,7 +27,7 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
     stage: ClassVar[Stage] = Stage.vocabulary
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise `MisfitError` where the model has no adapter, is not in memory or has a bias."""
+        """Raise `MisfitError` where new rows cannot be added, or the architecture is not known."""
         from trimtab.models.adapter import adapter_for
 
         adapter_for(model)
@@ -62,7 +62,8 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
     ) -> Calibration:
         """Mine n-grams, fit their rows, keep to the quality budget and count drafts.
 
-        See `Calibrator`.
+        See `Calibrator`. The model's own weights are not trained: only rows are fitted that are
+        added to its embedding and its head, or that make room for these.
         """
         from trimtab.adaptivocab.calibrate import Calibrator
 
@@ -83,15 +84,15 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
     ) -> Iterator[object]:
         """Extend the vocabulary, offer a drafter, or both, for the time of the ``with``."""
         from trimtab.adaptivocab.applied import Drafting, Merging, MergingAndDrafting, Unchanged
-        from trimtab.adaptivocab.extended import extended
+        from trimtab.adaptivocab.rows.extended import extended
         from trimtab.adaptivocab.vocabulary import Vocabulary
 
         assert artifact is not None, "adaptivocab is a calibrated method"
         found = Vocabulary.from_artifact(artifact)
         section = self._section(artifact, len(found.merged))
-        drafts: dict[str, Any] = {} if found.drafts is None else {"drafter": found.drafts}
+        drafting: dict[str, Any] = {} if found.drafter is None else {"drafter": found.drafter}
         if found.rows is None or found.tokenizer is None:
-            yield Drafting(section, **drafts) if drafts else Unchanged(section)
+            yield Drafting(section, **drafting) if drafting else Unchanged(section)
             return
         output = self.mode is not Mode.input
         head: Any = model.get_output_embeddings()
@@ -102,18 +103,30 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
             "output_tokenizer": found.tokenizer if output else tokenizer,
             "ngram_tokens": found.merged.by_id() if output else {},
         }
-        kind = MergingAndDrafting if drafts else Merging
+        kind = MergingAndDrafting if drafting else Merging
         with extended(model, found.rows, output=output):
-            yield kind(section, **drafts, **merging)
+            yield kind(section, **drafting, **merging)
+
+    def export(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        artifact: Artifact,
+        folder: Path,
+    ) -> None:
+        """Save the model with its new rows and its new tokenizer, see `export.export`."""
+        from trimtab.adaptivocab.export import export
+
+        export(model, tokenizer, artifact, folder)
 
     def _section(self, artifact: Artifact, merged: int) -> dict[str, Any]:
         """Return result.json's `vocabulary`."""
-        gate = artifact.statistics.get("gate", {})
+        measured = artifact.statistics.get("quality_budget", {})
         section = {
             "merged": merged,
             "quality_budget": self.max_bpb_increase,
-            "operating_points": gate.get("dial"),
-            "validation": gate["merged"][-1] if merged and gate else None,
+            "operating_points": measured.get("operating_points"),
+            "validation": measured["merged"][-1] if merged and measured else None,
         }
         missing = [name for name, value in section.items() if value is None]
         return {**section, "reasons": {name: self._reason(name) for name in missing}}
@@ -124,4 +137,4 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
             return "adaptivocab.mode=draft: no n-gram is a token"
         if self.max_bpb_increase is None:
             return "adaptivocab.max_bpb_increase=null: there is no quality budget"
-        return "the quality budget lets no n-gram through"
+        return "no n-gram is within the quality budget"

@@ -42,37 +42,32 @@ class AdaptiVocabSettings(Settings):
 
     place: ClassVar[str] = "adaptivocab"
 
-    size: int = setting(
-        default=2000, meaning="most n-grams mined: a budget", at_least=1, unit="n-grams"
-    )
+    size: int = setting(default=2000, meaning="most n-grams mined", at_least=1, unit="n-grams")
     max_ngram: int = setting(
         default=4, meaning="most base tokens of an n-gram", at_least=2, unit="tokens"
     )
     selection: NGramSelection = setting(
         default=NGramSelection.merging,
-        meaning="how n-grams are chosen: merging pairs, counts exact; paper, by frequency "
-        "times saving",
+        meaning="how n-grams are chosen: merging, by repeatedly merging the most frequent pair; "
+        "paper, by frequency times saving",
     )
     rows: Rows = setting(
         default=Rows.fitted,
         meaning="new rows of embedding and head: fitted (input rows by gradient to the model's "
-        "hidden "
-        "states, head rows by L-BFGS to its probabilities); distilled (by gradient to its "
-        "outputs); recovered (split and recover); or a weighted mean, exponential being the "
-        "paper's",
+        "hidden states, head rows by L-BFGS to its probabilities); distilled (all of them by "
+        "gradient to its outputs, after that); recovered (input rows by split and recover); or a "
+        "weighted mean of the tokens' rows, exponential being the paper's",
     )
     mode: Mode = setting(
         default=Mode.auto,
-        meaning="draft proposes n-grams for the unchanged model to verify, lossless; full "
-        "makes them "
-        "tokens of prompt and output, input of the prompt alone; auto makes tokens of those "
+        meaning="draft proposes n-grams for the unchanged model to verify, lossless; full makes "
+        "them tokens of prompt and output, input of the prompt alone; auto makes tokens of those "
         "within the quality budget and drafts with the others",
     )
     max_bpb_increase: float | None = setting(
         default=0.01,
         meaning="the quality budget: most that bits per byte of validation text may rise, "
-        "relative to "
-        "the unmodified model; null merges all n-grams",
+        "relative to the unmodified model; null merges all n-grams",
         at_least=0,
     )
     mining_tokens: int = setting(
@@ -89,7 +84,8 @@ class AdaptiVocabSettings(Settings):
     )
     validation_tokens: int = setting(
         default=4096,
-        meaning="validation tokens that the quality budget is measured on; at least one window",
+        meaning="validation tokens that the quality budget is measured on, and calibration tokens "
+        "that rows are fitted on for each of its operating points; at least one window",
         at_least=1,
         unit="tokens",
     )

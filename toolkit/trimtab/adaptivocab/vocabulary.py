@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.drafts import Drafts
-from trimtab.adaptivocab.extended import NewRows
+from trimtab.adaptivocab.drafting.drafter import NGramDrafter
 from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.tokenizer import load_tokenizer
+from trimtab.adaptivocab.rows.extended import NewRows
+from trimtab.adaptivocab.tokenizer.extender import load_tokenizer
 from trimtab.artifact import Artifact
 
 TOKENIZER = "tokenizer"
@@ -22,24 +22,24 @@ TOKENIZER = "tokenizer"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """N-grams that are tokens, and n-grams that are drafts.
+    """N-grams that are tokens, and what proposes others as drafts.
 
     Parameters
     ----------
     merged : NGrams
-        Those that are tokens; none in draft mode.
+        The n-grams that are tokens; none in draft mode.
     rows : NewRows or None
         Their rows; None without any.
     tokenizer : PreTrainedTokenizerBase or None
         The extended tokenizer; None without any.
-    drafts : Drafts or None
-        What is proposed while generating, where drafts are.
+    drafter : NGramDrafter or None
+        What proposes drafts while generating; None where nothing does.
     """
 
     merged: NGrams
     rows: NewRows | None
     tokenizer: PreTrainedTokenizerBase | None
-    drafts: Drafts | None
+    drafter: NGramDrafter | None
 
     def to_tensors(self) -> dict[str, Tensor]:
         tensors = {
@@ -48,8 +48,8 @@ class Vocabulary:
         }
         if self.rows:
             tensors |= {f"rows.{name}": part for name, part in self.rows.to_tensors().items()}
-        if self.drafts:
-            tensors |= {f"drafts.{name}": part for name, part in self.drafts.to_tensors().items()}
+        if self.drafter:
+            tensors |= {f"drafter.{name}": part for name, part in self.drafter.to_tensors().items()}
         return tensors
 
     def to_files(self) -> dict[str, bytes]:
@@ -67,12 +67,12 @@ class Vocabulary:
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> Vocabulary:
         """Undo `to_tensors` and `to_files`."""
-        rows, drafts = (_under(artifact.tensors, part) for part in ("rows", "drafts"))
+        rows, drafter = (_under(artifact.tensors, part) for part in ("rows", "drafter"))
         return cls(
             NGrams.from_tensor(int(artifact.tensors["base_size"]), artifact.tensors["merged"]),
             NewRows(**rows) if rows else None,
             _load(artifact.files) if artifact.files else None,
-            Drafts.from_tensors(drafts) if drafts else None,
+            NGramDrafter.from_tensors(drafter) if drafter else None,
         )
 
 

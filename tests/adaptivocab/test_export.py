@@ -1,0 +1,188 @@
+"""A model adapted by AdaptiVocab as an ordinary folder, for programs that know nothing of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from tests.adaptivocab.test_method import calibrated, method
+from tests.adaptivocab.tokenizers import DOCUMENTS, TEXTS, base
+from tests.conftest import tiny
+from trimtab.adaptivocab import Mode, Rows
+from trimtab.adaptivocab.export import BASE_TOKENIZER, MAP, main
+from trimtab.adaptivocab.vocabulary import Vocabulary
+from trimtab.artifact import Artifact
+from trimtab.calibration import calibrate
+from trimtab.corpus import Corpus, Document, Split, encode
+from trimtab.errors import ArtifactError, ConfigError, MisfitError
+from trimtab.models.fingerprint import fingerprint
+from trimtab.models.loading import LoadedModel
+from trimtab.models.random import shapes
+
+OUTSIDE = """
+import json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "trimtab":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, text = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+with torch.inference_mode():
+    logits = model(torch.tensor([ids])).logits
+print(json.dumps([ids, logits[0, -1].tolist()]))
+"""
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3", "tiny-gpt2", "tiny-opt"])
+def test_an_exported_folder_needs_nothing_of_ours(
+    name: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    loaded = tiny(name)
+    artifact, folder = calibrate(loaded, method(), corpus, tmp_path)
+    out = tmp_path / "exported"
+    method().export(loaded.model, loaded.tokenizer, Artifact.load(folder), out)
+    text = corpus.documents(Split.test)[0].text[:200]
+    process = subprocess.run(
+        [sys.executable, "-I", "-c", OUTSIDE, str(out), text],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    ids, logits = json.loads(process.stdout.splitlines()[-1])
+    with method().apply(loaded.model, loaded.tokenizer, artifact) as applied:
+        assert encode(applied.tokenizer, text) == ids
+        with torch.inference_mode():
+            ours = loaded.model(torch.tensor([ids])).logits[0, -1]
+    torch.testing.assert_close(torch.tensor(logits), ours)
+    ngrams = json.loads((out / MAP).read_text("utf-8"))
+    base: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(out / BASE_TOKENIZER)
+    expanded = [one for token in ids for one in ngrams.get(str(token), [token])]
+    assert expanded == encode(base, text)
+
+
+def exported(name: str, kind: str, folder: Path) -> tuple[Artifact, LoadedModel]:
+    """Calibrate a model with a tokenizer of a kind on prose, and export it."""
+    tokenizer = base(kind)
+    shape = shapes()[name] | {"vocab_size": len(tokenizer)}
+    config = AutoConfig.for_model(**shape, pad_token_id=None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    loaded = LoadedModel(model, tokenizer, name, fingerprint(model), True, {})
+    texts = [Document(str(number), text[:3000]) for number, text in enumerate(DOCUMENTS)]
+    prose = Corpus("topics", texts, calibration=0.5, validation=0.2)
+    artifact = calibrated(method(rows=Rows.mean, size=100), loaded, prose)
+    method().export(loaded.model, loaded.tokenizer, artifact, folder)
+    return artifact, loaded
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tiny-llama", "llama3"),
+        ("tiny-llama", "sentencepiece"),
+        ("tiny-qwen3", "qwen2"),
+        ("tiny-gpt2", "gpt2"),
+        ("tiny-gemma2", "sentencepiece"),
+        ("tiny-phi3", "sentencepiece"),
+    ],
+)
+def test_others_read_an_exported_tokenizer_as_we_do(name: str, kind: str, tmp_path: Path) -> None:
+    artifact, loaded = exported(name, kind, tmp_path / "out")
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ours = Vocabulary.from_artifact(artifact).tokenizer
+    assert ours is not None
+    for text in [*TEXTS, *DOCUMENTS[:4]]:
+        assert encode(found, text) == encode(ours, text)
+    long = DOCUMENTS[0]
+    assert len(encode(found, long)) < 0.97 * len(encode(loaded.tokenizer, long))
+
+
+def test_a_family_whose_tokenizer_is_replaced_is_not_exported(tmp_path: Path) -> None:
+    """For Qwen2 `AutoTokenizer` builds a class with a pre-tokenizer of its own."""
+    with pytest.raises(MisfitError, match="as Qwen2Tokenizer, which has pre_tokenizer"):
+        exported("tiny-qwen2", "qwen2", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_ordinary_folder_cannot_hold_is_refused(
+    corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
+) -> None:
+    model, tokenizer, out = tiny_llama.model, tiny_llama.tokenizer, tmp_path / "out"
+    for changes, reason in (
+        ({"mode": Mode.draft}, "only drafts, so the model it makes is the unmodified one"),
+        ({"mode": Mode.input}, "mode=input"),
+    ):
+        adaptivocab = method(**changes)
+        artifact = calibrated(adaptivocab, tiny_llama, corpus)
+        with pytest.raises(MisfitError, match=reason):
+            adaptivocab.export(model, tokenizer, artifact, out)
+    artifact = calibrated(method(), tiny_llama, corpus)
+    none = {"base_size": artifact.tensors["base_size"], "merged": artifact.tensors["merged"][:0]}
+    with pytest.raises(MisfitError, match="found no n-gram within its quality budget"):
+        method().export(model, tokenizer, replace(artifact, tensors=none, files={}), out)
+    with pytest.raises(ArtifactError, match="another model"):
+        method().export(tiny(seed=1).model, tokenizer, artifact, out)
+    assert not out.exists()
+    out.mkdir()
+    with pytest.raises(ConfigError, match="exists already"):
+        method().export(model, tokenizer, artifact, out)
+    foreign = replace(artifact, key=replace(artifact.key, method="larosa"))
+    with pytest.raises(ArtifactError, match="is one of larosa, not of adaptivocab"):
+        method().export(model, tokenizer, foreign, tmp_path / "other")
+
+
+def test_a_wrapped_tokenizer_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(MisfitError, match="cannot be written as a tokenizer.json"):
+        exported("tiny-llama", "unigram", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_is_a_command(corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path) -> None:
+    _, folder = calibrate(tiny_llama, method(), corpus, tmp_path)
+    command = [sys.executable, "-m", "trimtab.adaptivocab.export", str(folder), str(tmp_path / "o")]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == str(tmp_path / "o")
+    assert (tmp_path / "o" / MAP).is_file()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+def test_export_reads_the_model_from_where_it_moved(
+    corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An artifact made in Python does not say where its model is."""
+    for name, seed in (("right", 0), ("wrong", 1)):
+        tiny(seed=seed).model.save_pretrained(tmp_path / name)
+        tiny_llama.tokenizer.save_pretrained(tmp_path / name)
+    calibrated(method(), tiny_llama, corpus).save(tmp_path / "artifact")
+    arguments = [str(tmp_path / "artifact"), str(tmp_path / "out")]
+    for more, error in (
+        ([], "--model=None: is required"),
+        (["--model", str(tmp_path / "wrong")], "name the right one with --model"),
+    ):
+        with pytest.raises(SystemExit, match="1"):
+            main([*arguments, *more])
+        assert error in capsys.readouterr().err
+    main([*arguments, "--model", str(tmp_path / "right")])
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out")
+    assert (tmp_path / "out" / MAP).is_file()

@@ -1,0 +1,1 @@
+"""Drafts: n-gram tokens that are proposed for the unchanged model to verify."""

@@ -1,0 +1,102 @@
+"""A model with n-grams in its vocabulary, for the time of a ``with``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """What n-grams add to a model, and what they change in it.
+
+    Parameters
+    ----------
+    input, head : Tensor
+        Rows to append to the embedding and to the head, of shape [n-grams, width].
+    changed : Tensor
+        Base tokens whose head rows make room for n-grams that begin with them, int64 of
+        shape [tokens].
+    changed_head : Tensor
+        Those head rows, of shape [tokens, width].
+    """
+
+    input: Tensor
+    head: Tensor
+    changed: Tensor
+    changed_head: Tensor
+
+    @classmethod
+    def of_input(cls, rows: Tensor) -> NewRows:
+        """Return `rows` for the embedding, and nothing for the head."""
+        nothing = rows[:0]
+        return cls(rows, nothing, torch.empty(0, dtype=torch.int64), nothing)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        return dict(vars(self))
+
+
+@contextmanager
+def extended(model: PreTrainedModel, rows: NewRows, *, output: bool) -> Iterator[None]:
+    """Give `model` the new rows; its own parameters are put back afterwards.
+
+    Parameters
+    ----------
+    output : bool
+        Whether the head gets its rows too, so that n-grams can be predicted. Otherwise it stays
+        as it is, and so do all logits after text without n-grams.
+
+    Notes
+    -----
+    A tied head is untied: one row cannot say both what an n-gram means and when it follows.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    config = model.config
+    weights: tuple[Any, Any] = embedding.weight, head.weight
+    settings = config.vocab_size, config.tie_word_embeddings
+    try:
+        _set_rows(embedding, torch.cat([weights[0], rows.input.to(weights[0])]))
+        config.tie_word_embeddings = False
+        if output:
+            _set_rows(head, extended_head(weights[1], rows))
+            config.vocab_size = head.weight.shape[0]
+        yield
+    finally:
+        for module, weight in zip((embedding, head), weights, strict=True):
+            _set_rows(module, weight)
+        config.vocab_size, config.tie_word_embeddings = settings
+
+
+@contextmanager
+def base_head(model: PreTrainedModel, weight: nn.Parameter) -> Iterator[None]:
+    """Have an extended model predict base tokens alone, with the `weight` of its own head."""
+    head, size = model.get_output_embeddings(), model.config.vocab_size
+    current = head.weight
+    try:
+        _set_rows(head, weight)
+        model.config.vocab_size = weight.shape[0]
+        yield
+    finally:
+        _set_rows(head, current)
+        model.config.vocab_size = size
+
+
+def extended_head(weight: Tensor, rows: NewRows) -> Tensor:
+    """Return a head's matrix with room made for the n-grams, and their rows appended."""
+    changed = weight.detach().clone()
+    changed[rows.changed.to(weight.device)] = rows.changed_head.to(weight)
+    return torch.cat([changed, rows.head.to(weight)])
+
+
+def _set_rows(module: nn.Module, weight: Tensor) -> None:
+    """Make `weight` the parameter of an embedding or a linear layer, and its row count."""
+    known = isinstance(weight, nn.Parameter)
+    module.weight = weight if known else nn.Parameter(weight.detach(), requires_grad=False)
+    size = "num_embeddings" if isinstance(module, nn.Embedding) else "out_features"
+    setattr(module, size, weight.shape[0])

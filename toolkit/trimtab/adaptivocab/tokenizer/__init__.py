@@ -1,0 +1,1 @@
+"""Tokenizers that have n-grams as tokens, exact to the base tokens of every text."""
