@@ -17,12 +17,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
+from omegaconf import OmegaConf
 
 from tests.conftest import ROOT, tiny
+from tests.models.contract import AdapterContract
+from tests.models.larosa_contract import LaRoSAContract
 from trimtab.commands.launch import typed
 from trimtab.commands.overrides import expand
 from trimtab.config import CalibrateConfig, EvaluateConfig
 from trimtab.method import Method
+from trimtab.models import adapter, architectures, random
 from trimtab.registry import build, config_folder, register
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks/RESULTS.md"]
@@ -53,7 +57,7 @@ def written_files(page: Path) -> dict[str, str]:
 def test_the_python_on_a_page_runs_as_it_stands(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     loaded = tiny()
-    texts = [" ".join(f"word{(n * 7 + i * i) % 97}" for i in range(400)) for n in range(12)]
+    texts = [" ".join(f"word{(n * 7 + i * i) % 97}" for i in range(500)) for n in range(12)]
     given = {"model": loaded.model, "tokenizer": loaded.tokenizer, "texts": texts}
     namespace: dict[str, Any] = {**given, "held_out": texts[:6]}
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
@@ -138,3 +142,28 @@ def test_the_method_of_the_page_works_as_written(tmp_path):
     assert result["methods"] == ["prune", "vattention"]
     assert result["artifacts"]["prune"] == Path(made.stdout.strip()).name
     assert result["pruning"]["share"] == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.fixture(scope="class")
+def _extended_as_written():
+    """Have the architecture of the page among those that are supported."""
+    files = written_files(ROOT / "docs/extending.md")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(architectures, "ADAPTERS", dict(architectures.ADAPTERS))
+        exec(files["toolkit/trimtab/models/architectures.py"], vars(architectures))
+        patch.setattr(adapter, "ADAPTERS", architectures.ADAPTERS)
+        new = OmegaConf.to_container(OmegaConf.create(files["toolkit/trimtab/models/shapes.yaml"]))
+        every = {**random.shapes(), **new}
+        patch.setattr(random, "shapes", lambda: every)
+        yield
+
+
+@pytest.mark.usefixtures("_extended_as_written")
+class TestTheArchitectureOfThePage(AdapterContract, LaRoSAContract):
+    shape = "tiny-starcoder2"
+
+
+def test_the_page_names_the_test_that_stands_here():
+    written = written_files(ROOT / "docs/extending.md")["tests/models/test_adapters.py"]
+    assert written.split(":\n")[1].strip() == 'shape = "tiny-starcoder2"'
+    assert "(AdapterContract, LaRoSAContract)" in written

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +14,10 @@ from tests.conftest import random_inputs, tiny
 from trimtab.adaptivocab import AdaptiVocab, Mode, Rows
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
+from trimtab.calibration import artifacts_for
 from trimtab.capabilities import ChangesVocabulary, ProposesDrafts
-from trimtab.config import OnMissing
 from trimtab.corpus import Corpus, Document, Split, encode
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
-from trimtab.evaluation.run import _artifacts
 from trimtab.generation import Engine
 from trimtab.larosa import Allocation, Basis, LaRoSA, Transforms
 from trimtab.models.loading import LoadedModel
@@ -246,9 +244,8 @@ def test_larosa_on_top_learns_from_the_adapted_text(
         window=64,
         probe_tokens=64,
     )
-    config: Any = SimpleNamespace(on_missing=OnMissing.calibrate, artifacts=tmp_path)
     alone, on_top = (
-        _artifacts(config, Stack(methods), tiny_llama, corpus)["larosa"].tensors
+        artifacts_for(Stack(methods), tiny_llama, corpus, tmp_path, make=True)["larosa"].tensors
         for methods in ([larosa], [method(), larosa])
     )
     axes = [name for name in alone if name.endswith("transform")]
