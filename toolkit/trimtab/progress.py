@@ -26,7 +26,7 @@ def say(message: str) -> None:
 
 
 def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:
-    """Yield `items` under a bar of `total` steps, `done` of which lie behind already."""
+    """Yield `items` under a bar of `total` steps, `done` of which are taken already."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

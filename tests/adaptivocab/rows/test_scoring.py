@@ -10,7 +10,7 @@ import torch
 from tests.adaptivocab.rows.cases import START, next_probabilities, passage, sharp
 from tests.conftest import SHAPES, tiny
 from trimtab.adaptivocab.rows.scoring import capped, logits_of, predict, score
-from trimtab.models.adapter import final_softcap
+from trimtab.models.facts import final_softcap
 
 every = pytest.mark.parametrize("name", SHAPES)
 starts = pytest.mark.parametrize("start", [START, None])

@@ -19,9 +19,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.method import AdaptiVocab
 from trimtab.adaptivocab.rows.extended import extended
-from trimtab.adaptivocab.settings import Mode
+from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
 from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
@@ -99,10 +98,10 @@ def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _exportable(artifact: Artifact, folder: Path) -> Vocabulary:
     """Return the vocabulary of an artifact that an ordinary folder, yet to be made, can hold."""
-    if artifact.key.method != AdaptiVocab.name:
+    if artifact.key.method != AdaptiVocabSettings.place:
         raise ArtifactError(
             f"the artifact {artifact.key.digest} is one of {artifact.key.method}, not of "
-            f"{AdaptiVocab.name}"
+            f"{AdaptiVocabSettings.place}"
         )
     vocabulary = Vocabulary.from_artifact(artifact)
     if vocabulary.rows is None:

@@ -30,7 +30,7 @@ from trimtab.evaluation.workload import (
     quality_windows,
 )
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.loading import short_name
+from trimtab.models.pretrained import short_name
 from trimtab.models.state import inferring
 from trimtab.optimized import Optimized
 from trimtab.progress import say

@@ -23,16 +23,17 @@ from trimtab.environment import package_versions
 from trimtab.errors import ArtifactError, TrimtabError
 from trimtab.files import publishing, sha256_of_file, sha256_of_json, write_json
 from trimtab.larosa.apply import sparsified
-from trimtab.larosa.method import LaRoSA
 from trimtab.larosa.modules import SparseNorm
 from trimtab.larosa.plan import Plan
 from trimtab.larosa.rebuild import install, without_tensors
 from trimtab.larosa.selection import Selectors
+from trimtab.larosa.settings import LaRoSASettings
 from trimtab.method import EXPORTED
 from trimtab.models.fingerprint import fingerprint
 from trimtab.progress import waiting
 
 SCHEMA = 1
+NAME = LaRoSASettings.place
 CONFIG = "config.json"
 SHARD_BYTES = 5 * 10**9
 REPAIR = "copy the folder again, or export the artifact again"
@@ -42,24 +43,23 @@ NOT_FOR_TRANSFORMERS = "load_this_folder_with_trimtab.load_model.safetensors"
 
 
 def export(
-    method: LaRoSA,
+    settings: LaRoSASettings,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     artifact: Artifact,
     folder: Path,
 ) -> None:
-    """Save `model` as `method` makes it by `artifact`, see `LaRoSA.export`."""
-    if artifact.key.method != method.name:
+    """Save `model` as LaRoSA makes it by `artifact`, see `LaRoSA.export`."""
+    if artifact.key.method != NAME:
         raise ArtifactError(
-            f"the artifact {artifact.key.digest} is one of {artifact.key.method}, not of "
-            f"{method.name}: export it by its own method"
+            f"the artifact {artifact.key.digest} is one of {artifact.key.method}, not of {NAME}: "
+            "export it by its own method"
         )
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
-    method.check(model)
     artifact.require_model(fingerprint(model))
     plan = Plan.from_json(artifact.parameters["plan"])
-    selector = Selectors(plan, method).selector
+    selector = Selectors(plan, settings).selector
     with publishing(folder) as temporary, sparsified(model, plan, artifact.tensors, selector):
         _save_config(model, temporary)
         if tokenizer is not None:
@@ -68,9 +68,9 @@ def export(
         files = [CONFIG, *sorted(path.name for path in temporary.glob("*.safetensors"))]
         content = {
             "schema": SCHEMA,
-            "method": method.name,
+            "method": NAME,
             "artifact": artifact.key.digest,
-            "settings": method.config(),
+            "settings": artifact.key.config,
             "plan": artifact.parameters["plan"],
             "norms": _describe_norms(model),
             "tied": tied,
@@ -101,7 +101,8 @@ def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> Pre
     """
     folder = Path(folder)
     description = _verified_description(folder)
-    plan, method = Plan.from_json(description["plan"]), LaRoSA(**description["settings"])
+    plan = Plan.from_json(description["plan"])
+    settings = LaRoSASettings(**description["settings"])
     with waiting(f"Loading {folder}"):
         model = without_tensors(folder)
         tensors: dict[str, Tensor] = {}
@@ -110,7 +111,7 @@ def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> Pre
                 tensors |= _read(folder / name, torch.device(device))
         try:
             install(
-                model, tensors, description["norms"], description["tied"], Selectors(plan, method)
+                model, tensors, description["norms"], description["tied"], Selectors(plan, settings)
             )
         except (KeyError, AttributeError) as error:
             raise ArtifactError(
@@ -179,10 +180,10 @@ def _verified_description(folder: Path) -> dict[str, Any]:
         actual = sha256_of_json(content)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise _damaged(path) from error
-    if (content.get("schema"), content.get("method")) != (SCHEMA, LaRoSA.name):
+    if (content.get("schema"), content.get("method")) != (SCHEMA, NAME):
         raise ArtifactError(
             f"{path}: schema version {content.get('schema')} of {content.get('method')}; this "
-            f"version reads {SCHEMA} of {LaRoSA.name}: export the artifact again"
+            f"version reads {SCHEMA} of {NAME}: export the artifact again"
         )
     if actual != expected:
         raise _damaged(path)

@@ -143,6 +143,7 @@ class LaRoSA(LaRoSASettings, Method):
         """
         from trimtab.larosa.export import export
 
+        self.check(model)
         export(self, model, tokenizer, artifact, folder)
 
     @classmethod

@@ -22,7 +22,6 @@ __all__ = [
     "Site",
     "adapter_for",
     "centers",
-    "final_softcap",
     "head_shape",
     "input_major",
     "input_width",
@@ -84,12 +83,6 @@ def head_shape(config: Any) -> HeadShape:
         getattr(config, "num_key_value_heads", None) or heads,
         getattr(config, "head_dim", None) or config.hidden_size // heads,
     )
-
-
-def final_softcap(config: Any) -> float | None:
-    """Return the bound that a model with this config bends its logits to, None without one."""
-    softcap: float | None = getattr(config, "final_logit_softcapping", None)
-    return softcap
 
 
 def input_major(linear: nn.Module) -> Tensor:

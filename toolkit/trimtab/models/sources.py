@@ -79,7 +79,7 @@ class EmbeddedModel(ModelSource):
     def load(self, device: torch.device, dtype: torch.dtype) -> Pretrained:
         """Load the model, converted from GGUF first where it has not been before."""
         from trimtab.models.embedded import embedded_folder
-        from trimtab.models.loading import from_folder
+        from trimtab.models.pretrained import from_folder
 
         loaded = from_folder(str(embedded_folder()), None, None, device, dtype)
         return Pretrained("smollm2-135m", *loaded)
@@ -103,7 +103,7 @@ class HubModel(ModelSource):
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Pretrained:
         """Load the model as transformers does."""
-        from trimtab.models.loading import pretrained, short_name
+        from trimtab.models.pretrained import pretrained, short_name
 
         loaded = pretrained(self.name, self.revision, self.device_map, device, dtype)
         return Pretrained(short_name(self.name), *loaded)

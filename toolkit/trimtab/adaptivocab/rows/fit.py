@@ -23,7 +23,7 @@ from trimtab.adaptivocab.rows.trie import Trie
 from trimtab.adaptivocab.settings import Rows
 from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.corpus import start_token
-from trimtab.models.adapter import final_softcap
+from trimtab.models.facts import final_softcap
 from trimtab.progress import track
 
 ON_TEXT = (Rows.fitted, Rows.distilled)  # fitted on texts, by gradient and L-BFGS

@@ -44,7 +44,7 @@ class HeadFeatures:
         Log-sum-exp of the logits of all base tokens that begin no n-gram, of shape [positions].
     targets : DistillationTargets
     softcap : float or None
-        The model's, see `trimtab.models.adapter.final_softcap`.
+        The model's, see `trimtab.models.facts.final_softcap`.
     """
 
     hidden: Tensor

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.adaptivocab.rows.extended import NewRows, extended
 from trimtab.adaptivocab.rows.passages import Passage, with_start
 from trimtab.corpus import encode, start_token
-from trimtab.models.adapter import final_softcap, module_device
+from trimtab.models.adapter import module_device
+from trimtab.models.facts import final_softcap
 from trimtab.progress import track
 
 
