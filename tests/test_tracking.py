@@ -73,11 +73,14 @@ def test_two_jobs_are_two_runs_that_do_not_mix(tmp_path):
 def test_a_calibration_logs_its_artifact(tmp_path, corpus):
     method = LaRoSA(tokens=512, window=64)
     artifact, folder = calibrate(tiny(), method, corpus, tmp_path / "artifacts")
+    artifact.statistics["ngram_tokens"] = [[1, 2], [3, 4]]
     with tracking.run(configured(tmp_path), "calibrate", OmegaConf.create({}), None) as log:
         log.artifact(artifact, folder)
     (run,) = offline_runs(tmp_path)
     assert summary(run)["config"]["artifact_digests"] == {"larosa": artifact.key.digest}
-    assert summary(run)["summary"]["tokens"] == 512
+    found = summary(run)["summary"]
+    assert (found["tokens"], found["wall_seconds"]) == (512, artifact.run["wall_seconds"])
+    assert not {"plan", "ngram_tokens"} & found.keys()
     names = [line["artifact"]["name"] for line in records(run) if line["type"] == "artifact"]
     assert names == [f"larosa-{artifact.key.digest}"]
 

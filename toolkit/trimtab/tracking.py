@@ -24,14 +24,19 @@ class Log:
         self._run = run
 
     def artifact(self, artifact: Artifact, folder: Path) -> None:
-        """Log a calibration artifact, its files included, and its statistics as the summary."""
+        """Log a calibration artifact, its files included, and its figures as the summary.
+
+        Figures are the numbers and names among its statistics; lists stay in the artifact.
+        """
         digest = artifact.key.digest
         self._run.config.update({"artifact_digests": {artifact.key.method: digest}})
         entry = wandb.Artifact(f"{artifact.key.method}-{digest}", type="calibration")
         entry.add_dir(str(folder), policy="immutable", skip_cache=True)
         self._run.log_artifact(entry)
+        figures = flatten(artifact.statistics)
         self._run.summary.update(
-            {"wall_seconds": artifact.run["wall_seconds"], **artifact.statistics}
+            {"wall_seconds": artifact.run["wall_seconds"]}
+            | {name: item for name, item in figures.items() if not isinstance(item, list)}
         )
 
     def result(self, result: dict[str, Any], report: Path) -> None:
