@@ -91,11 +91,22 @@ def without_foreign(config: DictConfig) -> tuple[DictConfig, str]:
     Raises
     ------
     TrimtabError
-        If no other job's stack holds the method either.
+        If no stack of the sweep holds the method, or there is no sweep.
     """
     foreign = [name for name, node in config.methods.items() if "_target_" not in (node or {})]
     if not foreign:
         return config, ""
+    hydra = HydraConfig.get()
+    if hydra.mode != RunMode.MULTIRUN:
+        raise TrimtabError(
+            f"methods.{foreign[0]}: {foreign[0]} is not in the stack, write methods={foreign[0]}"
+        )
+    kept = config.copy()
+    with open_dict(kept):
+        for name in foreign:
+            del kept.methods[name]
+    if not hydra.sweeper._target_.endswith(".BasicSweeper"):  # others choose values as they go
+        return kept, ""
     sweep = list(_sweep())
     stacks = [stack for one in sweep if one.key_or_group == "methods" for stack in _choices(one)]
     held = {member for stack in stacks for member in stack_members(stack)}
@@ -104,30 +115,23 @@ def without_foreign(config: DictConfig) -> tuple[DictConfig, str]:
             raise TrimtabError(
                 f"methods.{name}: {name} is in no stack of the sweep, write methods={name}"
             )
-    kept = config.copy()
-    with open_dict(kept):
-        for name in foreign:
-            del kept.methods[name]
-    mine = {one.key_or_group: one for one in _parsed(list(HydraConfig.get().overrides.task))}
+    mine = {one.key_or_group: _choices(one)[0] for one in _parsed(list(hydra.overrides.task))}
     firsts = [
         f"{one.key_or_group.removeprefix('methods.')}={_choices(one)[0]}"
         for one in sweep
-        if is_foreign(one.key_or_group, foreign)
-        and _choices(one)[0] != _choices(mine[one.key_or_group])[0]
+        if _names(one.key_or_group, foreign) and _choices(one)[0] != mine[one.key_or_group]
     ]
     return kept, " ".join(firsts)
 
 
-def is_foreign(key: str, foreign: list[str]) -> bool:
+def _names(key: str, methods: list[str]) -> bool:
     """Return whether a key names a setting of one of these methods."""
-    return any(key.startswith(f"methods.{name}.") for name in foreign)
+    return key.startswith(tuple(f"methods.{name}." for name in methods))
 
 
 def _sweep() -> Iterator[Override]:
     """Yield the overrides of the sweep that the running job belongs to."""
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN:
-        return
     whole = OmegaConf.load(Path(hydra.runtime.cwd) / hydra.sweep.dir / "multirun.yaml").hydra
     yield from _parsed(list(whole.overrides.task))
     params = whole.sweeper.get("params") or {}
