@@ -21,9 +21,9 @@ def job_folder(root: Path) -> Path:
     return folder
 
 
-def test_calibrate_then_evaluate(command, tmp_path):
-    assert command("calibrate.py", *TINY, *SMALL).returncode == 0
-    done = command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST)
+def test_calibrate_then_evaluate(fresh_command, tmp_path):
+    assert fresh_command("calibrate.py", *TINY, *SMALL).returncode == 0
+    done = fresh_command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST)
     assert done.returncode == 0, done.stderr
     folder = job_folder(tmp_path)
     result = json.loads((folder / "result.json").read_text())
@@ -39,10 +39,11 @@ def test_calibrate_then_evaluate(command, tmp_path):
 def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
     done = command(
         "evaluate.py", "-m", *TINY, "methods=larosa", *METHOD,
-        "methods.larosa.sparsity=0.4,1.4,0.6", *FAST, "on_missing=calibrate",
+        "methods.larosa.sparsity=0.4,1.4,0.6", *FAST,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "evaluate.py: error: larosa.sparsity=1.4: expected a share" in done.stderr
+    refusal = "larosa.sparsity=1.4: expected at least 0 and below 1"
+    assert f"evaluate.py: error: {refusal}" in done.stderr
     assert "Traceback" not in done.stderr
     (sweep,) = tmp_path.glob("multirun/*/*")
     status = {
@@ -53,45 +54,80 @@ def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
     report = (sweep / "report" / "report.md").read_text()
     changed = "larosa tokens=512 window=64"
     assert f"| `{changed} sparsity=0.4` | -" in report
-    assert f"| `{changed} sparsity=1.4` | **failed**: larosa.sparsity=1.4" in report
+    assert f"| `{changed} sparsity=1.4` | **failed**: {refusal}" in report
     assert f"| `{changed} sparsity=0.6` | -" in report
-
-
-def test_every_stack_there_is(command, tmp_path):
-    done = command(
-        "evaluate.py", "-m", "experiment=ablation", *TINY, *FAST, "corpus.max_documents=40",
-        "tracking.mode=disabled", "threads=1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (sweep,) = tmp_path.glob("multirun/*/*")
-    labels = [json.loads(p.read_text())["label"] for p in sorted(sweep.glob("*/result.json"))]
-    assert labels == ["adaptivocab", "all", "baseline", "fused", "larosa", "vattention"]
 
 
 VOCABULARY = [
     f"methods.adaptivocab.{setting}"
-    for setting in (
-        "size=50",
-        "tokens=256",
-        "validation_tokens=128",
-        "window=64",
-        "max_bpb_increase=null",
-    )
+    for setting in ("size=50", "tokens=256", "validation_tokens=128", "window=64")
 ]
 
 
+def test_every_stack_there_is(command, tmp_path):
+    done = command(
+        "evaluate.py", "-m", "experiment=ablation", *TINY, *FAST, *VOCABULARY,
+        "corpus.max_documents=40", "tracking.mode=disabled", "threads=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (sweep,) = tmp_path.glob("multirun/*/*")
+    labels = [json.loads(p.read_text())["label"] for p in sorted(sweep.glob("*/result.json"))]
+    changed = [one.removeprefix("methods.") for one in VOCABULARY]
+    assert labels == [
+        " ".join(["adaptivocab", *(one.removeprefix("adaptivocab.") for one in changed)]),
+        " ".join(["all", *changed]),
+        "baseline",
+        " ".join(["fused", *changed]),
+        "larosa",
+        "vattention",
+    ]
+
+
+def test_a_setting_in_a_sweep_is_for_the_stacks_that_hold_its_method(command, tmp_path):
+    done = command(
+        "evaluate.py", "-m", "methods=baseline,larosa,all", *TINY, *FAST, "sparsity=0.25,0.4",
+        "size=20", "methods.adaptivocab.mode=draft", "tracking.mode=disabled",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (sweep,) = tmp_path.glob("multirun/*/*")
+    results = {p.parent.name: json.loads(p.read_text()) for p in sweep.glob("*/result.json")}
+    drafts = "adaptivocab.size=20 adaptivocab.mode=draft"
+    assert {job: result["label"] for job, result in sorted(results.items())} == {
+        "0": "baseline",
+        "2": "larosa sparsity=0.25",
+        "3": "larosa sparsity=0.4",
+        "4": f"all larosa.sparsity=0.25 {drafts}",
+        "5": f"all larosa.sparsity=0.4 {drafts}",
+    }
+    asked = [results[job]["sparsity"]["requested"] for job in "2345"]
+    assert asked == [0.25, 0.4, 0.25, 0.4]
+    repeats = "Not run: baseline is what the job with larosa.sparsity=0.25 measures"
+    assert done.stderr.splitlines().count(repeats) == 1
+    assert not list((sweep / "1").glob("*.json"))
+
+
+def test_a_setting_that_no_stack_of_a_sweep_takes_is_refused(command, tmp_path):
+    done = command("evaluate.py", "-m", "methods=baseline,larosa", *TINY, *FAST, "size=20")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    refusal = "adaptivocab is in no stack of the sweep, write methods=adaptivocab"
+    assert f"evaluate.py: error: methods.adaptivocab: {refusal}" in done.stderr
+    assert not list(tmp_path.glob("multirun/*/*/*/result.json"))
+
+
 def test_larosa_on_an_adapted_vocabulary_is_calibrated_on_it(command, tmp_path):
-    stack = ["methods=all", *METHOD, *VOCABULARY, *FAST, "threads=1"]
-    made = command("calibrate.py", *TINY, "method=adaptivocab", "size=50", "tokens=256",
-                   "validation_tokens=128", "window=64", "max_bpb_increase=null")  # fmt: skip
+    vocabulary = [*VOCABULARY, "methods.adaptivocab.max_bpb_increase=null"]
+    stack = ["methods=all", *METHOD, *vocabulary, *FAST, "threads=1"]
+    settings = [one.removeprefix("methods.adaptivocab.") for one in vocabulary]
+    made = command("calibrate.py", *TINY, "method=adaptivocab", *settings)
     assert made.returncode == 0, made.stderr
     alone = command("calibrate.py", *TINY, *SMALL)
     assert alone.returncode == 0, alone.stderr
-    missing = command("evaluate.py", *TINY, *stack)
+    missing = command("evaluate.py", *TINY, *stack, "on_missing=error")
     assert missing.returncode == 1
     (line,) = [line for line in missing.stderr.splitlines() if "error:" in line]
     assert "no artifact of larosa on top of adaptivocab" in line
-    done = command("evaluate.py", *TINY, *stack, "on_missing=calibrate")
+    done = command("evaluate.py", *TINY, *stack)
     assert done.returncode == 0, done.stderr
     results = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/*/*/result.json")]
     (result,) = results
@@ -103,11 +139,11 @@ def test_larosa_on_an_adapted_vocabulary_is_calibrated_on_it(command, tmp_path):
 
 
 def test_a_missing_artifact_is_one_line_with_the_command_that_makes_it(command, tmp_path):
-    done = command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST)
+    done = command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST, "on_missing=error")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     line = next(line for line in done.stderr.splitlines() if "error:" in line)
-    assert "calibrate.py method=larosa sparsity=0.4" in line
+    assert "calibrate.py method=larosa tokens=512 window=64 and the same model" in line
     error = json.loads((job_folder(tmp_path) / "error.json").read_text())
     assert error["status"] == "error"
     assert error["type"] == "ArtifactError"
@@ -132,4 +168,13 @@ def test_a_mistyped_setting_leaves_nothing(command, tmp_path):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("evaluate.py: error: unknown setting qualty, did you mean quality?")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistyped_experiment_comes_with_the_one_that_was_meant(command, tmp_path):
+    done = command("evaluate.py", "-m", "experiment=ablaton")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("evaluate.py: error: experiment=ablaton: no such option, did you mean")
+    assert "did you mean ablation?; there are: ablation, demo" in line
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import ClassVar
 
 import pytest
@@ -40,6 +41,11 @@ TOLERANCE = {DType.float64: 1e-6, DType.float32: 1e-4, DType.bfloat16: 1e-1}
 
 def draw(name: str, dtype: DType, tied: bool) -> LoadedModel:
     """Return a tiny model whose norms and biases are as random as its weights."""
+    return copy.deepcopy(_drawn(name, dtype, tied))
+
+
+@cache
+def _drawn(name: str, dtype: DType, tied: bool) -> LoadedModel:
     loaded = tiny(name, dtype)
     config = copy.deepcopy(loaded.model.config)
     config.tie_word_embeddings = tied
