@@ -146,6 +146,21 @@ def test_one_text_is_no_list_of_prompts(tokenizer, larosa):
             optimized.generate(["word1"], max_new_tokens=0)
 
 
+def test_what_does_not_fit_the_model_is_refused_and_a_text_ends_where_it_ends(tokenizer, larosa):
+    for stack in ([larosa], [larosa, trimtab.VAttention()]):
+        with trimtab.apply(built(), tokenizer, stack) as optimized:
+            for prompts, message in (
+                ([[]], "prompt 0 has no tokens"),
+                ([[1], [300]], "prompt 1 has the token 300: expected ids from 0 to 299"),
+                ([[1] * 1024], "prompt 0 has 1024 tokens: .* 1024, including at least one gen"),
+                ([[1.5]], "expected a text or token ids"),
+            ):
+                with pytest.raises(trimtab.TrimtabError, match=message):
+                    optimized.generate(prompts)
+            (made,) = optimized.generate([[1] * 1020], max_new_tokens=64)
+            assert (len(made.tokens), made.finish) == (4, "length")
+
+
 def test_what_cannot_be_applied_is_refused_by_name(tokenizer, larosa):
     model = built()
     with pytest.raises(trimtab.TrimtabError, match="larosa is applied by its artifact"):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Self
+from typing import Any, Self, cast
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.artifact import Artifact
 from trimtab.generation import Completion, Engine, Sampling, transformers
 from trimtab.generation.engine import Prompt, check_texts, token_ids
-from trimtab.generation.limits import token_limits
+from trimtab.generation.limits import check_prompts, token_limits
 from trimtab.models.facts import longest_text
 from trimtab.stack import AppliedStack, Stack
 
@@ -121,9 +122,19 @@ class Optimized:
                 )
         each = token_limits(max_new_tokens, count)
         ids = [token_ids(tokenizer, prompt) for prompt in prompts]
+        room, embedding = longest_text(self.model.config), self.model.get_input_embeddings()
+        check_prompts(ids, room, len(cast(Tensor, embedding.weight)))
+        drawing = sampling or Sampling()
         return [
             transformers.generate(
-                self.model, tokenizer, written, prompt, index, limit, sampling or Sampling(), stop
+                self.model,
+                tokenizer,
+                written,
+                prompt,
+                index,
+                min(limit, room - len(prompt)),
+                drawing,
+                stop,
             )
             for index, (prompt, limit) in enumerate(zip(ids, each, strict=True))
         ]

@@ -193,7 +193,12 @@ class Engine:
         ids = [token_ids(self._tokenizer, prompt) for prompt in prompts]
         room = self.capacity
         embedding: Any = self._model.get_input_embeddings()
-        check_prompts(ids, room, kv.geometry.max_len, len(embedding.weight))
+        by_length = room == kv.geometry.max_len
+        source, fix = (
+            ("max_len", "raise max_len, or ") if by_length
+            else ("the budget of the KV cache", "raise the budget, or ")
+        )  # fmt: skip
+        check_prompts(ids, room, len(embedding.weight), source, fix)
         each = token_limits(max_new_tokens, len(ids))
         ends = stop_tokens(self._model, self._output_tokenizer)
         requests = []

@@ -59,7 +59,11 @@ def capacity(geometry: Geometry, page: int, budget: int | None) -> int:
 
 
 def check_prompts(
-    prompts: Sequence[Sequence[int]], room: int, max_len: int, vocabulary: int
+    prompts: Sequence[Sequence[int]],
+    room: int,
+    vocabulary: int,
+    source: str = "the model's positions",
+    fix: str = "",
 ) -> None:
     """Refuse prompts that are empty, unknown to the model, or leave no room to generate a token.
 
@@ -67,10 +71,11 @@ def check_prompts(
     ----------
     prompts : sequence of sequence of int
     room : int
-        The most tokens of a prompt and its continuation: `max_len`, or less under a budget.
-    max_len : int
+        The most tokens of a prompt and its continuation.
     vocabulary : int
         How many tokens the model knows.
+    source, fix : str
+        What sets `room`, and what to do about it besides shortening the prompt.
 
     Raises
     ------
@@ -85,12 +90,10 @@ def check_prompts(
                 f"{vocabulary - 1}; is the tokenizer the model's?"
             )
         if len(prompt) >= room:
-            by_length = room == max_len
-            source = "max_len" if by_length else "the budget of the KV cache"
-            fix = "max_len" if by_length else "the budget"
+            allow = "allow" if source.endswith("s") else "allows"
             raise TrimtabError(
-                f"prompt {index} has {len(prompt)} tokens: {source} allows {room}, including at "
-                f"least one generated token; raise {fix}, or shorten the prompt"
+                f"prompt {index} has {len(prompt)} tokens: {source} {allow} {room}, including at "
+                f"least one generated token; {fix}shorten the prompt"
             )
 
 
