@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import trimtab
 from tests.conftest import tiny
@@ -165,7 +166,7 @@ def test_what_cannot_be_applied_is_refused_by_name(tokenizer, larosa):
     model = built()
     with pytest.raises(trimtab.TrimtabError, match="larosa is applied by its artifact"):
         trimtab.apply(model, tokenizer, [trimtab.LaRoSA()])
-    with pytest.raises(trimtab.TrimtabError, match="put a single one in a list"):
+    with pytest.raises(trimtab.TrimtabError, match="methods is a Artifact: expected several; put"):
         trimtab.apply(model, tokenizer, larosa)
     with pytest.raises(trimtab.MisfitError, match="larosa is in the stack twice"):
         trimtab.apply(model, tokenizer, [larosa, larosa])
@@ -238,3 +239,116 @@ def test_the_names_of_the_interface_are_there():
         assert getattr(trimtab, name) is not None
     with pytest.raises(AttributeError, match="module 'trimtab' has no attribute 'nonsense'"):
         _ = trimtab.nonsense
+
+
+def test_a_checkpoint_serves_one_calibration(tokenizer, larosa, tmp_path, monkeypatch):
+    folder, method = tmp_path / "checkpoint", trimtab.LaRoSA(**SMALL)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trimtab.larosa.thresholds.find_thresholds", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=folder)
+    for other in (
+        lambda: trimtab.calibrate(tiny().model, tokenizer, method, TEXTS, checkpoint=folder),
+        lambda: trimtab.calibrate(built(), tokenizer, method, TEXTS[:9], checkpoint=folder),
+        lambda: trimtab.calibrate(
+            built(), tokenizer, trimtab.LaRoSA(basis="pca", **SMALL), TEXTS, checkpoint=folder
+        ),
+    ):
+        with pytest.raises(trimtab.TrimtabError, match="holds something else than this calibr"):
+            other()
+    made = trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=folder)
+    assert (made.key, made.parameters) == (larosa.key, larosa.parameters)
+    assert not folder.exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(trimtab.TrimtabError, match="holds something else"):
+        trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=tmp_path / "file")
+
+
+def test_what_is_saved_is_never_lost_and_never_mixed(larosa, drafts, tmp_path):
+    larosa.save(tmp_path / "a")
+    larosa.save(tmp_path / "a")
+    with pytest.raises(trimtab.ArtifactError, match="holds another artifact: name another folder"):
+        drafts.save(tmp_path / "a")
+    assert trimtab.load(tmp_path / "a").key == larosa.key
+    drafts.save(tmp_path / "a", replace=True)
+    assert trimtab.load(tmp_path / "a").key == drafts.key
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").touch()
+    for replace in (False, True):
+        with pytest.raises(trimtab.ArtifactError, match="is there and no artifact"):
+            larosa.save(tmp_path / "mine", replace=replace)
+    assert (tmp_path / "mine" / "precious").exists()
+
+
+def test_exported_models_are_loaded_as_such(tokenizer, larosa, tmp_path):
+    model = built()
+    larosa.export(model, tmp_path / "sparse", tokenizer)
+    loaded = trimtab.load_model(tmp_path / "sparse")
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with trimtab.apply(model, tokenizer, [larosa]) as optimized, torch.inference_mode():
+        assert torch.equal(loaded(ids).logits, optimized.model(ids).logits)
+    with pytest.raises(trimtab.ArtifactError, match="is an exported model: load it with trimtab"):
+        trimtab.load(tmp_path / "sparse")
+    with pytest.raises(trimtab.ArtifactError, match="there is no such folder"):
+        trimtab.load_model(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(trimtab.ArtifactError, match="holds no model that can be loaded"):
+        trimtab.load_model(tmp_path / "empty")
+    with pytest.raises(trimtab.ConfigError, match=r"model.device=cuda:99"):
+        trimtab.load_model(tmp_path / "sparse", device="cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("larosa", "methods is a str: expected several"),
+        (["folder"], "methods holds 'folder': load an artifact first"),
+        ([trimtab.VAttention], "expected artifacts and methods, such as trimtab.VAttention"),
+        ([None], "methods holds None: expected artifacts and methods"),
+    ],
+)
+def test_what_is_no_method_is_refused_when_it_is_given(tokenizer, methods, message):
+    with pytest.raises(trimtab.TrimtabError, match=message):
+        trimtab.apply(built(), tokenizer, methods)
+
+
+def test_wrong_arguments_of_the_other_functions_are_named(tokenizer, larosa):
+    with pytest.raises(trimtab.TrimtabError, match="expected a method, such as trimtab.LaRoSA"):
+        trimtab.calibrate(built(), tokenizer, trimtab.LaRoSA, TEXTS)
+    model = built()
+    with trimtab.apply(model, tokenizer, [larosa]) as optimized:
+        with pytest.raises(trimtab.TrimtabError, match="expected a MeasureConfig"):
+            trimtab.measure(optimized, HELD_OUT, {"paired": False})
+        with pytest.raises(trimtab.TrimtabError, match="baseline is the optimized model itself"):
+            trimtab.measure(optimized, HELD_OUT, FAST, baseline=model)
+        with pytest.raises(trimtab.TrimtabError, match="baseline is another model"):
+            trimtab.measure(optimized, HELD_OUT, FAST, baseline=tiny().model)
+        with pytest.raises(trimtab.TrimtabError, match="slots=0: expected at least 1"):
+            optimized.generate(["word1"], slots=0)
+    with pytest.raises(trimtab.ConfigError, match="quality=.*expected a QualityConfig"):
+        trimtab.MeasureConfig(quality={"windows": 3})
+    assert trimtab.LaRoSA(sparsity=np.float64(0.25), tokens=np.int64(1024)).sparsity == 0.25
+
+
+def test_a_models_generation_config_changes_neither_route(tokenizer, larosa):
+    found = []
+    for odd in (
+        GenerationConfig(eos_token_id=2),
+        GenerationConfig(
+            eos_token_id=2, num_return_sequences=2, num_beams=2, forced_eos_token_id=7,
+            max_time=0.0, return_dict_in_generate=True, repetition_penalty=3.0, suppress_tokens=[5],
+        ),
+        None,
+    ):  # fmt: skip
+        model = built()
+        model.generation_config = odd
+        for stack in ([larosa], [larosa, trimtab.VAttention()]):
+            with trimtab.apply(model, tokenizer, stack) as optimized:
+                (made,) = optimized.generate(["word1"], max_new_tokens=10)
+                found.append(made.tokens)
+        assert model.generation_config is odd
+    assert all(tokens == found[0] for tokens in found[:4])

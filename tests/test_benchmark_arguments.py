@@ -20,7 +20,7 @@ SIZES = "expected sizes of at least 1, as in"
         ("kv.py --budgets 1 0", "--budgets: 0: expected a number above 0"),
         ("kv.py --budgets=-1", "--budgets: -1: expected a number above 0"),
         ("kv.py --budgets inf", "--budgets: inf: expected a number above 0"),
-        ("kv.py --budgets 1e-6", "--budgets 1e-06: expected at least a page group, 0.00195"),
+        ("kv.py --budgets 1e-6", "--budgets 1e-06: expected at least a page, 0.00195"),
         ("kv.py --layers 0", "--layers: 0: expected a whole number of at least 1"),
         ("kv.py --heads 6 --kv-heads 4", "--heads 6: expected a multiple of 4"),
         ("larosa.py --methods our", "--methods: invalid choice: 'our'"),

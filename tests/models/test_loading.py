@@ -7,7 +7,8 @@ from tests.conftest import random_inputs, tiny
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models import embedded
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.loading import LoadedModel, load_model, resolve_dtype, short_name
+from trimtab.models.loading import LoadedModel, load_model, resolve_dtype
+from trimtab.models.pretrained import short_name
 from trimtab.models.random import byte_tokenizer, shapes
 from trimtab.models.sources import DType, EmbeddedModel, HubModel, RandomModel
 

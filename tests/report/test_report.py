@@ -221,7 +221,7 @@ def test_operating_points_are_drawn_where_there_are_any(tmp_path):
 def test_the_sites_of_a_sparsity_map_are_named_as_people_call_them(monkeypatch, tmp_path):
     rows = [
         {"layer": 0, "site": site, "basis": "plain", "achieved": 0.5}
-        for site in ("h1", "h2", "h3", "h4", "another")
+        for site in ("h1", "h2", "h3", "h4")
     ]
     (tmp_path / "result.json").write_text(
         json.dumps({**content("larosa", (1.1, 1.0, 1.2)), "sparsity": {"layers": rows}})
@@ -231,7 +231,7 @@ def test_the_sites_of_a_sparsity_map_are_named_as_people_call_them(monkeypatch, 
     plots.sparsity_map(load_jobs(tmp_path)[0], tmp_path / "map.png")
     (labels,) = [[one.get_text() for one in figure.axes[0].get_yticklabels()] for figure in drawn]
     assert labels == [
-        "attention input", "attention output", "MLP input", "MLP activation", "another"
+        "attention input (h1)", "attention output (h2)", "MLP input (h3)", "MLP activation (h4)"
     ]  # fmt: skip
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.artifact import Artifact
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, TrimtabError
+from trimtab.files import write_json
 from trimtab.method import EXPORTED, Method
+from trimtab.models.fingerprint import fingerprint as fingerprint_of
+from trimtab.models.loading import resolve_device
 from trimtab.optimized import Optimized
 from trimtab.registry import targets
 from trimtab.stack import Stack
@@ -36,18 +42,45 @@ def calibrate(
     texts : iterable of str or Corpus
         The text to calibrate on. Of a list, a fifth validates.
     checkpoint : str or Path, optional
-        Folder from which a calibration that was killed goes on; without one it starts over.
+        Folder from which a calibration that was killed goes on; without one it starts over. It is
+        removed when the calibration is done.
 
     Raises
     ------
     MisfitError
         If the method does not fit the model.
     TrimtabError
-        If the method needs no calibration, or the text is too short.
+        If the method needs no calibration, the text is too short, or the checkpoint is of another
+        calibration.
     """
+    if not isinstance(method, Method):
+        raise TrimtabError(f"method={method!r:.60}: expected a method, such as trimtab.LaRoSA()")
+    if method.name not in targets("method"):
+        raise TrimtabError(
+            f"{type(method).__name__} has no file conf/method/{method.name}.yaml, by which its "
+            "artifacts are applied: add it"
+        )
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_calibration(texts)
-    folder = None if checkpoint is None else Path(checkpoint)
-    return method.calibrate(model, tokenizer, corpus, folder)
+    if checkpoint is None:
+        return method.calibrate(model, tokenizer, corpus)
+    folder = Path(checkpoint)
+    _claim(folder, method.key(fingerprint_of(model), corpus).digest)
+    artifact = method.calibrate(model, tokenizer, corpus, folder)
+    shutil.rmtree(folder)
+    return artifact
+
+
+def _claim(folder: Path, digest: str) -> None:
+    """Make `folder` the checkpoint of one calibration, or refuse it as another's."""
+    stamp = folder / "calibration.json"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = json.loads(stamp.read_text("utf-8")) if stamp.is_file() else None
+        if found != {"digest": digest}:
+            raise TrimtabError(
+                f"checkpoint={folder}: holds something else than this calibration (other settings, "
+                "another model or text): name another folder, or remove it"
+            )
+    write_json(stamp, {"digest": digest})
 
 
 def load(folder: str | Path) -> Artifact:
@@ -82,8 +115,17 @@ def apply(
     MisfitError
         If a method is there twice, or needs an artifact and comes without.
     """
-    if isinstance(methods, Artifact | Method):
-        raise TrimtabError(f"methods={methods!r:.60}: expected several; put a single one in a list")
+    if isinstance(methods, Artifact | Method | str | Path):
+        kind = type(methods).__name__
+        raise TrimtabError(f"methods is a {kind}: expected several; put a single one in a list")
+    for one in methods:
+        if isinstance(one, str | Path):
+            raise TrimtabError(f"methods holds {one!r}: load an artifact first, with trimtab.load")
+        if not isinstance(one, Artifact | Method):
+            raise TrimtabError(
+                f"methods holds {one!r:.60}: expected artifacts and methods, such as "
+                "trimtab.VAttention()"
+            )
     artifacts = {one.key.method: one for one in methods if isinstance(one, Artifact)}
     stack = Stack(one.method if isinstance(one, Artifact) else one for one in methods)
     for method in stack.methods:
@@ -105,11 +147,17 @@ def load_model(folder: str | Path, device: str = "cpu") -> PreTrainedModel:
     ArtifactError
         If the folder is missing, damaged or of another version.
     """
-    folder = Path(folder)
+    folder, place = Path(folder), resolve_device(device)
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: there is no such folder; Artifact.export makes it")
     if not (folder / EXPORTED).exists():
-        plain: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, device_map=device)
+        try:
+            plain: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ArtifactError(
+                f"{folder} holds no model that can be loaded: {' '.join(str(error).split())}"
+            ) from error
+        nn.Module.to(plain.requires_grad_(False), place)
         return plain
     known: dict[str, Any] = targets("method")
     try:
@@ -119,5 +167,5 @@ def load_model(folder: str | Path, device: str = "cpu") -> PreTrainedModel:
         raise ArtifactError(
             f"{folder / EXPORTED} names no method of {', '.join(known)}: export the model again"
         ) from error
-    model: PreTrainedModel = kind.load_exported(folder, device)
+    model: PreTrainedModel = kind.load_exported(folder, str(place))
     return model

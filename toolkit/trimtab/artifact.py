@@ -7,6 +7,7 @@ other files a method adds (a tokenizer).
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.errors import ArtifactError
 from trimtab.files import publishing, save_tensors, sha256_of_file, sha256_of_json, write_json
-from trimtab.method import Method
+from trimtab.method import EXPORTED, Method
 from trimtab.registry import targets
 
 SCHEMA = 3
@@ -96,8 +97,8 @@ class Artifact:
         known = targets("method")
         if self.key.method not in known:
             raise ArtifactError(
-                f"the artifact {self.key.digest} is of the method {self.key.method}, and there "
-                f"are: {', '.join(known)}"
+                f"the artifact {self.key.digest} is of the method {self.key.method}, which has no "
+                f"file in conf/method; there are: {', '.join(known)}"
             )
         made = known[self.key.method](**self.key.config)
         assert isinstance(made, Method)
@@ -130,8 +131,19 @@ class Artifact:
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Write the artifact as `folder` in one step: a reader never sees a part of it.
 
-        Where `folder` exists it is kept, unless `replace` is true.
+        Where `folder` holds the same artifact already, it is kept.
+
+        Parameters
+        ----------
+        replace : bool
+            Whether an artifact that is there, this one or another, is replaced.
+
+        Raises
+        ------
+        ArtifactError
+            If something else is there.
         """
+        self._require_free(Path(folder), replace)
         with publishing(Path(folder), replace=replace) as temporary:
             save_tensors(temporary / TENSORS, self.tensors)
             for name, content in self.files.items():
@@ -154,6 +166,16 @@ class Artifact:
             write_json(
                 temporary / DESCRIPTION,
                 {**description, "content_sha256": sha256_of_json(description)},
+            )
+
+    def _require_free(self, folder: Path, replace: bool) -> None:
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        if not any((folder / name).is_file() for name in (DESCRIPTION, TENSORS)):
+            raise ArtifactError(f"{folder} is there and no artifact: name another folder")
+        if not replace and _digest(folder) != self.key.digest:
+            raise ArtifactError(
+                f"{folder} holds another artifact: name another folder, or save with replace=True"
             )
 
     @classmethod
@@ -209,11 +231,22 @@ class Artifact:
             )
 
 
+def _digest(folder: Path) -> str | None:
+    with suppress(ValueError, OSError, AttributeError):
+        digest = json.loads((folder / DESCRIPTION).read_text("utf-8")).get("digest")
+        return str(digest)
+    return None
+
+
 def _verified_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
         if not folder.exists():
             raise ArtifactError(f"{folder}: there is no artifact here; make it with calibrate.py")
+        if (folder / EXPORTED).is_file():
+            raise ArtifactError(f"{folder} is an exported model: load it with trimtab.load_model")
+        if not folder.is_dir():
+            raise ArtifactError(f"{folder} is a file: expected the folder of an artifact")
         raise _damaged(folder, f"it holds no {DESCRIPTION}")
     try:
         content = json.loads(path.read_text("utf-8"))

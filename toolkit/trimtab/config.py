@@ -70,7 +70,6 @@ class QualityConfig(Settings):
     compression_windows: int = setting(
         default=24,
         meaning="prompts compressed, where the tokenizers differ; 0 measures none, else at least 2",
-        at_least=0,
     )
     compression_context_bytes: int = setting(
         default=768, meaning="text in such a prompt", at_least=32, unit="bytes"
@@ -82,13 +81,11 @@ class QualityConfig(Settings):
         default=4,
         meaning="windows of Python's own source, a text of another domain; 0 measures none, else "
         "at least 2",
-        at_least=0,
     )
     marginal_likelihood_windows: int = setting(
         default=8,
         meaning="compressed prompts whose continuations are also scored over all their "
         "tokenizations, where output tokens are new; 0 measures none, else at least 2",
-        at_least=0,
     )
     marginal_likelihood_samples: int = setting(
         default=16, meaning="tokenizations drawn for each", at_least=1
@@ -102,7 +99,8 @@ class QualityConfig(Settings):
             "at least 0 and less than quality.window_bytes",
         )
         for name in ("compression_windows", "out_of_domain_windows", "marginal_likelihood_windows"):
-            self.require(getattr(self, name) != 1, name, "0 or at least 2")
+            value = getattr(self, name)
+            self.require(value == 0 or value >= 2, name, "0 or at least 2")
 
 
 @settings
@@ -114,7 +112,7 @@ class SpeedConfig(Settings):
     repeats: int = setting(
         default=5, meaning="timed generations per prompt and per model", at_least=2
     )
-    warmup: int = setting(default=1, meaning="untimed ones before", at_least=0)
+    warmup: int = setting(default=1, meaning="untimed generations before them", at_least=0)
 
 
 @settings
@@ -155,6 +153,10 @@ class MeasureConfig(SeedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, kind in (
+            ("generation", GenerationConfig), ("quality", QualityConfig), ("speed", SpeedConfig)
+        ):  # fmt: skip
+            self.require(isinstance(getattr(self, name), kind), name, f"a {kind.__name__}")
         timed = self.speed.repeats * self.generation.prompts
         expected = (
             f"speed.repeats x generation.prompts to be at least {LEAST_TIMED} timed generations: "

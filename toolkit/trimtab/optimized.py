@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.artifact import Artifact
+from trimtab.errors import TrimtabError
 from trimtab.generation import Completion, Engine, Sampling, transformers
 from trimtab.generation.engine import Prompt, check_texts, token_ids
 from trimtab.generation.limits import check_prompts, token_limits
@@ -114,9 +115,11 @@ class Optimized:
             If a prompt is empty or does not fit, or an argument is out of range.
         """
         check_texts(prompts, stop)
+        if slots < 1:
+            raise TrimtabError(f"slots={slots}: expected at least 1")
         count, tokenizer, written = len(prompts), self.tokenizer, self.output_tokenizer
         if self.applied.needs_engine:
-            with self.engine(slots=max(min(slots, count), 1)) as engine:
+            with self.engine(slots=min(slots, max(count, 1))) as engine:
                 return engine.generate(
                     prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
                 )
@@ -128,7 +131,6 @@ class Optimized:
         return [
             transformers.generate(
                 self.model,
-                tokenizer,
                 written,
                 prompt,
                 index,

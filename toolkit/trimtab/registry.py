@@ -56,14 +56,25 @@ def stack_members(stack: str) -> set[str]:
     if stack in method_names():
         return {stack}
     path = config_folder() / "methods" / f"{stack}.yaml"
-    node: Any = OmegaConf.load(path) if path.exists() else {}
+    if not path.exists():  # from a folder of the user's: it may hold any
+        return set(method_names())
+    node: Any = OmegaConf.load(path)
     return {str(name) for entry in node.get("defaults", ()) for name in entry.values()}
 
 
 def targets(group: str) -> dict[str, type]:
-    """Return the class of every option of a group whose options name one."""
-    files = sorted((config_folder() / group).glob("*.yaml"))
-    return {path.stem: get_class(OmegaConf.load(path)._target_) for path in files}
+    """Return the class of every option of a group whose options name one.
+
+    Raises
+    ------
+    ConfigError
+        If a file names no class that can be imported.
+    """
+    found = {}
+    for path in sorted((config_folder() / group).glob("*.yaml")):
+        node: Any = OmegaConf.load(path)
+        found[path.stem] = _class(node.get("_target_"), str(path))
+    return found
 
 
 def register() -> None:
@@ -104,7 +115,7 @@ def build(node: Mapping[str, Any], kind: type[T]) -> T:
         For an unknown setting or a value of the wrong type.
     """
     settings = dict(node)
-    target: Any = get_class(settings.pop("_target_"))
+    target = _class(settings.pop("_target_", None), kind.__name__)
     if not issubclass(target, kind):
         raise ConfigError("_target_", target.__name__, f"expected a {kind.__name__}")
     place = target.place
@@ -116,6 +127,17 @@ def build(node: Mapping[str, Any], kind: type[T]) -> T:
     made = built[place]
     assert isinstance(made, kind)
     return made
+
+
+def _class(name: Any, place: str) -> Any:
+    """Return the class with a dotted name that stands at `place`."""
+    try:
+        return get_class(name)
+    except Exception as error:  # Hydra raises many types, and a module may raise any
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{place}: _target_", name, f"expected the dotted name of a class ({reason})"
+        ) from error
 
 
 def _options(group: str) -> str:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
+from inspect import cleandoc
+from numbers import Integral, Real
 from textwrap import fill, indent
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, get_type_hints
@@ -55,7 +57,7 @@ def settings(kind: type[T]) -> type[T]:
     lines = []
     for name, text in describe(made):
         lines += [name, indent(fill(text, 92), " " * 4)]
-    made.__doc__ = f"{kind.__doc__}\n\nParameters\n----------\n" + "\n".join(lines)
+    made.__doc__ = f"{cleandoc(kind.__doc__ or '')}\n\nParameters\n----------\n" + "\n".join(lines)
     return cast(type[T], made)
 
 
@@ -96,8 +98,8 @@ class Settings:
             if value not in list(kind):
                 self.require(False, one.name, _range(one, hint))
             return kind(value)
-        if kind is float and type(value) is int:
-            return float(value)
+        if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
+            value = {int: int, float: float}.get(kind, lambda same: same)(value)  # NumPy's, too
         if kind in KIND and type(value) is not kind:
             self.require(False, one.name, ("null or " if optional else "") + KIND[kind])
         return value
@@ -144,6 +146,7 @@ def _range(one: Field[Any], hint: Any) -> str:
         limits = (f"{name} {bound}" for name, bound in one.metadata["bounds"].items())
         text = " and ".join(limits)
         unit = one.metadata["unit"]
+        unit = unit.removesuffix("s") if text.endswith(" 1") else unit
         text = f"{text} {unit}" if text and unit else text or unit
     return f"null or {text}" if text and NoneType in kinds else text
 

@@ -30,9 +30,10 @@ class Log:
         """
         digest = artifact.key.digest
         self._run.config.update({"artifact_digests": {artifact.key.method: digest}})
-        entry = wandb.Artifact(f"{artifact.key.method}-{digest}", type="calibration")
-        entry.add_dir(str(folder), policy="immutable", skip_cache=True)
-        self._run.log_artifact(entry)
+        if not self._run.disabled:
+            entry = wandb.Artifact(f"{artifact.key.method}-{digest}", type="calibration")
+            entry.add_dir(str(folder), policy="immutable", skip_cache=True)
+            self._run.log_artifact(entry)
         figures = flatten(artifact.statistics)
         self._run.summary.update(
             {"wall_seconds": artifact.run["wall_seconds"]}

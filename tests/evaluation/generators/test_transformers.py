@@ -51,13 +51,17 @@ def test_a_step_takes_the_time_between_two_calls_and_a_token_its_share():
     assert timing.token_times == pytest.approx([0.2, 0.3, 0.3, 0.3])
 
 
-def test_drafts_of_transformers_own_are_forced_too(tiny_llama):
-    """Prompt lookup proposes what stood in the prompt, right or wrong."""
+def test_what_a_checkpoint_asks_of_generate_is_set_aside(tiny_llama):
+    """The engine has none of it, and both contenders run under the same settings."""
     model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
     prompt = Prompt("d", "abcdefgh abcd", "efgX abcdefgh abcdef")
-    model.generation_config.prompt_lookup_num_tokens = 9
+    plain = TransformersGenerator(model, tokenizer).greedy(prompt, 12)
+    own = model.generation_config
+    own.prompt_lookup_num_tokens, own.max_time, own.suppress_tokens = 9, 0.0, [97, 98]
     timing = TransformersGenerator(model, tokenizer).teacher_forced(prompt)
-    assert timing.steps < timing.new_tokens == sum(timing.step_tokens) == 20
+    assert timing.steps == timing.new_tokens == sum(timing.step_tokens) == 20
+    assert TransformersGenerator(model, tokenizer).greedy(prompt, 12) == plain
+    assert model.generation_config is own
 
 
 def test_greedy_text_is_what_the_largest_logits_spell(tiny_llama):

@@ -72,21 +72,18 @@ class AdaptiVocabSettings(Settings):
     )
     mining_tokens: int = setting(
         default=4_000_000,
-        meaning="most calibration tokens that n-grams are counted on; at least one window",
-        at_least=1,
+        meaning="most calibration tokens that n-grams are counted on (at least one window)",
         unit="tokens",
     )
     tokens: int = setting(
         default=32768,
-        meaning="calibration tokens that rows are fitted on; at least one window",
-        at_least=1,
+        meaning="calibration tokens that rows are fitted on (at least one window)",
         unit="tokens",
     )
     validation_tokens: int = setting(
         default=4096,
         meaning="validation tokens that the quality budget is measured on, and calibration tokens "
-        "that rows are fitted on for each of its operating points; at least one window",
-        at_least=1,
+        "that rows are fitted on for each of its operating points (at least one window)",
         unit="tokens",
     )
     window: int = setting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from trimtab.config import CommandConfig
 from trimtab.corpora import CorpusSource
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models.sources import ModelSource
-from trimtab.registry import build, config_folder, register
+from trimtab.registry import SECTIONS, build, config_folder, register
 
 Config = TypeVar("Config", bound=CommandConfig)
 
@@ -38,12 +39,27 @@ def typed(config: DictConfig, kind: type[Config]) -> Config:
         if key == "methods":  # has a default: only an empty choice leaves none
             raise TrimtabError("methods is empty: write methods=baseline for no method")
         raise ConfigError(key, "???", f"is required: write {key}=VALUE")
+    _require_known(config, kind)
     value = OmegaConf.to_object(config)
     if not isinstance(value, kind):
         raise TypeError(f"the composed configuration is a {type(value)}, not a {kind}")
     value.model = build(value.model, ModelSource)
     value.corpus = build(value.corpus, CorpusSource)
     return value
+
+
+def _require_known(config: DictConfig, kind: type[CommandConfig]) -> None:
+    """Refuse what was added to the configuration and no setting reads."""
+    sections = ((name, config.get(name), section) for name, section in SECTIONS.items())
+    for name, node, known in [("", config, kind), *sections]:
+        names = [one.name for one in fields(known)]
+        for key in node or ():
+            if key not in names:
+                place = f"{name}." if name else ""
+                raise TrimtabError(
+                    f"unknown setting {place}{key}; {name or 'the top level'} has: "
+                    f"{', '.join(names)}"
+                )
 
 
 def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
@@ -71,8 +87,8 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
                 raise
             _stop(error)
 
-    register()
     try:
+        register()
         sys.argv[1:] = expand(sys.argv[1:], config_name)
     except TrimtabError as error:
         if verbose:

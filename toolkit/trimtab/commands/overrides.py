@@ -46,7 +46,7 @@ def expand(arguments: list[str], command: str) -> list[str]:
 def _under(node: str, argument: str, root: Any) -> str:
     key = _key(argument)
     known = key is None or "." in key or key in {one.name for one in fields(root)}
-    return argument if known else f"{node}.{argument}"
+    return argument if known else _prefixed(argument, node)
 
 
 def _for_stacks(argument: str, sweep: bool) -> str:
@@ -61,7 +61,8 @@ def _for_stacks(argument: str, sweep: bool) -> str:
             raise TrimtabError(f"{key} is a setting of {' and '.join(owners)}: write {choices}")
         if not owners:
             return argument
-        argument, key = f"methods.{owners[0]}.{argument}", f"methods.{owners[0]}.{key}"
+        argument = _prefixed(argument, f"methods.{owners[0]}")
+        key = f"methods.{owners[0]}.{key}"
     found = re.fullmatch(r"methods\.(\w+)\.(\w+)", key)
     if not sweep or found is None or found[1] not in methods:
         return argument
@@ -70,12 +71,18 @@ def _for_stacks(argument: str, sweep: bool) -> str:
             f"unknown setting {key}; {found[1]} has: {', '.join(defaults(methods[found[1]]))}"
         )
     # Added where the stack of a job does not hold the method; `without_foreign` takes it out.
-    return f"++{argument}"
+    return f"++{argument.lstrip('+')}"
 
 
 def _key(argument: str) -> str | None:
-    match = re.match(r"([A-Za-z_][\w.]*)=", argument)
+    match = re.match(r"\+{0,2}([A-Za-z_][\w.]*)=", argument)
     return match[1] if match else None
+
+
+def _prefixed(argument: str, node: str) -> str:
+    """Put a node before the key of an argument, after the plus signs that it may have."""
+    key = argument.lstrip("+")
+    return f"{argument[: len(argument) - len(key)]}{node}.{key}"
 
 
 def without_foreign(config: DictConfig) -> tuple[DictConfig, str]:
@@ -93,6 +100,8 @@ def without_foreign(config: DictConfig) -> tuple[DictConfig, str]:
     TrimtabError
         If no stack of the sweep holds the method, or there is no sweep.
     """
+    if OmegaConf.is_missing(config, "methods"):
+        return config, ""
     foreign = [name for name, node in config.methods.items() if "_target_" not in (node or {})]
     if not foreign:
         return config, ""

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from trimtab.config import MeasureConfig
 from trimtab.corpora import Document
 from trimtab.corpus import Corpus, Split
+from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.measure import collect, measure_caches, measure_prompt_cut
 from trimtab.evaluation.memory import copied, copy_bandwidth
@@ -96,7 +97,11 @@ def measure(
     TrimtabError
         If there is too little text, or no room for a copy of the model.
     """
-    config = config or MeasureConfig()
+    config = MeasureConfig() if config is None else config
+    if not isinstance(config, MeasureConfig):
+        raise TrimtabError(f"config={config!r:.60}: expected a MeasureConfig")
+    if baseline is optimized.model:
+        raise TrimtabError("baseline is the optimized model itself: give a copy, or leave it out")
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)
     work = _workload(documents, optimized, config)
@@ -105,6 +110,11 @@ def measure(
             subject = subject or Subject.of(model)
             if config.paired and baseline is None:
                 baseline = copied(model)
+            elif baseline is not None and fingerprint(baseline) != subject.fingerprint:
+                raise TrimtabError(
+                    "baseline is another model than the one that was optimized: give a copy of "
+                    "that, or leave it out"
+                )
     names = optimized.stack.names
     say(f"Stack: {', '.join(names) or 'none'}; kernel: {optimized.applied.kernel}")
     first, candidate, measured = _collected(optimized, work, config, baseline, subject)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from trimtab.generation.request import Completion, Finish
@@ -16,8 +17,23 @@ from trimtab.generation.sampling import Sampling
 from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
 
-# What a model's own generation config may ask for, and our engine does not do.
-PLAIN: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+
+@contextmanager
+def plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Have `generate` follow its arguments and nothing else within the block.
+
+    What a checkpoint's generation config may ask for beside the stop tokens (penalties, forced
+    tokens, time limits, ...) our engine does not do.
+    """
+    config = model.generation_config
+    try:
+        model.generation_config = GenerationConfig(
+            eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
+            pad_token_id=pad_token(tokenizer),
+        )
+        yield
+    finally:
+        model.generation_config = config
 
 
 class Clock(BaseStreamer):
@@ -38,7 +54,6 @@ class Clock(BaseStreamer):
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     output_tokenizer: PreTrainedTokenizerBase,
     prompt: Sequence[int],
     index: int,
@@ -63,18 +78,15 @@ def generate(
     clock = Clock()
     run: Any = model.generate
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), plain_generation(model, output_tokenizer):
         torch.manual_seed(sampling.seed + index)
         output = run(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=pad_token(tokenizer),
             stop_strings=list(stop) or None,
             tokenizer=output_tokenizer if stop else None,
             streamer=clock,
-            **PLAIN,
             **_drawing(sampling),
         )
     tokens = output[0, len(prompt) :].tolist()

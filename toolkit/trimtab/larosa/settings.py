@@ -141,7 +141,7 @@ class LaRoSASettings(Settings):
         default=Prefill.sparse, meaning="whether the tokens of a prompt are sparse too"
     )
     tokens: int = setting(
-        default=16384, meaning="calibration tokens; at least one window", at_least=2, unit="tokens"
+        default=16384, meaning="calibration tokens (at least one window)", unit="tokens"
     )
     window: int = setting(
         default=512, meaning="tokens in a calibration window", at_least=2, unit="tokens"

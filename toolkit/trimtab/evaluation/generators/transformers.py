@@ -16,7 +16,7 @@ from trimtab.evaluation.cache_memory import CacheKind, CacheMemory, cache_bytes,
 from trimtab.evaluation.generators.generator import ForcedContinuation, prompt_ids
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
-from trimtab.generation.transformers import PLAIN, Clock, pad_token
+from trimtab.generation.transformers import Clock, plain_generation
 from trimtab.models.adapter import module_device
 
 
@@ -121,17 +121,16 @@ def _generate(
 ) -> Any:
     ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=_device(model))
     generate: Any = model.generate
-    return generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        **PLAIN,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        pad_token_id=pad_token(tokenizer),
-        return_dict_in_generate=True,
-        **options,
-    )
+    with plain_generation(model, tokenizer):
+        return generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            return_dict_in_generate=True,
+            **options,
+        )
 
 
 def _device(model: PreTrainedModel) -> torch.device:
