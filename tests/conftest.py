@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -29,9 +30,10 @@ from trimtab.models.sources import DType, EmbeddedModel, RandomModel
 
 torch.set_num_threads(1)
 # Freed memory is kept for the next tensor: the system takes long to hand out the same pages again.
-KEPT = {"MALLOC_MMAP_THRESHOLD_": 1 << 30, "MALLOC_TRIM_THRESHOLD_": 1 << 30}
-for parameter, size in zip((-3, -1), KEPT.values(), strict=True):
-    ctypes.CDLL(None).mallopt(parameter, size)
+MALLOC = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**25}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+for parameter, size in zip((M_TRIM_THRESHOLD, M_MMAP_THRESHOLD), MALLOC.values(), strict=True):
+    assert ctypes.CDLL(None).mallopt(parameter, size)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [name for name in shapes() if name.startswith("tiny-")]
@@ -42,13 +44,23 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what takes minutes first, beside all else; skip what needs a GPU where there is none."""
-    items.sort(key=lambda item: "smollm2" not in item.keywords)
+    """Run what takes longest first, beside all else; skip what needs a GPU where there is none."""
+    items.sort(key=lambda item: ("smollm2" not in item.keywords, "zygote" not in item.fixturenames))
     if torch.cuda.is_available():
         return
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collections of all tests the half million objects that imports made."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 def variables() -> dict[str, str]:
@@ -77,7 +89,8 @@ def fresh_command(tmp_path: Path) -> Command:
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     """Return what forks processes that need not import PyTorch; they run on one thread."""
-    with closing(Zygote({**variables(), "OMP_NUM_THREADS": "1"})) as zygote:
+    limits = {name: str(value) for name, value in {**MALLOC, "OMP_NUM_THREADS": 1}.items()}
+    with closing(Zygote({**variables(), **limits})) as zygote:
         yield zygote
 
 
@@ -115,8 +128,9 @@ def tiny_llama() -> LoadedModel:
 
 @pytest.fixture
 def all_cores() -> Iterator[None]:
-    """Use every core for one test: the tiny models of the others run faster on one."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    """Use this worker's share of the cores: the tiny models of other tests run faster on one."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     yield
     torch.set_num_threads(1)
 

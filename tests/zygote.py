@@ -41,7 +41,8 @@ class Zygote:
         self._child: int | None = None
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__],  # -P: what is beside this file hides no package
-            env=environment, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={name: value for name, value in environment.items() if name != "PYTHONPATH"},
+            bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
     def run(self, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -90,13 +91,13 @@ def become(arguments: list[str], cwd: str, output: str, environment: dict[str, s
         file = os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, stream.fileno())
     script, *rest = arguments
+    path = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [cwd if script == "-c" else str(Path(script).parent), *filter(None, path)]
     if script == "-c":
         sys.argv = ["-c", *rest[1:]]
-        sys.path.insert(0, cwd)
         exec(rest[0], {"__name__": "__main__"})
     else:
         sys.argv = arguments
-        sys.path.insert(0, str(Path(script).parent))
         runpy.run_path(script, run_name="__main__")
 
 

@@ -33,7 +33,7 @@ from trimtab.models.loading import LoadedModel
 from trimtab.models.sources import DType
 
 # Each of them on every architecture.
-SMALL = {"tokens": 512, "window": 64, "probe_tokens": 128}
+SMALL = {"tokens": 256, "window": 64, "probe_tokens": 128}
 DENSE = {"sparsity": 0.0, "count": Count.nominal, **SMALL}
 SETTINGS: dict[str, dict[str, Any]] = {
     "as shipped": {},
