@@ -328,6 +328,9 @@ def test_a_setting_that_several_methods_have_is_refused_with_its_full_names():
     with pytest.raises(TrimtabError, match="window is a setting of adaptivocab and larosa: write "
                        "methods.adaptivocab.window=64 or methods.larosa.window=64"):  # fmt: skip
         expand(["methods=all", "window=64"], "evaluate")
+    given = ["methods=larosa,[larosa,vattention]", "window=64", "-m"]
+    assert expand(given, "evaluate")[1] == "++methods.larosa.window=64"
+    assert expand(["window=64", "methods=larosa"], "evaluate")[0] == "methods.larosa.window=64"
 
 
 def test_in_a_sweep_a_methods_setting_is_for_the_stacks_that_hold_it():

@@ -110,7 +110,9 @@ class SpeedConfig(Settings):
     place: ClassVar[str] = "speed"
 
     repeats: int = setting(
-        default=5, meaning="timed generations per prompt and per model", at_least=2
+        default=5,
+        meaning="timed generations per prompt and per model; repeats x prompts at least 6",
+        at_least=2,
     )
     warmup: int = setting(default=1, meaning="untimed generations before them", at_least=0)
 
@@ -125,7 +127,7 @@ class TrackingConfig(Settings):
     project: str = setting(default="trimtab", meaning="W&B project")
     entity: str | None = setting(default=None, meaning="W&B user or team; null is your own")
     folder: str = setting(
-        default="outputs", meaning="folder whose subfolder wandb keeps offline runs"
+        default="outputs", meaning="offline runs are kept in wandb/ under this folder"
     )
 
 

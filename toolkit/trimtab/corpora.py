@@ -40,11 +40,11 @@ class CorpusSource(Settings, ABC):
         above=0, below=1,
     )  # fmt: skip
     validation: float = setting(
-        default=0.1, meaning="share that they may tune on; the rest is the test",
+        default=0.1, meaning="share that they may tune on; the rest, at least some, is the test",
         above=0, below=1,
     )  # fmt: skip
     max_documents: int | None = setting(
-        default=None, meaning="take only the first so many", at_least=1, unit="documents"
+        default=None, meaning="use only the first so many documents", at_least=1, unit="documents"
     )
 
     def __post_init__(self) -> None:

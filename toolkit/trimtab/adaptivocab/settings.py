@@ -67,7 +67,7 @@ class AdaptiVocabSettings(Settings):
     max_bpb_increase: float | None = setting(
         default=0.01,
         meaning="the quality budget: most that bits per byte of validation text may rise, "
-        "relative to the unmodified model; null merges all n-grams",
+        "relative to the unmodified model (0.01 is 1 %); null merges all n-grams",
         at_least=0,
     )
     mining_tokens: int = setting(
@@ -82,8 +82,8 @@ class AdaptiVocabSettings(Settings):
     )
     validation_tokens: int = setting(
         default=4096,
-        meaning="validation tokens that the quality budget is measured on, and calibration tokens "
-        "that rows are fitted on for each of its operating points (at least one window)",
+        meaning="validation tokens used to check the quality budget; as many calibration tokens "
+        "fit the rows of each operating point (at least one window)",
         unit="tokens",
     )
     window: int = setting(

@@ -7,7 +7,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands.launch import launch, output_folder, typed
 from trimtab.commands.messages import one_line
@@ -122,10 +122,11 @@ def label(config: DictConfig) -> str:
     overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task]
     stacks = [item.partition("=")[2] for item in overrides if item.startswith("methods=")]
     stack = stacks[-1] if stacks else "baseline"
+    held = [] if OmegaConf.is_missing(config, "methods") else list(config.methods)
     changed = [
         item.removeprefix("methods.")
         for item in overrides
-        if item.startswith(tuple(f"methods.{name}." for name in config.methods))
+        if item.startswith(tuple(f"methods.{name}." for name in held))
     ]
     return " ".join([stack, *(item.removeprefix(f"{stack}.") for item in changed)])
 

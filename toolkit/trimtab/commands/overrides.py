@@ -15,12 +15,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from trimtab.config import CalibrateConfig, EvaluateConfig
 from trimtab.errors import TrimtabError
-from trimtab.registry import group_options, stack_members, targets
+from trimtab.registry import group_options, method_names, stack_members, targets
 from trimtab.settings import defaults
 
 MULTIRUN = ("-m", "--multirun")
@@ -40,7 +41,8 @@ def expand(arguments: list[str], command: str) -> list[str]:
     if command == "calibrate":
         return [_under("method", one, CalibrateConfig) for one in arguments]
     sweep = any(one in MULTIRUN for one in arguments)
-    return [_for_stacks(one, sweep) for one in arguments]
+    held = _held(arguments)
+    return [_for_stacks(one, sweep, held) for one in arguments]
 
 
 def _under(node: str, argument: str, root: Any) -> str:
@@ -49,13 +51,24 @@ def _under(node: str, argument: str, root: Any) -> str:
     return argument if known else _prefixed(argument, node)
 
 
-def _for_stacks(argument: str, sweep: bool) -> str:
+def _held(arguments: list[str]) -> set[str]:
+    """Return the methods of all stacks that are asked for, or all where none is."""
+    asked = [one for one in arguments if one.startswith("methods=")]
+    try:
+        choices = [stack for one in _parsed(asked) for stack in _choices(one)]
+    except HydraException:  # for Hydra to refuse
+        choices = []
+    return {member for stack in choices for member in stack_members(stack)} or set(method_names())
+
+
+def _for_stacks(argument: str, sweep: bool, held: set[str]) -> str:
     methods = targets("method")
     key = _key(argument)
     if key is None or key in {one.name for one in fields(EvaluateConfig)}:
         return argument
     if "." not in key:
         owners = [name for name, kind in methods.items() if key in defaults(kind)]
+        owners = [name for name in owners if name in held] or owners
         if len(owners) > 1:
             choices = " or ".join(f"methods.{name}.{argument}" for name in owners)
             raise TrimtabError(f"{key} is a setting of {' and '.join(owners)}: write {choices}")

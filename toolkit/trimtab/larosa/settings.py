@@ -101,7 +101,8 @@ class LaRoSASettings(Settings):
     )
     precision: Precision = setting(
         default=Precision.int8,
-        meaning="how transforms are stored: int8, or in the model's dtype; both are exact",
+        meaning="how transforms are stored; the weights absorb the inverse of what is stored, so "
+        "that int8 loses nothing",
     )
     residual: RotationScope = setting(
         default=RotationScope.none,
@@ -148,9 +149,7 @@ class LaRoSASettings(Settings):
     )
     probe_tokens: int = setting(
         default=4096,
-        meaning="how many calibration tokens gradients and costs are measured on; at least one "
-        "window",
-        at_least=2,
+        meaning="calibration tokens used to measure gradients and costs (at least one window)",
         unit="tokens",
     )
 

@@ -37,13 +37,14 @@ class CacheSettings(Settings):
     )
     page_group: int | None = setting(
         default=None,
-        meaning="size of a page; null is 64 KB on the host, and the driver's 2 MB on a GPU",
+        meaning="size of a page, a multiple of 4096 on the host; null: 65536 there, and the driver's "
+        "2 MB on a GPU",
         at_least=1,
         unit="bytes",
     )
     budget: int | None = setting(
         default=None,
-        meaning="the most that pages may take; null sets no limit",
+        meaning="the most that all pages together may take, at least one page; null: no limit",
         at_least=1,
         unit="bytes",
     )
