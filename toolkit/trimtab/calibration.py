@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from trimtab.artifact import DESCRIPTION, Artifact
+from trimtab.artifact import Artifact
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, ConfigError
 from trimtab.files import require_writable
@@ -58,7 +58,11 @@ def _make(
     loaded: LoadedModel, method: Method, corpus: Corpus, folder: Path, force: bool
 ) -> Artifact:
     checkpoint = folder.with_name(f".{folder.name}.unfinished")
-    say(f"Calibrating {method.name} on {corpus.name}{_earlier(folder.parent)}")
+    why = "as force=true asks" if force else "there is no artifact with these settings yet"
+    say(
+        f"Calibrating {method.name} for {loaded.name} on {corpus.name}: {why}; the bars show the "
+        "time that each pass has left"
+    )
     if force:
         shutil.rmtree(checkpoint, ignore_errors=True)
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
@@ -70,16 +74,6 @@ def _make(
         f"{artifact.run['peak_host_bytes'] / 2**30:.2f} GiB"
     )
     return artifact
-
-
-def _earlier(siblings: Path) -> str:
-    """Say how long the last calibration of the same method and model took, where there is one."""
-    found = sorted(siblings.glob(f"*/{DESCRIPTION}"), key=lambda path: path.stat().st_mtime)
-    with suppress(ArtifactError):
-        if found:
-            seconds = Artifact.load(found[-1].parent).run["wall_seconds"]
-            return f"; the last time, with other settings, it took {seconds:.0f} s"
-    return ""
 
 
 @contextmanager
