@@ -57,7 +57,9 @@ def test_two_jobs_are_two_runs_that_do_not_mix(tmp_path):
         with tracking.run(configured(tmp_path), "evaluate", composed, group="a sweep") as log:
             figures = {"quality": {"bits_per_byte": {"candidate": 2.5 + index}}}
             log.result({**RESULT, **figures}, report / "report.md")
+    # Two runs of one second have names in no particular order.
     runs = [(summary(run), records(run)) for run in offline_runs(tmp_path)]
+    runs.sort(key=lambda run: run[0]["config"]["seed"])
     assert len(runs) == 2
     for index, (found, lines) in enumerate(runs):
         assert found["state"] == "finished"
