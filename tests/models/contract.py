@@ -266,4 +266,4 @@ class AdapterContract:
             outputs = dict.fromkeys(adapter.writers, torch.zeros(width).double())
             with writing(forward.layers[0], {**outputs, name: written}):
                 found = forward.outputs(0) - forward.hidden
-            assert torch.allclose(found, written.expand_as(found)) != adapter.post_norms
+            assert torch.allclose(found, written.expand_as(found)) != bool(adapter.post_norms)

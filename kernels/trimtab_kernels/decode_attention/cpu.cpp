@@ -100,10 +100,21 @@ void decode_attention_out(const Tensor& query, const Tensor& keys, const Tensor&
   const Options options{scale, window, softcap};
   const Tensor rows = query.contiguous();
   const std::vector<int64_t> counts = read_lengths(keys, lengths);
+  std::vector<Place> places;
+  for (size_t slot = 0; slot < counts.size(); ++slot) {
+    places.push_back({static_cast<int64_t>(slot), counts[slot]});
+  }
+  const Parts parts(places, window);
+  const auto attend = [&](auto zero) {
+    using T = decltype(zero);
+    Attention<T>(rows.const_data_ptr<T>(), rows.size(1) * rows.size(2), rows.size(1), keys, values,
+                 places, parts, options)
+        .run(out.mutable_data_ptr<T>());
+  };
   if (query.scalar_type() == at::kFloat) {
-    Attention<float>(rows, keys, values, counts, options).run(out.mutable_data_ptr<float>());
+    attend(float());
   } else if (query.scalar_type() == at::kBFloat16) {
-    Attention<BFloat16>(rows, keys, values, counts, options).run(out.mutable_data_ptr<BFloat16>());
+    attend(BFloat16());
   } else {
     attend_by_library(rows, keys, values, counts, options, out);
   }

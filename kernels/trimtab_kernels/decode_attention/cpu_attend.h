@@ -27,88 +27,149 @@ struct Options {
   std::optional<double> softcap;
 };
 
-template <typename T>
-class Attention {
- public:
-  Attention(const Tensor& query, const Tensor& keys, const Tensor& values,
-            const std::vector<int64_t>& lengths, const Options& options)
-      : query_(query), keys_(keys), values_(values), lengths_(lengths), options_(options) {
-    for (size_t slot = 0; slot < lengths.size(); ++slot) {
-      const int64_t span = std::min(lengths[slot], options.window.value_or(lengths[slot]));
-      starts_.push_back(lengths[slot] - span);
-      parts_.push_back(parts_.back() + (span + kPart - 1) / kPart);
+// A query's place in the cache: it attends to the first `length` tokens of the slot.
+struct Place {
+  int64_t slot, length;
+};
+
+// Which parts there are of the tokens that some queries attend to.
+struct Parts {
+  // By query, the first token attended to, and the index of the first part. The last of the indices
+  // is the number of parts.
+  std::vector<int64_t> starts, first = {0};
+
+  Parts(const std::vector<Place>& places, std::optional<int64_t> window) {
+    for (const Place& place : places) {
+      const int64_t span = std::min(place.length, window.value_or(place.length));
+      starts.push_back(place.length - span);
+      first.push_back(first.back() + (span + kPart - 1) / kPart);
     }
   }
+  int64_t count() const { return first.back(); }
+};
 
-  void run(T* out) {
-    const int64_t slots = static_cast<int64_t>(lengths_.size());
-    const int64_t rows = parts_.back() * kv_heads_ * group_;
+// Attends with queries of shape [rows, heads, width], which are Q and whose rows are `apart`, to a
+// cache of T.
+template <typename T, typename Q = T>
+class Attention {
+ public:
+  Attention(const Q* query, int64_t apart, int64_t heads, const Tensor& keys,
+            const Tensor& values, const std::vector<Place>& places, const Parts& parts,
+            const Options& options)
+      : query_(query), apart_(apart), keys_(keys), values_(values), places_(places), parts_(parts),
+        options_(options), group_(heads / keys.size(2)) {}
+
+  // How many pieces of work there are, and what they need: each of them float32 numbers.
+  int64_t items() const { return parts_.count() * kv_heads_; }
+  int64_t scratch_size() const { return group_ * (kv_heads_ * padded_ + kBlock); }
+  int64_t sums_size() const { return items() * group_ * padded_; }
+  int64_t softmaxes_size() const { return items() * group_; }
+
+  // Where results of the pieces are kept until they are combined.
+  void use(float* sums, Softmax* softmaxes) {
+    sums_ = sums;
+    softmaxes_ = softmaxes;
+  }
+
+  void run(Q* out) {
+    const int64_t rows = static_cast<int64_t>(places_.size());
     // Kept between calls: new pages would cost more than the writes to them.
     thread_local std::vector<float> sums;
     thread_local std::vector<Softmax> softmaxes;
-    sums.resize(std::max<size_t>(sums.size(), rows * padded_));
-    softmaxes.resize(std::max<size_t>(softmaxes.size(), rows));
-    sums_ = sums.data();
-    softmaxes_ = softmaxes.data();
+    sums.resize(std::max<size_t>(sums.size(), sums_size()));
+    softmaxes.resize(std::max<size_t>(softmaxes.size(), softmaxes_size()));
+    use(sums.data(), softmaxes.data());
     const std::unique_ptr<std::atomic<int64_t>[]> missing(
-        new std::atomic<int64_t>[slots * kv_heads_]);
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      const int64_t count = parts_[slot + 1] - parts_[slot];
-      std::fill_n(missing.get() + slot * kv_heads_, kv_heads_, count);
+        new std::atomic<int64_t>[rows * kv_heads_]);
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t count = parts_.first[row + 1] - parts_.first[row];
+      std::fill_n(missing.get() + row * kv_heads_, kv_heads_, count);
       if (count == 0) {
-        std::fill_n(out + slot * kv_heads_ * group_ * width_, kv_heads_ * group_ * width_, T(0));
+        std::fill_n(out + row * kv_heads_ * group_ * width_, kv_heads_ * group_ * width_, Q(0));
       }
     }
 
     const int64_t part_bytes = 2 * kPart * width_ * static_cast<int64_t>(sizeof(T));
     const int64_t grain = std::max<int64_t>(1, kMinBytesPerThread / (part_bytes + 1));
-    parallel_for(parts_.back() * kv_heads_, grain, [&](int64_t begin, int64_t end) {
-      const std::unique_ptr<float[]> scratch(new float[group_ * (kv_heads_ * padded_ + kBlock)]());
-      while (begin < end) {
-        const int64_t part = begin / kv_heads_, first = begin % kv_heads_;
-        const int64_t last = std::min(kv_heads_, first + end - begin);
-        const auto after = std::upper_bound(parts_.begin(), parts_.end(), part);
-        const int64_t slot = after - parts_.begin() - 1;
-        attend(slot, part, first, last, scratch.get());
-        // The thread that finishes a slot's last part combines them, so none waits for others.
+    parallel_for(items(), grain, [&](int64_t begin, int64_t end) {
+      const std::unique_ptr<float[]> scratch(new float[scratch_size()]());
+      each(begin, end, scratch.get(), [&](int64_t row, int64_t first, int64_t last) {
+        // The thread that finishes a row's last part combines them, so none waits for others.
         for (int64_t head = first; head < last; ++head) {
-          const int64_t pair = slot * kv_heads_ + head;
+          const int64_t pair = row * kv_heads_ + head;
           if (missing[pair].fetch_sub(1, std::memory_order_acq_rel) == 1) {
-            combine(slot, head, out + pair * group_ * width_);
+            combine(row, head, out + pair * group_ * width_);
           }
         }
-        begin += last - first;
-      }
+      });
     });
+  }
+
+  // Pieces [begin, end). `done` is called with a row and the first and last of its KV heads whenever
+  // a part of it is finished for them. `scratch` must be zero at first.
+  template <typename F>
+  void each(int64_t begin, int64_t end, float* scratch, const F& done) {
+    while (begin < end) {
+      const int64_t part = begin / kv_heads_, first = begin % kv_heads_;
+      const int64_t last = std::min(kv_heads_, first + end - begin);
+      const auto after = std::upper_bound(parts_.first.begin(), parts_.first.end(), part);
+      const int64_t row = after - parts_.first.begin() - 1;
+      attend(row, part, first, last, scratch);
+      done(row, first, last);
+      begin += last - first;
+    }
+  }
+
+  // Combines the parts of one KV head's query heads, first to last.
+  void combine(int64_t row, int64_t kv_head, Q* out) {
+    const int64_t first = parts_.first[row], last = parts_.first[row + 1];
+    for (int64_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
+      Softmax whole;
+      for (int64_t part = first; part < last; ++part) {
+        whole.largest = std::max(whole.largest, softmaxes_[index(part, head)].largest);
+      }
+      float* const mixed = sums_ + index(first, head) * padded_;
+      for (int64_t part = first; part < last; ++part) {
+        const float factor = std::exp(softmaxes_[index(part, head)].largest - whole.largest);
+        const float* const sums = sums_ + index(part, head) * padded_;
+        whole.total += factor * softmaxes_[index(part, head)].total;
+        for (int64_t c = 0; c < width_; ++c) {
+          mixed[c] = factor * sums[c] + (part == first ? 0.0f : mixed[c]);
+        }
+      }
+      for (int64_t c = 0; c < width_; ++c) {
+        *out++ = static_cast<Q>(mixed[c] / whole.total);
+      }
+    }
   }
 
  private:
   // Index of the intermediate results of a part and a query head.
-  int64_t row(int64_t part, int64_t head) const { return part * kv_heads_ * group_ + head; }
+  int64_t index(int64_t part, int64_t head) const { return part * kv_heads_ * group_ + head; }
 
-  // One part of a slot for some KV heads, block by block, so that memory is read nearly in order.
-  void attend(int64_t slot, int64_t part, int64_t first, int64_t last, float* scratch) {
+  // One part of a row for some KV heads, block by block, so that memory is read nearly in order.
+  void attend(int64_t row, int64_t part, int64_t first, int64_t last, float* scratch) {
     float* const query = scratch + group_ * kBlock;
-    const T* const source = query_.template const_data_ptr<T>() + slot * query_.stride(0);
+    const auto [slot, length] = places_[row];
+    const Q* const source = query_ + row * apart_;
     for (int64_t head = first * group_; head < last * group_; ++head) {
       for (int64_t c = 0; c < width_; ++c) {
         query[head * padded_ + c] =
             widen(source[head * width_ + c]) * static_cast<float>(options_.scale);
       }
-      std::fill_n(sums_ + row(part, head) * padded_, padded_, 0.0f);
-      softmaxes_[row(part, head)] = Softmax();
+      std::fill_n(sums_ + index(part, head) * padded_, padded_, 0.0f);
+      softmaxes_[index(part, head)] = Softmax();
     }
-    int64_t token = starts_[slot] + (part - parts_[slot]) * kPart;
-    const int64_t end = std::min(lengths_[slot], token + kPart);
+    int64_t token = parts_.starts[row] + (part - parts_.first[row]) * kPart;
+    const int64_t end = std::min(length, token + kPart);
     for (; token < end; token += kBlock) {
       for (int64_t kv_head = first; kv_head < last; ++kv_head) {
-        const auto rows = [&](const Tensor& cache) {
+        const auto rows = [&, slot = slot, length = length](const Tensor& cache) {
           return Rows<T>{cache.template const_data_ptr<T>() + slot * cache.stride(0) +
                              token * cache.stride(1) + kv_head * cache.stride(2),
-                         cache.stride(1), width_, std::min(kBlock, end - token),
-                         lengths_[slot] - token};
+                         cache.stride(1), width_, std::min(kBlock, end - token), length - token};
         };
-        attend_block(row(part, kv_head * group_), query + kv_head * group_ * padded_,
+        attend_block(index(part, kv_head * group_), query + kv_head * group_ * padded_,
                      rows(keys_), rows(values_), scratch);
       }
     }
@@ -132,38 +193,15 @@ class Attention {
     add_values(group_, scores, values, padded_, sums_ + row * padded_);
   }
 
-  // Combines the parts of one KV head's query heads, first to last.
-  void combine(int64_t slot, int64_t kv_head, T* out) {
-    const int64_t first = parts_[slot], last = parts_[slot + 1];
-    for (int64_t head = kv_head * group_; head < (kv_head + 1) * group_; ++head) {
-      Softmax whole;
-      for (int64_t part = first; part < last; ++part) {
-        whole.largest = std::max(whole.largest, softmaxes_[row(part, head)].largest);
-      }
-      float* const mixed = sums_ + row(first, head) * padded_;
-      for (int64_t part = first; part < last; ++part) {
-        const float factor = std::exp(softmaxes_[row(part, head)].largest - whole.largest);
-        const float* const sums = sums_ + row(part, head) * padded_;
-        whole.total += factor * softmaxes_[row(part, head)].total;
-        for (int64_t c = 0; c < width_; ++c) {
-          mixed[c] = factor * sums[c] + (part == first ? 0.0f : mixed[c]);
-        }
-      }
-      for (int64_t c = 0; c < width_; ++c) {
-        *out++ = static_cast<T>(mixed[c] / whole.total);
-      }
-    }
-  }
-
-  const Tensor &query_, &keys_, &values_;
-  const std::vector<int64_t>& lengths_;
+  const Q* const query_;
+  const int64_t apart_;
+  const Tensor &keys_, &values_;
+  const std::vector<Place>& places_;
+  const Parts& parts_;
   const Options options_;
-  const int64_t width_ = query_.size(2), kv_heads_ = keys_.size(2);
-  const int64_t group_ = query_.size(1) / kv_heads_;
+  const int64_t group_;
+  const int64_t width_ = keys_.size(3), kv_heads_ = keys_.size(2);
   const int64_t padded_ = (width_ + kLanes - 1) / kLanes * kLanes;
-  // By slot, the first token attended to, and the index of the first part. The last of the indices
-  // is the number of parts.
-  std::vector<int64_t> starts_, parts_ = {0};
   // By part and query head.
   float* sums_ = nullptr;
   Softmax* softmaxes_ = nullptr;

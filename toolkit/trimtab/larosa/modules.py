@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from trimtab.models.decode_parts import BASIS_CHANGE, in_plan, norm_part
+from trimtab_kernels.decode_step import Linear, Selection, SiteInput
 from trimtab_kernels.sparse_linear import int8_linear, sparse_linear
 
-Keep = Callable[[Tensor], Tensor]
-BASIS_CHANGE = "basis_change"
+
+
+class Keep(Protocol):
+    """What drops activations."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Zero what is dropped of activations [..., d]."""
+
+    def in_decode_step(self, width: int) -> Selection:
+        """Return what a decode step keeps of `width` activations."""
 
 
 class SparseLinear(nn.Module):
@@ -41,6 +51,15 @@ class SparseLinear(nn.Module):
         """Return the product for activations of shape [..., inputs]."""
         selected = x if self.selector is None else self.selector(x)
         return sparse_linear(selected, self.weight, self.bias)
+
+    def linear_part(self) -> Linear:
+        """Return the layer as part of a decode plan."""
+        return Linear(self.weight, self.bias)
+
+    def site_input(self) -> SiteInput:
+        """Return what a decode step does before the product."""
+        keep = self.selector
+        return SiteInput(selection=None if keep is None else keep.in_decode_step(len(self.weight)))
 
 
 class SparseNorm(nn.Module):
@@ -87,6 +106,12 @@ class SparseNorm(nn.Module):
             return self.selector(z @ self.transform)
         return self.selector(int8_linear(z, self.transform, self.transform_scale))
 
+    def site_input(self) -> SiteInput:
+        """Return what a decode step makes of the activations."""
+        norm = norm_part(self.norm)
+        selection = self.selector.in_decode_step(len(norm.weight))
+        return SiteInput(norm, self.transform, self.transform_scale, selection)
+
 
 def change_basis(module: nn.Module, matrix: Tensor) -> RemovableHandle:
     """Have what `module` reads multiplied by a matrix, which becomes its buffer `BASIS_CHANGE`.
@@ -97,6 +122,7 @@ def change_basis(module: nn.Module, matrix: Tensor) -> RemovableHandle:
     return module.register_forward_pre_hook(_multiply)
 
 
+@in_plan
 def _multiply(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (inputs[0] @ getattr(module, BASIS_CHANGE), *inputs[1:])
 

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from trimtab.larosa.plan import Plan, SitePlan
 from trimtab.larosa.settings import LaRoSASettings, Prefill, Selection
 from trimtab.models.adapter import adapter_for
+from trimtab.models.decode_parts import in_plan
+from trimtab_kernels import decode_step
 from trimtab_kernels.sparse_linear import keep_above, keep_topk
 
 
@@ -49,6 +51,7 @@ class Positions:
         """Whether all tokens are sparse, so that nothing need be known about a pass."""
         return not self.dense_prefix and self.prefill is Prefill.sparse
 
+    @in_plan
     def observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note where in its text a pass is: a forward pre-hook with keywords.
 
@@ -129,13 +132,26 @@ class Selector:
             self.seen += selected.numel()
         return selected
 
+    def in_decode_step(self, width: int) -> decode_step.Selection:
+        """Return what a decode step keeps of `width` activations: no prompt is among its tokens."""
+        prefix = self.positions.dense_prefix
+        if self.selection is Selection.topk:
+            return decode_step.Selection(self._count(width), 0.0, prefix)
+        return decode_step.Selection(self._cap(width), self.plan.threshold, prefix)
+
     def _keep(self, z: Tensor) -> Tensor:
         width = z.shape[-1]
-        kept = width - round(self.plan.sparsity * width)
         if self.selection is Selection.topk:
-            return keep_topk(z, kept)
-        cap = min(width, round(self.cap * kept)) if self.selection is Selection.capped else None
-        return keep_above(z, self.plan.threshold, cap)
+            return keep_topk(z, self._count(width))
+        cap = self._cap(width)
+        return keep_above(z, self.plan.threshold, None if cap == width else cap)
+
+    def _count(self, width: int) -> int:
+        return width - round(self.plan.sparsity * width)
+
+    def _cap(self, width: int) -> int:
+        capped = self.selection is Selection.capped
+        return min(width, round(self.cap * self._count(width))) if capped else width
 
 
 class Selectors:

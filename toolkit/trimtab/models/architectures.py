@@ -38,9 +38,19 @@ class Adapter:
     up : str or None
         Name, within the decoder layer, of the linear layer whose last outputs, as many as the MLP
         activation is wide, multiply the activated gate elementwise. None where the MLP has no gate.
-    post_norms : bool
-        True where the writers' outputs pass one more norm before they are added to the residual
-        stream, so that a rotation of the stream cannot be folded into the writers.
+    activation : str
+        Name, within the decoder layer, of the module that applies the MLP's activation function.
+    post_norms : tuple of str or None
+        Names, within the decoder layer, of the norms that the outputs of attention and MLP pass
+        before they are added to the residual stream, so that a rotation of the stream cannot be
+        folded into the writers. None where there are none.
+    head_norms : tuple of str or None
+        Names, within the decoder layer, of the norms of every query and key head.
+    positions : str or None
+        Dotted name, from the model's root, of the embeddings of positions.
+    scales_queries : bool
+        True where the queries are multiplied by the attention module's ``scaling`` before the
+        attention function gets them.
     requires : callable
         Returns the values that settings of the config must have, by their names. With others the
         model has parts, or an order of parts, that the adapter does not describe.
@@ -51,8 +61,12 @@ class Adapter:
     sites: Sites
     writers: tuple[str, ...]
     values: str
+    activation: str
     up: str | None = None
-    post_norms: bool = False
+    post_norms: tuple[str, str] | None = None
+    head_norms: tuple[str, str] | None = None
+    positions: str | None = None
+    scales_queries: bool = False
     requires: Callable[[PreTrainedConfig], Mapping[str, Any]] = _nothing
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
@@ -89,16 +103,21 @@ LLAMA = Adapter(
     ),
     writers=("self_attn.o_proj", "mlp.down_proj"),
     values="self_attn.v_proj",
+    activation="mlp.act_fn",
     up="mlp.up_proj",
 )
+
+QWEN3 = replace(LLAMA, head_norms=("self_attn.q_norm", "self_attn.k_norm"))
 
 GEMMA = replace(
     LLAMA,
     sites=LLAMA.sites._replace(
         mlp_input=replace(LLAMA.sites.mlp_input, norm="pre_feedforward_layernorm")
     ),
-    post_norms=True,
+    post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
 )
+
+GEMMA3 = replace(GEMMA, head_norms=QWEN3.head_norms)
 
 PHI3 = replace(
     LLAMA,
@@ -107,6 +126,7 @@ PHI3 = replace(
         mlp_input=replace(LLAMA.sites.mlp_input, readers=("mlp.gate_up_proj",)),
     ),
     values="self_attn.qkv_proj",
+    activation="mlp.activation_fn",
     up="mlp.gate_up_proj",
 )
 
@@ -123,6 +143,9 @@ OPT = Adapter(
     ),
     writers=("self_attn.out_proj", "fc2"),
     values="self_attn.v_proj",
+    activation="activation_fn",
+    positions="model.decoder.embed_positions",
+    scales_queries=True,
     requires=lambda config: {
         "do_layer_norm_before": True,
         "word_embed_proj_dim": config.hidden_size,
@@ -144,16 +167,18 @@ GPT2 = Adapter(
     ),
     writers=("attn.c_proj", "mlp.c_proj"),
     values="attn.c_attn",
+    activation="mlp.act",
+    positions="transformer.wpe",
 )
 
 ADAPTERS = {
     "GPT2LMHeadModel": GPT2,
     "Gemma2ForCausalLM": GEMMA,
-    "Gemma3ForCausalLM": GEMMA,
+    "Gemma3ForCausalLM": GEMMA3,
     "LlamaForCausalLM": LLAMA,
     "MistralForCausalLM": LLAMA,
     "OPTForCausalLM": OPT,
     "Phi3ForCausalLM": PHI3,
     "Qwen2ForCausalLM": LLAMA,
-    "Qwen3ForCausalLM": LLAMA,
+    "Qwen3ForCausalLM": QWEN3,
 }

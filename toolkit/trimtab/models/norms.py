@@ -37,7 +37,8 @@ def centers(norm: nn.Module) -> bool:
 
 def norm_epsilon(norm: nn.Module) -> float:
     """Return what is added to the variance."""
-    epsilon = norm.eps if isinstance(norm, (nn.LayerNorm, *GEMMA_NORMS)) else norm.variance_epsilon
+    named = isinstance(norm, (nn.LayerNorm, nn.RMSNorm, *GEMMA_NORMS))
+    epsilon = norm.eps if named else norm.variance_epsilon
     assert isinstance(epsilon, float)
     return epsilon
 

@@ -1,0 +1,93 @@
+// The executor of decode plans on a CPU. plan.py says what a plan is; reference.py defines a step.
+
+#include <ATen/ops/empty.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include "cpu_step.h"
+
+namespace trimtab {
+namespace {
+
+using Tensors = c10::Dict<std::string, Tensor>;
+using Numbers = c10::Dict<std::string, double>;
+
+std::vector<int64_t> numbers(const Tensor& tensor, const char* label, int64_t count) {
+  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kLong && tensor.dim() == 1 &&
+                        tensor.device().is_cpu() && (count < 0 || tensor.size(0) == count),
+                    label, " is ", name(tensor.scalar_type()), " of shape ", tensor.sizes(),
+                    "; expected torch.int64 of one dimension, as long as tokens");
+  const Tensor contiguous = tensor.contiguous();
+  const int64_t* const data = contiguous.const_data_ptr<int64_t>();
+  return {data, data + contiguous.numel()};
+}
+
+struct CpuDecodePlan : torch::CustomClassHolder {
+  CpuDecodePlan(const Tensors& tensors, const Numbers& given) {
+    const Description from{tensors, given};
+    plan_.heads = static_cast<int64_t>(*from.number("heads"));
+    plan_.kv_heads = static_cast<int64_t>(*from.number("kv_heads"));
+    plan_.head_dim = static_cast<int64_t>(*from.number("head_dim"));
+    plan_.embedding = from.tensor("embedding.weight")->contiguous();
+    plan_.embedding_scale = from.number("embedding.scale").value_or(1);
+    plan_.positions = from.tensor("embedding.positions").value_or(Tensor());
+    plan_.position_offset = static_cast<int64_t>(*from.number("embedding.position_offset"));
+    plan_.basis_change = Linear::of(from, "basis_change");
+    plan_.final_norm = *Norm::of(from, "final_norm");
+    plan_.head = *Linear::of(from, "head");
+    plan_.softcap = from.number("softcap");
+  }
+
+  void add_layer(const Tensors& tensors, const Numbers& given) {
+    plan_.layers.push_back(Layer::of({tensors, given}));
+  }
+
+  Tensor step(const Tensor& tokens, const Tensor& slots, const Tensor& positions) {
+    Tokens rows{numbers(tokens, "tokens", -1), {}};
+    const auto in_slots = numbers(slots, "slots", rows.count());
+    const auto at = numbers(positions, "positions", rows.count());
+    TORCH_CHECK_VALUE(0 < rows.count() && rows.count() <= kMostRows, rows.count(),
+                      " tokens; expected 1 to ", kMostRows);
+    const Tensor& keys = plan_.layers.at(0).keys;
+    for (int64_t r = 0; r < rows.count(); ++r) {
+      TORCH_CHECK_VALUE(0 <= rows.ids[r] && rows.ids[r] < plan_.embedding.size(0),
+                        "token ", rows.ids[r], "; expected 0 to ", plan_.embedding.size(0) - 1);
+      TORCH_CHECK_VALUE(0 <= in_slots[r] && in_slots[r] < keys.size(0) && 0 <= at[r] &&
+                            at[r] < keys.size(1),
+                        "position ", at[r], " of slot ", in_slots[r], " is outside a cache of shape ",
+                        keys.sizes());
+      rows.places.push_back({in_slots[r], at[r] + 1});
+    }
+    const Tensor logits =
+        at::empty({rows.count(), plan_.head.outputs()}, plan_.embedding.options());
+    const auto run = [&](auto zero) {
+      using T = decltype(zero);
+      Step<T> step(plan_, rows, memory_, logits.mutable_data_ptr<T>());
+      run_team([&](const Member& member) { step.run(member); });
+    };
+    if (plan_.embedding.scalar_type() == at::kFloat) {
+      run(float());
+    } else {
+      run(BFloat16());
+    }
+    return logits;
+  }
+
+ private:
+  static constexpr int64_t kMostRows = 64;
+
+  Plan plan_;
+  Memory memory_;
+};
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(trimtab, m) {
+  m.def("decode_step_instruction_set() -> str", instruction_set);
+  m.class_<CpuDecodePlan>("CpuDecodePlan")
+      .def(torch::init<const Tensors&, const Numbers&>())
+      .def("add_layer", &CpuDecodePlan::add_layer)
+      .def("step", &CpuDecodePlan::step);
+}
+
+}  // namespace trimtab

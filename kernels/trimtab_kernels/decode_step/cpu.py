@@ -1,0 +1,122 @@
+"""The executor of decode plans on a CPU: one C++ operator a step, on threads that stay awake in it.
+
+Sums are in float32. Every row is computed in one order, so neither the rows beside it nor the way
+they are grouped changes any bit of its logits; the number of threads does not either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab_kernels import build
+from trimtab_kernels.decode_step.plan import Activation, DecodePlan, SiteInput
+
+DTYPES = (torch.float32, torch.bfloat16)
+MOST_ROWS = 64
+"""The most tokens in one step."""
+
+FOLDER = Path(__file__).parent
+LIBRARY = build.CpuLibrary(
+    name="decode_step",
+    sources=(
+        *(
+            FOLDER / name
+            for name in (
+                "cpu.cpp", "cpu_functions.h", "cpu_parts.h", "cpu_products.h", "cpu_step.h",
+                "cpu_team.h",
+            )
+        ),
+        *(
+            FOLDER.parent / name
+            for name in (
+                "decode_attention/cpu_attend.h", "decode_attention/cpu_products.h",
+                "decode_attention/cpu_softmax.h", "sparse_linear/cpu_gather.h",
+                "sparse_linear/cpu_select.h",
+            )
+        ),
+        *build.HEADERS,
+    ),
+    seconds=30,
+)  # fmt: skip
+
+
+class CpuExecutor:
+    """Runs a plan on a cache. Not for several threads at a time.
+
+    Parameters
+    ----------
+    plan : DecodePlan
+        In float32 or bfloat16, on a CPU.
+    keys, values : sequence of Tensor
+        As for `reference.decode_step`.
+    """
+
+    def __init__(self, plan: DecodePlan, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        tensors, numbers = described({name: getattr(plan, name) for name in WHOLE})
+        self._plan = torch.classes.trimtab.CpuDecodePlan(tensors, numbers)
+        for layer, layer_keys, layer_values in zip(plan.layers, keys, values, strict=True):
+            tensors, numbers = described(layer)
+            self._plan.add_layer(tensors | {"keys": layer_keys, "values": layer_values}, numbers)
+
+    def step(self, tokens: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        """Do what `reference.decode_step` does, for up to `MOST_ROWS` tokens."""
+        logits: Tensor = self._plan.step(tokens, slots, positions)
+        return logits
+
+
+WHOLE = [field.name for field in fields(DecodePlan) if field.name != "layers"]
+
+
+def unavailable(plan: DecodePlan) -> str | None:
+    """Return why this machine has no executor for a plan, None if it has one.
+
+    The first call builds it.
+    """
+    weight = plan.embedding.weight
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+        return f"no decode step for {weight.dtype} on {weight.device.type}"
+    return build.load(LIBRARY)
+
+
+def describe(dtype: torch.dtype) -> str:
+    """Return the name of the executor for a dtype, or why there is none."""
+    return build.describe(LIBRARY, dtype, "decode step", "modules")
+
+
+def described(part: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return the tensors and the numbers of a part under their dotted names; None is left out."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, float] = {}
+    for name, value in _flat(part, ""):
+        if isinstance(value, Tensor):
+            tensors[name] = value.detach()
+        else:
+            numbers[name] = float(value)
+    return tensors, numbers
+
+
+def _flat(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if part is None:
+        return
+    if isinstance(part, Activation):
+        yield prefix, list(Activation).index(part)
+    elif isinstance(part, (Tensor, bool, int, float)):
+        yield prefix, part
+    elif isinstance(part, SiteInput):
+        yield from _flat({"norm": part.norm, "selection": part.selection}, prefix)
+        transform = {"weight": part.transform, "scale": part.transform_scale}
+        yield from _flat(transform, f"{prefix}.transform")
+    elif isinstance(part, Mapping):
+        for name, value in part.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
+    elif isinstance(part, tuple):
+        yield from _flat({str(index): value for index, value in enumerate(part)}, prefix)
+    else:
+        assert is_dataclass(part)
+        yield from _flat({one.name: getattr(part, one.name) for one in fields(part)}, prefix)

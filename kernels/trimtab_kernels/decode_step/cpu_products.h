@@ -1,0 +1,174 @@
+// Products of a few rows of activations with some of the outputs of a linear layer.
+
+#pragma once
+
+#include "../sparse_linear/cpu_gather.h"
+#include "cpu_parts.h"
+#include "cpu_team.h"
+
+namespace trimtab {
+
+// Rows of activations that a thread has prepared for itself, with zeros where they were dropped.
+struct Input {
+  int64_t rows = 0, width = 0;
+  std::vector<float> numbers;  // [rows, width]
+  // The entries that at least one row keeps: their indices, and their values by row.
+  std::vector<int64_t> indices;
+  std::vector<float> values;  // [rows, count], rows `width` apart
+  int64_t count = 0;
+
+  void resize(int64_t new_rows, int64_t new_width) {
+    rows = new_rows;
+    width = new_width;
+    numbers.resize(std::max<size_t>(numbers.size(), rows * width));
+    values.resize(std::max<size_t>(values.size(), rows * width));
+    indices.resize(std::max<size_t>(indices.size(), width));
+  }
+  float* row(int64_t index) { return numbers.data() + index * width; }
+  const float* row(int64_t index) const { return numbers.data() + index * width; }
+
+  void compact() {
+    count = 0;
+    for (int64_t i = 0; i < width; ++i) {
+      bool any = false;
+      for (int64_t r = 0; r < rows; ++r) {
+        const float value = numbers[r * width + i];
+        values[r * width + count] = value;
+        any |= value != 0;
+      }
+      indices[count] = i;
+      count += any;
+    }
+  }
+};
+
+// Rows and outputs that are multiplied at a time, as far as registers allow. Every sum is built in
+// one order, whatever is multiplied beside it.
+constexpr int kDotRows = 4;
+constexpr int kDotOutputs = kLanes == 16 ? 4 : 2;
+
+// out[r * stride + o] = the product of row r with output o, for R rows and O outputs
+template <int R, int O, typename T>
+inline void dots(const float* x, int64_t width, const T* weight, int64_t outputs_apart, float* out,
+                 int64_t stride) {
+  Vector sums[R][O] = {};
+  int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) {
+    Vector numbers[R];
+    for (int r = 0; r < R; ++r) {
+      numbers[r] = load(x + r * width + c);
+    }
+    for (int o = 0; o < O; ++o) {
+      const Vector weights = load(weight + o * outputs_apart + c);
+      for (int r = 0; r < R; ++r) {
+        sums[r][o] += numbers[r] * weights;
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int o = 0; o < O; ++o) {
+      float total = 0;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        total += sums[r][o][lane];
+      }
+      for (int64_t i = c; i < width; ++i) {
+        total += x[r * width + i] * widen(weight[o * outputs_apart + i]);
+      }
+      out[r * stride + o] = total;
+    }
+  }
+}
+
+template <int O, int R = kDotRows, typename T>
+void dots_of_rows(const float* x, int64_t rows, int64_t width, const T* weight,
+                  int64_t outputs_apart, float* out, int64_t stride) {
+  int64_t r = 0;
+  for (; r + R <= rows; r += R) {
+    dots<R, O>(x + r * width, width, weight, outputs_apart, out + r * stride, stride);
+  }
+  if constexpr (R > 1) {
+    dots_of_rows<O, R / 2>(x + r * width, rows - r, width, weight, outputs_apart,
+                           out + r * stride, stride);
+  }
+}
+
+// Outputs [range) of an output-major weight; out[r * stride] belongs to the first of them.
+template <typename T>
+void multiply_output_major(const Linear& linear, const Input& in, Range range, float* out,
+                           int64_t stride) {
+  const T* const weight = linear.weight.const_data_ptr<T>();
+  const int64_t apart = linear.weight.stride(1);
+  int64_t o = range.begin;
+  for (; o + kDotOutputs <= range.end; o += kDotOutputs) {
+    dots_of_rows<kDotOutputs>(in.row(0), in.rows, in.width, weight + o * apart, apart,
+                              out + o - range.begin, stride);
+  }
+  for (; o < range.end; ++o) {
+    dots_of_rows<1>(in.row(0), in.rows, in.width, weight + o * apart, apart, out + o - range.begin,
+                    stride);
+  }
+}
+
+// Outputs [range) of an input-major weight, of which only what the kept entries multiply is read.
+template <typename W>
+void multiply_input_major(const Linear& linear, const Input& in, Range range, float* out,
+                          int64_t stride) {
+  const W* const weight = linear.weight.const_data_ptr<W>() + range.begin;
+  const int64_t apart = linear.weight.stride(0);
+  const int64_t tile = in.rows == 1 ? kColumnBlock : kTokenTile;
+  for (int64_t r = 0; r < in.rows; ++r) {
+    std::fill_n(out + r * stride, range.size(), 0.0f);
+  }
+  for (int64_t c = 0; c < range.size(); c += kColumnBlock) {
+    const int64_t block = std::min(kColumnBlock, range.size() - c);
+    const auto row_of = [&](int64_t i) { return weight + in.indices[i] * apart + c; };
+    const W* rows[kGroup];
+    int64_t i = 0;
+    for (; i + kGroup <= in.count; i += kGroup) {
+      for (int r = 0; r < kGroup; ++r) {
+        rows[r] = row_of(i + r);
+      }
+      // Pieces of rows end before the processor starts to prefetch them.
+      for (int64_t next = i + kGroup; next < std::min(i + 2 * kGroup, in.count); ++next) {
+        prefetch(row_of(next), block);
+      }
+      for (int64_t begin = 0; begin < block; begin += tile) {
+        for (int64_t r = 0; r < in.rows; ++r) {
+          add_rows<kGroup>(out + r * stride + c, rows, in.values.data() + r * in.width + i, begin,
+                           std::min(begin + tile, block));
+        }
+      }
+    }
+    for (; i < in.count; ++i) {
+      rows[0] = row_of(i);
+      for (int64_t r = 0; r < in.rows; ++r) {
+        add_rows<1>(out + r * stride + c, rows, in.values.data() + r * in.width + i, 0, block);
+      }
+    }
+  }
+}
+
+// Outputs [range) of a linear layer with its bias.
+template <typename T>
+void multiply(const Linear& linear, const Input& in, Range range, float* out, int64_t stride) {
+  if (range.size() <= 0) {
+    return;
+  }
+  if (linear.output_major()) {
+    multiply_output_major<T>(linear, in, range, out, stride);
+  } else if (linear.weight.scalar_type() == at::kChar) {
+    multiply_input_major<int8_t>(linear, in, range, out, stride);
+  } else {
+    multiply_input_major<T>(linear, in, range, out, stride);
+  }
+  for (int64_t r = 0; r < in.rows; ++r) {
+    for (int64_t o = 0; o < range.size() && !linear.scale.empty(); ++o) {
+      out[r * stride + o] *= linear.scale[range.begin + o];
+    }
+    for (int64_t o = 0; o < range.size() && !linear.bias.empty(); ++o) {
+      out[r * stride + o] += linear.bias[range.begin + o];
+    }
+  }
+}
+
+}  // namespace trimtab

@@ -1,0 +1,347 @@
+// One decode step, as every thread of the team runs it.
+
+#pragma once
+
+#include "../decode_attention/cpu_attend.h"
+#include "../sparse_linear/cpu_select.h"
+#include "cpu_functions.h"
+#include "cpu_products.h"
+
+namespace trimtab {
+
+// A whole model; see plan.py.
+struct Plan {
+  int64_t heads, kv_heads, head_dim;
+  Tensor embedding, positions;  // no positions where they are not learned
+  double embedding_scale;
+  int64_t position_offset;
+  std::vector<Layer> layers;
+  std::optional<Linear> basis_change;
+  Norm final_norm;
+  Linear head;
+  std::optional<double> softcap;
+};
+
+// The tokens of a step, and where they are in the cache.
+struct Tokens {
+  std::vector<int64_t> ids;
+  std::vector<Place> places;  // each with its own token included
+
+  int64_t count() const { return static_cast<int64_t>(ids.size()); }
+  int64_t position(int64_t row) const { return places[row].length - 1; }
+};
+
+// float32 numbers of shape [rows, width], shared by the threads; kept between steps.
+struct Buffer {
+  std::vector<float> numbers;
+  int64_t width = 0;
+
+  void resize(int64_t rows, int64_t new_width) {
+    width = new_width;
+    numbers.resize(std::max<size_t>(numbers.size(), rows * width));
+  }
+  float* row(int64_t index) { return numbers.data() + index * width; }
+};
+
+// What the threads share, and what each of them has for itself.
+struct Memory {
+  Buffer stream, other;  // the residual stream, and what is to take its place or be added to it
+  Buffer made;           // what the first linear layers of attention or MLP return
+  Buffer hidden;         // what their last linear layer reads
+  std::vector<float> sums;
+  std::vector<Softmax> softmaxes;
+
+  struct Own {
+    Input input;
+    std::vector<float> scratch;
+    std::vector<int32_t> keys;
+  };
+  std::vector<Own> own;
+};
+
+// T: weights and cache
+template <typename T>
+class Step {
+ public:
+  Step(const Plan& plan, const Tokens& rows, Memory& memory, T* logits)
+      : plan_(plan), rows_(rows), memory_(memory), logits_(logits) {
+    int64_t made = 0, hidden = plan.heads * plan.head_dim, sums = 0, softmaxes = 0, scratch = 0;
+    parts_.reserve(plan.layers.size());
+    for (const Layer& layer : plan.layers) {
+      parts_.emplace_back(rows.places, layer.window);
+      const auto attention = attention_of(parts_.size() - 1);
+      sums = std::max(sums, attention.sums_size());
+      softmaxes = std::max(softmaxes, attention.softmaxes_size());
+      scratch = std::max(scratch, attention.scratch_size());
+      made = std::max({made, outputs(layer.projections), outputs(layer.mlp)});
+      hidden = std::max(hidden, layer.down.inputs());
+    }
+    const int64_t width = plan.embedding.size(1);
+    memory.stream.resize(rows.count(), width);
+    memory.other.resize(rows.count(), width);
+    memory.made.resize(rows.count(), made);
+    memory.hidden.resize(rows.count(), hidden);
+    memory.sums.resize(std::max<size_t>(memory.sums.size(), sums));
+    memory.softmaxes.resize(std::max<size_t>(memory.softmaxes.size(), softmaxes));
+    memory.own.resize(std::max<size_t>(memory.own.size(), thread_count()));
+    for (Memory::Own& own : memory.own) {
+      own.scratch.resize(std::max<size_t>(own.scratch.size(), scratch));
+    }
+  }
+
+  void run(const Member& member) {
+    Worker{*this, member, memory_.own[member.first], memory_.stream, memory_.other}.run();
+  }
+
+ private:
+  static int64_t outputs(const std::vector<Linear>& linears) {
+    int64_t total = 0;
+    for (const Linear& linear : linears) {
+      total += linear.outputs();
+    }
+    return total;
+  }
+
+  Attention<T, float> attention_of(int64_t index) const {
+    const Layer& layer = plan_.layers[index];
+    Attention<T, float> attention(memory_.made.numbers.data(), memory_.made.width, plan_.heads,
+                                  layer.keys, layer.values, rows_.places, parts_[index],
+                                  {layer.scale, layer.window, layer.softcap});
+    attention.use(memory_.sums.data(), memory_.softmaxes.data());
+    return attention;
+  }
+
+  struct Worker {
+    Step& step;
+    const Member& member;
+    Memory::Own& own;
+    Buffer &stream, &other;
+
+    void run() {
+      embed();
+      for (size_t index = 0; index < step.plan_.layers.size(); ++index) {
+        const Layer& layer = step.plan_.layers[index];
+        change_basis(layer.basis_change);
+        attend(layer, index);
+        feed_forward(layer);
+      }
+      change_basis(step.plan_.basis_change);
+      predict();
+    }
+
+    int64_t count() const { return step.rows_.count(); }
+
+    void embed() {
+      const Plan& plan = step.plan_;
+      const int64_t width = stream.width;
+      const Range own_part = member.share(width);
+      const float scale = static_cast<T>(static_cast<float>(plan.embedding_scale));
+      for (int64_t r = 0; r < count(); ++r) {
+        const T* const row = plan.embedding.const_data_ptr<T>() + step.rows_.ids[r] * width;
+        for (int64_t i = own_part.begin; i < own_part.end; ++i) {
+          stream.row(r)[i] = widen(row[i]) * scale;
+        }
+        if (plan.positions.defined()) {
+          const int64_t place = step.rows_.position(r) + plan.position_offset;
+          const T* const added = plan.positions.const_data_ptr<T>() + place * width;
+          for (int64_t i = own_part.begin; i < own_part.end; ++i) {
+            stream.row(r)[i] += widen(added[i]);
+          }
+        }
+      }
+      member.meet();
+    }
+
+    void change_basis(const std::optional<Linear>& change) {
+      if (!change) {
+        return;
+      }
+      read(stream);
+      own.input.compact();
+      const Range part = member.share(stream.width, kLanes);
+      multiply<T>(*change, own.input, part, other.row(0) + part.begin, other.width);
+      member.meet();
+      for (int64_t r = 0; r < count(); ++r) {
+        std::copy(other.row(r) + part.begin, other.row(r) + part.end, stream.row(r) + part.begin);
+      }
+      member.meet();
+    }
+
+    void attend(const Layer& layer, int64_t index) {
+      const Plan& plan = step.plan_;
+      Buffer &made = step.memory_.made, &hidden = step.memory_.hidden;
+      prepare(layer.attention_input, stream);
+      int64_t begin = 0;
+      for (const Linear& linear : layer.projections) {
+        const Range part = member.share(linear.outputs(), kLanes);
+        multiply<T>(linear, own.input, part, made.row(0) + begin + part.begin, made.width);
+        begin += linear.outputs();
+      }
+      member.meet();
+      const int64_t all = plan.heads + 2 * plan.kv_heads;
+      const Range heads = member.share(count() * all);
+      for (int64_t item = heads.begin; item < heads.end; ++item) {
+        place_head(layer, item / all, item % all);
+      }
+      member.meet();
+      auto attention = step.attention_of(index);
+      hidden.width = plan.heads * plan.head_dim;
+      const Range pieces = member.share(attention.items());
+      std::fill(own.scratch.begin(), own.scratch.end(), 0.0f);
+      attention.each(pieces.begin, pieces.end, own.scratch.data(), [](auto...) {});
+      member.meet();
+      const int64_t group = plan.heads / plan.kv_heads * plan.head_dim;
+      const Range pairs = member.share(count() * plan.kv_heads);
+      for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
+        const int64_t row = pair / plan.kv_heads, head = pair % plan.kv_heads;
+        attention.combine(row, head, hidden.row(row) + head * group);
+      }
+      member.meet();
+      prepare(layer.attention_output, hidden);
+      add(layer.output, layer.post_attention);
+    }
+
+    // Norm and rotation of one head; keys and values go to the cache.
+    void place_head(const Layer& layer, int64_t row, int64_t index) {
+      const Plan& plan = step.plan_;
+      const int64_t size = plan.head_dim;
+      float* const head = step.memory_.made.row(row) + index * size;
+      const int64_t key = index - plan.heads, value = key - plan.kv_heads;
+      if (value < 0) {
+        if (const auto& norm = key < 0 ? layer.query_norm : layer.key_norm) {
+          normalize(*norm, head, head);
+        }
+        if (layer.cos.defined()) {
+          rotate(layer.cos, layer.sin, step.rows_.position(row), head);
+        }
+      }
+      if (key >= 0) {
+        const Tensor& cache = value < 0 ? layer.keys : layer.values;
+        T* const target = cache.mutable_data_ptr<T>() +
+                          step.rows_.places[row].slot * cache.stride(0) +
+                          step.rows_.position(row) * cache.stride(1) +
+                          (value < 0 ? key : value) * cache.stride(2);
+        std::transform(head, head + size, target, [](float x) { return static_cast<T>(x); });
+      }
+    }
+
+    void feed_forward(const Layer& layer) {
+      Buffer &made = step.memory_.made, &hidden = step.memory_.hidden;
+      prepare(layer.mlp_input, stream);
+      const int64_t width = layer.down.inputs();
+      const Range part = member.share(width, kLanes);
+      // A thread makes the same part of the gate and of what it multiplies.
+      for (int64_t factor = 0; factor <= layer.gated; ++factor) {
+        const bool one = layer.mlp.size() == 1;
+        const int64_t begin = one ? factor * width : 0;
+        multiply<T>(layer.mlp[one ? 0 : factor], own.input,
+                    {begin + part.begin, begin + part.end},
+                    made.row(0) + factor * width + part.begin, made.width);
+      }
+      hidden.width = width;
+      for (int64_t r = 0; r < count(); ++r) {
+        const float* const gate = made.row(r) + part.begin;
+        activate(layer.activation, gate, layer.gated ? gate + width : nullptr, part.size(),
+                 hidden.row(r) + part.begin);
+      }
+      member.meet();
+      prepare(layer.mlp_activation, hidden);
+      add(layer.down, layer.post_mlp);
+    }
+
+    // Adds what a linear layer makes of the input to the residual stream.
+    void add(const Linear& linear, const std::optional<Norm>& norm) {
+      const Range part = member.share(stream.width, kLanes);
+      multiply<T>(linear, own.input, part, other.row(0) + part.begin, other.width);
+      if (norm) {
+        member.meet();
+        read(other);
+      }
+      for (int64_t r = 0; r < count(); ++r) {
+        const float* added = other.row(r);
+        if (norm) {
+          normalize(*norm, own.input.row(r), own.input.row(r));
+          added = own.input.row(r);
+        }
+        for (int64_t i = part.begin; i < part.end; ++i) {
+          stream.row(r)[i] += added[i];
+        }
+      }
+      member.meet();
+    }
+
+    void predict() {
+      const Plan& plan = step.plan_;
+      read(stream);
+      for (int64_t r = 0; r < count(); ++r) {
+        normalize(plan.final_norm, own.input.row(r), own.input.row(r));
+      }
+      own.input.compact();
+      constexpr int64_t kBatch = 256;  // logits that a thread holds in float32 at a time
+      float batch[kBatch];
+      const int64_t outputs = plan.head.outputs();
+      const Range all = member.share(outputs, kLanes);
+      const int64_t size = kBatch / count();
+      for (int64_t begin = all.begin; begin < all.end; begin += size) {
+        const Range part{begin, std::min(all.end, begin + size)};
+        multiply<T>(plan.head, own.input, part, batch, size);
+        for (int64_t r = 0; r < count(); ++r) {
+          for (int64_t o = 0; o < part.size(); ++o) {
+            float logit = batch[r * size + o];
+            if (plan.softcap) {
+              const float cap = static_cast<float>(*plan.softcap);
+              logit = cap * std::tanh(logit / cap);
+            }
+            logits_at(r, part.begin + o) = static_cast<T>(logit);
+          }
+        }
+      }
+    }
+
+    T& logits_at(int64_t row, int64_t output) {
+      return step.logits_[row * step.plan_.head.outputs() + output];
+    }
+
+    // Copies shared rows into the thread's own input.
+    void read(Buffer& source) {
+      own.input.resize(count(), source.width);
+      std::copy(source.row(0), source.row(count()), own.input.row(0));
+    }
+
+    // Makes the thread's own input of shared rows: norm, transform, selection. Every thread does
+    // the whole of it but the transform: that is faster than to wait for the others.
+    void prepare(const Site& site, Buffer& source) {
+      read(source);
+      Input& input = own.input;
+      for (int64_t r = 0; r < count() && site.norm; ++r) {
+        normalize(*site.norm, input.row(r), input.row(r));
+      }
+      if (site.transform) {
+        input.compact();
+        const Range part = member.share(other.width, kLanes);
+        multiply<T>(*site.transform, input, part, other.row(0) + part.begin, other.width);
+        member.meet();
+        read(other);
+      }
+      if (site.selection) {
+        const Selection& selection = *site.selection;
+        own.keys.resize(std::max<size_t>(own.keys.size(), input.width));
+        for (int64_t r = 0; r < count(); ++r) {
+          if (step.rows_.position(r) >= selection.dense_prefix) {
+            select(input.row(r), input.row(r), input.width, selection.keep, selection.threshold,
+                   own.keys.data());
+          }
+        }
+      }
+      input.compact();
+    }
+  };
+
+  const Plan& plan_;
+  const Tokens& rows_;
+  Memory& memory_;
+  T* const logits_;
+  std::vector<Parts> parts_;
+};
+
+}  // namespace trimtab

@@ -1,0 +1,116 @@
+"""What the modules of a model are in a decode plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+from torch import Tensor, nn
+from transformers.activations import (
+    GELUActivation,
+    GELUTanh,
+    NewGELUActivation,
+    SiLUActivation,
+)
+
+from trimtab.errors import MisfitError
+from trimtab.models.adapter import input_major
+from trimtab.models.sites import Site
+from trimtab.models.norms import GEMMA_NORMS, centers, norm_epsilon
+from trimtab_kernels.decode_step import Activation, Linear, Norm, SiteInput
+
+BASIS_CHANGE = "basis_change"
+"""Name of the buffer with the matrix that a module's input is multiplied by first."""
+
+ACTIVATIONS = {
+    SiLUActivation: Activation.silu,
+    nn.SiLU: Activation.silu,
+    nn.ReLU: Activation.relu,
+    GELUActivation: Activation.gelu,
+    GELUTanh: Activation.gelu_tanh,
+    NewGELUActivation: Activation.gelu_tanh,
+}
+KNOWN_CODE = ("torch.nn.", "transformers.", "trimtab.")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@runtime_checkable
+class HasSiteInput(Protocol):
+    """A module in place of a norm, or a linear layer, that does more with its input."""
+
+    def site_input(self) -> SiteInput:
+        """Return what happens to the activations before linear layers read them."""
+
+
+@runtime_checkable
+class HasLinearPart(Protocol):
+    """A linear layer with an order of its own in memory."""
+
+    def linear_part(self) -> Linear:
+        """Return the layer's weight as a view of shape [inputs, outputs], and its bias."""
+
+
+def in_plan(hook: F) -> F:
+    """Mark a hook whose effect a decode plan contains."""
+    hook.in_decode_plan = True  # type: ignore[attr-defined]
+    return hook
+
+
+def norm_part(norm: nn.Module) -> Norm:
+    """Return a norm, whichever class it has."""
+    weight = cast(Tensor, norm.weight)
+    bias = cast("Tensor | None", norm.bias) if isinstance(norm, nn.LayerNorm) else None
+    offset = 1.0 if isinstance(norm, GEMMA_NORMS) else 0.0
+    return Norm(weight, bias, norm_epsilon(norm), centers(norm), offset)
+
+
+def site_input(site: Site, layer: nn.Module) -> SiteInput:
+    """Return what happens at a site of a decoder layer before its linear layers."""
+    module = layer.get_submodule(site.norm or site.readers[0])
+    if isinstance(module, HasSiteInput):
+        return module.site_input()
+    return SiteInput(norm_part(module) if site.norm else None)
+
+
+def linear_part(linear: nn.Module) -> Linear:
+    """Return a linear layer, whichever class it has."""
+    if isinstance(linear, HasLinearPart):
+        return linear.linear_part()
+    return Linear(input_major(linear), cast("Tensor | None", linear.bias))
+
+
+def basis_change(module: nn.Module) -> Tensor | None:
+    """Return the matrix that a module's input is multiplied by first, if there is one."""
+    return cast("Tensor | None", getattr(module, BASIS_CHANGE, None))
+
+
+def activation_part(module: nn.Module) -> Activation:
+    """Return which activation function a module applies.
+
+    Raises
+    ------
+    MisfitError
+        If it is none that plans have.
+    """
+    found = ACTIVATIONS.get(type(module))
+    if found is None:
+        raise MisfitError(f"the activation function {type(module).__name__} is in no decode plan")
+    return found
+
+
+def require_known_code(model: nn.Module) -> None:
+    """Refuse a model whose modules do something that a decode plan cannot know.
+
+    Raises
+    ------
+    MisfitError
+        If there is a hook, a replaced `forward` or a class of somebody else.
+    """
+    for name, module in model.named_modules():
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if any(not getattr(hook, "in_decode_plan", False) for hook in hooks):
+            raise MisfitError(f"{name or 'the model'} has a hook of somebody else")
+        own = type(module).__module__ + "."
+        if "forward" in vars(module) or not own.startswith(KNOWN_CODE):
+            raise MisfitError(f"{name or 'the model'} runs code of somebody else")
