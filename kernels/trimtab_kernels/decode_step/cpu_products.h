@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "../decode_attention/cpu_products.h"
 #include "../sparse_linear/cpu_gather.h"
 #include "cpu_parts.h"
 #include "cpu_team.h"
@@ -42,53 +43,82 @@ struct Input {
   }
 };
 
-// Rows and outputs that are multiplied at a time, as far as registers allow. Every sum is built in
-// one order, whatever is multiplied beside it.
+// The most rows of activations that are multiplied at a time, and the most outputs whose weights are
+// then read side by side: as registers allow.
 constexpr int kDotRows = 4;
 constexpr int kDotOutputs = kLanes == 16 ? 4 : 2;
 
-// out[r * stride + o] = the product of row r with output o, for R rows and O outputs
+// The numbers of a vector from c on, with zeros after its end, where nothing is read.
+template <typename T>
+inline Vector numbers_from(const T* source, int64_t c, int64_t width) {
+  if (c + kLanes <= width) {
+    return load(source + c);
+  }
+  T padded[kLanes] = {};
+  std::memcpy(padded, source + c, (width - c) * sizeof(T));
+  return load(padded);
+}
+
+// products[r * apart + o] += lane by lane, the product of row r with output o
 template <int R, int O, typename T>
-inline void dots(const float* x, int64_t width, const T* weight, int64_t outputs_apart, float* out,
-                 int64_t stride) {
+inline void dot(const float* x, const T* const* outputs, int64_t width, int apart,
+                Vector* products) {
   Vector sums[R][O] = {};
-  int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) {
-    Vector numbers[R];
+  for (int64_t c = 0; c < width; c += kLanes) {
+    Vector rows[R];
     for (int r = 0; r < R; ++r) {
-      numbers[r] = load(x + r * width + c);
+      rows[r] = numbers_from(x + r * width, c, width);
     }
     for (int o = 0; o < O; ++o) {
-      const Vector weights = load(weight + o * outputs_apart + c);
+      const Vector weights = numbers_from(outputs[o], c, width);
       for (int r = 0; r < R; ++r) {
-        sums[r][o] += numbers[r] * weights;
+        sums[r][o] += rows[r] * weights;
       }
     }
   }
   for (int r = 0; r < R; ++r) {
     for (int o = 0; o < O; ++o) {
-      float total = 0;
-      for (int lane = 0; lane < kLanes; ++lane) {
-        total += sums[r][o][lane];
-      }
-      for (int64_t i = c; i < width; ++i) {
-        total += x[r * width + i] * widen(weight[o * outputs_apart + i]);
-      }
-      out[r * stride + o] = total;
+      products[r * apart + o] = sums[r][o];
     }
   }
 }
 
-template <int O, int R = kDotRows, typename T>
+// out[r * stride + o] = the product of row r with output o. Every sum is built in one order, whatever
+// is multiplied beside it.
+template <int R, typename T>
+void dots(const float* x, int64_t width, const T* weight, int64_t outputs_apart, int64_t outputs,
+          float* out, int64_t stride) {
+  constexpr int kTogether = kLanes / R;  // outputs whose lanes are added up together
+  constexpr int kBeside = std::min(kTogether, kDotOutputs);
+  for (int64_t first = 0; first < outputs; first += kTogether) {
+    const int64_t count = std::min<int64_t>(kTogether, outputs - first);
+    const T* rows[kTogether];
+    for (int o = 0; o < kTogether; ++o) {  // after the end, the last one again: it is not stored
+      rows[o] = weight + (first + std::min<int64_t>(o, count - 1)) * outputs_apart;
+    }
+    Vector products[kLanes];
+    for (int o = 0; o < kTogether; o += kBeside) {
+      dot<R, kBeside>(x, rows + o, width, kTogether, products + o);
+    }
+    const Vector sums = sums_of(products);
+    for (int r = 0; r < R; ++r) {
+      std::memcpy(out + r * stride + first, reinterpret_cast<const float*>(&sums) + r * kTogether,
+                  count * sizeof(float));
+    }
+  }
+}
+
+// The same for any number of rows, in fours, then twos, then one.
+template <int R = kDotRows, typename T>
 void dots_of_rows(const float* x, int64_t rows, int64_t width, const T* weight,
-                  int64_t outputs_apart, float* out, int64_t stride) {
+                  int64_t outputs_apart, int64_t outputs, float* out, int64_t stride) {
   int64_t r = 0;
   for (; r + R <= rows; r += R) {
-    dots<R, O>(x + r * width, width, weight, outputs_apart, out + r * stride, stride);
+    dots<R>(x + r * width, width, weight, outputs_apart, outputs, out + r * stride, stride);
   }
   if constexpr (R > 1) {
-    dots_of_rows<O, R / 2>(x + r * width, rows - r, width, weight, outputs_apart,
-                           out + r * stride, stride);
+    dots_of_rows<R / 2>(x + r * width, rows - r, width, weight, outputs_apart, outputs,
+                        out + r * stride, stride);
   }
 }
 
@@ -98,14 +128,9 @@ void multiply_output_major(const Linear& linear, const Input& in, Range range, f
                            int64_t stride) {
   const T* const weight = linear.weight.const_data_ptr<T>();
   const int64_t apart = linear.weight.stride(1);
-  int64_t o = range.begin;
-  for (; o + kDotOutputs <= range.end; o += kDotOutputs) {
-    dots_of_rows<kDotOutputs>(in.row(0), in.rows, in.width, weight + o * apart, apart,
-                              out + o - range.begin, stride);
-  }
-  for (; o < range.end; ++o) {
-    dots_of_rows<1>(in.row(0), in.rows, in.width, weight + o * apart, apart, out + o - range.begin,
-                    stride);
+  for (int64_t o = range.begin; o < range.end; o += kLanes) {
+    dots_of_rows(in.row(0), in.rows, in.width, weight + o * apart, apart,
+                 std::min<int64_t>(kLanes, range.end - o), out + o - range.begin, stride);
   }
 }
 
