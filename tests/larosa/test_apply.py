@@ -238,3 +238,19 @@ def test_plain_magnitude_leaves_the_weights_as_they_are(tiny_llama, corpus):
     expected = layer.mlp.down_proj.weight.T.clone()
     with method.apply(tiny_llama.model, tiny_llama.tokenizer, artifact):
         assert torch.equal(layer.mlp.down_proj.weight, expected)
+
+
+@pytest.mark.parametrize("settings", [{"basis": Basis.none}, {"transforms": Transforms.all}])
+def test_gradients_through_a_sparse_model_are_refused(tiny_llama, corpus, settings):
+    """A selection that drops nothing cuts the graph too: off by 99.7 % where outputs agree."""
+    model = tiny_llama.model
+    method = half(**{"transforms": Transforms.none, **settings})
+    artifact = method.calibrate(model, tiny_llama.tokenizer, corpus)
+    embedded = model.get_input_embeddings()(random_inputs(1, 4)).requires_grad_()
+    with method.apply(model, tiny_llama.tokenizer, artifact):
+        with pytest.raises(NotImplementedError, match="has no derivative: run the model under"):
+            model(inputs_embeds=embedded)
+        with torch.no_grad():
+            model(inputs_embeds=embedded)
+    model(inputs_embeds=embedded).logits.sum().backward()
+    assert embedded.grad is not None
