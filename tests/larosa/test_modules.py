@@ -122,7 +122,7 @@ def test_a_norm_transforms_before_it_selects(precision):
     weight = 1 + 0.3 * torch.randn(8, dtype=torch.float64)
     stored = stored_transform(torch.randn(8, 8, dtype=torch.float64), weight, precision)
     norm = nn.RMSNorm(8, eps=1e-5, dtype=torch.float64)
-    norm.weight = nn.Parameter(stored["norm_weight"].double())
+    norm.weight = nn.Parameter(stored["norm_weight"].double(), requires_grad=False)
     transform = stored["transform"]
     transform = transform if precision is Precision.int8 else transform.double()
     module = SparseNorm(norm, transform, stored.get("transform_scale"), lambda z: z.clamp(min=0))

@@ -16,7 +16,7 @@ from trimtab.artifact import Artifact
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, TrimtabError
 from trimtab.files import write_json
-from trimtab.method import EXPORTED, Method
+from trimtab.method import EXPORTED, NOT_MADE, Method
 from trimtab.models.fingerprint import fingerprint as fingerprint_of
 from trimtab.models.loading import resolve_device
 from trimtab.optimized import Optimized
@@ -130,10 +130,7 @@ def apply(
     stack = Stack(one.method if isinstance(one, Artifact) else one for one in methods)
     for method in stack.methods:
         if method.calibrated and method.name not in artifacts:
-            raise TrimtabError(
-                f"{method.name} is applied by its artifact: make one with trimtab.calibrate, or "
-                "load one with trimtab.load"
-            )
+            raise TrimtabError(NOT_MADE.format(name=method.name))
     return Optimized(model, tokenizer, stack, artifacts, fingerprint)
 
 

@@ -30,6 +30,7 @@ class LaRoSA(LaRoSASettings, Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raise `MisfitError` where the model has no adapter or cannot be made sparse as asked."""
         from trimtab.larosa.modules import SparseNorm
+        from trimtab.larosa.replaceable import require_replaceable
         from trimtab.models.adapter import adapter_for
 
         adapter = adapter_for(model)
@@ -42,6 +43,8 @@ class LaRoSA(LaRoSASettings, Method):
                 "part of the model is offloaded by model.device_map, and LaRoSA rewrites weights "
                 "in memory: load it without offloading, or in a dtype in which it fits"
             )
+        for index, layer in enumerate(adapter.decoder_layers(model)):
+            require_replaceable(adapter, layer, f"{adapter.layers}.{index}")
         if adapter.post_norms and self.residual is not RotationScope.none:
             raise MisfitError(
                 f"{type(model).__name__} normalises what attention and MLP add to the residual "
@@ -96,7 +99,7 @@ class LaRoSA(LaRoSASettings, Method):
         return Calibration(tensors, {"plan": plan.to_json()}, statistics)
 
     @contextmanager
-    def apply(
+    def applying(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -108,7 +111,7 @@ class LaRoSA(LaRoSASettings, Method):
         from trimtab.larosa.plan import Plan
         from trimtab.larosa.selection import Selectors
 
-        assert artifact is not None, "larosa is a calibrated method"
+        assert artifact is not None
         plan = Plan.from_json(artifact.parameters["plan"])
         selectors = Selectors(plan, self)
         with (
