@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.artifact import Artifact
 from trimtab.corpus import Corpus
@@ -19,6 +18,7 @@ from trimtab.files import write_json
 from trimtab.method import EXPORTED, NOT_MADE, Method
 from trimtab.models.fingerprint import fingerprint as fingerprint_of
 from trimtab.models.loading import resolve_device
+from trimtab.models.pretrained import complete, why_not_loaded
 from trimtab.optimized import Optimized
 from trimtab.registry import targets
 from trimtab.stack import Stack
@@ -149,11 +149,9 @@ def load_model(folder: str | Path, device: str = "cpu") -> PreTrainedModel:
         raise ArtifactError(f"{folder}: there is no such folder; Artifact.export makes it")
     if not (folder / EXPORTED).exists():
         try:
-            plain: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ArtifactError(
-                f"{folder} holds no model that can be loaded: {' '.join(str(error).split())}"
-            ) from error
+            plain = complete(folder)
+        except Exception as error:  # transformers raises many unrelated types
+            raise ArtifactError(f"{folder}: {why_not_loaded(folder, error)}") from error
         nn.Module.to(plain.requires_grad_(False), place)
         return plain
     known: dict[str, Any] = targets("method")

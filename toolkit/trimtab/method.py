@@ -130,18 +130,21 @@ class Method(ABC):
         Raises
         ------
         MisfitError
-            If the method does not fit the model or a method that is at work on it.
+            If the method or the tokenizer does not fit the model, or a method that is at work on
+            it.
         TrimtabError
             If the corpus is too small.
         """
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
+        from trimtab.models.facts import require_known_tokens
         from trimtab.models.fingerprint import fingerprint
         from trimtab.models.state import inferring
 
         require_free(self, model)
         self.check(model)
+        require_known_tokens(model, tokenizer)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch, inferring(model):
             calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))

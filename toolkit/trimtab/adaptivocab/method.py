@@ -75,7 +75,10 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
         added to its embedding and its head, or that make room for these.
         """
         from trimtab.adaptivocab.calibrate import Calibrator
+        from trimtab.models.facts import require_positions
 
+        # A start token comes before every window.
+        require_positions(model.config, self.window + 1, f"adaptivocab.window={self.window}")
         calibrator = Calibrator(model, tokenizer, corpus, checkpoint, self)
         vocabulary = calibrator.run()
         return Calibration(

@@ -79,9 +79,11 @@ class LaRoSA(LaRoSASettings, Method):
         from trimtab.corpus import Split
         from trimtab.larosa.calibrate import Calibrator
         from trimtab.larosa.thresholds import find_thresholds
+        from trimtab.models.facts import require_positions
         from trimtab.progress import say
         from trimtab.windows import token_windows
 
+        require_positions(model.config, self.window, f"larosa.window={self.window}")
         documents = corpus.documents(Split.calibration)
         windows = token_windows(documents, tokenizer, self.tokens // self.window, self.window)
         calibrator = Calibrator(model, windows, checkpoint, self)
