@@ -110,9 +110,10 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     TrimtabError
         If the checkpoint and the model that its config describes differ in a tensor.
     """
+    load: Any = AutoModelForCausalLM.from_pretrained
     model: PreTrainedModel
     with _without_report():
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = load(
             folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     mismatched = [
