@@ -296,7 +296,7 @@ def test_exported_models_are_loaded_as_such(tokenizer, larosa, tmp_path):
     with pytest.raises(trimtab.ArtifactError, match="there is no such folder"):
         trimtab.load_model(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(trimtab.ArtifactError, match="holds no model that can be loaded"):
+    with pytest.raises(trimtab.ArtifactError, match="cannot be loaded as a causal language model"):
         trimtab.load_model(tmp_path / "empty")
     with pytest.raises(trimtab.ConfigError, match=r"model.device=cuda:99"):
         trimtab.load_model(tmp_path / "sparse", device="cuda:99")

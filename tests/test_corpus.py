@@ -130,3 +130,12 @@ def test_a_dataset_is_loaded_from_a_local_folder(tmp_path):
 def test_a_dataset_that_cannot_be_had_is_named():
     with pytest.raises(ConfigError, match="corpus.name=nobody/nothing: cannot be loaded"):
         load_corpus(hub("nobody/nothing"))
+
+
+def test_half_a_character_is_refused_with_its_place(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "not \\ud83d this"}\n')
+    with pytest.raises(TrimtabError, match=r"a\.jsonl:2: the character 4 is a lone surrogate"):
+        load_corpus(FilesCorpus(glob=str(tmp_path / "*.jsonl")))
+    (tmp_path / "a.jsonl").write_text('{"text": "whole: \\ud83d\\ude00"}\n')
+    splits = load_corpus(FilesCorpus(glob=str(tmp_path / "*.jsonl"))).splits
+    assert [one.text for found in splits.values() for one in found] == ["whole: \U0001f600"]

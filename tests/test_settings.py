@@ -91,3 +91,27 @@ def test_choices_are_strings_or_members_from_python_too():
     ):
         with pytest.raises(ConfigError, match="expected"):
             made()
+
+
+CHOICES = [
+    (kind, name, choice)
+    for kind in (AdaptiVocab, LaRoSA, VAttention)
+    for name, value in vars(kind()).items()
+    if isinstance(value, StrEnum)
+    for choice in type(value)
+]
+# What a choice cannot be without.
+WITH: dict[str, dict[str, object]] = {
+    "alpha": {"transforms": "none"},
+    "uniform": {"transforms": "none"},
+}
+
+
+@pytest.mark.parametrize(("kind", "name", "choice"), CHOICES, ids=lambda one: str(one))
+def test_every_choice_of_every_method_is_the_member_that_its_name_means(kind, name, choice):
+    more = WITH.get(str(choice), {}) if name == "allocation" else {}
+    made, expected = kind(**{name: str(choice)}, **more), kind(**{name: choice}, **more)
+    assert getattr(made, name) is choice
+    assert made.config() == expected.config()
+    with pytest.raises(ConfigError, match=f"{kind.place}.{name}=nonsense: expected"):
+        kind(**{name: "nonsense"})

@@ -9,8 +9,9 @@ import pytest
 from torch import nn
 
 from tests.conftest import tiny
+from trimtab.adaptivocab.method import AdaptiVocab
 from trimtab.capabilities import ChangesVocabulary, ProposesDrafts, ProvidesCache, SkipsBytes
-from trimtab.errors import ArtifactError, MisfitError
+from trimtab.errors import ArtifactError, MisfitError, TrimtabError
 from trimtab.larosa import LaRoSA
 from trimtab.method import DRAFTS, KV_CACHE, TOKENIZER, Calibration, Method, Stage
 from trimtab.settings import Settings, setting, settings
@@ -50,6 +51,8 @@ class Recorder(Settings, Method):
     """A method that only notes what happens to it."""
 
     name: ClassVar[str] = "recorder"
+    stage: ClassVar[Stage] = Stage.weights
+    calibrated: ClassVar[bool] = False
     claimed: ClassVar[set[str]] = set()
 
     fails: bool = setting(default=False, meaning="whether applying it fails")
@@ -68,7 +71,7 @@ class Recorder(Settings, Method):
         return Noted(self.name)
 
     @contextmanager
-    def apply(self, model, tokenizer, artifact):
+    def applying(self, model, tokenizer, artifact):
         if self.fails:
             raise KeyError(self.name)
         events.append(f"+{self.name}")
@@ -187,6 +190,43 @@ def test_a_method_that_does_not_fit_the_model_is_refused(model):
         Stack([Rows()]).check(SimpleNamespace(unfit=True))
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        (Rows(), Rows(), "rows is at work on the model already: leave its `with` first"),
+        (Pages(), Pages(), "pages is at work on the model already"),
+        (Rows(), Words(), "rows is at work on the model, and words comes before it: name both"),
+        (Rows(), claiming("layers.0"), "other would change its layers.0 too"),
+    ],
+    ids=["twice", "twice, no module", "in the wrong order", "on the same"],
+)
+def test_methods_that_were_applied_one_by_one_are_held_against_each_other(
+    model, first, second, reason
+):
+    def applied_on(part: nn.Module) -> None:
+        with second.apply(part, "base", None):
+            pass
+
+    with first.apply(model, "base", None):
+        held = list(events)
+        with pytest.raises(MisfitError, match=reason):
+            second.apply(model, "base", None)
+        with pytest.raises(MisfitError, match=reason), Stack([second]).apply(model, "base", {}):
+            pass
+        with pytest.raises(MisfitError, match=reason):
+            second.calibrate(model, "base", None)
+        assert events == held
+        applied_on(nn.Linear(1, 1))
+    applied_on(model)
+
+
+def test_what_was_let_in_before_the_other_began_is_refused_when_it_begins(model):
+    first, second = (Rows().apply(model, "base", None) for _ in range(2))
+    with first, pytest.raises(MisfitError, match="rows is at work"), second:
+        pass
+    assert events == ["+rows", "-rows"]
+
+
 def test_an_artifact_of_another_model_is_refused_before_anything_is_applied(corpus):
     first, other = tiny(), tiny(seed=1)
     method = LaRoSA(tokens=256, probe_tokens=128, window=64)
@@ -197,6 +237,12 @@ def test_an_artifact_of_another_model_is_refused_before_anything_is_applied(corp
         stack.apply(other.model, other.tokenizer, artifacts),
     ):
         pass
+    with pytest.raises(ArtifactError, match="belongs to another model"):
+        method.apply(other.model, other.tokenizer, artifacts["larosa"])
+    with pytest.raises(ArtifactError, match="is one of larosa, not of adaptivocab"):
+        AdaptiVocab().apply(first.model, first.tokenizer, artifacts["larosa"])
+    with pytest.raises(TrimtabError, match="larosa is applied by its artifact"):
+        method.apply(first.model, first.tokenizer, None)
     assert other.model.model.layers[0].input_layernorm is norm
     with stack.apply(first.model, first.tokenizer, artifacts, first.fingerprint) as applied:
         assert isinstance(applied.members[0], SkipsBytes)

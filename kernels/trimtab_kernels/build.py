@@ -62,7 +62,7 @@ def load(library: CpuLibrary) -> str | None:
     Returns
     -------
     str or None
-        None, or the reason if there is no compiler to build the kernels.
+        None, or the reason if there is no compiler that can build the kernels.
 
     Raises
     ------
@@ -78,8 +78,8 @@ def load(library: CpuLibrary) -> str | None:
         # The system releases the lock when the process ends, however that happens.
         with path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                _build(library, compiler, path)
+            if not path.exists() and (reason := _build(library, compiler, path)):
+                return reason
     torch.ops.load_library(path)
     return None
 
@@ -94,7 +94,8 @@ def describe(library: CpuLibrary, dtype: torch.dtype, kernel: str, otherwise: st
     return f"C++ {instructions} {kernel}, {kind}, {threads} thread{'s' * (threads != 1)}"
 
 
-def _build(library: CpuLibrary, compiler: list[str], path: Path) -> None:
+def _build(library: CpuLibrary, compiler: list[str], path: Path) -> str | None:
+    """Compile a library, or return why this compiler is too old to."""
     once = f"once, about {library.seconds} s"
     print(f"Building the CPU kernels ({once}): {library.name}", file=sys.stderr, flush=True)
     torch_folder = Path(torch.__file__).parent
@@ -110,11 +111,21 @@ def _build(library: CpuLibrary, compiler: list[str], path: Path) -> None:
         command += ["-o", str(target), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
+            if _compiles(compiler, "c++17") and not _compiles(compiler, "c++20"):
+                return f"{shlex.join(compiler)} cannot compile C++20: name a newer one in $CXX"
             raise RuntimeError(
                 "The CPU kernels do not compile. This command failed:\n"
                 f"{shlex.join(command)}\n{done.stderr.strip()}"
             )
         target.replace(path)
+    return None
+
+
+def _compiles(compiler: list[str], standard: str) -> bool:
+    """Return whether a compiler takes a standard of C++ at all."""
+    command = [*compiler, f"-std={standard}", "-fsyntax-only", "-x", "c++", "-"]
+    source = "#include <optional>\nint main() { return 0; }\n"
+    return not subprocess.run(command, input=source, capture_output=True, text=True).returncode
 
 
 def _compiler() -> list[str] | None:

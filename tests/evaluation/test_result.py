@@ -169,6 +169,10 @@ def test_every_missing_figure_has_a_reason_and_every_reason_a_missing_figure(
             {"mode": "full", "max_bpb_increase": None},
             {"quality_budget", "operating_points", "validation"},
         ),
+        (
+            {"mode": "input", "max_bpb_increase": None},
+            {"quality_budget", "operating_points", "validation"},
+        ),
     ],
 )  # fmt: skip
 def test_what_a_method_did_not_measure_has_a_reason_too(folder, hub, settings, missing):

@@ -60,7 +60,7 @@ class Vocabulary(Settings, Method):
         return frozenset({DRAFTS if self.mode == "draft" else TOKENIZER})
 
     @contextmanager
-    def apply(
+    def applying(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,

@@ -30,8 +30,9 @@ def plan_of(model: PreTrainedModel) -> DecodePlan:
 def empty_cache(model: PreTrainedModel, slots: int) -> tuple[list[Tensor], list[Tensor]]:
     heads, layers = head_shape(model.config), model.config.num_hidden_layers
     shape = slots, LENGTH, heads.kv_heads, heads.head_dim
-    keys, values = ([torch.full(shape, torch.nan, dtype=model.dtype) for _ in range(layers)]
-                    for _ in range(2))
+    keys, values = (
+        [torch.full(shape, torch.nan, dtype=model.dtype) for _ in range(layers)] for _ in range(2)
+    )
     return keys, values
 
 

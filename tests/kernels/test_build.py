@@ -111,6 +111,22 @@ def test_without_a_compiler_the_reference_runs_and_says_why(tmp_path):
     ]
 
 
+def test_with_a_compiler_that_is_too_old_the_reference_runs_and_says_why(tmp_path):
+    script = tmp_path / "old"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *c++20*) echo "unrecognized option -std=c++20" >&2; exit 1;; '
+        "esac\ncat > /dev/null\n"
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    code, out, err = finish(start(tmp_path / "cache", CXX=str(script)))
+    assert code == 0, err
+    reason = f"({script} cannot compile C++20: name a newer one in $CXX)"
+    assert out.splitlines() == [
+        f"reference: dense masked product in PyTorch {reason}",
+        f"reference: one slot at a time in PyTorch {reason}",
+    ]
+
+
 def test_a_compiler_that_fails_is_an_error_with_its_output(tmp_path):
     script = tmp_path / "compiler"
     script.write_text("#!/bin/sh\necho cpu.cpp: no such header >&2\nexit 1\n")

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from tests.kernels.cases import draw
-from trimtab_kernels.sparse_linear import keep_above, keep_topk, kernel_name, sparse_linear
+from trimtab_kernels.decode_attention import append_kv, decode_attention
+from trimtab_kernels.sparse_linear import (
+    int8_linear,
+    keep_above,
+    keep_topk,
+    kernel_name,
+    sparse_linear,
+)
 
 OPERATORS = torch.ops.trimtab
 
@@ -22,6 +29,32 @@ def test_operators_pass_pytorchs_checks(dtype, tokens):
     check(OPERATORS.keep_above.default, (x.t(), 0.5, 3))
     check(OPERATORS.sparse_linear.default, (x, weight, bias, 0.5))
     check(OPERATORS.sparse_linear.default, (x, weight, None, 0.0))
+
+
+KV, ROW, ONE = (2, 4, 1, 24), (2, 1, 24), torch.ones(2, dtype=torch.int32)
+CALLS = {
+    "keep_topk": (lambda x: keep_topk(x, 3), [(5, 24)]),
+    "keep_above": (lambda x: keep_above(x, 0.0), [(5, 24)]),
+    "sparse_linear": (lambda x, w, b: sparse_linear(x, w, b), [(1, 24), (24, 17), (17,)]),
+    "int8_linear": (lambda x, s: int8_linear(x, torch.ones(24, 17).char(), s), [(1, 24), (17,)]),
+    "decode_attention": (lambda q, k, v: decode_attention(q, k, v, ONE, 1.0), [ROW, KV, KV]),
+    "append_kv": (lambda k, v: append_kv(k.new_zeros(KV), v.new_zeros(KV), k, v, ONE), [ROW, ROW]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # C++ and the reference
+@pytest.mark.parametrize("name", CALLS)
+def test_no_operator_cuts_a_graph_silently(name, dtype):
+    call, shapes = CALLS[name]
+    for index in range(len(shapes)):
+        kinds = [torch.float32 if shape == (17,) and name[0] == "i" else dtype for shape in shapes]
+        tensors = [torch.ones(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)]
+        call(*tensors)
+        tensors[index].requires_grad_()
+        with pytest.raises(NotImplementedError, match=f"trimtab::{name} has no derivative"):
+            call(*tensors)
+        with torch.no_grad():
+            call(*tensors)
 
 
 class Site(torch.nn.Module):

@@ -11,6 +11,7 @@ from torch import nn
 from tests.conftest import random_inputs, tiny
 from tests.models.contract import assert_equal, draw
 from trimtab.corpus import Corpus, Document, Split
+from trimtab.errors import MisfitError
 from trimtab.larosa import (
     Allocation,
     Basis,
@@ -238,3 +239,72 @@ def test_plain_magnitude_leaves_the_weights_as_they_are(tiny_llama, corpus):
     expected = layer.mlp.down_proj.weight.T.clone()
     with method.apply(tiny_llama.model, tiny_llama.tokenizer, artifact):
         assert torch.equal(layer.mlp.down_proj.weight, expected)
+
+
+@pytest.mark.parametrize("settings", [{"basis": Basis.none}, {"transforms": Transforms.all}])
+def test_gradients_through_a_sparse_model_are_refused(tiny_llama, corpus, settings):
+    """A selection that drops nothing cuts the graph too: off by 99.7 % where outputs agree."""
+    model = tiny_llama.model
+    method = half(**{"transforms": Transforms.none, **settings})
+    artifact = method.calibrate(model, tiny_llama.tokenizer, corpus)
+    embedded = model.get_input_embeddings()(random_inputs(1, 4)).requires_grad_()
+    with method.apply(model, tiny_llama.tokenizer, artifact):
+        with pytest.raises(NotImplementedError, match="has no derivative: run the model under"):
+            model(inputs_embeds=embedded)
+        with torch.no_grad():
+            model(inputs_embeds=embedded)
+    model(inputs_embeds=embedded).logits.sum().backward()
+    assert embedded.grad is not None
+
+
+class Adapter(nn.Linear):
+    """A linear layer that adds something, as adapters and quantized layers do."""
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.weight = inner, inner.weight
+
+
+MORE = {
+    "adapter": (
+        lambda on: setattr(on.mlp, "up_proj", Adapter(64, 160)),
+        r"mlp\.up_proj is a Adapter",
+    ),
+    "quantized": (
+        lambda on: setattr(
+            on.mlp.up_proj, "weight", nn.Parameter(torch.ones(160, 64).char(), False)
+        ),
+        r"mlp\.up_proj has a weight of Tensor in torch\.int8",
+    ),
+    "wrapped norm": (
+        lambda on: setattr(on, "input_layernorm", Wrapper(on.input_layernorm)),
+        "input_layernorm is a Wrapper that wraps other modules",
+    ),
+    "forward hook": (
+        lambda on: on.input_layernorm.register_forward_hook(print),
+        "input_layernorm has hooks",
+    ),
+    "backward hook": (
+        lambda on: on.self_attn.q_proj.register_full_backward_hook(print),
+        r"self_attn\.q_proj has hooks",
+    ),
+    "forward of its own": (
+        lambda on: setattr(on.mlp.down_proj, "forward", print),
+        r"mlp\.down_proj has hooks or a forward of its own",
+    ),
+    "parametrized": (
+        lambda on: nn.utils.parametrizations.weight_norm(on.mlp.up_proj),
+        r"mlp\.up_proj is a ParametrizedLinear",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_a_module_that_does_more_than_its_weight_says_is_refused(tiny_llama, name):
+    change, message = MORE[name]
+    LaRoSA().check(tiny_llama.model)
+    change(tiny_llama.model.model.layers[1])
+    with pytest.raises(MisfitError, match=rf"^model\.layers\.1\.{message}"):
+        LaRoSA().check(tiny_llama.model)

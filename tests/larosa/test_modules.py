@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import itertools
+import tempfile
+
 import pytest
 import torch
 from torch import nn
 
+from trimtab.errors import TrimtabError
 from trimtab.larosa.modules import SparseLinear, SparseNorm, replaced
 from trimtab.larosa.precision import stored_transform, transform_matrix
 from trimtab.larosa.settings import Precision
@@ -45,6 +49,33 @@ def test_what_is_replaced_leaves_memory_and_comes_back_bit_for_bit(dtype, failin
         assert found is parameter
         assert found.dtype == dtype
         assert torch.equal(found.view(torch.uint8), expected)
+
+
+@pytest.mark.parametrize("place", ["full", "not writable", "forgetful"])
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_disk_that_fails_loses_nothing(monkeypatch, tmp_path, place, failing):
+    module = parent(torch.float32)
+    module.other = nn.Linear(700, 500)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    numbers, temporary = itertools.count(1), tempfile.TemporaryFile
+
+    def opened():
+        if next(numbers) < failing:
+            return temporary()
+        if place == "not writable":
+            return temporary(dir=tmp_path / "none")
+        return open("/dev/full" if place == "full" else "/dev/null", "w+b")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", opened)
+    with (
+        pytest.raises(TrimtabError, match=r"cannot be moved out of memory.*set TMPDIR"),
+        replaced(module, "other", nn.Identity()),
+        replaced(module, "inner.linear", nn.Identity()),
+    ):
+        pytest.fail("it is as if the parameters had been kept")
+    assert type(module.other) is type(module.inner.linear) is nn.Linear
+    after = module.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_a_parameter_two_modules_share_is_not_lost():
@@ -91,7 +122,7 @@ def test_a_norm_transforms_before_it_selects(precision):
     weight = 1 + 0.3 * torch.randn(8, dtype=torch.float64)
     stored = stored_transform(torch.randn(8, 8, dtype=torch.float64), weight, precision)
     norm = nn.RMSNorm(8, eps=1e-5, dtype=torch.float64)
-    norm.weight = nn.Parameter(stored["norm_weight"].double())
+    norm.weight = nn.Parameter(stored["norm_weight"].double(), requires_grad=False)
     transform = stored["transform"]
     transform = transform if precision is Precision.int8 else transform.double()
     module = SparseNorm(norm, transform, stored.get("transform_scale"), lambda z: z.clamp(min=0))

@@ -1,10 +1,15 @@
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import random_inputs, tiny
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import ConfigError, MisfitError, TrimtabError
+from trimtab.larosa import LaRoSA
 from trimtab.models import embedded
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel, load_model, resolve_dtype
@@ -63,6 +68,136 @@ def test_weights_cut_short_are_to_be_downloaded_again(tmp_path, tiny_llama, size
     weights.write_bytes(weights.read_bytes()[:size])
     with pytest.raises(ConfigError, match="file is incomplete or damaged, download it again"):
         load_model(config)
+
+
+def edited(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Give a checkpoint other tensors; None takes one away."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path) | changes
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def described(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda at: edited(at, **{UP: None}), f"the checkpoint lacks {UP}:"),
+        (
+            lambda at: edited(at, **{"model.extra": torch.ones(1)}),
+            "has tensors that its config has no place for: model.extra:",
+        ),
+        (
+            lambda at: edited(at, **{NORM: torch.ones(2)}),
+            rf"of other shapes than its config says: {NORM} of shape \[2\] for \[64\]",
+        ),
+        (lambda at: described(at, num_hidden_layers=4), r"lacks model\.layers\.3.* and 6 more"),
+        (lambda at: described(at, num_hidden_layers=2), r"no place for: model\.layers\.2"),
+        (lambda at: described(at, hidden_size=32), r"embed_tokens\.weight of shape \[320, 64\]"),
+        (lambda at: described(at, num_attention_heads=3), "not a multiple of the number of att"),
+        (lambda at: described(at, tie_word_embeddings=False), r"lacks lm_head\.weight"),
+        (
+            lambda at: described(at, _attn_implementation="flash_attention_2"),
+            "FlashAttention2 .*; install what is missing",
+        ),
+        (
+            lambda at: described(at, quantization_config={"load_in_4bit": True}),
+            "requires bitsandbytes",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_its_configs_model_is_refused(
+    tmp_path, tiny_llama, capfd, change, message
+):
+    source = saved(tiny_llama, tmp_path)
+    change(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_model(source)
+    assert "LOAD REPORT" not in capfd.readouterr().err
+
+
+def test_a_tensor_that_shards_lack_is_named(tmp_path, tiny_llama):
+    source = saved(tiny_llama, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    tiny_llama.model.save_pretrained(tmp_path, max_shard_size="100KB")
+    load_model(source)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    shard = tmp_path / index[UP]
+    tensors = load_file(shard)
+    del tensors[UP]
+    save_file(tensors, shard, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=f"lacks {UP}"):
+        load_model(source)
+    shard.unlink()
+    with pytest.raises(ConfigError, match=shard.name):
+        load_model(source)
+
+
+@pytest.mark.parametrize(
+    "extra", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"]
+)
+def test_what_transformers_sets_aside_may_be_there(tmp_path, tiny_llama, extra):
+    source = saved(tiny_llama, tmp_path)
+    width = tiny_llama.model.get_input_embeddings().weight.detach().clone()
+    edited(tmp_path, **{extra: width if extra == "lm_head.weight" else torch.ones(8)})
+    assert load_model(source).fingerprint == tiny_llama.fingerprint
+
+
+class Harm:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("harm",)
+
+
+@pytest.mark.parametrize("content", ["fine", "lacking", "harmful", "no pickle", "cut", "empty"])
+def test_a_bin_file_that_is_not_safe_or_not_whole_is_refused(
+    tmp_path, tiny_llama, monkeypatch, content
+):
+    source, path = saved(tiny_llama, tmp_path), tmp_path / "pytorch_model.bin"
+    (tmp_path / "model.safetensors").unlink()
+    tensors: dict[str, Any] = dict(tiny_llama.model.state_dict())
+    if content == "harmful":
+        tensors["x"] = Harm()
+    if content == "lacking":
+        del tensors[UP]
+    torch.save(tensors, path)
+    if content == "fine":
+        assert load_model(source).fingerprint == tiny_llama.fingerprint
+        return
+    written = {
+        "no pickle": b"version https://git-lfs",
+        "cut": path.read_bytes()[:999],
+        "empty": b"",
+    }
+    path.write_bytes(written.get(content, path.read_bytes()))
+    monkeypatch.chdir(tmp_path)
+    expected = (
+        f"lacks {UP}" if content == "lacking" else r"\.bin file is damaged, or holds more than"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+    assert not Path("harm").exists()
+
+
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(tmp_path, tiny_llama, corpus):
+    tokenizer = tiny_llama.tokenizer
+    tokenizer.add_tokens([f"<{number}>" for number in range(320 - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "<never in a text>"})
+    source = saved(tiny_llama, tmp_path)
+    load_model(source)
+    tokenizer.add_tokens(["<more>"])
+    saved(tiny_llama, tmp_path)
+    message = "the token '<more>' with the id 321, and the embedding of LlamaForCausalLM has 320"
+    with pytest.raises(MisfitError, match=message):
+        load_model(source)
+    with pytest.raises(MisfitError, match=message):
+        LaRoSA().calibrate(tiny_llama.model, tokenizer, corpus)
 
 
 def test_what_transformers_says_in_several_lines_is_said_whole(tmp_path, monkeypatch):

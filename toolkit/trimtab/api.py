@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.artifact import Artifact
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, TrimtabError
 from trimtab.files import write_json
-from trimtab.method import EXPORTED, Method
+from trimtab.method import EXPORTED, NOT_MADE, Method
 from trimtab.models.fingerprint import fingerprint as fingerprint_of
 from trimtab.models.loading import resolve_device
+from trimtab.models.pretrained import complete, why_not_loaded
 from trimtab.optimized import Optimized
 from trimtab.registry import targets
 from trimtab.stack import Stack
@@ -130,10 +130,7 @@ def apply(
     stack = Stack(one.method if isinstance(one, Artifact) else one for one in methods)
     for method in stack.methods:
         if method.calibrated and method.name not in artifacts:
-            raise TrimtabError(
-                f"{method.name} is applied by its artifact: make one with trimtab.calibrate, or "
-                "load one with trimtab.load"
-            )
+            raise TrimtabError(NOT_MADE.format(name=method.name))
     return Optimized(model, tokenizer, stack, artifacts, fingerprint)
 
 
@@ -152,11 +149,9 @@ def load_model(folder: str | Path, device: str = "cpu") -> PreTrainedModel:
         raise ArtifactError(f"{folder}: there is no such folder; Artifact.export makes it")
     if not (folder / EXPORTED).exists():
         try:
-            plain: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ArtifactError(
-                f"{folder} holds no model that can be loaded: {' '.join(str(error).split())}"
-            ) from error
+            plain = complete(folder)
+        except Exception as error:  # transformers raises many unrelated types
+            raise ArtifactError(f"{folder}: {why_not_loaded(folder, error)}") from error
         nn.Module.to(plain.requires_grad_(False), place)
         return plain
     known: dict[str, Any] = targets("method")

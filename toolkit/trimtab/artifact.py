@@ -221,6 +221,14 @@ class Artifact:
                 f"corpus than the one asked for ({key.digest}); calibrate again"
             )
 
+    def require_method(self, name: str) -> None:
+        """Raise `ArtifactError` where the method of this name is another one."""
+        if self.key.method != name:
+            raise ArtifactError(
+                f"the artifact {self.key.digest} is one of {self.key.method}, not of {name}: use "
+                "its own method, artifact.method"
+            )
+
     def require_model(self, fingerprint: str) -> None:
         """Raise `ArtifactError` where a model with this fingerprint is another one."""
         if fingerprint != self.key.model_fingerprint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from itertools import islice
@@ -12,6 +13,8 @@ from trimtab.corpora import CorpusSource, Document
 from trimtab.errors import TrimtabError
 from trimtab.files import sha256_of_json
 from trimtab.progress import say
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 class Split(StrEnum):
@@ -35,6 +38,11 @@ class Corpus:
     documents : iterable of Document
     calibration, validation : float
         Shares of the documents; the rest is the test split.
+
+    Raises
+    ------
+    TrimtabError
+        If a document holds half a character, a lone surrogate, which no encoding has.
     """
 
     def __init__(
@@ -44,6 +52,12 @@ class Corpus:
         self.splits: dict[Split, list[Document]] = {split: [] for split in Split}
         unique = {document.digest: document for document in documents if document.text.strip()}
         for digest, document in sorted(unique.items()):
+            if half := HALF_CHARACTER.search(document.text):
+                raise TrimtabError(
+                    f"{document.name}: the character {half.start()} is a lone surrogate "
+                    f"(\\u{ord(half[0]):04x}), which is no text: write the whole character, or "
+                    "drop it"
+                )
             position = int(digest[:16], 16) / 16**16
             if position < calibration:
                 split = Split.calibration

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from trimtab.corpus import Corpus
 
 NOT_CALIBRATED = "{name} needs no calibration: evaluate it with evaluate.py methods={name}"
+
+NOT_MADE = (
+    "{name} is applied by its artifact: make one with trimtab.calibrate, or load one with "
+    "trimtab.load"
+)
 
 EXPORTED = "trimtab.json"  # in an exported model's folder: the method that has to load it
 
@@ -124,16 +130,21 @@ class Method(ABC):
         Raises
         ------
         MisfitError
-            If the method does not fit the model.
+            If the method or the tokenizer does not fit the model, or a method that is at work on
+            it.
         TrimtabError
             If the corpus is too small.
         """
         from trimtab.artifact import Artifact
+        from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
+        from trimtab.models.facts import require_known_tokens
         from trimtab.models.fingerprint import fingerprint
         from trimtab.models.state import inferring
 
+        require_free(self, model)
         self.check(model)
+        require_known_tokens(model, tokenizer)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch, inferring(model):
             calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))
@@ -163,17 +174,82 @@ class Method(ABC):
 
         return ArtifactKey(self.name, self.config(), model_fingerprint, corpus.digest)
 
-    @abstractmethod
     def apply(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         artifact: Artifact | None,
+        *,
+        known: str | None = None,
+    ) -> AbstractContextManager[Any]:
+        """Change `model` for the time of a ``with``; whether it may be is checked at once.
+
+        The model is in evaluation mode and without gradients meanwhile.
+
+        Parameters
+        ----------
+        known : str, optional
+            The model's fingerprint, where the caller has it: taking it reads all weights.
+
+        Returns
+        -------
+        context manager
+            It yields what `applying` does.
+
+        Raises
+        ------
+        ArtifactError
+            If the artifact is of another method or another model.
+        MisfitError
+            If the method does not fit the model or a method that is at work on it.
+        TrimtabError
+            If the method needs an artifact and there is none.
+        """
+        from trimtab.at_work import require_free
+        from trimtab.models.fingerprint import fingerprint
+
+        require_free(self, model)
+        self.check(model)
+        if self.calibrated:
+            if artifact is None:
+                raise TrimtabError(NOT_MADE.format(name=self.name))
+            artifact.require_method(self.name)
+            artifact.require_model(known or fingerprint(model))
+        return self._applied(model, tokenizer, artifact)
+
+    @contextmanager
+    def _applied(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        artifact: Artifact | None,
+    ) -> Iterator[object]:
+        from trimtab.at_work import at_work
+        from trimtab.models.state import inferring
+
+        with (
+            at_work(self, model),
+            inferring(model),
+            self.applying(model, tokenizer, artifact) as part,
+        ):
+            yield part
+
+    @abstractmethod
+    def applying(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        artifact: Artifact | None,
     ) -> AbstractContextManager[object]:
-        """Change `model` for the time of the ``with`` and restore it bit for bit afterwards.
+        """Do what `apply` promises, and restore the model bit for bit afterwards.
 
         What the context yields fulfils those protocols of `trimtab.capabilities` that say what
         the method offers.
+
+        Parameters
+        ----------
+        artifact : Artifact or None
+            The method's own, of this very model; None where the method needs none.
         """
 
     def export(

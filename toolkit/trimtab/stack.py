@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.artifact import Artifact
+from trimtab.at_work import overlap
 from trimtab.capabilities import (
     ChangesVocabulary,
     Drafter,
@@ -132,13 +133,11 @@ class Stack:
         for method in self.methods:
             method.check(model)
         for first, second in combinations(self.methods, 2):
-            for claim in sorted(first.claims(model)):
-                for other in sorted(second.claims(model)):
-                    if _overlap(claim, other):
-                        raise MisfitError(
-                            f"{first.name} and {second.name} both change the model's "
-                            f"{min(claim, other, key=len)}: a stack takes one of them"
-                        )
+            if shared := overlap(first.claims(model), second.claims(model)):
+                raise MisfitError(
+                    f"{first.name} and {second.name} both change the model's {shared}: a stack "
+                    "takes one of them"
+                )
 
     @contextmanager
     def apply(
@@ -162,7 +161,7 @@ class Stack:
         ArtifactError
             If an artifact belongs to another model than the methods before it make.
         MisfitError
-            If the methods do not fit the model or each other.
+            If the methods do not fit the model, each other or those at work on it already.
         """
         self.check(model)
         with ExitStack() as undo:
@@ -172,14 +171,8 @@ class Stack:
                 artifact = artifacts.get(method.name)
                 if artifact is not None:
                     known = known or fingerprint(model)
-                    artifact.require_model(known)
-                part = undo.enter_context(method.apply(model, applied.tokenizer, artifact))
-                applied.add(part)
+                part = method.apply(model, applied.tokenizer, artifact, known=known)
+                applied.add(undo.enter_context(part))
                 if not method.claims(model) <= {DRAFTS, KV_CACHE}:
                     known = None
             yield applied
-
-
-def _overlap(first: str, second: str) -> bool:
-    """Return whether two claims are one, or one is a module that holds the other."""
-    return first == second or first.startswith(f"{second}.") or second.startswith(f"{first}.")

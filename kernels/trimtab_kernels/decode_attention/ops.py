@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trimtab_kernels.decode_attention import cpu, dispatch
 from trimtab_kernels.decode_attention.checks import check_append, check_attention
+from trimtab_kernels.gradients import refuse_gradients
 
 _LIBRARY = torch.library.Library("trimtab", "FRAGMENT")
 _ATTENTION = (
@@ -76,7 +77,10 @@ def decode_attention(
     ValueError
         If a shape, stride, dtype or device does not match, or if `window`, `softcap` or, except on
         a GPU, a length is out of range.
+    NotImplementedError
+        If gradients are to be taken: there is no derivative.
     """
+    refuse_gradients("decode_attention", query, keys, values)
     if out is None:
         return _decode_attention(query, keys, values, lengths, scale, window, softcap)
     _decode_attention_out(query, keys, values, lengths, scale, window, softcap, out=out)
@@ -104,7 +108,10 @@ def append_kv(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths:
     ValueError
         If a shape, stride, dtype or device does not match, or if, except on a GPU, a length is out
         of range.
+    NotImplementedError
+        If gradients are to be taken: there is no derivative.
     """
+    refuse_gradients("append_kv", keys, values, key, value)
     _append_kv(keys, values, key, value, lengths)
 
 

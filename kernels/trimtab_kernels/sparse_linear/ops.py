@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trimtab_kernels.gradients import refuse_gradients
 from trimtab_kernels.sparse_linear import cpu, dispatch
 from trimtab_kernels.sparse_linear.checks import check_above, check_int8, check_linear, check_topk
 
@@ -45,9 +46,12 @@ def keep_topk(x: Tensor, keep: int) -> Tensor:
     ------
     ValueError
         If `keep` is outside [0, d], or `x` is of another dtype.
+    NotImplementedError
+        If gradients are to be taken: there is no derivative.
     """
     if x.dim() and keep == x.shape[-1]:
         return x
+    refuse_gradients("keep_topk", x)
     return _keep_topk(x, keep)
 
 
@@ -75,7 +79,10 @@ def keep_above(x: Tensor, threshold: float, cap: int | None = None) -> Tensor:
     ------
     ValueError
         If `threshold` or `cap` is negative, or `x` is of another dtype.
+    NotImplementedError
+        If gradients are to be taken: there is no derivative.
     """
+    refuse_gradients("keep_above", x)
     return _keep_above(x, threshold, cap)
 
 
@@ -112,7 +119,10 @@ def sparse_linear(
     ------
     ValueError
         If a shape, stride, dtype or device does not match, or `threshold` is negative.
+    NotImplementedError
+        If gradients are to be taken: there is no derivative.
     """
+    refuse_gradients("sparse_linear", x, weight, bias)
     return _sparse_linear(x, weight, bias, threshold)
 
 
@@ -140,7 +150,10 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     ------
     ValueError
         If a shape, stride, dtype or device does not match.
+    NotImplementedError
+        If gradients are to be taken: there is no derivative.
     """
+    refuse_gradients("int8_linear", x, scale)
     return _int8_linear(x, weight, scale)
 
 

@@ -98,11 +98,7 @@ def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _exportable(artifact: Artifact, folder: Path) -> Vocabulary:
     """Return the vocabulary of an artifact that an ordinary folder, yet to be made, can hold."""
-    if artifact.key.method != AdaptiVocabSettings.place:
-        raise ArtifactError(
-            f"the artifact {artifact.key.digest} is one of {artifact.key.method}, not of "
-            f"{AdaptiVocabSettings.place}"
-        )
+    artifact.require_method(AdaptiVocabSettings.place)
     vocabulary = Vocabulary.from_artifact(artifact)
     if vocabulary.rows is None:
         reason = (

@@ -28,6 +28,8 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `MisfitError` where new rows cannot be added, or the architecture is not known."""
+        from torch import Tensor, nn
+
         from trimtab.models.adapter import adapter_for
 
         adapter_for(model)
@@ -38,7 +40,14 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
                 "part of the model is offloaded by model.device_map, and new rows are fitted in "
                 "memory: leave the offloading out, or use adaptivocab.mode=draft"
             )
-        if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        head = model.get_output_embeddings()
+        if type(head) is not nn.Linear or type(head.weight.data) is not Tensor:
+            raise MisfitError(
+                f"the head of {type(model).__name__} is a {type(head).__name__}, and new rows are "
+                "added to a plain nn.Linear: merge adapters and load without quantization, or use "
+                "adaptivocab.mode=draft"
+            )
+        if head.bias is not None:
             raise MisfitError(
                 f"the head of {type(model).__name__} has a bias, which new rows would need too: "
                 "use adaptivocab.mode=draft"
@@ -66,7 +75,10 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
         added to its embedding and its head, or that make room for these.
         """
         from trimtab.adaptivocab.calibrate import Calibrator
+        from trimtab.models.facts import require_positions
 
+        # A start token comes before every window.
+        require_positions(model.config, self.window + 1, f"adaptivocab.window={self.window}")
         calibrator = Calibrator(model, tokenizer, corpus, checkpoint, self)
         vocabulary = calibrator.run()
         return Calibration(
@@ -76,7 +88,7 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
         )
 
     @contextmanager
-    def apply(
+    def applying(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -87,7 +99,7 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
         from trimtab.adaptivocab.rows.extended import extended
         from trimtab.adaptivocab.vocabulary import Vocabulary
 
-        assert artifact is not None, "adaptivocab is a calibrated method"
+        assert artifact is not None
         found = Vocabulary.from_artifact(artifact)
         section = self._section(artifact, len(found.merged))
         drafting: dict[str, Any] = {} if found.drafter is None else {"drafter": found.drafter}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.corpus import encode
+from trimtab.errors import TrimtabError
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory
 from trimtab.evaluation.generators import EngineGenerator, Generator, TransformersGenerator
 from trimtab.evaluation.marginal_likelihood import marginal_likelihood_nats
@@ -160,13 +162,14 @@ class Contender:
 
     def score(self, window: Window) -> Score:
         """Score a window as the model reads and writes it."""
-        return score(self.generator.logits, self.tokenizer, window, self.output_tokenizer)
+        found = score(self.generator.logits, self.tokenizer, window, self.output_tokenizer)
+        return self.finite(found)
 
     def score_base_tokens(self, window: Window) -> Score:
         """Score a window's text in base tokens, its context in the tokenizer of prompts."""
         with self.stack.base_output():
             found = score(self.generator.logits, self.tokenizer, window, self.base_tokenizer)
-        return replace(found, log_probs=None)
+        return replace(self.finite(found), log_probs=None)
 
     def score_all_tokenizations(self, window: Window, samples: int, seed: int) -> Score:
         """Score a window's text over all its tokenizations, see `marginal_likelihood_nats`."""
@@ -180,4 +183,15 @@ class Contender:
             samples,
             torch.Generator().manual_seed(seed),
         )
-        return Score(nats, len(text), window.scored_bytes, len(context), None)
+        return self.finite(Score(nats, len(text), window.scored_bytes, len(context), None))
+
+    def finite(self, found: Score) -> Score:
+        """Return a score, or raise `TrimtabError` where it is no number."""
+        if not math.isfinite(found.nats):
+            raise TrimtabError(
+                f"the {self.name}, a {type(self.model).__name__} in "
+                f"{str(self.model.dtype).removeprefix('torch.')}, gives held-out text no finite "
+                "likelihood: its activations overflow, or its weights are damaged; load it with "
+                "model.dtype=float32 or bfloat16"
+            )
+        return found

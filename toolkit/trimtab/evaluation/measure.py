@@ -85,7 +85,7 @@ def measure_prompt_cut(baseline: Contender, candidate: Contender, work: Workload
         ):
             logits, tokenizer = baseline.generator.logits, baseline.base_tokenizer
             one = score(logits, tokenizer, window, newest=newest)
-            scores.append(replace(one, log_probs=None))
+            scores.append(replace(baseline.finite(one), log_probs=None))
 
 
 @contextmanager

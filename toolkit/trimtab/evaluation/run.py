@@ -29,7 +29,9 @@ from trimtab.evaluation.workload import (
     out_of_domain_windows,
     prompts,
     quality_windows,
+    require_room,
 )
+from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.pretrained import short_name
 from trimtab.models.state import inferring
@@ -94,17 +96,30 @@ def measure(
 
     Raises
     ------
+    MisfitError
+        If a text is longer than the model has positions for, or the tokenizer is not its own.
     TrimtabError
-        If there is too little text, or no room for a copy of the model.
+        If there is too little text, no room for a copy of the model, or what a model makes of the
+        text is not finite.
     """
     config = MeasureConfig() if config is None else config
     if not isinstance(config, MeasureConfig):
         raise TrimtabError(f"config={config!r:.60}: expected a MeasureConfig")
     if baseline is optimized.model:
         raise TrimtabError("baseline is the optimized model itself: give a copy, or leave it out")
+    base, applied = optimized.base_tokenizer, optimized.applied
+    require_known_tokens(optimized.model, base)
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)
     work = _workload(documents, optimized, config)
+    require_room(
+        work,
+        base,
+        optimized.model,
+        config.quality if subject is None or subject.known_weights else None,
+        config.generation,
+        compressed=applied.tokenizer is not base or applied.output_tokenizer is not base,
+    )
     if subject is None or (config.paired and baseline is None):
         with optimized.suspended() as model:
             subject = subject or Subject.of(model)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import platform
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.config import GenerationConfig, QualityConfig
-from trimtab.corpus import Document
+from trimtab.corpus import Document, encode, start_token
 from trimtab.errors import TrimtabError
+from trimtab.models.facts import require_positions
 from trimtab.windows import (
     LONGEST_CHARACTER,
     byte_windows,
@@ -144,6 +145,49 @@ def prompts(
         f"generation.prompt_bytes={config.prompt_bytes} generation.new_tokens={config.new_tokens}"
     )
     return _all_of(found, config.prompts, "generation.prompts", lengths)
+
+
+def require_room(
+    work: Workload,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    quality: QualityConfig | None,
+    generation: GenerationConfig,
+    *,
+    compressed: bool,
+) -> None:
+    """Refuse texts that are longer than the model has positions for.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        The unmodified model's: others make fewer tokens of a text.
+    quality : QualityConfig or None
+        None where no text is scored.
+    compressed : bool
+        Whether compressed prompts are read too.
+
+    Raises
+    ------
+    MisfitError
+    """
+
+    def longest(texts: Iterable[tuple[str, str]]) -> int:
+        each = (sum(len(encode(tokenizer, part)) for part in text) for text in texts)
+        return max(each, default=0) + (start_token(tokenizer) is not None)
+
+    def require(texts: Iterable[tuple[str, str]], setting: str) -> None:
+        require_positions(model.config, longest(texts), setting)
+
+    if quality is not None:
+        windows = (*work.windows, *work.out_of_domain)
+        setting = f"quality.window_bytes={quality.window_bytes}"
+        require(((one.context, one.text) for one in windows), setting)
+    if quality is not None and compressed:
+        setting = f"quality.compression_context_bytes={quality.compression_context_bytes}"
+        require(((one.context, one.text) for one in work.compression), setting)
+    setting = f"generation.prompt_bytes={generation.prompt_bytes}"
+    require(((one.text, one.continuation) for one in work.prompts), setting)
 
 
 def _windows(documents: Sequence[Document], size: int, context_bytes: int) -> Iterator[Window]:

@@ -30,6 +30,7 @@ def plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         model.generation_config = GenerationConfig(
             eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
             pad_token_id=pad_token(tokenizer),
+            use_cache=True,
         )
         yield
     finally:

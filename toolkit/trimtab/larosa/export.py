@@ -50,11 +50,7 @@ def export(
     folder: Path,
 ) -> None:
     """Save `model` as LaRoSA makes it by `artifact`, see `LaRoSA.export`."""
-    if artifact.key.method != NAME:
-        raise ArtifactError(
-            f"the artifact {artifact.key.digest} is one of {artifact.key.method}, not of {NAME}: "
-            "export it by its own method"
-        )
+    artifact.require_method(NAME)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
     artifact.require_model(fingerprint(model))

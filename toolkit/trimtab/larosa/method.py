@@ -30,6 +30,7 @@ class LaRoSA(LaRoSASettings, Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raise `MisfitError` where the model has no adapter or cannot be made sparse as asked."""
         from trimtab.larosa.modules import SparseNorm
+        from trimtab.larosa.replaceable import require_replaceable
         from trimtab.models.adapter import adapter_for
 
         adapter = adapter_for(model)
@@ -42,6 +43,8 @@ class LaRoSA(LaRoSASettings, Method):
                 "part of the model is offloaded by model.device_map, and LaRoSA rewrites weights "
                 "in memory: load it without offloading, or in a dtype in which it fits"
             )
+        for index, layer in enumerate(adapter.decoder_layers(model)):
+            require_replaceable(adapter, layer, f"{adapter.layers}.{index}")
         if adapter.post_norms and self.residual is not RotationScope.none:
             raise MisfitError(
                 f"{type(model).__name__} normalises what attention and MLP add to the residual "
@@ -76,9 +79,11 @@ class LaRoSA(LaRoSASettings, Method):
         from trimtab.corpus import Split
         from trimtab.larosa.calibrate import Calibrator
         from trimtab.larosa.thresholds import find_thresholds
+        from trimtab.models.facts import require_positions
         from trimtab.progress import say
         from trimtab.windows import token_windows
 
+        require_positions(model.config, self.window, f"larosa.window={self.window}")
         documents = corpus.documents(Split.calibration)
         windows = token_windows(documents, tokenizer, self.tokens // self.window, self.window)
         calibrator = Calibrator(model, windows, checkpoint, self)
@@ -96,7 +101,7 @@ class LaRoSA(LaRoSASettings, Method):
         return Calibration(tensors, {"plan": plan.to_json()}, statistics)
 
     @contextmanager
-    def apply(
+    def applying(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -108,7 +113,7 @@ class LaRoSA(LaRoSASettings, Method):
         from trimtab.larosa.plan import Plan
         from trimtab.larosa.selection import Selectors
 
-        assert artifact is not None, "larosa is a calibrated method"
+        assert artifact is not None
         plan = Plan.from_json(artifact.parameters["plan"])
         selectors = Selectors(plan, self)
         with (

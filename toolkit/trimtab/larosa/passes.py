@@ -30,6 +30,7 @@ from trimtab.models.adapter import (
 from trimtab.models.layerwise import LayerwiseForward
 from trimtab.progress import track
 
+NOT_FINITE = "are not finite: load the model in another dtype (model.dtype=float32)"
 FRONT = "front.safetensors"  # what the next layer of a pass starts from
 
 
@@ -159,7 +160,7 @@ class Passes:
             if site.name in found and not found[site.name].isfinite().all():
                 raise TrimtabError(
                     f"the calibration {what} at the {site.title} ({site.name}) of layer {index} "
-                    "are not finite: load the model in another dtype (model.dtype=float32)"
+                    f"{NOT_FINITE}"
                 )
 
     def _head_moment(self) -> HeadMoment:
@@ -206,6 +207,8 @@ def _gradient_of_predictions(forward: LayerwiseForward, leaving: Tensor) -> Tens
         start = hidden[None].requires_grad_()
         with torch.enable_grad():
             logits = forward.logits(start)[0].float()
+            if not logits.isfinite().all():
+                raise TrimtabError(f"the model's predictions {NOT_FINITE}")
             drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)
             loss = nn.functional.cross_entropy(
                 logits, drawn[:, 0].to(logits.device), reduction="sum"

@@ -15,8 +15,8 @@ from transformers.activations import (
 
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import input_major
-from trimtab.models.sites import Site
 from trimtab.models.norms import GEMMA_NORMS, centers, norm_epsilon
+from trimtab.models.sites import Site
 from trimtab_kernels.decode_step import Activation, Linear, Norm, SiteInput
 
 BASIS_CHANGE = "basis_change"

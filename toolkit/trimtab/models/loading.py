@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trimtab.errors import ConfigError
+from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.sources import DType, HubModel, ModelSource
 from trimtab.progress import say
@@ -52,6 +53,8 @@ def load_model(source: ModelSource) -> LoadedModel:
     ------
     ConfigError
         If there is no such model, device or shape.
+    MisfitError
+        If the tokenizer has tokens that the model does not.
     TrimtabError
         If the embedded model's package is not installed.
     """
@@ -59,6 +62,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     dtype = resolve_dtype(source.dtype, device)
     logging.disable_progress_bar()  # ours reports instead
     name, model, tokenizer = source.load(device, dtype)
+    require_known_tokens(model, tokenizer)
     model.eval().requires_grad_(False)
     say(
         f"Model: {name} ({type(model).__name__}, {model.num_parameters() / 1e6:.4g} M "

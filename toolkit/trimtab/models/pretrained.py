@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,10 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.progress import waiting
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+OLD_BUFFERS = ("attn.masked_bias",)  # a constant in checkpoints of GPT-2 that are some years old
 
 
 def short_name(name: str) -> str:
@@ -43,21 +49,28 @@ def pretrained(
         If there is none, or it is incomplete or damaged.
     """
     path = Path(name).expanduser()
-    try:
+    try:  # transformers raises many unrelated types
         with waiting(f"Loading {name}"):
             place = str(path) if path.is_dir() else name
             return from_folder(place, revision, device_map, device, dtype)
-    except SafetensorError as error:
-        raise ConfigError(
-            "model.name",
-            name,
-            f"a .safetensors file is incomplete or damaged, download it again ({error})",
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = _missing_file(path) or " ".join(str(error).split())
-        raise ConfigError(
-            "model.name", name, f"cannot be loaded as a causal language model: {reason}"
-        ) from error
+    except Exception as error:
+        raise ConfigError("model.name", name, why_not_loaded(path, error)) from error
+
+
+def why_not_loaded(folder: Path, error: Exception) -> str:
+    """Say in one line what `error`, of any type that transformers raises, says of a checkpoint."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, SafetensorError):
+        return f"a .safetensors file is incomplete or damaged, download it again ({said})"
+    if isinstance(error, UnpicklingError | EOFError) or "PytorchStreamReader" in said:
+        return (
+            "a .bin file is damaged, or holds more than tensors, which is not safe to load: "
+            "download it again, or the model's .safetensors files"
+        )
+    reason = _missing_file(folder) or said
+    if isinstance(error, ImportError):
+        reason += "; install what is missing, or choose a checkpoint that does without"
+    return f"cannot be loaded as a causal language model: {reason}"
 
 
 def _missing_file(folder: Path) -> str:
@@ -80,9 +93,63 @@ def from_folder(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer as transformers does, onto a device or spread by a map."""
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, revision=revision, dtype=dtype, device_map=device_map
-    )
+    model = complete(name, revision=revision, dtype=dtype, device_map=device_map)
     if device_map is None:
         nn.Module.to(model, device)
     return model, tokenizer
+
+
+def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
+    """Load a model as transformers does, every tensor of it and nothing else.
+
+    What transformers itself sets aside (a tied head, buffers that are computed) may be there or
+    not.
+
+    Raises
+    ------
+    TrimtabError
+        If the checkpoint and the model that its config describes differ in a tensor.
+    """
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model: PreTrainedModel
+    with _without_report():
+        model, found = load(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    mismatched = [
+        f"{name} of shape {[*stored]} for {[*expected]}"
+        for name, stored, expected in found["mismatched_keys"]
+    ]
+    differences = {
+        "lacks": found["missing_keys"],
+        "has tensors of other shapes than its config says:": mismatched,
+        "has tensors that its config has no place for:": [
+            name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)
+        ],
+    }
+    if said := [f"{what} {_some(names)}" for what, names in differences.items() if names]:
+        raise TrimtabError(
+            f"the checkpoint {'; it '.join(said)}: download it again, and its config.json"
+        )
+    return model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Have transformers not print the table of what `complete` says in one line."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def _some(names: Collection[str]) -> str:
+    shown = sorted(names)[:3]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more

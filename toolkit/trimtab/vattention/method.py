@@ -52,7 +52,7 @@ class VAttention(CacheSettings, Method):
         return frozenset({KV_CACHE})
 
     @contextmanager
-    def apply(
+    def applying(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,

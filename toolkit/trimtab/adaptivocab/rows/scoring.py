@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.adaptivocab.rows.extended import NewRows, extended
 from trimtab.adaptivocab.rows.passages import Passage, with_start
 from trimtab.corpus import encode, start_token
+from trimtab.errors import TrimtabError
 from trimtab.models.adapter import module_device
 from trimtab.models.facts import final_softcap
 from trimtab.progress import track
@@ -88,6 +89,11 @@ def predict(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple[Ten
         float32 of shape [tokens, vocabulary].
     hidden : Tensor
         What the head reads, float32 of shape [tokens, width].
+
+    Raises
+    ------
+    TrimtabError
+        If the hidden states are not finite.
     """
     head = model.get_output_embeddings()
     seen: list[Tensor] = []
@@ -99,6 +105,11 @@ def predict(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple[Ten
     finally:
         handle.remove()
     hidden = seen[0].float()
+    if not hidden.isfinite().all():
+        raise TrimtabError(
+            f"what {type(model).__name__} makes of the text in {model.dtype} is not finite: load "
+            "the model in another dtype (model.dtype=float32)"
+        )
     if start is None:
         logits, hidden = (torch.cat([torch.zeros_like(x[:1]), x]) for x in (logits, hidden))
     return logits[:-1], hidden[:-1]

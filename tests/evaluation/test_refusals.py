@@ -1,0 +1,101 @@
+"""What a measurement or a calibration refuses of a model, and what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import trimtab
+from tests.conftest import tiny
+from trimtab.corpus import Corpus
+from trimtab.errors import MisfitError, TrimtabError
+from trimtab.models.random import byte_tokenizer
+from trimtab.models.sources import DType
+
+QUALITY = {"windows": 2, "window_bytes": 96, "context_bytes": 16, "out_of_domain_windows": 0}
+SPEED = {"warmup": 0, "repeats": 3}
+STACKS: list[list[Any]] = [[], [trimtab.VAttention()]]
+SMALL = {"tokens": 256, "window": 64, "probe_tokens": 128}
+
+
+def measure(
+    model: PreTrainedModel, corpus: Corpus, stack: list[Any], prompt_bytes: int = 32, **quality: Any
+) -> dict[str, Any]:
+    config = trimtab.MeasureConfig(
+        quality=trimtab.QualityConfig(**{**QUALITY, **quality}),
+        generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=prompt_bytes, new_tokens=4),
+        speed=trimtab.SpeedConfig(**SPEED),
+    )
+    with trimtab.apply(model, byte_tokenizer(), stack) as optimized:
+        return trimtab.measure(optimized, corpus, config)
+
+
+@pytest.fixture
+def overflowing() -> PreTrainedModel:
+    model = tiny(dtype=DType.float16).model
+    model.model.layers[-1].mlp.down_proj.weight.mul_(1e8)
+    return model
+
+
+@pytest.mark.parametrize("stack", STACKS, ids=["transformers", "engine"])
+def test_a_model_that_overflows_is_named_with_its_dtype_before_anything_is_timed(
+    corpus, overflowing, stack
+):
+    message = "baseline, a LlamaForCausalLM in float16, .*no finite likelihood.*model.dtype=float32"
+    with pytest.raises(TrimtabError, match=message):
+        measure(overflowing, corpus, stack)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [trimtab.LaRoSA(**SMALL), trimtab.AdaptiVocab(mode="full", size=8, max_bpb_increase=None)],
+    ids=lambda one: one.name,
+)
+def test_a_model_that_overflows_is_not_calibrated(corpus, overflowing, method):
+    with pytest.raises(TrimtabError, match=r"not finite: load .*\(model.dtype=float32\)"):
+        method.calibrate(overflowing, byte_tokenizer(), corpus)
+
+
+@pytest.fixture
+def short() -> PreTrainedModel:
+    """Return a model whose table of positions has 128 rows."""
+    loaded = tiny("tiny-gpt2").model
+    loaded.config.n_positions = 128
+    made: PreTrainedModel = type(loaded)(loaded.config)
+    return made.eval()
+
+
+@pytest.mark.parametrize("stack", STACKS, ids=["transformers", "engine"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window_bytes": 128}, "quality.window_bytes=128: a text has 129 tokens, and the model"),
+        ({"prompt_bytes": 124}, "generation.prompt_bytes=124: a text has 129 tokens, and the mod"),
+    ],
+)
+def test_texts_longer_than_the_positions_name_the_setting(corpus, short, stack, changes, message):
+    with pytest.raises(MisfitError, match=message):
+        measure(short, corpus, stack, **changes)
+    exact = {name: value - 1 for name, value in changes.items()}
+    assert measure(short, corpus, stack, **exact)["status"] == "ok"
+
+
+@pytest.mark.parametrize("name", ["larosa", "adaptivocab"])
+def test_a_calibration_window_longer_than_the_positions_is_refused(corpus, short, name):
+    method = {"larosa": trimtab.LaRoSA, "adaptivocab": trimtab.AdaptiVocab}[name]()
+    with pytest.raises(MisfitError, match=f"{name}.window=512: a text has 51. tokens, and the mo"):
+        method.calibrate(short, byte_tokenizer(), corpus)
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-opt"])
+def test_a_checkpoint_that_says_not_to_use_a_cache_is_measured_with_one(corpus, name):
+    plain, without = tiny(name).model, tiny(name).model
+    without.config.use_cache = without.generation_config.use_cache = False
+    found, expected = (measure(one, corpus, []) for one in (without, plain))
+    for figure in ("live_bytes", "dynamic_bytes"):
+        assert found["kv"][figure] == expected["kv"][figure] > 0
+    with trimtab.apply(without, byte_tokenizer(), []) as optimized, torch.inference_mode():
+        assert len(optimized.generate(["word"], max_new_tokens=3)[0].tokens) == 3

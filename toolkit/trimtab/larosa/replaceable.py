@@ -1,0 +1,65 @@
+"""Which modules can be put aside for a while: those that do no more than their class says."""
+
+from __future__ import annotations
+
+from accelerate.hooks import AlignDevicesHook
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from trimtab.errors import MisfitError
+from trimtab.models.adapter import Adapter
+
+HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+
+
+def require_replaceable(adapter: Adapter, layer: nn.Module, place: str) -> None:
+    """Refuse a decoder layer with norms or linear layers that do more than is known of them.
+
+    Parameters
+    ----------
+    place : str
+        Dotted name of the layer in the model.
+
+    Raises
+    ------
+    MisfitError
+        If a linear layer is of another class (an adapter, a quantized product), or if hooks or a
+        forward of its own are on one of the modules.
+    """
+    for site in adapter.sites:
+        for name in site.readers:
+            _require_linear(layer.get_submodule(name), f"{place}.{name}")
+            _require_bare(layer.get_submodule(name), f"{place}.{name}")
+        if site.norm is not None:
+            _require_bare(layer.get_submodule(site.norm), f"{place}.{site.norm}")
+
+
+def _require_linear(module: nn.Module, name: str) -> None:
+    if type(module) not in (nn.Linear, Conv1D):
+        raise MisfitError(
+            f"{name} is a {type(module).__name__}, and LaRoSA would drop what that does beyond "
+            "nn.Linear: merge adapters into the weights, and load the model without quantization"
+        )
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if type(weight.data) is not Tensor or not weight.is_floating_point():
+        raise MisfitError(
+            f"{name} has a weight of {type(weight.data).__name__} in {weight.dtype}, and LaRoSA "
+            "rewrites floating-point weights: load the model without quantization"
+        )
+
+
+def _require_bare(module: nn.Module, name: str) -> None:
+    if any(True for _ in module.children()):
+        raise MisfitError(
+            f"{name} is a {type(module).__name__} that wraps other modules, which LaRoSA would "
+            "drop: unwrap it first"
+        )
+    aligns = isinstance(getattr(module, "_hf_hook", None), AlignDevicesHook)
+    if any(getattr(module, hooks, None) for hooks in HOOKS) or (
+        "forward" in vars(module) and not aligns
+    ):
+        raise MisfitError(
+            f"{name} has hooks or a forward of its own, which do not run while LaRoSA has replaced "
+            "it: remove them first, or put them on the decoder layer"
+        )
