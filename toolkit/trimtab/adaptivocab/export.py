@@ -27,6 +27,7 @@ from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
 from trimtab.files import publishing, write_json
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
+from trimtab.progress import answer, may_go_unread
 
 MAP, BASE_TOKENIZER = "vocabulary_map.json", "base_tokenizer"
 
@@ -135,10 +136,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m trimtab.adaptivocab.export",
         description="Write an adapted model as an ordinary Hugging Face folder.",
     )
-    parser.add_argument("artifact", metavar="ARTIFACT", type=Path)
-    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument(
+        "artifact", metavar="ARTIFACT", type=Path, help="folder that calibrate.py printed"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="folder to write, which does not exist yet"
+    )
     parser.add_argument("--model", help="folder of the base model, where it moved")
-    options = parser.parse_args(arguments)
+    with may_go_unread():
+        _export(parser.parse_args(arguments))
+
+
+def _export(options: argparse.Namespace) -> None:
     try:
         artifact = Artifact.load(options.artifact)
         vocabulary = _exportable(artifact, options.out)
@@ -156,10 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{artifact.key.model_fingerprint[:12]}): name the right one with --model"
             )
         _write(loaded.model, loaded.tokenizer, vocabulary, options.out)
-    except TrimtabError as error:
+    except (TrimtabError, OSError) as error:
         print(f"export: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    print(options.out)
+    answer(str(options.out))
 
 
 if __name__ == "__main__":

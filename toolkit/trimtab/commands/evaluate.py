@@ -15,7 +15,7 @@ from trimtab.commands.overrides import without_foreign
 from trimtab.config import EvaluateConfig, OnMissing
 from trimtab.files import require_writable, write_json
 from trimtab.method import Method
-from trimtab.progress import say, waiting
+from trimtab.progress import answer, say, waiting
 from trimtab.registry import build
 
 
@@ -53,7 +53,7 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
         write_json(folder / "result.json", result)
         report = _report(folder)
         log.result(result, report)
-    print(report)
+    answer(str(report))
 
 
 def built(settings: EvaluateConfig) -> list[Method]:
@@ -134,3 +134,7 @@ def label(config: DictConfig) -> str:
 def main() -> None:
     """Enter from the command line."""
     launch(run, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

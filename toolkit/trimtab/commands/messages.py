@@ -40,7 +40,8 @@ def one_line(error: BaseException) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = error.options or group_options(group)  # Hydra lists none for a list's member
         hint = nearest(option, options)
-        return f"{group}={option}: no such option{hint}; there are: {', '.join(options)}"
+        key = f"{group}={option}" if group else f"--config-name={option}"
+        return f"{key}: no such option{hint}; there are: {', '.join(options)}"
     if twice := re.match(r"schema/method@methods\.(\w+) appears more than once", str(error)):
         return _named_twice(twice[1])
     cause: BaseException = error
