@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from trimtab.commands.launch import launch, typed
 from trimtab.commands.messages import Mistake, one_line
 from trimtab.commands.overrides import expand
-from trimtab.config import CalibrateConfig, EvaluateConfig
+from trimtab.config import CalibrateConfig, EvaluateConfig, TrackingConfig
 from trimtab.errors import TrimtabError
 from trimtab.method import Method
 from trimtab.registry import (
@@ -364,6 +364,23 @@ def test_values_of_a_sweep_that_hydra_cannot_read_are_refused_with_the_way_out()
 def test_what_the_other_command_takes_is_refused_with_what_to_write(name, given, expected):
     with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: .*{re.escape(expected)}"):
         expand([given], name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_variables_of_wandb_are_the_defaults_of_tracking(monkeypatch, name):
+    given = {"MODE": "disabled", "PROJECT": "mine", "ENTITY": "us", "DIR": "/runs"}
+    for key, value in given.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    found = typed(composed(name), KINDS[name]).tracking
+    assert (found.mode, found.project, found.entity, found.folder) == tuple(given.values())
+    found = typed(composed(name, "tracking.mode=online", "tracking.folder=x"), KINDS[name]).tracking
+    assert (found.mode, found.folder) == ("online", "x")
+    for key in given:
+        monkeypatch.setenv(f"WANDB_{key}", "")
+    assert typed(composed(name), KINDS[name]).tracking == TrackingConfig()
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    assert "WANDB_MODE" in refused(name)
+    assert "Invalid value 'sometimes'" in refused(name)
 
 
 @pytest.mark.parametrize("plus", ["", "++"])

@@ -6,6 +6,7 @@ What can be set, and to what, is the class's own, see `trimtab.settings`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill, indent
@@ -96,7 +97,8 @@ def register() -> None:
     marked and stacks of several methods with their members, and
     ``${settings:NAME}`` explains those of a command, a section or a group.
     """
-    for name, resolver in (("options", _options), ("settings", _settings)):
+    resolvers = {"options": _options, "settings": _settings, "variable": _variable}
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     store = ConfigStore.instance()
     for name, kind in (COMMANDS | SECTIONS).items():
@@ -149,6 +151,11 @@ def _class(name: Any, place: str) -> Any:
         raise ConfigError(
             f"{place}: _target_", name, f"expected the dotted name of a class ({reason})"
         ) from error
+
+
+def _variable(name: str, default: str | None) -> str | None:
+    """Return an environment variable; the default where it is not set or empty."""
+    return os.environ.get(name) or default
 
 
 def _options(group: str) -> str:

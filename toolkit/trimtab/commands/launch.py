@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from trimtab.commands.messages import is_mistake, nearest, one_line
+from trimtab.commands.messages import is_mistake, nearest, program, stop
 from trimtab.commands.overrides import expand
 from trimtab.config import CommandConfig
 from trimtab.corpora import CorpusSource
@@ -88,7 +88,7 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
             # see the failure, so that it marks the job and goes on with the next.
             if verbose or not is_mistake(error) or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            _stop(error)
+            stop(error)
 
     try:
         register()
@@ -96,7 +96,7 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
     except TrimtabError as error:
         if verbose:
             raise
-        _stop(error)
+        stop(error)
     entry = hydra.main(
         config_path=str(config_folder()), config_name=config_name, version_base="1.3"
     )(guarded)
@@ -107,19 +107,10 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
         # Before the task has begun everything that fails is about the command line.
         if verbose or (composed and not is_mistake(error)):
             raise
-        _stop(error)
+        stop(error)
     except KeyboardInterrupt:
-        print(f"{_program()}: interrupted", file=sys.stderr)
+        print(f"{program()}: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _stop(error: BaseException) -> None:
-    print(f"{_program()}: error: {one_line(error)}", file=sys.stderr)
-    sys.exit(1)
-
-
-def _program() -> str:
-    return Path(sys.argv[0]).name
 
 
 def output_folder() -> Path:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
@@ -28,6 +30,17 @@ def is_mistake(error: Exception) -> bool:
     if isinstance(error, SafetensorError):
         return "I/O error" in str(error)
     return isinstance(error, Mistake)
+
+
+def stop(error: BaseException) -> NoReturn:
+    """Print one line on standard error and end the process with exit code 1."""
+    print(f"{program()}: error: {one_line(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def program() -> str:
+    """Return what the user started."""
+    return Path(sys.argv[0]).name
 
 
 def one_line(error: BaseException) -> str:
