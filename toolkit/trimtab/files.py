@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trimtab.errors import ConfigError
+from trimtab.errors import FULL, ConfigError
 
 RESULTS = "result.json", "error.json"  # what a job of evaluate.py leaves, one of the two
 
@@ -32,7 +32,7 @@ def _naming(folder: Path) -> Iterator[None]:
             raise
         raise OSError(errno.EIO, str(error), str(folder)) from error
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if error.filename is not None or error.errno not in FULL:
             raise
         raise OSError(error.errno, error.strerror, str(folder)) from error
 

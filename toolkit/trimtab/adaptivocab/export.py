@@ -17,7 +17,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
 
 from trimtab.adaptivocab.rows.extended import extended
 from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode
@@ -69,13 +77,37 @@ def _write(
     assert vocabulary.tokenizer is not None
     with publishing(folder) as temporary:
         with extended(model, vocabulary.rows, output=True):
-            model.save_pretrained(temporary)
+            ordinary(model).save_pretrained(temporary)
         vocabulary.tokenizer.save_pretrained(temporary)
         _check_tokenizer(temporary, vocabulary.tokenizer)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary / BASE_TOKENIZER)
         ngrams = vocabulary.merged.by_id()
         write_json(temporary / MAP, {str(token): list(ngram) for token, ngram in ngrams.items()})
+
+
+def ordinary(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model in an architecture whose tokenizer.json `AutoTokenizer` leaves as it is.
+
+    For Qwen2 it builds a class with a pre-tokenizer of its own, whatever the folder says. Such a
+    model is a Llama whose attention has biases, that of the output zero. It shares the weights.
+    """
+    config = model.config
+    if not isinstance(config, Qwen2Config) or config.use_sliding_window:
+        return model
+    described = config.to_dict() | {"attention_bias": True, "mlp_bias": False}
+    for name in ("model_type", "architectures"):
+        del described[name]
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(LlamaConfig.from_dict(described))
+    llama.generation_config = model.generation_config
+    weights = model.state_dict()
+    for name, tensor in llama.state_dict().items():
+        if name not in weights:
+            weights[name] = torch.zeros(tensor.shape, device=model.device)
+    llama.load_state_dict(weights, assign=True)
+    llama.tie_weights()
+    return llama.to(model.dtype)
 
 
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import re
 import sys
 from collections.abc import Sequence
@@ -15,12 +14,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import FULL, TrimtabError
 from trimtab.registry import TARGETED, group_options, method_names, stack_members, targets
 from trimtab.settings import defaults
 
 Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
-FULL = (errno.ENOSPC, errno.EDQUOT)  # writing to an open file, the error does not name it
 
 
 def is_mistake(error: Exception) -> bool:
