@@ -7,7 +7,7 @@ What can be set, and to what, is the class's own, see `trimtab.settings`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import fill, indent
 from typing import Any, TypeVar
@@ -97,7 +97,9 @@ def register() -> None:
     marked and stacks of several methods with their members, and
     ``${settings:NAME}`` explains those of a command, a section or a group.
     """
-    resolvers = {"options": _options, "settings": _settings, "variable": _variable}
+    resolvers: dict[str, Callable[..., str | None]] = {
+        "options": _options, "settings": _settings, "variable": _variable
+    }  # fmt: skip
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     store = ConfigStore.instance()

@@ -104,10 +104,10 @@ def ordinary(model: PreTrainedModel) -> PreTrainedModel:
     weights = model.state_dict()
     for name, tensor in llama.state_dict().items():
         if name not in weights:
-            weights[name] = torch.zeros(tensor.shape, device=model.device)
+            weights[name] = torch.zeros(tensor.shape, dtype=model.dtype, device=model.device)
     llama.load_state_dict(weights, assign=True)
     llama.tie_weights()
-    return llama.to(model.dtype)
+    return llama
 
 
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
