@@ -1,12 +1,15 @@
 """`calibrate.py` as a user runs it."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SMALL, TINY
+from tests.conftest import ROOT, SMALL, TINY, variables
 from trimtab.artifact import Artifact
 
 LONGER = ["tokens=2048", "window=64"]
@@ -47,6 +50,8 @@ def test_an_artifact_is_made_once_and_found_again(command, tmp_path):
         (["corpus=files", "corpus.glob=/nope/*.txt"], "corpus.glob=/nope/*.txt: no file matches"),
         (["model=hub", "model.name=/nope"], "model.name=/nope: there is no such folder"),
         (["method=3"], "Got int"),
+        (["--config-name", "nope"], "--config-name=nope: no such option; there are: calibrate, ev"),
+        (["+seeed=3"], "unknown setting seeed, did you mean seed?"),
         (["sparsity"], "missing EQUAL"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -115,6 +120,54 @@ def test_a_calibration_killed_again_and_again_ends_in_the_same_artifact(command,
         del content["run"], content["content_sha256"]
     assert described[0] == described[1]
     assert [path.name for path in second.parent.iterdir()] == [second.name]
+
+
+COMMANDS = ["trimtab.commands.calibrate", "trimtab.commands.evaluate"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            [name, "--help"]
+            for name in (COMMANDS[0], "trimtab.report", "trimtab.adaptivocab.export")
+        ),
+        [COMMANDS[1], "--cfg", "job"],
+        [COMMANDS[1], "--info", "config"],
+    ],
+    ids=" ".join,
+)
+def test_output_that_nobody_reads_is_no_failure(tmp_path, arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=variables(), stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_a_module_too(tmp_path, name):
+    command = [sys.executable, "-m", name, "--cfg", "job"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables(), capture_output=True, text=True)
+    assert "_target_: trimtab.models.sources.EmbeddedModel" in done.stdout
+
+
+def test_an_artifact_is_made_where_nobody_reads_its_folder(tmp_path):
+    code = (
+        "import os; reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1);"
+        "from trimtab.commands.calibrate import main; main()"
+    )
+    arguments = [*TINY, *SMALL, "tracking.mode=disabled"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=variables(), text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.glob("artifacts/tiny-llama/larosa/*/artifact.json"))
 
 
 @pytest.mark.parametrize("script", ["calibrate.py", "evaluate.py"])

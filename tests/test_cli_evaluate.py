@@ -5,8 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import SMALL, TINY
+from trimtab.commands.folders import claimed
+from trimtab.errors import ConfigError
+from trimtab.registry import config_folder
 
 FAST = [
     "quality.windows=2", "quality.window_bytes=128", "quality.context_bytes=16",
@@ -53,9 +57,70 @@ def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
     assert status == {"0": "ok", "1": "error", "2": "ok"}
     report = (sweep / "report" / "report.md").read_text()
     changed = "larosa tokens=512 window=64"
+    overrides = json.loads((sweep / "1" / "error.json").read_text())["overrides"]
+    assert overrides[:2] == TINY
     assert f"| `{changed} sparsity=0.4` | -" in report
     assert f"| `{changed} sparsity=1.4` | **failed**: {refusal}" in report
     assert f"| `{changed} sparsity=0.6` | -" in report
+
+
+def test_a_folder_that_holds_a_result_is_refused_and_left_as_it_is(command, tmp_path):
+    job = ["methods=baseline", *TINY, *FAST, "tracking.mode=disabled"]
+    folder = "hydra.run.dir=job"
+    assert command("evaluate.py", *job, folder).returncode == 0
+
+    def state() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    before = state()
+    for more in (["speed.repeats=4", folder], ["-m", "seed=0,1", "hydra.sweep.dir=job"]):
+        again = command("evaluate.py", *more, *job)
+        assert again.returncode == 1
+        (line,) = again.stderr.splitlines()
+        assert f"{more[-1]}: holds another job's result.json: name a new folder" in line
+        assert state() == before
+
+
+def test_the_jobs_of_a_sweep_have_a_folder_each(command, tmp_path):
+    done = command(
+        "evaluate.py", "-m", "methods=baseline", *TINY, *FAST, "tracking.mode=disabled",
+        "seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "hydra.sweep.subdir=" in done.stderr
+    assert "holds another job's result.json" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (
+        json.loads((tmp_path / "sweep/same/result.json").read_text())["overrides"][-1] == "seed=0"
+    )
+    assert not (tmp_path / "sweep/same/error.json").exists()
+
+
+def test_a_folder_is_claimed_until_its_job_ends(tmp_path):
+    with (
+        claimed(tmp_path, "hydra.run.dir"),
+        pytest.raises(ConfigError, match=r"another job is running in it: name another folder"),
+        claimed(tmp_path, "hydra.run.dir"),
+    ):
+        pass
+    with claimed(tmp_path, "hydra.run.dir"):
+        (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "error.json").touch()
+    with claimed(tmp_path, "hydra.run.dir"):
+        pass
+    with (
+        pytest.raises(ConfigError, match=r"hydra.sweep.dir=.*: holds another job's 0/error.json"),
+        claimed(tmp_path, "hydra.sweep.dir", below=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("place", ["run", "sweep"])
+@pytest.mark.parametrize("name", ["calibrate", "evaluate"])
+def test_jobs_that_start_in_one_second_have_folders_of_their_own(name, place):
+    composed = OmegaConf.load(config_folder() / f"{name}.yaml")
+    folder = OmegaConf.to_container(composed)["hydra"][place]["dir"]  # not resolved
+    assert folder == "." or folder.endswith("${now:%H-%M-%S-%f}")
 
 
 VOCABULARY = [

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from trimtab.commands.launch import launch, typed
 from trimtab.commands.messages import Mistake, one_line
 from trimtab.commands.overrides import expand
-from trimtab.config import CalibrateConfig, EvaluateConfig
+from trimtab.config import CalibrateConfig, EvaluateConfig, TrackingConfig
 from trimtab.errors import TrimtabError
 from trimtab.method import Method
 from trimtab.registry import (
@@ -313,6 +314,112 @@ def test_a_plus_sign_stays_before_the_whole_name():
     assert expand(["-m", "++layout=mega", "+seed=1"], "evaluate") == [
         "-m", "++methods.vattention.layout=mega", "+seed=1"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/texts/part-[0-3]*.txt",
+        "[a-c].md",
+        "/a=b/*",
+        "/téxts/*",
+        "/it's (1)/{a}",
+        "/a#",
+        "\\'",
+        "100%",
+    ],
+)
+def test_a_value_that_hydra_cannot_read_is_a_text_as_it_stands(value):
+    overrides = expand(["corpus=files", f"corpus.glob={value}"], "calibrate")
+    assert composed("calibrate", *overrides).corpus.glob == value
+    overrides = expand(["-m", "+corpus=files", f"++corpus.glob={value}"], "evaluate")
+    assert overrides[:2] == ["-m", "+corpus=files"]
+
+
+def test_the_home_folder_may_be_written_short_in_any_value(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["corpus.glob=~/texts/*.md", "artifacts=~", "~corpus.glob", "--config-dir=~/x"]
+    assert expand(given, "evaluate") == [
+        "corpus.glob=/home/me/texts/*.md", "artifacts=/home/me", "~corpus.glob", "--config-dir=~/x",
+    ]  # fmt: skip
+
+
+def test_values_of_a_sweep_that_hydra_cannot_read_are_refused_with_the_way_out():
+    expected = """quote each of them, as in 'corpus.glob="FIRST","SECOND"'"""
+    with pytest.raises(TrimtabError, match=expected):
+        expand(["-m", "corpus.glob=/a[1],/b[2]"], "calibrate")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("evaluate", "method=larosa", "evaluate.py takes a stack of methods, write methods=larosa"),
+        ("evaluate", "+method=larosa", "write methods=larosa"),
+        ("evaluate", "method.sparsity=0.2", "write sparsity=0.2"),
+        ("calibrate", "methods=larosa", "calibrate.py takes one method, write method=larosa"),
+        ("calibrate", "methods.larosa.sparsity=0.2", "write sparsity=0.2"),
+        ("calibrate", "adaptivocab.size=2", "adaptivocab is not the method, write method=adaptivo"),
+    ],
+)
+def test_what_the_other_command_takes_is_refused_with_what_to_write(name, given, expected):
+    with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: .*{re.escape(expected)}"):
+        expand([given], name)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_variables_of_wandb_are_the_defaults_of_tracking(monkeypatch, name):
+    given = {"MODE": "disabled", "PROJECT": "mine", "ENTITY": "us", "DIR": "/runs"}
+    for key, value in given.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    found = typed(composed(name), KINDS[name]).tracking
+    assert (found.mode, found.project, found.entity, found.folder) == tuple(given.values())
+    found = typed(composed(name, "tracking.mode=online", "tracking.folder=x"), KINDS[name]).tracking
+    assert (found.mode, found.folder) == ("online", "x")
+    for key in given:
+        monkeypatch.setenv(f"WANDB_{key}", "")
+    assert typed(composed(name), KINDS[name]).tracking == TrackingConfig()
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    assert "WANDB_MODE" in refused(name)
+    assert "Invalid value 'sometimes'" in refused(name)
+
+
+@pytest.mark.parametrize("plus", ["", "++"])
+def test_the_names_in_messages_can_be_typed(plus):
+    """Errors name a method's setting larosa.sparsity, and so may who types it."""
+    given = [f"{plus}larosa.sparsity=0.1"]
+    made = composed("calibrate", *expand(given, "calibrate"))
+    assert build(made.method, Method).sparsity == 0.1
+    made = composed("evaluate", "methods=all", *expand(given, "evaluate"))
+    assert build(made.methods.larosa, Method).sparsity == 0.1
+    assert expand(["-m", *given], "evaluate")[1] == "++methods.larosa.sparsity=0.1"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("calibrate", "+seeed=3", "unknown setting seeed, did you mean seed?"),
+        ("evaluate", "+seeed=3", "unknown setting seeed, did you mean seed?"),
+        ("calibrate", "++sparcity=3", "unknown setting larosa.sparcity, did you mean sparsity?"),
+        ("evaluate", "+larosa.p=1", "unknown setting larosa.p; larosa has: sparsity"),
+        ("calibrate", "+corpus.foo=1", "unknown setting corpus.foo; corpus has: calibration"),
+        ("evaluate", "++model.foo=1", "unknown setting model.foo; model has: device"),
+        ("evaluate", "++quality.foo=1", "unknown setting quality.foo; quality has: windows"),
+    ],
+)
+def test_what_is_added_and_no_setting_reads_is_refused(name, given, expected):
+    stack = ["methods=larosa"] if name == "evaluate" else []
+    with pytest.raises(Mistake) as error:
+        made = typed(composed(name, *stack, *expand([given], name)), KINDS[name])
+        for node in [made.method] if name == "calibrate" else made.methods.values():
+            build(node, Method)
+    assert expected in one_line(error.value)
+
+
+def test_help_marks_the_defaults_and_says_what_a_stack_holds():
+    register()
+    explained = str(OmegaConf.load(config_folder() / "evaluate.yaml").hydra.help.template)
+    assert "hub, random, smollm2-135m (the default)" in explained
+    assert "all (adaptivocab + larosa + vattention), baseline (the default), fused" in explained
 
 
 def test_a_file_that_names_no_class_is_named(monkeypatch, tmp_path):

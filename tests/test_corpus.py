@@ -89,7 +89,10 @@ def test_max_documents_takes_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.txt", b"\xff\xfe\x00", "cannot be read as UTF-8"),
+        ("x.txt", b"\xff", "cannot be read as UTF-8"),
+        ("x.txt", "text".encode("utf-16"), "it is UTF-16, convert it: iconv -f UTF-16 -t UTF-8"),
+        ("x.txt", "text".encode("utf-16-le"), "holds NUL characters: if it is UTF-16 or UTF-32"),
+        ("x.jsonl", '{"text": "a"}'.encode("utf-32"), "cannot be read as UTF-8"),
         ("x.jsonl", b'{"text": "a"}\n{broken', "line 2: not JSON"),
         ("x.jsonl", b'{"body": "a"}', r"no text in the field 'text' \(found: body\)"),
         ("x.jsonl", b"[1, 2]", "no text in the field 'text'"),
@@ -103,6 +106,50 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content, message):
     with pytest.raises(TrimtabError, match=message) as error:
         load_corpus(config)
     assert str(tmp_path) in str(error.value)
+
+
+def texts_of(glob: str) -> set[str]:
+    corpus = load_corpus(FilesCorpus(glob=glob, text_field="text", **SHARES))
+    return {document.text for split in Split for document in corpus.splits[split]}
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    line = json.dumps({"text": "same"})
+    marked = json.dumps({"text": "\ufeffsame"})  # escaped
+    (tmp_path / "a.txt").write_text("same", "utf-8")
+    (tmp_path / "b.md").write_text("same", "utf-8-sig")
+    # Two files with marks, one after the other; and a mark within a field.
+    (tmp_path / "c.jsonl").write_text(f"\ufeff{line}\n\ufeff{line}\n{marked}\n\ufeff", "utf-8")
+    assert texts_of(f"{tmp_path}/*") == {"same"}
+    assert Corpus.for_test(["\ufeffsame", "same"]).digest == Corpus.for_test(["same"]).digest
+
+
+def test_the_kind_of_newline_of_a_file_is_no_part_of_its_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\n")
+    (tmp_path / "b.txt").write_bytes(b"one\r\ntwo\r\n")
+    assert texts_of(f"{tmp_path}/*") == {"one\ntwo\n"}
+
+
+def test_a_folder_is_all_the_text_below_it(tmp_path):
+    folder = tmp_path / "texts [1]"
+    (folder / "deep.md").mkdir(parents=True)
+    (folder / "a.txt").write_text("plain")
+    (folder / "deep.md" / "b.md").write_text("deep")
+    (folder / "deep.md" / "c.jsonl").write_text(json.dumps({"text": "line"}))
+    (folder / "d.png").write_bytes(b"\xff")
+    assert texts_of(str(folder)) == texts_of(f"{folder}/") == {"plain", "deep", "line"}
+    assert texts_of(str(folder / "a.txt")) == {"plain"}
+    with pytest.raises(ConfigError, match=r"no file matches, only folders: end it in /\*\*/"):
+        texts_of(f"{tmp_path}/t*")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"there is none of .txt, .md, .jsonl below it"):
+        texts_of(str(tmp_path / "empty"))
+
+
+def test_the_home_folder_may_be_written_short(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("plain")
+    assert texts_of("~") == texts_of("~/*.txt") == {"plain"}
 
 
 def test_no_file_is_an_error(tmp_path):

@@ -1,5 +1,8 @@
+import errno
+
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from trimtab.files import canonical_json, publishing, replacing, save_tensors, write_json
 
@@ -25,6 +28,17 @@ def test_a_folder_appears_only_when_the_block_succeeds(tmp_path):
         (temporary / "whole").write_text("x")
         assert not (tmp_path / "a").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("write", [replacing, publishing])
+def test_a_full_disk_is_named_by_its_folder(tmp_path, write):
+    for error in (OSError(errno.ENOSPC, "No space left"), SafetensorError("I/O error: No space")):
+        with pytest.raises(OSError, match="No space") as found, write(tmp_path / "a" / "b"):
+            raise error
+        assert found.value.filename == str(tmp_path / "a")
+    with pytest.raises(OSError, match="Bad file") as found, write(tmp_path / "a" / "b"):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+    assert found.value.filename is None
 
 
 def test_canonical_json_does_not_depend_on_the_order_of_keys():

@@ -72,7 +72,7 @@ def test_two_jobs_are_two_runs_that_do_not_mix(tmp_path):
         assert (opened["run_group"], opened["job_type"]) == ("a sweep", "evaluate")
 
 
-def test_a_calibration_logs_its_artifact(tmp_path, corpus):
+def test_a_calibration_logs_its_artifact(tmp_path, corpus, capfd):
     method = LaRoSA(tokens=512, window=64)
     artifact, folder = calibrate(tiny(), method, corpus, tmp_path / "artifacts")
     artifact.statistics["ngram_tokens"] = [[1, 2], [3, 4]]
@@ -85,6 +85,7 @@ def test_a_calibration_logs_its_artifact(tmp_path, corpus):
     assert not {"plan", "ngram_tokens"} & found.keys()
     names = [line["artifact"]["name"] for line in records(run) if line["type"] == "artifact"]
     assert names == [f"larosa-{artifact.key.digest}"]
+    assert "Adding directory" not in capfd.readouterr().err
 
 
 def test_a_failed_job_is_closed_as_failed(tmp_path):

@@ -6,6 +6,7 @@ setuptools as well, and its lock outlives a process that is killed while buildin
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -68,18 +69,24 @@ def load(library: CpuLibrary) -> str | None:
     ------
     RuntimeError
         If the compiler fails, with its output.
+    OSError
+        If the cache cannot be written, or its disk is full.
     """
     path = library.path
     if not path.exists():
         compiler = _compiler()
         if compiler is None:
             return "no C++ compiler: none of $CXX, c++, g++ and clang++ is installed"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The system releases the lock when the process ends, however that happens.
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists() and (reason := _build(library, compiler, path)):
-                return reason
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The system releases the lock when the process ends, however that happens.
+            with path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists() and (refused := _build(library, compiler, path)):
+                    return refused
+        except OSError as error:
+            reason = f"{error.strerror}; name another folder for the kernels in TRIMTAB_CACHE"
+            raise OSError(error.errno, reason, str(path.parent)) from error
     torch.ops.load_library(path)
     return None
 
@@ -109,10 +116,13 @@ def _build(library: CpuLibrary, compiler: list[str], path: Path) -> str | None:
             str(library.sources[0]),
         ]
         command += ["-o", str(target), f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        environment = {**os.environ, "TMPDIR": temporary}  # a full disk is this one, then
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             if _compiles(compiler, "c++17") and not _compiles(compiler, "c++20"):
                 return f"{shlex.join(compiler)} cannot compile C++20: name a newer one in $CXX"
+            if os.strerror(errno.ENOSPC) in done.stderr:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             raise RuntimeError(
                 "The CPU kernels do not compile. This command failed:\n"
                 f"{shlex.join(command)}\n{done.stderr.strip()}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from tests.adaptivocab.test_method import calibrated, method
 from tests.adaptivocab.tokenizers import DOCUMENTS, TEXTS, base
 from tests.conftest import tiny
 from trimtab.adaptivocab import Mode, Rows
-from trimtab.adaptivocab.export import BASE_TOKENIZER, MAP, main
+from trimtab.adaptivocab.export import BASE_TOKENIZER, MAP, main, ordinary
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
 from trimtab.calibration import calibrate
@@ -47,7 +49,9 @@ print(json.dumps([ids, logits[0, -1].tolist()]))
 """
 
 
-@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3", "tiny-gpt2", "tiny-opt"])
+@pytest.mark.parametrize(
+    "name", ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gpt2", "tiny-opt"]
+)
 def test_an_exported_folder_needs_nothing_of_ours(
     name: str, corpus: Corpus, tmp_path: Path
 ) -> None:
@@ -76,10 +80,10 @@ def test_an_exported_folder_needs_nothing_of_ours(
     assert expanded == encode(base, text)
 
 
-def exported(name: str, kind: str, folder: Path) -> tuple[Artifact, LoadedModel]:
+def exported(name: str, kind: str, folder: Path, **shape: Any) -> tuple[Artifact, LoadedModel]:
     """Calibrate a model with a tokenizer of a kind on prose, and export it."""
     tokenizer = base(kind)
-    shape = shapes()[name] | {"vocab_size": len(tokenizer)}
+    shape = shapes()[name] | {"vocab_size": len(tokenizer)} | shape
     config = AutoConfig.for_model(**shape, pad_token_id=None)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -97,6 +101,7 @@ def exported(name: str, kind: str, folder: Path) -> tuple[Artifact, LoadedModel]
     [
         ("tiny-llama", "llama3"),
         ("tiny-llama", "sentencepiece"),
+        ("tiny-qwen2", "qwen2"),
         ("tiny-qwen3", "qwen2"),
         ("tiny-gpt2", "gpt2"),
         ("tiny-gemma2", "sentencepiece"),
@@ -115,10 +120,28 @@ def test_others_read_an_exported_tokenizer_as_we_do(name: str, kind: str, tmp_pa
 
 
 def test_a_family_whose_tokenizer_is_replaced_is_not_exported(tmp_path: Path) -> None:
-    """For Qwen2 `AutoTokenizer` builds a class with a pre-tokenizer of its own."""
+    """A Qwen2 with a sliding window is no Llama."""
     with pytest.raises(MisfitError, match="as Qwen2Tokenizer, which has pre_tokenizer"):
-        exported("tiny-qwen2", "qwen2", tmp_path / "out")
+        exported("tiny-qwen2", "qwen2", tmp_path / "out", use_sliding_window=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_qwen2_is_the_same_model_as_a_llama(dtype: torch.dtype, tied: bool) -> None:
+    config = AutoConfig.for_model(**shapes()["tiny-qwen2"] | {"tie_word_embeddings": tied})
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight)
+    with tempfile.TemporaryDirectory() as folder:
+        ordinary(model).save_pretrained(folder)
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(loaded).__name__ == "LlamaForCausalLM"
+    assert loaded.dtype == dtype
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, loaded(ids).logits)
 
 
 def test_what_an_ordinary_folder_cannot_hold_is_refused(

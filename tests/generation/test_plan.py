@@ -62,7 +62,7 @@ TOLERANCE = {DType.float32: 1e-5, DType.bfloat16: 0.1}
 
 
 def steps_of(ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield tokens, slots and positions: of two texts in turn, of one alone, and of both at once."""
+    """Yield tokens, slots and positions: of two texts, of one alone, then many of both at once."""
     slots = torch.tensor([2, 0])
     for at in range(10):
         yield ids[:, at], slots, torch.tensor([at, at])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -125,6 +126,26 @@ def test_with_a_compiler_that_is_too_old_the_reference_runs_and_says_why(tmp_pat
         f"reference: dense masked product in PyTorch {reason}",
         f"reference: one slot at a time in PyTorch {reason}",
     ]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path, monkeypatch, full):
+    if full:
+        script = tmp_path / "compiler"
+        script.write_text(
+            '#!/bin/sh\necho "as: $TMPDIR/x.s: No space left on device" >&2\nexit 1\n'
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("CXX", str(script))
+    else:
+        (tmp_path / "cache").touch()
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        OSError, match="name another folder for the kernels in TRIMTAB_CACHE"
+    ) as error:
+        build.load.__wrapped__(SPARSE_LINEAR)
+    assert error.value.filename == str(tmp_path / "cache" / "kernels")
+    assert error.value.errno == (errno.ENOSPC if full else errno.ENOTDIR)
 
 
 def test_a_compiler_that_fails_is_an_error_with_its_output(tmp_path):

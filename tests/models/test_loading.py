@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import random_inputs, tiny
@@ -283,6 +284,22 @@ def test_the_fingerprint_sees_every_bit_every_name_and_the_dtype(tiny_llama):
     model.model.layers[0].mlp, model.model.layers[1].mlp = second, first
     assert fingerprint(model) != before
     assert tiny(dtype=DType.float64).fingerprint != before
+
+
+def full(source: Path, target: Path) -> None:
+    raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(monkeypatch, tmp_path, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "model.gguf").touch()
+    monkeypatch.setattr(embedded, "_gguf_file", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(embedded, "_convert", full)
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / place))
+    expected = rf"^{tmp_path / place}/models/smollm2-135m cannot be written: .* in TRIMTAB_CACHE$"
+    with pytest.raises(TrimtabError, match=expected):
+        embedded.embedded_folder()
 
 
 def test_without_its_package_the_embedded_model_says_how_to_get_it(monkeypatch):

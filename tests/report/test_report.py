@@ -84,6 +84,75 @@ def test_the_report_says_what_the_intervals_say(sweep):
     assert "measured on A CPU, 2 threads" in text
 
 
+def written(folder: Path, jobs: list[dict]) -> Path:
+    for index, job in enumerate(jobs):
+        (folder / str(index)).mkdir()
+        name = "result.json" if job["status"] == "ok" else "error.json"
+        (folder / str(index) / name).write_text(json.dumps(job))
+    return folder
+
+
+def ran(label: str, *overrides: str) -> dict:
+    return {**content(label, (1, 0.9, 1.1)), "overrides": list(overrides)}
+
+
+ALIKE = "tracking.mode=disabled"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "labels"),
+    [
+        ([ran("larosa", "methods=larosa", ALIKE)], ["larosa"]),
+        (
+            [ran("larosa", ALIKE, "seed=0"), {**ERROR, "label": "larosa", "overrides": ["seed=1"]}],
+            [f"larosa {ALIKE} seed=0", "larosa seed=1"],
+        ),
+        (
+            [ran("x", "model=hub", "model.name=a"), ran("x", "model=hub", "model.name=b")],
+            ["x model.name=a", "x model.name=b"],
+        ),
+        (
+            [ran("x p=1", "methods=x", "++methods.x.p=1"), ran("x p=1", "methods=x", "+threads=1")],
+            ["x p=1", "x p=1 threads=1"],
+        ),
+        # Another stack's settings say nothing about a job; what is alike is told by its folder.
+        ([ran("a", "++methods.x.p=1"), ran("a", "++methods.x.p=2")], ["a (0)", "a (1)"]),
+        (
+            [content("a", (1, 0.9, 1.1)), ran("a", "seed=1"), ran("b", "seed=1")],
+            ["a (0)", "a (1)", "b"],
+        ),
+    ],
+)  # fmt: skip
+def test_every_row_says_what_its_job_alone_has(tmp_path, jobs, labels):
+    written(tmp_path, jobs)
+    assert [job.label for job in load_jobs(tmp_path)] == labels
+    report = build_report(tmp_path).read_text("utf-8")
+    assert all(f"| `{label}` |" in report for label in labels)
+    rows = csv.DictReader(io.StringIO((tmp_path / "report" / "results.csv").read_text("utf-8")))
+    assert [row["label"] for row in rows] == labels
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 12])
+def test_labels_of_any_length_and_character_are_drawn(tmp_path, count):
+    odd = f"model.name=/a$b/{'long/' * 60} corpus.glob=/日本$_^/`|.txt"
+    jobs = [compressing("stack", 0.01, 0.02) for _ in range(count)]
+    for number, job in enumerate(jobs):
+        rows = [{"layer": 0, "site": "h1", "basis": "plain", "achieved": 0.5}]
+        job |= {"label": f"stack {odd} {number}", "sparsity": {"layers": rows}}
+        job["vocabulary"] = {
+            "quality_budget": 0.01, "operating_points": [{"ngrams": 1, "saving": 0, "increase": 0}]
+        }  # fmt: skip
+    build_report(written(tmp_path, jobs))
+    assert len(list((tmp_path / "report").glob("*.png"))) == 4 + 2 * count
+
+
+def test_a_report_of_a_job_is_of_that_job_alone(tmp_path):
+    written(tmp_path, [content("below", (1, 0.9, 1.1))])
+    (tmp_path / "result.json").write_text(json.dumps(content("above", (1, 0.9, 1.1))))
+    assert [job.label for job in load_jobs(tmp_path)] == ["above"]
+
+
 def test_failed_jobs_are_shown_as_failed(sweep):
     assert "| `broken` | **failed**: it broke here \\| there |" in build_report(sweep).read_text()
 

@@ -123,11 +123,17 @@ class TrackingConfig(Settings):
 
     place: ClassVar[str] = "tracking"
 
-    mode: TrackingMode = setting(default=TrackingMode.offline, meaning="where runs go")
-    project: str = setting(default="trimtab", meaning="W&B project")
-    entity: str | None = setting(default=None, meaning="W&B user or team; null is your own")
+    mode: TrackingMode = setting(
+        default=TrackingMode.offline,
+        meaning="where runs go; WANDB_MODE is the default where it is set",
+    )
+    project: str = setting(default="trimtab", meaning="W&B project; or WANDB_PROJECT")
+    entity: str | None = setting(
+        default=None, meaning="W&B user or team; null is your own; or WANDB_ENTITY"
+    )
     folder: str = setting(
-        default="outputs", meaning="offline runs are kept in wandb/ under this folder"
+        default="outputs",
+        meaning="offline runs are kept in wandb/ under this folder; or WANDB_DIR",
     )
 
 

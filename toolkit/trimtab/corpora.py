@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import json
@@ -15,13 +16,24 @@ from trimtab.errors import ConfigError, TrimtabError
 from trimtab.progress import waiting
 from trimtab.settings import Settings, setting, settings
 
+KINDS = (".txt", ".md", ".jsonl")
+BYTE_ORDER_MARK = "\ufeff"
+UTF_16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+CONVERT = "convert it: iconv -f UTF-16 -t UTF-8"
+
 
 @dataclass(frozen=True)
 class Document:
-    """One text, and where it came from."""
+    """One text, and where it came from.
+
+    A byte-order mark at its beginning says how a file was encoded and is no part of the text.
+    """
 
     name: str
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", self.text.lstrip(BYTE_ORDER_MARK))
 
     @property
     def digest(self) -> str:
@@ -92,7 +104,9 @@ class PythonDocs(CorpusSource):
 class FilesCorpus(CorpusSource):
     """Your own text: .txt and .md files are one document each, .jsonl files one a line."""
 
-    glob: str = setting(meaning="which files, such as '/texts/**/*.md' (quote it)")
+    glob: str = setting(
+        meaning="which files, such as '/texts/**/*.md' (quote it), or a folder for all below it"
+    )
     text_field: str = setting(
         default="text", meaning="the field of a .jsonl line that holds the text"
     )
@@ -102,19 +116,32 @@ class FilesCorpus(CorpusSource):
         return self.glob
 
     def documents(self) -> Iterator[Document]:
-        pattern = str(Path(self.glob).expanduser())
-        paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-        paths = [path for path in paths if path.is_file()]
-        if not paths:
-            raise ConfigError("corpus.glob", self.glob, "no file matches")
-        for path in paths:
+        for path in self._paths():
             if path.suffix == ".jsonl":
                 yield from _json_lines(path, self.text_field)
-            elif path.suffix in (".txt", ".md"):
-                yield Document(str(path), _read(path))
             else:
-                expected = f"{path} is none of .txt, .md and .jsonl"
+                yield Document(str(path), _read(path))
+
+    def _paths(self) -> list[Path]:
+        named = Path(self.glob).expanduser()
+        if named.is_file():
+            found = [named]
+        elif named.is_dir():
+            inside = glob.glob("**/*", root_dir=named, recursive=True)
+            found = [named / name for name in sorted(inside) if Path(name).suffix in KINDS]
+        else:
+            found = [Path(name) for name in sorted(glob.glob(str(named), recursive=True))]
+        paths = [path for path in found if path.is_file()]
+        if not paths:
+            expected = "no file matches" + (", only folders: end it in /**/*.txt" if found else "")
+            if named.is_dir():
+                expected = f"there is none of {', '.join(KINDS)} below it"
+            raise ConfigError("corpus.glob", self.glob, expected)
+        for path in paths:
+            if path.suffix not in KINDS:
+                expected = f"{path} is none of {', '.join(KINDS[:-1])} and {KINDS[-1]}"
                 raise ConfigError("corpus.glob", self.glob, expected)
+        return paths
 
 
 @settings
@@ -153,13 +180,19 @@ class HubCorpus(CorpusSource):
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TrimtabError(f"{path} cannot be read as UTF-8 text: {error}") from error
+        utf16 = isinstance(error, UnicodeDecodeError) and error.object[:2] in UTF_16_MARKS
+        reason = f"it is UTF-16, {CONVERT}" if utf16 else error
+        raise TrimtabError(f"{path} cannot be read as UTF-8 text: {reason}") from error
+    if "\0" in text:
+        raise TrimtabError(f"{path} holds NUL characters: if it is UTF-16 or UTF-32, {CONVERT}")
+    return text
 
 
 def _json_lines(path: Path, field: str) -> Iterator[Document]:
     for number, line in enumerate(_read(path).split("\n"), start=1):
+        line = line.lstrip(BYTE_ORDER_MARK)
         if not line.strip():
             continue
         try:

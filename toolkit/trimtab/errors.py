@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # writing to an open file, the error does not name it
 
 
 class TrimtabError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,10 +13,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trimtab.errors import ConfigError
+from trimtab.errors import FULL, ConfigError
+
+RESULTS = "result.json", "error.json"  # what a job of evaluate.py leaves, one of the two
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Say which folder it is, where a write fails without saying so: a disk is full."""
+    try:
+        yield
+    except SafetensorError as error:
+        if "I/O error" not in str(error):
+            raise
+        raise OSError(errno.EIO, str(error), str(folder)) from error
+    except OSError as error:
+        if error.filename is not None or error.errno not in FULL:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 @contextmanager
@@ -26,7 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
     os.close(descriptor)
     temporary = Path(name)
     try:
-        yield temporary
+        with _naming(path.parent):
+            yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
@@ -43,7 +63,8 @@ def publishing(path: Path, *, replace: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        yield temporary
+        with _naming(path.parent):
+            yield temporary
         temporary.chmod(0o755)
         if replace and path.exists():
             shutil.rmtree(path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -23,6 +26,55 @@ T = TypeVar("T")
 def say(message: str) -> None:
     """Print one line for the user on standard error."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+def answer(text: str) -> None:
+    """Print what a command ends in on standard output, which its reader may have closed."""
+    with may_go_unread():
+        print(text)
+
+
+@contextmanager
+def may_go_unread() -> Iterator[None]:
+    """Take it for no failure that nobody reads standard output any more, as after ``| head -1``.
+
+    What is printed from then on is lost.
+
+    Raises
+    ------
+    OSError
+        If standard output cannot be written for another reason.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        if not _abandoned():
+            raise  # it was another pipe that broke
+    finally:
+        if _abandoned():  # what is buffered would fail again when Python ends
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        _flush()
+
+
+def _abandoned() -> bool:
+    """Return whether standard output is a pipe whose other end is closed."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError):  # closed from the start, or no file at all
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _flush() -> None:
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:

@@ -6,7 +6,8 @@ What can be set, and to what, is the class's own, see `trimtab.settings`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import fill, indent
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from trimtab.settings import defaults, describe
 
 T = TypeVar("T")
 TARGETED = "model", "corpus", "method"
+COMMANDS: dict[str, type] = {"calibrate": config.CalibrateConfig, "evaluate": config.EvaluateConfig}
 SECTIONS: dict[str, type] = {
     "generation": config.GenerationConfig,
     "quality": config.QualityConfig,
@@ -45,6 +47,17 @@ def group_options(group: str) -> list[str]:
     """Return the options of a configuration group; every method is a stack of one."""
     files = {path.stem for path in (config_folder() / group).glob("*.yaml")}
     return sorted(files | set(method_names() if group == "methods" else ()))
+
+
+def default_options() -> dict[str, str]:
+    """Return the option of each group that the commands take where none is asked for."""
+    found: dict[str, str] = {}
+    for command in COMMANDS:
+        node: Any = OmegaConf.load(config_folder() / f"{command}.yaml")
+        for entry in node.defaults:
+            if not isinstance(entry, str):
+                found |= {str(group): str(option) for group, option in entry.items() if option}
+    return found
 
 
 def stack_members(stack: str) -> set[str]:
@@ -80,15 +93,17 @@ def targets(group: str) -> dict[str, type]:
 def register() -> None:
     """Put the schemas in Hydra's ConfigStore, and a stack of one for each method.
 
-    In a help text of a YAML file ``${options:GROUP}`` lists the options of a group, and
+    In a help text of a YAML file ``${options:GROUP}`` lists the options of a group, the default
+    marked and stacks of several methods with their members, and
     ``${settings:NAME}`` explains those of a command, a section or a group.
     """
-    for name, resolver in (("options", _options), ("settings", _settings)):
+    resolvers: dict[str, Callable[..., str | None]] = {
+        "options": _options, "settings": _settings, "variable": _variable
+    }  # fmt: skip
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     store = ConfigStore.instance()
-    store.store(group="schema", name="calibrate", node=config.CalibrateConfig)
-    store.store(group="schema", name="evaluate", node=config.EvaluateConfig)
-    for name, kind in SECTIONS.items():
+    for name, kind in (COMMANDS | SECTIONS).items():
         store.store(group="schema", name=name, node=kind)
     for group in TARGETED:
         for option, kind in targets(group).items():
@@ -140,8 +155,20 @@ def _class(name: Any, place: str) -> Any:
         ) from error
 
 
+def _variable(name: str, default: str | None) -> str | None:
+    """Return an environment variable; the default where it is not set or empty."""
+    return os.environ.get(name) or default
+
+
 def _options(group: str) -> str:
-    return ", ".join(group_options(group))
+    return ", ".join(_option(group, name) for name in group_options(group))
+
+
+def _option(group: str, name: str) -> str:
+    notes = ["the default"] if default_options().get(group) == name else []
+    if group == "methods" and len(members := stack_members(name)) > 1:
+        notes.append(" + ".join(sorted(members)))
+    return f"{name} ({'; '.join(notes)})" if notes else name
 
 
 def _settings(name: str) -> str:
@@ -154,9 +181,7 @@ def _settings(name: str) -> str:
         )
     if name in SECTIONS:
         return f"{name}: {_summary(SECTIONS[name])}\n{_explained(SECTIONS[name], f'{name}.')}"
-    return _explained(
-        {"calibrate": config.CalibrateConfig, "evaluate": config.EvaluateConfig}[name]
-    )
+    return _explained(COMMANDS[name])
 
 
 def _summary(kind: type) -> str:

@@ -32,7 +32,9 @@ class Log:
         self._run.config.update({"artifact_digests": {artifact.key.method: digest}})
         if not self._run.disabled:
             entry = wandb.Artifact(f"{artifact.key.method}-{digest}", type="calibration")
-            entry.add_dir(str(folder), policy="immutable", skip_cache=True)
+            for path in filter(Path.is_file, sorted(folder.rglob("*"))):  # `add_dir` prints
+                name = str(path.relative_to(folder))
+                entry.add_file(str(path), name, policy="immutable", skip_cache=True)
             self._run.log_artifact(entry)
         figures = flatten(artifact.statistics)
         self._run.summary.update(

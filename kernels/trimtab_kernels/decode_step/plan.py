@@ -24,7 +24,7 @@ class Activation(StrEnum):
 
 @dataclass(frozen=True)
 class Norm:
-    """``(weight + offset) * (x - mean) / sqrt(variance + epsilon) + bias``, over the last dimension.
+    """``(weight + offset) * (x - mean) / sqrt(variance + epsilon) + bias`` over the last dimension.
 
     Parameters
     ----------

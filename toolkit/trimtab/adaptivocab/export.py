@@ -17,7 +17,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+)
 
 from trimtab.adaptivocab.rows.extended import extended
 from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode
@@ -27,6 +35,7 @@ from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
 from trimtab.files import publishing, write_json
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
+from trimtab.progress import answer, may_go_unread
 
 MAP, BASE_TOKENIZER = "vocabulary_map.json", "base_tokenizer"
 
@@ -68,13 +77,37 @@ def _write(
     assert vocabulary.tokenizer is not None
     with publishing(folder) as temporary:
         with extended(model, vocabulary.rows, output=True):
-            model.save_pretrained(temporary)
+            ordinary(model).save_pretrained(temporary)
         vocabulary.tokenizer.save_pretrained(temporary)
         _check_tokenizer(temporary, vocabulary.tokenizer)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary / BASE_TOKENIZER)
         ngrams = vocabulary.merged.by_id()
         write_json(temporary / MAP, {str(token): list(ngram) for token, ngram in ngrams.items()})
+
+
+def ordinary(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model in an architecture whose tokenizer.json `AutoTokenizer` leaves as it is.
+
+    For Qwen2 it builds a class with a pre-tokenizer of its own, whatever the folder says. Such a
+    model is a Llama whose attention has biases, that of the output zero. It shares the weights.
+    """
+    config = model.config
+    if not isinstance(config, Qwen2Config) or config.use_sliding_window:
+        return model
+    described = config.to_dict() | {"attention_bias": True, "mlp_bias": False}
+    for name in ("model_type", "architectures"):
+        del described[name]
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(LlamaConfig.from_dict(described))
+    llama.generation_config = model.generation_config
+    weights = model.state_dict()
+    for name, tensor in llama.state_dict().items():
+        if name not in weights:
+            weights[name] = torch.zeros(tensor.shape, dtype=model.dtype, device=model.device)
+    llama.load_state_dict(weights, assign=True)
+    llama.tie_weights()
+    return llama
 
 
 def _check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -131,10 +164,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m trimtab.adaptivocab.export",
         description="Write an adapted model as an ordinary Hugging Face folder.",
     )
-    parser.add_argument("artifact", metavar="ARTIFACT", type=Path)
-    parser.add_argument("out", metavar="OUT", type=Path)
+    parser.add_argument(
+        "artifact", metavar="ARTIFACT", type=Path, help="folder that calibrate.py printed"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="folder to write, which does not exist yet"
+    )
     parser.add_argument("--model", help="folder of the base model, where it moved")
-    options = parser.parse_args(arguments)
+    with may_go_unread():
+        _export(parser.parse_args(arguments))
+
+
+def _export(options: argparse.Namespace) -> None:
     try:
         artifact = Artifact.load(options.artifact)
         vocabulary = _exportable(artifact, options.out)
@@ -152,10 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{artifact.key.model_fingerprint[:12]}): name the right one with --model"
             )
         _write(loaded.model, loaded.tokenizer, vocabulary, options.out)
-    except TrimtabError as error:
+    except (TrimtabError, OSError) as error:
         print(f"export: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-    print(options.out)
+    answer(str(options.out))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from trimtab.commands.launch import launch, typed
 from trimtab.config import CalibrateConfig
 from trimtab.errors import TrimtabError
 from trimtab.method import NOT_CALIBRATED, Method
-from trimtab.progress import waiting
+from trimtab.progress import answer, waiting
 from trimtab.registry import build
 
 
@@ -37,9 +37,13 @@ def run(config: DictConfig) -> None:
             model, method, corpus, settings.artifacts, force=settings.force
         )
         log.artifact(artifact, folder)
-    print(folder)
+    answer(str(folder))
 
 
 def main() -> None:
     """Enter from the command line."""
     launch(run, "calibrate")
+
+
+if __name__ == "__main__":
+    main()

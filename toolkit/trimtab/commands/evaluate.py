@@ -9,13 +9,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from trimtab.commands.folders import claimed
 from trimtab.commands.launch import launch, output_folder, typed
 from trimtab.commands.messages import one_line
 from trimtab.commands.overrides import without_foreign
 from trimtab.config import EvaluateConfig, OnMissing
 from trimtab.files import require_writable, write_json
 from trimtab.method import Method
-from trimtab.progress import say, waiting
+from trimtab.progress import answer, say, waiting
 from trimtab.registry import build
 
 
@@ -26,17 +27,19 @@ def run(config: DictConfig) -> None:
     the same.
     """
     folder = output_folder()
-    try:
-        config, repeats = without_foreign(config)
-        if repeats:
-            say(f"Not run: {label(config)} is what the job with {repeats} measures")
-            return
-        _evaluate(config, folder)
-    except Exception as error:
-        failure = {"type": type(error).__name__, "message": one_line(error)}
-        write_json(folder / "error.json", {"status": "error", "label": label(config), **failure})
-        _report(folder)
-        raise
+    setting = "hydra.sweep.subdir" if _sweep(folder) else "hydra.run.dir"
+    with claimed(folder, setting):
+        try:
+            config, repeats = without_foreign(config)
+            if repeats:
+                say(f"Not run: {label(config)} is what the job with {repeats} measures")
+                return
+            _evaluate(config, folder)
+        except Exception as error:
+            failure = {"type": type(error).__name__, "message": one_line(error)}
+            write_json(folder / "error.json", {"status": "error", **_names(config), **failure})
+            _report(folder)
+            raise
 
 
 def _evaluate(config: DictConfig, folder: Path) -> None:
@@ -49,11 +52,11 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
     if settings.on_missing is OnMissing.calibrate:
         require_writable("artifacts", settings.artifacts)
     with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
-        result = evaluate(settings, label(config))
+        result = {**evaluate(settings, label(config)), **_names(config)}
         write_json(folder / "result.json", result)
         report = _report(folder)
         log.result(result, report)
-    print(report)
+    answer(str(report))
 
 
 def built(settings: EvaluateConfig) -> list[Method]:
@@ -117,8 +120,13 @@ def _sweep(folder: Path) -> str | None:
     return "/".join(folder.parts[-3:-1]) if HydraConfig.get().mode == RunMode.MULTIRUN else None
 
 
+def _names(config: DictConfig) -> dict[str, Any]:
+    """Return what the reports of this job and of others tell it by."""
+    return {"label": label(config), "overrides": list(HydraConfig.get().overrides.task)}
+
+
 def label(config: DictConfig) -> str:
-    """Return what tells this job from its neighbours: the stack and its settings changed."""
+    """Return what the job measures: the stack and its settings changed."""
     overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task]
     stacks = [item.partition("=")[2] for item in overrides if item.startswith("methods=")]
     stack = stacks[-1] if stacks else "baseline"
@@ -134,3 +142,7 @@ def label(config: DictConfig) -> str:
 def main() -> None:
     """Enter from the command line."""
     launch(run, "evaluate")
+
+
+if __name__ == "__main__":
+    main()

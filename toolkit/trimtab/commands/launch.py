@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from trimtab.commands.messages import is_mistake, one_line
+from trimtab.commands.messages import is_mistake, nearest, program, stop
 from trimtab.commands.overrides import expand
 from trimtab.config import CommandConfig
 from trimtab.corpora import CorpusSource
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models.sources import ModelSource
+from trimtab.progress import may_go_unread
 from trimtab.registry import SECTIONS, build, config_folder, register
 
 Config = TypeVar("Config", bound=CommandConfig)
@@ -57,8 +59,8 @@ def _require_known(config: DictConfig, kind: type[CommandConfig]) -> None:
             if key not in names:
                 place = f"{name}." if name else ""
                 raise TrimtabError(
-                    f"unknown setting {place}{key}; {name or 'the top level'} has: "
-                    f"{', '.join(names)}"
+                    f"unknown setting {place}{key}{nearest(str(key), names)}; "
+                    f"{name or 'the top level'} has: {', '.join(names)}"
                 )
 
 
@@ -73,6 +75,7 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
 
+    logging.raiseExceptions = False  # a log that nobody reads any more is no failure
     composed = False
 
     def guarded(config: DictConfig) -> None:
@@ -85,7 +88,7 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
             # see the failure, so that it marks the job and goes on with the next.
             if verbose or not is_mistake(error) or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            _stop(error)
+            stop(error)
 
     try:
         register()
@@ -93,29 +96,21 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
     except TrimtabError as error:
         if verbose:
             raise
-        _stop(error)
+        stop(error)
     entry = hydra.main(
         config_path=str(config_folder()), config_name=config_name, version_base="1.3"
     )(guarded)
     try:
-        entry()
+        with may_go_unread():
+            entry()
     except Exception as error:
         # Before the task has begun everything that fails is about the command line.
         if verbose or (composed and not is_mistake(error)):
             raise
-        _stop(error)
+        stop(error)
     except KeyboardInterrupt:
-        print(f"{_program()}: interrupted", file=sys.stderr)
+        print(f"{program()}: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _stop(error: BaseException) -> None:
-    print(f"{_program()}: error: {one_line(error)}", file=sys.stderr)
-    sys.exit(1)
-
-
-def _program() -> str:
-    return Path(sys.argv[0]).name
 
 
 def output_folder() -> Path:

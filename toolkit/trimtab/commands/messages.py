@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import re
+import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import FULL, TrimtabError
 from trimtab.registry import TARGETED, group_options, method_names, stack_members, targets
 from trimtab.settings import defaults
 
 Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
-FULL = (errno.ENOSPC, errno.EDQUOT)  # writing to an open file, the error does not name it
 
 
 def is_mistake(error: Exception) -> bool:
@@ -28,6 +28,17 @@ def is_mistake(error: Exception) -> bool:
     if isinstance(error, SafetensorError):
         return "I/O error" in str(error)
     return isinstance(error, Mistake)
+
+
+def stop(error: BaseException) -> NoReturn:
+    """Print one line on standard error and end the process with exit code 1."""
+    print(f"{program()}: error: {one_line(error)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def program() -> str:
+    """Return what the user started."""
+    return Path(sys.argv[0]).name
 
 
 def one_line(error: BaseException) -> str:
@@ -40,7 +51,8 @@ def one_line(error: BaseException) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = error.options or group_options(group)  # Hydra lists none for a list's member
         hint = nearest(option, options)
-        return f"{group}={option}: no such option{hint}; there are: {', '.join(options)}"
+        key = f"{group}={option}" if group else f"--config-name={option}"
+        return f"{key}: no such option{hint}; there are: {', '.join(options)}"
     if twice := re.match(r"schema/method@methods\.(\w+) appears more than once", str(error)):
         return _named_twice(twice[1])
     cause: BaseException = error

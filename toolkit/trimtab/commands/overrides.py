@@ -9,19 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from os.path import expanduser
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from trimtab.commands.messages import nearest
 from trimtab.config import CalibrateConfig, EvaluateConfig
 from trimtab.errors import TrimtabError
-from trimtab.registry import group_options, method_names, stack_members, targets
+from trimtab.registry import default_options, group_options, method_names, stack_members, targets
 from trimtab.settings import defaults
 
 MULTIRUN = ("-m", "--multirun")
@@ -30,35 +31,77 @@ MULTIRUN = ("-m", "--multirun")
 def expand(arguments: list[str], command: str) -> list[str]:
     """Return the arguments with the settings of methods under their full names.
 
-    ``sparsity=0.4`` is ``method.sparsity=0.4`` for calibrate.py and ``methods.larosa.sparsity=0.4``
-    for evaluate.py. A key that belongs to nothing stays, and is refused under that name.
+    ``sparsity=0.4`` and ``larosa.sparsity=0.4`` are ``method.sparsity=0.4`` for calibrate.py and
+    ``methods.larosa.sparsity=0.4`` for evaluate.py. A key that belongs to nothing stays, and is
+    refused under that name. A value that Hydra's grammar cannot read is a text as it stands, and
+    ``~/`` at its beginning is the home folder.
 
     Raises
     ------
     TrimtabError
-        If several methods have a setting of that name, or a method has none in a sweep.
+        If several methods have a setting of that name, or a method has none in a sweep; or a
+        setting is the other command's.
     """
-    if command == "calibrate":
-        return [_under("method", one, CalibrateConfig) for one in arguments]
     sweep = any(one in MULTIRUN for one in arguments)
-    held = _held(arguments)
-    return [_for_stacks(one, sweep, held) for one in arguments]
+    given = [_as_text(one, sweep) for one in arguments]
+    if command == "calibrate":
+        methods = {stack for one in _asked("method", given) for stack in _choices(one)}
+        methods = methods or {default_options()["method"]}
+        return [_for_method(one, methods) for one in given]
+    held = _held(given)
+    return [_for_stacks(one, sweep, held) for one in given]
 
 
-def _under(node: str, argument: str, root: Any) -> str:
+def _as_text(argument: str, sweep: bool) -> str:
+    """Quote a value that Hydra's grammar cannot read."""
+    if _key(argument) is None:
+        return argument
+    key, _, value = argument.partition("=")
+    if value == "~" or value.startswith("~/"):
+        value = expanduser(value)
+    try:
+        _parsed([f"{key}={value}"])
+        return f"{key}={value}"
+    except HydraException as error:
+        if sweep and "," in value:
+            raise TrimtabError(
+                f"{argument}: cannot be read as values to sweep over: quote each of them, as in "
+                f'\'{key}="FIRST","SECOND"\''
+            ) from error
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _for_method(argument: str, methods: set[str]) -> str:
     key = _key(argument)
-    known = key is None or "." in key or key in {one.name for one in fields(root)}
-    return argument if known else _prefixed(argument, node)
+    if key is None:
+        return argument
+    head, _, rest = key.partition(".")
+    if head == "methods":
+        value = argument.partition("=")[2]
+        write = f"{rest.rpartition('.')[2]}={value}" if rest else f"method={value}"
+        raise TrimtabError(f"{argument}: calibrate.py takes one method, write {write}")
+    if rest and head in method_names():
+        if head not in methods:
+            raise TrimtabError(f"{argument}: {head} is not the method, write method={head}")
+        return argument.replace(f"{head}.", "method.", 1)
+    known = [one.name for one in fields(CalibrateConfig)]
+    meant = key in known or (nearest(key, known) and not _owners(key))
+    return argument if rest or meant else _prefixed(argument, "method")
+
+
+def _owners(key: str) -> list[str]:
+    """Return the methods that have a setting of this name."""
+    return [name for name, kind in targets("method").items() if key in defaults(kind)]
 
 
 def _held(arguments: list[str]) -> set[str]:
     """Return the methods of all stacks that are asked for, or all where none is."""
-    asked = [one for one in arguments if one.startswith("methods=")]
-    try:
-        choices = [stack for one in _parsed(asked) for stack in _choices(one)]
-    except HydraException:  # for Hydra to refuse
-        choices = []
+    choices = [stack for one in _asked("methods", arguments) for stack in _choices(one)]
     return {member for stack in choices for member in stack_members(stack)} or set(method_names())
+
+
+def _asked(group: str, arguments: list[str]) -> list[Override]:
+    return _parsed([one for one in arguments if one.startswith(f"{group}=")])
 
 
 def _for_stacks(argument: str, sweep: bool, held: set[str]) -> str:
@@ -66,8 +109,15 @@ def _for_stacks(argument: str, sweep: bool, held: set[str]) -> str:
     key = _key(argument)
     if key is None or key in {one.name for one in fields(EvaluateConfig)}:
         return argument
+    head, _, rest = key.partition(".")
+    if head == "method":
+        value = argument.partition("=")[2]
+        write = f"{rest}={value}" if rest else f"methods={value}"
+        raise TrimtabError(f"{argument}: evaluate.py takes a stack of methods, write {write}")
+    if rest and head in methods:
+        argument, key = _prefixed(argument, "methods"), f"methods.{key}"
     if "." not in key:
-        owners = [name for name, kind in methods.items() if key in defaults(kind)]
+        owners = _owners(key)
         owners = [name for name in owners if name in held] or owners
         if len(owners) > 1:
             choices = " or ".join(f"methods.{name}.{argument}" for name in owners)
@@ -118,6 +168,10 @@ def without_foreign(config: DictConfig) -> tuple[DictConfig, str]:
     foreign = [name for name, node in config.methods.items() if "_target_" not in (node or {})]
     if not foreign:
         return config, ""
+    for name in foreign:
+        if name not in method_names():
+            hint, known = nearest(name, method_names()), ", ".join(method_names())
+            raise TrimtabError(f"methods.{name}: no such method{hint}; there are: {known}")
     hydra = HydraConfig.get()
     if hydra.mode != RunMode.MULTIRUN:
         raise TrimtabError(

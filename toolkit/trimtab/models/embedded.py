@@ -29,13 +29,20 @@ def embedded_folder() -> Path:
     Raises
     ------
     TrimtabError
-        If the package that carries the file is not installed.
+        If the package that carries the file is not installed, or the cache cannot be written.
     """
     source = _gguf_file()
     folder = cache_folder() / "models" / "smollm2-135m" / sha256_of_file(source)[:16]
     if not folder.is_dir():
-        with waiting("Converting SmolLM2-135M from GGUF (once)"), publishing(folder) as temporary:
-            _convert(source, temporary)
+        try:
+            with waiting("Converting SmolLM2-135M from GGUF (once)"), publishing(folder) as made:
+                _convert(source, made)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise TrimtabError(
+                f"{error.filename or folder} cannot be written: {reason}; name another folder for "
+                "what is converted and built in TRIMTAB_CACHE"
+            ) from error
     return folder
 
 

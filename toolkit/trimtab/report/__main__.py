@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from trimtab.errors import TrimtabError
+from trimtab.progress import answer, may_go_unread
 from trimtab.report import build_report
 
 
@@ -15,8 +16,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m trimtab.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="output folder of a job or of a sweep")
     try:
-        print(build_report(parser.parse_args().folder))
-    except TrimtabError as error:
+        with may_go_unread():
+            answer(str(build_report(parser.parse_args().folder)))
+    except (TrimtabError, OSError) as error:
         print(f"trimtab.report: error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -16,7 +16,7 @@ from trimtab.report.plots import (
     speedup_plot,
     token_plot,
 )
-from trimtab.report.table import compression_table, csv_table, interval, markdown_table
+from trimtab.report.table import code, compression_table, csv_table, interval, markdown_table
 
 PLOTS_OF_ONE: tuple[tuple[str, str, Callable[[Job, Path], None]], ...] = (
     ("sparsity", "sparsity_by_layer_{}.png", sparsity_map),
@@ -66,7 +66,7 @@ def build_report(folder: Path) -> Path:
                 draw_one(job, target / name)
                 plots.append(name)
     for leftover in {path.name for path in target.glob("*.png")} - set(plots):
-        (target / leftover).unlink()
+        (target / leftover).unlink(missing_ok=True)  # another job may have
     _write(target / "results.csv", csv_table(jobs))
     _write(target / "report.md", _markdown(jobs, measured, plots))
     return target / "report.md"
@@ -121,7 +121,7 @@ def _verdict(job: Job) -> str:
     else:
         verdict = "not measurably faster or slower than the unmodified model"
     return (
-        f"- `{job.label}` is **{verdict}**: speedup {interval(speedup)}{pairing}. "
+        f"- {code(job.label)} is **{verdict}**: speedup {interval(speedup)}{pairing}. "
         f"Kernel that ran: {job.content['kernel']}."
     )
 
@@ -131,7 +131,8 @@ def _compression_verdict(job: Job) -> str:
     tokens, bits = found["tokens"], found["bits_per_byte"]
     verdict = "beats" if found["beats_control"] else "does not beat"
     return (
-        f"- `{job.label}` **{verdict} the prompt cut**: of {tokens['baseline']} prompt tokens it "
+        f"- {code(job.label)} **{verdict} the prompt cut**: "
+        f"of {tokens['baseline']} prompt tokens it "
         f"saves {1 - tokens['candidate'] / tokens['baseline']:.1%}, and the text after them needs "
         f"{bits['candidate']:.3f} bits per byte, {bits['prompt_cut']:.3f} after a cut prompt "
         f"(difference {interval(bits['difference'], '+.4f')}) and {bits['baseline']:.3f} after "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
+from trimtab.files import RESULTS
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,17 @@ class Job:
     folder : Path
     content : dict
         Of result.json or error.json.
+    label : str
+        What tells it from the others of its report.
     """
 
     folder: Path
     content: dict[str, Any]
+    label: str
 
     @property
     def ok(self) -> bool:
         return bool(self.content["status"] == "ok")
-
-    @property
-    def label(self) -> str:
-        return str(self.content["label"])
 
     def get(self, name: str) -> Any:
         """Return the field with this dotted name, or None where it was not measured."""
@@ -42,7 +43,7 @@ class Job:
 
 
 def load_jobs(folder: Path) -> list[Job]:
-    """Return the jobs of an output folder, or of every job below a sweep's, in their order.
+    """Return the job of an output folder, or every job below a sweep's, in their order.
 
     A job whose file is damaged counts as failed.
 
@@ -51,11 +52,33 @@ def load_jobs(folder: Path) -> list[Job]:
     TrimtabError
         If there is none.
     """
-    folders = sorted({path.parent for name in ("result.json", "error.json")
-                      for path in folder.glob(f"**/{name}")}, key=_order)  # fmt: skip
-    if not folders:
-        raise TrimtabError(f"{folder} holds no result.json and no error.json")
-    return [Job(path, _content(path)) for path in folders]
+    found = {path.parent for name in RESULTS for path in folder.glob(f"**/{name}")}
+    if not found:
+        raise TrimtabError(f"{folder} holds no {' and no '.join(RESULTS)}")
+    folders = [folder] if folder in found else sorted(found, key=_order)
+    contents = {path: _content(path) for path in folders}
+    labels = _labels(contents, folder)
+    return [Job(path, content, labels[path]) for path, content in contents.items()]
+
+
+def _labels(contents: dict[Path, dict[str, Any]], root: Path) -> dict[Path, str]:
+    """Return the label of each job, with the overrides that not all have; no two are the same."""
+    given = {
+        path: [str(one).lstrip("+") for one in content["overrides"]]
+        for path, content in contents.items()
+        if "overrides" in content
+    }
+    common = set.intersection(*map(set, given.values())) if given else set()
+    labels = {}
+    for path, content in contents.items():
+        told = [one for one in given.get(path, ()) if not one.startswith(("methods=", "methods."))]
+        own = dict.fromkeys(one for one in told if one not in common)
+        labels[path] = " ".join([str(content["label"]), *own])
+    times = Counter(labels.values())
+    return {
+        path: label if times[label] == 1 else f"{label} ({path.relative_to(root)})"
+        for path, label in labels.items()
+    }
 
 
 def _content(folder: Path) -> dict[str, Any]:

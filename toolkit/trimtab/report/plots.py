@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,6 +15,7 @@ from trimtab.files import replacing
 from trimtab.models.sites import SITE_TITLES
 from trimtab.report.load import Job
 
+LABEL_WIDTH, LINE = 40, 0.17  # characters and inches of a line of a label
 INK, REFERENCE = "#1f5f8b", "#999999"
 SAVINGS = {
     "prompt tokens": "tokens.prompt.saving",
@@ -23,8 +26,7 @@ SAVINGS = {
 
 def speedup_plot(jobs: Sequence[Job], path: Path) -> None:
     """Draw each stack's speedup over the unmodified model, with 95 % intervals."""
-    figure = Figure(figsize=(7, 1.2 + 0.45 * len(jobs)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _rows(jobs, 1.2, 0.45)
     values = [job.get("speed.speedup") for job in jobs]
     rows = range(len(jobs))
     axes.errorbar(
@@ -32,22 +34,17 @@ def speedup_plot(jobs: Sequence[Job], path: Path) -> None:
         capsize=3,
     )  # fmt: skip
     axes.axvline(1, color=REFERENCE, linewidth=1)
-    axes.set_yticks(rows, [job.label for job in jobs])
-    axes.set_ylim(len(jobs) - 0.5, -0.5)
     axes.set_xlabel("speedup per byte of text, with 95 % interval")
     _save(figure, path)
 
 
 def token_plot(jobs: Sequence[Job], path: Path) -> None:
     """Draw the tokens and the forward steps each stack saves on the same text: exact counts."""
-    figure = Figure(figsize=(7, 1.4 + 0.6 * len(jobs)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _rows(jobs, 1.4, 0.6)
     for number, (label, field) in enumerate(SAVINGS.items()):
         rows = [row + 0.25 * (number - 1) for row in range(len(jobs))]
         axes.barh(rows, [100 * job.get(field) for job in jobs], height=0.22, label=label)
     axes.axvline(0, color=REFERENCE, linewidth=1)
-    axes.set_yticks(range(len(jobs)), [job.label for job in jobs])
-    axes.set_ylim(len(jobs) - 0.5, -0.5)
     axes.set_xlabel("% saved on the same text")
     figure.legend(loc="outside upper center", ncols=len(SAVINGS), fontsize=8)
     _save(figure, path)
@@ -55,8 +52,7 @@ def token_plot(jobs: Sequence[Job], path: Path) -> None:
 
 def compression_plot(jobs: Sequence[Job], path: Path) -> None:
     """Draw what follows a compressed prompt beside the whole prompt and the prompt cut."""
-    figure = Figure(figsize=(7, 1.4 + 0.6 * len(jobs)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _rows(jobs, 1.4, 0.6)
     rows = range(len(jobs))
     bits = [job.get("quality.compression.bits_per_byte") for job in jobs]
     cut = [one["prompt_cut"] for one in bits]
@@ -67,8 +63,6 @@ def compression_plot(jobs: Sequence[Job], path: Path) -> None:
         xerr=_errors([one["difference"] for one in bits]), fmt="o", color=INK, capsize=3,
         label="compressed, 95 % interval of its difference from the cut",
     )  # fmt: skip
-    axes.set_yticks(rows, [job.label for job in jobs])
-    axes.set_ylim(len(jobs) - 0.5, -0.5)
     axes.set_xlabel("bits per byte of what follows the prompt (lower is better)")
     figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     _save(figure, path)
@@ -76,7 +70,8 @@ def compression_plot(jobs: Sequence[Job], path: Path) -> None:
 
 def quality_plot(jobs: Sequence[Job], path: Path) -> None:
     """Draw quality lost against speed gained, with 95 % intervals on both."""
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    lines = sum(_lines(job) for job in jobs)
+    figure = Figure(figsize=(9, max(4.5, 0.5 + LINE * lines)), layout="constrained")
     axes = figure.subplots()
     for job in jobs:
         _quality_point(axes, job)
@@ -94,7 +89,7 @@ def sparsity_map(job: Job, path: Path) -> None:
     rows = job.get("sparsity.layers")
     sites = list(dict.fromkeys(row["site"] for row in rows))
     layers = 1 + max(row["layer"] for row in rows)
-    figure = Figure(figsize=(3.2 + 0.25 * layers, 2.6), layout="constrained")
+    figure = Figure(figsize=(3.2 + 0.25 * layers, 2.4 + LINE * _lines(job)), layout="constrained")
     axes = figure.subplots()
     values = [[row["achieved"] for row in rows if row["site"] == site] for site in sites]
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1)
@@ -105,14 +100,14 @@ def sparsity_map(job: Job, path: Path) -> None:
     )  # fmt: skip
     axes.set_yticks(range(len(sites)), [f"{SITE_TITLES[site]} ({site})" for site in sites])
     axes.set_xlabel("layer (a dot: the site has a transform of its own)")
-    axes.set_title(job.label, fontsize=9)
+    axes.set_title(_wrapped(job), fontsize=9)
     figure.colorbar(image, label="share dropped")
     _save(figure, path)
 
 
 def operating_points_plot(job: Job, path: Path) -> None:
     """Draw what merging more and more n-grams saves and costs, as calibration measured it."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 3.8 + LINE * _lines(job)), layout="constrained")
     axes = figure.subplots()
     points = sorted(job.get("vocabulary.operating_points"), key=lambda point: point["saving"])
     axes.plot(
@@ -128,15 +123,43 @@ def operating_points_plot(job: Job, path: Path) -> None:
     axes.axhline(100 * budget, color=REFERENCE, linewidth=1)
     axes.set_xlabel("% of the tokens saved (at a point: n-grams merged)")
     axes.set_ylabel("% more bits per byte; the line is the quality budget")
-    axes.set_title(f"{job.label}, validation text", fontsize=9)
+    axes.set_title(f"{_wrapped(job)}, validation text", fontsize=9)
     _save(figure, path)
+
+
+def _rows(jobs: Sequence[Job], frame: float, row: float) -> tuple[Figure, Axes]:
+    """Return a figure with one labelled row a job, in inches: the frame, and at least `row` each.
+
+    The rows are at 0, 1, ... from above.
+    """
+    row = max(row, LINE * (1 + max(_lines(job) for job in jobs)))
+    figure = Figure(figsize=(7, frame + row * len(jobs)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(jobs)), [_wrapped(job) for job in jobs])
+    axes.set_ylim(len(jobs) - 0.5, -0.5)
+    return figure, axes
+
+
+def _wrapped(job: Job) -> str:
+    """Return a job's label in lines, none of it read as a formula."""
+    return fill(job.label, LABEL_WIDTH, break_on_hyphens=False).replace("$", r"\$")
+
+
+def _lines(job: Job) -> int:
+    return _wrapped(job).count("\n") + 1
 
 
 def _quality_point(axes: Axes, job: Job) -> None:
     speed, lost = job.get("speed.speedup"), job.get("quality.bits_per_byte.difference")
     x, y = speed["estimate"], lost["estimate"]
     axes.errorbar(
-        [x], [y], xerr=_errors([speed]), yerr=_errors([lost]), fmt="o", capsize=3, label=job.label
+        [x],
+        [y],
+        xerr=_errors([speed]),
+        yerr=_errors([lost]),
+        fmt="o",
+        capsize=3,
+        label=_wrapped(job),
     )
 
 
@@ -148,5 +171,6 @@ def _errors(values: Sequence[dict[str, Any]]) -> list[list[float]]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # labels are users' own
         figure.savefig(temporary, format="png", dpi=130)

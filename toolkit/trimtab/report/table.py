@@ -13,6 +13,15 @@ from trimtab.report.load import Job
 Column = tuple[str, Callable[[Job], str]]
 
 
+def code(text: str) -> str:
+    """Return a text as Markdown's code, backticks that it holds included."""
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
 def interval(value: dict[str, float] | None, form: str = ".3f") -> str:
     """Format an estimate and its 95 % interval, or a dash where there is none."""
     if value is None:
@@ -33,7 +42,7 @@ def _interval_field(name: str, form: str = ".3f") -> Callable[[Job], str]:
 
 
 COLUMNS: list[Column] = [
-    ("stack", lambda job: f"`{job.label}`"),
+    ("stack", lambda job: _cell(code(job.label))),
     ("bits per byte", _field("quality.bits_per_byte.candidate", ".4f")),
     ("change", _interval_field("quality.bits_per_byte.difference", "+.4f")),
     ("perplexity", _field("quality.perplexity.candidate", ".3f")),
@@ -50,7 +59,7 @@ COLUMNS: list[Column] = [
 
 
 COMPRESSION: list[Column] = [
-    ("stack", lambda job: f"`{job.label}`"),
+    ("stack", lambda job: _cell(code(job.label))),
     ("prompt tokens", _field("quality.compression.tokens.baseline", "")),
     ("compressed", _field("quality.compression.tokens.candidate", "")),
     ("bits per byte", _field("quality.compression.bits_per_byte.baseline", ".4f")),
@@ -72,7 +81,7 @@ def markdown_table(jobs: Sequence[Job]) -> str:
     for job in jobs:
         cells = [form(job) for _, form in COLUMNS]
         if not job.ok:
-            message = " ".join(job.content["message"].split()).replace("|", "\\|")
+            message = _cell(" ".join(job.content["message"].split()))
             cells = [cells[0], f"**failed**: {message}", *[""] * (len(COLUMNS) - 2)]
         lines.append(_row(cells))
     return "\n".join(lines)
@@ -80,7 +89,7 @@ def markdown_table(jobs: Sequence[Job]) -> str:
 
 def csv_table(jobs: Sequence[Job]) -> str:
     """Return every scalar field of every job, one row a job, under its dotted name."""
-    rows = [_scalars(job.content) for job in jobs]
+    rows = [_scalars({**job.content, "label": job.label}) for job in jobs]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
