@@ -22,6 +22,7 @@ from trimtab.capabilities import (
 )
 from trimtab.errors import MisfitError
 from trimtab.method import DRAFTS, KV_CACHE, Method
+from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.state import inferring
 from trimtab.vattention.settings import CacheSettings
@@ -150,6 +151,9 @@ class Stack:
     ) -> Iterator[AppliedStack]:
         """Apply every method for the time of the ``with``; undo them in reverse order.
 
+        Other changes made to the model in the meantime are undone first, see
+        `trimtab.models.changes`.
+
         Parameters
         ----------
         artifacts : mapping
@@ -164,19 +168,20 @@ class Stack:
         MisfitError
             If the methods do not fit the model or each other.
         """
-        self.check(model)
         with ExitStack() as undo:
-            undo.enter_context(inferring(model))
-            applied = AppliedStack(tokenizer, tokenizer)
-            for method in self.methods:
-                artifact = artifacts.get(method.name)
-                if artifact is not None:
-                    known = known or fingerprint(model)
-                    artifact.require_model(known)
-                part = undo.enter_context(method.apply(model, applied.tokenizer, artifact))
-                applied.add(part)
-                if not method.claims(model) <= {DRAFTS, KV_CACHE}:
-                    known = None
+            with lock_of(model):
+                self.check(model)
+                undo.enter_context(inferring(model))
+                applied = AppliedStack(tokenizer, tokenizer)
+                for method in self.methods:
+                    artifact = artifacts.get(method.name)
+                    if artifact is not None:
+                        known = known or fingerprint(model)
+                        artifact.require_model(known)
+                    part = undo.enter_context(method.apply(model, applied.tokenizer, artifact))
+                    applied.add(part)
+                    if not method.claims(model) <= {DRAFTS, KV_CACHE}:
+                        known = None
             yield applied
 
 
