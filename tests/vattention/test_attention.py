@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, StaticCache
 
 from tests.conftest import drawn, tiny
 from tests.vattention.conftest import in_child
@@ -27,7 +27,7 @@ from tests.vattention.generating import (
 from trimtab.errors import MisfitError
 from trimtab.models.sources import DType
 from trimtab.vattention import attention, decode_kernel
-from trimtab.vattention.attention import AttentionSpec, attend
+from trimtab.vattention.attention import AttentionSpec, attend, using_attention
 from trimtab_kernels import reference
 
 HEADS, KV_HEADS, WIDTH, TOKENS = 4, 2, 8, 9
@@ -128,6 +128,36 @@ def test_the_kernel_reads_a_dynamic_cache_too(kernel_calls):
     with decode_kernel(model):
         assert_same(generate(model, ids, DynamicCache(config=model.config)), expected)
     assert len(kernel_calls) == (NEW - 1) * model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_cache_yields_what_eager_attention_does(name):
+    model = copy.deepcopy(model_of(name))
+    for ids in (equally_long(2), prompts(2)):
+        with using_attention(model, "eager"):
+            expected = generate(model, ids)
+        for cache in (
+            DynamicCache(config=model.config),
+            DynamicCache(),
+            StaticCache(config=model.config, max_cache_len=64),
+        ):
+            with decode_kernel(model):
+                assert_same(generate(model, ids, cache, disable_compile=True), expected)
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma2", "tiny-gemma3", "window-mistral"])
+def test_a_static_cache_is_right_without_an_attention_mask_too(name):
+    model, ids = copy.deepcopy(model_of(name)), prompts(1)
+
+    def passes(cache: Cache) -> Tensor:
+        parts = ids[:, :12], ids[:, 12:13], ids[:, 13:14], ids[:, 14:]
+        return torch.cat([model(part, past_key_values=cache).logits for part in parts], dim=1)
+
+    with using_attention(model, "eager"):
+        expected = passes(DynamicCache(config=model.config))
+    with decode_kernel(model):
+        found = passes(StaticCache(config=model.config, max_cache_len=40))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_logits_are_close():

@@ -12,14 +12,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.artifact import Artifact
 from trimtab.errors import TrimtabError
 from trimtab.generation import Completion, Engine, Sampling, transformers
-from trimtab.generation.engine import Prompt, check_texts, token_ids
 from trimtab.generation.limits import check_prompts, token_limits
+from trimtab.generation.prompts import Prompts, check_stop, prompt_tokens
+from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.models.facts import longest_text
 from trimtab.stack import AppliedStack, Stack
 
 
 class Optimized:
     """A model on which methods are at work within a ``with``; made by `trimtab.apply`.
+
+    Calls from several threads wait for each other.
 
     Attributes
     ----------
@@ -49,10 +52,9 @@ class Optimized:
         self.base_tokenizer, self._fingerprint = tokenizer, fingerprint
         self._context: AbstractContextManager[AppliedStack] | None = None
         self._applied: AppliedStack | None = None
+        self._changes: tuple[Change, ...] = ()
 
     def __enter__(self) -> Self:
-        if self._context is not None:
-            raise RuntimeError("the methods are applied already: enter the context once")
         self._enter()
         return self
 
@@ -84,7 +86,7 @@ class Optimized:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         *,
         max_new_tokens: int | Sequence[int] = 64,
         sampling: Sampling | None = None,
@@ -98,8 +100,8 @@ class Optimized:
 
         Parameters
         ----------
-        prompts : sequence of str or of sequence of int
-            Texts, or token ids of `tokenizer`.
+        prompts : sequence of str or of sequence of int, or BatchEncoding
+            Texts, token ids of `tokenizer`, or what it makes of several texts, padded or not.
         max_new_tokens : int or sequence of int
             At least 1: for all prompts, or for each.
         sampling : Sampling, optional
@@ -112,34 +114,36 @@ class Optimized:
         Raises
         ------
         TrimtabError
-            If a prompt is empty or does not fit, or an argument is out of range.
+            If a prompt is empty or does not fit, an argument is out of range, or other methods
+            were put on the model after these.
         """
-        check_texts(prompts, stop)
         if slots < 1:
             raise TrimtabError(f"slots={slots}: expected at least 1")
-        count, tokenizer, written = len(prompts), self.tokenizer, self.output_tokenizer
-        if self.applied.needs_engine:
-            with self.engine(slots=min(slots, max(count, 1))) as engine:
-                return engine.generate(
-                    prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
+        with lock_of(self.model):
+            self._check_in_charge()
+            check_stop(stop)
+            ids = prompt_tokens(self.tokenizer, prompts)
+            if self.applied.needs_engine:
+                with self.engine(slots=min(slots, max(len(ids), 1))) as engine:
+                    return engine.generate(
+                        ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
+                    )
+            each = token_limits(max_new_tokens, len(ids))
+            room, embedding = longest_text(self.model.config), self.model.get_input_embeddings()
+            check_prompts(ids, room, len(cast(Tensor, embedding.weight)))
+            drawing = sampling or Sampling()
+            return [
+                transformers.generate(
+                    self.model,
+                    self.output_tokenizer,
+                    prompt,
+                    index,
+                    min(limit, room - len(prompt)),
+                    drawing,
+                    stop,
                 )
-        each = token_limits(max_new_tokens, count)
-        ids = [token_ids(tokenizer, prompt) for prompt in prompts]
-        room, embedding = longest_text(self.model.config), self.model.get_input_embeddings()
-        check_prompts(ids, room, len(cast(Tensor, embedding.weight)))
-        drawing = sampling or Sampling()
-        return [
-            transformers.generate(
-                self.model,
-                written,
-                prompt,
-                index,
-                min(limit, room - len(prompt)),
-                drawing,
-                stop,
-            )
-            for index, (prompt, limit) in enumerate(zip(ids, each, strict=True))
-        ]
+                for index, (prompt, limit) in enumerate(zip(ids, each, strict=True))
+            ]
 
     def engine(self, *, slots: int, max_len: int | None = None) -> Engine:
         """Return the generation engine with the stack's cache and drafter, to be entered.
@@ -163,24 +167,40 @@ class Optimized:
 
     @contextmanager
     def suspended(self) -> Iterator[PreTrainedModel]:
-        """Have the model as it was before the methods within the block."""
-        self._leave(None, None, None)
-        try:
-            yield self.model
-        finally:
-            self._enter()
+        """Have the model as it was before the methods within the block.
+
+        Raises
+        ------
+        TrimtabError
+            If other methods were put on the model after these.
+        """
+        with lock_of(self.model):
+            self._check_in_charge()
+            self._leave(None, None, None)
+            try:
+                yield self.model
+            finally:
+                self._enter()
+
+    def _check_in_charge(self) -> None:
+        if self.applied and changes_of(self.model) != self._changes:
+            raise TrimtabError(
+                f"other methods were put on the model after {', '.join(self.stack.names)}: leave "
+                "their `with` first"
+            )
 
     def _enter(self) -> None:
-        self._context = self.stack.apply(
-            self.model, self.base_tokenizer, self.artifacts, self._fingerprint
-        )
-        try:
-            self._applied = self._context.__enter__()
-        except BaseException:
-            self._context = None
-            raise
+        with lock_of(self.model):
+            if self._context is not None:
+                raise RuntimeError("the methods are applied already: enter the context once")
+            context = self.stack.apply(
+                self.model, self.base_tokenizer, self.artifacts, self._fingerprint
+            )
+            self._applied = context.__enter__()
+            self._context, self._changes = context, changes_of(self.model)
 
     def _leave(self, *error: Any) -> None:
-        context, self._context, self._applied = self._context, None, None
-        if context is not None:
-            context.__exit__(*error)
+        with lock_of(self.model):
+            context, self._context, self._applied = self._context, None, None
+            if context is not None:
+                context.__exit__(*error)

@@ -23,6 +23,7 @@ from trimtab.capabilities import (
 )
 from trimtab.errors import MisfitError
 from trimtab.method import DRAFTS, KV_CACHE, Method
+from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.state import inferring
 from trimtab.vattention.settings import CacheSettings
@@ -149,6 +150,9 @@ class Stack:
     ) -> Iterator[AppliedStack]:
         """Apply every method for the time of the ``with``; undo them in reverse order.
 
+        Other changes made to the model in the meantime are undone first, see
+        `trimtab.models.changes`.
+
         Parameters
         ----------
         artifacts : mapping
@@ -163,16 +167,16 @@ class Stack:
         MisfitError
             If the methods do not fit the model, each other or those at work on it already.
         """
-        self.check(model)
         with ExitStack() as undo:
-            undo.enter_context(inferring(model))
-            applied = AppliedStack(tokenizer, tokenizer)
-            for method in self.methods:
-                artifact = artifacts.get(method.name)
-                if artifact is not None:
-                    known = known or fingerprint(model)
-                part = method.apply(model, applied.tokenizer, artifact, known=known)
-                applied.add(undo.enter_context(part))
-                if not method.claims(model) <= {DRAFTS, KV_CACHE}:
-                    known = None
+            with lock_of(model):
+                undo.enter_context(inferring(model))
+                applied = AppliedStack(tokenizer, tokenizer)
+                for method in self.methods:
+                    artifact = artifacts.get(method.name)
+                    if artifact is not None:
+                        known = known or fingerprint(model)
+                    part = method.apply(model, applied.tokenizer, artifact, known=known)
+                    applied.add(undo.enter_context(part))
+                    if not method.claims(model) <= {DRAFTS, KV_CACHE}:
+                        known = None
             yield applied

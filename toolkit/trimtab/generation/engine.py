@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -13,24 +12,25 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.capabilities import Drafter
-from trimtab.errors import TrimtabError
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.generation.attention import NAME
 from trimtab.generation.batch import Batch, OnToken
 from trimtab.generation.forward import Forward
 from trimtab.generation.limits import capacity, check_model, check_prompts, token_limits
+from trimtab.generation.prompts import Prompts, check_stop, prompt_tokens
 from trimtab.generation.request import Completion, Request
 from trimtab.generation.sampling import Sampler, Sampling
 from trimtab.generation.scoring import text_logits
 from trimtab.generation.stats import EngineStats
 from trimtab.generation.stopping import Detokenizer, special_tokens, stop_tokens
 from trimtab.models.adapter import adapter_for, head_shape, module_device
+from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.progress import track
 from trimtab.vattention.attention import using_attention
 from trimtab.vattention.settings import CacheSettings
 from trimtab.vattention.virtual_kv import VirtualKV
 
 Processors = Callable[[int], LogitsProcessorList | None]
-Prompt = str | Sequence[int]
 
 
 class Engine:
@@ -40,6 +40,9 @@ class Engine:
     slot of a finished sequence takes the next prompt at once. Prompts are prefilled in chunks,
     between the decode steps of other sequences. If the budget is exhausted, the youngest sequence
     is preempted and later recomputed from its prompt, with the same tokens.
+
+    Several threads may call it, and several engines may run on one model: calls for a model wait
+    for each other.
 
     A decode step has one row per slot, in use or not, so that a text does not depend on the others.
     Only where the library splits a product between threads may the row of a sequence show in the
@@ -109,12 +112,14 @@ class Engine:
         self._undo = ExitStack()
         self._kv: VirtualKV | None = None
         self._forward: Forward | None = None
+        self._changes: tuple[Change, ...] = ()
+        self._generating = False
         self.stats = EngineStats()
 
     def __enter__(self) -> Self:
-        if self._kv is not None:
-            raise RuntimeError("the engine is running already: enter it once")
-        with ExitStack() as undo:
+        with lock_of(self._model), ExitStack() as undo:
+            if self._kv is not None:
+                raise RuntimeError("the engine is running already: enter it once")
             try:
                 self._kv = undo.enter_context(self._make_cache())
             except ValueError as error:
@@ -122,11 +127,14 @@ class Engine:
             undo.callback(self._forget)
             undo.enter_context(using_attention(self._model, NAME))
             self._forward = Forward(self._model, self._kv)
+            self._changes = changes_of(self._model)
             self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._undo.__exit__(*error)
+        with lock_of(self._model):
+            self._check_idle()
+            self._undo.__exit__(*error)
 
     @property
     def kv(self) -> VirtualKV:
@@ -144,7 +152,7 @@ class Engine:
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Prompts,
         *,
         max_new_tokens: int | Sequence[int],
         sampling: Sampling | None = None,
@@ -160,8 +168,8 @@ class Engine:
 
         Parameters
         ----------
-        prompts : sequence of str or of sequence of int
-            Texts, or token ids.
+        prompts : sequence of str or of sequence of int, or BatchEncoding
+            Texts, token ids, or what the tokenizer makes of several texts, padded or not.
         max_new_tokens : int or sequence of int
             At least 1: one limit for all prompts, or one for each.
         sampling : Sampling, optional
@@ -182,52 +190,52 @@ class Engine:
         ------
         TrimtabError
             Before anything runs, if a prompt is empty, is too long or has a token that the model
-            does not know, or if an argument is out of range.
+            does not know, if an argument is out of range, if the model is no longer as it was when
+            the engine was entered, or if this call comes from `on_token` or a processor of another.
         KVOutOfMemory
             If the machine has no memory left, even for a single sequence.
         """
-        kv, forward = self.kv, self._forward
-        assert forward is not None
-        sampling = sampling or Sampling()
-        check_texts(prompts, stop)
-        ids = [token_ids(self._tokenizer, prompt) for prompt in prompts]
-        room = self.capacity
-        embedding: Any = self._model.get_input_embeddings()
-        by_length = room == kv.geometry.max_len
-        source, fix = (
-            ("max_len", "raise max_len, or ") if by_length
-            else ("the budget of the KV cache", "raise the budget, or ")
-        )  # fmt: skip
-        check_prompts(ids, room, len(embedding.weight), source, fix)
-        each = token_limits(max_new_tokens, len(ids))
-        ends = stop_tokens(self._model, self._output_tokenizer)
-        requests = []
-        for index, (prompt, limit) in enumerate(zip(ids, each, strict=True)):
+        with self._call() as (kv, forward):
+            sampling = sampling or Sampling()
+            ids = prompt_tokens(self._tokenizer, prompts)
+            check_stop(stop)
+            room = self.capacity
+            embedding: Any = self._model.get_input_embeddings()
+            by_length = room == kv.geometry.max_len
+            source, fix = (
+                ("max_len", "raise max_len, or ") if by_length
+                else ("the budget of the KV cache", "raise the budget, or ")
+            )  # fmt: skip
+            check_prompts(ids, room, len(embedding.weight), source, fix)
+            each = token_limits(max_new_tokens, len(ids))
+            ends = stop_tokens(self._model, self._output_tokenizer)
+            requests = []
+            for index, (prompt, limit) in enumerate(zip(ids, each, strict=True)):
 
-            def sampler(index: int = index) -> Sampler:
-                made = logits_processors(index) if logits_processors else None
-                return Sampler(sampling, index, forward.device, made)
+                def sampler(index: int = index) -> Sampler:
+                    made = logits_processors(index) if logits_processors else None
+                    return Sampler(sampling, index, forward.device, made)
 
-            detokenizer = Detokenizer(self._output_tokenizer, stop)
-            limit = min(limit, room - len(prompt))
-            requests.append(Request(index, prompt, limit, ends, detokenizer, sampler))
-        batch = Batch(
-            forward,
-            kv,
-            requests,
-            self._chunk,
-            drafter=self._drafter,
-            undrafted=special_tokens(self._model, self._output_tokenizer),
-            on_token=on_token,
-            stats=self.stats,
-        )
-        with closing(batch.run()) as running:
-            finished: Iterator[Request] = running
-            if progress:
-                finished = track(running, "Generating", len(requests))
-            for _ in finished:
-                pass
-        return [request.completion() for request in requests]
+                detokenizer = Detokenizer(self._output_tokenizer, stop)
+                limit = min(limit, room - len(prompt))
+                requests.append(Request(index, prompt, limit, ends, detokenizer, sampler))
+            batch = Batch(
+                forward,
+                kv,
+                requests,
+                self._chunk,
+                drafter=self._drafter,
+                undrafted=special_tokens(self._model, self._output_tokenizer),
+                on_token=on_token,
+                stats=self.stats,
+            )
+            with closing(batch.run()) as running:
+                finished: Iterator[Request] = running
+                if progress:
+                    finished = track(running, "Generating", len(requests))
+                for _ in finished:
+                    pass
+            return [request.completion() for request in requests]
 
     @torch.inference_mode()
     def logits(self, prompt: Sequence[int], text: Sequence[int]) -> Tensor:
@@ -250,45 +258,42 @@ class Engine:
         TrimtabError
             If one is empty, or both together are too long.
         """
-        kv, forward = self.kv, self._forward
-        assert forward is not None
-        room = self.capacity + 1  # the last token of the text is not an input
-        if not prompt or not text or len(prompt) + len(text) > room:
+        with self._call() as (kv, forward):
+            room = self.capacity + 1  # the last token of the text is not an input
+            if not prompt or not text or len(prompt) + len(text) > room:
+                raise TrimtabError(
+                    f"a prompt of {len(prompt)} tokens and a text of {len(text)}: expected at "
+                    f"least one each, and {room} at most in all; raise max_len or the budget, or "
+                    "shorten them"
+                )
+            return text_logits(forward, kv, prompt, text, self._chunk)
+
+    @contextmanager
+    def _call(self) -> Iterator[tuple[VirtualKV, Forward]]:
+        """Have the model and the cache to oneself, as they were when the engine was entered."""
+        with lock_of(self._model):
+            kv, forward = self.kv, self._forward
+            assert forward is not None
+            self._check_idle()
+            if changes_of(self._model) != self._changes:
+                raise TrimtabError(
+                    "methods were applied to the model, or undone, after the engine was entered: "
+                    "enter an engine within the `with` of the methods, and leave it there"
+                )
+            if self._model.training:
+                raise MisfitError("the model is in training mode: call model.eval() first")
+            self._generating = True
+            try:
+                yield kv, forward
+            finally:
+                self._generating = False
+
+    def _check_idle(self) -> None:
+        if self._generating:
             raise TrimtabError(
-                f"a prompt of {len(prompt)} tokens and a text of {len(text)}: expected at least "
-                f"one each, and {room} at most in all; raise max_len or the budget, or shorten them"
+                "the engine is in the middle of a call: use it after that, and not from on_token "
+                "or from a logits processor"
             )
-        return text_logits(forward, kv, prompt, text, self._chunk)
 
     def _forget(self) -> None:
         self._kv = self._forward = None
-
-
-def check_texts(prompts: Sequence[Prompt], stop: Sequence[str]) -> None:
-    """Refuse one text where several are expected.
-
-    Raises
-    ------
-    TrimtabError
-    """
-    if isinstance(prompts, str):
-        raise TrimtabError(f"prompts={prompts!r}: expected several; put a single one in a list")
-    if isinstance(stop, str) or not all(stop):
-        raise TrimtabError(f"stop={stop!r}: expected a sequence of strings, none empty")
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Return the tokens of a prompt, special ones included.
-
-    Raises
-    ------
-    TrimtabError
-        If it is neither a text nor token ids.
-    """
-    if isinstance(prompt, str):
-        encoded: list[int] = tokenizer(prompt)["input_ids"]
-        return encoded
-    try:
-        return [operator.index(token) for token in prompt]
-    except TypeError as error:
-        raise TrimtabError(f"prompt {prompt!r}: expected a text or token ids") from error

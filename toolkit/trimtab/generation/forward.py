@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trimtab.errors import TrimtabError
+from trimtab.generation.attention import NAME
 from trimtab.generation.steps import DecodeStep, ExtendStep, Step
 from trimtab.vattention.virtual_kv import VirtualKV
 
@@ -109,6 +111,12 @@ class Forward:
         return self._run(tokens, positions, step, keep)[0]
 
     def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int) -> Tensor:
+        if (found := self._model.config._attn_implementation) != NAME:
+            raise TrimtabError(
+                f"the model's attention is {found!r}, no longer the engine's {NAME!r}: it was set "
+                "after the engine was entered, by decode_kernel or model.set_attn_implementation; "
+                "leave the `with` of the former, or enter the engine again"
+            )
         logits: Tensor = self._model(
             input_ids=tokens,
             position_ids=positions,

@@ -23,7 +23,7 @@ from trimtab.models.decode_parts import (
 )
 from trimtab.models.facts import final_softcap
 from trimtab.vattention.attention import AttentionSpec
-from trimtab_kernels.decode_step import DecodePlan, Embedding, Layer, Rotary
+from trimtab_kernels.decode_step import DecodePlan, Embedding, Layer, Norm, Rotary
 
 
 @torch.inference_mode()
@@ -77,15 +77,15 @@ def _embedding(model: PreTrainedModel, adapter: Adapter) -> Embedding:
 def _layer(
     adapter: Adapter, layer: nn.Module, observed: _Observed, index: int, max_len: int
 ) -> Layer:
-    def part(name: str) -> nn.Module:
-        return layer.get_submodule(name)
+    part = layer.get_submodule
+
+    def norms(names: tuple[str, str] | None) -> list[Norm | None]:
+        return [None, None] if names is None else [norm_part(part(name)) for name in names]
 
     attention_input, attention_output, mlp_input, mlp_activation = adapter.sites
     spec, scaling = observed.attention[index]
-    post = [None, None] if adapter.post_norms is None else map(part, adapter.post_norms)
-    post_attention, post_mlp = (norm and norm_part(norm) for norm in post)
-    of_heads = [None, None] if adapter.head_norms is None else map(part, adapter.head_norms)
-    query_norm, key_norm = (norm and norm_part(norm) for norm in of_heads)
+    post_attention, post_mlp = norms(adapter.post_norms)
+    query_norm, key_norm = norms(adapter.head_norms)
     return Layer(
         basis_change=basis_change(layer),
         attention_input=site_input(attention_input, layer),

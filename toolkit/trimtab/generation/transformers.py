@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from trimtab.generation.request import Completion, Finish
 from trimtab.generation.sampling import Sampling
 from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
+
+_RANDOM = RLock()  # PyTorch's random state is one for all threads
 
 
 @contextmanager
@@ -78,9 +81,7 @@ def generate(
     ids = torch.tensor([list(prompt)], device=device)
     clock = Clock()
     run: Any = model.generate
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), plain_generation(model, output_tokenizer):
-        torch.manual_seed(sampling.seed + index)
+    with _seeded(sampling, index, device), plain_generation(model, output_tokenizer):
         output = run(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -93,6 +94,17 @@ def generate(
     tokens = output[0, len(prompt) :].tolist()
     text = Detokenizer(output_tokenizer, stop)
     return _completion(tokens, clock.times[1:], len(prompt), text, ends)
+
+
+@contextmanager
+def _seeded(sampling: Sampling, index: int, device: torch.device) -> Iterator[None]:
+    """Draw by the seed of a prompt within the block, and leave the random state as it was."""
+    if sampling.greedy:
+        yield
+        return
+    with _RANDOM, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed + index)
+        yield
 
 
 def _drawing(sampling: Sampling) -> dict[str, Any]:

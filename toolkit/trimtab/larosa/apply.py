@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from trimtab.larosa.modules import Keep, SparseLinear, SparseNorm, basis_changed
 from trimtab.larosa.plan import Plan
 from trimtab.larosa.residual import group_start
 from trimtab.models.adapter import adapter_for, centers, head_shape, module_device
+from trimtab.models.changes import undone_in_order
 from trimtab.progress import track
 from trimtab_kernels.sparse_linear import kernel_name
 
@@ -42,7 +43,7 @@ class SparseModel:
     skips: bool
 
 
-@contextmanager
+@undone_in_order
 def sparsified(
     model: PreTrainedModel,
     plan: Plan,

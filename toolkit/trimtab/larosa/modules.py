@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.decode_parts import BASIS_CHANGE, in_plan, norm_part
 from trimtab_kernels.decode_step import Linear, Selection, SiteInput
 from trimtab_kernels.sparse_linear import int8_linear, sparse_linear
 
+Keep = Callable[[Tensor], Tensor]
 
-class Keep(Protocol):
-    """What drops activations."""
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """Zero what is dropped of activations [..., d]."""
+@runtime_checkable
+class KeepsInDecodeStep(Protocol):
+    """What drops activations by a rule that a decode step can follow."""
 
     def in_decode_step(self, width: int) -> Selection:
         """Return what a decode step keeps of `width` activations."""
+
+
+def _in_decode_step(selector: Keep, width: int) -> Selection:
+    if not isinstance(selector, KeepsInDecodeStep):
+        raise MisfitError(f"{type(selector).__name__} follows no rule that decode plans have")
+    return selector.in_decode_step(width)
 
 
 class SparseLinear(nn.Module):
@@ -58,8 +64,9 @@ class SparseLinear(nn.Module):
 
     def site_input(self) -> SiteInput:
         """Return what a decode step does before the product."""
-        keep = self.selector
-        return SiteInput(selection=None if keep is None else keep.in_decode_step(len(self.weight)))
+        if self.selector is None:
+            return SiteInput()
+        return SiteInput(selection=_in_decode_step(self.selector, len(self.weight)))
 
 
 class SparseNorm(nn.Module):
@@ -109,7 +116,7 @@ class SparseNorm(nn.Module):
     def site_input(self) -> SiteInput:
         """Return what a decode step makes of the activations."""
         norm = norm_part(self.norm)
-        selection = self.selector.in_decode_step(len(norm.weight))
+        selection = _in_decode_step(self.selector, len(norm.weight))
         return SiteInput(norm, self.transform, self.transform_scale, selection)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from torch import nn
 
+from trimtab.models.changes import undone_in_order
 
-@contextmanager
+
+@undone_in_order
 def inferring(model: nn.Module) -> Iterator[None]:
     """Have a model in evaluation mode and without gradients for the time of the ``with``.
 

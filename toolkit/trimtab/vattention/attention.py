@@ -13,11 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from trimtab.errors import MisfitError
+from trimtab.models.changes import undone_in_order
 from trimtab_kernels.decode_attention import decode_attention
 
 NAME = "trimtab_decode"
@@ -101,8 +107,17 @@ def attend(
 
 @contextmanager
 def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Have a model use the attention function of a given name for the time of the ``with``."""
-    before = model.config._attn_implementation
+    """Have a model use the attention function of a given name for the time of the ``with``.
+
+    Whatever is set meanwhile, the model's own is set again afterwards.
+    """
+    with _selected(model.config, model, name):
+        yield
+
+
+@undone_in_order  # for the config, which several models may share
+def _selected(config: PreTrainedConfig, model: PreTrainedModel, name: str) -> Iterator[None]:
+    before = config._attn_implementation
     model.set_attn_implementation(name)
     try:
         yield
@@ -115,9 +130,10 @@ def decode_kernel(model: PreTrainedModel) -> Iterator[None]:
     """Have stock ``generate`` run `trimtab_kernels.decode_attention` for the time of the ``with``.
 
     The kernel runs in steps with one token per sequence and no mask: sequences of equal length
-    without padding, and no window that is full. All other steps use PyTorch's attention. The kernel
-    reads a `VirtualCache` in place. It adds in another order than PyTorch, so near-ties between
-    tokens may be decided differently.
+    without padding, and no window that is full. All other steps use PyTorch's attention, as do all
+    steps on a static cache, which always come with a mask. The kernel reads a `VirtualCache` in
+    place. It adds in another order than PyTorch, so near-ties between tokens may be decided
+    differently.
 
     Parameters
     ----------
@@ -156,5 +172,17 @@ def _attention(
     return output[:, None], None
 
 
+def _mask(**given: Any) -> Tensor | None:
+    """Make transformers' mask, left out only where the keys end with the queries' own.
+
+    Those of a static cache go on beyond; its first position is a tensor.
+    """
+    end, offset = given["kv_offset"] + given["kv_length"], given["q_offset"]
+    if not isinstance(offset, int) or offset + given["q_length"] != end:
+        given["allow_is_causal_skip"] = False
+    found: Tensor | None = sdpa_mask(**given)
+    return found
+
+
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _mask)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trimtab.models.changes import undone_in_order
+
 
 @dataclass(frozen=True)
 class NewRows:
@@ -42,7 +44,7 @@ class NewRows:
         return dict(vars(self))
 
 
-@contextmanager
+@undone_in_order
 def extended(model: PreTrainedModel, rows: NewRows, *, output: bool) -> Iterator[None]:
     """Give `model` the new rows; its own parameters are put back afterwards.
 

@@ -1,0 +1,103 @@
+"""Prompts as callers have them, as lists of token ids."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from trimtab.errors import TrimtabError
+
+Prompt = str | Sequence[int]
+Prompts = Sequence[Prompt] | BatchEncoding
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[list[int]]:
+    """Return the tokens of every prompt.
+
+    Parameters
+    ----------
+    prompts : sequence of str or of sequence of int, or BatchEncoding
+        Texts, token ids, or what a tokenizer makes of several texts: of that, without the padding.
+
+    Raises
+    ------
+    TrimtabError
+        If it is something else, or a single prompt.
+    """
+    if isinstance(prompts, BatchEncoding):
+        return _unpadded(prompts)
+    if isinstance(prompts, str):
+        raise TrimtabError(f"prompts={prompts!r}: expected several; put a single one in a list")
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping | Set):
+        raise TrimtabError(
+            f"prompts is a {type(prompts).__name__}: expected a list of texts or of lists of token "
+            "ids, or the tokenizer's BatchEncoding of several texts"
+        )
+    return [token_ids(tokenizer, prompt) for prompt in prompts]
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Return the tokens of a prompt, special ones included.
+
+    A text that begins with the token that texts begin with, as a chat template makes it, gets no
+    second one.
+
+    Raises
+    ------
+    TrimtabError
+        If it is neither a text nor token ids.
+    """
+    if isinstance(prompt, str):
+        ids: list[int] = tokenizer(prompt)["input_ids"]
+        if tokenizer.bos_token and prompt.startswith(tokenizer.bos_token):
+            written: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            if ids[: len(written) + 1] == [tokenizer.bos_token_id, *written]:
+                return ids[1:]
+        return ids
+    try:
+        if isinstance(prompt, bytes | Mapping | Set):
+            raise TypeError
+        return [operator.index(token) for token in prompt]
+    except TypeError as error:
+        raise TrimtabError(f"prompt {prompt!r}: expected a text or token ids") from error
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """Refuse one stop string where several are expected, and empty ones.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    if isinstance(stop, str) or not all(stop):
+        raise TrimtabError(f"stop={stop!r}: expected a sequence of strings, none empty")
+
+
+def _unpadded(batch: BatchEncoding) -> list[list[int]]:
+    parts = batch.get("input_ids"), batch.get("attention_mask")
+    if any(part is None for part in parts):
+        raise TrimtabError(
+            f"prompts is a BatchEncoding of {', '.join(batch)}: expected input_ids and "
+            "attention_mask, which tells tokens from padding"
+        )
+    ids, masks = (_lists(part) for part in parts)
+    if any(isinstance(row, int) for row in ids):
+        raise TrimtabError(
+            "prompts is a BatchEncoding of one text: expected several; put a single one in a list "
+            "before it is tokenized"
+        )
+    try:
+        return [
+            [token for token, kept in zip(row, mask, strict=True) if kept]
+            for row, mask in zip(ids, masks, strict=True)
+        ]
+    except (TypeError, ValueError) as error:
+        raise TrimtabError("prompts: input_ids and attention_mask differ in shape") from error
+
+
+def _lists(values: Any) -> list[Any]:
+    found: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
+    return found
