@@ -45,7 +45,7 @@ struct Input {
 
 // The most rows of activations that are multiplied at a time, and the most outputs whose weights are
 // then read side by side: as registers allow.
-constexpr int kDotRows = 4;
+constexpr int kDotRows = kLanes == 16 ? 8 : 4;
 constexpr int kDotOutputs = kLanes == 16 ? 4 : 2;
 
 // The numbers of a vector from c on, with zeros after its end, where nothing is read.
@@ -59,22 +59,38 @@ inline Vector numbers_from(const T* source, int64_t c, int64_t width) {
   return load(padded);
 }
 
-// products[r * apart + o] += lane by lane, the product of row r with output o
+// Weights are fetched this far ahead. The processor's own prefetcher follows one stream a page, and
+// rows read side by side are several.
+constexpr int64_t kAheadBytes = 8192;
+
+// products[r * apart + o] = lane by lane, the product of row r with output o
 template <int R, int O, typename T>
 inline void dot(const float* x, const T* const* outputs, int64_t width, int apart,
                 Vector* products) {
   Vector sums[R][O] = {};
-  for (int64_t c = 0; c < width; c += kLanes) {
+  const auto add = [&](const auto& row_at, const auto& weights_at) {
     Vector rows[R];
     for (int r = 0; r < R; ++r) {
-      rows[r] = numbers_from(x + r * width, c, width);
+      rows[r] = row_at(r);
     }
     for (int o = 0; o < O; ++o) {
-      const Vector weights = numbers_from(outputs[o], c, width);
+      const Vector weights = weights_at(o);
       for (int r = 0; r < R; ++r) {
         sums[r][o] += rows[r] * weights;
       }
     }
+  };
+  int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) {
+    add([&](int r) { return load(x + r * width + c); },
+        [&](int o) {
+          __builtin_prefetch(reinterpret_cast<const char*>(outputs[o] + c) + kAheadBytes);
+          return load(outputs[o] + c);
+        });
+  }
+  if (c < width) {
+    add([&](int r) { return numbers_from(x + r * width, c, width); },
+        [&](int o) { return numbers_from(outputs[o], c, width); });
   }
   for (int r = 0; r < R; ++r) {
     for (int o = 0; o < O; ++o) {
@@ -108,7 +124,7 @@ void dots(const float* x, int64_t width, const T* weight, int64_t outputs_apart,
   }
 }
 
-// The same for any number of rows, in fours, then twos, then one.
+// The same for any number of rows: as many at a time as possible, then half as many, and so on.
 template <int R = kDotRows, typename T>
 void dots_of_rows(const float* x, int64_t rows, int64_t width, const T* weight,
                   int64_t outputs_apart, int64_t outputs, float* out, int64_t stride) {
