@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from tests.conftest import random_inputs
 from tests.generation.models import TOKENIZER
@@ -185,6 +190,47 @@ def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafte
     for index, logits in enumerate(expected):
         torch.testing.assert_close(recorder.of(index), logits)
     assert engine.stats.verify_steps > 0 or drafter is None
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("static", [False, True])
+def test_the_padding_of_a_batch_is_not_the_beginning_of_its_texts(sparse, static, explicit):
+    """Alone or padded, on either side, with positions or without, in one pass or in generate."""
+    model, applied = sparse
+    texts = [random_inputs(1, size)[0] for size in (3, 9, 6)]
+    left = pad_sequence(texts, batch_first=True, padding_side="left")
+    sides = {"left": left, "right": pad_sequence(texts, batch_first=True)}
+    options: dict[str, Any] = {"min_new_tokens": 6, "max_new_tokens": 6, "do_sample": False}
+    if static:
+        options |= {"cache_implementation": "static", "disable_compile": True}
+    with applied(dense_prefix=5):
+        alone = [model(text[None]).logits[0] for text in texts]
+        for side, ids in sides.items():
+            sizes = torch.tensor([len(text) for text in texts])[:, None]
+            place = torch.arange(9).expand(3, 9)
+            mask = (place >= 9 - sizes) if side == "left" else (place < sizes)
+            ids_given = {"position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
+            found = model(ids, mask.long(), **(ids_given if explicit else {})).logits
+            for row, logits in enumerate(alone):
+                assert_equal(found[row][mask[row]], logits)
+        continued = [model.generate(text[None], **options)[0, len(text) :] for text in texts]
+        mask = (torch.arange(9) >= 9 - sizes).long()
+        output = model.generate(left, attention_mask=mask, **options)
+    assert torch.equal(output[:, 9:], torch.stack(continued))
+
+
+def test_two_threads_are_each_at_a_place_of_their_own():
+    positions, ids = Positions(4, Prefill.sparse), torch.zeros(1, 6, dtype=torch.int64)
+    positions.observe(torch.nn.Identity(), (ids,), {})
+
+    def other() -> tuple[int, int]:
+        positions.observe(torch.nn.Identity(), (ids[:, :1],), {"past_key_values": Cache(9)})
+        return positions.length, positions.dense
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(other).result() == (1, 0)
+    assert (positions.length, positions.dense) == (6, 4)
+    assert copy.deepcopy(positions).dense_prefix == 4
 
 
 def test_a_dense_prefix_predicts_what_the_dense_model_does(sparse):

@@ -80,8 +80,8 @@ def _unpadded(batch: BatchEncoding) -> list[list[int]]:
     parts = batch.get("input_ids"), batch.get("attention_mask")
     if any(part is None for part in parts):
         raise TrimtabError(
-            f"prompts is a BatchEncoding of {', '.join(batch)}: expected input_ids and "
-            "attention_mask, which tells tokens from padding"
+            f"prompts is a BatchEncoding of {', '.join(batch) or 'nothing'}: expected input_ids, "
+            "and an attention_mask, which tells tokens from padding"
         )
     ids, masks = (_lists(part) for part in parts)
     if any(isinstance(row, int) for row in ids):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, cat, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -20,8 +23,8 @@ from trimtab_kernels.sparse_linear import keep_above, keep_topk
 
 
 @dataclass
-class Positions:
-    """Which positions of the current forward pass stay dense.
+class Positions(threading.local):
+    """Which positions of the forward pass that this thread is in stay dense.
 
     Parameters
     ----------
@@ -36,8 +39,8 @@ class Positions:
     length, dense : int
         Positions of the current pass, and how many of them, from the first on, stay dense.
     rows : Tensor or None
-        Where every row is at a position of its own, whether it stays dense: bool of shape
-        [rows, 1].
+        Where rows are at positions of their own, whether each stays dense: bool of shape
+        [rows, length].
     """
 
     dense_prefix: int
@@ -45,6 +48,9 @@ class Positions:
     length: int = 1
     dense: int = 0
     rows: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Positions, (self.dense_prefix, self.prefill)
 
     @property
     def everywhere(self) -> bool:
@@ -55,8 +61,14 @@ class Positions:
     def observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note where in its text a pass is: a forward pre-hook with keywords.
 
-        A pass of the engine says so in its `step`, any other pass in its cache.
+        A pass of the engine says so in its `step`, any other pass in its cache; what its mask or
+        its positions leave before a row's text is not part of the text.
         """
+        if len(args) > 1:
+            kwargs = {
+                **dict(zip(signature(module.forward).parameters, args, strict=False)),
+                **kwargs,
+            }
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs["inputs_embeds"] if tokens is None else tokens
         self.length, self.dense, self.rows = tokens.shape[1], 0, None
@@ -69,11 +81,25 @@ class Positions:
             start, prompt = step.start, step.prompt
         if prompt and self.prefill is Prefill.dense:
             self.dense = self.length
+        elif not self.dense_prefix:
+            return
+        elif step is None and (rows := self._rows(start, tokens.device, kwargs)) is not None:
+            # Compared on their own device: to look at a number there is to wait for the device.
+            self.rows = rows.expand(tokens.shape[0], -1) if rows.is_cuda or rows.any() else None
         elif start is not None:
             self.dense = min(max(self.dense_prefix - start, 0), self.length)
-        elif self.dense_prefix:
-            # Compared on their own device: to look at a number here is to wait for the device.
+        else:
             self.rows = kwargs["position_ids"] < self.dense_prefix
+
+    def _rows(self, start: int, device: torch.device, given: dict[str, Any]) -> Tensor | None:
+        """Return which positions of each row stay dense; None if nothing tells rows apart."""
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
+        found = None if positions is None else positions < self.dense_prefix
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            places = torch.arange(start, start + self.length, device=device)
+            begun = places - mask.ne(0).int().argmax(-1, keepdim=True) < self.dense_prefix
+            found = begun if found is None else found | begun
+        return found
 
 
 @dataclass
@@ -116,7 +142,7 @@ class Selector:
         """Zero what is dropped of activations [..., d]."""
         if self.positions.rows is not None:
             # Some architectures flatten rows and positions before their MLP.
-            dense = self.positions.rows.reshape(-1, *[1] * (z.dim() - 1))
+            dense = self.positions.rows.reshape(*z.shape[:-1], 1)
             selected = z.where(dense, self._keep(z))
         elif not self.positions.dense:
             selected = self._keep(z)

@@ -1,0 +1,122 @@
+"""Prompts in every form that callers have them in."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerFast
+
+from tests.generation.models import TOKENIZER, engine_for, model_of, prompts_of
+from trimtab.errors import TrimtabError
+from trimtab.generation.prompts import prompt_tokens, token_ids
+
+TEXTS = ["Hello", "a longer text", "x"]
+IDS = [TOKENIZER(text)["input_ids"] for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def padding() -> PreTrainedTokenizerFast:
+    """Return a tokenizer that can pad."""
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("tensors", [None, "pt", "np"])
+def test_what_a_tokenizer_makes_of_several_texts_is_these_prompts(padding, side, tensors):
+    batch = padding(TEXTS, padding=True, padding_side=side, return_tensors=tensors)
+    assert prompt_tokens(padding, batch) == IDS
+    assert prompt_tokens(padding, TOKENIZER(TEXTS)) == IDS
+
+
+def test_every_form_generates_the_same_texts(padding):
+    forms = [
+        TEXTS,
+        IDS,
+        tuple(torch.tensor(ids) for ids in IDS),
+        padding(TEXTS, padding=True, return_tensors="pt"),
+        [TEXTS[0], IDS[1], torch.tensor(IDS[2])],
+    ]
+    with engine_for(model_of()) as engine:
+        found = [[one.tokens for one in engine.generate(form, max_new_tokens=4)] for form in forms]
+        assert len(engine.generate(torch.tensor([IDS[0]] * 2), max_new_tokens=1)) == 2
+    assert found == [found[0]] * len(forms)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (
+            {"input_ids": IDS},
+            "prompts is a dict: expected a list of texts or of lists of token ids",
+        ),
+        (BatchFeature({"input_ids": IDS}), "prompts is a BatchFeature"),
+        ({"a", "b"}, "prompts is a set"),
+        (b"ab", "prompts is a bytes"),
+        (7, "prompts is a int"),
+        (None, "prompts is a NoneType"),
+        (SimpleNamespace(), "prompts is a SimpleNamespace"),
+        (TOKENIZER("one"), "prompts is a BatchEncoding of one text: expected several"),
+        (
+            BatchEncoding({"input_ids": IDS}),
+            "a BatchEncoding of input_ids: expected input_ids, and",
+        ),
+        (BatchEncoding({}), "prompts is a BatchEncoding of nothing: expected input_ids"),
+        (
+            BatchEncoding({"input_ids": [[1, 2]], "attention_mask": [[1]]}),
+            "input_ids and attention_mask differ in shape",
+        ),
+        ([{"input_ids": [1]}], "expected a text or token ids"),
+        ([TOKENIZER("one")], "expected a text or token ids"),
+        ([b"ab"], "expected a text or token ids"),
+        ([[[1, 2]]], "expected a text or token ids"),
+    ],
+)
+def test_what_is_no_list_of_prompts_is_refused(prompts, message):
+    with pytest.raises(TrimtabError, match=message):
+        prompt_tokens(TOKENIZER, prompts)
+
+
+@pytest.fixture(scope="module")
+def starting() -> PreTrainedTokenizerFast:
+    """Return a tokenizer that begins every text with a token, and ends it with another."""
+    backend = copy.deepcopy(TOKENIZER.backend_tokenizer)
+    backend.add_special_tokens(["<bos>", "<eos>"])
+    ids = [(name, backend.token_to_id(name)) for name in ("<bos>", "<eos>")]
+    backend.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>",
+        chat_template="<bos>{% for m in messages %}{{ m.content }}{% endfor %}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "starts"),
+    [("Hi", 1), ("<bos>Hi", 1), ("<bos><bos>Hi", 2), ("Hi<bos>", 2), ("<bos>", 1)],
+)
+def test_a_text_begins_as_often_as_it_says(starting, text, starts):
+    ids = token_ids(starting, text)
+    assert ids.count(starting.bos_token_id) == starts
+    assert ids[0] == starting.bos_token_id
+    assert ids[-1] == starting.eos_token_id
+    assert starting.decode(ids[:-1]) == (text if text.startswith("<bos>") else f"<bos>{text}")
+
+
+def test_a_chat_template_as_text_and_as_tokens_is_one_prompt(starting):
+    chat = [{"role": "user", "content": "Hi"}]
+    text = starting.apply_chat_template(chat, tokenize=False)
+    batch = starting.apply_chat_template([chat], tokenize=True, return_dict=True)
+    (ids,) = prompt_tokens(starting, batch)
+    assert token_ids(starting, text)[:-1] == ids
+
+
+def test_a_tokenizer_that_adds_no_token_loses_none():
+    bos = copy.deepcopy(TOKENIZER)
+    bos.bos_token = bos.convert_ids_to_tokens(prompts_of(1)[0][0])
+    text = bos.bos_token * 2 + "x"
+    assert token_ids(bos, text) == bos(text)["input_ids"]
