@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from tests.conftest import SHAPES
 from tests.generation.models import VARIANTS, model_of
-from tests.models.contract import assert_equal
+from tests.models.contract import assert_equal, draw, stepwise
+from tests.models.larosa_contract import SMALL, calibrated
+from trimtab.artifact import Artifact
 from trimtab.generation.attention import NAME
 from trimtab.generation.plan import decode_plan
-from trimtab.models.adapter import head_shape
+from trimtab.larosa import LaRoSA, Precision, RotationScope, Selection, Transforms
+from trimtab.larosa.apply import sparsified
+from trimtab.larosa.plan import Plan
+from trimtab.larosa.selection import Selectors
+from trimtab.models.adapter import adapter_for, head_shape
 from trimtab.models.sources import DType
 from trimtab.vattention.attention import using_attention
 from trimtab_kernels.decode_step import DecodePlan, cpu
@@ -58,7 +67,7 @@ def test_a_plan_is_the_models_forward_pass(variant):
 
 # Relative to the largest logit. In bfloat16 the reference rounds after every operation, and the
 # executor does not.
-TOLERANCE = {DType.float32: 1e-5, DType.bfloat16: 0.1}
+CLOSE = {DType.float32: 1e-5, DType.bfloat16: 0.1}
 
 
 def steps_of(ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -72,17 +81,106 @@ def steps_of(ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     yield tokens, slots.flip(0).repeat_interleave(14)[:-1], torch.cat([rest, rest[1:]])
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_cpu_executor_computes_the_plan(variant, dtype):
     model = model_of(variant, dtype)
     plan = plan_of(model)
     ids = torch.randint(0, 256, (2, LENGTH), generator=torch.Generator().manual_seed(0))
     expected_cache, cache = empty_cache(model, 3), empty_cache(model, 3)
-    assert cpu.unavailable(plan) is None
+    assert cpu.unavailable(model.dtype, model.device) is None
     executor = cpu.CpuExecutor(plan, *cache)
     for step in steps_of(ids):
         expected, found = decode_step(plan, *expected_cache, *step), executor.step(*step)
         assert found.dtype == expected.dtype
-        difference = (found - expected).abs().max() / expected.abs().max()
-        assert difference < TOLERANCE[dtype]
+        assert (found - expected).abs().max() / expected.abs().max() < CLOSE[dtype]
+
+
+def test_a_row_is_computed_as_if_it_were_alone():
+    model = model_of("gemma3")
+    plan, ids = plan_of(model), torch.randint(0, 256, (2, LENGTH))
+    together, apart = (cpu.CpuExecutor(plan, *empty_cache(model, 3)) for _ in range(2))
+    for step in steps_of(ids):
+        rows = [apart.step(*(part[row : row + 1] for part in step)) for row in range(len(step[0]))]
+        assert torch.equal(together.step(*step), torch.cat(rows))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_the_number_of_threads_changes_no_bit(threads):
+    model = model_of("phi3, window")
+    plan, ids = plan_of(model), torch.randint(0, 256, (2, LENGTH))
+    alone, many = (cpu.CpuExecutor(plan, *empty_cache(model, 3)) for _ in range(2))
+    for step in steps_of(ids):
+        expected = alone.step(*step)
+        torch.set_num_threads(threads)
+        try:
+            assert torch.equal(many.step(*step), expected)
+        finally:
+            torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (([256 + 64], [0], [0]), "token 320; expected 0 to 319"),
+        (([1], [3], [0]), "position 0 of slot 3 is outside a cache"),
+        (([1], [0], [LENGTH]), f"position {LENGTH} of slot 0 is outside"),
+        (([1, 2], [0], [0, 1]), "slots is torch.int64 of shape"),
+        (([], [], []), "0 tokens; expected 1 to 64"),
+    ],
+)
+def test_a_step_outside_model_or_cache_is_refused(step, message):
+    model = model_of()
+    executor = cpu.CpuExecutor(plan_of(model), *empty_cache(model, 3))
+    rows = [torch.tensor(row, dtype=torch.int64) for row in step]
+    with pytest.raises(ValueError, match=message):
+        executor.step(*rows)
+
+
+SPARSE: dict[str, dict[str, Any]] = {
+    "thresholds": {},
+    "exact counts": {"selection": Selection.topk, "dense_prefix": 5},
+    "capped": {"selection": Selection.capped, "precision": Precision.model},
+    "rotated stream": {"residual": RotationScope.layer, "transforms": Transforms.all},
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_sparse_models_plan_drops_what_the_model_drops(corpus, shape, name):
+    method = LaRoSA(**{"transforms": Transforms.all, **SMALL, **SPARSE[name]})
+    loaded = draw(shape, DType.float64, tied=True)
+    if adapter_for(loaded.model).post_norms and method.residual is not RotationScope.none:
+        pytest.skip("this architecture's stream cannot be rotated")
+    artifact = calibrated(loaded, method, corpus)
+    model, ids = loaded.model, torch.randint(0, 256, (1, LENGTH))
+    with method.apply(model, loaded.tokenizer, artifact) as applied:
+        expected = stepwise(model, ids, 1)
+        plan, cache = plan_of(model), empty_cache(model, 1)
+        assert all(torch.equal(part.counts, torch.zeros(2)) for part in applied.selectors)
+        for at in range(LENGTH):
+            step = ids[:, at], torch.tensor([0]), torch.tensor([at])
+            assert_equal(decode_step(plan, *cache, *step), expected[:, at])
+        counted = [part.counts.tolist() for part in applied.selectors]
+    # The same artifact's tensors in float32: an executor drops what the reference drops.
+    narrow = loaded.model.float()
+    with sparsified_as(narrow, method, artifact) as selectors:
+        plan, cache, own = plan_of(narrow), empty_cache(narrow, 1), empty_cache(narrow, 1)
+        executor = cpu.CpuExecutor(plan, *own)
+        for at in range(LENGTH):
+            step = ids[:, at], torch.tensor([0]), torch.tensor([at])
+            found, expected = executor.step(*step), decode_step(plan, *cache, *step)
+            assert (found - expected).abs().max() / expected.abs().max() < 1e-4
+        kept, seen = zip(*(part.counts.tolist() for part in selectors.made), strict=True)
+    assert [2 * total for _, total in counted] == list(seen)
+    assert sum(kept) == pytest.approx(2 * sum(found for found, _ in counted), rel=1e-3)
+
+
+@contextmanager
+def sparsified_as(
+    model: PreTrainedModel, method: LaRoSA, artifact: Artifact
+) -> Iterator[Selectors]:
+    plan = Plan.from_json(artifact.parameters["plan"])
+    selectors = Selectors(plan, method)
+    with sparsified(model, plan, artifact.tensors, selectors.selector), selectors.following(model):
+        yield selectors

@@ -102,13 +102,12 @@ class ToyForward:
         return torch.stack([self.logits(held[:end]) for end in range(start + 1, len(held) + 1)])
 
     def decode(self, newest: Mapping[int, int]) -> Tensor:
-        rows: Tensor = torch.full((len(self.kv.lengths), VOCABULARY), torch.nan)
+        rows = []
         for slot, token in newest.items():
             self.write("decode", slot, [token], len(self.kv.held[slot]))
             assert len(self.kv.held[slot]) == self.kv.sizes[slot]
-            found = self.logits(self.kv.held[slot])
-            rows[slot, : len(found)] = found
-        return rows[:, : len(found)]
+            rows.append(self.logits(self.kv.held[slot]))
+        return torch.stack(rows)
 
     def write(self, kind: str, slot: int, ids: Sequence[int], start: int) -> None:
         assert len(self.kv.held[slot]) == start

@@ -73,19 +73,18 @@ class CpuExecutor:
 WHOLE = [field.name for field in fields(DecodePlan) if field.name != "layers"]
 
 
-def unavailable(plan: DecodePlan) -> str | None:
-    """Return why this machine has no executor for a plan, None if it has one.
+def unavailable(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Return why this machine has no executor for models of a dtype on a device; None if it has.
 
     The first call builds it.
     """
-    weight = plan.embedding.weight
-    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
-        return f"no decode step for {weight.dtype} on {weight.device.type}"
+    if device.type != "cpu" or dtype not in DTYPES:
+        return f"there is no executor for {dtype} on {device.type}"
     return build.load(LIBRARY)
 
 
 def describe(dtype: torch.dtype) -> str:
-    """Return the name of the executor for a dtype, or why there is none."""
+    """Return the name of the executor for a dtype, once it is available."""
     return build.describe(LIBRARY, dtype, "decode step", "modules")
 
 

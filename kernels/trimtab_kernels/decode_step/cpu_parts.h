@@ -89,6 +89,7 @@ struct Selection {
   int64_t keep;
   double threshold;
   int64_t dense_prefix;
+  Tensor counts;  // undefined where nobody wants them
 };
 
 struct Site {
@@ -101,7 +102,8 @@ struct Site {
     const std::string selection = name + ".selection";
     if (const auto keep = from.number(selection + ".keep")) {
       site.selection = Selection{static_cast<int64_t>(*keep), *from.number(selection + ".threshold"),
-                                 static_cast<int64_t>(*from.number(selection + ".dense_prefix"))};
+                                 static_cast<int64_t>(*from.number(selection + ".dense_prefix")),
+                                 from.tensor(selection + ".counts").value_or(Tensor())};
     }
     return site;
   }

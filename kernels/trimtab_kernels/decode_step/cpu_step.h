@@ -332,6 +332,12 @@ class Step {
                    own.keys.data());
           }
         }
+        if (member.first == 0 && selection.counts.defined()) {
+          int64_t* const counts = selection.counts.mutable_data_ptr<int64_t>();
+          const int64_t size = count() * input.width;
+          counts[0] += size - std::count(input.row(0), input.row(0) + size, 0.0f);
+          counts[1] += size;
+        }
       }
       input.compact();
     }

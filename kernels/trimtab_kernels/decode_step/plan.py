@@ -59,11 +59,15 @@ class Selection:
         The magnitude below which none stays.
     dense_prefix : int
         Positions at the beginning of a text that drop nothing.
+    counts : Tensor, optional
+        int64 of shape [2] on the host: executors add to it how many entries were not zero after the
+        selection, and how many there were.
     """
 
     keep: int
     threshold: float = 0.0
     dense_prefix: int = 0
+    counts: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,10 @@ def selected(site: SiteInput, x: Tensor, positions: Tensor) -> Tensor:
     if site.selection is None:
         return x
     kept = reference.keep_above(x, site.selection.threshold, site.selection.keep)
-    return torch.where((positions < site.selection.dense_prefix)[:, None], x, kept)
+    found = torch.where((positions < site.selection.dense_prefix)[:, None], x, kept)
+    if site.selection.counts is not None:
+        site.selection.counts.add_(torch.tensor([int(found.count_nonzero()), found.numel()]))
+    return found
 
 
 def activated(kind: Activation, x: Tensor) -> Tensor:

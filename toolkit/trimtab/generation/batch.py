@@ -94,7 +94,7 @@ class Batch:
             yield from self._verify(running[0], draft)
         elif running:
             newest = {self._slots[request.index]: request.ids[-1] for request in running}
-            logits = self._forward.decode(newest)[list(newest)]
+            logits = self._forward.decode(newest)
             self._stats.decode_steps += 1
             yield from self._sample(running, logits)
 

@@ -44,9 +44,11 @@ class Engine:
     Several threads may call it, and several engines may run on one model: calls for a model wait
     for each other.
 
-    A decode step has one row per slot, in use or not, so that a text does not depend on the others.
-    Only where the library splits a product between threads may the row of a sequence show in the
-    last bits of its logits.
+    Decode steps run on an executor of the model's decode plan where there is one (see
+    `decode_step`): every row is then computed as if it were alone. Where the modules run them, a
+    step has one row per slot, in use or not, so that a text does not depend on the others; only
+    where the library splits a product between threads may the row of a sequence show in the last
+    bits of its logits.
 
     Parameters
     ----------
@@ -148,6 +150,13 @@ class Engine:
         """The most tokens of one sequence: `max_len`, or fewer if the budget holds fewer."""
         kv = self.kv
         return capacity(kv.geometry, kv.page_bytes, kv.pool.budget)
+
+    @property
+    def decode_step(self) -> str:
+        """What runs decode steps: the executor, or the model's modules and why."""
+        if self._forward is None:
+            raise RuntimeError("the engine is not running: use it in a `with`")
+        return self._forward.executor.name
 
     @torch.inference_mode()
     def generate(
@@ -284,6 +293,7 @@ class Engine:
                 raise MisfitError("the model is in training mode: call model.eval() first")
             self._generating = True
             try:
+                forward.refresh()
                 yield kv, forward
             finally:
                 self._generating = False

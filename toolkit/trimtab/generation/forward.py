@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
+from trimtab.generation.executor import executor_for
 from trimtab.generation.steps import DecodeStep, ExtendStep, Step
 from trimtab.vattention.virtual_kv import VirtualKV
 
@@ -18,14 +19,19 @@ from trimtab.vattention.virtual_kv import VirtualKV
 class Forward:
     """Runs a model on a cache, with the attention function named `attention.NAME`.
 
-    A decode step always has one row per slot, including idle slots, and reads tokens, lengths and
-    cache from tensors that never move.
+    Decode steps, and short given texts, run on an executor of the model's decode plan where there
+    is one. Otherwise a decode step always has one row per slot, including idle slots, and reads
+    tokens, lengths and cache from tensors that never move.
 
     Parameters
     ----------
     model : PreTrainedModel
         Set to use that attention function.
     kv : VirtualKV
+
+    Attributes
+    ----------
+    executor : Executor
     """
 
     def __init__(self, model: PreTrainedModel, kv: VirtualKV) -> None:
@@ -43,6 +49,13 @@ class Forward:
         # A four-dimensional mask is passed on unchanged. Without a mask, GPT-2 looks for padding in
         # every input, which waits for the device, and OPT creates a mask of its own.
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        self._parts = _parts(model)
+        self.executor = executor_for(model, kv)
+
+    def refresh(self) -> None:
+        """Have the executor follow a change of the model's tensors or hooks."""
+        if (parts := _parts(self._model)) != self._parts:
+            self.executor, self._parts = executor_for(self._model, self._kv), parts
 
     def decode(self, newest: Mapping[int, int]) -> Tensor:
         """Append the newest tokens of some slots, and return the logits of the next ones.
@@ -55,8 +68,11 @@ class Forward:
         Returns
         -------
         Tensor
-            Of shape [slots, vocabulary]; the rows of other slots are meaningless.
+            Of shape [len(newest), vocabulary], in the order of `newest`.
         """
+        if self.executor.takes(len(newest)):
+            positions = [self._kv.length(slot) - 1 for slot in newest]
+            return self._execute(list(newest.values()), list(newest), positions)
         inputs = self._host.numpy()
         inputs[:] = 0
         for slot, token in newest.items():
@@ -66,7 +82,7 @@ class Forward:
         tokens, decoding = self._inputs
         torch.mul(self._kv.lengths, decoding, out=self._lengths)
         torch.sub(self._lengths, 1, out=self._positions[:, 0]).clamp_(min=0)
-        return self._run(tokens[:, None], self._positions, self._step, 1)[:, 0]
+        return self._run(tokens[:, None], self._positions, self._step, 1)[list(newest), 0]
 
     def prefill(self, slot: int, ids: Sequence[int], start: int) -> Tensor:
         """Write tokens of a prompt into a slot, and return the logits of the token after them.
@@ -99,7 +115,18 @@ class Forward:
         Tensor
             Of shape [len(ids), vocabulary].
         """
+        if self.executor.takes(len(ids)):
+            positions = list(range(start, start + len(ids)))
+            return self._execute(ids, [slot] * len(ids), positions)
         return self._extend(slot, ids, start, prompt=False, keep=len(ids))
+
+    def _execute(
+        self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int]
+    ) -> Tensor:
+        self._require_in_charge()
+        executor = self.executor.cpu
+        assert executor is not None
+        return executor.step(*(torch.tensor(row) for row in (tokens, slots, positions)))
 
     def _extend(
         self, slot: int, ids: Sequence[int], start: int, *, prompt: bool, keep: int
@@ -110,13 +137,16 @@ class Forward:
         step = ExtendStep(self._kv.keys, self._kv.values, slot, start, end, prompt)
         return self._run(tokens, positions, step, keep)[0]
 
-    def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int) -> Tensor:
+    def _require_in_charge(self) -> None:
         if (found := self._model.config._attn_implementation) != NAME:
             raise TrimtabError(
                 f"the model's attention is {found!r}, no longer the engine's {NAME!r}: it was set "
                 "after the engine was entered, by decode_kernel or model.set_attn_implementation; "
                 "leave the `with` of the former, or enter the engine again"
             )
+
+    def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int) -> Tensor:
+        self._require_in_charge()
         logits: Tensor = self._model(
             input_ids=tokens,
             position_ids=positions,
@@ -126,3 +156,12 @@ class Forward:
             step=step,
         ).logits
         return logits
+
+
+def _parts(model: PreTrainedModel) -> list[int]:
+    """Return what changes when a tensor or a hook of the model does."""
+    hooks = sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    )
+    tensors = (*model.parameters(), *model.buffers())
+    return [hooks, *(tensor.data_ptr() for tensor in tensors)]

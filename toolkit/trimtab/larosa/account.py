@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from trimtab.larosa.apply import SparseModel
 from trimtab.larosa.selection import Recorder, Selector
 
@@ -39,16 +41,19 @@ class AppliedLaRoSA:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Count what is kept within the block."""
+        before = [part.counts.clone() for part in self.selectors]
         self.recorder.on = True
         try:
             yield
         finally:
             self.recorder.on = False
+            for part, counts in zip(self.selectors, before, strict=True):
+                part.recorded += part.counts - counts
 
     def kept_bytes(self) -> float:
         """Return the bytes of weights that multiply what a token kept, on average."""
         pairs = zip(self.sparse.weight_bytes, self.selectors, strict=True)
-        return sum(size * part.kept / part.seen for size, part in pairs)
+        return sum(size * part.kept for size, part in pairs)
 
     def extra_step_bytes(self) -> int:
         """Return the bytes a decode step reads beyond the parameters, less those it skips."""
@@ -89,4 +94,5 @@ class AppliedLaRoSA:
 
 
 def _dropped(selectors: Sequence[Selector]) -> float:
-    return 1 - sum(part.kept for part in selectors) / sum(part.seen for part in selectors)
+    kept, seen = torch.stack([part.recorded for part in selectors]).sum(0).tolist()
+    return 1 - kept / seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
@@ -109,6 +109,11 @@ class Recorder:
     on: bool = False
 
 
+def _nothing_yet() -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(2, dtype=torch.int64)
+
+
 @dataclass
 class Selector:
     """What drops the activations of one site of one layer.
@@ -125,8 +130,11 @@ class Selector:
 
     Attributes
     ----------
-    kept, seen : int
-        Entries that were not zero, and all entries, while recording.
+    counts : Tensor
+        int64 of shape [2]: entries that were not zero, and all entries. The selector adds to it
+        while recording, and an executor of decode plans always.
+    recorded : Tensor
+        The same, while recording alone.
     """
 
     site: str
@@ -135,8 +143,13 @@ class Selector:
     cap: float
     positions: Positions
     recorder: Recorder
-    kept: int = 0
-    seen: int = 0
+    counts: Tensor = field(default_factory=_nothing_yet)
+    recorded: Tensor = field(default_factory=_nothing_yet)
+
+    @property
+    def kept(self) -> float:
+        """Share of the entries that were not zero, while recording."""
+        return float(self.recorded[0] / self.recorded[1])
 
     def __call__(self, z: Tensor) -> Tensor:
         """Zero what is dropped of activations [..., d]."""
@@ -154,16 +167,15 @@ class Selector:
             head, tail = rows[:, : self.positions.dense], rows[:, self.positions.dense :]
             selected = cat([head, self._keep(tail)], dim=1).reshape(z.shape)
         if self.recorder.on:
-            self.kept += int(selected.count_nonzero())
-            self.seen += selected.numel()
+            self.counts += torch.tensor([int(selected.count_nonzero()), selected.numel()])
         return selected
 
     def in_decode_step(self, width: int) -> decode_step.Selection:
         """Return what a decode step keeps of `width` activations: no prompt is among its tokens."""
         prefix = self.positions.dense_prefix
         if self.selection is Selection.topk:
-            return decode_step.Selection(self._count(width), 0.0, prefix)
-        return decode_step.Selection(self._cap(width), self.plan.threshold, prefix)
+            return decode_step.Selection(self._count(width), 0.0, prefix, self.counts)
+        return decode_step.Selection(self._cap(width), self.plan.threshold, prefix, self.counts)
 
     def _keep(self, z: Tensor) -> Tensor:
         width = z.shape[-1]
