@@ -30,6 +30,7 @@ from trimtab.evaluation.workload import (
     prompts,
     quality_windows,
 )
+from trimtab.generation.transformers import set_aside
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.pretrained import short_name
 from trimtab.models.state import inferring
@@ -134,6 +135,7 @@ def measure(
             "parameters": first.speed.parameters,
         },
         "corpus": {"name": corpus.name, "digest": corpus.digest, "documents": len(documents)},
+        "generation": {"set_aside": set_aside(optimized.model)},
         "kernel": optimized.applied.kernel,
         "device": str(optimized.model.device),
     }
