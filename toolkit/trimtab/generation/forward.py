@@ -44,6 +44,10 @@ class Forward:
         # every input, which waits for the device, and OPT creates a mask of its own.
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.device)
 
+    def close(self) -> None:
+        """Drop the cache's tensors, which an error that is kept would hold on to."""
+        del self._step
+
     def decode(self, newest: Mapping[int, int]) -> Tensor:
         """Append the newest tokens of some slots, and return the logits of the next ones.
 
