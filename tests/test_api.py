@@ -11,6 +11,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import trimtab
 from tests.conftest import tiny
+from trimtab.evaluation.generators import TransformersGenerator
+from trimtab.evaluation.workload import Prompt
+from trimtab.generation.transformers import set_aside
 from trimtab.models.random import byte_tokenizer
 
 SMALL = {"tokens": 512, "probe_tokens": 256, "window": 64}
@@ -332,6 +335,38 @@ def test_wrong_arguments_of_the_other_functions_are_named(tokenizer, larosa):
     with pytest.raises(trimtab.ConfigError, match="quality=.*expected a QualityConfig"):
         trimtab.MeasureConfig(quality={"windows": 3})
     assert trimtab.LaRoSA(sparsity=np.float64(0.25), tokens=np.int64(1024)).sparsity == 0.25
+
+
+ODD = {
+    "suppress_tokens": [5, 97], "begin_suppress_tokens": [5], "forced_bos_token_id": 7,
+    "forced_eos_token_id": 7, "guidance_scale": 3.0, "max_time": 0.0, "num_return_sequences": 2,
+    "prompt_lookup_num_tokens": 3, "stop_strings": ["a"], "penalty_alpha": 0.6,
+    "cache_implementation": "static", "dola_layers": "high", "num_beams": 3, "min_new_tokens": 50,
+    "min_length": 99, "max_length": 3, "repetition_penalty": 3.0, "no_repeat_ngram_size": 1,
+    "bad_words_ids": [[5]], "sequence_bias": [[[5], 10.0]], "do_sample": True, "top_k": 3,
+    "exponential_decay_length_penalty": (1, 2.0), "use_cache": False, "assistant_early_exit": 1,
+    "return_dict_in_generate": True, "token_healing": True, "prefill_chunk_size": 3,
+    "watermarking_config": {"greenlist_ratio": 0.5, "bias": 20.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", ODD)
+def test_no_setting_of_a_checkpoint_acts_on_one_route_alone(tokenizer, setting):
+    found = []
+    for odd in ({}, {setting: ODD[setting]}):
+        model = built().eval()
+        model.generation_config = GenerationConfig(eos_token_id=2)
+        vars(model.generation_config).update(odd)
+        assert set(set_aside(model)) == set(odd)
+        for stack in ([], [trimtab.VAttention()]):
+            with trimtab.apply(model, tokenizer, stack) as optimized:
+                for sampling in (None, trimtab.Sampling(temperature=1.0, seed=1)):
+                    (made,) = optimized.generate(["word"], max_new_tokens=6, sampling=sampling)
+                    found.append(made.tokens)
+        prompt = Prompt("d", "word1", "word2")
+        found.append(TransformersGenerator(model, tokenizer).greedy(prompt, 6))
+    assert found[:5] == found[5:]
+    assert found[0] == found[2]
 
 
 def test_a_models_generation_config_changes_neither_route(tokenizer, larosa):

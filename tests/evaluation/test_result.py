@@ -36,7 +36,8 @@ ADAPTIVOCAB = {
 
 # Sections that are documented as a whole.
 WHOLE = [
-    "artifacts", "reasons", "sparsity.sites", "vocabulary.validation", "environment.packages",
+    "artifacts", "generation.set_aside", "reasons", "sparsity.sites", "vocabulary.validation",
+    "environment.packages",
 ]  # fmt: skip
 
 
@@ -58,6 +59,8 @@ def folder(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("evaluation")
     loaded = tiny()
+    own = loaded.model.generation_config
+    own.suppress_tokens, own.guidance_scale, own.max_time = [*range(97, 123)], 1.5, 0.0
     loaded.model.save_pretrained(root / "model")
     loaded.tokenizer.save_pretrained(root / "model")
     return root
@@ -142,6 +145,15 @@ def test_the_fixed_names_are_there_with_numbers(result):
 
 def test_it_is_json_that_any_reader_takes(result):
     assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_what_the_checkpoint_asks_for_is_set_aside_for_both_and_named(folder, hub):
+    plain = configured(folder, *hub)
+    plain.methods = {}
+    result = evaluate(plain, "baseline")
+    assert result["quality"]["exact_match"] == 1
+    asked = {"suppress_tokens": [*range(97, 123)], "guidance_scale": 1.5, "max_time": 0.0}
+    assert result["generation"] == {"set_aside": asked}
 
 
 @pytest.mark.parametrize("model", ["hub", "random"])

@@ -61,6 +61,27 @@ def test_a_prompt_that_the_budget_cannot_hold():
 
 
 @pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"max_len": 2048}, "the model's positions"),
+        ({"max_len": 24}, "max_len"),
+        ({"max_len": 2048, "budget": 6 * 4096}, "the budget"),
+    ],
+)
+def test_what_is_too_long_is_told_of_what_can_be_changed(settings, told):
+    with engine_for(model_of(), slots=1, **settings) as engine:
+        for call in (
+            lambda: engine.generate([[1] * 2049], max_new_tokens=1),
+            lambda: engine.logits([1] * 1025, [1] * 1025),
+        ):
+            with pytest.raises(TrimtabError) as refused:
+                call()
+            assert told in str(refused.value)
+            assert ("max_len" in str(refused.value)) == (told == "max_len")
+            assert ("budget" in str(refused.value)) == (told == "the budget")
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"slots": 0}, "slots=0"),

@@ -153,6 +153,19 @@ def test_a_report_of_a_job_is_of_that_job_alone(tmp_path):
     assert [job.label for job in load_jobs(tmp_path)] == ["above"]
 
 
+def test_what_checkpoints_ask_for_and_did_not_get_is_named_once(tmp_path):
+    for index in range(3):
+        asked = {"suppress_tokens": [5, 6], "guidance_scale": 2.0} if index else {}
+        job = content(f"m{index}", (1, 0.9, 1.1)) | {"generation": {"set_aside": asked}}
+        (tmp_path / str(index)).mkdir()
+        (tmp_path / str(index) / "result.json").write_text(json.dumps(job))
+    text = build_report(tmp_path).read_text()
+    said = "of tiny asks for `suppress_tokens=[5, 6]`, `guidance_scale=2.0`: set aside for both"
+    assert text.count(said) == text.count("asks for") == 1
+    rows = list(csv.DictReader(io.StringIO(csv_table(load_jobs(tmp_path)))))
+    assert [row["generation.set_aside.suppress_tokens"] for row in rows] == ["", "5 6", "5 6"]
+
+
 def test_failed_jobs_are_shown_as_failed(sweep):
     assert "| `broken` | **failed**: it broke here \\| there |" in build_report(sweep).read_text()
 

@@ -8,7 +8,9 @@ import os
 import pickle
 import signal
 import sys
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, product
 from unittest.mock import patch
 
@@ -43,7 +45,7 @@ from tests.vattention.generating import (
     model_of,
     prompts,
 )
-from trimtab.errors import MisfitError
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.loading import load_model
 from trimtab.models.sources import DType, RandomModel
 from trimtab.vattention.cache import VirtualCache
@@ -512,6 +514,45 @@ def test_a_cache_that_is_dropped_is_closed():
     gc.collect()
     with pytest.raises(RuntimeError, match="closed"):
         kv.keys  # noqa: B018
+
+
+def test_a_cache_that_is_dropped_before_views_of_it_is_closed_with_the_last(monkeypatch):
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    model = model_of("tiny-llama")
+    cache = generate(model, prompts(1), make(model)).past_key_values
+    view, pool = cache.layers[0].keys[:, :1], weakref.ref(cache.kv.pool)
+    expected = view.clone()
+    del cache
+    gc.collect()
+    assert torch.equal(view, expected)
+    assert pool() is not None
+    del view
+    gc.collect()
+    assert pool() is None
+    assert not ignored
+
+
+def test_one_cache_does_not_mix_the_texts_of_two_threads():
+    model, ids = model_of("tiny-llama"), prompts(1)
+    expected = generate(model, ids)
+    with make(model) as cache, ThreadPoolExecutor(1) as thread:
+        assert_same(thread.submit(generate, model, ids, cache).result(), expected)
+        kept = cache.layers[0].keys.clone()
+        with pytest.raises(TrimtabError, match="holds tokens of thread 'ThreadPool.*reset"):
+            generate(model, torch.cat([ids, ids], dim=1), cache)
+        assert torch.equal(cache.layers[0].keys, kept)
+        cache.reset()
+        assert_same(generate(model, ids, cache), expected)
+
+
+def test_a_text_goes_on_in_another_thread_once_the_first_has_ended():
+    model, ids = model_of("tiny-llama"), prompts(1)
+    with make(model) as cache:
+        with ThreadPoolExecutor(1) as thread:
+            first = thread.submit(generate, model, ids, cache).result().sequences
+        expected = generate(model, first, None, max_new_tokens=4).sequences
+        assert torch.equal(generate(model, first, cache, max_new_tokens=4).sequences, expected)
 
 
 def test_a_forked_child_that_drops_a_cache_leaves_its_parents():

@@ -31,6 +31,7 @@ from trimtab.evaluation.workload import (
     quality_windows,
     require_room,
 )
+from trimtab.generation.transformers import set_aside
 from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.pretrained import short_name
@@ -149,6 +150,7 @@ def measure(
             "parameters": first.speed.parameters,
         },
         "corpus": {"name": corpus.name, "digest": corpus.digest, "documents": len(documents)},
+        "generation": {"set_aside": set_aside(optimized.model)},
         "kernel": optimized.applied.kernel,
         "device": str(optimized.model.device),
     }

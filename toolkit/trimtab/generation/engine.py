@@ -25,6 +25,7 @@ from trimtab.generation.stats import EngineStats
 from trimtab.generation.stopping import Detokenizer, special_tokens, stop_tokens
 from trimtab.models.adapter import adapter_for, head_shape, module_device
 from trimtab.models.changes import Change, changes_of, lock_of
+from trimtab.models.facts import longest_text
 from trimtab.progress import track
 from trimtab.vattention.attention import using_attention
 from trimtab.vattention.settings import CacheSettings
@@ -210,12 +211,7 @@ class Engine:
             check_stop(stop)
             room = self.capacity
             embedding: Any = self._model.get_input_embeddings()
-            by_length = room == kv.geometry.max_len
-            source, fix = (
-                ("max_len", "raise max_len, or ") if by_length
-                else ("the budget of the KV cache", "raise the budget, or ")
-            )  # fmt: skip
-            check_prompts(ids, room, len(embedding.weight), source, fix)
+            check_prompts(ids, room, len(embedding.weight), *self._limit())
             each = token_limits(max_new_tokens, len(ids))
             ends = stop_tokens(self._model, self._output_tokenizer)
             requests = []
@@ -270,10 +266,10 @@ class Engine:
         with self._call() as (kv, forward):
             room = self.capacity + 1  # the last token of the text is not an input
             if not prompt or not text or len(prompt) + len(text) > room:
+                source, fix = self._limit()
                 raise TrimtabError(
                     f"a prompt of {len(prompt)} tokens and a text of {len(text)}: expected at "
-                    f"least one each, and {room} at most in all; raise max_len or the budget, or "
-                    "shorten them"
+                    f"least one each, and {room} at most in all, by {source}; {fix}shorten them"
                 )
             return text_logits(forward, kv, prompt, text, self._chunk)
 
@@ -298,6 +294,14 @@ class Engine:
             finally:
                 self._generating = False
 
+    def _limit(self) -> tuple[str, str]:
+        """Return what sets `capacity`, and what to do about it besides shortening texts."""
+        if self.capacity < self.kv.geometry.max_len:
+            return "the budget of the KV cache", "raise the budget, or "
+        if self.capacity < longest_text(self._model.config):
+            return "max_len", "raise max_len, or "
+        return "the model's positions", ""
+
     def _check_idle(self) -> None:
         if self._generating:
             raise TrimtabError(
@@ -306,4 +310,6 @@ class Engine:
             )
 
     def _forget(self) -> None:
+        if self._forward is not None:
+            self._forward.close()
         self._kv = self._forward = None

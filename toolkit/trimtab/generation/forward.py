@@ -57,6 +57,10 @@ class Forward:
         if (parts := _parts(self._model)) != self._parts:
             self.executor, self._parts = executor_for(self._model, self._kv), parts
 
+    def close(self) -> None:
+        """Drop the cache's tensors, which an error that is kept would hold on to."""
+        del self._step
+
     def decode(self, newest: Mapping[int, int]) -> Tensor:
         """Append the newest tokens of some slots, and return the logits of the next ones.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,13 @@ from trimtab.generation.sampling import Sampling
 from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
 
+KEPT = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "_from_model_config",
+    "transformers_version",
+)
 _RANDOM = RLock()  # PyTorch's random state is one for all threads
 
 
@@ -26,7 +34,7 @@ def plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     """Have `generate` follow its arguments and nothing else within the block.
 
     What a checkpoint's generation config may ask for beside the stop tokens (penalties, forced
-    tokens, time limits, ...) our engine does not do.
+    tokens, time limits, ...) our engine does not do; see `set_aside`.
     """
     config = model.generation_config
     try:
@@ -38,6 +46,23 @@ def plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         yield
     finally:
         model.generation_config = config
+
+
+def set_aside(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what a checkpoint's generation config asks for that nothing generates by here.
+
+    JSON values by the names of the settings; defaults, and special tokens, are not among them.
+    """
+    config = model.generation_config
+    if config is None:
+        return {}
+    asked: dict[str, Any] = json.loads(config.to_json_string())
+    default = GenerationConfig._get_default_generation_params()
+    return {
+        name: value
+        for name, value in asked.items()
+        if name not in KEPT and value is not default.get(name, False) and value != default.get(name)
+    }
 
 
 class Clock(BaseStreamer):

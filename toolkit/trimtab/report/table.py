@@ -109,7 +109,7 @@ def _row(cells: Iterable[str]) -> str:
 def _scalars(content: dict[str, Any]) -> dict[str, Any]:
     figures = {name: item for name, item in content.items() if name not in ("samples", "reasons")}
     return {
-        name: " ".join(item) if isinstance(item, list) else item
+        name: " ".join(map(str, item)) if isinstance(item, list) else item
         for name, item in flatten(figures).items()
         if not is_table(item)
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Never, Self, SupportsIndex
 
 import torch
@@ -25,6 +26,8 @@ class VirtualCache(Cache):
     A drop-in replacement for `DynamicCache` in ``model.generate(past_key_values=...)``: it yields
     the same tokens, with the same attention masks. Every token is kept until `crop`, `reset` or
     `close`, in sliding layers too. For inference only. A context manager that closes the cache.
+
+    While it holds tokens of one thread, others that write to it are refused.
 
     Parameters
     ----------
@@ -189,4 +192,6 @@ def _close(layers: Sequence[VirtualLayer], kv: VirtualKV, process: int) -> None:
     if os.getpid() == process:
         for layer in layers:
             layer.detach()
-        kv.close()
+        # If someone still holds tensors over it, the memory is freed when these are dropped.
+        with suppress(RuntimeError):
+            kv.close()

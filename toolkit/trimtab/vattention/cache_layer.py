@@ -80,7 +80,10 @@ class VirtualLayer(CacheLayerMixin):
             If there are more sequences or more tokens than the cache has room for.
         RuntimeError
             If the tensors require gradients, or the cache is asleep or closed.
+        TrimtabError
+            If the cache holds tokens of another thread that is still alive.
         """
+        self._slots.claim()
         length, tokens = self.get_seq_length(), key_states.shape[-2]
         if not length:
             self.lazy_initialization(key_states, value_states)

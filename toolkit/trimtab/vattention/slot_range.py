@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+
+from trimtab.errors import TrimtabError
 from trimtab.vattention.virtual_kv import VirtualKV
 
 
@@ -38,11 +41,31 @@ class SlotRange:
         self.owner = owner
         self.borrowed = borrowed
         self.rows = capacity
+        self._writer: threading.Thread | None = None
+        self._lock = threading.Lock()
 
     @property
     def length(self) -> int:
         """Tokens of each sequence."""
         return self.kv.length(self.first)
+
+    def claim(self) -> None:
+        """Keep other threads from writing until the sequences are empty again, or this one ends.
+
+        Raises
+        ------
+        TrimtabError
+            If another thread does.
+        """
+        current = threading.current_thread()
+        with self._lock:
+            other = self._writer
+            if other is not None and other is not current and other.is_alive():
+                raise TrimtabError(
+                    f"the cache holds tokens of thread {other.name!r}, and thread "
+                    f"{current.name!r} writes to it: give each a cache of its own, or reset() it"
+                )
+            self._writer = current
 
     def begin(self, rows: int) -> None:
         """Set the number of sequences, if those so far have no tokens."""
@@ -73,6 +96,8 @@ class SlotRange:
         if length < self.length:
             for slot in self._slots(self.rows):
                 self.kv.truncate(slot, length)
+        if not length:
+            self._writer = None
 
     def widen(self, rows: int) -> None:
         """Make room for more sequences of the same length; their contents are undefined."""
