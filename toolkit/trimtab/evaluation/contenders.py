@@ -70,6 +70,8 @@ class SpeedSamples:
         Repeats in order, prompts within.
     engine : EngineStats or None
         What the engine did that generated; None where transformers did.
+    decode_step : str
+        What ran the engine's decode steps.
     caches : dict of CacheKind to CacheMemory
         What transformers' caches hold for the candidate's largest timed generation.
     parameters, parameter_bytes, step_bytes : int
@@ -78,6 +80,7 @@ class SpeedSamples:
 
     timings: list[Timing] = field(default_factory=list)
     engine: EngineStats | None = None
+    decode_step: str = ""
     caches: dict[CacheKind, CacheMemory] = field(default_factory=dict)
     parameters: int = 0
     parameter_bytes: int = 0
@@ -159,6 +162,7 @@ class Contender:
                 yield
             finally:
                 self.generator, self.speed.engine = outside, engine.stats
+                self.speed.decode_step = engine.decode_step
 
     def score(self, window: Window) -> Score:
         """Score a window as the model reads and writes it."""

@@ -134,6 +134,7 @@ def _verdict(job: Job) -> str:
     return (
         f"- {code(job.label)} is **{verdict}**: speedup {interval(speedup)}{pairing}. "
         f"Kernel that ran: {job.content['kernel']}."
+        + (f" Decode steps ran as: {step}." if (step := job.get("engine.decode_step")) else "")
     )
 
 

@@ -47,4 +47,5 @@ def engine_section(result: Result, candidate: Contender) -> None:
         reason = "transformers generated: no method of the stack has a KV cache, and none drafts"
         result.missing("engine", reason)
     else:
-        result.sections["engine"] = asdict(candidate.speed.engine)
+        counts = asdict(candidate.speed.engine)
+        result.sections["engine"] = {"decode_step": candidate.speed.decode_step, **counts}
