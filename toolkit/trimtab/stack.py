@@ -169,6 +169,7 @@ class Stack:
         """
         with ExitStack() as undo:
             with lock_of(model):
+                self.check(model)
                 undo.enter_context(inferring(model))
                 applied = AppliedStack(tokenizer, tokenizer)
                 for method in self.methods:
