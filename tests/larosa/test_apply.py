@@ -146,9 +146,12 @@ def test_without_validation_text_thresholds_are_found_on_the_calibration_text(co
 def test_what_a_step_reads_follows_from_what_was_kept_and_whether_the_kernel_skips():
     recorder, positions = Recorder(), Positions(0, Prefill.sparse)
     parts = [
-        Selector(site, SitePlan("plain", 0.5, 1.0), Selection.topk, 1.0, positions, recorder, *seen)
+        Selector(
+            site, SitePlan("plain", 0.5, 1.0), Selection.topk, 1.0, positions, recorder,
+            recorded=torch.tensor(seen),
+        )
         for site, seen in (("h1", (10, 40)), ("h2", (30, 40)), ("h1", (20, 40)), ("h2", (40, 40)))
-    ]
+    ]  # fmt: skip
     weights = [1000, 400, 2000, 800]
     kept = 250 + 300 + 1000 + 800
     for skips in (True, False):

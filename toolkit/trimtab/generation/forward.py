@@ -59,7 +59,7 @@ class Forward:
 
     def close(self) -> None:
         """Drop the cache's tensors, which an error that is kept would hold on to."""
-        del self._step
+        del self._step, self.executor
 
     def decode(self, newest: Mapping[int, int]) -> Tensor:
         """Append the newest tokens of some slots, and return the logits of the next ones.
