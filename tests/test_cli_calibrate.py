@@ -183,7 +183,7 @@ def test_the_whole_configuration_is_shown_on_request(command, tmp_path):
     done = command("calibrate.py", "--cfg", "job", "sparsity=0.25")
     assert "sparsity: 0.25" in done.stdout
     assert "_target_: trimtab.larosa.LaRoSA" in done.stdout
-    assert "project: ${variable:WANDB_PROJECT,trimtab}" in done.stdout
+    assert "project: ${tracking_default:WANDB_PROJECT,project}" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -48,7 +48,7 @@ def test_the_installed_commands_find_their_configuration_anywhere(wheel, tmp_pat
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "project: ${variable:WANDB_PROJECT,trimtab}" in done.stdout
+    assert "project: ${tracking_default:WANDB_PROJECT,project}" in done.stdout
     assert list(work.iterdir()) == []
 
 

@@ -97,8 +97,8 @@ def register() -> None:
     marked and stacks of several methods with their members, and
     ``${settings:NAME}`` explains those of a command, a section or a group.
     """
-    resolvers: dict[str, Callable[..., str | None]] = {
-        "options": _options, "settings": _settings, "variable": _variable
+    resolvers: dict[str, Callable[..., Any]] = {
+        "options": _options, "settings": _settings, "tracking_default": _tracking_default
     }  # fmt: skip
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -155,9 +155,9 @@ def _class(name: Any, place: str) -> Any:
         ) from error
 
 
-def _variable(name: str, default: str | None) -> str | None:
-    """Return an environment variable; the default where it is not set or empty."""
-    return os.environ.get(name) or default
+def _tracking_default(variable: str, key: str) -> Any:
+    """Return W&B's own variable; the setting's default where it is not set or empty."""
+    return os.environ.get(variable) or defaults(config.TrackingConfig)[key]
 
 
 def _options(group: str) -> str:
