@@ -194,6 +194,7 @@ def test_larosa_on_an_adapted_vocabulary_is_calibrated_on_it(command, tmp_path):
     assert "no artifact of larosa on top of adaptivocab" in line
     done = command("evaluate.py", *TINY, *stack)
     assert done.returncode == 0, done.stderr
+    assert "Calibrating larosa for tiny-llama as adaptivocab made it on" in done.stderr
     results = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/*/*/result.json")]
     (result,) = results
     assert result["methods"] == ["adaptivocab", "larosa", "vattention"]
@@ -212,6 +213,20 @@ def test_a_missing_artifact_is_one_line_with_the_command_that_makes_it(command, 
     error = json.loads((job_folder(tmp_path) / "error.json").read_text())
     assert error["status"] == "error"
     assert error["type"] == "ArtifactError"
+
+
+def test_a_corpus_without_test_documents_is_refused_before_it_is_calibrated_on(command, tmp_path):
+    (tmp_path / "one.txt").write_text("a single document " * 1000)
+    corpus = [
+        "corpus=files",
+        "corpus.glob=one.txt",
+        "corpus.calibration=0.95",
+        "corpus.validation=0.04",
+    ]
+    done = command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST, *corpus)
+    assert done.returncode == 1
+    assert "has no document in its test split" in done.stderr
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_the_artifact_of_another_model_is_refused(command, tmp_path):

@@ -164,6 +164,17 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             "adaptivocab is not in the stack, write 'methods=[larosa,adaptivocab]'",
         ),
         ("evaluate", ["methods=lorasa"], "methods=lorasa: no such option, did you mean larosa?"),
+        (
+            "evaluate",
+            ["methods=larosa,vattention"],
+            "a sweep over these needs -m; one stack of them is 'methods=[larosa,vattention]'",
+        ),
+        (
+            "evaluate",
+            ["model=/models/my-llama"],
+            "for a folder of yours write model=hub model.name=/models/my-llama",
+        ),
+        ("calibrate", ["corpus=/texts"], "write corpus=files corpus.glob=/texts"),
         ("evaluate", ["methods=larosa", "methods.larosa.p=1"], "unknown setting methods.larosa.p"),
         ("calibrate", ["model.device=tpu"], "model.device=tpu: expected auto, cpu, cuda"),
         ("calibrate", ["model.dtype=int8"], "model.dtype: Invalid value 'int8'"),

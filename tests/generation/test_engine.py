@@ -21,6 +21,7 @@ from tests.models.contract import assert_equal
 from trimtab.errors import TrimtabError
 from trimtab.generation import Engine, Finish, Sampling
 from trimtab.models.adapter import ADAPTERS
+from trimtab.models.sources import DType
 
 PROMPTS = prompts_of(5, 21, 1, 33, 16, 8)
 PAGE = 4096
@@ -301,3 +302,13 @@ def test_the_logits_of_a_given_text_are_the_models(variant):
                 engine.logits(one, other)
         # The longest that fits: the last of 129 tokens is not an input.
         assert len(engine.logits([1], [2] * 128)) == 128
+
+
+def test_a_text_is_the_same_beside_any_number_of_others():
+    model, prompts = model_of("llama", DType.bfloat16), prompts_of(*range(3, 37))
+    with engine_for(model, slots=1) as engine:
+        alone = [one.tokens for one in engine.generate(prompts, max_new_tokens=12)]
+    with engine_for(model, slots=len(prompts)) as engine:
+        together = [one.tokens for one in engine.generate(prompts, max_new_tokens=12)]
+        assert engine.decode_step.startswith("C++")
+    assert together == alone

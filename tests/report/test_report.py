@@ -205,11 +205,13 @@ def test_rebuilding_changes_nothing(sweep):
     }  # fmt: skip
 
 
-def test_without_quality_its_plot_is_left_out(tmp_path):
-    job = {**content("random", (1, 0.9, 1.1)), "quality": None}
+def test_without_quality_its_plot_is_left_out_and_the_report_says_why(tmp_path):
+    reasons = {"quality": "its weights are random"}
+    job = {**content("random", (1, 0.9, 1.1)), "quality": None, "reasons": reasons}
     (tmp_path / "result.json").write_text(json.dumps(job))
     text = build_report(tmp_path).read_text("utf-8")
     assert "quality_versus_speed" not in text
+    assert "was **not measured**: its weights are random." in text
     assert not (tmp_path / "report" / "quality_versus_speed.png").exists()
 
 

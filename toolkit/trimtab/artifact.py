@@ -77,13 +77,13 @@ class Artifact:
     """
 
     key: ArtifactKey
-    model: dict[str, Any]
-    corpus: dict[str, Any]
-    parameters: dict[str, Any]
-    statistics: dict[str, Any]
-    run: dict[str, Any]
-    tensors: dict[str, Tensor]
-    files: dict[str, bytes] = field(default_factory=dict)
+    model: dict[str, Any] = field(repr=False)
+    corpus: dict[str, Any] = field(repr=False)
+    parameters: dict[str, Any] = field(repr=False)
+    statistics: dict[str, Any] = field(repr=False)
+    run: dict[str, Any] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def method(self) -> Method:

@@ -23,7 +23,13 @@ from trimtab.stack import AppliedStack, Stack
 
 
 def calibrate(
-    loaded: LoadedModel, method: Method, corpus: Corpus, root: str | Path, *, force: bool = False
+    loaded: LoadedModel,
+    method: Method,
+    corpus: Corpus,
+    root: str | Path,
+    *,
+    force: bool = False,
+    after: Sequence[str] = (),
 ) -> tuple[Artifact, Path]:
     """Return the artifact and its folder, calibrating only where there is none yet.
 
@@ -34,6 +40,8 @@ def calibrate(
     ----------
     force : bool
         Calibrate from the start, and replace an artifact that exists.
+    after : sequence of str
+        The methods that made the model what it is.
 
     Raises
     ------
@@ -48,20 +56,26 @@ def calibrate(
     if force or not folder.exists():
         with _alone(folder):
             if force or not folder.exists():  # unless made while this process waited
-                return _make(loaded, method, corpus, folder, force), folder
+                return _make(loaded, method, corpus, folder, force, after), folder
     artifact = find(loaded, method, corpus, root)
     say(f"Found: {folder}")
     return artifact, folder
 
 
 def _make(
-    loaded: LoadedModel, method: Method, corpus: Corpus, folder: Path, force: bool
+    loaded: LoadedModel,
+    method: Method,
+    corpus: Corpus,
+    folder: Path,
+    force: bool,
+    after: Sequence[str],
 ) -> Artifact:
     checkpoint = folder.with_name(f".{folder.name}.unfinished")
     why = "as force=true asks" if force else "there is no artifact with these settings yet"
+    adapted = f" as {' and '.join(after)} made it" if after else ""
     say(
-        f"Calibrating {method.name} for {loaded.name} on {corpus.name}: {why}; the bars show the "
-        "time that each pass has left"
+        f"Calibrating {method.name} for {loaded.name}{adapted} on {corpus.name}: {why}; the bars "
+        "show the time that each pass has left"
     )
     if force:
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -192,18 +206,20 @@ def artifacts_for(
         If one is missing and may not be made, or is damaged or of another model.
     """
     found: dict[str, Artifact] = {}
+    changed_by: list[str] = []
     calibrated = [method for method in stack.methods if method.calibrated]
     adapted, applied = loaded, AppliedStack(loaded.tokenizer, loaded.tokenizer)
     with ExitStack() as undo:
         for method in calibrated:
             if make:
-                artifact, _ = calibrate(adapted, method, corpus, root)
+                artifact, _ = calibrate(adapted, method, corpus, root, after=changed_by)
             else:
-                artifact = find(adapted, method, corpus, root, after=list(found))
+                artifact = find(adapted, method, corpus, root, after=changed_by)
             found[method.name] = artifact
             if method is not calibrated[-1]:
                 part = method.apply(loaded.model, applied.tokenizer, artifact)
                 applied.add(undo.enter_context(part))
                 if (changed := fingerprint(loaded.model)) != adapted.fingerprint:
+                    changed_by.append(method.name)
                     adapted = replace(adapted, tokenizer=applied.tokenizer, fingerprint=changed)
     return found

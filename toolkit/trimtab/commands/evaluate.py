@@ -79,7 +79,7 @@ def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
     """
     import trimtab
     from trimtab.calibration import artifacts_for
-    from trimtab.corpus import load_corpus
+    from trimtab.corpus import Split, load_corpus
     from trimtab.environment import prepare
     from trimtab.evaluation.memory import copied, require_room_for_copy
     from trimtab.evaluation.run import Subject
@@ -89,6 +89,7 @@ def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
     stack = Stack(built(settings))
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
+    corpus.documents(Split.test)  # refused here, before minutes of calibration
     loaded = load_model(settings.model)
     stack.check(loaded.model)
     if settings.paired:

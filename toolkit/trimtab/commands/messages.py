@@ -48,11 +48,20 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.rpartition("/")
+        group, _, option = error.missing_cfg_file.partition("/")
+        if group in TARGETED and "/" in option:
+            written = {"model": "model=hub model.name", "corpus": "corpus=files corpus.glob"}
+            return f"{group}={option}: no such option; for a folder of yours write " + (
+                f"{written.get(group, group)}={option}"
+            )
         options = error.options or group_options(group)  # Hydra lists none for a list's member
         hint = nearest(option, options)
         key = f"{group}={option}" if group else f"--config-name={option}"
         return f"{key}: no such option{hint}; there are: {', '.join(options)}"
+    if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
+        key, values = several.groups()
+        one = "one stack" if key == "methods" else "one list"
+        return f"{key}={values}: a sweep over these needs -m; {one} of them is '{key}=[{values}]'"
     if twice := re.match(r"schema/method@methods\.(\w+) appears more than once", str(error)):
         return _named_twice(twice[1])
     cause: BaseException = error

@@ -106,6 +106,11 @@ def measure(
     config = MeasureConfig() if config is None else config
     if not isinstance(config, MeasureConfig):
         raise TrimtabError(f"config={config!r:.60}: expected a MeasureConfig")
+    if not isinstance(optimized, Optimized):
+        raise TrimtabError(
+            f"optimized is a {type(optimized).__name__}: expected what trimtab.apply returns, "
+            "entered by a `with`"
+        )
     if baseline is optimized.model:
         raise TrimtabError("baseline is the optimized model itself: give a copy, or leave it out")
     base, applied = optimized.base_tokenizer, optimized.applied

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError
@@ -12,12 +15,12 @@ from trimtab.vattention.virtual_kv import VirtualKV
 from trimtab_kernels.decode_step import cpu
 
 MOST_ROWS = 16
-"""The most tokens of a step for which an executor is faster than the modules."""
+"""The most tokens that an executor takes at a time; the modules take longer given texts."""
 
 
 @dataclass(frozen=True)
 class Executor:
-    """Where decode steps run.
+    """Where decode steps run, and drafts are verified.
 
     Parameters
     ----------
@@ -30,9 +33,14 @@ class Executor:
     name: str
     cpu: cpu.CpuExecutor | None = None
 
-    def takes(self, rows: int) -> bool:
-        """Return whether a step of so many tokens runs here, and not on the modules."""
-        return self.cpu is not None and rows <= MOST_ROWS
+    def step(self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Do what `trimtab_kernels.decode_step.reference` does, for any number of tokens.
+
+        Those of one slot must fit into one part, `MOST_ROWS`.
+        """
+        assert self.cpu is not None
+        rows = torch.tensor([tokens, slots, positions])
+        return torch.cat([self.cpu.step(*part) for part in rows.split(MOST_ROWS, dim=1)])
 
 
 def executor_for(model: PreTrainedModel, kv: VirtualKV) -> Executor:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
-from trimtab.generation.executor import executor_for
+from trimtab.generation.executor import MOST_ROWS, executor_for
 from trimtab.generation.steps import DecodeStep, ExtendStep, Step
 from trimtab.vattention.virtual_kv import VirtualKV
 
@@ -74,9 +74,10 @@ class Forward:
         Tensor
             Of shape [len(newest), vocabulary], in the order of `newest`.
         """
-        if self.executor.takes(len(newest)):
+        if self.executor.cpu is not None:
+            self._require_in_charge()
             positions = [self._kv.length(slot) - 1 for slot in newest]
-            return self._execute(list(newest.values()), list(newest), positions)
+            return self.executor.step(list(newest.values()), list(newest), positions)
         inputs = self._host.numpy()
         inputs[:] = 0
         for slot, token in newest.items():
@@ -119,18 +120,10 @@ class Forward:
         Tensor
             Of shape [len(ids), vocabulary].
         """
-        if self.executor.takes(len(ids)):
-            positions = list(range(start, start + len(ids)))
-            return self._execute(ids, [slot] * len(ids), positions)
+        if self.executor.cpu is not None and len(ids) <= MOST_ROWS:
+            self._require_in_charge()
+            return self.executor.step(ids, [slot] * len(ids), range(start, start + len(ids)))
         return self._extend(slot, ids, start, prompt=False, keep=len(ids))
-
-    def _execute(
-        self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int]
-    ) -> Tensor:
-        self._require_in_charge()
-        executor = self.executor.cpu
-        assert executor is not None
-        return executor.step(*(torch.tensor(row) for row in (tokens, slots, positions)))
 
     def _extend(
         self, slot: int, ids: Sequence[int], start: int, *, prompt: bool, keep: int

@@ -19,6 +19,8 @@ from trimtab.report.plots import (
 )
 from trimtab.report.table import code, compression_table, csv_table, interval, markdown_table
 
+BITS = "quality.bits_per_byte"
+
 PLOTS_OF_ONE: tuple[tuple[str, str, Callable[[Job, Path], None]], ...] = (
     ("sparsity", "sparsity_by_layer_{}.png", sparsity_map),
     ("vocabulary.operating_points", "vocabulary_operating_points_{}.png", operating_points_plot),
@@ -78,6 +80,7 @@ def _markdown(jobs: Sequence[Job], measured: Sequence[Job], plots: Sequence[str]
     for machine in dict.fromkeys(_machine(job) for job in measured):
         parts.append(machine)
     parts += [markdown_table(jobs), _reading()]
+    parts += dict.fromkeys(_unmeasured(job) for job in measured if not job.get(BITS))
     parts += dict.fromkeys(_set_aside(job) for job in measured if job.get("generation.set_aside"))
     parts += [_verdict(job) for job in measured if job.content["methods"]]
     compressed = [job for job in measured if job.get("quality.compression") is not None]
@@ -108,9 +111,15 @@ def _reading() -> str:
         "of prompts and outputs. *Steps saved*: of the forward passes for the same text. "
         "*Bytes needed*: weight bytes of the decoder blocks that the activations kept need, "
         "transforms counted, over dense, on the text that was scored. `baseline` compares the "
-        "model with its own copy: its interval is the noise of the measurement. docs/results.md "
-        "explains every field."
+        "model with its own copy: its interval is the noise of the measurement. Stacks with "
+        "`vattention` or drafts run on Trimtab's own engine: what the engine alone gives is the "
+        "row `vattention`. docs/results.md explains every field."
     )
+
+
+def _unmeasured(job: Job) -> str:
+    reason = next(why for name, why in job.content["reasons"].items() if BITS.startswith(name))
+    return f"The quality of {job.get('model.name')} was **not measured**: {reason}."
 
 
 def _set_aside(job: Job) -> str:
