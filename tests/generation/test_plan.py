@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from tests.conftest import SHAPES
+from tests.conftest import SHAPES, random_inputs
 from tests.generation.models import VARIANTS, model_of
 from tests.models.contract import assert_equal, draw, stepwise
 from tests.models.larosa_contract import SMALL, calibrated
 from trimtab.artifact import Artifact
 from trimtab.generation.attention import NAME
-from trimtab.generation.plan import decode_plan
+from trimtab.generation.plan import Observed, decode_plan
+from trimtab.generation.steps import ExtendStep
 from trimtab.larosa import LaRoSA, Precision, RotationScope, Selection, Transforms
 from trimtab.larosa.apply import sparsified
 from trimtab.larosa.plan import Plan
@@ -32,8 +33,12 @@ LENGTH = 24
 
 
 def plan_of(model: PreTrainedModel) -> DecodePlan:
-    with using_attention(model, NAME):
-        return decode_plan(model, LENGTH)
+    keys, values = empty_cache(model, 1)
+    observed, ids = Observed(ExtendStep(keys, values, 0, 0, 2, prompt=False)), torch.arange(2)[None]
+    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    with using_attention(model, NAME), observed.watching(model):
+        model(ids, position_ids=ids, attention_mask=no_mask, use_cache=False, step=observed)
+    return decode_plan(model, observed, LENGTH)
 
 
 def empty_cache(model: PreTrainedModel, slots: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -48,7 +53,7 @@ def empty_cache(model: PreTrainedModel, slots: int) -> tuple[list[Tensor], list[
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_plan_is_the_models_forward_pass(variant):
     model = model_of(variant, DType.float64)
-    ids = torch.randint(0, 256, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    ids = random_inputs(2, LENGTH)
     expected = model(ids, past_key_values=DynamicCache(config=model.config)).logits
     plan, (keys, values) = plan_of(model), empty_cache(model, 3)
     # Two texts in slots of their own, in steps of one token of each, then many of both at once.
@@ -86,7 +91,7 @@ def steps_of(ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 def test_the_cpu_executor_computes_the_plan(variant, dtype):
     model = model_of(variant, dtype)
     plan = plan_of(model)
-    ids = torch.randint(0, 256, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    ids = random_inputs(2, LENGTH)
     expected_cache, cache = empty_cache(model, 3), empty_cache(model, 3)
     assert cpu.unavailable(model.dtype, model.device) is None
     executor = cpu.CpuExecutor(plan, *cache)
@@ -98,7 +103,7 @@ def test_the_cpu_executor_computes_the_plan(variant, dtype):
 
 def test_a_row_is_computed_as_if_it_were_alone():
     model = model_of("gemma3")
-    plan, ids = plan_of(model), torch.randint(0, 256, (2, LENGTH))
+    plan, ids = plan_of(model), random_inputs(2, LENGTH)
     together, apart = (cpu.CpuExecutor(plan, *empty_cache(model, 3)) for _ in range(2))
     for step in steps_of(ids):
         rows = [apart.step(*(part[row : row + 1] for part in step)) for row in range(len(step[0]))]
@@ -108,7 +113,7 @@ def test_a_row_is_computed_as_if_it_were_alone():
 @pytest.mark.parametrize("threads", [2, 3, 5])
 def test_the_number_of_threads_changes_no_bit(threads):
     model = model_of("phi3, window")
-    plan, ids = plan_of(model), torch.randint(0, 256, (2, LENGTH))
+    plan, ids = plan_of(model), random_inputs(2, LENGTH)
     alone, many = (cpu.CpuExecutor(plan, *empty_cache(model, 3)) for _ in range(2))
     for step in steps_of(ids):
         expected = alone.step(*step)
@@ -153,7 +158,7 @@ def test_a_sparse_models_plan_drops_what_the_model_drops(corpus, shape, name):
     if adapter_for(loaded.model).post_norms and method.residual is not RotationScope.none:
         pytest.skip("this architecture's stream cannot be rotated")
     artifact = calibrated(loaded, method, corpus)
-    model, ids = loaded.model, torch.randint(0, 256, (1, LENGTH))
+    model, ids = loaded.model, random_inputs(1, LENGTH)
     with method.apply(model, loaded.tokenizer, artifact) as applied:
         expected = stepwise(model, ids, 1)
         plan, cache = plan_of(model), empty_cache(model, 1)
@@ -173,7 +178,7 @@ def test_a_sparse_models_plan_drops_what_the_model_drops(corpus, shape, name):
             assert (found - expected).abs().max() / expected.abs().max() < 1e-4
         kept, seen = zip(*(part.counts.tolist() for part in selectors.made), strict=True)
     assert [2 * total for _, total in counted] == list(seen)
-    assert sum(kept) == pytest.approx(2 * sum(found for found, _ in counted), rel=1e-3)
+    assert sum(kept) == pytest.approx(2 * sum(found for found, _ in counted), rel=5e-3)
 
 
 @contextmanager

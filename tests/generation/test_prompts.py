@@ -69,7 +69,7 @@ def test_every_form_generates_the_same_texts(padding):
         (BatchEncoding({}), "prompts is a BatchEncoding of nothing: expected input_ids"),
         (
             BatchEncoding({"input_ids": [[1, 2]], "attention_mask": [[1]]}),
-            "input_ids and attention_mask differ in shape",
+            "expected input_ids of integers and an attention_mask of the same shape",
         ),
         ([{"input_ids": [1]}], "expected a text or token ids"),
         ([TOKENIZER("one")], "expected a text or token ids"),

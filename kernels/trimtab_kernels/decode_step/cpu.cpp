@@ -28,18 +28,26 @@ struct CpuDecodePlan : torch::CustomClassHolder {
     plan_.heads = static_cast<int64_t>(*from.number("heads"));
     plan_.kv_heads = static_cast<int64_t>(*from.number("kv_heads"));
     plan_.head_dim = static_cast<int64_t>(*from.number("head_dim"));
-    plan_.embedding = from.tensor("embedding.weight")->contiguous();
-    plan_.embedding_scale = from.number("embedding.scale").value_or(1);
-    plan_.positions = from.tensor("embedding.positions").value_or(Tensor());
     plan_.position_offset = static_cast<int64_t>(*from.number("embedding.position_offset"));
-    plan_.basis_change = Linear::of(from, "basis_change");
-    plan_.final_norm = *Norm::of(from, "final_norm");
-    plan_.head = *Linear::of(from, "head");
+    const auto dtype = from.tensor("embedding.weight")->scalar_type();
+    TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kBFloat16, "the embedding is ",
+                      name(dtype), "; expected torch.float32 or torch.bfloat16");
+    plan_.embedding = table_of(from, "embedding.weight", dtype, 1);
+    plan_.embedding_scale = from.number("embedding.scale").value_or(1);
+    plan_.positions = table_of(from, "embedding.positions", dtype, plan_.position_offset + 1);
+    plan_.basis_change = Linear::of(from, "basis_change", dtype);
+    plan_.final_norm = *Norm::of(from, "final_norm", dtype);
+    plan_.head = *Linear::of(from, "head", dtype);
     plan_.softcap = from.number("softcap");
   }
 
   void add_layer(const Tensors& tensors, const Numbers& given) {
-    plan_.layers.push_back(Layer::of({tensors, given}));
+    Layer layer = Layer::of({tensors, given}, plan_.embedding.scalar_type());
+    const int64_t needed = layer.keys.size(1) + plan_.position_offset;
+    TORCH_CHECK_VALUE(!plan_.positions.defined() || plan_.positions.size(0) >= needed,
+                      "the embeddings of positions are ", plan_.positions.size(0), "; expected ",
+                      needed, " for a cache of ", layer.keys.size(1), " tokens");
+    plan_.layers.push_back(std::move(layer));
   }
 
   Tensor step(const Tensor& tokens, const Tensor& slots, const Tensor& positions) {

@@ -33,9 +33,10 @@ inline Vector load_as(const float* source, Vector) {
   return load(source);
 }
 
-// `x` and `out` may be the same.
+// Weights are T. `x` and `out` may be the same.
+template <typename T>
 inline void normalize(const Norm& norm, const float* x, float* out) {
-  const int64_t width = static_cast<int64_t>(norm.weight.size());
+  const int64_t width = norm.weight.numel();
   float mean = 0;
   if (norm.centers) {
     mean = sum_of(width, [&](int64_t i, auto kind) { return load_as(x + i, kind); }) / width;
@@ -44,24 +45,27 @@ inline void normalize(const Norm& norm, const float* x, float* out) {
     const auto centered = load_as(x + i, kind) - mean;
     return centered * centered;
   });
-  const float factor = 1 / std::sqrt(squares / width + static_cast<float>(norm.epsilon));
+  const float factor = 1 / std::sqrt(squares / width + norm.epsilon);
+  const T* const weight = norm.weight.const_data_ptr<T>();
   for (int64_t i = 0; i < width; ++i) {
-    out[i] = (x[i] - mean) * factor * norm.weight[i];
+    out[i] = (x[i] - mean) * factor * (widen(weight[i]) + norm.offset);
   }
-  for (size_t i = 0; i < norm.bias.size(); ++i) {
-    out[i] += norm.bias[i];
+  const T* const bias = norm.bias.defined() ? norm.bias.const_data_ptr<T>() : nullptr;
+  for (int64_t i = 0; bias && i < width; ++i) {
+    out[i] += widen(bias[i]);
   }
 }
 
-// Entry i of a head is paired with entry i + rotated / 2.
+// Entry i of a head is paired with entry i + rotated / 2. Tables are T.
+template <typename T>
 inline void rotate(const Tensor& cos, const Tensor& sin, int64_t position, float* head) {
   const int64_t rotated = cos.size(1), half = rotated / 2;
-  const float* const c = cos.const_data_ptr<float>() + position * rotated;
-  const float* const s = sin.const_data_ptr<float>() + position * rotated;
+  const T* const c = cos.const_data_ptr<T>() + position * cos.stride(0);
+  const T* const s = sin.const_data_ptr<T>() + position * sin.stride(0);
   for (int64_t i = 0; i < half; ++i) {
     const float first = head[i], second = head[half + i];
-    head[i] = first * c[i] - second * s[i];
-    head[half + i] = second * c[half + i] + first * s[half + i];
+    head[i] = first * widen(c[i]) - second * widen(s[i]);
+    head[half + i] = second * widen(c[half + i]) + first * widen(s[half + i]);
   }
 }
 

@@ -25,60 +25,84 @@ struct Description {
     const auto found = numbers.find(name);
     return found == numbers.end() ? std::nullopt : std::optional(found->value());
   }
-  std::vector<float> floats(const std::string& name) const {
-    const auto found = tensor(name);
-    if (!found) {
-      return {};
-    }
-    const Tensor wide = found->to(at::kFloat).contiguous();
-    const float* const data = wide.const_data_ptr<float>();
-    return {data, data + wide.numel()};
-  }
 };
 
+// What belongs to every entry of a vector: a tensor of the model's dtype, read where it is.
+inline Tensor vector_of(const Description& from, const std::string& name, at::ScalarType dtype) {
+  const Tensor found = from.tensor(name).value_or(Tensor());
+  TORCH_CHECK_VALUE(!found.defined() || (found.scalar_type() == dtype && found.dim() == 1 &&
+                                         (found.numel() <= 1 || found.stride(0) == 1)),
+                    name, " is ", trimtab::name(found.scalar_type()), " of shape ", found.sizes(),
+                    " and strides ", found.strides(), "; expected a contiguous vector of ",
+                    trimtab::name(dtype));
+  return found;
+}
+
+// A table with one row of `width` entries for each of at least `rows` places, read where it is.
+inline Tensor table_of(const Description& from, const std::string& name, at::ScalarType dtype,
+                       int64_t rows) {
+  const Tensor found = from.tensor(name).value_or(Tensor());
+  TORCH_CHECK_VALUE(!found.defined() ||
+                        (found.scalar_type() == dtype && found.dim() == 2 && found.size(0) >= rows &&
+                         (found.size(1) <= 1 || found.stride(1) == 1)),
+                    name, " is ", trimtab::name(found.scalar_type()), " of shape ", found.sizes(),
+                    " and strides ", found.strides(), "; expected at least ", rows,
+                    " contiguous rows of ", trimtab::name(dtype));
+  return found;
+}
+
 struct Norm {
-  std::vector<float> weight, bias;
-  double epsilon;
+  Tensor weight, bias;  // no bias where it is undefined
+  float epsilon, offset;
   bool centers;
 
-  static std::optional<Norm> of(const Description& from, const std::string& name) {
+  static std::optional<Norm> of(const Description& from, const std::string& name,
+                                at::ScalarType dtype) {
     const auto epsilon = from.number(name + ".epsilon");
     if (!epsilon) {
       return std::nullopt;
     }
-    Norm norm{from.floats(name + ".weight"), from.floats(name + ".bias"), *epsilon,
-              *from.number(name + ".centers") != 0};
-    for (float& weight : norm.weight) {
-      weight += static_cast<float>(*from.number(name + ".offset"));
-    }
-    return norm;
+    return Norm{vector_of(from, name + ".weight", dtype), vector_of(from, name + ".bias", dtype),
+                static_cast<float>(*epsilon),
+                static_cast<float>(*from.number(name + ".offset")),
+                *from.number(name + ".centers") != 0};
   }
 };
 
-// A weight of shape [inputs, outputs] in the model's memory, and who keeps it alive.
+// A weight of shape [inputs, outputs], read where it is.
 struct Linear {
   Tensor weight;
-  std::vector<float> bias;
-  std::vector<float> scale;  // of every output, with an int8 weight
+  Tensor bias;   // undefined where there is none
+  Tensor scale;  // float32, of every output of an int8 weight; undefined otherwise
 
   int64_t inputs() const { return weight.size(0); }
   int64_t outputs() const { return weight.size(1); }
   // Whether what belongs to one output is contiguous; otherwise, what belongs to one input is.
   bool output_major() const { return weight.stride(1) != 1; }
 
-  static std::optional<Linear> of(const Description& from, const std::string& name) {
+  static std::optional<Linear> of(const Description& from, const std::string& name,
+                                  at::ScalarType dtype) {
     // A matrix alone has no name but its own.
     auto weight = from.tensor(name + ".weight");
     weight = weight ? weight : from.tensor(name);
     if (!weight) {
       return std::nullopt;
     }
-    return Linear{*weight, from.floats(name + ".bias"), from.floats(name + ".scale")};
+    Linear linear{*weight, vector_of(from, name + ".bias", dtype),
+                  vector_of(from, name + ".scale", at::kFloat)};
+    const auto expected = linear.scale.defined() ? at::kChar : dtype;
+    TORCH_CHECK_VALUE(weight->scalar_type() == expected && weight->dim() == 2 &&
+                          (weight->stride(0) == 1 || weight->stride(1) == 1),
+                      name, " is ", trimtab::name(weight->scalar_type()), " of shape ",
+                      weight->sizes(), " and strides ", weight->strides(), "; expected ",
+                      trimtab::name(expected), " with one stride of 1");
+    return linear;
   }
   // Linear layers with the same input, numbered from 0.
-  static std::vector<Linear> several(const Description& from, const std::string& name) {
+  static std::vector<Linear> several(const Description& from, const std::string& name,
+                                     at::ScalarType dtype) {
     std::vector<Linear> found;
-    while (auto next = of(from, name + "." + std::to_string(found.size()))) {
+    while (auto next = of(from, name + "." + std::to_string(found.size()), dtype)) {
       found.push_back(*next);
     }
     return found;
@@ -97,8 +121,9 @@ struct Site {
   std::optional<Linear> transform;
   std::optional<Selection> selection;
 
-  static Site of(const Description& from, const std::string& name) {
-    Site site{Norm::of(from, name + ".norm"), Linear::of(from, name + ".transform"), std::nullopt};
+  static Site of(const Description& from, const std::string& name, at::ScalarType dtype) {
+    Site site{Norm::of(from, name + ".norm", dtype), Linear::of(from, name + ".transform", dtype),
+              std::nullopt};
     const std::string selection = name + ".selection";
     if (const auto keep = from.number(selection + ".keep")) {
       site.selection = Selection{static_cast<int64_t>(*keep), *from.number(selection + ".threshold"),
@@ -116,7 +141,7 @@ struct Layer {
   Site attention_input;
   std::vector<Linear> projections;
   std::optional<Norm> query_norm, key_norm;
-  Tensor cos, sin;  // float32 of shape [positions, rotated entries]; undefined without rotations
+  Tensor cos, sin;  // of shape [positions, rotated entries]; undefined without rotations
   double scale;
   std::optional<int64_t> window;
   std::optional<double> softcap;
@@ -132,35 +157,38 @@ struct Layer {
   std::optional<Norm> post_mlp;
   Tensor keys, values;
 
-  static Layer of(const Description& from) {
-    const auto rotations = [&](const std::string& name) {
-      const auto found = from.tensor(name);
-      return found ? found->to(at::kFloat).contiguous() : Tensor();
-    };
+  static Layer of(const Description& from, at::ScalarType dtype) {
+    const Tensor keys = *from.tensor("keys"), values = *from.tensor("values");
+    for (const Tensor& cache : {keys, values}) {
+      TORCH_CHECK_VALUE(cache.scalar_type() == dtype && cache.dim() == 4 &&
+                            cache.sizes() == keys.sizes() && cache.stride(3) == 1,
+                        "the cache is ", name(cache.scalar_type()), " of shape ", cache.sizes(),
+                        "; expected ", name(dtype), " [slots, max_len, kv_heads, head_dim]");
+    }
     const auto window = from.number("window");
     return Layer{
-        Linear::of(from, "basis_change"),
-        Site::of(from, "attention_input"),
-        Linear::several(from, "projections"),
-        Norm::of(from, "query_norm"),
-        Norm::of(from, "key_norm"),
-        rotations("rotary.cos"),
-        rotations("rotary.sin"),
+        Linear::of(from, "basis_change", dtype),
+        Site::of(from, "attention_input", dtype),
+        Linear::several(from, "projections", dtype),
+        Norm::of(from, "query_norm", dtype),
+        Norm::of(from, "key_norm", dtype),
+        table_of(from, "rotary.cos", dtype, keys.size(1)),
+        table_of(from, "rotary.sin", dtype, keys.size(1)),
         *from.number("scale"),
         window ? std::optional(static_cast<int64_t>(*window)) : std::nullopt,
         from.number("softcap"),
-        Site::of(from, "attention_output"),
-        *Linear::of(from, "output"),
-        Norm::of(from, "post_attention"),
-        Site::of(from, "mlp_input"),
-        Linear::several(from, "mlp"),
+        Site::of(from, "attention_output", dtype),
+        *Linear::of(from, "output", dtype),
+        Norm::of(from, "post_attention", dtype),
+        Site::of(from, "mlp_input", dtype),
+        Linear::several(from, "mlp", dtype),
         *from.number("gated") != 0,
         static_cast<Activation>(static_cast<int>(*from.number("activation"))),
-        Site::of(from, "mlp_activation"),
-        *Linear::of(from, "down"),
-        Norm::of(from, "post_mlp"),
-        *from.tensor("keys"),
-        *from.tensor("values"),
+        Site::of(from, "mlp_activation", dtype),
+        *Linear::of(from, "down", dtype),
+        Norm::of(from, "post_mlp", dtype),
+        keys,
+        values,
     };
   }
 };

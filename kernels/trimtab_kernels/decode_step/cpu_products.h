@@ -202,12 +202,18 @@ void multiply(const Linear& linear, const Input& in, Range range, float* out, in
   } else {
     multiply_input_major<T>(linear, in, range, out, stride);
   }
+  const auto entries = [&](const Tensor& vector, auto zero) {
+    using V = decltype(zero);
+    return vector.defined() ? vector.const_data_ptr<V>() + range.begin : nullptr;
+  };
+  const float* const scale = entries(linear.scale, float());
+  const T* const bias = entries(linear.bias, T());
   for (int64_t r = 0; r < in.rows; ++r) {
-    for (int64_t o = 0; o < range.size() && !linear.scale.empty(); ++o) {
-      out[r * stride + o] *= linear.scale[range.begin + o];
+    for (int64_t o = 0; scale && o < range.size(); ++o) {
+      out[r * stride + o] *= scale[o];
     }
-    for (int64_t o = 0; o < range.size() && !linear.bias.empty(); ++o) {
-      out[r * stride + o] += linear.bias[range.begin + o];
+    for (int64_t o = 0; bias && o < range.size(); ++o) {
+      out[r * stride + o] += widen(bias[o]);
     }
   }
 }

@@ -137,13 +137,13 @@ class Step {
       const Range own_part = member.share(width);
       const float scale = static_cast<T>(static_cast<float>(plan.embedding_scale));
       for (int64_t r = 0; r < count(); ++r) {
-        const T* const row = plan.embedding.const_data_ptr<T>() + step.rows_.ids[r] * width;
+        const T* const row = plan.embedding.const_data_ptr<T>() + step.rows_.ids[r] * plan.embedding.stride(0);
         for (int64_t i = own_part.begin; i < own_part.end; ++i) {
           stream.row(r)[i] = widen(row[i]) * scale;
         }
         if (plan.positions.defined()) {
           const int64_t place = step.rows_.position(r) + plan.position_offset;
-          const T* const added = plan.positions.const_data_ptr<T>() + place * width;
+          const T* const added = plan.positions.const_data_ptr<T>() + place * plan.positions.stride(0);
           for (int64_t i = own_part.begin; i < own_part.end; ++i) {
             stream.row(r)[i] += widen(added[i]);
           }
@@ -209,10 +209,10 @@ class Step {
       const int64_t key = index - plan.heads, value = key - plan.kv_heads;
       if (value < 0) {
         if (const auto& norm = key < 0 ? layer.query_norm : layer.key_norm) {
-          normalize(*norm, head, head);
+          normalize<T>(*norm, head, head);
         }
         if (layer.cos.defined()) {
-          rotate(layer.cos, layer.sin, step.rows_.position(row), head);
+          rotate<T>(layer.cos, layer.sin, step.rows_.position(row), head);
         }
       }
       if (key >= 0) {
@@ -260,7 +260,7 @@ class Step {
       for (int64_t r = 0; r < count(); ++r) {
         const float* added = other.row(r);
         if (norm) {
-          normalize(*norm, own.input.row(r), own.input.row(r));
+          normalize<T>(*norm, own.input.row(r), own.input.row(r));
           added = own.input.row(r);
         }
         for (int64_t i = part.begin; i < part.end; ++i) {
@@ -274,7 +274,7 @@ class Step {
       const Plan& plan = step.plan_;
       read(stream);
       for (int64_t r = 0; r < count(); ++r) {
-        normalize(plan.final_norm, own.input.row(r), own.input.row(r));
+        normalize<T>(plan.final_norm, own.input.row(r), own.input.row(r));
       }
       own.input.compact();
       constexpr int64_t kBatch = 256;  // logits that a thread holds in float32 at a time
@@ -314,7 +314,7 @@ class Step {
       read(source);
       Input& input = own.input;
       for (int64_t r = 0; r < count() && site.norm; ++r) {
-        normalize(*site.norm, input.row(r), input.row(r));
+        normalize<T>(*site.norm, input.row(r), input.row(r));
       }
       if (site.transform) {
         input.compact();

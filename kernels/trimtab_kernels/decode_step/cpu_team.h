@@ -6,6 +6,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
+#include <vector>
 
 #include "../cpu_common.h"
 
@@ -22,7 +24,12 @@ inline void pause() {
 // that was descheduled costs the team no more than a time slice.
 class Barrier {
  public:
+  // Thrown by a member that waits for one that will never come.
+  struct Abandoned {};
+
   explicit Barrier(int64_t members) : members_(members) {}
+
+  void abandon() { abandoned_.store(true, std::memory_order_release); }
 
   // Waits until all members have arrived; one thread may stand for several.
   void meet(int64_t members) {
@@ -42,6 +49,9 @@ class Barrier {
       } else {
         sched_yield();
       }
+      if (abandoned_.load(std::memory_order_acquire)) {
+        throw Abandoned();
+      }
     }
   }
 
@@ -49,6 +59,7 @@ class Barrier {
   const int64_t members_;
   alignas(kCacheLineBytes) std::atomic<int64_t> arrived_{0};
   alignas(kCacheLineBytes) std::atomic<uint64_t> round_{0};
+  alignas(kCacheLineBytes) std::atomic<bool> abandoned_{false};
 };
 
 // Numbers [begin, end).
@@ -73,14 +84,27 @@ struct Member {
   }
 };
 
-// Calls `body` with the Member of every thread, all at the same time.
+// Calls `body` with the Member of every thread, all at the same time. What one of them throws is
+// thrown on once all have ended.
 template <typename F>
 void run_team(const F& body) {
   const int64_t team = thread_count();
   Barrier barrier(team);
+  std::vector<std::exception_ptr> errors(team);
   parallel_for(team, 1, [&](int64_t first, int64_t last) {
-    body(Member{first, last, team, barrier});
+    try {
+      body(Member{first, last, team, barrier});
+    } catch (const Barrier::Abandoned&) {
+    } catch (...) {
+      errors[first] = std::current_exception();
+      barrier.abandon();
+    }
   });
+  for (const std::exception_ptr& error : errors) {
+    if (error) {
+      std::rethrow_exception(error);
+    }
+  }
 }
 
 }  // namespace trimtab

@@ -50,12 +50,13 @@ class Forward:
         # every input, which waits for the device, and OPT creates a mask of its own.
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self._parts = _parts(model)
-        self.executor = executor_for(model, kv)
+        self.executor = executor_for(model, kv, self._run)
 
     def refresh(self) -> None:
-        """Have the executor follow a change of the model's tensors or hooks."""
+        """Have the executor follow a change of the model since the last call."""
         if (parts := _parts(self._model)) != self._parts:
-            self.executor, self._parts = executor_for(self._model, self._kv), parts
+            self.executor = executor_for(self._model, self._kv, self._run)
+            self._parts = parts
 
     def close(self) -> None:
         """Drop the cache's tensors, which an error that is kept would hold on to."""
@@ -155,10 +156,22 @@ class Forward:
         return logits
 
 
-def _parts(model: PreTrainedModel) -> list[int]:
-    """Return what changes when a tensor or a hook of the model does."""
-    hooks = sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
-    )
-    tensors = (*model.parameters(), *model.buffers())
-    return [hooks, *(tensor.data_ptr() for tensor in tensors)]
+def _parts(model: PreTrainedModel) -> list[object]:
+    """Return what differs once a module, a tensor, a hook or a setting of the model does."""
+    found: list[object] = [_settings(model.config)]
+    for module in model.modules():
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+        found.append((id(module), type(module), type(module).forward, *hooks, _settings(module)))
+    for tensor in (*model.parameters(), *model.buffers()):
+        found.append((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype))
+    # What is made of a buffer when the plan is: weights are read where they are.
+    found += [0 if one.is_inference() else one._version for one in model.buffers()]
+    return found
+
+
+def _settings(owner: object) -> list[tuple[str, object]]:
+    return [
+        (name, value)
+        for name, value in vars(owner).items()
+        if name == "forward" or isinstance(value, bool | int | float | str | None)
+    ]

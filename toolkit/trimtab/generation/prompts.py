@@ -91,11 +91,13 @@ def _unpadded(batch: BatchEncoding) -> list[list[int]]:
         )
     try:
         return [
-            [token for token, kept in zip(row, mask, strict=True) if kept]
+            [operator.index(token) for token, kept in zip(row, mask, strict=True) if kept]
             for row, mask in zip(ids, masks, strict=True)
         ]
     except (TypeError, ValueError) as error:
-        raise TrimtabError("prompts: input_ids and attention_mask differ in shape") from error
+        raise TrimtabError(
+            "prompts: expected input_ids of integers and an attention_mask of the same shape"
+        ) from error
 
 
 def _lists(values: Any) -> list[Any]:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers.activations import (
     GELUActivation,
     GELUTanh,
     NewGELUActivation,
     SiLUActivation,
 )
+from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import input_major
@@ -58,8 +60,19 @@ def in_plan(hook: F) -> F:
 
 
 def norm_part(norm: nn.Module) -> Norm:
-    """Return a norm, whichever class it has."""
-    weight = cast(Tensor, norm.weight)
+    """Return a norm of a supported architecture, whichever class it has.
+
+    Raises
+    ------
+    MisfitError
+        If it is something else, or has no weight or epsilon of its own.
+    """
+    known = isinstance(norm, (nn.LayerNorm, nn.RMSNorm, *GEMMA_NORMS))
+    if not known and not hasattr(norm, "variance_epsilon"):
+        raise MisfitError(f"a norm of the class {type(norm).__name__} is in no decode plan")
+    weight = cast("Tensor | None", norm.weight)
+    if weight is None or (known and norm.eps is None):
+        raise MisfitError(f"a {type(norm).__name__} without weight or epsilon is in no decode plan")
     bias = cast("Tensor | None", norm.bias) if isinstance(norm, nn.LayerNorm) else None
     offset = 1.0 if isinstance(norm, GEMMA_NORMS) else 0.0
     return Norm(weight, bias, norm_epsilon(norm), centers(norm), offset)
@@ -74,9 +87,17 @@ def site_input(site: Site, layer: nn.Module) -> SiteInput:
 
 
 def linear_part(linear: nn.Module) -> Linear:
-    """Return a linear layer, whichever class it has."""
+    """Return a linear layer.
+
+    Raises
+    ------
+    MisfitError
+        If it is of a class that does more, or something else.
+    """
     if isinstance(linear, HasLinearPart):
         return linear.linear_part()
+    if type(linear) not in (nn.Linear, Conv1D):
+        raise MisfitError(f"a linear layer of the class {type(linear).__name__} is in no plan")
     return Linear(input_major(linear), cast("Tensor | None", linear.bias))
 
 
@@ -107,10 +128,14 @@ def require_known_code(model: nn.Module) -> None:
     MisfitError
         If there is a hook, a replaced `forward` or a class of somebody else.
     """
+    if any((*_global_forward_hooks.values(), *_global_forward_pre_hooks.values())):
+        raise MisfitError("a hook for all modules is registered")
     for name, module in model.named_modules():
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if any(not getattr(hook, "in_decode_plan", False) for hook in hooks):
             raise MisfitError(f"{name or 'the model'} has a hook of somebody else")
-        own = type(module).__module__ + "."
-        if "forward" in vars(module) or not own.startswith(KNOWN_CODE):
+        code = f"{type(module).forward.__module__}."
+        own = f"{type(module).__module__}."
+        known = own.startswith(KNOWN_CODE) and code.startswith(KNOWN_CODE)
+        if "forward" in vars(module) or not known:
             raise MisfitError(f"{name or 'the model'} runs code of somebody else")
