@@ -15,6 +15,8 @@ from trimtab.generation.executor import MOST_ROWS, executor_for
 from trimtab.generation.steps import DecodeStep, ExtendStep, Step
 from trimtab.vattention.virtual_kv import VirtualKV
 
+SIMPLE = {bool, int, float, str, type(None)}
+
 
 class Forward:
     """Runs a model on a cache, with the attention function named `attention.NAME`.
@@ -173,5 +175,5 @@ def _settings(owner: object) -> list[tuple[str, object]]:
     return [
         (name, value)
         for name, value in vars(owner).items()
-        if name == "forward" or isinstance(value, bool | int | float | str | None)
+        if type(value) in SIMPLE or name == "forward"
     ]
