@@ -18,6 +18,7 @@ from trimtab.errors import FULL, TrimtabError
 from trimtab.registry import TARGETED, group_options, method_names, stack_members, targets
 from trimtab.settings import defaults
 
+OF_A_FOLDER = {"model": "model=hub model.name", "corpus": "corpus=files corpus.glob"}
 Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
 
 
@@ -48,16 +49,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = error.missing_cfg_file.partition("/")
-        if group in TARGETED and "/" in option:
-            written = {"model": "model=hub model.name", "corpus": "corpus=files corpus.glob"}
-            return f"{group}={option}: no such option; for a folder of yours write " + (
-                f"{written.get(group, group)}={option}"
-            )
-        options = error.options or group_options(group)  # Hydra lists none for a list's member
-        hint = nearest(option, options)
-        key = f"{group}={option}" if group else f"--config-name={option}"
-        return f"{key}: no such option{hint}; there are: {', '.join(options)}"
+        return _no_such_option(error.missing_cfg_file, error.options)
     if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
         key, values = several.groups()
         one = "one stack" if key == "methods" else "one list"
@@ -70,6 +62,18 @@ def one_line(error: BaseException) -> str:
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return _describe(cause)
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _no_such_option(missing: str, options: Sequence[str] | None) -> str:
+    group, slash, option = missing.partition("/")
+    if not slash:
+        group, option = "", missing
+    if "/" in option and group in OF_A_FOLDER:
+        write = f"{OF_A_FOLDER[group]}={option}"
+        return f"{group}={option}: no such option; for a folder of yours write {write}"
+    options = options or group_options(group)  # Hydra lists none for a list's member
+    key = f"{group}={option}" if group else f"--config-name={option}"
+    return f"{key}: no such option{nearest(option, options)}; there are: {', '.join(options)}"
 
 
 def _describe(error: OmegaConfBaseException) -> str:
