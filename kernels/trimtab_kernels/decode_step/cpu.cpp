@@ -51,6 +51,35 @@ struct CpuDecodePlan : torch::CustomClassHolder {
   }
 
   Tensor step(const Tensor& tokens, const Tensor& slots, const Tensor& positions) {
+    const Tokens rows = rows_of(tokens, slots, positions);
+    const Tensor logits =
+        at::empty({rows.count(), plan_.head.outputs()}, plan_.embedding.options());
+    with_dtype([&](auto zero) {
+      using T = decltype(zero);
+      run<T>(rows, logits.mutable_data_ptr<T>(), nullptr);
+    });
+    return logits;
+  }
+
+  bool has_quantized_head() const { return QuantizedHead::fits(plan_.head); }
+
+  void refresh_head() {
+    with_dtype([&](auto zero) { head_.refresh<decltype(zero)>(plan_.head); });
+  }
+
+  Tensor choose(const Tensor& tokens, const Tensor& slots, const Tensor& positions) {
+    const Tokens rows = rows_of(tokens, slots, positions);
+    TORCH_CHECK_VALUE(head_.made(), "the head is not quantized; expected refresh_head() before");
+    with_dtype([&](auto zero) { run<decltype(zero)>(rows, nullptr, &choice_); });
+    const Tensor chosen = at::empty({rows.count()}, tokens.options());
+    for (int64_t r = 0; r < rows.count(); ++r) {
+      chosen.mutable_data_ptr<int64_t>()[r] = choice_.largest(r, rows.count()).token;
+    }
+    return chosen;
+  }
+
+ private:
+  Tokens rows_of(const Tensor& tokens, const Tensor& slots, const Tensor& positions) const {
     Tokens rows{numbers(tokens, "tokens", -1), {}};
     const auto in_slots = numbers(slots, "slots", rows.count());
     const auto at = numbers(positions, "positions", rows.count());
@@ -66,26 +95,31 @@ struct CpuDecodePlan : torch::CustomClassHolder {
                         keys.sizes());
       rows.places.push_back({in_slots[r], at[r] + 1});
     }
-    const Tensor logits =
-        at::empty({rows.count(), plan_.head.outputs()}, plan_.embedding.options());
-    const auto run = [&](auto zero) {
-      using T = decltype(zero);
-      Step<T> step(plan_, rows, memory_, logits.mutable_data_ptr<T>());
-      run_team([&](const Member& member) { step.run(member); });
-    };
-    if (plan_.embedding.scalar_type() == at::kFloat) {
-      run(float());
-    } else {
-      run(BFloat16());
-    }
-    return logits;
+    return rows;
   }
 
- private:
+  template <typename T>
+  void run(const Tokens& rows, T* logits, Choice* choice) {
+    Step<T> step(plan_, rows, memory_, logits, choice);
+    run_team([&](const Member& member) { step.run(member); });
+  }
+
+  // Calls `body` with a number of the plan's dtype.
+  template <typename F>
+  void with_dtype(const F& body) const {
+    if (plan_.embedding.scalar_type() == at::kFloat) {
+      body(float());
+    } else {
+      body(BFloat16());
+    }
+  }
+
   static constexpr int64_t kMostRows = 64;
 
   Plan plan_;
   Memory memory_;
+  QuantizedHead head_;
+  Choice choice_{head_};
 };
 
 }  // namespace
@@ -95,7 +129,10 @@ TORCH_LIBRARY_FRAGMENT(trimtab, m) {
   m.class_<CpuDecodePlan>("CpuDecodePlan")
       .def(torch::init<const Tensors&, const Numbers&>())
       .def("add_layer", &CpuDecodePlan::add_layer)
-      .def("step", &CpuDecodePlan::step);
+      .def("step", &CpuDecodePlan::step)
+      .def("has_quantized_head", &CpuDecodePlan::has_quantized_head)
+      .def("refresh_head", &CpuDecodePlan::refresh_head)
+      .def("choose", &CpuDecodePlan::choose);
 }
 
 }  // namespace trimtab

@@ -28,8 +28,8 @@ LIBRARY = build.CpuLibrary(
         *(
             FOLDER / name
             for name in (
-                "cpu.cpp", "cpu_functions.h", "cpu_parts.h", "cpu_products.h", "cpu_step.h",
-                "cpu_team.h",
+                "cpu.cpp", "cpu_functions.h", "cpu_head.h", "cpu_parts.h", "cpu_products.h",
+                "cpu_step.h", "cpu_team.h",
             )
         ),
         *(
@@ -63,11 +63,37 @@ class CpuExecutor:
         for layer, layer_keys, layer_values in zip(plan.layers, keys, values, strict=True):
             tensors, numbers = described(layer)
             self._plan.add_layer(tensors | {"keys": layer_keys, "values": layer_values}, numbers)
+        self._quantized: bool = self._plan.has_quantized_head()
 
     def step(self, tokens: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """Do what `reference.decode_step` does, for up to `MOST_ROWS` tokens."""
         logits: Tensor = self._plan.step(tokens, slots, positions)
         return logits
+
+    @property
+    def has_quantized_head(self) -> bool:
+        """Whether `choose` reads an int8 copy of the head: if its weight is [outputs, inputs]."""
+        return self._quantized
+
+    def refresh_head(self) -> None:
+        """Bring the int8 copy of the head up to date, after its weights may have changed.
+
+        It takes the time of reading the head once, and its first call that of quantizing it.
+        """
+        if self._quantized:
+            self._plan.refresh_head()
+
+    def choose(self, tokens: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
+        """Return the argmax of what `step` returns, int64 of shape [rows].
+
+        The int8 copy of the head rules out all tokens whose logits cannot be the largest, by a
+        bound on what its rounding can do; the logits of the others are those of `step`. Call
+        `refresh_head` before the first time.
+        """
+        if not self._quantized:
+            return self.step(tokens, slots, positions).argmax(-1)
+        chosen: Tensor = self._plan.choose(tokens, slots, positions)
+        return chosen
 
 
 WHOLE = [field.name for field in fields(DecodePlan) if field.name != "layers"]

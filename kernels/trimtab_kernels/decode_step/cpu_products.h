@@ -138,12 +138,11 @@ void dots_of_rows(const float* x, int64_t rows, int64_t width, const T* weight,
   }
 }
 
-// Outputs [range) of an output-major weight; out[r * stride] belongs to the first of them.
-template <typename T>
-void multiply_output_major(const Linear& linear, const Input& in, Range range, float* out,
-                           int64_t stride) {
-  const T* const weight = linear.weight.const_data_ptr<T>();
-  const int64_t apart = linear.weight.stride(1);
+// Outputs [range) of a weight whose outputs are rows, `apart` numbers apart; out[r * stride] belongs to
+// the first of them.
+template <typename W>
+void dot_products(const Input& in, const W* weight, int64_t apart, Range range, float* out,
+                  int64_t stride) {
   for (int64_t o = range.begin; o < range.end; o += kLanes) {
     dots_of_rows(in.row(0), in.rows, in.width, weight + o * apart, apart,
                  std::min<int64_t>(kLanes, range.end - o), out + o - range.begin, stride);
@@ -196,7 +195,7 @@ void multiply(const Linear& linear, const Input& in, Range range, float* out, in
     return;
   }
   if (linear.output_major()) {
-    multiply_output_major<T>(linear, in, range, out, stride);
+    dot_products(in, linear.weight.const_data_ptr<T>(), linear.weight.stride(1), range, out, stride);
   } else if (linear.weight.scalar_type() == at::kChar) {
     multiply_input_major<int8_t>(linear, in, range, out, stride);
   } else {

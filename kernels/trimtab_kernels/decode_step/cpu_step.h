@@ -5,7 +5,7 @@
 #include "../decode_attention/cpu_attend.h"
 #include "../sparse_linear/cpu_select.h"
 #include "cpu_functions.h"
-#include "cpu_products.h"
+#include "cpu_head.h"
 
 namespace trimtab {
 
@@ -59,12 +59,37 @@ struct Memory {
   std::vector<Own> own;
 };
 
+// What the threads find out about the largest logit of every row.
+struct Choice {
+  const QuantizedHead& head;
+  Buffer approximate;          // logits
+  std::vector<float> least;    // [threads, rows]: what the largest logit is at least
+  std::vector<Largest> found;  // [threads, rows]
+
+  void begin(int64_t rows, int64_t outputs, int64_t threads) {
+    approximate.resize(rows, outputs);
+    least.assign(threads * rows, -std::numeric_limits<float>::infinity());
+    found.assign(threads * rows, Largest());
+  }
+  // The largest logit of a row, once all threads are done.
+  Largest largest(int64_t row, int64_t rows) const {
+    Largest result;
+    for (size_t i = row; i < found.size(); i += rows) {
+      if (found[i].token >= 0) {
+        result.see(found[i].token, found[i].logit);
+      }
+    }
+    return result;
+  }
+};
+
 // T: weights and cache
 template <typename T>
 class Step {
  public:
-  Step(const Plan& plan, const Tokens& rows, Memory& memory, T* logits)
-      : plan_(plan), rows_(rows), memory_(memory), logits_(logits) {
+  // Of `logits` and `choice`, one is null.
+  Step(const Plan& plan, const Tokens& rows, Memory& memory, T* logits, Choice* choice)
+      : plan_(plan), rows_(rows), memory_(memory), logits_(logits), choice_(choice) {
     int64_t made = 0, hidden = plan.heads * plan.head_dim, sums = 0, softmaxes = 0, scratch = 0;
     parts_.reserve(plan.layers.size());
     for (const Layer& layer : plan.layers) {
@@ -86,6 +111,9 @@ class Step {
     memory.own.resize(std::max<size_t>(memory.own.size(), thread_count()));
     for (Memory::Own& own : memory.own) {
       own.scratch.resize(std::max<size_t>(own.scratch.size(), scratch));
+    }
+    if (choice) {
+      choice->begin(rows.count(), plan.head.outputs(), thread_count());
     }
   }
 
@@ -126,7 +154,15 @@ class Step {
         feed_forward(layer);
       }
       change_basis(step.plan_.basis_change);
-      predict();
+      read(stream);
+      for (int64_t r = 0; r < count(); ++r) {
+        normalize<T>(step.plan_.final_norm, own.input.row(r), own.input.row(r));
+      }
+      if (step.choice_) {
+        choose(*step.choice_);
+      } else {
+        predict();
+      }
     }
 
     int64_t count() const { return step.rows_.count(); }
@@ -272,10 +308,6 @@ class Step {
 
     void predict() {
       const Plan& plan = step.plan_;
-      read(stream);
-      for (int64_t r = 0; r < count(); ++r) {
-        normalize<T>(plan.final_norm, own.input.row(r), own.input.row(r));
-      }
       own.input.compact();
       constexpr int64_t kBatch = 256;  // logits that a thread holds in float32 at a time
       float batch[kBatch];
@@ -286,20 +318,52 @@ class Step {
         const Range part{begin, std::min(all.end, begin + size)};
         multiply<T>(plan.head, own.input, part, batch, size);
         for (int64_t r = 0; r < count(); ++r) {
+          T* const logits = step.logits_ + r * outputs + part.begin;
           for (int64_t o = 0; o < part.size(); ++o) {
-            float logit = batch[r * size + o];
-            if (plan.softcap) {
-              const float cap = static_cast<float>(*plan.softcap);
-              logit = cap * std::tanh(logit / cap);
-            }
-            logits_at(r, part.begin + o) = static_cast<T>(logit);
+            logits[o] = stored_logit<T>(batch[r * size + o], plan.softcap);
           }
         }
       }
     }
 
-    T& logits_at(int64_t row, int64_t output) {
-      return step.logits_[row * step.plan_.head.outputs() + output];
+    void choose(Choice& choice) {
+      const Linear& head = step.plan_.head;
+      const auto& softcap = step.plan_.softcap;
+      const Input& input = own.input;
+      Buffer& approximate = choice.approximate;
+      const Range part = member.share(head.outputs(), kLanes);
+      choice.head.approximate(input, part, approximate.row(0) + part.begin, approximate.width);
+      std::vector<float> lengths(count());
+      for (int64_t r = 0; r < count(); ++r) {
+        const float* const x = input.row(r);
+        double squares = 0;
+        for (int64_t i = 0; i < input.width; ++i) {
+          squares += static_cast<double>(x[i]) * x[i];
+        }
+        lengths[r] = static_cast<float>(std::sqrt(squares)) * (1 + 2 * FLT_EPSILON);
+        float& least = choice.least[member.first * count() + r];
+        for (int64_t o = part.begin; o < part.end; ++o) {
+          const float at_least = approximate.row(r)[o] - choice.head.radius(o) * lengths[r];
+          least = at_least > least ? at_least : least;
+        }
+      }
+      member.meet();
+      for (int64_t r = 0; r < count(); ++r) {
+        float least = choice.least[r];
+        for (size_t i = r; i < choice.least.size(); i += count()) {
+          least = std::max(least, choice.least[i]);
+        }
+        const float cut = cut_below<T>(least, softcap);
+        Largest& largest = choice.found[member.first * count() + r];
+        for (int64_t o = part.begin; o < part.end; ++o) {
+          if (!(approximate.row(r)[o] + choice.head.radius(o) * lengths[r] < cut)) {
+            float logit;
+            dots<1>(input.row(r), input.width,
+                    head.weight.const_data_ptr<T>() + o * head.weight.stride(1), 0, 1, &logit, 1);
+            largest.see(o, widen(stored_logit<T>(logit, softcap)));
+          }
+        }
+      }
     }
 
     // Copies shared rows into the thread's own input.
@@ -347,6 +411,7 @@ class Step {
   const Tokens& rows_;
   Memory& memory_;
   T* const logits_;
+  Choice* const choice_;
   std::vector<Parts> parts_;
 };
 
