@@ -155,36 +155,14 @@ void multiply_input_major(const Linear& linear, const Input& in, Range range, fl
                           int64_t stride) {
   const W* const weight = linear.weight.const_data_ptr<W>() + range.begin;
   const int64_t apart = linear.weight.stride(0);
-  const int64_t tile = in.rows == 1 ? kColumnBlock : kTokenTile;
   for (int64_t r = 0; r < in.rows; ++r) {
     std::fill_n(out + r * stride, range.size(), 0.0f);
   }
   for (int64_t c = 0; c < range.size(); c += kColumnBlock) {
     const int64_t block = std::min(kColumnBlock, range.size() - c);
     const auto row_of = [&](int64_t i) { return weight + in.indices[i] * apart + c; };
-    const W* rows[kGroup];
-    int64_t i = 0;
-    for (; i + kGroup <= in.count; i += kGroup) {
-      for (int r = 0; r < kGroup; ++r) {
-        rows[r] = row_of(i + r);
-      }
-      // Pieces of rows end before the processor starts to prefetch them.
-      for (int64_t next = i + kGroup; next < std::min(i + 2 * kGroup, in.count); ++next) {
-        prefetch(row_of(next), block);
-      }
-      for (int64_t begin = 0; begin < block; begin += tile) {
-        for (int64_t r = 0; r < in.rows; ++r) {
-          add_rows<kGroup>(out + r * stride + c, rows, in.values.data() + r * in.width + i, begin,
-                           std::min(begin + tile, block));
-        }
-      }
-    }
-    for (; i < in.count; ++i) {
-      rows[0] = row_of(i);
-      for (int64_t r = 0; r < in.rows; ++r) {
-        add_rows<1>(out + r * stride + c, rows, in.values.data() + r * in.width + i, 0, block);
-      }
-    }
+    add_entries_of_tokens(in.rows, out + c, stride, row_of, 0, in.count, in.values.data(), in.width,
+                          block);
   }
 }
 

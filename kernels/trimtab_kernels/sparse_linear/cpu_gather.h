@@ -12,38 +12,124 @@
 
 namespace trimtab {
 
-// Weight rows added per pass over the accumulators. This saves loads and stores of those, and keeps
-// enough reads in flight to fill the memory bus.
-constexpr int kGroup = 8;
 // Threads divide the kept rows first, and columns only into parts at least this wide: the
 // processor prefetches one long row faster than pieces of many.
 constexpr int64_t kMinColumns = 2048;
 // Columns accumulated at a time: 32 KB of float32, which stay in the nearest caches.
 constexpr int64_t kColumnBlock = 8192;
-// Columns of a group of weight rows that several tokens process in turn: 16 KB of float32, which
-// the first token loads into the first-level cache for the others.
+// Columns of a group of weight rows that more tokens than fit side by side process in turn: the first
+// ones load them into the first-level cache for the others.
 constexpr int64_t kTokenTile = 512;
-// Rows this short end before the processor starts to prefetch them, so the next ones are prefetched
-// explicitly: a 576 x 576 int8 weight is then read from memory in half the time. Longer rows would
-// push each other out of the nearest cache.
-constexpr int64_t kShortRowBytes = 2048;
+// Weight rows added per pass over the sums of so many tokens, as registers allow. This saves loads and
+// stores of the sums.
+template <int R>
+constexpr int kGroup = std::min(8, kLanes / R);
 
-// sums[c] += values[0] * rows[0][c] + ... + values[R - 1] * rows[R - 1][c], first <= c < last
-template <int R, typename T>
-inline void add_rows(float* sums, const T* const* rows, const float* values, int64_t first,
-                     int64_t last) {
-  int64_t c = first;
-  for (; c + kLanes <= last; c += kLanes) {
-    Vector sum = load(sums + c);
-    for (int r = 0; r < R; ++r) {
-      sum += values[r] * load(rows[r] + c);
+// sums[t * apart + c] += values[t * width] * rows[0][c] + values[t * width + 1] * rows[1][c] + ...
+// for tokens 0 <= t < R, weight rows below G, and columns first <= c < last. Every sum is built in
+// one order, whatever R and G are. On the way, the same columns of the rows `next` are fetched: rows
+// are too short, and those that are kept too irregular, for the processor's own prefetcher. Fetching
+// them one after another instead would leave the memory idle in between.
+template <int R, int G, bool kFetch, typename W>
+inline void add_rows(float* sums, int64_t apart, const W* const* rows, const W* const* next,
+                     const float* values, int64_t width, int64_t first, int64_t last) {
+  constexpr int64_t kLine = std::max<int64_t>(kLanes, kCacheLineBytes / sizeof(W));
+  Vector factors[R][G];
+  for (int t = 0; t < R; ++t) {
+    for (int g = 0; g < G; ++g) {
+      factors[t][g] = values[t * width + g] - Vector{};
     }
-    std::memcpy(sums + c, &sum, sizeof sum);
+  }
+  int64_t c = first;
+  const auto add = [&] {
+    Vector weights[G];
+    for (int g = 0; g < G; ++g) {
+      weights[g] = load(rows[g] + c);
+    }
+    for (int t = 0; t < R; ++t) {
+      Vector sum = load(sums + t * apart + c);
+      for (int g = 0; g < G; ++g) {
+        sum += factors[t][g] * weights[g];
+      }
+      store(sums + t * apart + c, sum);
+    }
+    c += kLanes;
+  };
+  while (c + kLine <= last) {
+    for (int g = 0; kFetch && g < G; ++g) {
+      __builtin_prefetch(next[g] + c);
+    }
+    for (int64_t i = 0; i < kLine; i += kLanes) {
+      add();
+    }
+  }
+  while (c + kLanes <= last) {
+    add();
   }
   for (; c < last; ++c) {
-    for (int r = 0; r < R; ++r) {
-      sums[c] += values[r] * widen(rows[r][c]);
+    for (int t = 0; t < R; ++t) {
+      for (int g = 0; g < G; ++g) {
+        sums[t * apart + c] += values[t * width + g] * widen(rows[g][c]);
+      }
     }
+  }
+}
+
+// The same for any number of tokens, R at least if something is to be fetched: R at a time, then half
+// as many, and so on.
+template <int R, int G, bool kFetch, typename W>
+inline void add_rows_of_tokens(int64_t tokens, float* sums, int64_t apart, const W* const* rows,
+                               const W* const* next, const float* values, int64_t width,
+                               int64_t first, int64_t last) {
+  int64_t t = 0;
+  if constexpr (kFetch) {
+    add_rows<R, G, true>(sums, apart, rows, next, values, width, first, last);
+    t = R;
+  }
+  for (; t + R <= tokens; t += R) {
+    add_rows<R, G, false>(sums + t * apart, apart, rows, next, values + t * width, width, first,
+                          last);
+  }
+  if constexpr (R > 1) {
+    add_rows_of_tokens<R / 2, G, false>(tokens - t, sums + t * apart, apart, rows, next,
+                                        values + t * width, width, first, last);
+  }
+}
+
+// sums[t * apart + c] += values[t * width + first] * row_of(first)[c] + ... up to entry `last`, for
+// columns 0 <= c < columns. R: the most tokens side by side.
+template <int R, typename F>
+void add_entries(int64_t tokens, float* sums, int64_t apart, const F& row_of, int64_t first,
+                 int64_t last, const float* values, int64_t width, int64_t columns) {
+  using Row = decltype(row_of(0));
+  constexpr int G = kGroup<R>;
+  const int64_t tile = tokens == R ? columns : kTokenTile;
+  Row rows[G], next[G];
+  int64_t i = first;
+  for (; i + G <= last; i += G) {
+    for (int g = 0; g < G; ++g) {
+      rows[g] = row_of(i + g);
+      next[g] = row_of(std::min(i + G + g, last - 1));
+    }
+    for (int64_t c = 0; c < columns; c += tile) {
+      add_rows_of_tokens<R, G, true>(tokens, sums, apart, rows, next, values + i, width, c,
+                                     std::min(c + tile, columns));
+    }
+  }
+  for (; i < last; ++i) {
+    rows[0] = row_of(i);
+    add_rows_of_tokens<R, 1, false>(tokens, sums, apart, rows, rows, values + i, width, 0, columns);
+  }
+}
+
+template <typename... Arguments>
+inline void add_entries_of_tokens(int64_t tokens, Arguments... arguments) {
+  if (tokens >= 4) {
+    add_entries<4>(tokens, arguments...);
+  } else if (tokens >= 2) {
+    add_entries<2>(tokens, arguments...);
+  } else {
+    add_entries<1>(tokens, arguments...);
   }
 }
 
@@ -84,7 +170,6 @@ void gather(const Kept& kept, int64_t width, int64_t tokens, const W* weight, in
   const int64_t column_parts = std::clamp<int64_t>(columns / kMinColumns, 1, threads);
   const int64_t row_parts = threads / column_parts;
   const int64_t lines = (columns + kLanes - 1) / kLanes;
-  const int64_t tile = tokens == 1 ? kColumnBlock : kTokenTile;
   const std::unique_ptr<float[]> sums(new float[row_parts * tokens * columns]);
 
   parallel_for(row_parts * column_parts, 1, [&](int64_t begin, int64_t end) {
@@ -96,33 +181,13 @@ void gather(const Kept& kept, int64_t width, int64_t tokens, const W* weight, in
       const int64_t right = std::min(columns, lines * (column_part + 1) / column_parts * kLanes);
       for (int64_t c = left; c < right; c += kColumnBlock) {
         const int64_t block = std::min(kColumnBlock, right - c);
-        const int64_t ahead = block * static_cast<int64_t>(sizeof(W)) <= kShortRowBytes ? last : 0;
         float* const target = sums.get() + row_part * tokens * columns + c;
         for (int64_t t = 0; t < tokens; ++t) {
           std::fill_n(target + t * columns, block, 0.0f);
         }
-        const W* rows[kGroup];
-        int64_t i = first;
-        for (; i + kGroup <= last; i += kGroup) {
-          for (int r = 0; r < kGroup; ++r) {
-            rows[r] = weight + kept.indices[i + r] * stride + c;
-          }
-          for (int64_t next = i + kGroup; next < std::min(i + 2 * kGroup, ahead); ++next) {
-            prefetch(weight + kept.indices[next] * stride + c, block);
-          }
-          for (int64_t begin = 0; begin < block; begin += tile) {
-            for (int64_t t = 0; t < tokens; ++t) {
-              add_rows<kGroup>(target + t * columns, rows, kept.values.get() + t * width + i, begin,
-                               std::min(begin + tile, block));
-            }
-          }
-        }
-        for (; i < last; ++i) {
-          rows[0] = weight + kept.indices[i] * stride + c;
-          for (int64_t t = 0; t < tokens; ++t) {
-            add_rows<1>(target + t * columns, rows, kept.values.get() + t * width + i, 0, block);
-          }
-        }
+        const auto row_of = [&](int64_t i) { return weight + kept.indices[i] * stride + c; };
+        add_entries_of_tokens(tokens, target, columns, row_of, first, last, kept.values.get(), width,
+                              block);
       }
     }
   });
