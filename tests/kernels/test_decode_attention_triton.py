@@ -24,7 +24,15 @@ STRIDES = [f"{cache}_{axis}" for cache in ("key", "value") for axis in ("slot", 
 
 def test_the_kernels_are_right_on_the_interpreter():
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.kernels.triton_attention_cases"],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore::DeprecationWarning",
+            "-m",
+            "tests.kernels.triton_attention_cases",
+        ],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONFAULTHANDLER": "1"},
         capture_output=True,
