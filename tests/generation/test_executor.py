@@ -124,8 +124,9 @@ def by_forward_of(model: PreTrainedModel, engine: Any) -> list[list[int]]:
         model.config._attn_implementation = step
 
 
-def test_patched_code_of_a_library_is_seen(monkeypatch):
-    model = model_of()
+@pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
+def test_patched_code_of_a_library_is_seen(monkeypatch, dtype):
+    model = model_of("llama", dtype)
     original = modeling_llama.LlamaMLP.forward
     monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", lambda own, x: original(own, -x))
     with engine_for(model) as engine:
@@ -174,3 +175,9 @@ def test_what_an_engine_runs_when_it_is_entered_is_not_recorded():
             engine.generate([[1, 2, 3]], max_new_tokens=2)
         seen = {int(one.recorded[1]) for one in part.selectors if one.site == "h1"}
     assert seen == {4 * 64}  # three tokens of the prompt and one of the two after it
+
+
+def test_a_cache_of_few_tokens_has_an_executor():
+    with engine_for(model_of(), max_len=3) as engine:
+        assert engine.decode_step.startswith("C++")
+        assert engine.generate([[5]], max_new_tokens=1)[0].tokens
