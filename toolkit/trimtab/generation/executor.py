@@ -94,10 +94,10 @@ def _checked(model: PreTrainedModel, kv: VirtualKV, run: Run) -> cpu.CpuExecutor
     embedding = cast(Tensor, model.get_input_embeddings().weight)
     tokens, positions = torch.arange(PROBE) % len(embedding), torch.arange(PROBE)
     observed = Observed(ExtendStep(keys, values, 0, 0, PROBE, prompt=False))
-    with _uncounted(model), observed.watching(model):
+    with uncounted(model), observed.watching(model):
         expected = run(tokens[None], positions[None], observed, PROBE)[0]
     plan = decode_plan(model, observed, geometry.max_len)
-    with _uncounted(model):
+    with uncounted(model):
         found = cpu.CpuExecutor(plan, keys, values).step(tokens, slots, positions)
     difference = float((found - expected).abs().max() / expected.abs().max())
     if expected.isfinite().all() and not difference <= _close(plan, model.dtype):
@@ -111,7 +111,7 @@ def _close(plan: DecodePlan, dtype: torch.dtype) -> float:
 
 
 @contextmanager
-def _uncounted(model: PreTrainedModel) -> Iterator[None]:
+def uncounted(model: PreTrainedModel) -> Iterator[None]:
     """Have nothing count what runs within the block."""
     sites = [module.site_input() for module in model.modules() if isinstance(module, HasSiteInput)]
     counts = [site.selection.counts for site in sites if site.selection is not None]
