@@ -24,6 +24,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.zygote import Zygote
 from trimtab.corpus import Corpus, Document
+from trimtab.generation.costs import StepCosts
+from trimtab.generation.executor import MOST_ROWS
 from trimtab.models.loading import LoadedModel, load_model
 from trimtab.models.random import byte_tokenizer, shapes
 from trimtab.models.sources import DType, EmbeddedModel, RandomModel
@@ -37,6 +39,7 @@ for parameter, size in zip((M_TRIM_THRESHOLD, M_MMAP_THRESHOLD), MALLOC.values()
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [name for name in shapes() if name.startswith("tiny-")]
+FLAT = StepCosts((1.0,) * MOST_ROWS)
 TINY = ["model=random", "model.config=tiny-llama"]
 SMALL = ["tokens=512", "window=64"]
 
@@ -67,6 +70,14 @@ def variables() -> dict[str, str]:
     """Return the environment of a command: this checkout is first on its path."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def any_draft_pays() -> Iterator[None]:
+    """Have drafts be as long as they are proposed, whatever steps take on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trimtab.generation.engine.step_costs", lambda *_: FLAT)
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import product
 
-from trimtab.adaptivocab.drafting.drafter import NGramDrafter
+from trimtab.adaptivocab.drafting.drafter import ContextDrafter
 from trimtab.adaptivocab.settings import NGramSelection
 from trimtab.corpus import Split, encode
 from trimtab.evaluation.intervals import ratio
@@ -59,8 +59,7 @@ def encoding(bench: Bench) -> Iterator[Record]:
 
 
 def drafting(bench: Bench) -> Iterator[Record]:
-    ngrams = bench.mine_freely(bench.size)
-    drafter = NGramDrafter.count(ngrams, [text.tokens for text in bench.tokenized])
+    drafter = ContextDrafter.count([text.tokens for text in bench.tokenized])
     for corpus in (bench.corpus, bench.other):
         tokens = [encode(bench.tokenizer, d.text) for d in corpus.documents(Split.test)]
         lengths = [float(len(text)) for text in tokens]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.adaptivocab.tokenizers import mined
 from trimtab.adaptivocab.applied import Drafting, Merging
-from trimtab.adaptivocab.drafting.drafter import NGramDrafter
+from trimtab.adaptivocab.drafting.drafter import ContextDrafter
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.rows.extended import NewRows, extended
 from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
@@ -38,9 +38,9 @@ def extended_tokenizer() -> PreTrainedTokenizerBase:
 
 
 @cache
-def drafts() -> NGramDrafter:
+def drafts() -> ContextDrafter:
     tokenizer = byte_tokenizer()
-    return NGramDrafter.count(ngrams(), [encode(tokenizer, text) for text in TEXTS])
+    return ContextDrafter.count([encode(tokenizer, text) for text in TEXTS])
 
 
 @settings

@@ -29,11 +29,14 @@ works = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, 
     spare=st.integers(0, 40),
     guesses=st.none() | st.tuples(st.integers(0, 3), st.integers(0, 2)),
     stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=20),
+    together=st.booleans(),
 )
-def test_every_prompt_is_continued_as_if_it_were_alone(work, slots, chunk, spare, guesses, stop):
+def test_every_prompt_is_continued_as_if_it_were_alone(
+    work, slots, chunk, spare, guesses, stop, together
+):
     budget = max(prompt + new for prompt, new in work) + spare
     cache = ToyCache(slots, budget)
-    forward = ToyForward(cache)
+    forward = ToyForward(cache, together=together)
     prompts = [[(size * 5 + place) % VOCABULARY for place in range(size)] for size, _ in work]
     requests = [
         request_of(index, prompt, new, stop_tokens=stop)
@@ -78,7 +81,14 @@ def test_every_prompt_is_continued_as_if_it_were_alone(work, slots, chunk, spare
         # Memory that is known to be missing is not requested again.
         assert cache.refused <= stats.preemptions + len(work)
     right = guesses[0] if guesses else 0
-    assert stats.accepted <= right * stats.verify_steps
+    assert stats.accepted <= right * stats.verify_steps * (slots if together else 1)
+    assert stats.proposed == sum(stats.proposed_by_position)
+    assert stats.accepted == sum(stats.accepted_by_position)
+    assert not any(stats.accepted_by_position[right:])
+    if not stats.preemptions and not stop:
+        # A step yields a token of each text besides those accepted, and so does a prompt.
+        rows = sum(kind != "prefill" for kind, _, _ in forward.events)
+        assert rows + len(work) + stats.accepted == sum(len(one.tokens) for one in completions)
     if slots == 1 and right and not stop and max(new for _, new in work) > 2:
         assert stats.accepted > 0
 

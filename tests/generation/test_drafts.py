@@ -19,21 +19,32 @@ from tests.generation.models import TOKENIZER, engine_for, forcing, model_of, pr
 from tests.generation.toys import Guesses, ToyCache, ToyForward, batch_of, continued, request_of
 from trimtab.generation import Finish, Sampling
 from trimtab.generation.stats import EngineStats
+from trimtab_kernels.decode_step import cpu
 
 NEW = 20
 
 
 class Proposer:
-    """Proposes what `guess` makes of the true continuation of one text."""
+    """Proposes what `guess` makes of the true continuation of a text, one of `texts`."""
 
-    context = 1000
+    def __init__(self, guess, *texts: list[int]) -> None:
+        self.guess, self.texts = guess, texts
 
-    def __init__(self, text: list[int], guess) -> None:
-        self.text, self.guess = text, guess
+    def start(self, ids: Sequence[int]) -> Proposing:
+        (text,) = (text for text in self.texts if text[: len(ids)] == list(ids))
+        return Proposing(self.guess, text, len(ids))
 
-    def propose(self, ids) -> list[int]:
-        assert list(ids) == self.text[: len(ids)]
-        return self.guess(self.text[len(ids) :])
+
+class Proposing:
+    def __init__(self, guess, text: list[int], place: int) -> None:
+        self.guess, self.text, self.place = guess, text, place
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        assert list(tokens) == self.text[self.place : self.place + len(tokens)]
+        self.place += len(tokens)
+
+    def propose(self, limit: int) -> list[tuple[int, float]]:
+        return [(token, 0.9) for token in self.guess(self.text[self.place :])[:limit]]
 
 
 def wrong(ahead: list[int]) -> list[int]:
@@ -55,7 +66,7 @@ GUESSES = {
 # Accepted tokens, steps with a draft and steps without, for the tokens after the first.
 EXPECTED = {
     "perfect": (15, 4, 0),
-    "longer than wanted": (18, 1, 0),
+    "longer than wanted": (17, 2, 0),
     "wrong": (0, 18, 1),
     "none": (0, 0, 19),
 }
@@ -69,7 +80,7 @@ def test_the_text_is_the_same(variant, guess, sampling):
     (prompt,) = prompts_of(11)
     with engine_for(model) as engine:
         (plain,) = engine.generate([prompt], max_new_tokens=NEW, sampling=sampling)
-    drafter = Proposer(prompt + plain.tokens, GUESSES[guess])
+    drafter = Proposer(GUESSES[guess], prompt + plain.tokens)
     with engine_for(model, drafter=drafter) as engine:
         (found,) = engine.generate([prompt], max_new_tokens=NEW, sampling=sampling)
         stats = engine.stats
@@ -96,23 +107,35 @@ def three_tokens(ids: Sequence[int]) -> Tensor:
 class Likeliest:
     """Proposes the two likeliest next tokens of that model, the first of them mostly right."""
 
-    context = 2
+    def __init__(self, ids: Sequence[int] = ()) -> None:
+        self.ids = list(ids)
 
-    def propose(self, ids: Sequence[int]) -> list[int]:
-        ids = list(ids)
-        for _ in range(2):
+    def start(self, ids: Sequence[int]) -> Likeliest:
+        return Likeliest(ids)
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        self.ids += tokens
+
+    def propose(self, limit: int) -> list[tuple[int, float]]:
+        ids = list(self.ids)
+        for _ in range(limit):
             ids.append(int(three_tokens(ids).argmax()))
-        return ids[-2:]
+        return [(token, 0.5) for token in ids[len(self.ids) :][:2]]
 
 
-def test_sampling_with_drafts_keeps_the_distribution():
-    """Of four tokens: 81 texts, with their exact probabilities."""
+@pytest.mark.parametrize("slots", [1, 3])
+def test_sampling_with_drafts_keeps_the_distribution(slots):
+    """Of four tokens: 81 texts, with their exact probabilities, alone and side by side."""
     prompt, new, draws = [0, 1], 4, 4000
     sampling = Sampling(temperature=0.7, seed=11)
     requests = [request_of(index, prompt, new, sampling) for index in range(draws)]
     stats = EngineStats()
     batch = batch_of(
-        ToyForward(ToyCache(1, 100), three_tokens), requests, 8, drafter=Likeliest(), stats=stats
+        ToyForward(ToyCache(slots, 100), three_tokens),
+        requests,
+        8,
+        drafter=Likeliest(),
+        stats=stats,
     )
     counts = Counter(tuple(request.completion().tokens) for request in batch.run())
     assert 0.3 < stats.accepted / stats.proposed < 0.9
@@ -148,7 +171,7 @@ def test_a_draft_ends_with_the_text(finish):
         model.generation_config.eos_token_id = end
     else:
         stop = [TOKENIZER.decode([end])]
-    drafter = Proposer(prompt + plain.tokens, lambda ahead: ahead[:8])
+    drafter = Proposer(lambda ahead: ahead[:8], prompt + plain.tokens)
     with engine_for(model, drafter=drafter) as engine:
         (found,) = engine.generate(
             [prompt], max_new_tokens=NEW, stop=stop, on_token=lambda *call: handed.append(call[1])
@@ -185,7 +208,7 @@ def test_a_stop_string_of_several_tokens_ends_the_text_where_it_does_without_dra
         return found, calls, engine.stats.accepted
 
     plain, expected, _ = run(None)
-    found, calls, accepted = run(Proposer(prompt + ids, lambda ahead: ahead[:size]))
+    found, calls, accepted = run(Proposer(lambda ahead: ahead[:size], prompt + ids))
     assert accepted > 0
     assert calls == expected
     assert (found.tokens, found.text, found.finish) == (plain.tokens, "né 😀 ", Finish.stop_string)
@@ -208,7 +231,7 @@ def test_a_draft_ends_before_a_special_token(role, source):
     else:
         config = model.config if source == "config" else model.generation_config
         setattr(config, f"{role}_token_id", special)
-    drafter = Proposer(prompt + plain.tokens, lambda ahead: [*ahead[:2], special, *ahead[2:4]])
+    drafter = Proposer(lambda ahead: [*ahead[:2], special, *ahead[2:4]], prompt + plain.tokens)
     handle = model.register_forward_pre_hook(
         lambda module, args, inputs: fed.extend(inputs["input_ids"].flatten().tolist()),
         with_kwargs=True,
@@ -248,17 +271,19 @@ def test_logits_processors_see_the_same_ids_and_logits(sampling):
 
     tokens, seen, logits = run(None)
     assert seen == [[prompt + tokens[:place]] for place in range(NEW)]
-    found = run(Proposer(prompt + tokens, mixed))
+    found = run(Proposer(mixed, prompt + tokens))
     assert found[:2] == (tokens, seen)
     torch.testing.assert_close(found[2], logits)
 
 
-def test_several_texts_go_on_undrafted_until_one_is_left():
+def test_the_modules_verify_one_text_at_a_time(monkeypatch):
+    """So several texts go on undrafted until one is left."""
+    monkeypatch.setattr(cpu, "unavailable", lambda *_: "for this test")
     model = model_of()
     prompts = prompts_of(6, 9)
     with engine_for(model) as engine:
         plain = engine.generate(prompts, max_new_tokens=[16, 6])
-    drafter = Proposer(prompts[0] + plain[0].tokens, lambda ahead: ahead[:3])
+    drafter = Proposer(lambda ahead: ahead[:3], prompts[0] + plain[0].tokens)
     with engine_for(model, drafter=drafter, prefill_chunk=64) as engine:
         found = engine.generate(prompts, max_new_tokens=[16, 6])
         stats = engine.stats
@@ -266,6 +291,24 @@ def test_several_texts_go_on_undrafted_until_one_is_left():
     assert stats.decode_steps == 5
     assert stats.verify_steps == 3  # of 15 tokens 5 are there, and a step yields 4
     assert found[0].steps == 1 + 5 + 3
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, seed=2)], ids=str)
+@pytest.mark.parametrize("variant", ["llama", "gemma2", "gpt2"])
+def test_an_executor_verifies_the_drafts_of_several_texts_together(variant, sampling):
+    model, sizes = model_of(variant), (6, 9, 3, 11)
+    prompts = prompts_of(*sizes)
+    with engine_for(model) as engine:
+        plain = engine.generate(prompts, max_new_tokens=NEW, sampling=sampling)
+    texts = [prompt + one.tokens for prompt, one in zip(prompts, plain, strict=True)]
+    with engine_for(model, drafter=Proposer(mixed, *texts), prefill_chunk=64) as engine:
+        found = engine.generate(prompts, max_new_tokens=NEW, sampling=sampling)
+        stats = engine.stats
+        assert engine.kv.stats().live == 0
+    assert [one.tokens for one in found] == [one.tokens for one in plain]
+    assert stats.decode_steps + stats.verify_steps < NEW
+    assert 0 < stats.accepted < stats.proposed
+    assert sum(one.steps for one in found) + stats.accepted == len(sizes) * NEW
 
 
 def test_a_draft_that_memory_has_no_room_for_is_dropped():
@@ -278,7 +321,7 @@ def test_a_draft_that_memory_has_no_room_for_is_dropped():
     with engine_for(model) as engine:
         (plain,) = engine.generate([prompt], max_new_tokens=36)
     model.generation_config.eos_token_id = plain.tokens[3]
-    drafter = Proposer(prompt + plain.tokens, long_draft)
+    drafter = Proposer(long_draft, prompt + plain.tokens)
     with engine_for(model, drafter=drafter, budget=2 * 6 * 4096) as engine:
         other = engine.kv.acquire()
         engine.kv.ensure({other: 1})  # takes one of the two page rows

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.conftest import FLAT
 from tests.generation.models import TOKENIZER
+from trimtab.capabilities import Drafter
 from trimtab.generation.batch import Batch
+from trimtab.generation.drafts import Drafts
 from trimtab.generation.request import Request
 from trimtab.generation.sampling import Sampler, Sampling
 from trimtab.generation.stats import EngineStats
@@ -81,6 +84,8 @@ class ToyForward:
     kv : ToyCache
     logits : callable
         Of the next token, given all ids so far.
+    together : bool
+        Whether it verifies several texts in one pass.
 
     Attributes
     ----------
@@ -88,8 +93,13 @@ class ToyForward:
         For every forward pass its kind, its tokens, and how many other sequences had a slot.
     """
 
-    def __init__(self, kv: ToyCache, logits: Callable[[Sequence[int]], Tensor] = one_hot) -> None:
-        self.kv, self.logits = kv, logits
+    def __init__(
+        self,
+        kv: ToyCache,
+        logits: Callable[[Sequence[int]], Tensor] = one_hot,
+        together: bool = True,
+    ) -> None:
+        self.kv, self.logits, self.together = kv, logits, together
         self.events: list[tuple[str, int, int]] = []
 
     def prefill(self, slot: int, ids: Sequence[int], start: int) -> Tensor:
@@ -100,6 +110,11 @@ class ToyForward:
         self.write("verify", slot, ids, start)
         held = self.kv.held[slot]
         return torch.stack([self.logits(held[:end]) for end in range(start + 1, len(held) + 1)])
+
+    def verify_together(self, texts: Sequence[tuple[int, Sequence[int], int]]) -> Tensor:
+        assert self.together
+        assert sum(len(ids) for _, ids, _ in texts) <= FLAT.most_rows
+        return torch.cat([self.verify(*text) for text in texts])
 
     def decode(self, newest: Mapping[int, int]) -> Tensor:
         rows = []
@@ -129,23 +144,35 @@ def request_of(
     return Request(index, prompt, new, stop_tokens, Detokenizer(TOKENIZER), sampler)
 
 
-def batch_of(forward: ToyForward, requests: list[Request], chunk: int, **more: Any) -> Batch:
-    defaults = {
-        "drafter": None,
-        "undrafted": frozenset(),
-        "on_token": None,
-        "stats": EngineStats(),
-    }
+def batch_of(
+    forward: ToyForward,
+    requests: list[Request],
+    chunk: int,
+    drafter: Drafter | None = None,
+    **more: Any,
+) -> Batch:
+    drafts = Drafts(drafter, FLAT, frozenset()) if drafter else None
+    defaults = {"drafts": drafts, "on_token": None, "stats": EngineStats()}
     return Batch(forward, forward.kv, requests, chunk, **{**defaults, **more})
 
 
 class Guesses:
     """A drafter that is right for some tokens and wrong after them, as long as a text is."""
 
-    context = 1000
-
     def __init__(self, right: int, wrong: int) -> None:
         self.right, self.wrong = right, wrong
 
-    def propose(self, ids: Sequence[int]) -> list[int]:
-        return continued(ids, self.right) + [VOCABULARY] * self.wrong
+    def start(self, ids: Sequence[int]) -> Guessed:
+        return Guessed(self, list(ids))
+
+
+class Guessed:
+    def __init__(self, drafter: Guesses, ids: list[int]) -> None:
+        self.drafter, self.ids = drafter, ids
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        self.ids += tokens
+
+    def propose(self, limit: int) -> list[tuple[int, float]]:
+        draft = continued(self.ids, self.drafter.right) + [VOCABULARY] * self.drafter.wrong
+        return [(token, 0.9) for token in draft[:limit]]

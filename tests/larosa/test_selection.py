@@ -127,10 +127,17 @@ def test_where_in_its_text_the_model_is(prefix, prefill, cached, length, dense):
 class Repeats:
     """Proposes the last token again, twice."""
 
-    context = 1
+    def __init__(self, newest: int = 0) -> None:
+        self.newest = newest
 
-    def propose(self, ids: list[int]) -> list[int]:
-        return ids * 2
+    def start(self, ids: list[int]) -> Repeats:
+        return Repeats(ids[-1])
+
+    def accept(self, tokens: list[int]) -> None:
+        self.newest = [self.newest, *tokens][-1]
+
+    def propose(self, limit: int) -> list[tuple[int, float]]:
+        return [(self.newest, 1.0)] * min(limit, 2)
 
 
 def made_sparse(name: str, dtype: DType, corpus):

@@ -22,7 +22,7 @@ from trimtab.files import publishing, save_tensors, sha256_of_file, sha256_of_js
 from trimtab.method import EXPORTED, Method
 from trimtab.registry import targets
 
-SCHEMA = 3
+SCHEMA = 4
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
 
 

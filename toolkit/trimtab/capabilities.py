@@ -16,15 +16,24 @@ if TYPE_CHECKING:
     from trimtab.vattention.settings import CacheSettings
 
 
+class DraftSession(Protocol):
+    """The drafts of one text, which it is shown token by token."""
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Take in the next tokens of the text, whether they were proposed or not."""
+
+    def propose(self, limit: int) -> Sequence[tuple[int, float]]:
+        """Return up to `limit` likely next tokens of the output tokenizer, often none.
+
+        Each with the probability that it is right if those before it are.
+        """
+
+
 class Drafter(Protocol):
-    """Proposes how a text may go on, for the model to verify."""
+    """Proposes how texts may go on, for the model to verify."""
 
-    @property
-    def context(self) -> int:
-        """How many of the last tokens `propose` looks at."""
-
-    def propose(self, ids: Sequence[int]) -> list[int]:
-        """Return the likely next tokens of the output tokenizer, often none."""
+    def start(self, ids: Sequence[int]) -> DraftSession:
+        """Return the drafts of a text that begins with the tokens `ids`."""
 
 
 @runtime_checkable

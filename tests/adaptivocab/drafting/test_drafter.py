@@ -2,114 +2,169 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import tiny
-from trimtab.adaptivocab import AdaptiVocab, Mode
-from trimtab.adaptivocab.drafting import counting
-from trimtab.adaptivocab.drafting.drafter import NGramDrafter
-from trimtab.adaptivocab.ngrams import NGrams
-from trimtab.adaptivocab.vocabulary import Vocabulary
-from trimtab.corpus import Corpus, Document, encode
+from trimtab.adaptivocab.drafting import counting, drafter, running
+from trimtab.adaptivocab.drafting.counting import ContextCounts
+from trimtab.adaptivocab.drafting.drafter import LEAST, ContextDrafter
+from trimtab.adaptivocab.drafting.guess import BACKOFF
+from trimtab.adaptivocab.drafting.rates import CAUTION, DECAY, EDGES, WEIGHT
+from trimtab.adaptivocab.drafting.running import RunningCounts
 
-tokens = st.lists(st.integers(0, 2), max_size=14)
-ngram = st.lists(st.integers(0, 2), min_size=2, max_size=4).map(tuple)
-counted = {
-    "ngrams": st.lists(ngram, max_size=5, unique=True),
-    "texts": st.lists(tokens, max_size=4),
-    "threshold": st.sampled_from([0.1, 0.25, 1 / 3, 0.5, 0.7]),
-    "context": st.integers(1, 4),
-    "longest": st.integers(1, 5),
-}
+tokens = st.lists(st.integers(0, 3), max_size=25)
+texts_of_tokens = st.lists(tokens, max_size=4)
+contexts = st.integers(1, 4)
 
 
-def reference(ids, ngrams, texts, threshold, context, longest) -> list[int]:
+def followers(texts: Sequence[Sequence[int]], context: Sequence[int]) -> list[int]:
+    """Return what follows each occurrence of a context, the slow way."""
+    size = len(context)
+    return [
+        text[place + size]
+        for text in texts
+        for place in range(len(text) - size)
+        if list(text[place : place + size]) == list(context)
+    ]
+
+
+def guessed(texts, ids, recent) -> tuple[int, float, int] | None:
+    """Return the token, the estimate and the agreement that the counts of both texts give."""
+    token, estimate, said = None, 0.0, [None, None]
+    for size in range(1, len(recent) + 1):
+        for kind, known in enumerate((texts, [ids])):
+            found = followers(known, recent[-size:])
+            if not found:
+                continue
+            counts = Counter(found)
+            most = max(counts.values())
+            tied = [one for one in counts if counts[one] == most]
+            best = min(tied) if kind == 0 else max(tied, key=lambda one: last(found, one))
+            said[kind] = best
+            fresh = most / (len(found) + BACKOFF)
+            left = estimate * BACKOFF / (len(found) + BACKOFF)
+            if best == token:
+                estimate = fresh + left
+            elif fresh > left:
+                token, estimate = best, fresh
+            else:
+                estimate = left
+    return None if token is None else (token, estimate, (said[0] == token) + 2 * (said[1] == token))
+
+
+def last(found: list[int], token: int) -> int:
+    return len(found) - found[::-1].index(token)
+
+
+def proposed(ids, texts, context, limit) -> list[tuple[int, float]]:
     """Return what `propose` must, the slow way: from the texts, at every token anew."""
+    bounds = [0.0, *EDGES, 1.0]
 
-    def may_follow(end: list[int], token: int) -> bool:
-        for start in range(len(end)):
-            for one in ngrams:
-                part = tuple(end[start:])
-                if one[: len(part) + 1] == (*part, token) and len(part) < len(one):
-                    return True
-                if part == one and token in {other[0] for other in ngrams}:
-                    return True
-        return False
+    def rate(guess, history) -> float:
+        place = int(np.digitize(guess[1], EDGES))
+        hits, trials = WEIGHT * CAUTION * (bounds[place] + bounds[place + 1]) / 2, float(WEIGHT)
+        for earlier, hit in history:
+            if earlier[2] == guess[2] and int(np.digitize(earlier[1], EDGES)) == place:
+                hits, trials = hits * DECAY + hit, trials * DECAY + 1
+        return hits / trials
 
-    def best(text: list[int]) -> tuple[float, int, int]:
-        found = []
-        for size in range(1, min(context, len(text)) + 1):
-            end = text[-size:]
-            followed = [
-                known[n + size]
-                for known in texts
-                for n in range(len(known) - size)
-                if known[n : n + size] == end
-            ]
-            for token in set(followed):
-                probability = np.float32(followed.count(token) / (len(followed) + 1))
-                if may_follow(end, token) and probability >= np.float32(threshold):
-                    found.append((float(probability), -size, -token))
-        return max(found, default=(0.0, 0, 0))
-
-    draft: list[int] = []
-    accepted = 1.0
-    while len(draft) < longest:
-        probability, _, token = best([*ids, *draft])
-        accepted *= probability
-        if not accepted or accepted < float(np.float32(threshold)):
+    history = []
+    for end in range(len(ids)):
+        if guess := guessed(texts, ids[:end], ids[max(end - context, 0) : end]):
+            history.append((guess, guess[0] == ids[end]))
+    draft, chance, recent = [], 1.0, ids[-context:]
+    while len(draft) < limit and (guess := guessed(texts, ids, recent)):
+        chance *= rate(guess, history)
+        if chance < LEAST:
             break
-        draft.append(-token)
+        draft.append((guess[0], rate(guess, history)))
+        recent = [*recent, guess[0]][-context:]
     return draft
 
 
-@settings(max_examples=200, deadline=None)
-@given(ids=tokens, **counted)
-def test_propose_agrees_with_a_slow_reference(ids, ngrams, texts, **limits):
-    drafter = NGramDrafter.count(NGrams(4, tuple(ngrams)), texts, **limits)
-    assert drafter.propose(ids) == reference(ids, ngrams, texts, **limits)
+@settings(max_examples=150, deadline=None)
+@given(ids=tokens, texts=texts_of_tokens, context=contexts, limit=st.integers(0, 5))
+def test_propose_agrees_with_a_slow_reference(ids, texts, context, limit):
+    found = ContextDrafter.count(texts, context).start(ids).propose(limit)
+    expected = proposed(ids, texts, context, limit)
+    assert [token for token, _ in found] == [token for token, _ in expected]
+    assert [one for _, one in found] == pytest.approx([one for _, one in expected])
 
 
 @settings(max_examples=50, deadline=None)
-@given(**counted)
-def test_tensors_hold_everything(ngrams, texts, **limits):
-    drafter = NGramDrafter.count(NGrams(4, tuple(ngrams)), texts, **limits)
-    tensors = drafter.to_tensors()
-    assert {str(one.dtype) for one in tensors.values()} == {"torch.int32", "torch.float32"}
-    assert NGramDrafter.from_tensors(tensors) == drafter
+@given(texts=texts_of_tokens, context=contexts, ids=tokens)
+def test_tensors_hold_everything(texts, context, ids):
+    made = ContextDrafter.count(texts, context)
+    tensors = made.to_tensors()
+    assert {one.dtype for one in tensors.values()} == {torch.int32}
+    again = ContextDrafter.from_tensors(tensors)
+    assert again.context == context
+    assert again.start(ids).propose(9) == made.start(ids).propose(9)
+    for name, tensor in again.to_tensors().items():
+        assert torch.equal(tensor, tensors[name])
 
 
-def test_drafts_reach_over_n_grams_while_they_are_likely():
-    ngrams = NGrams(10, ((1, 2), (3, 4, 5)))
-    text = [1, 2, 3, 4, 5, 9]
-    assert NGramDrafter.count(ngrams, [text] * 9).propose([7, 1]) == [2, 3, 4, 5]
-    assert NGramDrafter.count(ngrams, [text] * 9, longest=2).propose([7, 1]) == [2, 3]
-    assert NGramDrafter.count(ngrams, [text] * 9, threshold=0.85).propose([7, 1]) == [2]
-    assert NGramDrafter.count(ngrams, [text] * 9).propose([7]) == []
-    tied = NGrams(10, ((1, 2), (1, 3), (1, 4)))
-    assert NGramDrafter.count(tied, [[1, 3], [1, 2], [1, 4]]).propose([1]) == [2]
+@settings(max_examples=50, deadline=None)
+@given(texts=texts_of_tokens, ids=tokens, cuts=st.lists(st.integers(0, 25)))
+def test_what_is_proposed_depends_on_the_text_alone(texts, ids, cuts):
+    """However it came, and whatever was proposed on the way: as after a preemption."""
+    made = ContextDrafter.count(texts)
+    drafts, place = made.start(ids[:0]), 0
+    for cut in sorted(cuts):
+        drafts.accept(ids[place:cut])
+        drafts.propose(3)
+        place = max(place, cut)
+    drafts.accept(ids[place:])
+    assert drafts.propose(9) == made.start(ids).propose(9)
+
+
+def test_a_long_prompt_is_counted_whole_and_tested_at_its_end(monkeypatch):
+    learned = []
+    monkeypatch.setattr(drafter, "LEARNED", 5)
+    monkeypatch.setattr(drafter.HitRates, "learn", lambda self, guess, hit: learned.append(hit))
+    drafts = ContextDrafter.count([]).start([1, 2, 3] + [9] * 20)
+    assert learned == [True] * 5
+    drafts.accept([1])
+    assert [token for token, _ in drafts.propose(2)] == [2, 3]
 
 
 def test_rare_contexts_of_long_texts_are_left_out(monkeypatch):
-    ngrams = NGrams(10, ((1, 2), (3, 4)))
     texts = [[1, 2]] * 5 + [[3, 4]]
-    assert set(NGramDrafter.count(ngrams, texts).guesses) == {(1,), (3,)}
+    assert len(ContextCounts.of(texts, 3)) == 2
     monkeypatch.setattr(counting, "CONTEXTS", 6)
-    assert set(NGramDrafter.count(ngrams, texts).guesses) == {(1,)}
+    counts = ContextCounts.of(texts, 3)
+    assert len(counts) == 1
+    assert counts.tokens[counts.child(counting.ROOT, 1)] == 2
 
 
-def test_a_calibrated_drafter_proposes_no_special_token():
-    """Not even where one follows a word more often than anything else does."""
-    loaded = tiny()
-    special = set(loaded.tokenizer.added_tokens_decoder)
-    text = " word</s> other<s><pad>" * 60
-    assert special <= set(encode(loaded.tokenizer, text))
-    corpus = Corpus("marks", [Document(str(n), f"{text}{n}") for n in range(20)], 0.5, 0.2)
-    method = AdaptiVocab(mode=Mode.draft, size=50)
-    artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus)
-    drafter = Vocabulary.from_artifact(artifact).drafter
-    assert drafter.propose(encode(loaded.tokenizer, " wo")) == encode(loaded.tokenizer, "rd")
-    assert special.isdisjoint(token for token, _ in drafter.guesses.values())
-    assert special & {token for context in drafter.guesses for token in context}
+def test_a_running_text_forgets_what_it_saw_first(monkeypatch):
+    monkeypatch.setattr(running, "CONTEXTS", 100)
+    counts = RunningCounts(3)
+    for token in range(500):
+        counts.add(token)
+    assert counts.after((0,)) is None
+    assert counts.after((498,)).token == 499
+    assert len(counts._followers) <= 100
+
+
+def test_a_text_that_stops_repeating_itself_is_no_longer_drafted():
+    draw = np.random.default_rng(0)
+    drafts = ContextDrafter.count([]).start([1, 2, 3, 4] * 10)
+    assert [token for token, _ in drafts.propose(4)] == [1, 2, 3, 4]
+    assert drafts.propose(1)[0][1] > 0.8
+    drafts.accept(draw.integers(0, 5, 200).tolist())
+    assert all(probability < 0.4 for _, probability in drafts.propose(1))
+
+
+def test_steps_of_a_text_that_is_known():
+    text = list(range(20))
+    known = ContextDrafter.count([text] * 20)
+    assert known.steps(text) < 8
+    assert ContextDrafter.count([]).steps(text) == 20
+    assert known.steps([]) == 0

@@ -1,4 +1,4 @@
-"""AdaptiVocab: n-grams of a domain as tokens, and as drafts (arXiv 2503.19693)."""
+"""AdaptiVocab: n-grams of a domain as tokens, and drafts (arXiv 2503.19693)."""
 
 from trimtab.adaptivocab.method import AdaptiVocab
 from trimtab.adaptivocab.settings import Mode, NGramSelection, Rows

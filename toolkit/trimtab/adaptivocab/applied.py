@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.drafting.drafter import NGramDrafter
+from trimtab.adaptivocab.drafting.drafter import ContextDrafter
 from trimtab.adaptivocab.rows.extended import base_head
 
 
 @dataclass(frozen=True)
 class Unchanged:
-    """No n-gram is a token or a draft: there is only something to report.
+    """No n-gram is a token, and nothing drafts: there is only something to report.
 
     Parameters
     ----------
@@ -33,9 +33,9 @@ class Unchanged:
 
 @dataclass(frozen=True)
 class Drafting(Unchanged):
-    """N-grams are proposed as drafts."""
+    """What probably follows is proposed as drafts."""
 
-    drafter: NGramDrafter
+    drafter: ContextDrafter
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ class Merging(Unchanged):
 
 @dataclass(frozen=True)
 class MergingAndDrafting(Merging, Drafting):
-    """Some n-grams are tokens, others are proposed as drafts."""
+    """Some n-grams are tokens, and what probably follows is proposed as drafts."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.drafting.drafter import NGramDrafter
+from trimtab.adaptivocab.drafting.drafter import ContextDrafter
 from trimtab.adaptivocab.mining.frequency import FrequencySelection
 from trimtab.adaptivocab.mining.pair_merging import PairMerging
-from trimtab.adaptivocab.mining.texts import Admissible, Mined, TokenizedText, tokenize, up_to
+from trimtab.adaptivocab.mining.texts import Mined, TokenizedText, tokenize, up_to
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.quality_budget import QualityBudget
 from trimtab.adaptivocab.rows.fit import ON_TEXT, Extension, RowFitter
@@ -56,13 +56,7 @@ class Calibrator:
         self._corpus = corpus
         self._checkpoint = checkpoint / MEASURED
         self._settings = settings
-        self._extender = TokenizerExtender(tokenizer)
-        documents = corpus.documents(Split.calibration)
-        self._texts = list(tokenize(documents, self._extender, settings.mining_tokens))
-        self.statistics: dict[str, Any] = {
-            "tokenizer": "tokenizer.json" if self._extender.expressible else "wrapper",
-            "tokenizer_reason": self._extender.reason or None,
-        }
+        self.statistics: dict[str, Any] = {}
 
     def run(self) -> Vocabulary:
         mode = self._settings.mode
@@ -89,22 +83,24 @@ class Calibrator:
                 "model a row for every token with resize_token_embeddings, or use "
                 "adaptivocab.mode=draft"
             )
-        settings = self._settings
+        settings, extender = self._settings, TokenizerExtender(self._tokenizer)
+        documents = self._corpus.documents(Split.calibration)
+        tokenized = list(tokenize(documents, extender, settings.mining_tokens))
         fitter = RowFitter(
             self._model,
-            self._extender,
-            [text.tokens for text in self._texts],
+            extender,
+            [text.tokens for text in tokenized],
             settings.rows,
             output=settings.mode is not Mode.input,
         )
         with waiting("Mining n-grams"):
-            mined = self._mine(
-                self._texts, self._extender.admissible, aligned=self._extender.aligned
-            )
+            mined = self._mine(tokenized, extender)
         saving = sum(mined.saved) / mined.tokens
         say(f"Mined {len(mined.ngrams)} n-grams: {saving:.1%} fewer tokens of calibration text")
         ngrams = NGrams(self._base_size, tuple(mined.ngrams))
         self.statistics |= {
+            "tokenizer": "tokenizer.json" if extender.expressible else "wrapper",
+            "tokenizer_reason": extender.reason or None,
             "mined": {"tokens": mined.tokens, "saving": saving, "saved": mined.saved},
             "ngram_tokens": [list(ngram) for ngram in mined.ngrams],
         }
@@ -131,13 +127,11 @@ class Calibrator:
         self.statistics["quality_budget"] = {**measured, "merged": points}
         return extension
 
-    def _mine(
-        self, texts: Sequence[TokenizedText], admissible: Admissible, *, aligned: bool
-    ) -> Mined:
+    def _mine(self, texts: Sequence[TokenizedText], extender: TokenizerExtender) -> Mined:
         selection = SELECTIONS[self._settings.selection]
-        mined = selection(texts, self._settings.max_ngram, admissible, aligned).run(
-            self._settings.size
-        )
+        mined = selection(
+            texts, self._settings.max_ngram, extender.admissible, extender.aligned
+        ).run(self._settings.size)
         if not mined.ngrams:
             raise TrimtabError(
                 f"no n-gram occurs twice in the {mined.tokens} tokens of the calibration text of "
@@ -145,32 +139,22 @@ class Calibrator:
             )
         return mined
 
-    def _drafter(self, vocabulary: Vocabulary) -> NGramDrafter:
-        """Mine n-grams and count drafts on the text as the model is going to generate it.
-
-        What is only proposed need not fit a tokenizer: these n-grams may begin and end within
-        words and hold digits, but no special token.
-        """
-        special = self._tokenizer.added_tokens_decoder
+    def _drafter(self, vocabulary: Vocabulary) -> ContextDrafter:
+        """Count what follows what, in the text as the model is going to generate it."""
         tokenizer = vocabulary.tokenizer or self._tokenizer
 
-        def texts_of(split: Split) -> list[TokenizedText]:
+        def texts_of(split: Split) -> list[list[int]]:
             encoded = (encode(tokenizer, one.text) for one in self._corpus.splits[split])
-            texts = (TokenizedText(tokens, [0] * len(tokens)) for tokens in encoded)
-            return list(up_to(self._settings.mining_tokens, texts))
+            texts = (TokenizedText(tokens, []) for tokens in encoded)
+            return [text.tokens for text in up_to(self._settings.mining_tokens, texts)]
 
         with waiting("Counting drafts"):
-            texts = texts_of(Split.calibration)
-            mined = self._mine(
-                texts, lambda ngram, _: special.keys().isdisjoint(ngram), aligned=False
-            )
-            ngrams = NGrams(vocabulary.merged.size, tuple(mined.ngrams))
-            drafter = NGramDrafter.count(ngrams, [text.tokens for text in texts])
-            held_out = [text.tokens for text in texts_of(Split.validation)]
+            drafter = ContextDrafter.count(texts_of(Split.calibration))
+            held_out = texts_of(Split.validation)
             steps = sum(drafter.steps(tokens) for tokens in held_out)
         tokens = sum(map(len, held_out))
         self.statistics["drafter"] = {
-            "ngrams": len(ngrams),
+            "contexts": len(drafter.counts),
             "validation_tokens": tokens,
             "validation_steps": steps,
         }

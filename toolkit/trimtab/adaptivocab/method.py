@@ -1,4 +1,4 @@
-"""AdaptiVocab as a method: n-grams of a domain as tokens, and as drafts (arXiv 2503.19693)."""
+"""AdaptiVocab as a method: n-grams of a domain as tokens, and drafts (arXiv 2503.19693)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @settings
 class AdaptiVocab(AdaptiVocabSettings, Method):
-    """Make frequent n-grams of a domain tokens, or drafts that the model verifies."""
+    """Make frequent n-grams of a domain tokens, or draft for the model to verify."""
 
     name: ClassVar[str] = "adaptivocab"
     stage: ClassVar[Stage] = Stage.vocabulary

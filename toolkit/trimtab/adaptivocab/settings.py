@@ -28,7 +28,7 @@ class Rows(StrEnum):
 
 
 class Mode(StrEnum):
-    """What n-grams are used for."""
+    """What the calibration text is used for."""
 
     auto = "auto"
     draft = "draft"
@@ -60,9 +60,10 @@ class AdaptiVocabSettings(Settings):
     )
     mode: Mode = setting(
         default=Mode.auto,
-        meaning="draft proposes n-grams for the unchanged model to verify, lossless; full makes "
-        "them tokens of prompt and output, input of the prompt alone; auto makes tokens of those "
-        "within the quality budget and drafts with the others",
+        meaning="draft proposes what followed the same context, in the calibration text or in the "
+        "running text, for the unchanged model to verify, lossless; full makes n-grams tokens of "
+        "prompt and output, input of the prompt alone; auto makes tokens of those within the "
+        "quality budget, and drafts",
     )
     max_bpb_increase: float | None = setting(
         default=0.01,
@@ -72,7 +73,8 @@ class AdaptiVocabSettings(Settings):
     )
     mining_tokens: int = setting(
         default=4_000_000,
-        meaning="most calibration tokens that n-grams are counted on (at least one window)",
+        meaning="most calibration tokens that n-grams and drafts are counted on (at least one "
+        "window)",
         unit="tokens",
     )
     tokens: int = setting(

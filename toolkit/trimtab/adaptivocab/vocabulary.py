@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.adaptivocab.drafting.drafter import NGramDrafter
+from trimtab.adaptivocab.drafting.drafter import ContextDrafter
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.rows.extended import NewRows
 from trimtab.adaptivocab.tokenizer.extender import load_tokenizer
@@ -22,7 +22,7 @@ TOKENIZER = "tokenizer"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """N-grams that are tokens, and what proposes others as drafts.
+    """N-grams that are tokens, and what proposes drafts.
 
     Parameters
     ----------
@@ -32,14 +32,14 @@ class Vocabulary:
         Their rows; None without any.
     tokenizer : PreTrainedTokenizerBase or None
         The extended tokenizer; None without any.
-    drafter : NGramDrafter or None
+    drafter : ContextDrafter or None
         What proposes drafts while generating; None where nothing does.
     """
 
     merged: NGrams
     rows: NewRows | None
     tokenizer: PreTrainedTokenizerBase | None
-    drafter: NGramDrafter | None
+    drafter: ContextDrafter | None
 
     def to_tensors(self) -> dict[str, Tensor]:
         tensors = {
@@ -72,7 +72,7 @@ class Vocabulary:
             NGrams.from_tensor(int(artifact.tensors["base_size"]), artifact.tensors["merged"]),
             NewRows(**rows) if rows else None,
             _load(artifact.files) if artifact.files else None,
-            NGramDrafter.from_tensors(drafter) if drafter else None,
+            ContextDrafter.from_tensors(drafter) if drafter else None,
         )
 
 

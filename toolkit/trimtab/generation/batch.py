@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from itertools import takewhile
+from collections.abc import Callable, Generator, Iterator, Mapping
+from itertools import accumulate
 
 from torch import Tensor
 
-from trimtab.capabilities import Drafter
+from trimtab.generation.drafts import Drafts
 from trimtab.generation.forward import Forward
 from trimtab.generation.request import Request
 from trimtab.generation.scheduler import Scheduler
@@ -31,10 +31,9 @@ class Batch:
         By index.
     chunk : int
         The most prompt tokens in one forward pass, and between two decode steps.
-    drafter : Drafter, optional
-        Consulted while a single sequence decodes.
-    undrafted : frozenset of int
-        Special tokens; a draft is cut before the first of them.
+    drafts : Drafts, optional
+        What to draft. Where the forward pass takes one text at a time, only while a single sequence
+        decodes.
     on_token : callable, optional
         Called with the index of the prompt, the token, and the text that the token makes final.
     stats : EngineStats
@@ -48,14 +47,13 @@ class Batch:
         requests: list[Request],
         chunk: int,
         *,
-        drafter: Drafter | None,
-        undrafted: frozenset[int],
+        drafts: Drafts | None,
         on_token: OnToken | None,
         stats: EngineStats,
     ) -> None:
         self._forward, self._kv, self._stats = forward, kv, stats
         self._requests, self._chunk = requests, chunk
-        self._drafter, self._undrafted, self._on_token = drafter, undrafted, on_token
+        self._drafts, self._on_token = drafts, on_token
         self._slots: dict[int, int] = {}  # by the index of the request
         sizes = [len(request.prompt) for request in requests]
         self._scheduler = Scheduler(sizes, len(kv.lengths), chunk)
@@ -85,41 +83,56 @@ class Batch:
             self._stats.prefill_steps += 1
             self._scheduler.prefilled(chunk)
             if chunk.last:
-                yield from self._sample([request], logits)
+                yield from self._sample([request], {}, logits)
 
     def _decode(self) -> Iterator[Request]:
-        """Give every decoding sequence its next token, or a single one its next few."""
-        running, draft = self._grow()
-        if draft:
-            yield from self._verify(running[0], draft)
-        elif running:
-            newest = {self._slots[request.index]: request.ids[-1] for request in running}
-            logits = self._forward.decode(newest)
+        """Give every decoding sequence its next token, or the next few that were drafted."""
+        running, drafts = self._grow()
+        if not running:
+            return
+        slots = [self._slots[request.index] for request in running]
+        if drafts:
+            texts = [
+                (slot, [request.ids[-1], *drafts.get(request.index, [])], len(request.ids) - 1)
+                for slot, request in zip(slots, running, strict=True)
+            ]
+            several = len(texts) > 1
+            forward = self._forward
+            logits = forward.verify_together(texts) if several else forward.verify(*texts[0])
+            self._stats.verify_steps += 1
+        else:
+            newest = [request.ids[-1] for request in running]
+            logits = self._forward.decode(dict(zip(slots, newest, strict=True)))
             self._stats.decode_steps += 1
-            yield from self._sample(running, logits)
+        yield from self._sample(running, drafts, logits)
 
-    def _grow(self) -> tuple[list[Request], list[int]]:
-        """Make room for the newest tokens; return the sequences that decode, and a draft for one.
+    def _grow(self) -> tuple[list[Request], dict[int, list[int]]]:
+        """Make room for the newest tokens; return the sequences that decode, and their drafts.
 
-        If memory is short, the draft is dropped first; then the youngest sequence is preempted.
+        If memory is short, drafts are dropped first; then the youngest sequence is preempted.
         """
         running = self._running()
-        draft = self._draft(running[0]) if len(running) == 1 else []
+        drafts: dict[int, list[int]] = {}
+        if self._drafts is not None and (len(running) == 1 or self._forward.together):
+            drafts = self._drafts.choose(running)
         while running:
             try:
                 self._kv.ensure(
-                    {self._slots[one.index]: len(one.ids) + len(draft) for one in running}
+                    {
+                        self._slots[one.index]: len(one.ids) + len(drafts.get(one.index, []))
+                        for one in running
+                    }
                 )
                 break
             except KVOutOfMemory:
-                if draft:
-                    draft = []
+                if drafts:
+                    drafts = {}
                     continue
                 if self._scheduler.active == 1:
                     raise
             self._preempt()
             running = self._running()
-        return running, draft
+        return running, drafts
 
     def _running(self) -> list[Request]:
         return [self._requests[index] for index in self._scheduler.running]
@@ -147,53 +160,55 @@ class Batch:
         self._stats.preemptions += 1
         self._requests[index].preempt()
 
-    def _draft(self, request: Request) -> list[int]:
-        """Return proposed tokens, few enough that the token chosen after them still has room."""
-        if self._drafter is None:
-            return []
-        proposed = self._drafter.propose(request.ids[-self._drafter.context :])
-        return list(takewhile(self._may_draft, proposed[: request.left - 1]))
+    def _sample(
+        self, requests: list[Request], drafts: Mapping[int, list[int]], logits: Tensor
+    ) -> Iterator[Request]:
+        """Append the tokens that the samplers choose: of a draft, up to the first not in it.
 
-    def _may_draft(self, token: int) -> bool:
-        return token not in self._undrafted
+        Every token is chosen as in a step without drafts: from the model's logits after the tokens
+        before it, by the same sampler. A draft only saves forward passes.
 
-    def _verify(self, request: Request, draft: list[int]) -> Iterator[Request]:
-        """Append the tokens that the sampler chooses, up to the first not in the draft.
-
-        Every token is chosen as in a decode step: from the model's logits after the tokens before
-        it, by the same sampler. A draft only saves forward passes.
+        Parameters
+        ----------
+        drafts : mapping of int to list of int
+            By the index of the request.
+        logits : Tensor
+            Of shape [requests and drafted tokens, vocabulary]: after the newest token of each
+            request, and after each token of its draft.
         """
-        slot, start = self._slots[request.index], len(request.ids) - 1
-        logits = self._forward.verify(slot, [request.ids[-1], *draft], start)
-        self._stats.verify_steps += 1
-        self._stats.proposed += len(draft)
-        now = time.perf_counter()
-        for row, drafted in enumerate([*draft, None]):
-            self._append(request, request.choose(logits[row : row + 1]), now)
-            accepted = request.ids[-1] == drafted
-            self._stats.accepted += accepted
-            if request.finish is not None or not accepted:
-                break
-        if request.finish is not None:
-            yield self._end(request)
-        else:
-            self._kv.truncate(slot, len(request.ids) - 1)
-
-    def _sample(self, requests: list[Request], logits: Tensor) -> Iterator[Request]:
-        """Append the next token to each request, by logits of shape [requests, vocabulary]."""
         plain = any(request.sampler.plain for request in requests)
         # Moved to the host all at once: each move waits for the device.
         largest = logits.float().argmax(-1).tolist() if plain else []
-        tokens = [
-            largest[row] if request.sampler.plain else request.choose(logits[row : row + 1])
-            for row, request in enumerate(requests)
-        ]
+
+        def chosen(request: Request, row: int) -> int:
+            return largest[row] if request.sampler.plain else request.choose(logits[row : row + 1])
+
+        sizes = [1 + len(drafts.get(request.index, [])) for request in requests]
+        rows = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        firsts = [chosen(request, row) for request, row in zip(requests, rows, strict=True)]
         now = time.perf_counter()
-        for request, token in zip(requests, tokens, strict=True):
+        for request, row, token in zip(requests, rows, firsts, strict=True):
             self._append(request, token, now)
+            if draft := drafts.get(request.index):
+                accepted = 0
+                for drafted in draft:
+                    if request.ids[-1] != drafted:
+                        break
+                    accepted += 1
+                    if request.finish is not None:
+                        break
+                    self._append(request, chosen(request, row + accepted), now)
+                self._verified(request, len(draft), accepted)
         for request in requests:
             if request.finish is not None:
                 yield self._end(request)
+
+    def _verified(self, request: Request, drafted: int, accepted: int) -> None:
+        assert self._drafts is not None
+        self._stats.verified(drafted, accepted)
+        self._drafts.judge(request.index, drafted, accepted)
+        if request.finish is None:
+            self._kv.truncate(self._slots[request.index], len(request.ids) - 1)
 
     def _append(self, request: Request, token: int, now: float) -> None:
         final = request.append(token, now)
@@ -209,3 +224,5 @@ class Batch:
 
     def _release(self, index: int) -> None:
         self._kv.release(self._slots.pop(index))
+        if self._drafts is not None:
+            self._drafts.forget(index)

@@ -15,6 +15,8 @@ from trimtab.capabilities import Drafter
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.generation.attention import NAME
 from trimtab.generation.batch import Batch, OnToken
+from trimtab.generation.costs import step_costs
+from trimtab.generation.drafts import Drafts
 from trimtab.generation.forward import Forward
 from trimtab.generation.limits import capacity, check_model, check_prompts, token_limits
 from trimtab.generation.prompts import Prompts, check_stop, prompt_tokens
@@ -64,8 +66,10 @@ class Engine:
     cache : CacheSettings, optional
         How keys and values are kept, and prompts prefilled; the defaults if None.
     drafter : Drafter, optional
-        Proposes tokens while a single sequence decodes. The text is the same as without, up to the
-        rounding of a forward pass over several tokens instead of one.
+        Proposes tokens; where the modules run decode steps, while a single sequence decodes. The
+        text is the same as without, up to the rounding of the modules' pass over several tokens
+        instead of one. A draft is as long as pays by what steps over more tokens take, which is
+        measured when the engine is entered.
     output_tokenizer : PreTrainedTokenizerBase, optional
         For generated text; the tokenizer of prompts if None.
 
@@ -131,6 +135,7 @@ class Engine:
             undo.enter_context(using_attention(self._model, NAME))
             self._forward = Forward(self._model, self._kv)
             self._changes = changes_of(self._model)
+            self._drafts(self._kv, self._forward)
             self._undo = undo.pop_all()
         return self
 
@@ -229,8 +234,7 @@ class Engine:
                 kv,
                 requests,
                 self._chunk,
-                drafter=self._drafter,
-                undrafted=special_tokens(self._model, self._output_tokenizer),
+                drafts=self._drafts(kv, forward),
                 on_token=on_token,
                 stats=self.stats,
             )
@@ -272,6 +276,14 @@ class Engine:
                     f"least one each, and {room} at most in all, by {source}; {fix}shorten them"
                 )
             return text_logits(forward, kv, prompt, text, self._chunk)
+
+    def _drafts(self, kv: VirtualKV, forward: Forward) -> Drafts | None:
+        """Return what drafts, if anything does, by costs measured once."""
+        if self._drafter is None:
+            return None
+        costs = step_costs(self._model, forward, kv, self.capacity)
+        self.stats.step_costs = list(costs.relative)
+        return Drafts(self._drafter, costs, special_tokens(self._model, self._output_tokenizer))
 
     @contextmanager
     def _call(self) -> Iterator[tuple[VirtualKV, Forward]]:

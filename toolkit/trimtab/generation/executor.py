@@ -98,10 +98,10 @@ def _checked(model: PreTrainedModel, kv: VirtualKV, run: Run) -> cpu.CpuExecutor
     positions = torch.arange(count)
     tokens = positions * len(embedding) // count
     observed = Observed(ExtendStep(keys, values, 0, 0, count, prompt=False))
-    with _uncounted(model), observed.watching(model):
+    with uncounted(model), observed.watching(model):
         expected = run(tokens[None], positions[None], observed, count)[0].float()
     plan = decode_plan(model, observed, geometry.max_len)
-    with _uncounted(model):
+    with uncounted(model):
         probe = cpu.CpuExecutor(plan, keys, values)
         found = probe.step(tokens, torch.zeros_like(tokens), positions).float()
     spread = expected - expected.mean(-1, keepdim=True)
@@ -114,7 +114,7 @@ def _checked(model: PreTrainedModel, kv: VirtualKV, run: Run) -> cpu.CpuExecutor
 
 
 @contextmanager
-def _uncounted(model: PreTrainedModel) -> Iterator[None]:
+def uncounted(model: PreTrainedModel) -> Iterator[None]:
     """Have nothing count what runs within the block."""
     sites = [module.site_input() for module in model.modules() if isinstance(module, HasSiteInput)]
     counts = [site.selection.counts for site in sites if site.selection is not None]

@@ -34,6 +34,8 @@ class Forward:
     Attributes
     ----------
     executor : Executor
+    parts : list of object
+        What differs once the model does, see `refresh`.
     """
 
     def __init__(self, model: PreTrainedModel, kv: VirtualKV) -> None:
@@ -51,14 +53,14 @@ class Forward:
         # A four-dimensional mask is passed on unchanged. Without a mask, GPT-2 looks for padding in
         # every input, which waits for the device, and OPT creates a mask of its own.
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        self._parts = _parts(model)
+        self.parts = _parts(model)
         self.executor = executor_for(model, kv, self._run)
 
     def refresh(self) -> None:
         """Have the executor follow a change of the model since the last call."""
-        if (parts := _parts(self._model)) != self._parts:
+        if (parts := _parts(self._model)) != self.parts:
             self.executor = executor_for(self._model, self._kv, self._run)
-            self._parts = parts
+            self.parts = parts
 
     def close(self) -> None:
         """Drop the cache's tensors, which an error that is kept would hold on to."""
@@ -127,6 +129,25 @@ class Forward:
             self._require_in_charge()
             return self.executor.step(ids, [slot] * len(ids), range(start, start + len(ids)))
         return self._extend(slot, ids, start, prompt=False, keep=len(ids))
+
+    @property
+    def together(self) -> bool:
+        """Whether tokens of several slots can be verified in one pass."""
+        return self.executor.cpu is not None
+
+    def verify_together(self, texts: Sequence[tuple[int, Sequence[int], int]]) -> Tensor:
+        """Do what `verify` does for several slots, each given as there, up to `MOST_ROWS` tokens.
+
+        Returns
+        -------
+        Tensor
+            Of shape [tokens in all, vocabulary].
+        """
+        self._require_in_charge()
+        tokens = [token for _, ids, _ in texts for token in ids]
+        slots = [slot for slot, ids, _ in texts for _ in ids]
+        positions = [start + place for _, ids, start in texts for place in range(len(ids))]
+        return self.executor.step(tokens, slots, positions)
 
     def _extend(
         self, slot: int, ids: Sequence[int], start: int, *, prompt: bool, keep: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -16,9 +16,14 @@ class EngineStats:
     decode_steps : int
         Forward passes over one token of every decoding sequence.
     verify_steps : int
-        Forward passes over the newest token of one sequence and a draft.
+        Those among them, of one sequence or of several, that verified a draft as well.
     proposed, accepted : int
         Tokens in drafts, and those among them that the sampler chose as well.
+    proposed_by_position, accepted_by_position : list of int
+        The same for the first token of a draft, the second, and so on.
+    step_costs : list of float or None
+        The time of a step over 1, 2, ... tokens, over that of a step over one, by which the length
+        of drafts is chosen; None without a drafter.
     preemptions : int
         How often a sequence lost its slot because memory was short.
     recomputed, diverged : int
@@ -31,6 +36,21 @@ class EngineStats:
     verify_steps: int = 0
     proposed: int = 0
     accepted: int = 0
+    proposed_by_position: list[int] = field(default_factory=list)
+    accepted_by_position: list[int] = field(default_factory=list)
+    step_costs: list[float] | None = None
     preemptions: int = 0
     recomputed: int = 0
     diverged: int = 0
+
+    def verified(self, drafted: int, accepted: int) -> None:
+        """Count a draft of so many tokens, and those of its beginning that were chosen."""
+        self.proposed += drafted
+        self.accepted += accepted
+        for counts, tokens in (
+            (self.proposed_by_position, drafted),
+            (self.accepted_by_position, accepted),
+        ):
+            counts += [0] * (drafted - len(counts))
+            for position in range(tokens):
+                counts[position] += 1

@@ -1,1 +1,1 @@
-"""Drafts: n-gram tokens that are proposed for the unchanged model to verify."""
+"""Drafts: what probably follows, counted on text, for the unchanged model to verify."""

@@ -1,94 +1,114 @@
-"""Which n-gram token follows a context, counted on text."""
+"""What follows the contexts of the calibration text, as a trie in flat arrays."""
 
 from __future__ import annotations
 
-from collections import Counter
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-
-from trimtab.adaptivocab.ngrams import NGrams
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 CONTEXTS = 2**18  # of one length; of longer text, the rarest contexts are left out
+ROOT = 0
+NAMES = ("first", "oldest", "tokens", "times", "totals")
 
-Context = tuple[int, ...]
-Guess = tuple[int, float]
+Integers = npt.NDArray[np.int64]
 
 
-def count_guesses(
-    ngrams: NGrams, texts: Iterable[Sequence[int]], threshold: float, context: int
-) -> dict[Context, Guess]:
-    """Return the guess of every context up to a length, see `NGramDrafter`.
+class ContextCounts:
+    """Which token most often follows each context of a text, and how often.
 
-    Only a token of an n-gram is ever guessed: one that continues an n-gram whose first tokens end
-    the context, or the first token of one after a whole n-gram. The probability of a token that
-    followed n of a context's N occurrences is n / (N + 1), as if the context had occurred once
-    more and continued differently, so that rare contexts promise less. Of the contexts that end a
-    text, the one whose guess is the most probable counts.
+    Contexts are the nodes of a trie, read from the newest token back: a child is its parent with
+    one token before it. Nodes are numbered by length, then by parent, then by that token; the
+    root is the empty context, of which nothing is said.
 
     Parameters
     ----------
-    texts : iterable of sequence of int
-        Token ids of texts, each by itself.
-    threshold : float
-        The least probability of a guess, exact in float32.
-    context : int
-        The most tokens of a context.
+    first : array of int
+        Of shape [nodes + 1]: the children of a node are those from `first[node]` up to
+        `first[node + 1]`.
+    oldest : array of int
+        Of shape [nodes], as the others: the oldest token of each context.
+    tokens : array of int
+        The most frequent token after it, the smallest of several.
+    times : array of int
+        How often this token follows.
+    totals : array of int
+        How often any token does.
     """
-    counted = [tuple(text) for text in texts]
-    least = 1 + sum(map(len, counted)) // CONTEXTS
-    continuations = _Continuations(ngrams)
-    guesses: dict[Context, Guess] = {}
-    frequent: set[Context] = {()}
-    for length in range(1, context + 1):
-        found, followed = _count(counted, length, frequent)
-        frequent = {one for one, count in found.items() if count >= least}
-        best: dict[Context, tuple[int, int]] = {}
-        for (one, token), count in followed.items():
-            better = (count, -token) > best.get(one, (0, 0))
-            if better and one in frequent and continuations.allow(one, token):
-                best[one] = count, -token
-        for one, (count, negative) in sorted(best.items()):
-            probability = float(np.float32(count / (found[one] + 1)))
-            shorter = longest_guess(guesses, one[1:])
-            if probability >= threshold and (shorter is None or probability > shorter[1]):
-                guesses[one] = -negative, probability
-    return guesses
 
+    def __init__(self, **arrays: npt.NDArray[np.integer]) -> None:
+        self._arrays = {name: arrays[name].astype(np.int32, copy=False) for name in NAMES}
+        # Single items of a memoryview are read several times faster than those of an array.
+        self._first, self._oldest, self.tokens, self.times, self.totals = (
+            self._arrays[name].data for name in NAMES
+        )
 
-def longest_guess(guesses: Mapping[Context, Guess], text: Context) -> Guess | None:
-    """Return the guess for the longest end of `text` that has one."""
-    for start in range(len(text)):
-        guess = guesses.get(text[start:])
-        if guess is not None:
-            return guess
-    return None
+    @classmethod
+    def of(cls, texts: Iterable[Sequence[int]], context: int) -> ContextCounts:
+        """Count texts of token ids, each by itself, with contexts of up to `context` tokens."""
+        texts = [text for text in texts if len(text)]
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        ids = np.concatenate([np.array(text, dtype=np.int64) for text in texts] or [lengths])
+        place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        least = 1 + len(ids) // CONTEXTS
+        nodes = np.full(len(ids), ROOT, dtype=np.int64)  # the context before each token
+        levels = [[np.array([value]) for value in (-1, -1, -1, 0, 0)]]  # the root
+        count = 1
+        for length in range(1, context + 1):
+            known = np.flatnonzero((nodes >= ROOT) & (place >= length))
+            columns, numbers = _count(nodes[known], ids[known - length], ids[known], least)
+            nodes[:] = -1
+            nodes[known] = np.where(numbers < 0, -1, numbers + count)
+            count += len(columns[0])
+            levels.append(columns)
+        parents, *others = (np.concatenate(column) for column in zip(*levels, strict=True))
+        # The root is nobody's child, so it is not counted among them.
+        first = 1 + np.searchsorted(parents[1:], np.arange(count + 1))
+        return cls(first=first, **dict(zip(NAMES[1:], others, strict=True)))
 
+    def child(self, node: int, token: int) -> int:
+        """Return the context with `token` before that of `node`; -1 if it is not known."""
+        end = self._first[node + 1]
+        found = bisect_left(self._oldest, token, self._first[node], end)
+        return found if found < end and self._oldest[found] == token else -1
 
-class _Continuations:
-    """Which token may follow a context: only a token of an n-gram."""
+    def __len__(self) -> int:
+        return len(self.tokens) - 1
 
-    def __init__(self, ngrams: NGrams) -> None:
-        self.whole = set(ngrams.tokens)
-        self.begun = {ngram[:end] for ngram in ngrams.tokens for end in range(1, len(ngram) + 1)}
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return int32 tensors from which `from_tensors` makes the same counts."""
+        return {name: torch.from_numpy(array) for name, array in self._arrays.items()}
 
-    def allow(self, context: Context, token: int) -> bool:
-        ends = [context[start:] for start in range(len(context))]
-        if any((*end, token) in self.begun for end in ends):
-            return True
-        return (token,) in self.begun and any(end in self.whole for end in ends)
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ContextCounts:
+        """Undo `to_tensors`."""
+        return cls(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 def _count(
-    texts: list[Context], length: int, frequent: set[Context]
-) -> tuple[Counter[Context], Counter[tuple[Context, int]]]:
-    """Count the contexts of `length` tokens whose end is frequent, and what follows each."""
-    found: Counter[Context] = Counter()
-    followed: Counter[tuple[Context, int]] = Counter()
-    for text in texts:
-        for position in range(length, len(text)):
-            one = text[position - length : position]
-            if one[1:] in frequent:
-                found[one] += 1
-                followed[one, text[position]] += 1
-    return found, followed
+    parents: Integers, oldest: Integers, followers: Integers, least: int
+) -> tuple[list[Integers], Integers]:
+    """Count contexts of one length, given by a parent and an oldest token, and what follows them.
+
+    Returns
+    -------
+    list of array
+        Of those that occur at least `least` times: parent, oldest token, most frequent follower,
+        how often it follows, and how often any token does.
+    array
+        The place of each one given among them; -1 for those that are rarer.
+    """
+    keys, numbers, totals = np.unique(
+        parents << 32 | oldest, return_inverse=True, return_counts=True
+    )
+    pairs, times = np.unique(numbers << 32 | followers, return_counts=True)
+    contexts, tokens = pairs >> 32, pairs & 0xFFFFFFFF
+    order = np.lexsort((tokens, -times, contexts))
+    best = order[np.searchsorted(contexts, np.arange(len(keys)))]
+    kept = totals >= least
+    columns = keys >> 32, keys & 0xFFFFFFFF, tokens[best], times[best], totals
+    places = np.where(kept, np.cumsum(kept) - 1, -1)
+    return [column[kept] for column in columns], places[numbers]

@@ -1,113 +1,122 @@
-"""The drafter: it proposes the likely continuation of a text, by n-gram tokens."""
+"""The drafter: it proposes the likely continuation of a text, by what followed its contexts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.adaptivocab.drafting.counting import Context, Guess, count_guesses, longest_guess
-from trimtab.adaptivocab.ngrams import PADDING, NGrams
+from trimtab.adaptivocab.drafting.counting import ContextCounts
+from trimtab.adaptivocab.drafting.guess import Guess, next_guess
+from trimtab.adaptivocab.drafting.rates import HitRates
+from trimtab.adaptivocab.drafting.running import RunningCounts
 
-THRESHOLD = 0.2
-LONGEST = 8
-CONTEXT = 4
+CONTEXT = 6
+LEAST = 0.05  # probability that a draft is right up to and including a token of it
+LEARNED = 256  # tokens of a prompt that guesses are tested on; all of them are counted
 
 
 @dataclass(frozen=True)
-class NGramDrafter:
-    """Proposes the token that most often followed a context, and so on; a `Drafter`.
+class ContextDrafter:
+    """Proposes what followed the last tokens in the calibration text or in this one; a `Drafter`.
 
     Parameters
     ----------
-    guesses : mapping
-        For the last tokens of a text, oldest first, the next one and its probability. A longer
-        context is there only where its guess is more probable than that of its own end.
+    counts : ContextCounts
+        Of the calibration text.
     context : int
         The most tokens of a context.
-    threshold : float
-        The least probability that a draft is right up to and including a token of it.
-    longest : int
-        The most tokens of a draft.
     """
 
-    guesses: Mapping[Context, Guess]
-    context: int
-    threshold: float
-    longest: int
+    counts: ContextCounts
+    context: int = CONTEXT
 
     @classmethod
-    def count(
-        cls,
-        ngrams: NGrams,
-        texts: Iterable[Sequence[int]],
-        threshold: float = THRESHOLD,
-        context: int = CONTEXT,
-        longest: int = LONGEST,
-    ) -> NGramDrafter:
-        """Count what follows every context in texts of token ids, see `count_guesses`."""
-        threshold = float(np.float32(threshold))
-        return cls(count_guesses(ngrams, texts, threshold, context), context, threshold, longest)
+    def count(cls, texts: Iterable[Sequence[int]], context: int = CONTEXT) -> ContextDrafter:
+        """Count what follows every context in texts of token ids."""
+        return cls(ContextCounts.of(texts, context), context)
 
-    def propose(self, ids: Sequence[int]) -> list[int]:
-        """Return the likely next tokens after `ids`, often none."""
-        text = tuple(ids[-self.context :])
-        draft: list[int] = []
-        accepted = 1.0
-        while len(draft) < self.longest:
-            guess = longest_guess(self.guesses, text)
-            if guess is None or accepted * guess[1] < self.threshold:
-                break
-            token, probability = guess
-            accepted *= probability
-            draft.append(token)
-            text = (*text, token)[-self.context :]
-        return draft
+    def start(self, ids: Sequence[int]) -> TextDrafts:
+        """Return the drafts of the text that begins with `ids`."""
+        return TextDrafts(self, ids)
 
-    def steps(self, text: Sequence[int]) -> int:
+    def steps(self, text: Sequence[int], least: float = 0.4) -> int:
         """Return the forward passes that generate the tokens of `text` from nothing.
 
         One pass yields the tokens of the draft that agree with the text, and the one after them.
+        A draft goes on while it is right with a probability of at least `least`.
         """
+        drafts = self.start(())
         steps = position = 0
         while position < len(text):
-            draft = self.propose(text[max(position - self.context, 0) : position])
-            ahead = text[position : position + len(draft)]
-            for token, real in zip(draft, ahead, strict=False):
-                if token != real:
+            accepted, chance = 0, 1.0
+            for token, probability in drafts.propose(len(text) - position - 1):
+                chance *= probability
+                if chance < least or token != text[position + accepted]:
                     break
-                position += 1
-            position += 1
+                accepted += 1
+            drafts.accept(text[position : position + accepted + 1])
+            position += accepted + 1
             steps += 1
         return steps
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Return int32 and float32 tensors from which `from_tensors` makes the same drafter."""
-        rows = [[PADDING] * (self.context - len(one)) + list(one) for one in self.guesses]
-        guesses = list(self.guesses.values())
-        return {
-            "contexts": torch.tensor(rows, dtype=torch.int32).reshape(len(rows), self.context),
-            "tokens": torch.tensor([token for token, _ in guesses], dtype=torch.int32),
-            "probabilities": torch.tensor([p for _, p in guesses], dtype=torch.float32),
-            "threshold": torch.tensor([self.threshold], dtype=torch.float32),
-            "longest": torch.tensor([self.longest], dtype=torch.int32),
+        """Return int32 tensors from which `from_tensors` makes the same drafter."""
+        return self.counts.to_tensors() | {
+            "context": torch.tensor([self.context], dtype=torch.int32)
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Any]) -> NGramDrafter:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ContextDrafter:
         """Undo `to_tensors`."""
-        contexts = tensors["contexts"].tolist()
-        guesses = zip(tensors["tokens"].tolist(), tensors["probabilities"].tolist(), strict=True)
-        return cls(
-            {
-                tuple(token for token in row if token != PADDING): guess
-                for row, guess in zip(contexts, guesses, strict=True)
-            },
-            tensors["contexts"].shape[1],
-            tensors["threshold"].item(),
-            tensors["longest"].item(),
-        )
+        counts = {name: tensor for name, tensor in tensors.items() if name != "context"}
+        return cls(ContextCounts.from_tensors(counts), int(tensors["context"]))
+
+
+class TextDrafts:
+    """The drafts of one text; a `DraftSession`.
+
+    What is proposed depends on the text alone, and not on what was drafted before.
+
+    Parameters
+    ----------
+    drafter : ContextDrafter
+    ids : sequence of int
+        The beginning of the text.
+    """
+
+    def __init__(self, drafter: ContextDrafter, ids: Sequence[int]) -> None:
+        self._counts, self._context = drafter.counts, drafter.context
+        self._running, self._rates = RunningCounts(drafter.context), HitRates()
+        tested = max(len(ids) - LEARNED, 0)
+        for token in ids[:tested]:
+            self._running.add(token)
+        self._next = self._guess(self._running.recent)
+        self.accept(ids[tested:])
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Take in the next tokens of the text."""
+        for token in tokens:
+            if self._next is not None:
+                self._rates.learn(self._next, self._next.token == token)
+            self._running.add(token)
+            self._next = self._guess(self._running.recent)
+
+    def propose(self, limit: int) -> list[tuple[int, float]]:
+        """Return likely next tokens, and how probable each is after those before it."""
+        draft: list[tuple[int, float]] = []
+        recent, guess, chance = self._running.recent, self._next, 1.0
+        while guess is not None and len(draft) < limit:
+            probability = self._rates.rate(guess)
+            chance *= probability
+            if chance < LEAST:
+                break
+            draft.append((guess.token, probability))
+            recent = (*recent, guess.token)[-self._context :]
+            guess = self._guess(recent)
+        return draft
+
+    def _guess(self, recent: tuple[int, ...]) -> Guess | None:
+        return next_guess(self._counts, self._running, recent)

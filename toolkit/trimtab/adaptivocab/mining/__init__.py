@@ -1,1 +1,1 @@
-"""Choosing the n-grams of a text that may become tokens, or drafts."""
+"""Choosing the n-grams of a text that may become tokens."""

@@ -49,3 +49,5 @@ def engine_section(result: Result, candidate: Contender) -> None:
     else:
         counts = asdict(candidate.speed.engine)
         result.sections["engine"] = {"decode_step": candidate.speed.decode_step, **counts}
+        if counts["step_costs"] is None:
+            result.missing("engine.step_costs", "no method of the stack drafts")

@@ -1,0 +1,158 @@
+"""Drafts are as long as pays, by costs that are given, or measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import FLAT
+from tests.generation.models import engine_for, model_of, prompts_of
+from tests.generation.toys import Guesses, request_of
+from trimtab.generation import costs
+from trimtab.generation.costs import StepCosts, step_costs
+from trimtab.generation.drafts import WORTH, Drafts
+from trimtab.generation.executor import MOST_ROWS
+from trimtab_kernels.decode_step import cpu
+
+chances = st.lists(st.floats(0.01, 1.0), max_size=4)
+increases = st.lists(st.floats(0.0, 1.0), min_size=7, max_size=7)
+
+
+class Offered:
+    """Proposes the tokens 10, 11, ... with given probabilities, one list for each text."""
+
+    def __init__(self, *chances: Sequence[float]) -> None:
+        self.chances = list(chances)
+
+    def start(self, ids: Sequence[int]) -> Offered:
+        return Offered(self.chances.pop(0))
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        pass
+
+    def propose(self, limit: int) -> list[tuple[int, float]]:
+        return list(enumerate(self.chances[0], 10))[:limit]
+
+
+def requests_for(count: int, new: int = 50):
+    return [request_of(index, [1], new) for index in range(count)]
+
+
+def expected_tokens(chances: Sequence[float], length: int) -> float:
+    return 1 + sum(itertools.accumulate(chances[:length], lambda a, b: a * b))
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(chances, min_size=1, max_size=3), increases=increases)
+def test_no_other_lengths_yield_more_tokens_in_a_time(texts, increases):
+    known = StepCosts((1.0, *itertools.accumulate(increases, initial=1.0))[1:])
+
+    def rate(lengths: Sequence[int]) -> float:
+        tokens = sum(expected_tokens(*pair) for pair in zip(texts, lengths, strict=True))
+        return tokens / known.of(len(texts) + sum(lengths))
+
+    drafts = Drafts(Offered(*texts), known, frozenset()).choose(requests_for(len(texts)))
+    found = [len(drafts.get(index, [])) for index in range(len(texts))]
+    assert all(draft == list(range(10, 10 + len(draft))) for draft in drafts.values())
+    assert len(texts) + sum(found) <= known.most_rows
+    possible = [
+        lengths
+        for lengths in itertools.product(*(range(len(text) + 1) for text in texts))
+        if len(texts) + sum(lengths) <= known.most_rows
+    ]
+    best, without = max(map(rate, possible)), rate([0] * len(texts))
+    if best > WORTH * without * (1 + 1e-9):
+        assert rate(found) == pytest.approx(best)
+    else:
+        assert not any(found)
+
+
+def test_nothing_is_drafted_where_it_cannot_pay():
+    """Where a step over more rows costs as much as more steps, not even what is certain."""
+    linear = StepCosts(tuple(map(float, range(1, 9))))
+    for count in (1, 3):
+        assert not Drafts(Offered(*[[1.0] * 5] * count), linear, frozenset()).choose(
+            requests_for(count)
+        )
+
+
+def test_rows_go_to_the_texts_whose_drafts_are_likeliest():
+    steep = StepCosts((1.0, 1.0, 1.0, 1.0, 1.0, 9.0))
+    drafts = Drafts(Offered([0.5] * 5, [0.9] * 5), steep, frozenset())
+    assert drafts.choose(requests_for(2)) == {1: [10, 11, 12]}
+    assert not drafts.choose(requests_for(2)[:0])
+    assert not Drafts(Offered(*[[1.0]] * 6), steep, frozenset()).choose(requests_for(6))
+
+
+def test_a_draft_ends_before_special_tokens_and_leaves_room_for_the_token_after_it():
+    offered = [1.0] * 4
+    assert Drafts(Offered(offered), FLAT, frozenset({12})).choose(requests_for(1)) == {0: [10, 11]}
+    assert Drafts(Offered(offered), FLAT, frozenset()).choose(requests_for(1, 4)) == {
+        0: [10, 11, 12]
+    }
+    assert not Drafts(Offered(offered), FLAT, frozenset()).choose(requests_for(1, 1))
+
+
+@pytest.mark.parametrize(("right", "most"), [(True, 0.75), (False, 1.02)])
+def test_a_drafter_that_promises_too_much_is_tried_less_and_less(right, most):
+    """Time over that without drafts, for 300 tokens."""
+    known = StepCosts(tuple(1 + 0.12 * rows for rows in range(MOST_ROWS)))
+    drafts = Drafts(Offered([1.0] * 9), known, frozenset())
+    (request,) = requests_for(1, 1000)
+    spent = tokens = 0.0
+    while tokens < 300:
+        draft = drafts.choose([request]).get(0, [])
+        accepted = len(draft) if right else 0
+        if draft:
+            drafts.judge(0, len(draft), accepted)
+        tokens += 1 + accepted
+        spent += known.of(1 + len(draft))
+    assert spent / tokens < most
+
+
+def test_counts_of_a_draft_by_position():
+    model = model_of()
+    (prompt,) = prompts_of(11)
+    with engine_for(model, drafter=Guesses(0, 3)) as engine:
+        engine.generate([prompt], max_new_tokens=6)
+        stats = engine.stats
+    assert stats.step_costs == list(FLAT.relative)
+    # Of five tokens after the first, the last two have room for one and for no draft.
+    assert stats.proposed_by_position == [4, 3, 2]
+    assert stats.accepted_by_position == [0, 0, 0]
+    assert stats.proposed == 9
+
+
+@pytest.mark.parametrize("by_modules", [False, True])
+def test_costs_are_measured_once_for_a_model_as_it_is(monkeypatch, by_modules):
+    monkeypatch.setattr("trimtab.generation.engine.step_costs", step_costs)
+    if by_modules:
+        monkeypatch.setattr(cpu, "unavailable", lambda *_: "for this test")
+    measured = []
+    fastest = costs._fastest
+    monkeypatch.setattr(costs, "_fastest", lambda steps: measured.append(1) or fastest(steps))
+    monkeypatch.setattr(costs, "ENOUGH", 0)
+    model = model_of()
+
+    def entered(max_len: int) -> list[float]:
+        with engine_for(model, max_len=max_len, drafter=Guesses(0, 0)) as engine:
+            assert engine.kv.stats().live == engine.kv.stats().committed == 0
+            engine.generate(prompts_of(3), max_new_tokens=2)
+            return engine.stats.step_costs
+
+    found = entered(128)
+    assert found[0] == 1
+    assert found == sorted(found)
+    assert len(found) == MOST_ROWS
+    assert entered(128) == found
+    assert len(measured) == 1
+    model.lm_head.weight.data = model.lm_head.weight.data.clone()
+    assert len(entered(5)) == 5  # no text has more rows
+    assert len(measured) == 2
+    with engine_for(model) as engine:
+        assert engine.stats.step_costs is None
+    assert len(measured) == 2

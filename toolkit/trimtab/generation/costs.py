@@ -1,0 +1,104 @@
+"""What a step over several rows takes, measured where it is going to run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trimtab.generation.executor import MOST_ROWS, uncounted
+from trimtab.generation.forward import Forward
+from trimtab.vattention.virtual_kv import VirtualKV
+
+ROWS = (1, 2, 3, 4, 6, 8, 12, MOST_ROWS)  # timed; between them, costs are interpolated
+DEPTH = 256  # tokens of context
+LEAST, ENOUGH = 2, 0.4  # rounds, and the seconds after which there is none further
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """The time of steps over more and more rows.
+
+    Parameters
+    ----------
+    relative : tuple of float
+        The time of a step over 1, 2, ... rows, over that of a step over one. Rows are tokens that
+        a step processes, of one text or of several.
+    """
+
+    relative: tuple[float, ...]
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows whose time is known."""
+        return len(self.relative)
+
+    def of(self, rows: int) -> float:
+        """Return the relative time of a step over so many rows."""
+        return self.relative[rows - 1]
+
+
+_measured: WeakKeyDictionary[PreTrainedModel, tuple[object, StepCosts]] = WeakKeyDictionary()
+
+
+def step_costs(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int) -> StepCosts:
+    """Return the costs of a model's steps as it is now, measured once in a process.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    forward : Forward
+        Of this model.
+    kv : VirtualKV
+        With a free slot; what is written there is dropped.
+    room : int
+        The most tokens of a slot.
+    """
+    key = forward.parts, forward.executor.name, torch.get_num_threads(), len(kv.lengths)
+    if model not in _measured or _measured[model][0] != key:
+        _measured[model] = key, _measure(model, forward, kv, room)
+    return _measured[model][1]
+
+
+@torch.inference_mode()
+def _measure(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int) -> StepCosts:
+    """Time steps over `ROWS` rows in turn; the fastest of each counts, or of more rows."""
+    depth = min(DEPTH, room)
+    rows = sorted({min(number, depth) for number in ROWS})
+    slot = kv.acquire()
+    try:
+        kv.ensure({slot: depth})
+
+        def step(number: int) -> Tensor:
+            if number == 1:
+                return forward.decode({slot: 0})
+            return forward.verify(slot, [0] * number, depth - number)
+
+        with uncounted(model):
+            best = _fastest([partial(step, number) for number in rows])
+    finally:
+        kv.release(slot)
+        kv.trim()
+    known = np.minimum.accumulate(best[::-1])[::-1]
+    every = np.interp(np.arange(1, rows[-1] + 1), rows, known / known[0])
+    return StepCosts(tuple(every.tolist()))
+
+
+def _fastest(steps: list[Callable[[], Tensor]]) -> list[float]:
+    """Return the least seconds that each of some steps takes, its choice of tokens included."""
+    best = [float("inf")] * len(steps)
+    started, rounds = time.perf_counter(), 0
+    while rounds < LEAST or time.perf_counter() - started < ENOUGH:
+        for place, step in enumerate(steps):
+            begun = time.perf_counter()
+            step().float().argmax(-1).tolist()
+            best[place] = min(best[place], time.perf_counter() - begun)
+        rounds += 1
+    return best
