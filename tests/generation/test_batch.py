@@ -30,9 +30,10 @@ works = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, 
     guesses=st.none() | st.tuples(st.integers(0, 3), st.integers(0, 2)),
     stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=20),
     together=st.booleans(),
+    apart=st.booleans(),
 )
 def test_every_prompt_is_continued_as_if_it_were_alone(
-    work, slots, chunk, spare, guesses, stop, together
+    work, slots, chunk, spare, guesses, stop, together, apart
 ):
     budget = max(prompt + new for prompt, new in work) + spare
     cache = ToyCache(slots, budget)
@@ -48,6 +49,7 @@ def test_every_prompt_is_continued_as_if_it_were_alone(
         forward,
         requests,
         chunk,
+        apart=apart,
         drafter=None if guesses is None else Guesses(*guesses),
         on_token=lambda index, token, _: handed.append((index, token)),
         stats=stats,
@@ -59,6 +61,9 @@ def test_every_prompt_is_continued_as_if_it_were_alone(
 
     assert sorted(finished) == list(range(len(work)))
     assert not cache.sizes
+    assert not apart or all(
+        len(sizes) == 1 for kind, sizes, _ in forward.events if kind == "prefill"
+    )
     completions = [request.completion() for request in requests]
     for index, (prompt, (_, new)) in enumerate(zip(prompts, work, strict=True)):
         expected, finish = continued(prompt, new), Finish.length
@@ -87,7 +92,7 @@ def test_every_prompt_is_continued_as_if_it_were_alone(
     assert not any(stats.accepted_by_position[right:])
     if not stats.preemptions and not stop:
         # A step yields a token of each text besides those accepted, and so does a prompt.
-        rows = sum(kind != "prefill" for kind, _, _ in forward.events)
+        rows = sum(len(sizes) for kind, sizes, _ in forward.events if kind != "prefill")
         assert rows + len(work) + stats.accepted == sum(len(one.tokens) for one in completions)
     if slots == 1 and right and not stop and max(new for _, new in work) > 2:
         assert stats.accepted > 0
@@ -101,10 +106,10 @@ def test_decoding_sequences_wait_for_one_chunk_at_most(work, slots, chunk):
     for _ in batch_of(forward, requests, chunk).run():
         pass
     waited = 0
-    for kind, size, others in forward.events:
-        waited = waited + size if kind == "prefill" and others else 0
+    for kind, sizes, begun in forward.events:
+        waited = waited + sum(sizes) if kind == "prefill" and begun else 0
         assert waited <= chunk
-    prefilled = sum(size for kind, size, _ in forward.events if kind == "prefill")
+    prefilled = sum(sum(sizes) for kind, sizes, _ in forward.events if kind == "prefill")
     assert prefilled == sum(size for size, _ in work)
 
 

@@ -51,7 +51,7 @@ def test_every_supported_architecture_is_among_the_variants():
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "opt"])
 def test_a_greedy_result_does_not_depend_on_the_batch(variant, layout):
     model, shuffle = model_of(variant), random.Random(0).sample
-    with engine_for(model, slots=4, layout=layout) as engine:
+    with engine_for(model, slots=4, layout=layout, batch_invariant=True) as engine:
         alone = []
         for prompt in PROMPTS:
             recorder = Recorder()
@@ -67,8 +67,16 @@ def test_a_greedy_result_does_not_depend_on_the_batch(variant, layout):
                 assert torch.equal(recorder.of(place), alone[index][1])
 
 
-def test_shapes_and_addresses_of_the_steps():
-    """Decode steps are all alike; chunks depend on the prompt."""
+@pytest.mark.parametrize(
+    ("batch_invariant", "passes"),
+    [
+        # The end of the first prompt and the second one fit into one pass.
+        (False, [8, 8, 4 + 3, 8, 1, 7]),
+        (True, [8, 8, 4, 3, 8, 1, 7]),
+    ],
+)
+def test_shapes_and_addresses_of_the_steps(batch_invariant, passes):
+    """Decode steps are all alike."""
     model = model_of()
     decoded, prefilled = set(), []
 
@@ -78,24 +86,25 @@ def test_shapes_and_addresses_of_the_steps():
             tensors = inputs["input_ids"], inputs["position_ids"], inputs["attention_mask"]
             decoded.add((shape, id(inputs["step"]), *(one.data_ptr() for one in tensors)))
         else:
-            prefilled.append(shape)
+            prefilled.append(shape[1])
 
     handle = model.register_forward_pre_hook(look, with_kwargs=True)
-    with engine_for(model) as engine:
+    with engine_for(model, batch_invariant=batch_invariant) as engine:
         engine.generate(prompts_of(20, 3, 9), max_new_tokens=[4, 9, 6])
         engine.generate(prompts_of(7), max_new_tokens=4)
     handle.remove()
     assert len(decoded) == 1
-    assert prefilled == [(1, 8), (1, 8), (1, 4), (1, 3), (1, 8), (1, 1), (1, 7)]
+    assert prefilled == passes
 
 
 def test_a_freed_slot_takes_the_next_prompt_at_once():
     model = model_of()
     with engine_for(model, slots=2, prefill_chunk=64) as engine:
         engine.generate(prompts_of(4, 4, 4, 4), max_new_tokens=[3, 9, 3, 3])
-        # The second text takes 8 steps after its prompt; the others fit into the same steps.
+        # The second text takes 8 steps after its prompt; the others fit into the same steps. The
+        # first two prompts are prefilled together.
         assert engine.stats.decode_steps == 8
-        assert engine.stats.prefill_steps == 4
+        assert engine.stats.prefill_steps == 3
 
 
 def test_a_text_ends_with_a_stop_token():

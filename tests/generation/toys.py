@@ -13,6 +13,7 @@ from tests.generation.models import TOKENIZER
 from trimtab.capabilities import Drafter
 from trimtab.generation.batch import Batch
 from trimtab.generation.drafts import Drafts
+from trimtab.generation.forward import Span
 from trimtab.generation.request import Request
 from trimtab.generation.sampling import Sampler, Sampling
 from trimtab.generation.stats import EngineStats
@@ -89,8 +90,10 @@ class ToyForward:
 
     Attributes
     ----------
-    events : list of (str, int, int)
-        For every forward pass its kind, its tokens, and how many other sequences had a slot.
+    events : list of (str, list of int, int)
+        For every forward pass its kind, the tokens of each text, and how many sequences had begun
+        and not ended.
+    requests : list of Request
     """
 
     def __init__(
@@ -100,35 +103,47 @@ class ToyForward:
         together: bool = True,
     ) -> None:
         self.kv, self.logits, self.together = kv, logits, together
-        self.events: list[tuple[str, int, int]] = []
+        self.events: list[tuple[str, list[int], int]] = []
+        self.requests: list[Request] = []
 
-    def prefill(self, slot: int, ids: Sequence[int], start: int) -> Tensor:
-        self.write("prefill", slot, ids, start)
-        return self.logits(self.kv.held[slot])[None]
+    def prefill(self, spans: Sequence[Span]) -> Tensor:
+        self.write("prefill", spans)
+        return torch.stack([self.logits(self.kv.held[span.slot]) for span in spans])
 
-    def verify(self, slot: int, ids: Sequence[int], start: int) -> Tensor:
-        self.write("verify", slot, ids, start)
-        held = self.kv.held[slot]
-        return torch.stack([self.logits(held[:end]) for end in range(start + 1, len(held) + 1)])
+    def verify(self, spans: Sequence[Span]) -> Tensor:
+        assert self.together or len(spans) == 1
+        assert not self.together or sum(len(span.ids) for span in spans) <= FLAT.most_rows
+        self.write("verify", spans)
+        return self.after_each(spans)
 
-    def verify_together(self, texts: Sequence[tuple[int, Sequence[int], int]]) -> Tensor:
+    def choose(self, spans: Sequence[Span]) -> list[int]:
         assert self.together
-        assert sum(len(ids) for _, ids, _ in texts) <= FLAT.most_rows
-        return torch.cat([self.verify(*text) for text in texts])
+        drafted = any(len(span.ids) > 1 for span in spans)
+        assert not drafted or sum(len(span.ids) for span in spans) <= FLAT.most_rows
+        self.write("verify" if drafted else "decode", spans)
+        return self.after_each(spans).argmax(-1).tolist()
+
+    def after_each(self, spans: Sequence[Span]) -> Tensor:
+        return torch.stack(
+            [
+                self.logits(self.kv.held[slot][: start + place + 1])
+                for slot, ids, start in spans
+                for place in range(len(ids))
+            ]
+        )
 
     def decode(self, newest: Mapping[int, int]) -> Tensor:
-        rows = []
-        for slot, token in newest.items():
-            self.write("decode", slot, [token], len(self.kv.held[slot]))
-            assert len(self.kv.held[slot]) == self.kv.sizes[slot]
-            rows.append(self.logits(self.kv.held[slot]))
-        return torch.stack(rows)
+        spans = [Span(slot, [token], len(self.kv.held[slot])) for slot, token in newest.items()]
+        self.write("decode", spans)
+        assert all(len(self.kv.held[slot]) == self.kv.sizes[slot] for slot in newest)
+        return self.after_each(spans)
 
-    def write(self, kind: str, slot: int, ids: Sequence[int], start: int) -> None:
-        assert len(self.kv.held[slot]) == start
-        self.events.append((kind, len(ids), len(self.kv.sizes) - 1))
-        self.kv.held[slot] += ids
-        assert len(self.kv.held[slot]) <= self.kv.sizes[slot]
+    def write(self, kind: str, spans: Sequence[Span]) -> None:
+        for slot, ids, start in spans:
+            assert len(self.kv.held[slot]) == start
+            self.kv.held[slot] += ids
+        begun = sum(one.finish is None and len(one.ids) > len(one.prompt) for one in self.requests)
+        self.events.append((kind, [len(span.ids) for span in spans], begun))
 
 
 def request_of(
@@ -151,8 +166,9 @@ def batch_of(
     drafter: Drafter | None = None,
     **more: Any,
 ) -> Batch:
+    forward.requests = requests
     drafts = Drafts(drafter, FLAT, frozenset()) if drafter else None
-    defaults = {"drafts": drafts, "on_token": None, "stats": EngineStats()}
+    defaults = {"apart": False, "drafts": drafts, "on_token": None, "stats": EngineStats()}
     return Batch(forward, forward.kv, requests, chunk, **{**defaults, **more})
 
 

@@ -170,6 +170,7 @@ def sparse_float32(request, corpus):
     return made_sparse(request.param, DType.float32, corpus)
 
 
+@pytest.mark.parametrize("chunk", [4, 16])
 @pytest.mark.parametrize("drafter", [None, Repeats()])
 @pytest.mark.parametrize(
     "more",
@@ -179,12 +180,13 @@ def sparse_float32(request, corpus):
         {"dense_prefix": 14, "prefill": Prefill.dense},
     ],
 )
-def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafter):
+def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafter, chunk):
     model, applied = sparse_float32
-    # Prompts of several chunks, and of fewer tokens than stay dense; a draft decodes alone.
+    # Prompts of several chunks or all in one pass, and of fewer tokens than stay dense; a draft
+    # decodes alone.
     prompts = [[5, 6, 7], [*range(40, 51)], [9, 8]][: 1 if drafter else None]
     recorder, expected = LogitsRecorder(), []
-    cache = CacheSettings(prefill_chunk=4, page_group=4096)
+    cache = CacheSettings(prefill_chunk=chunk, page_group=4096)
     with applied(**more):
         for prompt in prompts:
             output = model.generate(

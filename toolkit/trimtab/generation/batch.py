@@ -9,14 +9,15 @@ from itertools import accumulate
 from torch import Tensor
 
 from trimtab.generation.drafts import Drafts
-from trimtab.generation.forward import Forward
+from trimtab.generation.forward import Forward, Span
 from trimtab.generation.request import Request
-from trimtab.generation.scheduler import Scheduler
+from trimtab.generation.scheduler import Chunk, Scheduler
 from trimtab.generation.stats import EngineStats
 from trimtab.vattention.pages import KVOutOfMemory
 from trimtab.vattention.virtual_kv import VirtualKV
 
 OnToken = Callable[[int, int, str], object]
+Choose = Callable[[Request, int], int]
 
 
 class Batch:
@@ -31,6 +32,8 @@ class Batch:
         By index.
     chunk : int
         The most prompt tokens in one forward pass, and between two decode steps.
+    apart : bool
+        Whether every prompt is prefilled in passes of its own, instead of several in one.
     drafts : Drafts, optional
         What to draft. Where the forward pass takes one text at a time, only while a single sequence
         decodes.
@@ -47,12 +50,13 @@ class Batch:
         requests: list[Request],
         chunk: int,
         *,
+        apart: bool,
         drafts: Drafts | None,
         on_token: OnToken | None,
         stats: EngineStats,
     ) -> None:
         self._forward, self._kv, self._stats = forward, kv, stats
-        self._requests, self._chunk = requests, chunk
+        self._requests, self._chunk, self._apart = requests, chunk, apart
         self._drafts, self._on_token = drafts, on_token
         self._slots: dict[int, int] = {}  # by the index of the request
         sizes = [len(request.prompt) for request in requests]
@@ -70,41 +74,53 @@ class Batch:
 
     def _prefill(self) -> Iterator[Request]:
         """Admit and prefill prompts, up to `chunk` tokens in all."""
+        chunks: list[Chunk] = []
         room = self._chunk
-        while self._scheduler.prefilling is not None or self._admit():
+        while room and (self._scheduler.prefilling is not None or self._admit()):
             chunk = self._scheduler.chunk()
             assert chunk is not None
+            if chunk.end - chunk.start > room:
+                break
             room -= chunk.end - chunk.start
-            if room < 0:
-                return
-            request = self._requests[chunk.index]
-            ids = request.prompt[chunk.start : chunk.end]
-            logits = self._forward.prefill(self._slots[chunk.index], ids, chunk.start)
-            self._stats.prefill_steps += 1
             self._scheduler.prefilled(chunk)
-            if chunk.last:
-                yield from self._sample([request], {}, logits)
+            chunks.append(chunk)
+        passes = [[chunk] for chunk in chunks] if self._apart else [chunks] * bool(chunks)
+        for packed in passes:
+            logits = self._forward.prefill([self._span(chunk) for chunk in packed])
+            self._stats.prefill_steps += 1
+            last = [row for row, chunk in enumerate(packed) if chunk.last]
+            requests = [self._requests[packed[row].index] for row in last]
+            yield from self._sample(requests, {}, self._chosen_by(requests, logits[last]))
+
+    def _span(self, chunk: Chunk) -> Span:
+        ids = self._requests[chunk.index].prompt[chunk.start : chunk.end]
+        return Span(self._slots[chunk.index], ids, chunk.start)
 
     def _decode(self) -> Iterator[Request]:
         """Give every decoding sequence its next token, or the next few that were drafted."""
         running, drafts = self._grow()
         if not running:
             return
-        slots = [self._slots[request.index] for request in running]
+        spans = [
+            Span(
+                self._slots[request.index],
+                [request.ids[-1], *drafts.get(request.index, [])],
+                len(request.ids) - 1,
+            )
+            for request in running
+        ]
+        if self._forward.together and all(request.sampler.plain for request in running):
+            choose = self._as_given(self._forward.choose(spans))
+        elif drafts:
+            choose = self._chosen_by(running, self._forward.verify(spans))
+        else:
+            newest = {span.slot: span.ids[0] for span in spans}
+            choose = self._chosen_by(running, self._forward.decode(newest))
         if drafts:
-            texts = [
-                (slot, [request.ids[-1], *drafts.get(request.index, [])], len(request.ids) - 1)
-                for slot, request in zip(slots, running, strict=True)
-            ]
-            several = len(texts) > 1
-            forward = self._forward
-            logits = forward.verify_together(texts) if several else forward.verify(*texts[0])
             self._stats.verify_steps += 1
         else:
-            newest = [request.ids[-1] for request in running]
-            logits = self._forward.decode(dict(zip(slots, newest, strict=True)))
             self._stats.decode_steps += 1
-        yield from self._sample(running, drafts, logits)
+        yield from self._sample(running, drafts, choose)
 
     def _grow(self) -> tuple[list[Request], dict[int, list[int]]]:
         """Make room for the newest tokens; return the sequences that decode, and their drafts.
@@ -160,8 +176,24 @@ class Batch:
         self._stats.preemptions += 1
         self._requests[index].preempt()
 
+    @staticmethod
+    def _as_given(tokens: list[int]) -> Choose:
+        return lambda _, row: tokens[row]
+
+    @staticmethod
+    def _chosen_by(requests: list[Request], logits: Tensor) -> Choose:
+        """Return how a request chooses by a row of logits [rows, vocabulary]."""
+        plain = any(request.sampler.plain for request in requests)
+        # Moved to the host all at once: each move waits for the device.
+        largest = logits.float().argmax(-1).tolist() if plain else []
+
+        def choose(request: Request, row: int) -> int:
+            return largest[row] if request.sampler.plain else request.choose(logits[row : row + 1])
+
+        return choose
+
     def _sample(
-        self, requests: list[Request], drafts: Mapping[int, list[int]], logits: Tensor
+        self, requests: list[Request], drafts: Mapping[int, list[int]], choose: Choose
     ) -> Iterator[Request]:
         """Append the tokens that the samplers choose: of a draft, up to the first not in it.
 
@@ -172,20 +204,13 @@ class Batch:
         ----------
         drafts : mapping of int to list of int
             By the index of the request.
-        logits : Tensor
-            Of shape [requests and drafted tokens, vocabulary]: after the newest token of each
-            request, and after each token of its draft.
+        choose : callable
+            Given a request and a row: one for the newest token of each request, followed by one
+            for each token of its draft.
         """
-        plain = any(request.sampler.plain for request in requests)
-        # Moved to the host all at once: each move waits for the device.
-        largest = logits.float().argmax(-1).tolist() if plain else []
-
-        def chosen(request: Request, row: int) -> int:
-            return largest[row] if request.sampler.plain else request.choose(logits[row : row + 1])
-
         sizes = [1 + len(drafts.get(request.index, [])) for request in requests]
         rows = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
-        firsts = [chosen(request, row) for request, row in zip(requests, rows, strict=True)]
+        firsts = [choose(request, row) for request, row in zip(requests, rows, strict=True)]
         now = time.perf_counter()
         for request, row, token in zip(requests, rows, firsts, strict=True):
             self._append(request, token, now)
@@ -197,7 +222,7 @@ class Batch:
                     accepted += 1
                     if request.finish is not None:
                         break
-                    self._append(request, chosen(request, row + accepted), now)
+                    self._append(request, choose(request, row + accepted), now)
                 self._verified(request, len(draft), accepted)
         for request in requests:
             if request.finish is not None:

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.generation.executor import MOST_ROWS, uncounted
-from trimtab.generation.forward import Forward
+from trimtab.generation.forward import Forward, Span
 from trimtab.vattention.virtual_kv import VirtualKV
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, MOST_ROWS)  # timed; between them, costs are interpolated
@@ -76,10 +76,12 @@ def _measure(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int)
     try:
         kv.ensure({slot: depth})
 
-        def step(number: int) -> Tensor:
-            if number == 1:
-                return forward.decode({slot: 0})
-            return forward.verify(slot, [0] * number, depth - number)
+        def step(number: int) -> list[int]:
+            span = Span(slot, [0] * number, depth - number)
+            if forward.together:
+                return forward.choose([span])
+            logits = forward.decode({slot: 0}) if number == 1 else forward.verify([span])
+            return cast("list[int]", logits.float().argmax(-1).tolist())
 
         with uncounted(model):
             best = _fastest([partial(step, number) for number in rows])
@@ -91,14 +93,14 @@ def _measure(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int)
     return StepCosts(tuple(every.tolist()))
 
 
-def _fastest(steps: list[Callable[[], Tensor]]) -> list[float]:
-    """Return the least seconds that each of some steps takes, its choice of tokens included."""
+def _fastest(steps: list[Callable[[], object]]) -> list[float]:
+    """Return the least seconds that each of some steps takes."""
     best = [float("inf")] * len(steps)
     started, rounds = time.perf_counter(), 0
     while rounds < LEAST or time.perf_counter() - started < ENOUGH:
         for place, step in enumerate(steps):
             begun = time.perf_counter()
-            step().float().argmax(-1).tolist()
+            step()
             best[place] = min(best[place], time.perf_counter() - begun)
         rounds += 1
     return best

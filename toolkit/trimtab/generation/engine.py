@@ -49,9 +49,9 @@ class Engine:
 
     Decode steps run on an executor of the model's decode plan where there is one (see
     `decode_step`): every row is then computed as if it were alone. Where the modules run them, a
-    step has one row per slot, in use or not, so that a text does not depend on the others; only
-    where the library splits a product between threads may the row of a sequence show in the last
-    bits of its logits.
+    step has one row per slot, in use or not. Short prompts are prefilled in one pass, unless the
+    cache's settings say `batch_invariant`. So what else runs at the time may only show in the last
+    bits of a text's logits: where the library's products depend on how many rows they have.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ class Engine:
             device=module_device(layers[0]),
             budget=cache.budget,
         )
-        self._chunk, self._drafter = cache.prefill_chunk, drafter
+        self._chunk, self._apart = cache.prefill_chunk, cache.batch_invariant
+        self._drafter = drafter
         self._undo = ExitStack()
         self._kv: VirtualKV | None = None
         self._forward: Forward | None = None
@@ -234,6 +235,7 @@ class Engine:
                 kv,
                 requests,
                 self._chunk,
+                apart=self._apart,
                 drafts=self._drafts(kv, forward),
                 on_token=on_token,
                 stats=self.stats,

@@ -27,7 +27,7 @@ PROBE = 8  # tokens by which an executor is compared with the modules
 # the tokens are to be close enough; both together make 0.4 on some processors.
 CLOSE, CLOSE_ENOUGH = 1e-3, 0.5
 
-Run = Callable[[Tensor, Tensor, Step, int], Tensor]
+Run = Callable[[Tensor, Tensor, Step, int | Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,15 @@ class Executor:
         rows = torch.tensor([tokens, slots, positions])
         return torch.cat([self.cpu.step(*part) for part in rows.split(MOST_ROWS, dim=1)])
 
+    def choose(
+        self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int]
+    ) -> list[int]:
+        """Return the argmax of what `step` does, by row."""
+        assert self.cpu is not None
+        rows = torch.tensor([tokens, slots, positions])
+        parts = [self.cpu.choose(*part) for part in rows.split(MOST_ROWS, dim=1)]
+        return [token for part in parts for token in part.tolist()]
+
 
 def executor_for(model: PreTrainedModel, kv: VirtualKV, run: Run) -> Executor:
     """Return the executor for a model as it is now, with whatever methods have made of it.
@@ -74,7 +83,9 @@ def executor_for(model: PreTrainedModel, kv: VirtualKV, run: Run) -> Executor:
         except (MisfitError, ValueError) as error:
             reason = str(error)
         else:
-            return Executor(cpu.describe(model.dtype), executor)
+            greedy = "; greedy tokens by an int8 copy of the head"
+            name = cpu.describe(model.dtype) + greedy * executor.has_quantized_head
+            return Executor(name, executor)
     return Executor(f"decode step by the model's modules: {reason}")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +13,21 @@ from transformers import PreTrainedModel
 from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
 from trimtab.generation.executor import MOST_ROWS, executor_for
-from trimtab.generation.steps import DecodeStep, ExtendStep, Step
+from trimtab.generation.steps import DecodeStep, ExtendStep, PackedStep, Step
 from trimtab.vattention.virtual_kv import VirtualKV
 
 SIMPLE = {bool, int, float, str, type(None)}
+
+
+class Span(NamedTuple):
+    """Consecutive tokens of a slot, from the position `start` on.
+
+    They are written into the cache, whose length must include them already.
+    """
+
+    slot: int
+    ids: Sequence[int]
+    start: int
 
 
 class Forward:
@@ -55,12 +67,14 @@ class Forward:
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self.parts = _parts(model)
         self.executor = executor_for(model, kv, self._run)
+        self._refreshed = False
 
     def refresh(self) -> None:
         """Have the executor follow a change of the model since the last call."""
         if (parts := _parts(self._model)) != self.parts:
             self.executor = executor_for(self._model, self._kv, self._run)
             self.parts = parts
+        self._refreshed = False
 
     def close(self) -> None:
         """Drop the cache's tensors, which an error that is kept would hold on to."""
@@ -94,69 +108,64 @@ class Forward:
         torch.sub(self._lengths, 1, out=self._positions[:, 0]).clamp_(min=0)
         return self._run(tokens[:, None], self._positions, self._step, 1)[list(newest), 0]
 
-    def prefill(self, slot: int, ids: Sequence[int], start: int) -> Tensor:
-        """Write tokens of a prompt into a slot, and return the logits of the token after them.
-
-        Parameters
-        ----------
-        slot : int
-            The cache's length must include the tokens already.
-        ids : sequence of int
-        start : int
-            Position of the first.
+    def prefill(self, spans: Sequence[Span]) -> Tensor:
+        """Process tokens of prompts in one pass, and return the logits after each span.
 
         Returns
         -------
         Tensor
-            Of shape [1, vocabulary].
+            Of shape [len(spans), vocabulary].
         """
-        return self._extend(slot, ids, start, prompt=True, keep=1)
-
-    def verify(self, slot: int, ids: Sequence[int], start: int) -> Tensor:
-        """Write tokens of a given text into a slot, and return the logits after each of them.
-
-        Parameters
-        ----------
-        slot, ids, start
-            As for `prefill`.
-
-        Returns
-        -------
-        Tensor
-            Of shape [len(ids), vocabulary].
-        """
-        if self.executor.cpu is not None and len(ids) <= MOST_ROWS:
-            self._require_in_charge()
-            return self.executor.step(ids, [slot] * len(ids), range(start, start + len(ids)))
-        return self._extend(slot, ids, start, prompt=False, keep=len(ids))
+        if len(spans) == 1:
+            return self._extend(spans[0], prompt=True, keep=1)
+        step = PackedStep([self._step_of(span, prompt=True) for span in spans], prompt=True)
+        tokens = torch.tensor([[token for span in spans for token in span.ids]], device=self.device)
+        positions = [torch.arange(span.start, span.start + len(span.ids)) for span in spans]
+        ends = torch.tensor(list(accumulate(len(span.ids) for span in spans)), device=self.device)
+        return self._run(tokens, torch.cat(positions)[None].to(self.device), step, ends - 1)[0]
 
     @property
     def together(self) -> bool:
-        """Whether tokens of several slots can be verified in one pass."""
+        """Whether a pass takes given tokens of several slots, and `choose` is there."""
         return self.executor.cpu is not None
 
-    def verify_together(self, texts: Sequence[tuple[int, Sequence[int], int]]) -> Tensor:
-        """Do what `verify` does for several slots, each given as there, up to `MOST_ROWS` tokens.
+    def verify(self, spans: Sequence[Span]) -> Tensor:
+        """Process tokens of given texts in one pass, and return the logits after each token.
+
+        Parameters
+        ----------
+        spans : sequence of Span
+            One, or, if `together`, several, of up to `MOST_ROWS` tokens in all.
 
         Returns
         -------
         Tensor
             Of shape [tokens in all, vocabulary].
         """
-        self._require_in_charge()
-        tokens = [token for _, ids, _ in texts for token in ids]
-        slots = [slot for slot, ids, _ in texts for _ in ids]
-        positions = [start + place for _, ids, start in texts for place in range(len(ids))]
-        return self.executor.step(tokens, slots, positions)
+        if self.together and sum(len(span.ids) for span in spans) <= MOST_ROWS:
+            self._require_in_charge()
+            return self.executor.step(*_rows(spans))
+        (span,) = spans
+        return self._extend(span, prompt=False, keep=len(span.ids))
 
-    def _extend(
-        self, slot: int, ids: Sequence[int], start: int, *, prompt: bool, keep: int
-    ) -> Tensor:
-        end = start + len(ids)
-        tokens = torch.tensor([ids], device=self.device)
-        positions = torch.arange(start, end, device=self.device)[None]
-        step = ExtendStep(self._kv.keys, self._kv.values, slot, start, end, prompt)
-        return self._run(tokens, positions, step, keep)[0]
+    def choose(self, spans: Sequence[Span]) -> list[int]:
+        """Do what `verify` does, and return the likeliest token after each."""
+        self._require_in_charge()
+        assert self.executor.cpu is not None
+        if not self._refreshed:
+            self.executor.cpu.refresh_head()
+            self._refreshed = True
+        return self.executor.choose(*_rows(spans))
+
+    def _step_of(self, span: Span, *, prompt: bool) -> ExtendStep:
+        end = span.start + len(span.ids)
+        return ExtendStep(self._kv.keys, self._kv.values, span.slot, span.start, end, prompt)
+
+    def _extend(self, span: Span, *, prompt: bool, keep: int) -> Tensor:
+        tokens = torch.tensor([span.ids], device=self.device)
+        end = span.start + len(span.ids)
+        positions = torch.arange(span.start, end, device=self.device)[None]
+        return self._run(tokens, positions, self._step_of(span, prompt=prompt), keep)[0]
 
     def _require_in_charge(self) -> None:
         if (found := self._model.config._attn_implementation) != NAME:
@@ -166,7 +175,7 @@ class Forward:
                 "leave the `with` of the former, or enter the engine again"
             )
 
-    def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int) -> Tensor:
+    def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int | Tensor) -> Tensor:
         self._require_in_charge()
         logits: Tensor = self._model(
             input_ids=tokens,
@@ -177,6 +186,13 @@ class Forward:
             step=step,
         ).logits
         return logits
+
+
+def _rows(spans: Sequence[Span]) -> tuple[list[int], list[int], list[int]]:
+    """Return the token, the slot and the position of every token."""
+    tokens = [token for span in spans for token in span.ids]
+    slots = [span.slot for span in spans for _ in span.ids]
+    return tokens, slots, [span.start + place for span in spans for place in range(len(span.ids))]
 
 
 def _parts(model: PreTrainedModel) -> list[object]:

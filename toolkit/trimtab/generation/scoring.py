@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from trimtab.generation.forward import Forward
+from trimtab.generation.forward import Forward, Span
 from trimtab.vattention.virtual_kv import VirtualKV
 
 
@@ -34,9 +34,9 @@ def text_logits(
     try:
         kv.ensure({slot: len(prompt) + len(text) - 1})
         for start, ids in _chunks(prompt, chunk):
-            first = forward.prefill(slot, ids, start)
+            first = forward.prefill([Span(slot, ids, start)])
         rest = [
-            forward.verify(slot, ids, len(prompt) + start)
+            forward.verify([Span(slot, ids, len(prompt) + start)])
             for start, ids in _chunks(text[:-1], chunk)
         ]
         return torch.cat([first, *rest])

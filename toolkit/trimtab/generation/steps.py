@@ -1,7 +1,8 @@
 """What a forward pass does with queries, keys and values: write into a cache, and attend.
 
 A *step* accompanies the forward pass and does this for every layer. In a `DecodeStep` each row is
-the newest token of one slot; in an `ExtendStep` the only row is several tokens of one slot.
+the newest token of one slot; in an `ExtendStep` the only row is several tokens of one slot; in a
+`PackedStep` it is those of several slots, one after another.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Step(Protocol):
     Attributes
     ----------
     start : int or None
-        Position of the first token; None if each row has a position of its own.
+        Position of the first token, if the others follow it; None if the positions of the pass say.
     prompt : bool
         Whether the tokens belong to a prompt.
     """
@@ -108,6 +109,11 @@ class ExtendStep:
         self._slot, self._start, self._end = slot, start, end
         self._masks: dict[int | None, Tensor | None] = {}  # by window
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the step takes."""
+        return self._end - self._start
+
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
     ) -> Tensor:
@@ -131,7 +137,7 @@ class ExtendStep:
         None if no mask is needed: for a single token that sees every key, and for as many tokens
         as keys with plain causal attention.
         """
-        tokens = self._end - self._start
+        tokens = self.tokens
         windowed = window is not None and self._end - first > window
         if tokens == 1 or (self._start == first and not windowed):
             return None
@@ -141,6 +147,34 @@ class ExtendStep:
         if window is not None:
             mask &= keys > queries - window
         return mask[None, None]
+
+
+class PackedStep:
+    """Tokens of several slots, one after another in a single row; each slot sees its own.
+
+    Parameters
+    ----------
+    parts : sequence of ExtendStep
+        By slot, in the order of their tokens.
+    prompt : bool
+        Whether the tokens belong to prompts.
+    """
+
+    start: int | None = None
+
+    def __init__(self, parts: Sequence[ExtendStep], prompt: bool) -> None:
+        self.prompt = prompt
+        self._parts = parts
+        self._sizes = [part.tokens for part in parts]
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec
+    ) -> Tensor:
+        pieces = (made.split(self._sizes, dim=2) for made in (query, key, value))
+        outputs = [
+            part.attend(module, *own, spec) for part, *own in zip(self._parts, *pieces, strict=True)
+        ]
+        return torch.cat(outputs, dim=1)
 
 
 def _layer(module: nn.Module) -> int:

@@ -54,3 +54,8 @@ class CacheSettings(Settings):
         at_least=1,
         unit="tokens",
     )
+    batch_invariant: bool = setting(
+        default=False,
+        meaning="prefill every prompt in a pass of its own, so that a text does not depend on the "
+        "prompts beside it, not even in the last bits of its logits",
+    )
