@@ -162,7 +162,7 @@ def test_what_does_not_fit_the_model_is_refused_and_a_text_ends_where_it_ends(to
                 with pytest.raises(trimtab.TrimtabError, match=message):
                     optimized.generate(prompts)
             (made,) = optimized.generate([[1] * 1020], max_new_tokens=64)
-            assert (len(made.tokens), made.finish) == (4, "length")
+            assert (len(made.tokens), made.finish) == (4, "capacity")
 
 
 def test_what_cannot_be_applied_is_refused_by_name(tokenizer, larosa):

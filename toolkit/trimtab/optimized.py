@@ -138,7 +138,8 @@ class Optimized:
                     self.output_tokenizer,
                     prompt,
                     index,
-                    min(limit, room - len(prompt)),
+                    limit,
+                    room,
                     drawing,
                     stop,
                 )

@@ -174,7 +174,8 @@ class Engine:
         """Return the model's continuations of the prompts, in the same order.
 
         A text ends with a stop token of the model or the tokenizer, before a stop string, or when
-        it reaches `max_new_tokens` tokens or, with its prompt, `capacity` tokens.
+        it reaches `max_new_tokens` tokens or, with its prompt, `capacity` tokens; its `finish` says
+        which.
 
         Parameters
         ----------
@@ -222,8 +223,8 @@ class Engine:
                     return Sampler(sampling, index, forward.device, made)
 
                 detokenizer = Detokenizer(self._output_tokenizer, stop)
-                limit = min(limit, room - len(prompt))
-                requests.append(Request(index, prompt, limit, ends, detokenizer, sampler))
+                left = room - len(prompt)
+                requests.append(Request(index, prompt, limit, ends, detokenizer, sampler, left))
             batch = Batch(
                 forward,
                 kv,

@@ -78,8 +78,8 @@ def attend(
         Of shape [rows, heads, tokens, head_dim], with the KV heads in `key` and `value`.
     mask : Tensor, optional
         Of shape [rows or 1, 1, tokens, keys]: bool, True where a query may see a key, or floating
-        point, to be added to the scores; it includes the window. None for a single token that sees every key, and for as many tokens as keys
-        with plain causal attention.
+        point, to be added to the scores; it includes the window. None for a single token that sees
+        every key, and for as many tokens as keys with plain causal attention.
     spec : AttentionSpec
         Its window is not applied: that is in the mask.
 
