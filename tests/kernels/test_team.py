@@ -14,11 +14,8 @@ from trimtab_kernels import build
 from trimtab_kernels.decode_step import cpu
 
 THREADS = 3
-TEAM = build.CpuLibrary(
-    name="team",
-    sources=(Path(__file__).with_name("team.cpp"), *cpu.LIBRARY.sources[1:]),
-    seconds=15,
-)
+SOURCE = Path(__file__).with_name("team.cpp")
+TEAM = build.CpuLibrary(name="team", sources=(SOURCE, *cpu.LIBRARY.sources[1:]), seconds=15)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from trimtab.generation.attention import NAME
 from trimtab.generation.batch import Batch, OnToken
 from trimtab.generation.forward import Forward
 from trimtab.generation.limits import capacity, check_model, check_prompts, token_limits
-from trimtab.generation.prompts import Prompts, check_stop, prompt_tokens
+from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
 from trimtab.generation.request import Completion, Request
 from trimtab.generation.sampling import Sampler, Sampling
 from trimtab.generation.scoring import text_logits
@@ -209,7 +209,7 @@ class Engine:
         with self._call() as (kv, forward):
             sampling = sampling or Sampling()
             ids = prompt_tokens(self._tokenizer, prompts)
-            check_stop(stop)
+            stop = stop_strings(stop)
             room = self.capacity
             embedding: Any = self._model.get_input_embeddings()
             check_prompts(ids, room, len(embedding.weight), *self._limit())
