@@ -128,12 +128,14 @@ def test_the_same_tokens_from_our_engine_and_from_transformers(tokenizer, larosa
 def test_stop_strings_and_sampling_are_the_same_words_for_both(tokenizer, larosa):
     model = built()
     for stack in ([larosa], [larosa, trimtab.VAttention()]):
-        with trimtab.apply(model, tokenizer, stack) as optimized:
+        with trimtab.apply(model, tokenizer, iter(stack)) as optimized:
+            assert optimized.stack.names == ["larosa", "vattention"][: len(stack)]
             (free,) = optimized.generate(["word1"], max_new_tokens=12)
             stop = tokenizer.decode(free.tokens[3:5])
-            (stopped,) = optimized.generate(["word1"], max_new_tokens=12, stop=[stop])
-            assert stopped.finish == "stop_string"
-            assert stopped.text == free.text[: free.text.index(stop)]
+            for several in ([stop], iter([stop])):
+                (stopped,) = optimized.generate(["word1"], max_new_tokens=12, stop=several)
+                assert stopped.finish == "stop_string"
+                assert stopped.text == free.text[: free.text.index(stop)]
             drawing = trimtab.Sampling(temperature=1.0, seed=5)
             drawn = [
                 optimized.generate(["word1"], max_new_tokens=12, sampling=drawing)[0].tokens
@@ -162,7 +164,7 @@ def test_what_does_not_fit_the_model_is_refused_and_a_text_ends_where_it_ends(to
                 with pytest.raises(trimtab.TrimtabError, match=message):
                     optimized.generate(prompts)
             (made,) = optimized.generate([[1] * 1020], max_new_tokens=64)
-            assert (len(made.tokens), made.finish) == (4, "length")
+            assert (len(made.tokens), made.finish) == (4, "capacity")
 
 
 def test_what_cannot_be_applied_is_refused_by_name(tokenizer, larosa):

@@ -308,8 +308,8 @@ def launched(monkeypatch, folder, error):
 def test_a_methods_setting_by_itself_is_its_own_in_both_commands():
     given = ["method=larosa", "sparsity=0.4", "--cfg", "job", "+new=1", "model.dtype=float32", "-m"]
     assert expand(given, "calibrate") == [
-        "method=larosa", "method.sparsity=0.4", "--cfg", "job", "+method.new=1",
-        "model.dtype=float32", "-m",
+        "-m", "method=larosa", "method.sparsity=0.4", "--cfg", "job", "+method.new=1",
+        "model.dtype=float32",
     ]  # fmt: skip
     given = ["methods=all", "sparsity=0.4", "layout=mega", "seed=1", "nonsense=2"]
     assert expand(given, "evaluate") == [
@@ -325,6 +325,23 @@ def test_a_plus_sign_stays_before_the_whole_name():
     assert expand(["-m", "++layout=mega", "+seed=1"], "evaluate") == [
         "-m", "++methods.vattention.layout=mega", "+seed=1"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["calibrate", "evaluate"])
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ("+hydra.foo=1", "unknown setting hydra.foo; hydra has: "),
+        ("++hydra.run.dri=x", "unknown setting hydra.run.dri, did you mean dir?; hydra.run has: d"),
+        ("+hydra.job.config.x=1", "unknown setting hydra.job.config.x; hydra.job.config has: "),
+    ],
+)
+def test_what_is_added_to_hydras_own_settings_has_to_be_read(command, added, message):
+    with pytest.raises(TrimtabError) as error:
+        expand([added], command)
+    assert str(error.value).startswith(message)
+    read = ["+hydra.job.env_set.FOO=1", "++hydra.run.dir=x", "+hydra.sweeper.params.seed=1"]
+    assert expand(read, command) == read
 
 
 @pytest.mark.parametrize(
@@ -447,7 +464,7 @@ def test_a_setting_that_several_methods_have_is_refused_with_its_full_names():
                        "methods.adaptivocab.window=64 or methods.larosa.window=64"):  # fmt: skip
         expand(["methods=all", "window=64"], "evaluate")
     given = ["methods=larosa,[larosa,vattention]", "window=64", "-m"]
-    assert expand(given, "evaluate")[1] == "++methods.larosa.window=64"
+    assert expand(given, "evaluate")[2] == "++methods.larosa.window=64"
     assert expand(["window=64", "methods=larosa"], "evaluate")[0] == "methods.larosa.window=64"
 
 

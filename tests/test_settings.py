@@ -1,5 +1,6 @@
 """Settings: one declaration for defaults, checks, docstrings and help."""
 
+from dataclasses import replace
 from enum import StrEnum
 from typing import ClassVar
 
@@ -57,6 +58,15 @@ def test_what_does_not_fit_is_refused_by_name(values, message):
     with pytest.raises(ConfigError) as error:
         Paint(**{"name": "a", **values})
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(("name", "value"), [("share", 7), ("share", 0.1), ("shere", 0.1)])
+def test_what_is_set_after_the_checks_is_refused(name, value):
+    paint = Paint(name="a")
+    with pytest.raises(ConfigError, match=f"paint.{name}={value}: "):
+        setattr(paint, name, value)
+    assert replace(paint, share=0.1).share == 0.1
+    assert paint == Paint(name="a")
 
 
 def test_help_and_docstring_say_the_same_from_one_declaration():

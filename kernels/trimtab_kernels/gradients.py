@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def refuse_gradients(operator: str, *tensors: Tensor | None) -> None:
@@ -12,10 +15,19 @@ def refuse_gradients(operator: str, *tensors: Tensor | None) -> None:
     Raises
     ------
     NotImplementedError
-        If gradients are recorded, and one of the tensors requires them.
+        If gradients are recorded and one of the tensors requires them, or one has a tangent
+        (forward mode).
     """
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors):
-        raise NotImplementedError(
-            f"trimtab::{operator} has no derivative: run the model under torch.no_grad() or "
-            "torch.inference_mode(), or take gradients of the unmodified model"
-        )
+        _refuse(operator)
+    if forward_ad._current_level >= 0:  # within a dual_level, as in torch.func.jvp
+        for one in tensors:
+            if one is not None and forward_ad.unpack_dual(one).tangent is not None:
+                _refuse(operator)
+
+
+def _refuse(operator: str) -> NoReturn:
+    raise NotImplementedError(
+        f"trimtab::{operator} has no derivative: run the model under torch.no_grad() or "
+        "torch.inference_mode(), or take gradients of the unmodified model"
+    )

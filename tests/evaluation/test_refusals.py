@@ -83,6 +83,14 @@ def test_texts_longer_than_the_positions_name_the_setting(corpus, short, stack, 
     assert measure(short, corpus, stack, **exact)["status"] == "ok"
 
 
+def test_a_text_that_the_cache_would_cut_is_refused_instead_of_compared(corpus):
+    model, page = tiny().model, 4096
+    cached = trimtab.VAttention(page_group=page, budget=3 * 6 * page)  # room for 96 tokens
+    with pytest.raises(TrimtabError, match="of 93 tokens and a text of 4: the KV cache has room f"):
+        measure(model, corpus, [cached], 93, window_bytes=64)
+    assert measure(model, corpus, [cached], 92, window_bytes=64)["status"] == "ok"
+
+
 @pytest.mark.parametrize("name", ["larosa", "adaptivocab"])
 def test_a_calibration_window_longer_than_the_positions_is_refused(corpus, short, name):
     method = {"larosa": trimtab.LaRoSA, "adaptivocab": trimtab.AdaptiVocab}[name]()

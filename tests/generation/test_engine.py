@@ -210,10 +210,11 @@ def test_a_text_ends_where_its_memory_does():
         assert engine.capacity == 64
         found = engine.generate(prompts_of(60, 40, 63), max_new_tokens=100)
     assert [len(one.tokens) for one in found] == [4, 24, 1]
-    assert all(one.finish is Finish.length for one in found)
+    assert all(one.finish is Finish.capacity for one in found)
     with engine_for(model, max_len=24) as engine:
-        (one,) = engine.generate(prompts_of(20), max_new_tokens=100)
-    assert len(one.tokens) == 4
+        found = engine.generate(prompts_of(20, 20), max_new_tokens=[100, 4])
+    assert [len(one.tokens) for one in found] == [4, 4]
+    assert [one.finish for one in found] == [Finish.capacity, Finish.length]
 
 
 class Interruption(BaseException):

@@ -38,6 +38,9 @@ from trimtab.vattention.settings import CacheSettings, Layout
         (["a"], {"max_new_tokens": [1, 2]}, "max_new_tokens=.*for each of the 1 prompts"),
         (["a"], {"stop": [""]}, "stop=.*none empty"),
         (["a"], {"stop": "no"}, "stop='no': expected a sequence of strings"),
+        (["a"], {"stop": None}, "stop=None: expected a sequence of strings"),
+        (["a"], {"stop": [5]}, r"stop=\[5\]: expected a sequence of strings"),
+        (["a\ud800"], {}, "prompt 'a.*: no text, surrogates not allowed"),
     ],
 )
 def test_arguments(prompts, settings, message):

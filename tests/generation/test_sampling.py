@@ -113,6 +113,10 @@ def test_samples_do_not_depend_on_the_batch():
         ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0: expected"),
         ({"temperature": 1.0, "top_p": 1.1}, "top_p=1.1: expected"),
         ({"seed": -1}, "seed=-1: expected"),
+        ({"seed": 2**63}, f"seed={2**63}: expected"),
+        ({"seed": 1.5}, "seed=1.5: expected a whole number"),
+        ({"temperature": "1"}, "temperature=1: expected a number"),
+        ({"temperature": 1.0, "top_k": 1.5}, "top_k=1.5: expected a whole number"),
         ({"top_k": 5}, "temperature=0 is greedy"),
     ],
 )

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+import trimtab
 from tests.conftest import tiny
 from tests.generation.models import TOKENIZER
+from trimtab import TrimtabError, VAttention
 from trimtab.generation.stopping import (
     REPLACEMENT,
     Detokenizer,
@@ -148,6 +150,18 @@ def test_stop_tokens_are_the_models_and_the_tokenizers(configured, expected):
     loaded.model.generation_config = GenerationConfig(eos_token_id=configured)
     assert loaded.tokenizer.eos_token_id == 257
     assert stop_tokens(loaded.model, loaded.tokenizer) == expected
+
+
+@pytest.mark.parametrize("configured", ["</s>", [[3]], 3.5])
+def test_a_stop_token_that_is_no_number_is_refused(configured):
+    loaded = tiny()
+    loaded.model.generation_config = GenerationConfig(eos_token_id=configured)
+    for stack in ([], [VAttention()]):
+        with (
+            trimtab.apply(loaded.model, loaded.tokenizer, stack) as optimized,
+            pytest.raises(TrimtabError, match="eos_token_id=.*: expected token ids"),
+        ):
+            optimized.generate(["a"], max_new_tokens=2)
 
 
 def test_special_tokens_are_the_models_and_the_tokenizers():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from tests.kernels.cases import draw
 from trimtab_kernels.decode_attention import append_kv, decode_attention
@@ -50,8 +51,12 @@ def test_no_operator_cuts_a_graph_silently(name, dtype):
         kinds = [torch.float32 if shape == (17,) and name[0] == "i" else dtype for shape in shapes]
         tensors = [torch.ones(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)]
         call(*tensors)
+        refused = pytest.raises(NotImplementedError, match=f"trimtab::{name} has no derivative")
+        with forward_ad.dual_level(), refused:
+            dual = forward_ad.make_dual(tensors[index], torch.ones_like(tensors[index]))
+            call(*tensors[:index], dual, *tensors[index + 1 :])
         tensors[index].requires_grad_()
-        with pytest.raises(NotImplementedError, match=f"trimtab::{name} has no derivative"):
+        with refused:
             call(*tensors)
         with torch.no_grad():
             call(*tensors)

@@ -8,7 +8,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import trimtab
 from tests.conftest import random_inputs, tiny
+from trimtab.corpus import Corpus, Document, Split
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.larosa import LaRoSA
 from trimtab.models import embedded
@@ -192,6 +194,15 @@ def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(tmp_path, tiny_
     tokenizer.add_special_tokens({"pad_token": "<never in a text>"})
     source = saved(tiny_llama, tmp_path)
     load_model(source)
+    said = Corpus("said", [Document("0", "a <never in a text>")], calibration=1, validation=0)
+    message = "a text holds '<never in a text>', a token that the embedding .* has no row for"
+    with pytest.raises(MisfitError, match=message):
+        LaRoSA().calibrate(tiny_llama.model, tokenizer, said)
+    with (
+        trimtab.apply(tiny_llama.model, tokenizer, []) as optimized,
+        pytest.raises(MisfitError, match=message),
+    ):
+        trimtab.measure(optimized, [one.text for one in said.splits[Split.calibration]])
     tokenizer.add_tokens(["<more>"])
     saved(tiny_llama, tmp_path)
     message = "the token '<more>' with the id 321, and the embedding of LlamaForCausalLM has 320"

@@ -56,7 +56,7 @@ def kernel_calls(monkeypatch) -> list[torch.Size]:
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
 @pytest.mark.parametrize("queries", [1, TOKENS])
 def test_attending_is_what_the_reference_does_token_by_token(queries, masked, softcap):
     rows, padding = 3, torch.tensor([2, 0, 4])
@@ -68,6 +68,8 @@ def test_attending_is_what_the_reference_does_token_by_token(queries, masked, so
         place = torch.arange(TOKENS)
         mask = (place < ends[:, None]) & (place >= padding[:, None, None])
         mask = mask[:, None]
+        if masked != torch.bool:
+            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(masked).min)
     found = attend(MODULE, query, key, value, mask, AttentionSpec(0.4, None, softcap))
     assert found.shape == (rows, queries, HEADS, WIDTH)
     # A later layer would write NaN into the cache.

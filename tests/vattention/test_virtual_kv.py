@@ -6,8 +6,9 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 import torch
@@ -721,3 +722,27 @@ def test_growth_creates_pages_and_maps_and_protects_every_plane_once():
     kv.ensure({slot: 63})
     assert pool._driver.calls == []
     close(kv)
+
+
+def test_calls_from_several_threads_wait_for_each_other(make, monkeypatch):
+    """Every thread is held up in the middle of what changes the lengths of all slots."""
+    kv = make(slots=4)
+    publish = kv._slots.publish
+
+    def slow(lengths: dict[int, int]) -> None:
+        before = list(kv._slots.lengths)
+        time.sleep(0.01)
+        assert kv._slots.lengths == before
+        publish(lengths)
+
+    monkeypatch.setattr(kv._slots, "publish", slow)
+
+    def fill(length: int) -> tuple[int, int]:
+        slot = kv.acquire()
+        kv.ensure({slot: length})
+        return slot, kv.length(slot)
+
+    with ThreadPoolExecutor(4) as threads:
+        filled = dict(threads.map(fill, [3, 40, 5, 70]))
+    assert kv.lengths.tolist() == [filled[slot] for slot in range(4)]
+    assert sorted(filled.values()) == [3, 5, 40, 70]

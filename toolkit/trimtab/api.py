@@ -118,6 +118,7 @@ def apply(
     if isinstance(methods, Artifact | Method | str | Path):
         kind = type(methods).__name__
         raise TrimtabError(f"methods is a {kind}: expected several; put a single one in a list")
+    methods = list(methods)
     for one in methods:
         if isinstance(one, str | Path):
             raise TrimtabError(f"methods holds {one!r}: load an artifact first, with trimtab.load")

@@ -79,7 +79,7 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
+    git = ["git", "--no-optional-locks", "-C", str(root)]
     commit = _first_line([*git, "rev-parse", "HEAD"])
     changed = _first_line([*git, "status", "--porcelain"])
     return f"{commit}+changes" if commit and changed else commit

@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # writing to an open file, the error does not name it
+FULL = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+)  # writing to an open file, the error does not name it
 
 
 class TrimtabError(Exception):

@@ -144,7 +144,8 @@ class Method(ABC):
 
         require_free(self, model)
         self.check(model)
-        require_known_tokens(model, tokenizer)
+        texts = (one.text for documents in corpus.splits.values() for one in documents)
+        require_known_tokens(model, tokenizer, texts)
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch, inferring(model):
             calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))

@@ -13,7 +13,7 @@ from trimtab.artifact import Artifact
 from trimtab.errors import TrimtabError
 from trimtab.generation import Completion, Engine, Sampling, transformers
 from trimtab.generation.limits import check_prompts, token_limits
-from trimtab.generation.prompts import Prompts, check_stop, prompt_tokens
+from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
 from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.models.facts import longest_text
 from trimtab.stack import AppliedStack, Stack
@@ -121,7 +121,7 @@ class Optimized:
             raise TrimtabError(f"slots={slots}: expected at least 1")
         with lock_of(self.model):
             self._check_in_charge()
-            check_stop(stop)
+            stop = stop_strings(stop)
             ids = prompt_tokens(self.tokenizer, prompts)
             if self.applied.needs_engine:
                 with self.engine(slots=min(slots, max(len(ids), 1))) as engine:
@@ -138,7 +138,8 @@ class Optimized:
                     self.output_tokenizer,
                     prompt,
                     index,
-                    min(limit, room - len(prompt)),
+                    limit,
+                    room,
                     drawing,
                     stop,
                 )

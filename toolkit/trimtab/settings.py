@@ -64,19 +64,34 @@ def settings(kind: type[T]) -> type[T]:
 class Settings:
     """What classes under `settings` derive from: converts and checks the values it is given.
 
+    They stay as they are given; `dataclasses.replace` makes an object with others.
+
     Raises
     ------
     ConfigError
-        For a value of the wrong type, not among the choices, or out of range.
+        For a value of the wrong type, not among the choices, or out of range; or one that is set
+        later.
     """
 
     place: ClassVar[str] = ""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        known = [one.name for one in fields(cast(Any, self))]
+        if name not in known:
+            expected = f"no such setting; there are: {', '.join(known)}"
+            raise ConfigError(self._key(name), value, expected)
+        if name in vars(self) and name in [one.name for one in _explained(type(self))]:
+            raise ConfigError(
+                self._key(name), value, "settings are not changed later, nor checked then: make "
+                f"another {type(self).__name__}, as dataclasses.replace does"
+            )  # fmt: skip
+        super().__setattr__(name, value)
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for one in _explained(type(self)):
             value = self._converted(one, hints[one.name], getattr(self, one.name))
-            setattr(self, one.name, value)
+            object.__setattr__(self, one.name, value)
             if value is not None and not _within(value, one.metadata["bounds"]):
                 self.require(False, one.name, _range(one, hints[one.name]))
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from os.path import expanduser
 from pathlib import Path
+from typing import Any, get_type_hints
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
@@ -40,9 +42,13 @@ def expand(arguments: list[str], command: str) -> list[str]:
     ------
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; or a
-        setting is the other command's.
+        setting is the other command's, or added to Hydra's own and read by nothing.
     """
     sweep = any(one in MULTIRUN for one in arguments)
+    arguments = sorted(arguments, key=lambda one: one not in MULTIRUN)  # argparse wants it first
+    for one in arguments:
+        if one.startswith("+"):
+            _require_read(one)
     given = [_as_text(one, sweep) for one in arguments]
     if command == "calibrate":
         methods = {stack for one in _asked("method", given) for stack in _choices(one)}
@@ -69,6 +75,22 @@ def _as_text(argument: str, sweep: bool) -> str:
                 f'\'{key}="FIRST","SECOND"\''
             ) from error
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _require_read(argument: str) -> None:
+    """Refuse what is added to Hydra's own settings where nothing reads it."""
+    first, *rest = (_key(argument) or "").split(".")
+    kind: Any = HydraConf
+    for place, name in enumerate(rest if first == "hydra" else ()):
+        if not is_dataclass(kind):  # a dictionary, or what a plugin reads
+            return
+        known = get_type_hints(kind)
+        if name not in known:
+            raise TrimtabError(
+                f"unknown setting {_key(argument)}{nearest(name, list(known))}; "
+                f"{'.'.join(['hydra', *rest[:place]])} has: {', '.join(known)}"
+            )
+        kind = known[name]
 
 
 def _for_method(argument: str, methods: set[str]) -> str:

@@ -114,9 +114,9 @@ def measure(
     if baseline is optimized.model:
         raise TrimtabError("baseline is the optimized model itself: give a copy, or leave it out")
     base, applied = optimized.base_tokenizer, optimized.applied
-    require_known_tokens(optimized.model, base)
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)
+    require_known_tokens(optimized.model, base, (document.text for document in documents))
     work = _workload(documents, optimized, config)
     require_room(
         work,

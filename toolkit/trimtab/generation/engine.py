@@ -19,7 +19,7 @@ from trimtab.generation.costs import step_costs
 from trimtab.generation.drafts import Drafts
 from trimtab.generation.forward import Forward
 from trimtab.generation.limits import capacity, check_model, check_prompts, token_limits
-from trimtab.generation.prompts import Prompts, check_stop, prompt_tokens
+from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
 from trimtab.generation.request import Completion, Request
 from trimtab.generation.sampling import Sampler, Sampling
 from trimtab.generation.scoring import text_logits
@@ -180,7 +180,8 @@ class Engine:
         """Return the model's continuations of the prompts, in the same order.
 
         A text ends with a stop token of the model or the tokenizer, before a stop string, or when
-        it reaches `max_new_tokens` tokens or, with its prompt, `capacity` tokens.
+        it reaches `max_new_tokens` tokens or, with its prompt, `capacity` tokens; its `finish` says
+        which.
 
         Parameters
         ----------
@@ -214,7 +215,7 @@ class Engine:
         with self._call() as (kv, forward):
             sampling = sampling or Sampling()
             ids = prompt_tokens(self._tokenizer, prompts)
-            check_stop(stop)
+            stop = stop_strings(stop)
             room = self.capacity
             embedding: Any = self._model.get_input_embeddings()
             check_prompts(ids, room, len(embedding.weight), *self._limit())
@@ -228,8 +229,8 @@ class Engine:
                     return Sampler(sampling, index, forward.device, made)
 
                 detokenizer = Detokenizer(self._output_tokenizer, stop)
-                limit = min(limit, room - len(prompt))
-                requests.append(Request(index, prompt, limit, ends, detokenizer, sampler))
+                left = room - len(prompt)
+                requests.append(Request(index, prompt, limit, ends, detokenizer, sampler, left))
             batch = Batch(
                 forward,
                 kv,

@@ -51,6 +51,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         If it is neither a text nor token ids.
     """
     if isinstance(prompt, str):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise TrimtabError(f"prompt {prompt!r:.60}: no text, {error.reason}") from error
         ids: list[int] = tokenizer(prompt)["input_ids"]
         if tokenizer.bos_token and prompt.startswith(tokenizer.bos_token):
             written: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -65,15 +69,19 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         raise TrimtabError(f"prompt {prompt!r}: expected a text or token ids") from error
 
 
-def check_stop(stop: Sequence[str]) -> None:
-    """Refuse one stop string where several are expected, and empty ones.
+def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
+    """Return stop strings, whatever holds them.
 
     Raises
     ------
     TrimtabError
+        If it is a single one, or one of them is empty or no text.
     """
-    if isinstance(stop, str) or not all(stop):
+    several = isinstance(stop, Iterable) and not isinstance(stop, str | bytes | Mapping)
+    found = tuple(stop) if several else ()
+    if not several or not all(isinstance(one, str) and one for one in found):
         raise TrimtabError(f"stop={stop!r}: expected a sequence of strings, none empty")
+    return found
 
 
 def _unpadded(batch: BatchEncoding) -> list[list[int]]:

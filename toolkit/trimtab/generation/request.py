@@ -13,11 +13,19 @@ from trimtab.generation.stopping import Detokenizer
 
 
 class Finish(StrEnum):
-    """Why a text ended: a stop token, a stop string, or the limit on its length."""
+    """Why a text ended: a stop token, a stop string, `max_new_tokens`, or no room for more."""
 
     stop = "stop"
     stop_string = "stop_string"
     length = "length"
+    capacity = "capacity"
+
+
+def allowed(limit: int, room: int | None) -> tuple[int, Finish]:
+    """Return the most tokens that may be generated, and why a text of so many ends."""
+    if room is not None and room < limit:
+        return room, Finish.capacity
+    return limit, Finish.length
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class Request:
     detokenizer : Detokenizer
     make_sampler : callable
         Returns a sampler that has chosen nothing yet.
+    room : int, optional
+        Tokens that there is room for after the prompt, where they may be fewer than `limit`.
 
     Attributes
     ----------
@@ -87,9 +97,11 @@ class Request:
         stop_tokens: frozenset[int],
         detokenizer: Detokenizer,
         make_sampler: Callable[[], Sampler],
+        room: int | None = None,
     ) -> None:
         self.index, self.prompt = index, prompt
-        self._limit, self._stop_tokens, self._detokenizer = limit, stop_tokens, detokenizer
+        self._stop_tokens, self._detokenizer = stop_tokens, detokenizer
+        self._limit, self._at_limit = allowed(limit, room)
         self._make_sampler = make_sampler
         self._tokens: list[int] = []
         self._times: list[float] = []
@@ -128,7 +140,7 @@ class Request:
             return self._detokenizer.close()
         final = self._detokenizer.push(token)
         if not self._detokenizer.stopped and not self.left:
-            self.finish = Finish.length
+            self.finish = self._at_limit
             final += self._detokenizer.close()
         if self._detokenizer.stopped:
             self.finish = Finish.stop_string

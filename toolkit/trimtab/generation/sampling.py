@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -47,14 +48,17 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks = (
-            ("temperature", 0 <= self.temperature < float("inf"), "a number from 0 on"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1, or None"),
-            ("seed", self.seed >= 0, "at least 0"),
+        checks: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
+            ("temperature", Real, lambda one: 0 <= one < float("inf"), "a number from 0 on"),
+            ("top_k", Integral, lambda one: one >= 1, "a whole number of at least 1, or None"),
+            ("top_p", Real, lambda one: 0 < one <= 1, "a number above 0 and at most 1, or None"),
+            ("seed", Integral, lambda one: 0 <= one < 2**63, "a whole number from 0 to 2**63 - 1"),
         )
-        for name, valid, expected in checks:
-            if not valid:
+        for name, kind, valid, expected in checks:
+            value = getattr(self, name)
+            if value is None and name.startswith("top"):
+                continue
+            if not isinstance(value, kind) or not valid(value):
                 raise TrimtabError(f"{name}={getattr(self, name)}: expected {expected}")
         if self.greedy and (self.top_k, self.top_p) != (None, None):
             raise TrimtabError(

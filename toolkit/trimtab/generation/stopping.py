@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.errors import TrimtabError
+
 REPLACEMENT = "\ufffd"  # what bytes are decoded to that are not, or not yet, valid UTF-8
 
 
@@ -103,4 +105,10 @@ def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def _tokens(role: str, *sources: Any) -> Iterator[int]:
     for source in sources:
         found = getattr(source, f"{role}_token_id", None)
-        yield from found if isinstance(found, list) else [] if found is None else [found]
+        tokens = found if isinstance(found, list) else [] if found is None else [found]
+        for token in tokens:
+            if not isinstance(token, int):
+                raise TrimtabError(
+                    f"{role}_token_id={found!r} in the {type(source).__name__}: expected token ids"
+                )
+            yield token

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from trimtab.generation.request import Completion, Finish
+from trimtab.generation.request import Completion, Finish, allowed
 from trimtab.generation.sampling import Sampling
 from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
@@ -87,6 +87,7 @@ def generate(
     prompt: Sequence[int],
     index: int,
     max_new_tokens: int,
+    room: int,
     sampling: Sampling,
     stop: Sequence[str],
 ) -> Completion:
@@ -98,6 +99,8 @@ def generate(
         Token ids, at least one.
     index : int
         Of the prompt, for its seed.
+    room : int
+        The most tokens of the prompt and its continuation.
     stop : sequence of str
         What ends a text before it.
     """
@@ -105,12 +108,13 @@ def generate(
     ends = stop_tokens(model, output_tokenizer)
     ids = torch.tensor([list(prompt)], device=device)
     clock = Clock()
+    limit, at_limit = allowed(max_new_tokens, room - len(prompt))
     run: Any = model.generate
     with _seeded(sampling, index, device), plain_generation(model, output_tokenizer):
         output = run(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=limit,
             stop_strings=list(stop) or None,
             tokenizer=output_tokenizer if stop else None,
             streamer=clock,
@@ -118,7 +122,7 @@ def generate(
         )
     tokens = output[0, len(prompt) :].tolist()
     text = Detokenizer(output_tokenizer, stop)
-    return _completion(tokens, clock.times[1:], len(prompt), text, ends)
+    return _completion(tokens, clock.times[1:], len(prompt), text, ends, at_limit)
 
 
 @contextmanager
@@ -155,12 +159,13 @@ def _completion(
     prompt_tokens: int,
     text: Detokenizer,
     ends: frozenset[int],
+    at_limit: Finish,
 ) -> Completion:
     for token in tokens:
         if token not in ends:
             text.push(token)
     text.close()
-    finish = Finish.stop if tokens and tokens[-1] in ends else Finish.length
+    finish = Finish.stop if tokens and tokens[-1] in ends else at_limit
     if text.stopped:
         finish = Finish.stop_string
     return Completion(tokens, text.text, finish, prompt_tokens, times, len(tokens), 0)

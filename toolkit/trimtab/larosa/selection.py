@@ -32,7 +32,7 @@ class Positions(threading.local):
         Leading positions of every text that drop nothing.
     prefill : Prefill
         `dense` leaves the tokens of a prompt alone: in the engine those of its chunks, elsewhere
-        those of the first forward pass of a text, if there are several.
+        those of the first forward pass of a text.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Positions(threading.local):
         if step is None:
             cache = kwargs.get("past_key_values")
             start = 0 if cache is None else int(cache.get_seq_length())
-            prompt = start == 0 and self.length > 1
+            prompt = start == 0
         else:
             start, prompt = step.start, step.prompt
         if prompt and self.prefill is Prefill.dense:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -43,10 +44,17 @@ def longest_text(config: Any) -> int:
     return int(min([config.max_position_embeddings, *original]))
 
 
-def require_known_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def require_known_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str] = ()
+) -> None:
     """Refuse a tokenizer with tokens that the model's embedding has no row for.
 
     Special tokens that no text begins or ends with may be among them, as in Gemma 3.
+
+    Parameters
+    ----------
+    texts : iterable of str
+        What is going to be read: refused too where it holds one of those special tokens.
 
     Raises
     ------
@@ -55,9 +63,12 @@ def require_known_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     embedding: Any = model.get_input_embeddings()
     rows = len(embedding.weight)
     named = {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    unused = {
-        index for index, token in tokenizer.added_tokens_decoder.items() if token.special
-    } - named
+    special = {
+        index: token.content
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special and index >= rows
+    }
+    unused = special.keys() - named
     known = tokenizer.get_vocab().values()
     if unknown := [index for index in known if index >= rows and index not in unused]:
         raise MisfitError(
@@ -65,6 +76,14 @@ def require_known_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
             f"the id {max(unknown)}, and the embedding of {type(model).__name__} has {rows} rows: "
             "load the model's own tokenizer, or call model.resize_token_embeddings"
         )
+    if not unused:
+        return
+    for text in texts:
+        if found := next((token for token in special.values() if token in text), None):
+            raise MisfitError(
+                f"a text holds {found!r}, a token that the embedding of {type(model).__name__} has "
+                "no row for: take it out of the text, or call model.resize_token_embeddings"
+            )
 
 
 def require_positions(config: PreTrainedConfig, tokens: int, setting: str) -> None:

@@ -77,9 +77,9 @@ def attend(
     query, key, value : Tensor
         Of shape [rows, heads, tokens, head_dim], with the KV heads in `key` and `value`.
     mask : Tensor, optional
-        bool of shape [rows or 1, 1, tokens, keys], True where a query may see a key; it includes
-        the window. None for a single token that sees every key, and for as many tokens as keys
-        with plain causal attention.
+        Of shape [rows or 1, 1, tokens, keys]: bool, True where a query may see a key, or floating
+        point, to be added to the scores; it includes the window. None for a single token that sees
+        every key, and for as many tokens as keys with plain causal attention.
     spec : AttentionSpec
         Its window is not applied: that is in the mask.
 
@@ -100,7 +100,11 @@ def attend(
     scores = torch.einsum("bkgqd,bknd->bkgqn", grouped, key.float()) * spec.scale
     scores = spec.softcap * torch.tanh(scores / spec.softcap)
     # The lowest number, not minus infinity: a padding token sees no key, and must not become NaN.
-    weights = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min).softmax(-1)
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask[:, :, None]
+    weights = scores.softmax(-1)
     mixed = torch.einsum("bkgqn,bknd->bqkgd", weights, value.float())
     return mixed.reshape(rows, tokens, heads, width).to(query.dtype)
 

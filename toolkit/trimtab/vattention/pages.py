@@ -30,7 +30,7 @@ class KVOutOfMemory(TrimtabError):  # noqa: N818
         )
 
 
-class PageError(RuntimeError):
+class PageError(TrimtabError, RuntimeError):
     """A call of the operating system or of the driver failed.
 
     Parameters

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import wraps
 from types import MappingProxyType
-from typing import Self
+from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +24,24 @@ from trimtab.vattention.storage import Storage, make_pool
 from trimtab.vattention.supply import Supply
 from trimtab.vattention.table import PageTable
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def exclusive(
+    method: Callable[Concatenate[VirtualKV, P], T],
+) -> Callable[Concatenate[VirtualKV, P], T]:
+    """Have a method of a cache wait for those that run in other threads."""
+
+    @wraps(method)
+    def held(kv: VirtualKV, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        # Checked before locking: in a forked child the lock may be held forever.
+        kv.pool.check_process()
+        with kv._lock:
+            return method(kv, *args, **kwargs)
+
+    return held
+
 
 class VirtualKV:
     """Keys and values of sequences in slots, backed by pages as far as the sequences have grown.
@@ -34,7 +54,8 @@ class VirtualKV:
     then faults.
 
     The tensors never move, so a captured graph or compiled step that uses them and `lengths` stays
-    valid while the cache grows. Use the cache from one thread at a time.
+    valid while the cache grows. Several threads may call it, each for slots of its own: calls wait
+    for each other.
 
     Parameters
     ----------
@@ -87,6 +108,7 @@ class VirtualKV:
         lookahead: bool = True,
         pool: PagePool | None = None,
     ) -> None:
+        self._lock = threading.RLock()
         shape = layers, slots, max_len, kv_heads, head_dim
         self.geometry = Geometry(*shape, dtype, Layout(layout))
         if pool is not None and (page_group, budget) != (None, None):
@@ -150,11 +172,13 @@ class VirtualKV:
         """Bytes of addresses."""
         return self._storage.reservation.nbytes
 
+    @exclusive
     def length(self, slot: int) -> int:
         """Return the tokens in a slot, without asking the device."""
         self._check_usable()
         return self._slots.check(slot)
 
+    @exclusive
     def acquire(self) -> int:
         """Return a free slot, now empty: the one that still has the most pages of its own.
 
@@ -167,6 +191,7 @@ class VirtualKV:
         self._slots.free.remove(slot)
         return slot
 
+    @exclusive
     def ensure(self, lengths: Mapping[int, int]) -> None:
         """Grow slots to given lengths, pages first and `lengths` last; all of them, or none.
 
@@ -201,6 +226,7 @@ class VirtualKV:
         if self._lookahead:
             self._ahead.prepare(lengths, slots.lengths)
 
+    @exclusive
     def truncate(self, slot: int, length: int) -> None:
         """Drop the tokens of a slot from `length` on; their pages stay cached.
 
@@ -214,11 +240,13 @@ class VirtualKV:
         self._table.mark(slot)
         self._slots.publish({slot: length})
 
+    @exclusive
     def release(self, slot: int) -> None:
         """Free a slot; its pages stay cached for the next sequence until needed elsewhere."""
         self.truncate(slot, 0)
         self._slots.free.add(slot)
 
+    @exclusive
     def fork_prefix(self, source: int, length: int) -> int:
         """Return a new slot that begins with the first `length` tokens of another.
 
@@ -248,6 +276,7 @@ class VirtualKV:
             self._grown()
         return slot
 
+    @exclusive
     def trim(self) -> int:
         """Free every page that no live token needs, and return their bytes."""
         self._check_usable()
@@ -256,6 +285,7 @@ class VirtualKV:
         self._table.cut(dict(enumerate(self._needs())))
         return (prepared + before - len(self._table.all)) * self._table.row_bytes
 
+    @exclusive
     def sleep(self) -> None:
         """Copy what is live to ordinary memory of the host, and free all pages.
 
@@ -266,6 +296,7 @@ class VirtualKV:
         self._unmap_all()
         self._saved = saved
 
+    @exclusive
     def wake(self) -> None:
         """Restore everything as it was before `sleep`, including what was shared.
 
@@ -285,6 +316,7 @@ class VirtualKV:
         self._saved = None
         self._grown()
 
+    @exclusive
     def stats(self) -> KVStats:
         """Return what the cache holds now."""
         self._check_open()
@@ -299,8 +331,11 @@ class VirtualKV:
         RuntimeError
             While someone else holds tensors over the cache.
         """
-        if self._closed:
-            return
+        if not self._closed:
+            self._close()
+
+    @exclusive
+    def _close(self) -> None:
         self._storage.drop_tensors()
         self._unmap_all()
         self._ahead.close()

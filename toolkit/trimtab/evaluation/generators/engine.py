@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from trimtab.corpus import encode
+from trimtab.errors import TrimtabError
 from trimtab.evaluation.generators.generator import ForcedContinuation, prompt_ids
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
@@ -53,6 +54,7 @@ class EngineGenerator:
     def greedy(self, prompt: Prompt, new_tokens: int) -> str:
         """See `Generator.greedy`."""
         ids = prompt_ids(self._tokenizer, prompt)
+        self._require_room(len(ids), new_tokens)
         device = str(self.engine.kv.lengths.device)
         goes_on = MinNewTokensLengthLogitsProcessor(len(ids), new_tokens, self._ends, device)
         (completion,) = self.engine.generate(
@@ -71,6 +73,7 @@ class EngineGenerator:
         """
         ids = prompt_ids(self._tokenizer, prompt)
         continuation = encode(self._output_tokenizer, prompt.continuation)
+        self._require_room(len(ids), len(continuation))
         tokens: list[int] = []
         at_end: list[KVStats] = []
 
@@ -106,3 +109,11 @@ class EngineGenerator:
             reserved_bytes=held.reserved,
             measured_bytes=held.measured,
         )
+
+    def _require_room(self, prompt: int, new_tokens: int) -> None:
+        """Refuse a text that the engine would end early."""
+        if prompt + new_tokens > (room := self.engine.capacity):
+            raise TrimtabError(
+                f"a prompt of {prompt} tokens and a text of {new_tokens}: the KV cache has room "
+                f"for {room}; raise its budget, or lower generation.prompt_bytes or new_tokens"
+            )
