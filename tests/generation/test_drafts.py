@@ -17,6 +17,7 @@ from transformers import LogitsProcessorList
 
 from tests.generation.models import TOKENIZER, engine_for, forcing, model_of, prompts_of
 from tests.generation.toys import Guesses, ToyCache, ToyForward, batch_of, continued, request_of
+from trimtab.errors import TrimtabError
 from trimtab.generation import Finish, Sampling
 from trimtab.generation.stats import EngineStats
 from trimtab_kernels.decode_step import cpu
@@ -340,3 +341,30 @@ def test_a_draft_leaves_room_for_the_token_after_it():
     batch = batch_of(ToyForward(cache), [request], 8, drafter=Guesses(9, 0), stats=stats)
     assert [one.completion().tokens for one in batch.run()] == [continued([1, 2, 3], 6)]
     assert (stats.proposed, stats.accepted, stats.verify_steps) == (4, 4, 1)
+
+
+def test_given_texts_are_what_drafts_are_verified_against():
+    model, prompts = model_of(), prompts_of(5, 7)
+    texts = prompts_of(9, 12)
+    texts = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
+    given = [text[len(prompt) :] for prompt, text in zip(prompts, texts, strict=True)]
+    with engine_for(model, drafter=Proposer(lambda ahead: ahead[:2], *texts)) as engine:
+        found = engine.generate(prompts, max_new_tokens=[9, 12], given=given)
+        assert [one.tokens for one in found] == given
+        assert engine.stats.accepted == engine.stats.proposed > 0
+    with engine_for(model) as engine:  # what is chosen comes after them
+        (mixed,) = engine.generate(prompts[:1], max_new_tokens=13, given=given[:1])
+        (after,) = engine.generate(texts[:1], max_new_tokens=4)
+    assert mixed.tokens == [*given[0], *after.tokens]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[1]], "given: 1 texts; expected one for each of the 2 prompts"),
+        ([[1], [320]], "given: token 320; expected 0 to 319"),
+    ],
+)
+def test_given_texts_that_do_not_fit_are_refused(given, message):
+    with engine_for(model_of()) as engine, pytest.raises(TrimtabError, match=message):
+        engine.generate(prompts_of(5, 7), max_new_tokens=2, given=given)

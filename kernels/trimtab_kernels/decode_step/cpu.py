@@ -64,6 +64,7 @@ class CpuExecutor:
             tensors, numbers = described(layer)
             self._plan.add_layer(tensors | {"keys": layer_keys, "values": layer_values}, numbers)
         self._quantized: bool = self._plan.has_quantized_head()
+        self._head = plan.head.weight
 
     def step(self, tokens: Tensor, slots: Tensor, positions: Tensor) -> Tensor:
         """Do what `reference.decode_step` does, for up to `MOST_ROWS` tokens."""
@@ -74,6 +75,13 @@ class CpuExecutor:
     def has_quantized_head(self) -> bool:
         """Whether `choose` reads an int8 copy of the head: if its weight is [outputs, inputs]."""
         return self._quantized
+
+    @property
+    def unread_head_bytes(self) -> int:
+        """How many bytes of the head `choose` leaves unread, less those of the int8 copy."""
+        weight = self._head
+        copy = weight.numel() + 2 * 4 * weight.shape[1]  # a scale and a bound for every output
+        return weight.nbytes - copy if self._quantized else 0
 
     def refresh_head(self) -> None:
         """Bring the int8 copy of the head up to date, after its weights may have changed.

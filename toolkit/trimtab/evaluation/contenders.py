@@ -72,6 +72,8 @@ class SpeedSamples:
         What the engine did that generated; None where transformers did.
     decode_step : str
         What ran the engine's decode steps.
+    unread_head_bytes : int
+        See `Engine.unread_head_bytes`.
     caches : dict of CacheKind to CacheMemory
         What transformers' caches hold for the candidate's largest timed generation.
     parameters, parameter_bytes, step_bytes : int
@@ -81,6 +83,7 @@ class SpeedSamples:
     timings: list[Timing] = field(default_factory=list)
     engine: EngineStats | None = None
     decode_step: str = ""
+    unread_head_bytes: int = 0
     caches: dict[CacheKind, CacheMemory] = field(default_factory=dict)
     parameters: int = 0
     parameter_bytes: int = 0
@@ -163,6 +166,7 @@ class Contender:
             finally:
                 self.generator, self.speed.engine = outside, engine.stats
                 self.speed.decode_step = engine.decode_step
+                self.speed.unread_head_bytes = engine.unread_head_bytes
 
     def score(self, window: Window) -> Score:
         """Score a window as the model reads and writes it."""

@@ -43,7 +43,8 @@ def collect(
     if quality:
         _score_all_tokenizations(contenders, work, config)
     for one in contenders:
-        one.speed.step_bytes = step_bytes(one.model) + one.stack.extra_step_bytes()
+        read = step_bytes(one.model) + one.stack.extra_step_bytes()
+        one.speed.step_bytes = read - one.speed.unread_head_bytes
 
 
 def measure_caches(contender: Contender, candidate: Contender, work: Workload) -> None:

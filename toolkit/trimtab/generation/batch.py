@@ -210,7 +210,10 @@ class Batch:
         """
         sizes = [1 + len(drafts.get(request.index, [])) for request in requests]
         rows = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
-        firsts = [choose(request, row) for request, row in zip(requests, rows, strict=True)]
+        firsts = [
+            request.follow(choose(request, row))
+            for request, row in zip(requests, rows, strict=True)
+        ]
         now = time.perf_counter()
         for request, row, token in zip(requests, rows, firsts, strict=True):
             self._append(request, token, now)
@@ -222,7 +225,7 @@ class Batch:
                     accepted += 1
                     if request.finish is not None:
                         break
-                    self._append(request, choose(request, row + accepted), now)
+                    self._append(request, request.follow(choose(request, row + accepted)), now)
                 self._verified(request, len(draft), accepted)
         for request in requests:
             if request.finish is not None:

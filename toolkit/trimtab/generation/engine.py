@@ -18,7 +18,13 @@ from trimtab.generation.batch import Batch, OnToken
 from trimtab.generation.costs import step_costs
 from trimtab.generation.drafts import Drafts
 from trimtab.generation.forward import Forward
-from trimtab.generation.limits import capacity, check_model, check_prompts, token_limits
+from trimtab.generation.limits import (
+    capacity,
+    check_model,
+    check_prompts,
+    given_texts,
+    token_limits,
+)
 from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
 from trimtab.generation.request import Completion, Request
 from trimtab.generation.sampling import Sampler, Sampling
@@ -165,6 +171,13 @@ class Engine:
             raise RuntimeError("the engine is not running: use it in a `with`")
         return self._forward.executor.name
 
+    @property
+    def unread_head_bytes(self) -> int:
+        """How many bytes of the head a greedy step leaves unread, less those of its int8 copy."""
+        if self._forward is None:
+            raise RuntimeError("the engine is not running: use it in a `with`")
+        return self._forward.executor.unread_head_bytes
+
     @torch.inference_mode()
     def generate(
         self,
@@ -175,6 +188,7 @@ class Engine:
         stop: Sequence[str] = (),
         on_token: OnToken | None = None,
         logits_processors: Processors | None = None,
+        given: Sequence[Sequence[int]] = (),
         progress: bool = False,
     ) -> list[Completion]:
         """Return the model's continuations of the prompts, in the same order.
@@ -200,6 +214,9 @@ class Engine:
             Given the index of a prompt, returns transformers' processors for it, or None. They are
             applied to the logits of this prompt only, before sampling, and requested again when a
             preempted sequence is recomputed.
+        given : sequence of sequence of int
+            By prompt, tokens that its text goes on with whatever the model chooses, for timing a
+            given text; empty if there are none.
         progress : bool
             Whether to show a progress bar on standard error.
 
@@ -221,8 +238,9 @@ class Engine:
             check_prompts(ids, room, len(embedding.weight), *self._limit())
             each = token_limits(max_new_tokens, len(ids))
             ends = stop_tokens(self._model, self._output_tokenizer)
+            texts = given_texts(given, ids, len(embedding.weight))
             requests = []
-            for index, (prompt, limit) in enumerate(zip(ids, each, strict=True)):
+            for index, (prompt, limit, text) in enumerate(zip(ids, each, texts, strict=True)):
 
                 def sampler(index: int = index) -> Sampler:
                     made = logits_processors(index) if logits_processors else None
@@ -230,7 +248,9 @@ class Engine:
 
                 detokenizer = Detokenizer(self._output_tokenizer, stop)
                 left = room - len(prompt)
-                requests.append(Request(index, prompt, limit, ends, detokenizer, sampler, left))
+                requests.append(
+                    Request(index, prompt, limit, ends, detokenizer, sampler, left, text)
+                )
             batch = Batch(
                 forward,
                 kv,

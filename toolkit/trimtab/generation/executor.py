@@ -54,6 +54,11 @@ class Executor:
         rows = torch.tensor([tokens, slots, positions])
         return torch.cat([self.cpu.step(*part) for part in rows.split(MOST_ROWS, dim=1)])
 
+    @property
+    def unread_head_bytes(self) -> int:
+        """See `CpuExecutor.unread_head_bytes`; 0 where the modules run."""
+        return 0 if self.cpu is None else self.cpu.unread_head_bytes
+
     def choose(
         self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int]
     ) -> list[int]:

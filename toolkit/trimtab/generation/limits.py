@@ -116,3 +116,28 @@ def token_limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
             f"each of the {count} prompts"
         )
     return found
+
+
+def given_texts(
+    given: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], vocabulary: int
+) -> Sequence[Sequence[int]]:
+    """Return the given tokens of each prompt's text, none where nothing is given.
+
+    Raises
+    ------
+    TrimtabError
+        If there are not as many texts as prompts, or a token is none of the model's.
+    """
+    if not given:
+        return [()] * len(prompts)
+    if len(given) != len(prompts):
+        raise TrimtabError(
+            f"given: {len(given)} texts; expected one for each of the {len(prompts)} prompts"
+        )
+    for text in given:
+        for token in text:
+            if not 0 <= token < vocabulary:
+                raise TrimtabError(
+                    f"given: token {token}; expected 0 to {vocabulary - 1}, the model's tokens"
+                )
+    return given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -77,6 +77,8 @@ class Request:
         Returns a sampler that has chosen nothing yet.
     room : int, optional
         Tokens that there is room for after the prompt, where they may be fewer than `limit`.
+    given : sequence of int
+        Tokens that the text goes on with, whatever is chosen; what is chosen comes after them.
 
     Attributes
     ----------
@@ -98,11 +100,12 @@ class Request:
         detokenizer: Detokenizer,
         make_sampler: Callable[[], Sampler],
         room: int | None = None,
+        given: Sequence[int] = (),
     ) -> None:
         self.index, self.prompt = index, prompt
         self._stop_tokens, self._detokenizer = stop_tokens, detokenizer
         self._limit, self._at_limit = allowed(limit, room)
-        self._make_sampler = make_sampler
+        self._make_sampler, self._given = make_sampler, given
         self._tokens: list[int] = []
         self._times: list[float] = []
         self._preemptions = 0
@@ -118,6 +121,11 @@ class Request:
     def choose(self, logits: Tensor) -> int:
         """Return the next token for `logits`, of shape [1, vocabulary]."""
         return self.sampler(self.ids, logits)
+
+    def follow(self, token: int) -> int:
+        """Return the token that the text goes on with after `token` was chosen."""
+        place = len(self.ids) - len(self.prompt)
+        return self._given[place] if place < len(self._given) else token
 
     def append(self, token: int, time: float) -> str | None:
         """Take the next token, and return the text that it makes final.

@@ -16,7 +16,7 @@ from transformers import (
 
 from trimtab.corpus import encode
 from trimtab.errors import TrimtabError
-from trimtab.evaluation.generators.generator import ForcedContinuation, prompt_ids
+from trimtab.evaluation.generators.generator import prompt_ids
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation import Engine
@@ -82,13 +82,12 @@ class EngineGenerator:
             if len(tokens) == len(continuation):
                 at_end.append(self.engine.kv.stats())
 
-        forced = ForcedContinuation(len(ids), continuation)
         started = time.perf_counter()
         (completion,) = self.engine.generate(
             [ids],
             max_new_tokens=len(continuation),
             on_token=on_token,
-            logits_processors=lambda _: LogitsProcessorList([forced]),
+            given=[continuation],
         )
         total = time.perf_counter() - started
         assert tokens == continuation
