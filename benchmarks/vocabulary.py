@@ -5,9 +5,9 @@
 Everything is measured on held-out documents of the text that was calibrated on, and, where an
 n-gram could do harm, on the other text too: Python's documentation and its standard library's
 source code. Parts: `mining` (tokens saved by size and selection, seconds), `encoding` (the
-extended tokenizer's time over the base's), `drafting` (forward steps saved), `rows` (bits per byte
-of whole texts with all n-grams merged, by kind of rows; and what of it the input rows alone lose)
-and `operating_points` (the least costly n-grams first).
+extended tokenizer's time over the base's), `drafting` (tokens a step, and in a time), `rows`
+(bits per byte of whole texts with all n-grams merged, by kind of rows; and what of it the input
+rows alone lose) and `operating_points` (the least costly n-grams first).
 Writes vocabulary.json with every passage's likelihoods, and prints tables.
 """
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from itertools import product
+from itertools import product, takewhile
+from operator import eq
+
+import torch
+from transformers import PreTrainedTokenizerBase
 
 from trimtab.adaptivocab.drafting.drafter import ContextDrafter
 from trimtab.adaptivocab.settings import NGramSelection
 from trimtab.corpus import Split, encode
 from trimtab.evaluation.intervals import ratio
+from trimtab.generation.costs import StepCosts
+from trimtab.generation.drafts import Drafts
+from trimtab.generation.request import Request
+from trimtab.generation.sampling import Sampler, Sampling
+from trimtab.generation.stopping import Detokenizer
 from vocabulary_parts.bench import MAX_NGRAM, Bench, Record
 
 SIZES = (500, 2000, 5000)
 LENGTHS = (2, 3, 8)  # most of an n-gram, beside `MAX_NGRAM`
+PROMPT, REPLAYED = 100, 1500  # tokens of a document
+COSTS = StepCosts((1.0, 1.16, 1.23, 1.3, 1.37, 1.44, 1.52, 1.6))  # of the C++ step, AVX-512
 
 
 def mining(bench: Bench) -> Iterator[Record]:
@@ -59,12 +70,42 @@ def encoding(bench: Bench) -> Iterator[Record]:
 
 
 def drafting(bench: Bench) -> Iterator[Record]:
+    """Replay held-out documents, from a prompt on, with drafts as long as the engine's would be."""
     drafter = ContextDrafter.count([text.tokens for text in bench.tokenized])
     for corpus in (bench.corpus, bench.other):
-        tokens = [encode(bench.tokenizer, d.text) for d in corpus.documents(Split.test)]
-        lengths = [float(len(text)) for text in tokens]
-        steps = [float(drafter.steps(text)) for text in tokens]
+        documents = [encode(bench.tokenizer, d.text) for d in corpus.documents(Split.test)]
+        texts = [document[:REPLAYED] for document in documents if len(document) > 2 * PROMPT]
+        replays = [replay(drafter, bench.tokenizer, text[:PROMPT], text[PROMPT:]) for text in texts]
+        lengths = [float(len(text) - PROMPT) for text in texts]
+        steps, seconds = ([float(one) for one in column] for column in zip(*replays, strict=True))
         yield {
             "text": corpus.name, "tokens": sum(lengths), "steps": sum(steps),
             "tokens_per_step": ratio(lengths, steps, paired=True, seed=0),
+            "costs": list(COSTS.relative),
+            "gain": ratio(lengths, seconds, paired=True, seed=0),
         }  # fmt: skip
+
+
+def replay(
+    drafter: ContextDrafter,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    text: list[int],
+) -> tuple[int, float]:
+    """Return the steps that generate a text after a prompt, and their time in plain steps."""
+
+    def sampler() -> Sampler:
+        return Sampler(Sampling(), 0, torch.device("cpu"))
+
+    drafts = Drafts(drafter, COSTS, frozenset())
+    request = Request(0, prompt, len(text), frozenset(), Detokenizer(tokenizer), sampler)
+    steps, time_spent = 0, 0.0
+    while request.left:
+        draft = drafts.choose([request]).get(0, [])
+        ahead = text[len(text) - request.left :]
+        accepted = sum(takewhile(bool, map(eq, draft, ahead)))
+        if draft:
+            drafts.judge(0, len(draft), accepted)
+        request.ids += ahead[: accepted + 1]
+        steps, time_spent = steps + 1, time_spent + COSTS.of(1 + len(draft))
+    return steps, time_spent

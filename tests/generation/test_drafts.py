@@ -312,6 +312,26 @@ def test_an_executor_verifies_the_drafts_of_several_texts_together(variant, samp
     assert sum(one.steps for one in found) + stats.accepted == len(sizes) * NEW
 
 
+def test_texts_side_by_side_are_preempted_and_stopped_as_without_drafts():
+    model, prompts = model_of(), prompts_of(6, 9, 3, 11)
+    with engine_for(model) as engine:
+        whole = engine.generate(prompts, max_new_tokens=40)
+        texts = [prompt + one.tokens for prompt, one in zip(prompts, whole, strict=True)]
+        letters = {letter for one in whole for letter in one.text[8:] if letter.isprintable()}
+        stop = sorted(letters - {letter for one in whole for letter in one.text[:8]})[:1]
+        plain = engine.generate(prompts, max_new_tokens=40, stop=stop)
+    with engine_for(model, drafter=Proposer(mixed, *texts), budget=4 * 6 * 4096) as engine:
+        found = engine.generate(prompts, max_new_tokens=40, stop=stop)
+        stats = engine.stats
+    assert Finish.stop_string in {one.finish for one in plain}
+    assert [(one.tokens, one.text, one.finish) for one in found] == [
+        (one.tokens, one.text, one.finish) for one in plain
+    ]
+    assert stats.preemptions > 0
+    assert stats.recomputed > stats.diverged == 0
+    assert 0 < stats.accepted < stats.proposed
+
+
 def test_a_draft_that_memory_has_no_room_for_is_dropped():
     def long_draft(ahead: list[int]) -> list[int]:
         """Guess right up to the stop token, of which 32 tokens lie ahead, and wrong from there."""
