@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from trimtab.models.backing import Backing
 from trimtab.settings import Settings, setting, settings
 
 LEAST_TIMED = 6
@@ -207,4 +208,9 @@ class EvaluateConfig(CommandConfig, MeasureConfig):
     methods: dict[str, Any] = MISSING
     on_missing: OnMissing = setting(
         default=OnMissing.calibrate, meaning="what to do where an artifact does not exist"
+    )
+    memory: Backing = setting(
+        default=Backing.huge,
+        meaning="what backs the weights of both models: huge pages, or the ordinary ones that "
+        "loading and methods leave them in (as_loaded)",
     )

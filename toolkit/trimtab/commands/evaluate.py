@@ -83,10 +83,12 @@ def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
     from trimtab.environment import prepare
     from trimtab.evaluation.memory import copied, require_room_for_copy
     from trimtab.evaluation.run import Subject
+    from trimtab.models.backing import Backing, pack, use_pages
     from trimtab.models.loading import load_model
     from trimtab.stack import Stack
 
     stack = Stack(built(settings))
+    use_pages(settings.memory)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
     corpus.documents(Split.test)  # refused here, before minutes of calibration
@@ -100,6 +102,9 @@ def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
     model = copied(loaded.model) if settings.paired else loaded.model
     known = loaded.fingerprint
     with trimtab.apply(model, loaded.tokenizer, members, fingerprint=known) as optimized:
+        if settings.memory is Backing.huge:
+            pack(loaded.model)
+            pack(model)
         return trimtab.measure(
             optimized,
             corpus,

@@ -7,6 +7,7 @@ import torch
 from trimtab.environment import describe_environment, peak_host_bytes
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.results.result import Result
+from trimtab.models.backing import huge_page_bytes
 
 ABSENT = {
     "gpu": "no CUDA device",
@@ -19,9 +20,10 @@ ABSENT = {
 def memory_section(
     result: Result, baseline: Contender, candidate: Contender, device: torch.device
 ) -> None:
-    """Fill `memory`: the peak of the process, and the bytes of both models' parameters."""
+    """Fill `memory`: what the process took, and the bytes of both models' parameters."""
     result.sections["memory"] = {
         "peak_host_bytes": peak_host_bytes(),
+        "huge_page_bytes": huge_page_bytes(),
         "parameter_bytes": {one.name: one.speed.parameter_bytes for one in (baseline, candidate)},
     }
     if device.type == "cuda":

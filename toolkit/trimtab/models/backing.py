@@ -1,0 +1,107 @@
+"""What backs a model's weights in memory.
+
+The same reads take up to three times as long from scattered pages of 4 KB as from pages of 2 MB,
+and which ones a process gets depends on how the weights came there (mapped from a file, copied,
+made by a method) and on how long the machine has run. So models are only compared on one backing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+PR_SET_THP_DISABLE = 41  # linux/prctl.h
+# Read by torch at its first allocation on the CPU: those of 2 MB and more are then made for huge
+# pages.
+TORCH_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+PART = 2**26  # bytes of weights that are moved at a time
+ALIGNMENT = 64
+
+
+class Backing(StrEnum):
+    """Which pages the weights of models are to lie in.
+
+    With `huge`, in anonymous memory, in huge pages as far as the system has them; with `as_loaded`,
+    wherever loading, copying and methods have put them, in ordinary pages.
+    """
+
+    huge = "huge"
+    as_loaded = "as_loaded"
+
+
+def use_pages(backing: Backing) -> None:
+    """Have the memory that this process allocates from now on be backed so.
+
+    To be called before torch allocates a tensor on the CPU, for the first time.
+    """
+    os.environ[TORCH_HUGE_PAGES] = "1"
+    # It fails only where the kernel has no huge pages, and so nothing to disable.
+    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, int(backing is Backing.as_loaded), 0, 0, 0)
+
+
+def pack(model: PreTrainedModel) -> None:
+    """Move a model's weights on the CPU into a few large allocations, in the order of its modules.
+
+    Small matrices fill huge pages only together. Weights that are mapped from a file leave it. At
+    no time are there two copies of more than `PART` bytes, or of more than the largest weight.
+    """
+    import torch
+
+    parts: list[list[torch.Tensor]] = []
+    room = 0
+    for tensor in _movable(model):
+        if not parts or tensor.nbytes > room:
+            parts.append([])
+            room = max(PART, tensor.nbytes)
+        parts[-1].append(tensor)
+        room -= tensor.nbytes
+    with torch.inference_mode(False), torch.no_grad():
+        for part in parts:
+            sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in part]
+            places = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes)
+            for tensor, place in zip(part, places, strict=True):
+                flat = place[: tensor.nbytes].view(tensor.dtype)
+                target = flat.as_strided(tensor.shape, tensor.stride())
+                tensor.data = target.copy_(tensor.data)
+
+
+def _movable(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Return the weights that have their numbers side by side, and share them with no other."""
+    own = (
+        (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        for module in model.modules()
+    )
+    tensors = [
+        tensor for tensor in dict.fromkeys(chain.from_iterable(own)) if tensor.device.type == "cpu"
+    ]
+    shared: set[torch.Tensor] = set()
+    last: torch.Tensor | None = None
+    end = 0
+    for tensor in sorted(tensors, key=lambda one: one.data_ptr()):
+        if last is not None and tensor.data_ptr() < end:
+            shared |= {last, tensor}
+        if (own_end := tensor.data_ptr() + _extent(tensor)) > end:
+            last, end = tensor, own_end
+    return [one for one in tensors if one not in shared and _extent(one) == one.nbytes > 0]
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Return the bytes from the first number of a tensor to the end of its last."""
+    steps = sum(n * (size - 1) for n, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return (steps + 1) * tensor.element_size() if tensor.numel() else 0
+
+
+def huge_page_bytes() -> int:
+    """Return how many bytes of this process lie in huge pages."""
+    found = Path("/proc/self/smaps_rollup").read_text("ascii")
+    kilobytes = re.findall(r"^(?:AnonHuge|ShmemPmd|FilePmd)\w+: +(\d+) kB$", found, re.MULTILINE)
+    return 1024 * sum(map(int, kilobytes))
