@@ -67,13 +67,23 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", default=EMBEDDED, help="or a shape (random weights), a name, a folder")
-    add("--dtypes", type=dtypes, default=list(DTYPES), help="one run of rounds for each")
+    add(
+        "--dtypes",
+        type=dtypes,
+        default=list(DTYPES),
+        help="one run of rounds for each; default: both",
+    )
     add("--contenders", nargs="+", choices=BUILDERS, default=[*BUILDERS], help="default: all")
-    add("--repeats", type=positive, default=12, help="rounds")
-    add("--prompts", type=positive, default=4, help="prompts, which the rounds take in turn")
-    add("--context", type=positive, default=250, help="tokens of a prompt")
-    add("--new-tokens", type=positive, default=48)
-    add("--sparsity", type=float, default=0.4, help="LaRoSA's")
+    add("--repeats", type=positive, default=12, help="rounds; default: %(default)s")
+    add(
+        "--prompts",
+        type=positive,
+        default=4,
+        help="which the rounds take in turn; default: %(default)s",
+    )
+    add("--context", type=positive, default=250, help="tokens of a prompt; default: %(default)s")
+    add("--new-tokens", type=positive, default=48, help="default: %(default)s")
+    add("--sparsity", type=float, default=0.4, help="LaRoSA's; default: %(default)s")
     add("--threads", type=positive, help="default: all")
     add("--artifacts", default="artifacts", help="the folder of calibrations")
     add("--out", type=Path, help="a JSON file; default: benchmarks/data/decode-MACHINE.json")

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from arguments import positive
 from decode_parts.contenders import calibrated
-from decode_parts.machine import data_file, environment, pages
+from decode_parts.machine import data_file, environment
 from decode_parts.scales import PREFIX, Point, Steps
 from kv_parts.generating import model_config
 from scaling_report import write_report
@@ -75,12 +75,34 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--models", nargs="+", type=model, default=[*map(model, MODELS)], metavar="MODEL:DTYPE")
     add("--parts", type=parts, default=list(PARTS))
-    add("--contexts", nargs="+", type=positive, default=[128, 512, 2048, 8192], help="tokens")
-    add("--rows", nargs="+", type=positive, default=[1, 2, 4, 8, 16], help="of a step")
-    add("--at-context", type=positive, default=256, help="tokens, for rows and threads")
+    add(
+        "--contexts",
+        nargs="+",
+        type=positive,
+        default=[128, 512, 2048, 8192],
+        help="tokens; default: %(default)s",
+    )
+    add(
+        "--rows",
+        nargs="+",
+        type=positive,
+        default=[1, 2, 4, 8, 16],
+        help="of a step; default: %(default)s",
+    )
+    add(
+        "--at-context",
+        type=positive,
+        default=256,
+        help="tokens, for rows and threads; default: %(default)s",
+    )
     add("--threads", type=positive, default=torch.get_num_threads(), help="default: all")
-    add("--samples", type=positive, default=12, help="steps of each kind at a point")
-    add("--sparsity", type=float, default=0.4, help="LaRoSA's")
+    add(
+        "--samples",
+        type=positive,
+        default=12,
+        help="steps of each kind at a point; default: %(default)s",
+    )
+    add("--sparsity", type=float, default=0.4, help="LaRoSA's; default: %(default)s")
     add("--artifacts", default="artifacts", help="the folder of calibrations")
     add("--out", type=Path, help="a JSON file; default: benchmarks/data/scaling-MACHINE.json")
     options = parser.parse_args()
@@ -150,7 +172,7 @@ def run(options: argparse.Namespace) -> None:
                     rows = [row for point in points(part, options) for row in steps.at(point)]
                     done[part] = {
                         "commit": environment(options.seed)["commit"],
-                        "pages": pages() | {"read_huge_share": steps.read_huge_share},
+                        "pages": steps.pages,
                         "rows": rows,
                     }
                     write_json(out, content)

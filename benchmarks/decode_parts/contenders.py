@@ -35,7 +35,7 @@ Run = Callable[[list[int]], Continuation]
 # and a transform at every site, so that no cost is left out.
 ON_RANDOM_WEIGHTS: dict[str, Any] = {
     "basis": Basis.pca, "transforms": Transforms.all, "allocation": Allocation.uniform,
-    "selection": Selection.topk, "tokens": 2048,
+    "selection": Selection.topk, "tokens": 512,
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def compiled(setting: Setting) -> Iterator[Contender]:
     try:
         one.run(setting.prompt)
     except Exception as error:  # of many types, from the compiler
-        raise MissingError(" ".join(str(error).split())[:300]) from error
+        raise MissingError(str(error).partition("\n")[0]) from error
     if not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
         raise MissingError("transformers did not compile anything")
     yield one

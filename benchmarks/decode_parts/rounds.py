@@ -39,6 +39,7 @@ def measure(
     reference, context = found[contenders[0].name], len(prompts[0])
     rows = [_row(one, found[one.name], reference, rates, context, seed) for one in contenders]
     reading = {"bytes_per_s": rates, "huge_share": read.huge_share}
+    del read  # its pages are not the contenders'
     return {"read": reading, "pages": pages(), "rows": rows}
 
 

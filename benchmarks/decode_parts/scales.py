@@ -14,7 +14,7 @@ from kv_parts.timing import WARM_UP, interleave
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from decode_parts.machine import READ_BYTES, Reader
+from decode_parts.machine import READ_BYTES, Reader, pages
 from trimtab.evaluation.intervals import ratio
 from trimtab.evaluation.memory import step_bytes
 from trimtab.optimized import Optimized
@@ -54,8 +54,9 @@ class Steps:
         self._model, self._optimized, self._options = model, optimized, options
         self._sparse = f"larosa {options.sparsity:g}, vattention"
         self._states, self._token = _states(model, prompt[: PREFIX + 1])
+        self.pages = pages()  # without those of the reader
         self._reader = Reader()
-        self.read_huge_share = self._reader.huge_share
+        self.pages["read_huge_share"] = self._reader.huge_share
 
     @torch.inference_mode()
     def at(self, point: Point) -> Iterator[Row]:
