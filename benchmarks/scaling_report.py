@@ -95,7 +95,7 @@ def _lines(axes: Axes, part: str, rows: list[dict[str, Any]]) -> None:
     axes.set_yscale("log")
     axes.set_xticks(sorted({row[part] for row in rows}))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
