@@ -137,9 +137,9 @@ class Texts:
         self.steps.setdefault(name, []).append(round(mean * 1e6, 3))
 
 
-def model_config(options: Options) -> ModelSource:
+def model_config(options: Options, dtype: DType = DType.auto) -> ModelSource:
     """Return the source of the model: embedded, a shipped shape, or the hub."""
-    common = {"device": options.device, "dtype": DType.auto}
+    common = {"device": options.device, "dtype": dtype}
     if options.model == EMBEDDED:
         return EmbeddedModel(**common)
     if options.model in shapes():

@@ -83,7 +83,7 @@ def decoders(
     fill(caches.values(), states, len(tokens))
     with_kernel = twin(model)
     stack.enter_context(decode_kernel(with_kernel))
-    steps = {"engine": in_engine(stack, twin(model), states, tokens, most)}
+    steps = {"engine": in_engine(stack, twin(model), states, tokens, most)[0]}
     for name, cache in caches.items():
         steps[name] = in_cache(with_kernel if name == "virtual_kernel" else model, cache, tokens)
     # The steps hold tensors over the engine's cache, which is closed after this.
@@ -112,8 +112,8 @@ def in_cache(model: PreTrainedModel, cache: Cache, tokens: Tensor) -> Step:
 
 def in_engine(
     stack: ExitStack, model: PreTrainedModel, states: States, tokens: Tensor, most: int
-) -> Step:
-    """Return a step of the engine."""
+) -> tuple[Step, str]:
+    """Return a step of the engine, and what runs it."""
     shape = CacheShape.of(model.config)
     sizes = len(shape.windows), len(tokens), most, shape.kv_heads, shape.head_dim
     kv = stack.enter_context(VirtualKV(*sizes, model.dtype, device=tokens.device))
@@ -130,4 +130,4 @@ def in_engine(
         kv.ensure({slot: kv.length(slot) + 1 for slot in newest})
         return forward.decode(newest)
 
-    return step
+    return step, forward.executor.name

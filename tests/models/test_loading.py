@@ -305,7 +305,7 @@ def full(source: Path, target: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named_with_its_variable(monkeypatch, tmp_path, place):
     (tmp_path / "file").touch()
     (tmp_path / "model.gguf").touch()
-    monkeypatch.setattr(embedded, "_gguf_file", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(embedded, "gguf_file", lambda: tmp_path / "model.gguf")
     monkeypatch.setattr(embedded, "_convert", full)
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / place))
     expected = rf"^{tmp_path / place}/models/smollm2-135m cannot be written: .* in TRIMTAB_CACHE$"

@@ -31,7 +31,7 @@ def embedded_folder() -> Path:
     TrimtabError
         If the package that carries the file is not installed, or the cache cannot be written.
     """
-    source = _gguf_file()
+    source = gguf_file()
     folder = cache_folder() / "models" / "smollm2-135m" / sha256_of_file(source)[:16]
     if not folder.is_dir():
         try:
@@ -46,7 +46,14 @@ def embedded_folder() -> Path:
     return folder
 
 
-def _gguf_file() -> Path:
+def gguf_file() -> Path:
+    """Return the file inside the package.
+
+    Raises
+    ------
+    TrimtabError
+        If the package is not installed.
+    """
     # The package's own __init__ imports a chat client that is not needed: it is located, not run.
     spec = importlib.util.find_spec(PACKAGE)
     files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []

@@ -1,0 +1,1 @@
+"""The parts of `decode.py` and `scaling.py`."""

@@ -1,0 +1,249 @@
+"""What is compared: transformers, llama.cpp, and the engine with a stack of methods."""
+
+from __future__ import annotations
+
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from kv_parts.stepping import twin
+from texts import python_docs
+from transformers import CompileConfig, PreTrainedModel
+
+import trimtab
+from decode_parts import llama_cpp
+from decode_parts.continuation import Continuation, MissingError
+from trimtab.adaptivocab.settings import Mode
+from trimtab.artifact import Artifact
+from trimtab.calibration import artifacts_for
+from trimtab.evaluation.memory import copied, step_bytes
+from trimtab.generation.transformers import Clock, plain_generation
+from trimtab.larosa import Allocation, Basis, LaRoSA, Selection, Transforms
+from trimtab.method import Method
+from trimtab.models.facts import CacheShape
+from trimtab.models.loading import LoadedModel
+from trimtab.optimized import Optimized
+from trimtab.stack import Stack
+
+Run = Callable[[list[int]], Continuation]
+# On random weights no direction counts more than another: the least that a calibration can look at,
+# and a transform at every site, so that no cost is left out.
+ON_RANDOM_WEIGHTS: dict[str, Any] = {
+    "basis": Basis.pca, "transforms": Transforms.all, "allocation": Allocation.uniform,
+    "selection": Selection.topk, "tokens": 512,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to continue a prompt.
+
+    Parameters
+    ----------
+    name : str
+    run : callable
+        Continues a prompt, given as token ids.
+    weight_bytes : callable
+        Returns the bytes of weights that a step reads, once it has run while `recording`.
+    token_bytes : int
+        Bytes of a token's keys and values.
+    note : str
+        What runs its decode steps.
+    recording : callable
+        Returns a context within which is counted what is read.
+    """
+
+    name: str
+    run: Run
+    weight_bytes: Callable[[], int]
+    token_bytes: int
+    note: str = ""
+    recording: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@dataclass
+class Setting:
+    """What the contenders share.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+    options : Namespace
+        Of the command line.
+    prompt : list of int
+        To try a contender with.
+    artifacts : mapping of str to Artifact
+        Of all methods, by their names.
+    undo : ExitStack
+        Where contenders leave what has to be closed.
+    """
+
+    loaded: LoadedModel
+    options: Namespace
+    prompt: list[int]
+    artifacts: dict[str, Artifact]
+    undo: ExitStack
+    shape: CacheShape = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shape = CacheShape.of(self.loaded.model.config)
+
+    @property
+    def token_bytes(self) -> int:
+        width = self.shape.kv_heads * self.shape.head_dim
+        return 2 * len(self.shape.windows) * width * self.loaded.model.dtype.itemsize
+
+    def apply(self, *methods: str) -> Optimized:
+        """Return the model with a KV cache and other methods on it.
+
+        A copy, if there are others, which may take weights out of memory; else with the same
+        weights, in the same pages, as transformers has.
+        """
+        one, chosen = self.loaded, [self.artifacts[name] for name in methods]
+        optimized = trimtab.apply(
+            copied(one.model) if methods else twin(one.model),
+            one.tokenizer,
+            [*chosen, trimtab.VAttention()],
+            fingerprint=one.fingerprint,
+        )
+        return self.undo.enter_context(optimized)
+
+
+def calibrated(loaded: LoadedModel, options: Namespace, *others: Method) -> dict[str, Artifact]:
+    """Return the artifacts of LaRoSA and other methods; what is missing is calibrated first."""
+    changes = ON_RANDOM_WEIGHTS if loaded.random_weights else {}
+    larosa = LaRoSA(sparsity=options.sparsity, **changes)
+    stack = Stack([larosa, *others])
+    return artifacts_for(stack, loaded, python_docs(), options.artifacts, make=True)
+
+
+def artifacts(loaded: LoadedModel, options: Namespace) -> dict[str, Artifact]:
+    return calibrated(loaded, options, trimtab.AdaptiVocab(mode=Mode.draft))
+
+
+def eager(setting: Setting) -> Iterator[Contender]:
+    yield _stock(setting, "transformers, eager", setting.loaded.model)
+
+
+def again(setting: Setting) -> Iterator[Contender]:
+    yield _stock(setting, "transformers, eager, again", setting.loaded.model)
+
+
+def compiled(setting: Setting) -> Iterator[Contender]:
+    """Yield `generate` with a static cache, whose decode steps are compiled."""
+    config = CompileConfig(mode="default")
+    config._compile_all_devices = True  # transformers compiles on a GPU alone by itself
+    one = _stock(
+        setting,
+        "transformers, static cache, torch.compile",
+        twin(setting.loaded.model),
+        cache_implementation="static",
+        compile_config=config,
+    )
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    try:
+        one.run(setting.prompt)
+    except Exception as error:  # of many types, from the compiler
+        raise MissingError(str(error).partition("\n")[0]) from error
+    if not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
+        raise MissingError("transformers did not compile anything")
+    yield one
+
+
+def llama(setting: Setting) -> Iterator[Contender]:
+    """Yield llama.cpp with weights of the same type, and of the one like it."""
+    llama_cpp.require_available(setting.options.model)
+    options = setting.options
+    dtype = str(setting.loaded.model.dtype).removeprefix("torch.")
+    for kind in llama_cpp.WITH[dtype]:
+        with tempfile.TemporaryDirectory() as folder:
+            run = llama_cpp.LlamaCpp(kind, Path(folder), options.context, options.new_tokens)
+        # float16 or bfloat16 beside bfloat16: keys and values are as large in either.
+        size = run.weight_bytes
+        yield Contender(f"llama.cpp, {kind}", run, lambda size=size: size, setting.token_bytes)
+
+
+def vattention(setting: Setting) -> Iterator[Contender]:
+    yield _engine(setting, "vattention")
+
+
+def larosa(setting: Setting) -> Iterator[Contender]:
+    yield _engine(setting, f"larosa {setting.options.sparsity:g}, vattention", "larosa")
+
+
+def everything(setting: Setting) -> Iterator[Contender]:
+    yield _engine(setting, "all, drafting", "adaptivocab", "larosa")
+
+
+BUILDERS: dict[str, Callable[[Setting], Iterator[Contender]]] = {
+    "eager": eager,
+    "again": again,
+    "compiled": compiled,
+    "llama.cpp": llama,
+    "vattention": vattention,
+    "larosa": larosa,
+    "all": everything,
+}
+
+
+def contenders(setting: Setting, keys: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
+    """Return those that run here, and why the others do not, by their keys."""
+    found: list[Contender] = []
+    missing: dict[str, str] = {}
+    for key in keys:
+        try:
+            found += BUILDERS[key](setting)
+        except MissingError as reason:
+            missing[key] = str(reason)
+    return found, missing
+
+
+def _stock(setting: Setting, name: str, model: PreTrainedModel, **options: Any) -> Contender:
+    """Return transformers' `generate`."""
+    generate: Any = model.generate
+    tokenizer = setting.loaded.tokenizer
+
+    def run(ids: list[int]) -> Continuation:
+        clock, prompt = Clock(), torch.tensor([ids])
+        with plain_generation(model, tokenizer):
+            output = generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                max_new_tokens=setting.options.new_tokens,
+                streamer=clock,
+                **options,
+            )
+        text = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+        return Continuation.of(clock.times[1:], text)
+
+    return Contender(name, run, lambda: step_bytes(model), setting.token_bytes)
+
+
+def _engine(setting: Setting, name: str, *methods: str) -> Contender:
+    """Return the engine on a model with methods."""
+    optimized, options = setting.apply(*methods), setting.options
+    longest = options.context + options.new_tokens
+    engine = setting.undo.enter_context(optimized.engine(slots=1, max_len=longest))
+
+    def run(ids: list[int]) -> Continuation:
+        (completion,) = engine.generate([ids], max_new_tokens=options.new_tokens)
+        return Continuation.of(completion.times, completion.text)
+
+    def weight_bytes() -> int:
+        return step_bytes(optimized.model) + optimized.applied.extra_step_bytes()
+
+    return Contender(
+        name,
+        run,
+        weight_bytes,
+        setting.token_bytes,
+        engine.decode_step,
+        optimized.applied.recording,
+    )
