@@ -12,14 +12,14 @@ token to the last. Methods are calibrated first where --artifacts has no artifac
 
 The floor of a step is the bytes that it must read, over the rate at which a large sum reads memory
 in huge pages, measured before every round. The bytes: the weights (with LaRoSA those that its
-kernel read, as counted on the same prompts; of a draft those of one token), and the keys and
-values of the context. A share of the floor over 1 says that the floor is wrong: that less is read
-than counted, that weights stay in the processor's caches, or that the sum does not read as fast as
-the machine can.
+kernel read, as counted on the same prompts; of a draft those of one token; of the head the int8
+copy where the engine chooses by it), and the keys and values of the context. A share of the floor
+over 1 says that the floor is wrong: that less is read than counted, that weights stay in the
+processor's caches, or that the sum does not read as fast as the machine can.
 
-Pages decide much: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command gives all contenders
-huge pages where the system has them. The file says what there was, and keeps every sample. Prints
-the table, and draws a plot beside the file; decode_report.py makes both again.
+Pages decide much: with --memory huge, the default, all weights but llama.cpp's lie in huge pages
+where the system has them. The file says what there was, and keeps every sample. Prints the table,
+and draws a plot beside the file; decode_report.py makes both again.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from trimtab.corpus import Split, encode
 from trimtab.environment import prepare
 from trimtab.errors import TrimtabError
 from trimtab.files import write_json
+from trimtab.models.backing import Backing, pack, use_pages
 from trimtab.models.facts import longest_text
 from trimtab.models.loading import LoadedModel, load_model
 from trimtab.models.sources import DType
@@ -85,6 +86,7 @@ def parse() -> argparse.Namespace:
     add("--new-tokens", type=positive, default=48, help="default: %(default)s")
     add("--sparsity", type=float, default=0.4, help="LaRoSA's; default: %(default)s")
     add("--threads", type=positive, help="default: all")
+    add("--memory", type=Backing, choices=[*Backing], default=Backing.huge, help="of weights")
     add("--artifacts", default="artifacts", help="the folder of calibrations")
     add("--out", type=Path, help="a JSON file; default: benchmarks/data/decode-MACHINE.json")
     options = parser.parse_args()
@@ -123,6 +125,8 @@ def prompts(loaded: LoadedModel, options: argparse.Namespace) -> list[list[int]]
 def run_dtype(dtype: DType, options: argparse.Namespace) -> dict[str, Any]:
     """Return what all contenders made of one type of weights."""
     loaded = load_model(model_config(options, dtype))
+    if options.memory is Backing.huge:
+        pack(loaded.model)
     given = prompts(loaded, options)
     made = artifacts(loaded, options) if {"larosa", "all"} & {*options.contenders} else {}
     # Without a token that ends texts nobody needs a processor of logits to go on.
@@ -141,9 +145,10 @@ def run_dtype(dtype: DType, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> None:
+    use_pages(options.memory)
     prepare(options.seed, options.threads or torch.get_num_threads())
     out = options.out or data_file("decode")
-    names = ("model", "context", "new_tokens", "prompts", "repeats", "sparsity")
+    names = ("model", "context", "new_tokens", "prompts", "repeats", "sparsity", "memory")
     content: dict[str, Any] = {
         "command": sys.argv,
         "settings": {name: getattr(options, name) for name in names},

@@ -3,8 +3,9 @@
     python benchmarks/scaling.py [--models smollm2-135m:float32 llama-1b:float32]
                                  [--parts context,rows,threads] [--out FILE]
 
-At every point three steps run in turn: transformers' forward pass on its dynamic cache, the
-engine's on the unmodified model, and the engine's with LaRoSA, all after the same context. Its keys
+At every point three steps run in turn, each up to the logits: transformers' forward pass on its
+dynamic cache, the engine's on the unmodified model, and the engine's with LaRoSA, all after the
+same context and with weights in huge pages where the system has them. Its keys
 and values are those of a text, repeated where it is longer than 512 tokens. Before each turn a
 large sum reads memory; the floor of a step is the bytes that it must read (weights, with LaRoSA
 those that one row needs, and the keys and values of all rows) over the rate of that sum.
@@ -43,6 +44,7 @@ from trimtab.environment import prepare
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.memory import copied
 from trimtab.files import write_json
+from trimtab.models.backing import Backing, pack, use_pages
 from trimtab.models.loading import load_model
 from trimtab.models.sources import DType
 from trimtab.progress import say
@@ -159,10 +161,13 @@ def prepared(name: str, dtype: DType, options: argparse.Namespace) -> Iterator[S
         fingerprint=loaded.fingerprint,
     )
     with optimized:
+        pack(loaded.model)
+        pack(optimized.model)
         yield Steps(loaded.model, optimized, prompt, options)
 
 
 def run(options: argparse.Namespace) -> None:
+    use_pages(Backing.huge)
     prepare(options.seed, options.threads)
     out = options.out or data_file("scaling")
     content = begun(out, options)

@@ -25,6 +25,7 @@ from trimtab.evaluation.memory import copied, step_bytes
 from trimtab.generation.transformers import Clock, plain_generation
 from trimtab.larosa import Allocation, Basis, LaRoSA, Selection, Transforms
 from trimtab.method import Method
+from trimtab.models.backing import Backing, pack
 from trimtab.models.facts import CacheShape
 from trimtab.models.loading import LoadedModel
 from trimtab.optimized import Optimized
@@ -111,7 +112,10 @@ class Setting:
             [*chosen, trimtab.VAttention()],
             fingerprint=one.fingerprint,
         )
-        return self.undo.enter_context(optimized)
+        applied = self.undo.enter_context(optimized)
+        if methods and self.options.memory is Backing.huge:
+            pack(applied.model)
+        return applied
 
 
 def calibrated(loaded: LoadedModel, options: Namespace, *others: Method) -> dict[str, Artifact]:
@@ -237,7 +241,8 @@ def _engine(setting: Setting, name: str, *methods: str) -> Contender:
         return Continuation.of(completion.times, completion.text)
 
     def weight_bytes() -> int:
-        return step_bytes(optimized.model) + optimized.applied.extra_step_bytes()
+        read = step_bytes(optimized.model) + optimized.applied.extra_step_bytes()
+        return read - engine.unread_head_bytes
 
     return Contender(
         name,

@@ -55,7 +55,6 @@ def pages() -> dict[str, Any]:
         f"{name}_bytes": kilobytes(ROLLUP, field) for name, field in fields.items()
     }
     found["system"] = HUGE_PAGES.read_text("utf-8").strip() if HUGE_PAGES.exists() else None
-    found["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES")
     return found
 
 

@@ -40,6 +40,10 @@ def content(label: str, speedup: tuple[float, float, float], lost: float = 0.01)
             "steps": {"saving": 0.345},
         },
         "sparsity": None,
+        "memory": {
+            "parameter_bytes": {"baseline": 500, "candidate": 500},
+            "huge_page_bytes": 900,
+        },
         "speed": {
             "paired": True,
             "speedup": {"estimate": estimate, "low": low, "high": high},
@@ -67,6 +71,17 @@ def sweep(tmp_path) -> Path:
         name = "result.json" if job["status"] == "ok" else "error.json"
         (folder / name).write_text(json.dumps(job))
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("huge", "told"),
+    [(900, "in huge pages"), (500, "partly in huge pages"), (100, "in ordinary pages")],
+)
+def test_the_report_says_what_pages_the_weights_were_in(tmp_path, huge, told):
+    job = content("quick", (1.5, 1.4, 1.6))
+    job["memory"]["huge_page_bytes"] = huge
+    (tmp_path / "result.json").write_text(json.dumps(job))
+    assert f"2 threads, weights {told}; torch 2" in build_report(tmp_path).read_text()
 
 
 def test_jobs_are_in_the_order_they_ran(sweep):

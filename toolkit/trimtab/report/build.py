@@ -97,9 +97,19 @@ def _machine(job: Job) -> str:
     hardware = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
     return (
         f"{job.get('model.name')} ({job.get('model.dtype')}) on `{job.get('corpus.name')}`, "
-        f"measured on {hardware}; torch {packages['torch']}, transformers "
+        f"measured on {hardware}, {_pages(job)}; torch {packages['torch']}, transformers "
         f"{packages['transformers']}, commit {str(environment['commit'])[:12]}."
     )
+
+
+def _pages(job: Job) -> str:
+    """Return where the weights of both models lay, by what was counted."""
+    held: dict[str, int] = job.get("memory.parameter_bytes")
+    weights = sum(held.values()) if job.get("speed.paired") else max(held.values())
+    share = job.get("memory.huge_page_bytes") / weights
+    if share > 0.8:
+        return "weights in huge pages"
+    return "weights in ordinary pages" if share < 0.2 else "weights partly in huge pages"
 
 
 def _reading() -> str:
