@@ -40,11 +40,11 @@ from decode_report import write_report
 from kv_parts.generating import EMBEDDED, model_config
 from texts import python_docs
 
+from trimtab.backing import Backing, pack, use_pages
 from trimtab.corpus import Split, encode
 from trimtab.environment import prepare
 from trimtab.errors import TrimtabError
 from trimtab.files import write_json
-from trimtab.models.backing import Backing, pack, use_pages
 from trimtab.models.facts import longest_text
 from trimtab.models.loading import LoadedModel, load_model
 from trimtab.models.sources import DType

@@ -39,12 +39,12 @@ from scaling_report import write_report
 from texts import python_docs
 
 import trimtab
+from trimtab.backing import Backing, pack, use_pages
 from trimtab.corpus import Split, encode
 from trimtab.environment import prepare
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.memory import copied
 from trimtab.files import write_json
-from trimtab.models.backing import Backing, pack, use_pages
 from trimtab.models.loading import load_model
 from trimtab.models.sources import DType
 from trimtab.progress import say

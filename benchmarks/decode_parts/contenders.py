@@ -20,12 +20,12 @@ from decode_parts import llama_cpp
 from decode_parts.continuation import Continuation, MissingError
 from trimtab.adaptivocab.settings import Mode
 from trimtab.artifact import Artifact
+from trimtab.backing import Backing, pack
 from trimtab.calibration import artifacts_for
 from trimtab.evaluation.memory import copied, step_bytes
 from trimtab.generation.transformers import Clock, plain_generation
 from trimtab.larosa import Allocation, Basis, LaRoSA, Selection, Transforms
 from trimtab.method import Method
-from trimtab.models.backing import Backing, pack
 from trimtab.models.facts import CacheShape
 from trimtab.models.loading import LoadedModel
 from trimtab.optimized import Optimized

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
-from trimtab.models.backing import Backing
+from trimtab.backing import Backing
 from trimtab.settings import Settings, setting, settings
 
 LEAST_TIMED = 6

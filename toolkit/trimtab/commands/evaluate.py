@@ -78,12 +78,12 @@ def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
         If the model, the corpus or an artifact cannot be had, or the stack does not fit.
     """
     import trimtab
+    from trimtab.backing import Backing, pack, use_pages
     from trimtab.calibration import artifacts_for
     from trimtab.corpus import Split, load_corpus
     from trimtab.environment import prepare
     from trimtab.evaluation.memory import copied, require_room_for_copy
     from trimtab.evaluation.run import Subject
-    from trimtab.models.backing import Backing, pack, use_pages
     from trimtab.models.loading import load_model
     from trimtab.stack import Stack
 
@@ -103,8 +103,8 @@ def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
     known = loaded.fingerprint
     with trimtab.apply(model, loaded.tokenizer, members, fingerprint=known) as optimized:
         if settings.memory is Backing.huge:
-            pack(loaded.model)
-            pack(model)
+            for one in dict.fromkeys((loaded.model, model)):
+                pack(one)
         return trimtab.measure(
             optimized,
             corpus,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from trimtab.backing import huge_page_bytes
 from trimtab.environment import describe_environment, peak_host_bytes
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.results.result import Result
-from trimtab.models.backing import huge_page_bytes
 
 ABSENT = {
     "gpu": "no CUDA device",

@@ -12,7 +12,7 @@ from torch import nn
 
 import trimtab
 from tests.generation.models import TOKENIZER, model_of
-from trimtab.models import backing
+from trimtab import backing
 
 TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 METHODS = [
@@ -93,7 +93,7 @@ def test_what_is_allocated_lies_in_huge_pages_or_does_not(choice):
     if "[never]" in TRANSPARENT.read_text("ascii"):
         pytest.skip("the system has no huge pages")
     code = (
-        "from trimtab.models.backing import *\n"
+        "from trimtab.backing import *\n"
         f"use_pages(Backing({str(choice)!r}))\n"
         "import torch\n"
         "one = torch.ones(2**24)\n"
