@@ -79,8 +79,8 @@ def test_files_of_all_kinds_are_read(tmp_path):
 def test_max_documents_takes_the_first(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(name)
-    config = FilesCorpus(glob=str(tmp_path / "*.txt"), text_field="text", **SHARES)
-    config.max_documents = 2
+    pattern = str(tmp_path / "*.txt")
+    config = FilesCorpus(**{**SHARES, "glob": pattern, "text_field": "text", "max_documents": 2})
     corpus = load_corpus(config)
     found = {document.text for split in Split for document in corpus.splits[split]}
     assert found == {"a", "b"}

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_prompts_to_be_compressed_have_their_full_size():
         assert window.context + window.text in text
         assert 297 < len(window.context.encode()) <= 300
         assert 96 < window.scored_bytes <= 103
-    config.compression_windows = 1000
+    config = replace(config, compression_windows=1000)
     assert len(compression_windows(documents, config)) == len(text.encode()) // 400
     assert compression_windows(documents[:1], config) == []
 
@@ -94,7 +95,7 @@ def test_text_of_another_domain_is_source_of_the_running_python():
     for window in windows:
         source = (Path(os.__file__).parent / window.document).read_text("utf-8")
         assert window.context + window.text in source
-    config.out_of_domain_windows = 0
+    config = replace(config, out_of_domain_windows=0)
     assert out_of_domain_windows(config) == []
 
 
