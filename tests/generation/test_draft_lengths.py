@@ -16,6 +16,7 @@ from trimtab.generation import costs
 from trimtab.generation.costs import StepCosts, step_costs
 from trimtab.generation.drafts import WORTH, Drafts
 from trimtab.generation.executor import MOST_ROWS
+from trimtab.generation.forward import Forward
 from trimtab_kernels.decode_step import cpu
 
 chances = st.lists(st.floats(0.01, 1.0), max_size=4)
@@ -156,3 +157,16 @@ def test_costs_are_measured_once_for_a_model_as_it_is(monkeypatch, by_modules):
     with engine_for(model) as engine:
         assert engine.stats.step_costs is None
     assert len(measured) == 2
+
+
+def test_the_rows_that_are_timed_are_different_tokens(monkeypatch):
+    monkeypatch.setattr("trimtab.generation.engine.step_costs", step_costs)
+    monkeypatch.setattr(costs, "ENOUGH", 0)
+    timed, choose = [], Forward.choose
+    monkeypatch.setattr(
+        Forward, "choose", lambda own, spans: timed.append(spans[0].ids) or choose(own, spans)
+    )
+    with engine_for(model_of(), drafter=Guesses(0, 0)):
+        pass
+    assert {len(ids) for ids in timed} == {*costs.ROWS}
+    assert all(len(set(ids)) > len(ids) / 2 for ids in timed)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.generation.executor import MOST_ROWS, uncounted
@@ -18,7 +19,7 @@ from trimtab.generation.forward import Forward, Span
 from trimtab.vattention.virtual_kv import VirtualKV
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, MOST_ROWS)  # timed; between them, costs are interpolated
-DEPTH = 256  # tokens of context
+DEPTH = 128  # tokens of context
 LEAST, ENOUGH = 2, 0.4  # rounds, and the seconds after which there is none further
 
 
@@ -69,21 +70,30 @@ def step_costs(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: in
 
 @torch.inference_mode()
 def _measure(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int) -> StepCosts:
-    """Time steps over `ROWS` rows in turn; the fastest of each counts, or of more rows."""
+    """Time steps over `ROWS` rows in turn; the fastest of each counts, or of more rows.
+
+    The rows are different tokens of one text: where a method skips weights, a step skips those
+    that none of its rows needs, and equal rows would need the same.
+    """
     depth = min(DEPTH, room)
+    embedding = cast(Tensor, model.get_input_embeddings().weight)
+    tokens = np.random.default_rng(0).integers(len(embedding), size=depth).tolist()
     rows = sorted({min(number, depth) for number in ROWS})
     slot = kv.acquire()
     try:
         kv.ensure({slot: depth})
 
         def step(number: int) -> list[int]:
-            span = Span(slot, [0] * number, depth - number)
+            start = depth - number
+            span = Span(slot, tokens[start:], start)
             if forward.together:
                 return forward.choose([span])
-            logits = forward.decode({slot: 0}) if number == 1 else forward.verify([span])
+            one = number == 1
+            logits = forward.decode({slot: tokens[-1]}) if one else forward.verify([span])
             return cast("list[int]", logits.float().argmax(-1).tolist())
 
         with uncounted(model):
+            forward.prefill([Span(slot, tokens, 0)])
             best = _fastest([partial(step, number) for number in rows])
     finally:
         kv.release(slot)
