@@ -1,9 +1,11 @@
-"""Types of the benchmarks' arguments: each refuses what cannot be, and says what can."""
+"""The benchmarks' arguments: types that refuse what cannot be, and the command line as a whole."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
+from pathlib import Path
 
 
 def positive(text: str) -> int:
@@ -34,3 +36,9 @@ def sizes(text: str, like: str) -> str:
 
 def _is_size(text: str) -> bool:
     return text.isdecimal() and int(text) >= 1
+
+
+def command() -> list[str]:
+    """Return the command line, its script as seen from the checkout."""
+    script = Path(sys.argv[0])
+    return [f"{script.resolve().parent.name}/{script.name}", *sys.argv[1:]]

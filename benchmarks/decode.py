@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import positive
+from arguments import command, positive
 from decode_parts import llama_cpp
 from decode_parts.contenders import BUILDERS, Setting, artifacts, contenders
 from decode_parts.machine import data_file, environment
@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
     out = options.out or data_file("decode")
     names = ("model", "context", "new_tokens", "prompts", "repeats", "sparsity", "memory")
     content: dict[str, Any] = {
-        "command": sys.argv,
+        "command": command(),
         "settings": {name: getattr(options, name) for name in names},
         "environment": environment(options.seed),
         "llama.cpp": llama_cpp.described(),

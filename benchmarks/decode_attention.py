@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import positive, sizes
+from arguments import command, positive, sizes
 from sparse_linear import COLD_BYTES, DTYPES, SEED, WARM_UP, name, time_on_cpu, time_on_cuda
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -111,7 +110,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     dtypes = DTYPES[arguments.device]
     result: dict[str, Any] = {
-        "command": sys.argv,
+        "command": command(),
         "environment": describe_environment(SEED),
         "kernels": {name(dtype): kernel_name(arguments.device, dtype) for dtype in dtypes},
         "rows": [],

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from arguments import above_zero, positive
+from arguments import above_zero, command, positive
 from kv_parts.counting import budget, memory
 from kv_parts.decoding import attention
 from kv_parts.generating import EMBEDDED, generation
@@ -150,7 +150,7 @@ def run(options: Options) -> None:
     prepare(options.seed, None)
     kernel = kernel_name(options.device, options.dtype)
     found: dict[str, Any] = {
-        "command": sys.argv,
+        "command": command(),
         "environment": describe_environment(options.seed),
         "kernel": kernel,
         "trace": {"prompts": options.trace.prompts, "outputs": options.trace.outputs},

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import positive
+from arguments import command, positive
 from decode_parts.contenders import calibrated
 from decode_parts.machine import data_file, environment
 from decode_parts.scales import PREFIX, Point, Steps
@@ -136,7 +136,7 @@ def begun(out: Path, options: argparse.Namespace) -> dict[str, Any]:
     settings = {name: getattr(options, name) for name in SHARED}
     here = environment(options.seed)
     if not out.exists():
-        return {"command": sys.argv, "settings": settings, "environment": here, "models": {}}
+        return {"command": command(), "settings": settings, "environment": here, "models": {}}
     content: dict[str, Any] = json.loads(out.read_text("utf-8"))
     found = {**content["settings"], "cpu": content["environment"]["cpu"]}
     if found != (asked := {**settings, "cpu": here["cpu"]}):

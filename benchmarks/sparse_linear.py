@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import sizes
+from arguments import command, sizes
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -133,7 +132,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     dtypes = DTYPES[arguments.device]
     result: dict[str, Any] = {
-        "command": sys.argv,
+        "command": command(),
         "environment": describe_environment(SEED),
         "kernels": {name(dtype): kernel_name(arguments.device, dtype) for dtype in dtypes},
         "rows": [],

@@ -24,7 +24,7 @@ from vocabulary_parts.bench import MAX_NGRAM, Bench, Record
 SIZES = (500, 2000, 5000)
 LENGTHS = (2, 3, 8)  # most of an n-gram, beside `MAX_NGRAM`
 PROMPT, REPLAYED = 100, 1500  # tokens of a document
-COSTS = StepCosts((1.0, 1.16, 1.23, 1.3, 1.37, 1.44, 1.52, 1.6))  # of the C++ step, AVX-512
+COSTS = StepCosts((1.0, 1.16, 1.23, 1.3, 1.37, 1.44, 1.52, 1.6))  # assumed, of 1 to 8 rows
 
 
 def mining(bench: Bench) -> Iterator[Record]:

@@ -1,8 +1,8 @@
 """What backs a model's weights in memory.
 
-The same reads take up to three times as long from scattered pages of 4 KB as from pages of 2 MB,
-and which ones a process gets depends on how the weights came there (mapped from a file, copied,
-made by a method) and on how long the machine has run. So models are only compared on one backing.
+Scattered pages of 4 KB take longer to read than pages of 2 MB, and which ones a process gets
+depends on how the weights came there (mapped from a file, copied, made by a method) and on how long
+the machine has run. So models are only compared on one backing.
 """
 
 from __future__ import annotations
