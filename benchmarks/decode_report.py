@@ -5,14 +5,13 @@ python benchmarks/decode_report.py FILE.json [--into benchmarks/RESULTS.md]
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
-from result_tables import insert_report, table, with_interval
+from result_tables import report_command, table, with_interval
 
 COLUMNS = (
     "contender", "ms a token", "tokens/s", "tokens a step", "ms a byte of text",
@@ -127,16 +126,5 @@ def write_report(file: Path) -> str:
     return markdown(content)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--into", type=Path, help="a Markdown file with the place `decode`")
-    options = parser.parse_args()
-    report = write_report(options.file)
-    if options.into:
-        insert_report(options.into, "decode", report, options.file.with_suffix(".png"))
-    print(report)
-
-
 if __name__ == "__main__":
-    main()
+    report_command("decode", __doc__, write_report)

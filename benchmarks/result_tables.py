@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 Estimate = dict[str, float]
@@ -20,10 +21,17 @@ def with_interval(value: Estimate, digits: int) -> str:
     return f"{value['estimate']:.{digits}f} [{low}, {high}]"
 
 
-def insert_report(path: Path, place: str, report: str, plot: Path) -> None:
-    """Put a report, and its plot by a path from there, in its place in a file."""
-    link = Path(os.path.relpath(plot, path.parent)).as_posix()
-    insert(path, place, f"\n![{place}]({link})\n\n{report}\n")
+def report_command(place: str, description: str, write_report: Callable[[Path], str]) -> None:
+    """Make a report of a file of data again, and put it in its place in a file if one is named."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--into", type=Path, help=f"a Markdown file with the place `{place}`")
+    options = parser.parse_args()
+    report = write_report(options.file)
+    if options.into:
+        plot = os.path.relpath(options.file.with_suffix(".png"), options.into.parent)
+        insert(options.into, place, f"\n![{place}]({Path(plot).as_posix()})\n\n{report}\n")
+    print(report)
 
 
 def insert(path: Path, place: str, text: str) -> None:

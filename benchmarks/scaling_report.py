@@ -5,7 +5,6 @@ python benchmarks/scaling_report.py FILE.json [--into benchmarks/RESULTS.md]
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from result_tables import insert_report, table, with_interval
+from result_tables import report_command, table, with_interval
 
 SCALES = {"context": "tokens of context", "rows": "rows of a step", "threads": "threads"}
 COLUMNS = (
@@ -127,16 +126,5 @@ def write_report(file: Path) -> str:
     return markdown(content)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--into", type=Path, help="a Markdown file with the place `scaling`")
-    options = parser.parse_args()
-    report = write_report(options.file)
-    if options.into:
-        insert_report(options.into, "scaling", report, options.file.with_suffix(".png"))
-    print(report)
-
-
 if __name__ == "__main__":
-    main()
+    report_command("scaling", __doc__, write_report)
