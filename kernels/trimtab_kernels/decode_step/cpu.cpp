@@ -61,6 +61,19 @@ struct CpuDecodePlan : torch::CustomClassHolder {
     return logits;
   }
 
+  // Of all steps so far, the mean over the threads by what they did.
+  Numbers seconds() const {
+    Numbers found;
+    for (size_t work = 0; work < kWorkNames.size(); ++work) {
+      double total = 0;
+      for (const Memory::Own& own : memory_.own) {
+        total += own.times.seconds(work);
+      }
+      found.insert(kWorkNames[work], total);
+    }
+    return found;
+  }
+
   bool has_quantized_head() const { return QuantizedHead::fits(plan_.head); }
 
   void refresh_head() {
@@ -100,8 +113,20 @@ struct CpuDecodePlan : torch::CustomClassHolder {
 
   template <typename T>
   void run(const Tokens& rows, T* logits, Choice* choice) {
+    const auto started = Times::Clock::now();
     Step<T> step(plan_, rows, memory_, logits, choice);
-    run_team([&](const Member& member) { step.run(member); });
+    std::vector<Times*> running(thread_count());
+    run_team([&](const Member& member) {
+      Times& times = memory_.own[member.first].times;
+      times.start(started, static_cast<double>(member.last - member.first) / member.team);
+      running[member.first] = &times;
+      step.run(member);
+    });
+    for (Times* const times : running) {
+      if (times) {
+        times->end(Work::waiting);
+      }
+    }
   }
 
   // Calls `body` with a number of the plan's dtype.
@@ -130,6 +155,7 @@ TORCH_LIBRARY_FRAGMENT(trimtab, m) {
       .def(torch::init<const Tensors&, const Numbers&>())
       .def("add_layer", &CpuDecodePlan::add_layer)
       .def("step", &CpuDecodePlan::step)
+      .def("seconds", &CpuDecodePlan::seconds)
       .def("has_quantized_head", &CpuDecodePlan::has_quantized_head)
       .def("refresh_head", &CpuDecodePlan::refresh_head)
       .def("choose", &CpuDecodePlan::choose);

@@ -29,7 +29,7 @@ LIBRARY = build.CpuLibrary(
             FOLDER / name
             for name in (
                 "cpu.cpp", "cpu_functions.h", "cpu_head.h", "cpu_parts.h", "cpu_products.h",
-                "cpu_step.h", "cpu_team.h",
+                "cpu_step.h", "cpu_team.h", "cpu_times.h",
             )
         ),
         *(
@@ -70,6 +70,15 @@ class CpuExecutor:
         """Do what `reference.decode_step` does, for up to `MOST_ROWS` tokens."""
         logits: Tensor = self._plan.step(tokens, slots, positions)
         return logits
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What the time of all steps so far went to: the mean over the threads, by their work.
+
+        ``inputs`` are norms and selections, ``linear layers`` the activations between them too, and
+        ``waiting`` is for other threads. Together they are all the time in the operator.
+        """
+        return dict(self._plan.seconds())
 
     @property
     def has_quantized_head(self) -> bool:

@@ -6,6 +6,7 @@
 #include "../sparse_linear/cpu_select.h"
 #include "cpu_functions.h"
 #include "cpu_head.h"
+#include "cpu_times.h"
 
 namespace trimtab {
 
@@ -55,6 +56,7 @@ struct Memory {
     Input input;
     std::vector<float> scratch;
     std::vector<int32_t> keys;
+    Times times;
   };
   std::vector<Own> own;
 };
@@ -146,6 +148,7 @@ class Step {
     Buffer &stream, &other;
 
     void run() {
+      end(Work::waiting);
       embed();
       for (size_t index = 0; index < step.plan_.layers.size(); ++index) {
         const Layer& layer = step.plan_.layers[index];
@@ -158,14 +161,24 @@ class Step {
       for (int64_t r = 0; r < count(); ++r) {
         normalize<T>(step.plan_.final_norm, own.input.row(r), own.input.row(r));
       }
+      end(Work::inputs);
       if (step.choice_) {
         choose(*step.choice_);
       } else {
         predict();
       }
+      end(Work::head);
     }
 
     int64_t count() const { return step.rows_.count(); }
+
+    void end(Work work) { own.times.end(work); }
+    // Waits for the others, after some work.
+    void meet(Work work) {
+      end(work);
+      member.meet();
+      end(Work::waiting);
+    }
 
     void embed() {
       const Plan& plan = step.plan_;
@@ -185,7 +198,7 @@ class Step {
           }
         }
       }
-      member.meet();
+      meet(Work::inputs);
     }
 
     void change_basis(const std::optional<Linear>& change) {
@@ -196,11 +209,11 @@ class Step {
       own.input.compact();
       const Range part = member.share(stream.width, kLanes);
       multiply<T>(*change, own.input, part, other.row(0) + part.begin, other.width);
-      member.meet();
+      meet(Work::transforms);
       for (int64_t r = 0; r < count(); ++r) {
         std::copy(other.row(r) + part.begin, other.row(r) + part.end, stream.row(r) + part.begin);
       }
-      member.meet();
+      meet(Work::transforms);
     }
 
     void attend(const Layer& layer, int64_t index) {
@@ -213,26 +226,26 @@ class Step {
         multiply<T>(linear, own.input, part, made.row(0) + begin + part.begin, made.width);
         begin += linear.outputs();
       }
-      member.meet();
+      meet(Work::linear_layers);
       const int64_t all = plan.heads + 2 * plan.kv_heads;
       const Range heads = member.share(count() * all);
       for (int64_t item = heads.begin; item < heads.end; ++item) {
         place_head(layer, item / all, item % all);
       }
-      member.meet();
+      meet(Work::attention);
       auto attention = step.attention_of(index);
       hidden.width = plan.heads * plan.head_dim;
       const Range pieces = member.share(attention.items());
       std::fill(own.scratch.begin(), own.scratch.end(), 0.0f);
       attention.each(pieces.begin, pieces.end, own.scratch.data(), [](auto...) {});
-      member.meet();
+      meet(Work::attention);
       const int64_t group = plan.heads / plan.kv_heads * plan.head_dim;
       const Range pairs = member.share(count() * plan.kv_heads);
       for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) {
         const int64_t row = pair / plan.kv_heads, head = pair % plan.kv_heads;
         attention.combine(row, head, hidden.row(row) + head * group);
       }
-      member.meet();
+      meet(Work::attention);
       prepare(layer.attention_output, hidden);
       add(layer.output, layer.post_attention);
     }
@@ -280,7 +293,7 @@ class Step {
         activate(layer.activation, gate, layer.gated ? gate + width : nullptr, part.size(),
                  hidden.row(r) + part.begin);
       }
-      member.meet();
+      meet(Work::linear_layers);
       prepare(layer.mlp_activation, hidden);
       add(layer.down, layer.post_mlp);
     }
@@ -290,7 +303,7 @@ class Step {
       const Range part = member.share(stream.width, kLanes);
       multiply<T>(linear, own.input, part, other.row(0) + part.begin, other.width);
       if (norm) {
-        member.meet();
+        meet(Work::linear_layers);
         read(other);
       }
       for (int64_t r = 0; r < count(); ++r) {
@@ -303,7 +316,7 @@ class Step {
           stream.row(r)[i] += added[i];
         }
       }
-      member.meet();
+      meet(Work::linear_layers);
     }
 
     void predict() {
@@ -347,7 +360,7 @@ class Step {
           least = at_least > least ? at_least : least;
         }
       }
-      member.meet();
+      meet(Work::head);
       for (int64_t r = 0; r < count(); ++r) {
         float least = choice.least[r];
         for (size_t i = r; i < choice.least.size(); i += count()) {
@@ -382,9 +395,10 @@ class Step {
       }
       if (site.transform) {
         input.compact();
+        end(Work::inputs);
         const Range part = member.share(other.width, kLanes);
         multiply<T>(*site.transform, input, part, other.row(0) + part.begin, other.width);
-        member.meet();
+        meet(Work::transforms);
         read(other);
       }
       if (site.selection) {
@@ -404,6 +418,7 @@ class Step {
         }
       }
       input.compact();
+      end(Work::inputs);
     }
   };
 
