@@ -39,6 +39,7 @@ def markdown(content: dict[str, Any]) -> str:
         )
         parts.append(table(COLUMNS, [_cells(row) for row in run["rows"]]))
         parts.append("\n".join(_notes(run)))
+        parts += _work(run["rows"])
     return "\n\n".join(parts) + "\n"
 
 
@@ -54,6 +55,29 @@ def _notes(run: dict[str, Any]) -> list[str]:
             f"- A share over 1 says that the floor is wrong, of {'; '.join(wrong)}: {WRONG}"
         )
     return lines
+
+
+def _work(rows: list[dict[str, Any]]) -> list[str]:
+    """Return where the time of the engine's steps goes, as a sentence and a table."""
+    known = [row for row in rows if row["work_ms_per_step"]]
+    if not known:
+        return []
+    kinds = [*known[0]["work_ms_per_step"]]
+    cells = []
+    for row in known:
+        work = row["work_ms_per_step"]
+        cells.append(
+            [
+                row["contender"],
+                *(f"{work[kind]:.2f}" for kind in kinds),
+                f"{sum(work.values()):.2f}",
+            ]
+        )
+    return [
+        "Where a step's milliseconds go, in the mean over threads. Outside is the time around the "
+        "C++ operator; inputs are norms and selections; activations count as linear layers.",
+        table(("contender", *kinds, "in all"), cells),
+    ]
 
 
 def _setting(content: dict[str, Any]) -> str:

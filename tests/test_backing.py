@@ -51,22 +51,25 @@ def test_packed_weights_are_the_same_numbers_elsewhere(variant, monkeypatch):
     assert max(sizes) <= max(largest, 2**18) + 64 * backing.ALIGNMENT
 
 
-def test_memory_that_weights_share_stays_where_it_is():
+def test_memory_that_weights_share_moves_as_one():
     class Sharing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            whole = torch.arange(60.0)
+            whole = torch.arange(81.0)[1:]
             self.first = nn.Parameter(whole[:20])
             self.second = nn.Parameter(whole[10:40].reshape(5, 6))
             self.apart = nn.Parameter(whole[40:50].reshape(5, 2).T)
-            self.strided = nn.Parameter(whole[50::2])
+            self.left, self.right = map(nn.Parameter, whole[50:62].reshape(2, 6).split([2, 4], 1))
+            self.strided = nn.Parameter(whole[62:80].reshape(3, 6)[:, 0])
             self.register_buffer("empty", torch.empty(0))
 
     model = Sharing()
     before, old = numbers(model), places(model)
     backing.pack(model)
-    assert {name for name, place in places(model).items() if place != old[name]} == {"apart"}
+    assert {name for name, place in places(model).items() if place == old[name]} == {"strided"}
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert all(now[1] == old[name][1] for name, now in places(model).items())
+    assert model.right.data_ptr() == model.left.data_ptr() + model.left[0].nbytes
     with torch.no_grad():
         model.first[15] = -1
     assert model.second[0, 5] == -1

@@ -57,6 +57,8 @@ class Contender:
         What runs its decode steps.
     recording : callable
         Returns a context within which is counted what is read.
+    seconds : callable
+        Returns what the time of all steps so far went to, by kind of work, where that is known.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Contender:
     token_bytes: int
     note: str = ""
     recording: Callable[[], AbstractContextManager[Any]] = nullcontext
+    seconds: Callable[[], dict[str, float]] = dict
 
 
 @dataclass
@@ -251,4 +254,5 @@ def _engine(setting: Setting, name: str, *methods: str) -> Contender:
         setting.token_bytes,
         engine.decode_step,
         optimized.applied.recording,
+        lambda: engine.step_seconds,
     )

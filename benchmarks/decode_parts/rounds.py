@@ -30,6 +30,7 @@ def measure(
                 one.run(prompt)
     rates: list[float] = []
     found: dict[str, list[Continuation]] = {one.name: [] for one in contenders}
+    before = {one.name: one.seconds() for one in contenders}
     for number in track(range(rounds), "Rounds", rounds):
         read()  # what the last contender left in the caches is out of the way
         rates.append(read.bytes_per_s())
@@ -38,9 +39,24 @@ def measure(
             found[one.name].append(one.run(prompts[number % len(prompts)]))
     reference, context = found[contenders[0].name], len(prompts[0])
     rows = [_row(one, found[one.name], reference, rates, context, seed) for one in contenders]
+    for one, row in zip(contenders, rows, strict=True):
+        row["work_ms_per_step"] = _work(one.seconds(), before[one.name], found[one.name])
     reading = {"bytes_per_s": rates, "huge_share": read.huge_share}
     del read  # its pages are not the contenders'
     return {"read": reading, "pages": pages(), "rows": rows}
+
+
+def _work(after: dict[str, float], before: dict[str, float], own: list[Continuation]) -> Row:
+    """Return the milliseconds that a step spends on each kind of work, and those on the rest.
+
+    A prompt takes no decode step, but the first new token comes with it.
+    """
+    if not after:
+        return {}
+    steps = sum(part.steps for part in own)
+    work = {name: 1e3 * (after[name] - before[name]) / steps for name in after}
+    whole = sum(part.milliseconds for part in own) / steps
+    return work | {"outside": whole - sum(work.values())}
 
 
 def _row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,9 +25,10 @@ from trimtab.larosa.apply import sparsified
 from trimtab.larosa.plan import Plan
 from trimtab.larosa.selection import Selectors
 from trimtab.models.adapter import adapter_for, head_shape
+from trimtab.models.decode_parts import joined
 from trimtab.models.sources import DType
 from trimtab.vattention.attention import using_attention
-from trimtab_kernels.decode_step import DecodePlan, cpu
+from trimtab_kernels.decode_step import DecodePlan, Linear, cpu
 from trimtab_kernels.decode_step.reference import decode_step
 
 LENGTH = 24
@@ -162,6 +164,8 @@ def test_a_sparse_models_plan_drops_what_the_model_drops(corpus, shape, name):
     with method.apply(model, loaded.tokenizer, artifact) as applied:
         expected = stepwise(model, ids, 1)
         plan, cache = plan_of(model), empty_cache(model, 1)
+        assert {len(layer.projections) for layer in plan.layers} == {1}
+        assert {len(layer.mlp) for layer in plan.layers} == {1}
         assert all(torch.equal(part.counts, torch.zeros(2)) for part in applied.selectors)
         for at in range(LENGTH):
             step = ids[:, at], torch.tensor([0]), torch.tensor([at])
@@ -179,6 +183,59 @@ def test_a_sparse_models_plan_drops_what_the_model_drops(corpus, shape, name):
         kept, seen = zip(*(part.counts.tolist() for part in selectors.made), strict=True)
     assert [2 * total for _, total in counted] == list(seen)
     assert sum(kept) == pytest.approx(2 * sum(found for found, _ in counted), rel=5e-3)
+
+
+def weight_of(*sizes: int) -> list[Linear]:
+    """Return linear layers of 3 inputs whose weights are columns of one matrix, in order."""
+    whole = torch.arange(3.0 * sum(sizes)).reshape(3, -1)
+    return [Linear(part) for part in whole.split(list(sizes), dim=1)]
+
+
+def test_linear_layers_side_by_side_are_one():
+    (one,) = joined(weight_of(4, 1, 2))
+    assert one.bias is None
+    assert torch.equal(one.weight, torch.arange(21.0).reshape(3, 7))
+    biases = torch.arange(7.0).split([4, 1, 2])
+    parts = [
+        Linear(part.weight, bias) for part, bias in zip(weight_of(4, 1, 2), biases, strict=True)
+    ]
+    (one,) = joined(parts)
+    assert one.bias is not None
+    assert torch.equal(one.bias, torch.arange(7.0))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [Linear(part.weight.clone()) for part in weight_of(4, 2)],
+        weight_of(4, 2)[::-1],
+        weight_of(4, 1, 2)[::2],
+        [Linear(part.weight, torch.ones(2)) for part in weight_of(2, 2)],
+        [Linear(part.weight, torch.ones(2) if n else None) for n, part in enumerate(weight_of(2, 2))],
+        [Linear(part.weight.T) for part in weight_of(3, 3)],
+        [Linear(part) for part in torch.arange(18.0).reshape(2, 3, 3)],
+        [weight_of(2, 4)[0], Linear(weight_of(2, 4)[0].weight.reshape(-1)[4:].reshape(1, 2))],
+    ],
+    ids=["apart", "in another order", "with a gap", "biases apart", "one bias", "output-major",
+         "one after another", "other inputs"],
+)  # fmt: skip
+def test_other_linear_layers_stay_apart(parts):
+    assert all(a is b for a, b in zip(joined(parts), parts, strict=True))
+
+
+def test_all_of_a_steps_time_is_said_to_go_somewhere():
+    model = model_of()
+    executor = cpu.CpuExecutor(plan_of(model), *empty_cache(model, 3))
+    step = torch.tensor([5]), torch.tensor([0]), torch.tensor([0])
+    executor.step(*step)
+    before, started = executor.seconds, time.perf_counter()
+    for _ in range(50):
+        executor.step(*step)
+    elapsed, after = time.perf_counter() - started, executor.seconds
+    spent = {work: after[work] - seconds for work, seconds in before.items()}
+    assert 0 < sum(spent.values()) <= elapsed
+    assert spent.pop("transforms") == 0
+    assert all(seconds > 0 for seconds in spent.values())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
@@ -56,48 +57,71 @@ def pack(model: PreTrainedModel) -> None:
     """
     import torch
 
-    parts: list[list[torch.Tensor]] = []
+    parts: list[list[_Block]] = []
     room = 0
-    for tensor in _movable(model):
-        if not parts or tensor.nbytes > room:
+    for block in _blocks(model):
+        if not parts or block.size > room:
             parts.append([])
-            room = max(PART, tensor.nbytes)
-        parts[-1].append(tensor)
-        room -= tensor.nbytes
+            room = max(PART, block.size)
+        parts[-1].append(block)
+        room -= block.size
     with torch.inference_mode(False), torch.no_grad():
         for part in parts:
-            sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in part]
-            places = torch.empty(sum(sizes), dtype=torch.uint8).split(sizes)
-            for tensor, place in zip(part, places, strict=True):
-                flat = place[: tensor.nbytes].view(tensor.dtype)
-                target = flat.as_strided(tensor.shape, tensor.stride())
-                tensor.data = target.copy_(tensor.data)
+            places = torch.empty(sum(one.size for one in part), dtype=torch.uint8)
+            for block, place in zip(part, places.split([one.size for one in part]), strict=True):
+                for tensor in block.tensors:
+                    offset = tensor.data_ptr() - block.start
+                    flat = place[offset : offset + _extent(tensor)].view(tensor.dtype)
+                    target = flat.as_strided(tensor.shape, tensor.stride())
+                    tensor.data = target.copy_(tensor.data)
 
 
-def _movable(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Return the weights that have their numbers side by side, and share them with no other."""
+@dataclass
+class _Block:
+    """Weights that lie in one another: the same numbers, overlapping ones, or columns in turn."""
+
+    start: int  # at a multiple of `ALIGNMENT`
+    end: int
+    tensors: list[torch.Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes that they take, up to a multiple of `ALIGNMENT`."""
+        return -(-(self.end - self.start) // ALIGNMENT) * ALIGNMENT
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing else can be much of the block."""
+        return sum(one.nbytes for one in self.tensors) + ALIGNMENT > self.end - self.start
+
+
+def _blocks(model: PreTrainedModel) -> list[_Block]:
+    """Return the weights that can be moved, in the order of the modules."""
     own = (
         (*module.parameters(recurse=False), *module.buffers(recurse=False))
         for module in model.modules()
     )
     tensors = [
-        tensor for tensor in dict.fromkeys(chain.from_iterable(own)) if tensor.device.type == "cpu"
+        tensor
+        for tensor in dict.fromkeys(chain.from_iterable(own))
+        if tensor.device.type == "cpu" and tensor.numel()
     ]
-    shared: set[torch.Tensor] = set()
-    last: torch.Tensor | None = None
-    end = 0
+    blocks: list[_Block] = []
     for tensor in sorted(tensors, key=lambda one: one.data_ptr()):
-        if last is not None and tensor.data_ptr() < end:
-            shared |= {last, tensor}
-        if (own_end := tensor.data_ptr() + _extent(tensor)) > end:
-            last, end = tensor, own_end
-    return [one for one in tensors if one not in shared and _extent(one) == one.nbytes > 0]
+        start = tensor.data_ptr()
+        if not blocks or start >= blocks[-1].end:
+            blocks.append(_Block(start // ALIGNMENT * ALIGNMENT, start, []))
+        blocks[-1].tensors.append(tensor)
+        blocks[-1].end = max(blocks[-1].end, start + _extent(tensor))
+    order = {tensor: place for place, tensor in enumerate(tensors)}
+    movable = [one for one in blocks if one.whole]
+    return sorted(movable, key=lambda one: min(order[tensor] for tensor in one.tensors))
 
 
 def _extent(tensor: torch.Tensor) -> int:
-    """Return the bytes from the first number of a tensor to the end of its last."""
+    """Return the bytes from the first number of a tensor to the end of its last, if it has any."""
     steps = sum(n * (size - 1) for n, size in zip(tensor.stride(), tensor.shape, strict=True))
-    return (steps + 1) * tensor.element_size() if tensor.numel() else 0
+    return (steps + 1) * tensor.element_size()
 
 
 def huge_page_bytes() -> int:

@@ -279,13 +279,22 @@ class Step {
       prepare(layer.mlp_input, stream);
       const int64_t width = layer.down.inputs();
       const Range part = member.share(width, kLanes);
-      // A thread makes the same part of the gate and of what it multiplies.
-      for (int64_t factor = 0; factor <= layer.gated; ++factor) {
-        const bool one = layer.mlp.size() == 1;
-        const int64_t begin = one ? factor * width : 0;
-        multiply<T>(layer.mlp[one ? 0 : factor], own.input,
-                    {begin + part.begin, begin + part.end},
-                    made.row(0) + factor * width + part.begin, made.width);
+      const bool one = layer.mlp.size() == 1;
+      if (one && !layer.mlp[0].output_major()) {
+        // Long pieces of rows are read faster than short ones, which is worth a meeting.
+        const Range all = member.share(layer.mlp[0].outputs(), kLanes);
+        multiply<T>(layer.mlp[0], own.input, all, made.row(0) + all.begin, made.width);
+        if (layer.gated) {
+          meet(Work::linear_layers);
+        }
+      } else {
+        // A thread makes the same part of the gate and of what it multiplies.
+        for (int64_t factor = 0; factor <= layer.gated; ++factor) {
+          const int64_t begin = one ? factor * width : 0;
+          multiply<T>(layer.mlp[one ? 0 : factor], own.input,
+                      {begin + part.begin, begin + part.end},
+                      made.row(0) + factor * width + part.begin, made.width);
+        }
       }
       hidden.width = width;
       for (int64_t r = 0; r < count(); ++r) {

@@ -178,6 +178,16 @@ class Engine:
             raise RuntimeError("the engine is not running: use it in a `with`")
         return self._forward.executor.unread_head_bytes
 
+    @property
+    def step_seconds(self) -> dict[str, float]:
+        """What the time of decode steps so far went to, by kind of work.
+
+        Empty where the model's modules run them. It begins anew when the model changes.
+        """
+        if self._forward is None:
+            raise RuntimeError("the engine is not running: use it in a `with`")
+        return self._forward.executor.seconds
+
     @torch.inference_mode()
     def generate(
         self,

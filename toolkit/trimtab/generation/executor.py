@@ -59,6 +59,11 @@ class Executor:
         """See `CpuExecutor.unread_head_bytes`; 0 where the modules run."""
         return 0 if self.cpu is None else self.cpu.unread_head_bytes
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """See `CpuExecutor.seconds`; empty where the modules run."""
+        return {} if self.cpu is None else self.cpu.seconds
+
     def choose(
         self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int]
     ) -> list[int]:

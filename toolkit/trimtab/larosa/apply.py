@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trimtab.larosa.fold import fold
-from trimtab.larosa.modules import Keep, SparseLinear, SparseNorm, basis_changed, replaced
+from trimtab.larosa.modules import (
+    Keep,
+    SparseLinear,
+    SparseNorm,
+    basis_changed,
+    replaced,
+    side_by_side,
+)
 from trimtab.larosa.plan import Plan
 from trimtab.larosa.residual import group_start
 from trimtab.models.adapter import adapter_for, centers, head_shape, module_device
@@ -77,8 +84,9 @@ def sparsified(
             for site in adapter.sites:
                 part = selector(site.name, index)
                 weight_bytes.append(sum(folded.linears[name][0].nbytes for name in site.readers))
-                for name in site.readers:
-                    linear = SparseLinear(*folded.linears.pop(name), None if site.norm else part)
+                linears = side_by_side([folded.linears.pop(name) for name in site.readers])
+                for name, (weight, bias) in zip(site.readers, linears, strict=True):
+                    linear = SparseLinear(weight, bias, None if site.norm else part)
                     undo.enter_context(replaced(layer, name, linear))
                 if site.norm is not None:
                     transform, scale = folded.transforms.get(site.name, (None, None))

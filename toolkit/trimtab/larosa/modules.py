@@ -69,6 +69,22 @@ class SparseLinear(nn.Module):
         return SiteInput(selection=_in_decode_step(self.selector, len(self.weight)))
 
 
+def side_by_side(
+    linears: Sequence[tuple[Tensor, Tensor | None]],
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Return input-major weights and biases as views of one memory for all of them.
+
+    An input's weights then follow one another from layer to layer, so that a decode step reads
+    one long row where there were several short ones.
+    """
+    weights, biases = zip(*linears, strict=True)
+    sizes = [weight.shape[1] for weight in weights]
+    if any(bias is None for bias in biases):
+        return list(zip(torch.cat(weights, dim=1).split(sizes, dim=1), biases, strict=True))
+    beside = (torch.cat(parts, dim=-1).split(sizes, dim=-1) for parts in (weights, biases))
+    return list(zip(*beside, strict=True))
+
+
 class SparseNorm(nn.Module):
     """A norm whose output is transformed and selected for all the linear layers that read it.
 

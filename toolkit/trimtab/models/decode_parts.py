@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
@@ -99,6 +99,43 @@ def linear_part(linear: nn.Module) -> Linear:
     if type(linear) not in (nn.Linear, Conv1D):
         raise MisfitError(f"a linear layer of the class {type(linear).__name__} is in no plan")
     return Linear(input_major(linear), cast("Tensor | None", linear.bias))
+
+
+def joined(linears: Sequence[Linear]) -> tuple[Linear, ...]:
+    """Return linear layers with one input, those as one that lie side by side in memory.
+
+    That is if an input's weights of one come right after its weights of another, and the biases of
+    one after those of the other.
+    """
+    found: list[Linear] = []
+    for linear in linears:
+        beside = found and _beside(found[-1], linear)
+        found[-1:] = [beside] if beside else [*found[-1:], linear]
+    return tuple(found)
+
+
+def _beside(first: Linear, second: Linear) -> Linear | None:
+    """Return two linear layers as one, if they lie side by side."""
+    weights, biases = (first.weight, second.weight), (first.bias, second.bias)
+    outputs = [weight.shape[1] for weight in weights]
+    apart = {weight.stride(0) for weight in weights}
+    row_major = all(weight.stride(1) == 1 for weight in weights)
+    if not (row_major and len(apart) == 1 and sum(outputs) <= min(apart) and _follows(*weights)):
+        return None
+    weight = first.weight.data
+    weight = weight.as_strided((len(weight), sum(outputs)), weight.stride())
+    if biases[0] is None and biases[1] is None:
+        return Linear(weight)
+    if biases[0] is None or biases[1] is None or not _follows(biases[0], biases[1]):
+        return None
+    return Linear(weight, biases[0].data.as_strided((sum(outputs),), (1,)))
+
+
+def _follows(first: Tensor, second: Tensor) -> bool:
+    """Say whether the entries of a tensor come after those of another in the same memory."""
+    storages = {one.untyped_storage().data_ptr() for one in (first, second)}
+    size = first.shape[-1] * first.element_size()
+    return len(storages) == 1 and second.data_ptr() == first.data_ptr() + size
 
 
 def basis_change(module: nn.Module) -> Tensor | None:
