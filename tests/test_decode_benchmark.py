@@ -57,6 +57,14 @@ def test_contenders_run_in_turn_on_a_tiny_model(command: Command, tmp_path):
     assert rows[again]["same_text"] == rows[engine]["same_text"] == 1
     assert rows[eager]["speedup"] == {"estimate": 1, "low": 1, "high": 1}
     assert rows[drafting]["tokens_per_step"] >= rows[sparse]["tokens_per_step"] == 1
+    assert rows[eager]["work_ms_per_step"] == {}
+    for name in (engine, sparse, drafting):
+        row, work = rows[name], rows[name]["work_ms_per_step"]
+        steps = sum(sample["steps"] for sample in row["samples"])
+        whole = sum(sample["ms"] for sample in row["samples"])
+        assert sum(work.values()) == pytest.approx(whole / steps, rel=1e-3)
+        assert min(work.values()) >= 0
+        assert (work["transforms"] > 0) == (name != engine)
     assert len(run["read"]["bytes_per_s"]) == 3
     for shown in (*rows, "llama.cpp is absent: "):
         assert shown in done.stdout

@@ -196,10 +196,8 @@ def test_linear_layers_side_by_side_are_one():
     assert one.bias is None
     assert torch.equal(one.weight, torch.arange(21.0).reshape(3, 7))
     biases = torch.arange(7.0).split([4, 1, 2])
-    parts = [
-        Linear(part.weight, bias) for part, bias in zip(weight_of(4, 1, 2), biases, strict=True)
-    ]
-    (one,) = joined(parts)
+    parts = zip(weight_of(4, 1, 2), biases, strict=True)
+    (one,) = joined([Linear(part.weight, bias) for part, bias in parts])
     assert one.bias is not None
     assert torch.equal(one.bias, torch.arange(7.0))
 
