@@ -34,6 +34,11 @@ from trimtab_kernels.decode_step.reference import decode_step
 LENGTH = 24
 
 
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    assert cpu.unavailable(torch.float32, torch.device("cpu")) is None
+
+
 def plan_of(model: PreTrainedModel) -> DecodePlan:
     keys, values = empty_cache(model, 1)
     observed, ids = Observed(ExtendStep(keys, values, 0, 0, 2, prompt=False)), torch.arange(2)[None]
@@ -95,7 +100,6 @@ def test_the_cpu_executor_computes_the_plan(variant, dtype):
     plan = plan_of(model)
     ids = random_inputs(2, LENGTH)
     expected_cache, cache = empty_cache(model, 3), empty_cache(model, 3)
-    assert cpu.unavailable(model.dtype, model.device) is None
     executor = cpu.CpuExecutor(plan, *cache)
     for step in steps_of(ids):
         expected, found = decode_step(plan, *expected_cache, *step), executor.step(*step)
