@@ -4,11 +4,12 @@
                                 [--repeats 12] [--out FILE]
 
 In one process and in rotating order, every contender continues the same prompts greedily: stock
-transformers, twice, so that the noise shows; transformers with a static cache and torch.compile;
-llama.cpp (pip install xllamacpp) on as many threads, with the weights of the embedded model in
-float32, or float16 and bfloat16; the engine on the unmodified model (`vattention`), with LaRoSA,
-and with LaRoSA and AdaptiVocab's drafts (`all`). No text ends early. The time is from the first new
-token to the last. Methods are calibrated first where --artifacts has no artifact of them.
+transformers, twice, so that the noise shows, and once with its weights in pages of 4 KB, so that it
+shows what pages alone do; transformers with a static cache and torch.compile; llama.cpp (pip
+install xllamacpp) on as many threads, with the weights of the embedded model in float32, or float16
+and bfloat16; the engine on the unmodified model (`vattention`), with LaRoSA, and with LaRoSA and
+AdaptiVocab's drafts (`all`). No text ends early. The time is from the first new token to the last.
+Methods are calibrated first where --artifacts has no artifact of them.
 
 The floor of a step is the bytes that it must read, over the rate at which a large sum reads memory
 in huge pages, measured before every round. The bytes: the weights (with LaRoSA those that its
@@ -17,9 +18,9 @@ copy where the engine chooses by it), and the keys and values of the context. A 
 over 1 says that the floor is wrong: that less is read than counted, that weights stay in the
 processor's caches, or that the sum does not read as fast as the machine can.
 
-Pages decide much: with --memory huge, the default, all weights but llama.cpp's lie in huge pages
-where the system has them. The file says what there was, and keeps every sample. Prints the table,
-and draws a plot beside the file; decode_report.py makes both again.
+With --memory huge, the default, all other weights lie in huge pages where the system has them. The
+file says what there was, and keeps every sample. Prints the table, and draws a plot beside the
+file; decode_report.py makes both again.
 """
 
 from __future__ import annotations

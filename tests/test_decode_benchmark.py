@@ -16,7 +16,8 @@ from tests.conftest import ROOT, Command
 
 BENCHMARKS = ROOT / "benchmarks"
 DECODE = """
-    --model tiny-llama --dtypes float32 --contenders again llama.cpp vattention larosa all
+    --model tiny-llama --dtypes float32
+    --contenders again small-pages llama.cpp vattention larosa all
     --repeats 3 --prompts 2 --context 40 --new-tokens 6 --out decode.json
 """
 SCALING = """
@@ -46,15 +47,16 @@ def test_contenders_run_in_turn_on_a_tiny_model(command: Command, tmp_path):
     assert [*run["missing"]] == ["llama.cpp"]
     rows = {row["contender"]: row for row in run["rows"]}
     eager, again = "transformers, eager", "transformers, eager, again"
+    small = "transformers, eager, 4 KB pages"
     engine, sparse, drafting = "vattention", "larosa 0.4, vattention", "all, drafting"
-    assert [*rows] == [eager, again, engine, sparse, drafting]
+    assert [*rows] == [eager, again, small, engine, sparse, drafting]
     for row in rows.values():
         assert [sample["tokens"] for sample in row["samples"]] == [5, 5, 5]
     # The context of a step is what precedes its newest token, and that token: 41 to 45 tokens.
     assert rows[eager]["step_bytes"] == WEIGHTS + 43 * TOKEN
     assert rows[engine]["step_bytes"] == WEIGHTS - UNREAD + 43 * TOKEN
     assert rows[sparse]["weight_bytes"] < WEIGHTS - UNREAD
-    assert rows[again]["same_text"] == rows[engine]["same_text"] == 1
+    assert rows[again]["same_text"] == rows[small]["same_text"] == rows[engine]["same_text"] == 1
     assert rows[eager]["speedup"] == {"estimate": 1, "low": 1, "high": 1}
     assert rows[drafting]["tokens_per_step"] >= rows[sparse]["tokens_per_step"] == 1
     assert rows[eager]["work_ms_per_step"] == {}

@@ -17,6 +17,7 @@ from transformers import CompileConfig, PreTrainedModel
 
 import trimtab
 from decode_parts import llama_cpp
+from decode_parts.backing import collapsed, in_small_pages
 from decode_parts.continuation import Continuation, MissingError
 from trimtab.adaptivocab.settings import Mode
 from trimtab.artifact import Artifact
@@ -141,6 +142,13 @@ def again(setting: Setting) -> Iterator[Contender]:
     yield _stock(setting, "transformers, eager, again", setting.loaded.model)
 
 
+def small_pages(setting: Setting) -> Iterator[Contender]:
+    """Yield the control of what pages do: the same model with its weights in ordinary ones."""
+    if setting.options.memory is not Backing.huge:
+        raise MissingError("all weights are in ordinary pages")
+    yield _stock(setting, "transformers, eager, 4 KB pages", in_small_pages(setting.loaded.model))
+
+
 def compiled(setting: Setting) -> Iterator[Contender]:
     """Yield `generate` with a static cache, whose decode steps are compiled."""
     config = CompileConfig(mode="default")
@@ -169,7 +177,8 @@ def llama(setting: Setting) -> Iterator[Contender]:
     options = setting.options
     dtype = str(setting.loaded.model.dtype).removeprefix("torch.")
     for kind in llama_cpp.WITH[dtype]:
-        with tempfile.TemporaryDirectory() as folder:
+        huge = options.memory is Backing.huge
+        with tempfile.TemporaryDirectory() as folder, collapsed() if huge else nullcontext():
             run = llama_cpp.LlamaCpp(kind, Path(folder), options.context, options.new_tokens)
         # float16 or bfloat16 beside bfloat16: keys and values are as large in either.
         size = run.weight_bytes
@@ -191,6 +200,7 @@ def everything(setting: Setting) -> Iterator[Contender]:
 BUILDERS: dict[str, Callable[[Setting], Iterator[Contender]]] = {
     "eager": eager,
     "again": again,
+    "small-pages": small_pages,
     "compiled": compiled,
     "llama.cpp": llama,
     "vattention": vattention,
