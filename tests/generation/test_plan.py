@@ -107,8 +107,9 @@ def test_the_cpu_executor_computes_the_plan(variant, dtype):
         assert (found - expected).abs().max() / expected.abs().max() < CLOSE[dtype]
 
 
-def test_a_row_is_computed_as_if_it_were_alone():
-    model = model_of("gemma3")
+@pytest.mark.parametrize("variant", ["gemma3", "gpt2"])  # outputs are rows, or inputs are
+def test_a_row_is_computed_as_if_it_were_alone(variant):
+    model = model_of(variant)
     plan, ids = plan_of(model), random_inputs(2, LENGTH)
     together, apart = (cpu.CpuExecutor(plan, *empty_cache(model, 3)) for _ in range(2))
     for step in steps_of(ids):
@@ -117,8 +118,9 @@ def test_a_row_is_computed_as_if_it_were_alone():
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
-def test_the_number_of_threads_changes_no_bit(threads):
-    model = model_of("phi3, window")
+@pytest.mark.parametrize("variant", ["phi3, window", "gpt2"])
+def test_the_number_of_threads_changes_no_bit(variant, threads):
+    model = model_of(variant)
     plan, ids = plan_of(model), random_inputs(2, LENGTH)
     alone, many = (cpu.CpuExecutor(plan, *empty_cache(model, 3)) for _ in range(2))
     for step in steps_of(ids):

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.larosa.bases import (
+    alternating,
     entry_costs,
     metric_for,
     pca,
@@ -54,6 +55,18 @@ def test_a_known_plane_is_found():
     variance, axes = pca(q @ torch.tensor([9.0, 1.0], dtype=torch.float64).diag() @ q.T)
     torch.testing.assert_close(variance, torch.tensor([9.0, 1.0], dtype=torch.float64))
     torch.testing.assert_close(axes[:, 0].abs(), torch.full((2,), 0.5**0.5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 64])
+def test_both_halves_of_alternating_axes_hold_as_much(width):
+    variance, axes = pca(torch.arange(width, 0, -1, dtype=torch.float64).diag())
+    mixed = alternating(axes)
+    order = (variance[:, None] * mixed).sum(0)
+    torch.testing.assert_close(order.sort(descending=True).values, variance)
+    first, second = order[: -(-width // 2)], order[-(-width // 2) :]
+    assert torch.equal(first[: len(second)] - second, torch.ones_like(second))
+    batch = torch.stack([axes, -axes])
+    assert torch.equal(alternating(batch), torch.stack([mixed, -mixed]))
 
 
 def test_axes_do_not_depend_on_the_sign_the_solver_chose():

@@ -28,6 +28,13 @@ struct Input {
   float* row(int64_t index) { return numbers.data() + index * width; }
   const float* row(int64_t index) const { return numbers.data() + index * width; }
 
+  // The entries kept in the first or the second half of the width.
+  Range kept_in(int64_t half) const {
+    const auto begin = indices.begin();
+    const int64_t middle = std::lower_bound(begin, begin + count, width / 2) - begin;
+    return half == 0 ? Range{0, middle} : Range{middle, count};
+  }
+
   void compact() {
     count = 0;
     for (int64_t i = 0; i < width; ++i) {
@@ -149,10 +156,10 @@ void dot_products(const Input& in, const W* weight, int64_t apart, Range range, 
   }
 }
 
-// Outputs [range) of an input-major weight, of which only what the kept entries multiply is read.
+// Outputs [range) of an input-major weight, of which only what some kept entries multiply is read.
 template <typename W>
-void multiply_input_major(const Linear& linear, const Input& in, Range range, float* out,
-                          int64_t stride) {
+void multiply_input_major(const Linear& linear, const Input& in, Range entries, Range range,
+                          float* out, int64_t stride) {
   const W* const weight = linear.weight.const_data_ptr<W>() + range.begin;
   const int64_t apart = linear.weight.stride(0);
   for (int64_t r = 0; r < in.rows; ++r) {
@@ -161,23 +168,25 @@ void multiply_input_major(const Linear& linear, const Input& in, Range range, fl
   for (int64_t c = 0; c < range.size(); c += kColumnBlock) {
     const int64_t block = std::min(kColumnBlock, range.size() - c);
     const auto row_of = [&](int64_t i) { return weight + in.indices[i] * apart + c; };
-    add_entries_of_tokens(in.rows, out + c, stride, row_of, 0, in.count, in.values.data(), in.width,
-                          block);
+    add_entries_of_tokens(in.rows, out + c, stride, row_of, entries.begin, entries.end,
+                          in.values.data(), in.width, block);
   }
 }
 
-// Outputs [range) of a linear layer with its bias.
+// Outputs [range) of a linear layer with its bias. Those of an input-major weight are the sum of two
+// results, one a half of the inputs, of which `half` is made.
 template <typename T>
-void multiply(const Linear& linear, const Input& in, Range range, float* out, int64_t stride) {
+void multiply(const Linear& linear, const Input& in, int64_t half, Range range, float* out,
+              int64_t stride) {
   if (range.size() <= 0) {
     return;
   }
   if (linear.output_major()) {
     dot_products(in, linear.weight.const_data_ptr<T>(), linear.weight.stride(1), range, out, stride);
   } else if (linear.weight.scalar_type() == at::kChar) {
-    multiply_input_major<int8_t>(linear, in, range, out, stride);
+    multiply_input_major<int8_t>(linear, in, in.kept_in(half), range, out, stride);
   } else {
-    multiply_input_major<T>(linear, in, range, out, stride);
+    multiply_input_major<T>(linear, in, in.kept_in(half), range, out, stride);
   }
   const auto entries = [&](const Tensor& vector, auto zero) {
     using V = decltype(zero);
@@ -189,7 +198,7 @@ void multiply(const Linear& linear, const Input& in, Range range, float* out, in
     for (int64_t o = 0; scale && o < range.size(); ++o) {
       out[r * stride + o] *= scale[o];
     }
-    for (int64_t o = 0; bias && o < range.size(); ++o) {
+    for (int64_t o = 0; bias && half == 0 && o < range.size(); ++o) {
       out[r * stride + o] += widen(bias[o]);
     }
   }

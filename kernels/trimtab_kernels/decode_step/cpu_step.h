@@ -32,16 +32,20 @@ struct Tokens {
   int64_t position(int64_t row) const { return places[row].length - 1; }
 };
 
-// float32 numbers of shape [rows, width], shared by the threads; kept between steps.
+// float32 numbers of shape [rows, width], shared by the threads; kept between steps. Results that are
+// sums of two come in two of them.
 struct Buffer {
   std::vector<float> numbers;
-  int64_t width = 0;
+  int64_t rows = 0, width = 0;
 
-  void resize(int64_t rows, int64_t new_width) {
+  void resize(int64_t new_rows, int64_t new_width, int64_t halves = 1) {
+    rows = new_rows;
     width = new_width;
-    numbers.resize(std::max<size_t>(numbers.size(), rows * width));
+    numbers.resize(std::max<size_t>(numbers.size(), halves * rows * width));
   }
-  float* row(int64_t index) { return numbers.data() + index * width; }
+  float* row(int64_t index, int64_t half = 0) {
+    return numbers.data() + (half * rows + index) * width;
+  }
 };
 
 // What the threads share, and what each of them has for itself.
@@ -105,8 +109,8 @@ class Step {
     }
     const int64_t width = plan.embedding.size(1);
     memory.stream.resize(rows.count(), width);
-    memory.other.resize(rows.count(), width);
-    memory.made.resize(rows.count(), made);
+    memory.other.resize(rows.count(), width, 2);
+    memory.made.resize(rows.count(), made, 2);
     memory.hidden.resize(rows.count(), hidden);
     memory.sums.resize(std::max<size_t>(memory.sums.size(), sums));
     memory.softmaxes.resize(std::max<size_t>(memory.softmaxes.size(), softmaxes));
@@ -207,30 +211,72 @@ class Step {
       }
       read(stream);
       own.input.compact();
-      const Range part = member.share(stream.width, kLanes);
-      multiply<T>(*change, own.input, part, other.row(0) + part.begin, other.width);
+      const int64_t halves = halves_of(*change);
+      make(*change, other, 0, halves);
       meet(Work::transforms);
+      const Range part = member.share(stream.width, kLanes);
       for (int64_t r = 0; r < count(); ++r) {
+        add_halves(other, r, part, halves);
         std::copy(other.row(r) + part.begin, other.row(r) + part.end, stream.row(r) + part.begin);
       }
       meet(Work::transforms);
+    }
+
+    // In how many results the outputs of linear layers come: two, each over half of the inputs, if the
+    // weights are input-major. A thread then reads longer pieces of fewer rows. It is two however
+    // many threads there are, so that their number changes no bit.
+    static int64_t halves_of(const Linear& linear) { return linear.output_major() ? 1 : 2; }
+    static int64_t halves_of(const std::vector<Linear>& linears) {
+      return std::all_of(linears.begin(), linears.end(),
+                         [](const Linear& linear) { return linear.output_major(); })
+                 ? 1
+                 : 2;
+    }
+
+    // Makes this thread's share of a linear layer's outputs, from a column of `target` on.
+    void make(const Linear& linear, Buffer& target, int64_t column, int64_t halves) {
+      const int64_t outputs = linear.outputs();
+      const Range share = member.share(halves * outputs, kLanes);
+      for (int64_t half = 0; half < halves; ++half) {
+        const Range part{std::max<int64_t>(share.begin - half * outputs, 0),
+                         std::min(share.end - half * outputs, outputs)};
+        float* const out = target.row(0, half) + column + part.begin;
+        if (half < halves_of(linear)) {
+          multiply<T>(linear, own.input, half, part, out, target.width);
+        } else {
+          for (int64_t r = 0; r < count() && part.size() > 0; ++r) {
+            std::fill_n(out + r * target.width, part.size(), 0.0f);
+          }
+        }
+      }
+    }
+
+    // Adds up the results of some columns.
+    static void add_halves(Buffer& made, int64_t row, Range columns, int64_t halves) {
+      float* const sums = made.row(row);
+      const float* const second = made.row(row, 1);
+      for (int64_t i = columns.begin; halves == 2 && i < columns.end; ++i) {
+        sums[i] += second[i];
+      }
     }
 
     void attend(const Layer& layer, int64_t index) {
       const Plan& plan = step.plan_;
       Buffer &made = step.memory_.made, &hidden = step.memory_.hidden;
       prepare(layer.attention_input, stream);
-      int64_t begin = 0;
+      const int64_t halves = halves_of(layer.projections);
+      int64_t column = 0;
       for (const Linear& linear : layer.projections) {
-        const Range part = member.share(linear.outputs(), kLanes);
-        multiply<T>(linear, own.input, part, made.row(0) + begin + part.begin, made.width);
-        begin += linear.outputs();
+        make(linear, made, column, halves);
+        column += linear.outputs();
       }
       meet(Work::linear_layers);
       const int64_t all = plan.heads + 2 * plan.kv_heads;
       const Range heads = member.share(count() * all);
       for (int64_t item = heads.begin; item < heads.end; ++item) {
-        place_head(layer, item / all, item % all);
+        const int64_t row = item / all, head = item % all;
+        add_halves(made, row, {head * plan.head_dim, (head + 1) * plan.head_dim}, halves);
+        place_head(layer, row, head);
       }
       meet(Work::attention);
       auto attention = step.attention_of(index);
@@ -279,25 +325,29 @@ class Step {
       prepare(layer.mlp_input, stream);
       const int64_t width = layer.down.inputs();
       const Range part = member.share(width, kLanes);
-      const bool one = layer.mlp.size() == 1;
-      if (one && !layer.mlp[0].output_major()) {
-        // Long pieces of rows are read faster than short ones, which is worth a meeting.
-        const Range all = member.share(layer.mlp[0].outputs(), kLanes);
-        multiply<T>(layer.mlp[0], own.input, all, made.row(0) + all.begin, made.width);
-        if (layer.gated) {
-          meet(Work::linear_layers);
+      const int64_t halves = halves_of(layer.mlp);
+      if (halves == 2) {
+        int64_t column = 0;
+        for (const Linear& linear : layer.mlp) {
+          make(linear, made, column, halves);
+          column += linear.outputs();
         }
+        meet(Work::linear_layers);
       } else {
-        // A thread makes the same part of the gate and of what it multiplies.
+        // A thread makes the same part of the gate and of what it multiplies: nobody has to wait.
+        const bool one = layer.mlp.size() == 1;
         for (int64_t factor = 0; factor <= layer.gated; ++factor) {
           const int64_t begin = one ? factor * width : 0;
-          multiply<T>(layer.mlp[one ? 0 : factor], own.input,
+          multiply<T>(layer.mlp[one ? 0 : factor], own.input, 0,
                       {begin + part.begin, begin + part.end},
                       made.row(0) + factor * width + part.begin, made.width);
         }
       }
       hidden.width = width;
       for (int64_t r = 0; r < count(); ++r) {
+        for (int64_t factor = 0; factor <= layer.gated; ++factor) {
+          add_halves(made, r, {factor * width + part.begin, factor * width + part.end}, halves);
+        }
         const float* const gate = made.row(r) + part.begin;
         activate(layer.activation, gate, layer.gated ? gate + width : nullptr, part.size(),
                  hidden.row(r) + part.begin);
@@ -309,13 +359,17 @@ class Step {
 
     // Adds what a linear layer makes of the input to the residual stream.
     void add(const Linear& linear, const std::optional<Norm>& norm) {
+      const int64_t halves = halves_of(linear);
+      make(linear, other, 0, halves);
       const Range part = member.share(stream.width, kLanes);
-      multiply<T>(linear, own.input, part, other.row(0) + part.begin, other.width);
-      if (norm) {
+      if (norm || halves == 2) {
         meet(Work::linear_layers);
-        read(other);
+      }
+      if (norm) {
+        read(other, halves);
       }
       for (int64_t r = 0; r < count(); ++r) {
+        add_halves(other, r, part, norm ? 1 : halves);
         const float* added = other.row(r);
         if (norm) {
           normalize<T>(*norm, own.input.row(r), own.input.row(r));
@@ -332,13 +386,17 @@ class Step {
       const Plan& plan = step.plan_;
       own.input.compact();
       constexpr int64_t kBatch = 256;  // logits that a thread holds in float32 at a time
-      float batch[kBatch];
+      float batch[kBatch], second[kBatch];
       const int64_t outputs = plan.head.outputs();
       const Range all = member.share(outputs, kLanes);
       const int64_t size = kBatch / count();
       for (int64_t begin = all.begin; begin < all.end; begin += size) {
         const Range part{begin, std::min(all.end, begin + size)};
-        multiply<T>(plan.head, own.input, part, batch, size);
+        multiply<T>(plan.head, own.input, 0, part, batch, size);
+        if (halves_of(plan.head) == 2) {
+          multiply<T>(plan.head, own.input, 1, part, second, size);
+          std::transform(batch, batch + kBatch, second, batch, std::plus<float>());
+        }
         for (int64_t r = 0; r < count(); ++r) {
           T* const logits = step.logits_ + r * outputs + part.begin;
           for (int64_t o = 0; o < part.size(); ++o) {
@@ -388,10 +446,14 @@ class Step {
       }
     }
 
-    // Copies shared rows into the thread's own input.
-    void read(Buffer& source) {
+    // Copies shared rows into the thread's own input, with both results added up.
+    void read(Buffer& source, int64_t halves = 1) {
       own.input.resize(count(), source.width);
       std::copy(source.row(0), source.row(count()), own.input.row(0));
+      const float* const second = source.row(0, 1);
+      for (int64_t i = 0; halves == 2 && i < count() * source.width; ++i) {
+        own.input.numbers[i] += second[i];
+      }
     }
 
     // Makes the thread's own input of shared rows: norm, transform, selection. Every thread does
@@ -405,10 +467,10 @@ class Step {
       if (site.transform) {
         input.compact();
         end(Work::inputs);
-        const Range part = member.share(other.width, kLanes);
-        multiply<T>(*site.transform, input, part, other.row(0) + part.begin, other.width);
+        const int64_t halves = halves_of(*site.transform);
+        make(*site.transform, other, 0, halves);
         meet(Work::transforms);
-        read(other);
+        read(other, halves);
       }
       if (site.selection) {
         const Selection& selection = *site.selection;

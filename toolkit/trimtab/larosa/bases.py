@@ -72,6 +72,20 @@ def weighted_pca(second_moment: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]
     return variance, root @ axes
 
 
+def alternating(axes: Tensor) -> Tensor:
+    """Return the columns of a basis with every other one first, then those between them.
+
+    Of entries in descending order, either half then keeps about as many: decode steps share them
+    out by halves.
+
+    Parameters
+    ----------
+    axes : Tensor
+        Of shape [..., d, d], with an axis in each column.
+    """
+    return torch.cat([axes[..., ::2], axes[..., 1::2]], dim=-1)
+
+
 def metric_for(basis: Basis, weight: Tensor, fisher: Tensor | None) -> Tensor:
     """Return G, the metric of a basis: a change δ of the activations counts δ G δᵀ.
 

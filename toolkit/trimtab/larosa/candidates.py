@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.larosa.bases import (
     SMALLEST_RATIO,
+    alternating,
     entry_costs,
     metric_for,
     per_head,
@@ -131,7 +132,7 @@ def _after_norm(
     scaled = weight * _row_norms(read, settings.fold_norms)
     found = [candidate(free, scaled, {"norm_weight": scaled.float()})]
     if settings.basis is not Basis.none:
-        transform = weighted_pca(moment, metric)[1]
+        transform = alternating(weighted_pca(moment, metric)[1])
         saved = stored_transform(transform, weight, settings.precision)
         found.append(candidate(TRANSFORM, transform_matrix(saved), saved))
     return found
@@ -155,8 +156,8 @@ def _of_values(
         known = None if fisher is None else fisher[index]
         axes = torch.eye(heads.head_dim, dtype=torch.float64, device=read.device)
         if folds:
-            axes = weighted_pca(moment[index], metric_for(settings.basis, block, known))[1]
-            axes = axes.float().double()
+            metric = metric_for(settings.basis, block, known)
+            axes = alternating(weighted_pca(moment[index], metric)[1]).float().double()
         maps.append(axes)
         costs.append(entry_costs(cost_metric(block, known), axes).repeat(shared))
     stacked = torch.stack(maps)

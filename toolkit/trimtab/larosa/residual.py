@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from trimtab.larosa.bases import pca
+from trimtab.larosa.bases import alternating, pca
 from trimtab.larosa.settings import RotationScope
 
 
@@ -56,10 +56,10 @@ def residual_rotation(moments: Iterable[Tensor]) -> Tensor:
     Returns
     -------
     Tensor
-        Q, orthogonal, float64 of shape [d, d].
+        Q, orthogonal, float64 of shape [d, d], its columns `alternating`.
     """
     total: Tensor | int = 0
     for moment in moments:
         total = total + moment / moment.trace()
     assert isinstance(total, Tensor)
-    return pca(total)[1]
+    return alternating(pca(total)[1])
