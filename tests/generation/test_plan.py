@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,21 +33,20 @@ from trimtab_kernels.decode_step.reference import decode_step
 LENGTH = 24
 
 
-def plan_of(model: PreTrainedModel) -> DecodePlan:
-    keys, values = empty_cache(model, 1)
-    observed, ids = Observed(ExtendStep(keys, values, 0, 0, 2, prompt=False)), torch.arange(2)[None]
-    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+def plan_of(model: PreTrainedModel, max_len: int = LENGTH) -> DecodePlan:
+    observed = Observed(ExtendStep(*empty_cache(model, 1), 0, 0, 2, prompt=False))
+    ids = torch.arange(2, device=model.device)[None]
+    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=model.device)
     with using_attention(model, NAME), observed.watching(model):
         model(ids, position_ids=ids, attention_mask=no_mask, use_cache=False, step=observed)
-    return decode_plan(model, observed, LENGTH)
+    return decode_plan(model, observed, max_len)
 
 
 def empty_cache(model: PreTrainedModel, slots: int) -> tuple[list[Tensor], list[Tensor]]:
     heads, layers = head_shape(model.config), model.config.num_hidden_layers
     shape = slots, LENGTH, heads.kv_heads, heads.head_dim
-    keys, values = (
-        [torch.full(shape, torch.nan, dtype=model.dtype) for _ in range(layers)] for _ in range(2)
-    )
+    make = partial(torch.full, shape, torch.nan, dtype=model.dtype, device=model.device)
+    keys, values = ([make() for _ in range(layers)] for _ in range(2))
     return keys, values
 
 
