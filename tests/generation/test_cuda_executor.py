@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from tests.conftest import ROOT
 from tests.generation import triton_step_cases
 from tests.generation.models import VARIANTS, engine_for, model_of, prompts_of
-from tests.generation.test_plan import LENGTH, empty_cache, plan_of
+from tests.generation.test_plan import LENGTH, OUTSIDE, empty_cache, plan_of
 from trimtab.generation import Engine
 from trimtab.models.sources import DType
 from trimtab.vattention.virtual_kv import VirtualKV
@@ -80,6 +80,14 @@ def test_a_plan_that_the_kernels_cannot_read_is_refused(change, message):
     plan = plan_of(model)
     with pytest.raises(ValueError, match=message):
         gpu.CudaExecutor(replace(plan, **change(plan)), *empty_cache(model, 1))
+
+
+@pytest.mark.parametrize(("step", "message"), OUTSIDE)
+def test_a_step_outside_model_or_cache_is_refused(step, message):
+    model = model_of()
+    executor = gpu.CudaExecutor(plan_of(model), *empty_cache(model, 3))
+    with pytest.raises(ValueError, match=message):
+        executor.step(*(torch.tensor(row, dtype=torch.int64) for row in step))
 
 
 def test_what_runs_on_a_gpu_is_said():
