@@ -164,14 +164,15 @@ def test_rotations_are_kept_once_for_all_layers_of_a_kind():
         assert all(one.rotary.cos.shape[0] == LENGTH for one in plan.layers if one.rotary)
 
 
-def test_what_an_engine_runs_when_it_is_entered_is_not_recorded():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_an_engine_runs_when_it_is_entered_is_not_recorded(device):
     method = trimtab.LaRoSA(tokens=512, probe_tokens=256, window=64)
-    model = model_of()
+    model = nn.Module.to(model_of(), device)
     texts = [" ".join(f"word{(n * 7 + i * i) % 97}" for i in range(300)) for n in range(12)]
     artifact = trimtab.calibrate(model, TOKENIZER, method, texts)
     with trimtab.apply(model, TOKENIZER, [artifact]) as optimized:
         (part,) = optimized.applied.members
-        with part.recording(), engine_for(model) as engine:
+        with part.recording(), engine_for(model, page_group=None) as engine:
             engine.generate([[1, 2, 3]], max_new_tokens=2)
         seen = {int(one.recorded[1]) for one in part.selectors if one.site == "h1"}
     assert seen == {4 * 64}  # three tokens of the prompt and one of the two after it

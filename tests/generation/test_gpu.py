@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -14,6 +16,7 @@ pytestmark = pytest.mark.gpu
 
 PROMPTS = prompts_of(5, 21, 1, 33, 16, 8)
 PAGE = 2 << 20
+ALIKE: dict[str, Any] = {"page_group": None, "batch_invariant": True}
 
 
 def on_gpu(variant: str, dtype: DType = DType.float32) -> PreTrainedModel:
@@ -25,17 +28,21 @@ def test_greedy_text_is_what_transformers_generates(variant):
     model = on_gpu(variant)
     expected = [stock(model, prompt, 16) for prompt in PROMPTS]
     with engine_for(model, page_group=None) as engine:
+        assert engine.decode_step.startswith("decode step in a CUDA graph")
         found = engine.generate(PROMPTS, max_new_tokens=16)
     assert [one.tokens for one in found] == expected
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=3)], ids=str)
 def test_a_small_budget_and_another_order_change_nothing(sampling):
-    """The tiny Llama has six planes, a page of which holds 32 768 tokens: two of four texts fit."""
+    """In steps of as many rows, whatever runs.
+
+    The tiny Llama has six planes, a page of which holds 32 768 tokens: two of four texts fit.
+    """
     model = on_gpu("llama", DType.bfloat16)
 
     def run(prompts: list[list[int]], budget: int | None = None) -> tuple[list[list[int]], int]:
-        with engine_for(model, slots=4, page_group=None, budget=budget) as engine:
+        with engine_for(model, slots=4, **ALIKE, budget=budget) as engine:
             found = engine.generate(prompts, max_new_tokens=12, sampling=sampling)
             return [one.tokens for one in found], engine.stats.decode_steps
 

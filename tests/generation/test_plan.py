@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -39,21 +40,20 @@ def built() -> None:
     assert cpu.unavailable(torch.float32, torch.device("cpu")) is None
 
 
-def plan_of(model: PreTrainedModel) -> DecodePlan:
-    keys, values = empty_cache(model, 1)
-    observed, ids = Observed(ExtendStep(keys, values, 0, 0, 2, prompt=False)), torch.arange(2)[None]
-    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+def plan_of(model: PreTrainedModel, max_len: int = LENGTH) -> DecodePlan:
+    observed = Observed(ExtendStep(*empty_cache(model, 1), 0, 0, 2, prompt=False))
+    ids = torch.arange(2, device=model.device)[None]
+    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=model.device)
     with using_attention(model, NAME), observed.watching(model):
         model(ids, position_ids=ids, attention_mask=no_mask, use_cache=False, step=observed)
-    return decode_plan(model, observed, LENGTH)
+    return decode_plan(model, observed, max_len)
 
 
 def empty_cache(model: PreTrainedModel, slots: int) -> tuple[list[Tensor], list[Tensor]]:
     heads, layers = head_shape(model.config), model.config.num_hidden_layers
     shape = slots, LENGTH, heads.kv_heads, heads.head_dim
-    keys, values = (
-        [torch.full(shape, torch.nan, dtype=model.dtype) for _ in range(layers)] for _ in range(2)
-    )
+    make = partial(torch.full, shape, torch.nan, dtype=model.dtype, device=model.device)
+    keys, values = ([make() for _ in range(layers)] for _ in range(2))
     return keys, values
 
 
@@ -132,16 +132,16 @@ def test_the_number_of_threads_changes_no_bit(variant, threads):
             torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize(
-    ("step", "message"),
-    [
-        (([256 + 64], [0], [0]), "token 320; expected 0 to 319"),
-        (([1], [3], [0]), "position 0 of slot 3 is outside a cache"),
-        (([1], [0], [LENGTH]), f"position {LENGTH} of slot 0 is outside"),
-        (([1, 2], [0], [0, 1]), "slots is torch.int64 of shape"),
-        (([], [], []), "0 tokens; expected 1 to 64"),
-    ],
-)
+OUTSIDE: list[tuple[tuple[list[int], ...], str]] = [
+    (([256 + 64], [0], [0]), "token 320; expected 0 to 319"),
+    (([1], [3], [0]), "position 0 of slot 3 is outside a cache"),
+    (([1], [0], [LENGTH]), f"position {LENGTH} of slot 0 is outside"),
+    (([1, 2], [0], [0, 1]), "slots is torch.int64 of shape"),
+    (([], [], []), "0 tokens; expected 1 to"),
+]
+
+
+@pytest.mark.parametrize(("step", "message"), OUTSIDE)
 def test_a_step_outside_model_or_cache_is_refused(step, message):
     model = model_of()
     executor = cpu.CpuExecutor(plan_of(model), *empty_cache(model, 3))

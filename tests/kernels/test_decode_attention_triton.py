@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 
@@ -13,12 +12,12 @@ import torch
 from tests.conftest import ROOT
 from tests.kernels import triton_attention_cases
 from tests.kernels.attention_cases import assert_close_to_float64, draw
+from tests.kernels.compiling import CAPABILITIES, KINDS, assert_compiles, own_cache  # noqa: F401
 from trimtab_kernels import reference
 from trimtab_kernels.decode_attention import append_kv, decode_attention, kernel_name
 
 pytest.importorskip("triton")
 
-KINDS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STRIDES = [f"{cache}_{axis}" for cache in ("key", "value") for axis in ("slot", "token", "head")]
 
 
@@ -52,14 +51,15 @@ def sources(kind):
     buffers = dict.fromkeys(["sums_ptr", "largest_ptr", "total_ptr"], "*fp32")
     numbers = dict.fromkeys(["window", "width", "lengths_stride"], "i32")
     parts = {"MAX_PARTS": gpu.MAX_PARTS, "PART": gpu.PART}
-    yield (
-        triton_kernels.attend_kernel,
-        pointers | buffers | {"scale": "fp32", "softcap": "fp32", "group": "i32"} | numbers
-        | dict.fromkeys(STRIDES, "i64"),
-        {"HAS_SOFTCAP": kind == "fp16", "BLOCK_HEADS": heads, "BLOCK_TOKENS": tokens,
-         "BLOCK_WIDTH": columns} | parts,
-        gpu.ATTEND_OPTIONS,
-    )  # fmt: skip
+    for slots, no_slots in (({"slots_ptr": "*i64"}, {}), ({}, {"slots_ptr": None})):
+        yield (
+            triton_kernels.attend_kernel,
+            pointers | slots | buffers | {"scale": "fp32", "softcap": "fp32", "group": "i32"}
+            | numbers | dict.fromkeys(STRIDES, "i64"),
+            {"HAS_SOFTCAP": kind == "fp16", "BLOCK_HEADS": heads, "BLOCK_TOKENS": tokens,
+             "BLOCK_WIDTH": columns} | parts | no_slots,
+            gpu.ATTEND_OPTIONS,
+        )  # fmt: skip
     yield (
         triton_kernels.combine_kernel,
         buffers | {"lengths_ptr": "*i32", "out_ptr": f"*{kind}", "parts": "i32"} | numbers,
@@ -76,23 +76,11 @@ def sources(kind):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_binaries_for_gpus_are_built_without_atomics(capability, kind, monkeypatch, tmp_path):
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_binaries_for_gpus_are_built_without_atomics(capability, kind):
     for kernel, types, constants, options in sources(kind):
-        signature = types | dict.fromkeys(constants, "constexpr")
-        assert set(signature) == set(kernel.arg_names)
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        assert built.asm["cubin"].startswith(b"\x7fELF")
-        assert f".target sm_{capability}" in built.asm["ptx"]
-        assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", built.asm["ptx"], re.MULTILINE)
-        assert built.metadata.shared <= 96 * 1024  # what every GPU since sm_80 has
+        assert_compiles(kernel, types, constants, options, capability)
 
 
 def test_blocks_fill_shared_memory_and_part_evenly():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 
@@ -18,6 +17,7 @@ from tests.kernels.cases import (
     draw,
     draw_int8,
 )
+from tests.kernels.compiling import CAPABILITIES, KINDS, assert_compiles, own_cache  # noqa: F401
 from trimtab_kernels.sparse_linear import (
     int8_linear,
     keep_above,
@@ -41,7 +41,7 @@ def test_the_kernels_are_right_on_the_interpreter():
     assert done.returncode == 0, done.stderr
 
 
-def sources(kind, dtype):
+def sources(kind):
     """Return each kernel with the types and constants of a launch."""
     from trimtab_kernels.sparse_linear import gpu, triton_kernels
 
@@ -66,34 +66,23 @@ def sources(kind, dtype):
             {"PARTS": 5, "HAS_BIAS": not scaled, "HAS_SCALE": scaled,
              "SUM_COLUMNS": gpu.SUM_COLUMNS},
         )  # fmt: skip
-    yield (
-        triton_kernels.select_kernel,
-        {"x_ptr": pointer, "out_ptr": pointer, "threshold": "fp32", "keep": "i32", "width": "i32"},
-        {"NAN_RANK": gpu.NAN_RANK[dtype], "BLOCK": 1024},
-    )
+    numbers = {"threshold": "fp32"} | dict.fromkeys(("keep", "width", "dense_prefix"), "i32")
+    constants = {"NAN_RANK": gpu.NAN_RANK[KINDS[kind]], "BLOCK": 1024}
+    constants["BITS"] = 8 * KINDS[kind].itemsize - 1
+    arrays = {"x_ptr": pointer, "out_ptr": pointer}
+    of_plan = {"positions_ptr": "*i64", "counts_ptr": "*i64"}
+    yield triton_kernels.select_kernel, arrays | of_plan | numbers, constants
+    none = dict.fromkeys(of_plan)
+    yield triton_kernels.select_kernel, arrays | numbers, constants | none
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(("kind", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_binaries_for_gpus_are_built_without_atomics(
-    capability, kind, dtype, monkeypatch, tmp_path
-):
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_binaries_for_gpus_are_built_without_atomics(capability, kind):
     from trimtab_kernels.sparse_linear import gpu
 
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for kernel, types, constants in sources(kind, dtype):
-        signature = types | dict.fromkeys(constants, "constexpr")
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        built = triton.compile(
-            source, target=GPUTarget("cuda", capability, 32), options=gpu.OPTIONS
-        )
-        assert built.asm["cubin"].startswith(b"\x7fELF")
-        assert f".target sm_{capability}" in built.asm["ptx"]
-        assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", built.asm["ptx"], re.MULTILINE)
+    for kernel, types, constants in sources(kind):
+        assert_compiles(kernel, types, constants, gpu.OPTIONS, capability)
 
 
 @pytest.fixture

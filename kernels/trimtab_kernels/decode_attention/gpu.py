@@ -32,21 +32,26 @@ def decode_attention(
     window: int | None,
     softcap: float | None,
     out: Tensor,
+    slots: Tensor | None = None,
 ) -> None:
-    """Write the result to `out`; see `ops.decode_attention`."""
-    slots, heads, width = query.shape
+    """Write the result to `out`; see `ops.decode_attention`.
+
+    With `slots`, int64 of shape [rows], there may be any number of queries, outputs and lengths,
+    each of one row and of the slot that it says.
+    """
+    rows, heads, width = query.shape
     kv_heads = keys.shape[2]
     window = min(window or ENDLESS, ENDLESS)
     parts = max(1, min(MAX_PARTS, triton.cdiv(min(keys.shape[1], window), PART)))
-    sums = torch.empty((slots, heads, parts, width), dtype=torch.float32, device=query.device)
-    largest, total = torch.empty((2, slots, heads, parts), dtype=torch.float32, device=query.device)
+    sums = torch.empty((rows, heads, parts, width), dtype=torch.float32, device=query.device)
+    largest, total = torch.empty((2, rows, heads, parts), dtype=torch.float32, device=query.device)
     blocks = block_sizes(heads // kv_heads, width, query.dtype)
-    triton_kernels.attend_kernel[(slots, kv_heads, parts)](
-        query.contiguous(), keys, values, lengths, sums, largest, total, scale, softcap or 0.0,
-        window, heads // kv_heads, width, lengths.stride(0), *keys.stride()[:3],
+    triton_kernels.attend_kernel[(rows, kv_heads, parts)](
+        query.contiguous(), keys, values, lengths, slots, sums, largest, total, scale,
+        softcap or 0.0, window, heads // kv_heads, width, lengths.stride(0), *keys.stride()[:3],
         *values.stride()[:3], softcap is not None, MAX_PARTS, PART, *blocks, **ATTEND_OPTIONS,
     )  # fmt: skip
-    triton_kernels.combine_kernel[(slots, heads)](
+    triton_kernels.combine_kernel[(rows, heads)](
         sums, largest, total, lengths, out, window, width, parts, lengths.stride(0), MAX_PARTS,
         PART, blocks[2], **OPTIONS,
     )  # fmt: skip

@@ -25,6 +25,7 @@ def attend_kernel(
     keys_ptr,
     values_ptr,
     lengths_ptr,
+    slots_ptr,
     sums_ptr,
     largest_ptr,
     total_ptr,
@@ -47,11 +48,14 @@ def attend_kernel(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """Attend to one part of one slot, with the `group` query heads of one KV head."""
-    slot = tl.program_id(0).to(tl.int64)
+    """Attend to one part of one slot, with the `group` query heads of one KV head.
+
+    `slots_ptr` says which slot a query belongs to; each to its own if it is None.
+    """
+    query_row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1)
     part = tl.program_id(2)
-    length = tl.load(lengths_ptr + slot * lengths_stride)
+    length = tl.load(lengths_ptr + query_row * lengths_stride)
     span = tl.minimum(length, window)
     count = tokens_per_part(span, MAX_PARTS, PART)
     if part * count >= span:
@@ -62,7 +66,10 @@ def attend_kernel(
     column = tl.arange(0, BLOCK_WIDTH)
     in_group = head < group
     in_width = column < width
-    row = (slot * tl.num_programs(1) + kv_head) * group + head
+    slot = query_row
+    if slots_ptr is not None:
+        slot = tl.load(slots_ptr + query_row)
+    row = (query_row * tl.num_programs(1) + kv_head) * group + head
     query = tl.load(
         query_ptr + row[:, None] * width + column[None, :],
         mask=in_group[:, None] & in_width[None, :],

@@ -6,16 +6,15 @@ they are grouped changes any bit of its logits; the number of threads does not e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab_kernels import build
-from trimtab_kernels.decode_step.plan import Activation, DecodePlan, SiteInput
+from trimtab_kernels.decode_step.description import described, described_whole
+from trimtab_kernels.decode_step.plan import DecodePlan
 
 DTYPES = (torch.float32, torch.bfloat16)
 MOST_ROWS = 64
@@ -58,7 +57,7 @@ class CpuExecutor:
     """
 
     def __init__(self, plan: DecodePlan, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        tensors, numbers = described({name: getattr(plan, name) for name in WHOLE})
+        tensors, numbers = described_whole(plan)
         self._plan = torch.classes.trimtab.CpuDecodePlan(tensors, numbers)
         for layer, layer_keys, layer_values in zip(plan.layers, keys, values, strict=True):
             tensors, numbers = described(layer)
@@ -113,9 +112,6 @@ class CpuExecutor:
         return chosen
 
 
-WHOLE = [field.name for field in fields(DecodePlan) if field.name != "layers"]
-
-
 def unavailable(dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why this machine has no executor for models of a dtype on a device; None if it has.
 
@@ -129,36 +125,3 @@ def unavailable(dtype: torch.dtype, device: torch.device) -> str | None:
 def describe(dtype: torch.dtype) -> str:
     """Return the name of the executor for a dtype, once it is available."""
     return build.describe(LIBRARY, dtype, "decode step", "modules")
-
-
-def described(part: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return the tensors and the numbers of a part under their dotted names; None is left out."""
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, float] = {}
-    for name, value in _flat(part, ""):
-        if isinstance(value, Tensor):
-            tensors[name] = value.detach()
-        else:
-            numbers[name] = float(value)
-    return tensors, numbers
-
-
-def _flat(part: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if part is None:
-        return
-    if isinstance(part, Activation):
-        yield prefix, list(Activation).index(part)
-    elif isinstance(part, (Tensor, bool, int, float)):
-        yield prefix, part
-    elif isinstance(part, SiteInput):
-        yield from _flat({"norm": part.norm, "selection": part.selection}, prefix)
-        transform = {"weight": part.transform, "scale": part.transform_scale}
-        yield from _flat(transform, f"{prefix}.transform")
-    elif isinstance(part, Mapping):
-        for name, value in part.items():
-            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
-    elif isinstance(part, tuple):
-        yield from _flat({str(index): value for index, value in enumerate(part)}, prefix)
-    else:
-        assert is_dataclass(part)
-        yield from _flat({one.name: getattr(part, one.name) for one in fields(part)}, prefix)

@@ -60,8 +60,8 @@ class Selection:
     dense_prefix : int
         Positions at the beginning of a text that drop nothing.
     counts : Tensor, optional
-        int64 of shape [2] on the host: executors add to it how many entries were not zero after the
-        selection, and how many there were.
+        int64 of shape [2] on the plan's device: executors add to it how many entries were not zero
+        after the selection, and how many there were.
     """
 
     keep: int

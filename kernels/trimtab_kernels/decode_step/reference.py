@@ -84,7 +84,8 @@ def selected(site: SiteInput, x: Tensor, positions: Tensor) -> Tensor:
     kept = reference.keep_above(x, site.selection.threshold, site.selection.keep)
     found = torch.where((positions < site.selection.dense_prefix)[:, None], x, kept)
     if site.selection.counts is not None:
-        site.selection.counts.add_(torch.tensor([int(found.count_nonzero()), found.numel()]))
+        left = found.count_nonzero()
+        site.selection.counts.add_(torch.stack([left, torch.full_like(left, found.numel())]))
     return found
 
 

@@ -19,13 +19,28 @@ ENOUGH_PROGRAMS = 512
 # Triton 3.9 warns unless this is set, since 3.10 changes its default.
 OPTIONS = {"enable_fp_fusion": True}
 # The bits of infinity plus one: the rank of every NaN among magnitudes.
-NAN_RANK = {torch.float16: 0x7C01, torch.bfloat16: 0x7F81}
+NAN_RANK = {torch.float16: 0x7C01, torch.bfloat16: 0x7F81, torch.float32: 0x7F800001}
 
 
-def select(x: Tensor, keep: int, threshold: float = 0.0) -> Tensor:
+def select(
+    x: Tensor,
+    keep: int,
+    threshold: float = 0.0,
+    positions: Tensor | None = None,
+    dense_prefix: int = 0,
+    counts: Tensor | None = None,
+) -> Tensor:
     """Return `x`, of shape [..., d], with at most `keep` entries per row, none below `threshold`.
 
-    See `ops.keep_above`; d is at most `MAX_WIDTH`, and the dtype float16 or bfloat16.
+    See `ops.keep_above`; d is at most `MAX_WIDTH`, and the dtype float16, bfloat16 or float32.
+
+    Parameters
+    ----------
+    positions : Tensor, optional
+        int64 of shape [rows]: below `dense_prefix`, a row stays as it is.
+    counts : Tensor, optional
+        With positions: int64 of shape [2], to which is added how many entries of rows at positions
+        from 0 on are not zero afterwards, and how many there are.
     """
     width = x.shape[-1]
     source = x.contiguous()
@@ -33,7 +48,8 @@ def select(x: Tensor, keep: int, threshold: float = 0.0) -> Tensor:
     if x.numel():
         block = triton.next_power_of_2(width)
         triton_kernels.select_kernel[(x.numel() // width,)](
-            source, out, threshold, keep, width, NAN_RANK[x.dtype], block,
+            source, out, positions, counts, threshold, keep, width, dense_prefix,
+            NAN_RANK[x.dtype], 8 * x.dtype.itemsize - 1, block,
             num_warps=max(1, min(16, block // 512)), **OPTIONS,
         )  # fmt: skip
     return out
@@ -45,13 +61,16 @@ def gather_gemv(
     bias: Tensor | None,
     threshold: float,
     scale: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return the product of one token with a weight; `x` is of shape [..., d] with one row.
 
-    See `ops.sparse_linear`, and for `scale`, a factor per column, `ops.int8_linear`.
+    See `ops.sparse_linear`, and for `scale`, a factor per column, `ops.int8_linear`. The product is
+    written to `out`, if given, whose last stride is 1.
     """
     width, columns = weight.shape
-    out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype, device=x.device)
     if not columns:
         return out
     rows = rows_per_part(width, columns)

@@ -65,23 +65,39 @@ def sum_kernel(
 
 @triton.jit
 def select_kernel(
-    x_ptr, out_ptr, threshold, keep, width, NAN_RANK: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr,
+    out_ptr,
+    positions_ptr,
+    counts_ptr,
+    threshold,
+    keep,
+    width,
+    dense_prefix,
+    NAN_RANK: tl.constexpr,
+    BITS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Keep up to `keep` entries of one row: the largest, and among equal ones the first.
 
-    `NAN_RANK` is the key of every NaN, one above that of infinity.
+    `NAN_RANK` is the key of every NaN, one above that of infinity; a magnitude has `BITS`. Rows at
+    positions below `dense_prefix` keep all; there are none if `positions_ptr` is None.
     """
     at = tl.arange(0, BLOCK)
     inside = at < width
-    offset = tl.program_id(0).to(tl.int64) * width + at
+    row = tl.program_id(0).to(tl.int64)
+    offset = row * width + at
     x = tl.load(x_ptr + offset, mask=inside, other=0.0)
     # Without the sign, the bits of a float, as integers, are ordered by magnitude.
-    key = tl.minimum((x.to(tl.int16, bitcast=True) & 0x7FFF).to(tl.int32), NAN_RANK)
+    if BITS == 31:
+        bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    else:
+        bits = (x.to(tl.int16, bitcast=True) & 0x7FFF).to(tl.int32)
+    key = tl.minimum(bits, NAN_RANK)
     passes = inside & ~(tl.abs(x.to(tl.float32)) < threshold)
     key = tl.where(passes, key, -1)
     # The largest bound that at least `keep` keys reach, bit by bit.
     bound = 0
-    for bit in tl.static_range(14, -1, -1):
+    for bit in tl.static_range(BITS - 1, -1, -1):
         candidate = bound | (1 << bit)
         reached = tl.sum((key >= candidate).to(tl.int32), axis=0)
         bound = tl.where(reached >= keep, candidate, bound)
@@ -89,4 +105,13 @@ def select_kernel(
     level = key == bound
     room = keep - tl.sum(above.to(tl.int32), axis=0)
     kept = above | (level & (tl.cumsum(level.to(tl.int32), axis=0) <= room))
+    if positions_ptr is not None:
+        position = tl.load(positions_ptr + row)
+        kept = kept | (position < dense_prefix)
+        if counts_ptr is not None:  # noqa: SIM102 (known when it is compiled, unlike the other)
+            if position >= 0:
+                # Integers: the order of the programs changes nothing.
+                left = tl.sum((inside & kept & (x != 0)).to(tl.int64), axis=0)
+                tl.atomic_add(counts_ptr, left)
+                tl.atomic_add(counts_ptr + 1, tl.sum(inside.to(tl.int64), axis=0))
     tl.store(out_ptr + offset, tl.where(kept, x, 0.0), mask=inside)

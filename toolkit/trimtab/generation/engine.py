@@ -54,10 +54,11 @@ class Engine:
     for each other.
 
     Decode steps run on an executor of the model's decode plan where there is one (see
-    `decode_step`): every row is then computed as if it were alone. Where the modules run them, a
-    step has one row per slot, in use or not. Short prompts are prefilled in one pass, unless the
-    cache's settings say `batch_invariant`. So what else runs at the time may only show in the last
-    bits of a text's logits: where the library's products depend on how many rows they have.
+    `decode_step`). On a CPU every row is then computed as if it were alone; on a GPU a step has the
+    next of a few numbers of rows. Where the modules run them, a step has one row per slot, in use
+    or not. Short prompts are prefilled in one pass. So what else runs at the time may only show in
+    the last bits of a text's logits: where the library's products depend on how many rows they
+    have. With `batch_invariant` in the cache's settings, passes and steps are alike.
 
     Parameters
     ----------
@@ -140,7 +141,7 @@ class Engine:
                 raise TrimtabError(f"no KV cache for this engine: {error}") from error
             undo.callback(self._forget)
             undo.enter_context(using_attention(self._model, NAME))
-            self._forward = Forward(self._model, self._kv)
+            self._forward = Forward(self._model, self._kv, batch_invariant=self._apart)
             self._changes = changes_of(self._model)
             self._drafts(self._kv, self._forward)
             self._undo = undo.pop_all()
@@ -182,7 +183,8 @@ class Engine:
     def step_seconds(self) -> dict[str, float]:
         """What the time of decode steps so far went to, by kind of work.
 
-        Empty where the model's modules run them. It begins anew when the model changes.
+        Empty where that is not known: by the model's modules, and on a GPU. It begins anew when the
+        model changes.
         """
         if self._forward is None:
             raise RuntimeError("the engine is not running: use it in a `with`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -16,7 +17,8 @@ from trimtab.generation.plan import Observed, decode_plan
 from trimtab.generation.steps import ExtendStep, Step
 from trimtab.models.decode_parts import HasSiteInput, require_known_code
 from trimtab.vattention.virtual_kv import VirtualKV
-from trimtab_kernels.decode_step import cpu
+from trimtab_kernels.decode_step import dispatch
+from trimtab_kernels.decode_step.dispatch import PlanExecutor
 
 MOST_ROWS = 16
 """The most tokens that an executor takes at a time; the modules take longer given texts."""
@@ -38,43 +40,45 @@ class Executor:
     ----------
     name : str
         What reports call it, or why the modules run instead.
-    cpu : CpuExecutor or None
-        None where the modules run.
+    of_plan : PlanExecutor or None
+        Runs the model's decode plan; None where the modules run.
     """
 
     name: str
-    cpu: cpu.CpuExecutor | None = None
+    of_plan: PlanExecutor | None = None
 
     def step(self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Do what `trimtab_kernels.decode_step.reference` does, for any number of tokens.
 
         Those of one slot must fit into one part, `MOST_ROWS`.
         """
-        assert self.cpu is not None
+        assert self.of_plan is not None
         rows = torch.tensor([tokens, slots, positions])
-        return torch.cat([self.cpu.step(*part) for part in rows.split(MOST_ROWS, dim=1)])
+        return torch.cat([self.of_plan.step(*part) for part in rows.split(MOST_ROWS, dim=1)])
 
     @property
     def unread_head_bytes(self) -> int:
-        """See `CpuExecutor.unread_head_bytes`; 0 where the modules run."""
-        return 0 if self.cpu is None else self.cpu.unread_head_bytes
+        """See `PlanExecutor.unread_head_bytes`; 0 where the modules run."""
+        return 0 if self.of_plan is None else self.of_plan.unread_head_bytes
 
     @property
     def seconds(self) -> dict[str, float]:
-        """See `CpuExecutor.seconds`; empty where the modules run."""
-        return {} if self.cpu is None else self.cpu.seconds
+        """See `PlanExecutor.seconds`; empty where the modules run."""
+        return {} if self.of_plan is None else self.of_plan.seconds
 
     def choose(
         self, tokens: Sequence[int], slots: Sequence[int], positions: Sequence[int]
     ) -> list[int]:
         """Return the argmax of what `step` does, by row."""
-        assert self.cpu is not None
+        assert self.of_plan is not None
         rows = torch.tensor([tokens, slots, positions])
-        parts = [self.cpu.choose(*part) for part in rows.split(MOST_ROWS, dim=1)]
+        parts = [self.of_plan.choose(*part) for part in rows.split(MOST_ROWS, dim=1)]
         return [token for part in parts for token in part.tolist()]
 
 
-def executor_for(model: PreTrainedModel, kv: VirtualKV, run: Run) -> Executor:
+def executor_for(
+    model: PreTrainedModel, kv: VirtualKV, run: Run, *, batch_invariant: bool
+) -> Executor:
     """Return the executor for a model as it is now, with whatever methods have made of it.
 
     Parameters
@@ -85,22 +89,26 @@ def executor_for(model: PreTrainedModel, kv: VirtualKV, run: Run) -> Executor:
     run : callable
         Runs the model's modules, given tokens and positions [1, tokens], a step, and how many
         tokens to return logits of.
+    batch_invariant : bool
+        Whether a row is to have the same bits whatever rows are beside it.
     """
-    reason = cpu.unavailable(model.dtype, model.device)
+    reason = dispatch.unavailable(model.dtype, model.device)
     if reason is None:
         try:
-            executor = _checked(model, kv, run)
+            executor = _checked(model, kv, run, batch_invariant=batch_invariant)
         except (MisfitError, ValueError) as error:
             reason = str(error)
         else:
             greedy = "; greedy tokens by an int8 copy of the head"
-            name = cpu.describe(model.dtype) + greedy * executor.has_quantized_head
-            return Executor(name, executor)
+            name = dispatch.describe(model.dtype, model.device)
+            return Executor(name + greedy * executor.has_quantized_head, executor)
     return Executor(f"decode step by the model's modules: {reason}")
 
 
 @torch.inference_mode()
-def _checked(model: PreTrainedModel, kv: VirtualKV, run: Run) -> cpu.CpuExecutor:
+def _checked(
+    model: PreTrainedModel, kv: VirtualKV, run: Run, *, batch_invariant: bool
+) -> PlanExecutor:
     """Return an executor that computes what the modules compute of a few tokens.
 
     Raises
@@ -114,24 +122,30 @@ def _checked(model: PreTrainedModel, kv: VirtualKV, run: Run) -> cpu.CpuExecutor
     geometry = kv.geometry
     count = min(PROBE, geometry.max_len)
     shape = 1, count, geometry.kv_heads, geometry.head_dim
-    keys, values = ([torch.zeros(shape, dtype=model.dtype) for _ in kv.keys] for _ in range(2))
+    make = partial(torch.zeros, shape, dtype=model.dtype, device=model.device)
+    keys, values = ([make() for _ in kv.keys] for _ in range(2))
     embedding = cast(Tensor, model.get_input_embeddings().weight)
     positions = torch.arange(count)
     tokens = positions * len(embedding) // count
     observed = Observed(ExtendStep(keys, values, 0, 0, count, prompt=False))
+    ids, places = (one[None].to(model.device) for one in (tokens, positions))
     with uncounted(model), observed.watching(model):
-        expected = run(tokens[None], positions[None], observed, count)[0].float()
+        expected = run(ids, places, observed, count)[0].float()
     plan = decode_plan(model, observed, geometry.max_len)
+    make_executor = partial(dispatch.executor, plan, batch_invariant=batch_invariant)
+    rows = torch.stack([tokens, torch.zeros_like(tokens), positions])
     with uncounted(model):
-        probe = cpu.CpuExecutor(plan, keys, values)
-        found = probe.step(tokens, torch.zeros_like(tokens), positions).float()
+        probe = make_executor(keys, values)
+        # The last token alone, as one row may run on other kernels than several.
+        parts = rows.split(max(1, count - 1), dim=1)
+        found = torch.cat([probe.step(*part) for part in parts]).float()
     spread = expected - expected.mean(-1, keepdim=True)
     differences = (found - expected).norm(dim=-1) / spread.norm(dim=-1)
-    loose = model.dtype == torch.bfloat16 or any(one.mlp_input.selection for one in plan.layers)
+    loose = model.dtype != torch.float32 or any(one.mlp_input.selection for one in plan.layers)
     difference = float(differences.median() if loose else differences.max())
     if expected.isfinite().all() and not difference <= (CLOSE_ENOUGH if loose else CLOSE):
         raise MisfitError(f"its decode plan differs from it by {difference:.1g} of its logits")
-    return cpu.CpuExecutor(plan, kv.keys, kv.values)
+    return make_executor(kv.keys, kv.values)
 
 
 @contextmanager

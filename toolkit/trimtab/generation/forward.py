@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
-from trimtab.generation.executor import MOST_ROWS, executor_for
+from trimtab.generation.executor import MOST_ROWS, Executor, executor_for
 from trimtab.generation.steps import DecodeStep, ExtendStep, PackedStep, Step
 from trimtab.vattention.virtual_kv import VirtualKV
 
@@ -42,6 +42,8 @@ class Forward:
     model : PreTrainedModel
         Set to use that attention function.
     kv : VirtualKV
+    batch_invariant : bool
+        Whether a row of a decode step is to have the same bits whatever rows are beside it.
 
     Attributes
     ----------
@@ -50,9 +52,11 @@ class Forward:
         What differs once the model does, see `refresh`.
     """
 
-    def __init__(self, model: PreTrainedModel, kv: VirtualKV) -> None:
+    def __init__(
+        self, model: PreTrainedModel, kv: VirtualKV, *, batch_invariant: bool = False
+    ) -> None:
         self._model: Any = model
-        self._kv = kv
+        self._kv, self._batch_invariant = kv, batch_invariant
         self.device = kv.lengths.device
         slots = len(kv.lengths)
         pinned = self.device.type == "cuda"
@@ -66,15 +70,19 @@ class Forward:
         # every input, which waits for the device, and OPT creates a mask of its own.
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self.parts = _parts(model)
-        self.executor = executor_for(model, kv, self._run)
+        self.executor = self._make_executor()
         self._refreshed = False
 
     def refresh(self) -> None:
         """Have the executor follow a change of the model since the last call."""
         if (parts := _parts(self._model)) != self.parts:
-            self.executor = executor_for(self._model, self._kv, self._run)
+            self.executor = self._make_executor()
             self.parts = parts
         self._refreshed = False
+
+    def _make_executor(self) -> Executor:
+        invariant = self._batch_invariant
+        return executor_for(self._model, self._kv, self._run, batch_invariant=invariant)
 
     def close(self) -> None:
         """Drop the cache's tensors, which an error that is kept would hold on to."""
@@ -93,7 +101,7 @@ class Forward:
         Tensor
             Of shape [len(newest), vocabulary], in the order of `newest`.
         """
-        if self.executor.cpu is not None:
+        if self.executor.of_plan is not None:
             self._require_in_charge()
             positions = [self._kv.length(slot) - 1 for slot in newest]
             return self.executor.step(list(newest.values()), list(newest), positions)
@@ -127,7 +135,7 @@ class Forward:
     @property
     def together(self) -> bool:
         """Whether a pass takes given tokens of several slots, and `choose` is there."""
-        return self.executor.cpu is not None
+        return self.executor.of_plan is not None
 
     def verify(self, spans: Sequence[Span]) -> Tensor:
         """Process tokens of given texts in one pass, and return the logits after each token.
@@ -151,9 +159,9 @@ class Forward:
     def choose(self, spans: Sequence[Span]) -> list[int]:
         """Do what `verify` does, and return the likeliest token after each."""
         self._require_in_charge()
-        assert self.executor.cpu is not None
+        assert self.executor.of_plan is not None
         if not self._refreshed:
-            self.executor.cpu.refresh_head()
+            self.executor.of_plan.refresh_head()
             self._refreshed = True
         return self.executor.choose(*_rows(spans))
 

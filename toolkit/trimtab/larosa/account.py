@@ -41,14 +41,14 @@ class AppliedLaRoSA:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Count what is kept within the block."""
-        before = [part.counts.clone() for part in self.selectors]
+        before = [part.counts.clone().cpu() for part in self.selectors]
         self.recorder.on = True
         try:
             yield
         finally:
             self.recorder.on = False
             for part, counts in zip(self.selectors, before, strict=True):
-                part.recorded += part.counts - counts
+                part.recorded += part.counts.cpu() - counts
 
     def kept_bytes(self) -> float:
         """Return the bytes of weights that multiply what a token kept, on average."""

@@ -24,14 +24,19 @@ Keep = Callable[[Tensor], Tensor]
 class KeepsInDecodeStep(Protocol):
     """What drops activations by a rule that a decode step can follow."""
 
-    def in_decode_step(self, width: int) -> Selection:
-        """Return what a decode step keeps of `width` activations."""
+    def in_decode_step(self, width: int, device: torch.device) -> Selection:
+        """Return what a decode step on a device keeps of `width` activations."""
 
 
-def _in_decode_step(selector: Keep, width: int) -> Selection:
+def _in_decode_step(selector: Keep, width: int, device: torch.device) -> Selection:
     if not isinstance(selector, KeepsInDecodeStep):
         raise MisfitError(f"{type(selector).__name__} follows no rule that decode plans have")
-    return selector.in_decode_step(width)
+    return selector.in_decode_step(width, device)
+
+
+def _input_of(weight: Tensor) -> tuple[int, torch.device]:
+    """Return how many activations multiply a weight, and where."""
+    return len(weight), weight.device
 
 
 class SparseLinear(nn.Module):
@@ -66,7 +71,7 @@ class SparseLinear(nn.Module):
         """Return what a decode step does before the product."""
         if self.selector is None:
             return SiteInput()
-        return SiteInput(selection=_in_decode_step(self.selector, len(self.weight)))
+        return SiteInput(selection=_in_decode_step(self.selector, *_input_of(self.weight)))
 
 
 def side_by_side(
@@ -132,7 +137,7 @@ class SparseNorm(nn.Module):
     def site_input(self) -> SiteInput:
         """Return what a decode step makes of the activations."""
         norm = norm_part(self.norm)
-        selection = _in_decode_step(self.selector, len(norm.weight))
+        selection = _in_decode_step(self.selector, *_input_of(norm.weight))
         return SiteInput(norm, self.transform, self.transform_scale, selection)
 
 

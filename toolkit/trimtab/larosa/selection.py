@@ -132,9 +132,9 @@ class Selector:
     ----------
     counts : Tensor
         int64 of shape [2]: entries that were not zero, and all entries. The selector adds to it
-        while recording, and an executor of decode plans always.
+        while recording, and an executor of decode plans always, on whose device it is.
     recorded : Tensor
-        The same, while recording alone.
+        The same, while recording alone, on the host.
     """
 
     site: str
@@ -167,11 +167,15 @@ class Selector:
             head, tail = rows[:, : self.positions.dense], rows[:, self.positions.dense :]
             selected = cat([head, self._keep(tail)], dim=1).reshape(z.shape)
         if self.recorder.on:
-            self.counts += torch.tensor([int(selected.count_nonzero()), selected.numel()])
+            counted = torch.tensor([int(selected.count_nonzero()), selected.numel()])
+            self.counts += counted.to(self.counts.device)
         return selected
 
-    def in_decode_step(self, width: int) -> decode_step.Selection:
+    def in_decode_step(self, width: int, device: torch.device) -> decode_step.Selection:
         """Return what a decode step keeps of `width` activations: no prompt is among its tokens."""
+        if self.counts.device != device:
+            with torch.inference_mode(False):
+                self.counts = self.counts.to(device)
         prefix = self.positions.dense_prefix
         if self.selection is Selection.topk:
             return decode_step.Selection(self._count(width), 0.0, prefix, self.counts)
