@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import SMALL, TINY
+from trimtab.commands import evaluate
 from trimtab.commands.folders import claimed
 from trimtab.errors import ConfigError
 from trimtab.registry import config_folder
@@ -27,7 +29,8 @@ def job_folder(root: Path) -> Path:
 
 def test_calibrate_then_evaluate(fresh_command, tmp_path):
     assert fresh_command("calibrate.py", *TINY, *SMALL).returncode == 0
-    done = fresh_command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST)
+    empty = dict.fromkeys(("WANDB_MODE", "WANDB_BASE_URL"), "")  # as good as none
+    done = fresh_command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST, **empty)
     assert done.returncode == 0, done.stderr
     folder = job_folder(tmp_path)
     result = json.loads((folder / "result.json").read_text())
@@ -79,6 +82,27 @@ def test_a_folder_that_holds_a_result_is_refused_and_left_as_it_is(command, tmp_
         (line,) = again.stderr.splitlines()
         assert f"{more[-1]}: holds another job's result.json: name a new folder" in line
         assert state() == before
+
+
+def test_a_label_says_what_was_taken_out_of_the_stack(monkeypatch):
+    task = ["methods=all", "~methods.larosa", "methods.vattention.layout=mega"]
+    chosen = SimpleNamespace(overrides=SimpleNamespace(task=task))
+    monkeypatch.setattr(evaluate.HydraConfig, "get", lambda: chosen)
+    config = OmegaConf.create({"methods": {"adaptivocab": {}, "vattention": {}}})
+    assert evaluate.label(config) == "all ~larosa vattention.layout=mega"
+
+
+def test_what_fails_after_the_result_leaves_it_alone(monkeypatch, tmp_path):
+    def measured(config: DictConfig, folder: Path) -> None:
+        (folder / "result.json").write_text("{}")
+        raise OSError("the run cannot be closed")
+
+    monkeypatch.setattr(evaluate, "_evaluate", measured)
+    monkeypatch.setattr(evaluate, "_sweep", lambda folder: None)
+    monkeypatch.setattr(evaluate, "output_folder", lambda: tmp_path)
+    with pytest.raises(OSError, match="closed"):
+        evaluate.run(OmegaConf.create({"methods": {}}))
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_the_jobs_of_a_sweep_have_a_folder_each(command, tmp_path):

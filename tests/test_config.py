@@ -170,6 +170,13 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             "a sweep over these needs -m; one stack of them is 'methods=[larosa,vattention]'",
         ),
         (
+            "calibrate",
+            ["corpus=files", "corpus.glob=a,b"],
+            """a sweep over these needs -m; one value with a comma is 'corpus.glob="a,b"'""",
+        ),
+        ("calibrate", ["corpus=files", "corpus.glob="], "corpus.glob=: expected a text, not empty"),
+        ("calibrate", ["artifacts="], "artifacts=: expected a text, not empty"),
+        (
             "evaluate",
             ["model=/models/my-llama"],
             "for a folder of yours write model=hub model.name=/models/my-llama",
@@ -379,6 +386,18 @@ def test_values_of_a_sweep_that_hydra_cannot_read_are_refused_with_the_way_out()
 
 
 @pytest.mark.parametrize(
+    ("name", "given", "there"),
+    [
+        ("evaluate", "methods=glob(lorasa*)", "; there are: adaptivocab, all, baseline"),
+        ("calibrate", "seed=range(2,0)", ""),
+    ],
+)
+def test_a_sweep_over_nothing_is_refused(name, given, there):
+    with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: a sweep over no value{there}"):
+        expand(["-m", given], name)
+
+
+@pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
         ("evaluate", "method=larosa", "evaluate.py takes a stack of methods, write methods=larosa"),
@@ -403,6 +422,9 @@ def test_variables_of_wandb_are_the_defaults_of_tracking(monkeypatch, name):
     assert (found.mode, found.project, found.entity, found.folder) == tuple(given.values())
     found = typed(composed(name, "tracking.mode=online", "tracking.folder=x"), KINDS[name]).tracking
     assert (found.mode, found.folder) == ("online", "x")
+    monkeypatch.setenv("WANDB_DIR", "~/runs")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert typed(composed(name), KINDS[name]).tracking.folder == "/home/me/runs"
     for key in given:
         monkeypatch.setenv(f"WANDB_{key}", "")
     assert typed(composed(name), KINDS[name]).tracking == TrackingConfig()

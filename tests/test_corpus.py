@@ -150,6 +150,13 @@ def test_the_home_folder_may_be_written_short(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.txt").write_text("plain")
     assert texts_of("~") == texts_of("~/*.txt") == {"plain"}
+    with pytest.raises(ConfigError, match="no file matches$"):
+        texts_of("~nobody-of-that-name/a.txt")
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_said_to_match_nothing():
+    with pytest.raises(ConfigError, match="corpus.glob=/dev/null: no file matches$"):
+        texts_of("/dev/null")
 
 
 def test_no_file_is_an_error(tmp_path):

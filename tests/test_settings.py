@@ -52,6 +52,9 @@ def test_values_are_converted_to_what_they_are_declared_as():
         ({"coats": True}, "paint.coats=True: expected null or a whole number"),
         ({"wet": 1}, "paint.wet=1: expected true or false"),
         ({"name": 3}, "paint.name=3: expected a text"),
+        ({"name": " "}, "paint.name= : expected a text, not empty"),
+        ({"coats": 10**400}, f"paint.coats={10**400}: expected null or above 0 and at most 3"),
+        ({"share": 10**400}, f"paint.share={10**400}: expected a number"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(values, message):

@@ -13,7 +13,7 @@ from tests.conftest import tiny
 from trimtab import tracking
 from trimtab.calibration import calibrate
 from trimtab.config import TrackingConfig, TrackingMode
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.larosa import LaRoSA
 
 RESULT = {
@@ -123,6 +123,26 @@ def test_a_project_that_cannot_be_is_refused_by_name(tmp_path):
     with (
         pytest.raises(ConfigError, match=r"^tracking\.project=a/b: Invalid project name"),
         tracking.run(config, "evaluate", OmegaConf.create({}), None),
+    ):
+        pass
+
+
+def test_a_folder_of_weights_and_biases_own_is_refused_before_there_is_work_to_lose(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null")
+    with pytest.raises(ConfigError, match="^WANDB_DATA_DIR=/dev/null: cannot be written"):
+        tracking.check(configured(tmp_path))
+
+
+def test_a_variable_that_weights_and_biases_refuses_is_one_line(monkeypatch, tmp_path):
+    def init(**settings: Any) -> None:
+        raise ValueError("1 validation error for Settings\nbase_url\n  Input should be a valid URL")
+
+    monkeypatch.setattr("wandb.init", init)
+    with (
+        pytest.raises(TrimtabError, match=r"^W&B refuses one of its variables, .*base_url Input"),
+        tracking.run(configured(tmp_path), "evaluate", OmegaConf.create({}), None),
     ):
         pass
 

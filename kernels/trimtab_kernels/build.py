@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ class CpuLibrary:
 
         Under ``$TRIMTAB_CACHE``, or ``~/.cache/trimtab``. Machines may share the folder.
         """
-        cache = Path(os.environ.get("TRIMTAB_CACHE") or Path.home() / ".cache" / "trimtab")
+        cache = Path(expanduser(os.environ.get("TRIMTAB_CACHE") or "~/.cache/trimtab"))
         return cache / "kernels" / f"{self.name}-{_digest(self.sources)}.so"
 
 

@@ -54,6 +54,12 @@ def saved(model: LoadedModel, folder: Path) -> HubModel:
     return hub(str(folder))
 
 
+def test_a_folders_name_may_begin_with_a_tilde(tmp_path, monkeypatch, tiny_llama):
+    monkeypatch.chdir(tmp_path)
+    saved(tiny_llama, tmp_path / "~model")
+    assert load_model(hub("./~model")).name == "--model"
+
+
 @pytest.mark.parametrize(
     ("file", "reason"), [("config.json", "no config.json"), ("tokenizer.json", "no tokenizer file")]
 )
@@ -106,6 +112,7 @@ UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
         (lambda at: described(at, hidden_size=32), r"embed_tokens\.weight of shape \[320, 64\]"),
         (lambda at: described(at, num_attention_heads=3), "not a multiple of the number of att"),
         (lambda at: described(at, tie_word_embeddings=False), r"lacks lm_head\.weight"),
+        (lambda at: described(at, hidden_act="none"), "'none' is unknown, or missing"),
         (
             lambda at: described(at, _attn_implementation="flash_attention_2"),
             "FlashAttention2 .*; install what is missing",

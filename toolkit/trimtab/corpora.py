@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.progress import waiting
-from trimtab.settings import Settings, setting, settings
+from trimtab.settings import Settings, path_of, setting, settings
 
 KINDS = (".txt", ".md", ".jsonl")
 BYTE_ORDER_MARK = "\ufeff"
@@ -123,7 +123,7 @@ class FilesCorpus(CorpusSource):
                 yield Document(str(path), _read(path))
 
     def _paths(self) -> list[Path]:
-        named = Path(self.glob).expanduser()
+        named = path_of(self.glob)
         if named.is_file():
             found = [named]
         elif named.is_dir():
@@ -133,7 +133,8 @@ class FilesCorpus(CorpusSource):
             found = [Path(name) for name in sorted(glob.glob(str(named), recursive=True))]
         paths = [path for path in found if path.is_file()]
         if not paths:
-            expected = "no file matches" + (", only folders: end it in /**/*.txt" if found else "")
+            folders = any(path.is_dir() for path in found)
+            expected = "no file matches" + (", only folders: end it in /**/*.txt" * folders)
             if named.is_dir():
                 expected = f"there is none of {', '.join(KINDS)} below it"
             raise ConfigError("corpus.glob", self.glob, expected)

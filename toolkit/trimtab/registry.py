@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from trimtab import config
 from trimtab.errors import ConfigError
-from trimtab.settings import defaults, describe
+from trimtab.settings import defaults, describe, path_of
 
 T = TypeVar("T")
 TARGETED = "model", "corpus", "method"
@@ -157,7 +157,8 @@ def _class(name: Any, place: str) -> Any:
 
 def _tracking_default(variable: str, key: str) -> Any:
     """Return W&B's own variable; the setting's default where it is not set or empty."""
-    return os.environ.get(variable) or defaults(config.TrackingConfig)[key]
+    found = os.environ.get(variable) or defaults(config.TrackingConfig)[key]
+    return str(path_of(found)) if key == "folder" else found
 
 
 def _options(group: str) -> str:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
 from inspect import cleandoc
 from numbers import Integral, Real
+from os.path import expanduser
+from pathlib import Path
 from textwrap import fill, indent
 from types import NoneType
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, get_type_hints
@@ -19,7 +22,7 @@ from typing import Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, 
 from trimtab.errors import ConfigError
 
 T = TypeVar("T")
-KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "a text, not empty"}
 
 
 def setting(
@@ -114,10 +117,16 @@ class Settings:
                 self.require(False, one.name, _range(one, hint))
             return kind(value)
         if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
-            value = {int: int, float: float}.get(kind, lambda same: same)(value)  # NumPy's, too
-        if kind in KIND and type(value) is not kind:
+            with suppress(OverflowError):  # a number that no float can be is out of any range
+                value = {int: int, float: float}.get(kind, lambda same: same)(value)  # NumPy's, too
+        if kind in KIND and (type(value) is not kind or (kind is str and not value.strip())):
             self.require(False, one.name, ("null or " if optional else "") + KIND[kind])
         return value
+
+
+def path_of(value: str) -> Path:
+    """Return the path that a setting's value means: a home folder may be written ``~``."""
+    return Path(expanduser(value))  # Path's own forgets a ./ before it, and may raise
 
 
 def describe(kind: type) -> Iterator[tuple[str, str]]:
@@ -147,7 +156,7 @@ def _within(value: Any, bounds: dict[str, float]) -> bool:
         "at most": lambda bound: value <= bound,
         "below": lambda bound: value < bound,
     }
-    finite = not bounds or math.isfinite(value)
+    finite = not bounds or isinstance(value, int) or math.isfinite(value)
     return finite and all(holds[name](bound) for name, bound in bounds.items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any, cast
 
 import wandb
 from omegaconf import DictConfig, OmegaConf
+from wandb.env import get_data_dir
 
 from trimtab.artifact import Artifact
 from trimtab.config import TrackingConfig, TrackingMode
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.files import flatten, is_table, require_writable
 from trimtab.progress import say
+from trimtab.settings import path_of
 
 
 class Log:
@@ -58,9 +61,10 @@ class Log:
 
 
 def check(config: TrackingConfig) -> None:
-    """Refuse a folder that `run` could not write, before there is work to lose."""
+    """Refuse folders that `run` could not write, before there is work to lose."""
     if config.mode is not TrackingMode.disabled:
         require_writable("tracking.folder", config.folder)
+        require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))  # where it gathers tables
 
 
 @contextmanager
@@ -81,8 +85,12 @@ def run(
     Raises
     ------
     ConfigError
-        If the folder cannot be written, or Weights & Biases refuses to open the run.
+        If a folder cannot be written, or Weights & Biases refuses to open the run.
+    TrimtabError
+        If it refuses a variable of its own.
     """
+    for name in [one for one in os.environ if one.startswith("WANDB_") and not os.environ[one]]:
+        del os.environ[name]  # W&B takes an empty variable for a value, and refuses it
     check(config)
     keeps = config.mode is not TrackingMode.disabled
     if keeps:
@@ -100,6 +108,9 @@ def run(
         )
     except wandb.Error as error:
         raise _refusal(config, str(error).rstrip(".")) from error
+    except ValueError as error:  # the settings above are checked
+        reason = " ".join(str(error).split())
+        raise TrimtabError(f"W&B refuses one of its variables, WANDB_...: {reason}") from error
     # Not `with opened`: on an exception that prints a traceback of its own.
     exit_code = 1
     try:

@@ -23,8 +23,8 @@ from trimtab.registry import build
 def run(config: DictConfig) -> None:
     """Evaluate as `config` says and print the report's path on standard output.
 
-    Writes result.json, or error.json where it fails; neither where another job of the sweep does
-    the same.
+    Writes result.json, or error.json where it fails before; neither where another job of the sweep
+    does the same.
     """
     folder = output_folder()
     setting = "hydra.sweep.subdir" if _sweep(folder) else "hydra.run.dir"
@@ -36,9 +36,10 @@ def run(config: DictConfig) -> None:
                 return
             _evaluate(config, folder)
         except Exception as error:
-            failure = {"type": type(error).__name__, "message": one_line(error)}
-            write_json(folder / "error.json", {"status": "error", **_names(config), **failure})
-            _report(folder)
+            if not (folder / "result.json").exists():
+                failure = {"type": type(error).__name__, "message": one_line(error)}
+                write_json(folder / "error.json", {"status": "error", **_names(config), **failure})
+                _report(folder)
             raise
 
 
@@ -138,9 +139,9 @@ def label(config: DictConfig) -> str:
     stack = stacks[-1] if stacks else "baseline"
     held = [] if OmegaConf.is_missing(config, "methods") else list(config.methods)
     changed = [
-        item.removeprefix("methods.")
+        item.replace("methods.", "", 1)
         for item in overrides
-        if item.startswith(tuple(f"methods.{name}." for name in held))
+        if item.startswith(("~methods.", *(f"methods.{name}." for name in held)))
     ]
     return " ".join([stack, *(item.removeprefix(f"{stack}.") for item in changed)])
 

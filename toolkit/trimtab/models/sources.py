@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from trimtab.errors import ConfigError
-from trimtab.settings import Settings, setting, settings
+from trimtab.settings import Settings, path_of, setting, settings
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +97,7 @@ class HubModel(ModelSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_path = self.name.startswith(("/", "./", "../", "~"))
-        if is_path and not Path(self.name).expanduser().is_dir():
+        if is_path and not path_of(self.name).is_dir():
             raise ConfigError("model.name", self.name, "there is no such folder")
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Pretrained:
