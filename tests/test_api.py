@@ -94,6 +94,33 @@ def test_a_calibration_does_not_depend_on_the_mode_the_model_was_left_in(tokeniz
     assert (again.parameters, again.statistics) == (larosa.parameters, larosa.statistics)
 
 
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode]
+)
+def test_modes_of_pytorch_that_the_caller_has_set_change_nothing(tokenizer, larosa, mode):
+    method = trimtab.AdaptiVocab(mode="full", max_bpb_increase=None, **WORDS)
+    words = trimtab.calibrate(built(), tokenizer, method, TEXTS)
+    first, second = built(), built()
+    with mode():
+        again = trimtab.calibrate(first, tokenizer, trimtab.LaRoSA(**SMALL), TEXTS)
+        adapted = trimtab.calibrate(second, tokenizer, method, TEXTS)
+    assert (again.parameters, again.statistics) == (larosa.parameters, larosa.statistics)
+    assert all(torch.equal(adapted.tensors[name], one) for name, one in words.tensors.items())
+    for stack in ([larosa], [larosa, trimtab.VAttention()]):
+        with trimtab.apply(first, tokenizer, stack) as optimized:
+            expected = [one.tokens for one in optimized.generate(["word1"], max_new_tokens=8)]
+        with mode(), trimtab.apply(first, tokenizer, stack) as optimized:
+            found = optimized.generate(["word1"], max_new_tokens=8)
+            assert [one.tokens for one in found] == expected
+
+
+def test_a_model_loaded_under_inference_mode_is_refused_in_one_line(tokenizer):
+    with torch.inference_mode():
+        model = built()
+    with pytest.raises(trimtab.MisfitError, match="loaded under torch.inference_mode"):
+        trimtab.calibrate(model, tokenizer, trimtab.LaRoSA(**SMALL), TEXTS)
+
+
 def test_text_of_a_list_calibrates_and_validates(larosa):
     documents = larosa.corpus["documents"]
     assert [len(documents[split]) for split in ("calibration", "validation", "test")] == [10, 2, 0]

@@ -6,7 +6,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -131,24 +131,31 @@ class Method(ABC):
         ------
         MisfitError
             If the method or the tokenizer does not fit the model, or a method that is at work on
-            it.
+            it; or if the model was loaded under `torch.inference_mode`.
         TrimtabError
             If the corpus is too small.
         """
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
+        from trimtab.models.changes import lock_of
         from trimtab.models.facts import require_known_tokens
         from trimtab.models.fingerprint import fingerprint
-        from trimtab.models.state import inferring
+        from trimtab.models.state import inferring, own_modes
 
-        require_free(self, model)
-        self.check(model)
-        texts = (one.text for documents in corpus.splits.values() for one in documents)
-        require_known_tokens(model, tokenizer, texts)
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch, inferring(model):
-            calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))
+        with lock_of(model), own_modes():
+            require_free(self, model)
+            self.check(model)
+            if any(parameter.is_inference() for parameter in model.parameters()):
+                raise MisfitError(
+                    "the model was loaded under torch.inference_mode, where tensors take no part "
+                    "in gradients: load it outside"
+                )
+            texts = (one.text for documents in corpus.splits.values() for one in documents)
+            require_known_tokens(model, tokenizer, texts)
+            started = time.perf_counter()
+            with tempfile.TemporaryDirectory() as scratch, inferring(model):
+                calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))
         return Artifact(
             key=self.key(fingerprint(model), corpus),
             model={
@@ -226,13 +233,11 @@ class Method(ABC):
         artifact: Artifact | None,
     ) -> Iterator[object]:
         from trimtab.at_work import at_work
-        from trimtab.models.state import inferring
+        from trimtab.models.state import inferring, own_modes
 
-        with (
-            at_work(self, model),
-            inferring(model),
-            self.applying(model, tokenizer, artifact) as part,
-        ):
+        with at_work(self, model), inferring(model), ExitStack() as undo:
+            with own_modes():
+                part = undo.enter_context(self.applying(model, tokenizer, artifact))
             yield part
 
     @abstractmethod

@@ -16,6 +16,7 @@ from trimtab.generation.limits import check_prompts, token_limits
 from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
 from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.models.facts import longest_text
+from trimtab.models.state import own_precision, require_evaluation
 from trimtab.stack import AppliedStack, Stack
 
 
@@ -119,8 +120,9 @@ class Optimized:
         """
         if slots < 1:
             raise TrimtabError(f"slots={slots}: expected at least 1")
-        with lock_of(self.model):
+        with lock_of(self.model), own_precision():
             self._check_in_charge()
+            require_evaluation(self.model)
             stop = stop_strings(stop)
             ids = prompt_tokens(self.tokenizer, prompts)
             if self.applied.needs_engine:

@@ -33,6 +33,7 @@ from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
 from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
 from trimtab.files import publishing, write_json
+from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
 from trimtab.progress import answer, may_go_unread
@@ -75,7 +76,7 @@ def _write(
 ) -> None:
     assert vocabulary.rows is not None
     assert vocabulary.tokenizer is not None
-    with publishing(folder) as temporary:
+    with lock_of(model), publishing(folder) as temporary:
         with extended(model, vocabulary.rows, output=True):
             ordinary(model).save_pretrained(temporary)
         vocabulary.tokenizer.save_pretrained(temporary)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.capabilities import Drafter
-from trimtab.errors import MisfitError, TrimtabError
+from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
 from trimtab.generation.batch import Batch, OnToken
 from trimtab.generation.costs import step_costs
@@ -34,6 +34,7 @@ from trimtab.generation.stopping import Detokenizer, special_tokens, stop_tokens
 from trimtab.models.adapter import adapter_for, head_shape, module_device
 from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.models.facts import longest_text
+from trimtab.models.state import own_precision, require_evaluation
 from trimtab.progress import track
 from trimtab.vattention.attention import using_attention
 from trimtab.vattention.settings import CacheSettings
@@ -131,7 +132,7 @@ class Engine:
         self.stats = EngineStats()
 
     def __enter__(self) -> Self:
-        with lock_of(self._model), ExitStack() as undo:
+        with lock_of(self._model), own_precision(), ExitStack() as undo:
             if self._kv is not None:
                 raise RuntimeError("the engine is running already: enter it once")
             try:
@@ -311,7 +312,7 @@ class Engine:
     @contextmanager
     def _call(self) -> Iterator[tuple[VirtualKV, Forward]]:
         """Have the model and the cache to oneself, as they were when the engine was entered."""
-        with lock_of(self._model):
+        with lock_of(self._model), own_precision():
             kv, forward = self.kv, self._forward
             assert forward is not None
             self._check_idle()
@@ -320,8 +321,7 @@ class Engine:
                     "methods were applied to the model, or undone, after the engine was entered: "
                     "enter an engine within the `with` of the methods, and leave it there"
                 )
-            if self._model.training:
-                raise MisfitError("the model is in training mode: call model.eval() first")
+            require_evaluation(self._model)
             self._generating = True
             try:
                 forward.refresh()

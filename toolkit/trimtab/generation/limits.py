@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.adapter import adapter_for
 from trimtab.models.facts import longest_text
+from trimtab.models.state import require_evaluation
 from trimtab.vattention.layout import Geometry
 
 
@@ -31,8 +32,7 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
             f"the model lies on {len(devices)} devices and a KV cache on one: load it without a "
             "device map"
         )
-    if model.training:
-        raise MisfitError("the model is in training mode: call model.eval() first")
+    require_evaluation(model)
     longest = longest_text(model.config)
     if max_len > longest:
         raise TrimtabError(

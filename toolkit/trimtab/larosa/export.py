@@ -29,7 +29,9 @@ from trimtab.larosa.rebuild import install, without_tensors
 from trimtab.larosa.selection import Selectors
 from trimtab.larosa.settings import LaRoSASettings
 from trimtab.method import EXPORTED
+from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
+from trimtab.models.state import own_precision
 from trimtab.progress import waiting
 
 SCHEMA = 1
@@ -56,7 +58,12 @@ def export(
     artifact.require_model(fingerprint(model))
     plan = Plan.from_json(artifact.parameters["plan"])
     selector = Selectors(plan, settings).selector
-    with publishing(folder) as temporary, sparsified(model, plan, artifact.tensors, selector):
+    with (
+        lock_of(model),
+        own_precision(),
+        publishing(folder) as temporary,
+        sparsified(model, plan, artifact.tensors, selector),
+    ):
         _save_config(model, temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
@@ -115,7 +122,7 @@ def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> Pre
                 f"than version {description['packages']['transformers']}, which saved it "
                 f"({error.args[0]}): install that version, or export the artifact again"
             ) from error
-        nn.Module.to(model, device)
+        nn.Module.to(model.eval(), device)
         return model
 
 
