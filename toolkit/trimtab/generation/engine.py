@@ -23,11 +23,12 @@ from trimtab.generation.limits import (
     check_model,
     check_prompts,
     given_texts,
+    known_tokens,
     token_limits,
 )
 from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
 from trimtab.generation.request import Completion, Request
-from trimtab.generation.sampling import Sampler, Sampling
+from trimtab.generation.sampling import Sampler, Sampling, sampling_of
 from trimtab.generation.scoring import text_logits
 from trimtab.generation.stats import EngineStats
 from trimtab.generation.stopping import Detokenizer, special_tokens, stop_tokens
@@ -231,7 +232,7 @@ class Engine:
             If the machine has no memory left, even for a single sequence.
         """
         with self._call() as (kv, forward):
-            sampling = sampling or Sampling()
+            sampling = sampling_of(sampling)
             ids = prompt_tokens(self._tokenizer, prompts)
             stop = stop_strings(stop)
             room = self.capacity
@@ -289,9 +290,12 @@ class Engine:
         Raises
         ------
         TrimtabError
-            If one is empty, or both together are too long.
+            If one is empty or not of the model's tokens, or both together are too long.
         """
         with self._call() as (kv, forward):
+            embedding: Any = self._model.get_input_embeddings()
+            prompt = known_tokens(prompt, len(embedding.weight), "prompt")
+            text = known_tokens(text, len(embedding.weight), "text")
             room = self.capacity + 1  # the last token of the text is not an input
             if not prompt or not text or len(prompt) + len(text) > room:
                 source, fix = self._limit()
