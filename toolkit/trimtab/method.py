@@ -157,7 +157,7 @@ class Method(ABC):
             with tempfile.TemporaryDirectory() as scratch, inferring(model):
                 calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))
         return Artifact(
-            key=self.key(fingerprint(model), corpus),
+            key=self.key(fingerprint(model), tokenizer, corpus),
             model={
                 "architecture": type(model).__name__,
                 "dtype": str(model.dtype).removeprefix("torch."),
@@ -176,11 +176,15 @@ class Method(ABC):
             files=calibration.files,
         )
 
-    def key(self, model_fingerprint: str, corpus: Corpus) -> ArtifactKey:
+    def key(
+        self, model_fingerprint: str, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
+    ) -> ArtifactKey:
         """Return what the artifact of this method is found by."""
         from trimtab.artifact import ArtifactKey
+        from trimtab.models.fingerprint import tokenizer_fingerprint
 
-        return ArtifactKey(self.name, self.config(), model_fingerprint, corpus.digest)
+        tokens = tokenizer_fingerprint(tokenizer)
+        return ArtifactKey(self.name, self.config(), model_fingerprint, tokens, corpus.digest)
 
     def apply(
         self,
@@ -207,12 +211,14 @@ class Method(ABC):
         Raises
         ------
         ArtifactError
-            If the artifact is of another method or another model.
+            If the artifact is of another method, of other settings or of another model; or of
+            another tokenizer, where that matters.
         MisfitError
             If the method does not fit the model or a method that is at work on it.
         TrimtabError
-            If the method needs an artifact and there is none.
+            If the method needs an artifact and there is none, or needs none and there is one.
         """
+        from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.models.fingerprint import fingerprint
 
@@ -221,8 +227,15 @@ class Method(ABC):
         if self.calibrated:
             if artifact is None:
                 raise TrimtabError(NOT_MADE.format(name=self.name))
+            if not isinstance(artifact, Artifact):
+                raise TrimtabError(f"artifact={artifact!r:.60}: expected an Artifact")
             artifact.require_method(self.name)
+            artifact.require_settings(self)
             artifact.require_model(known or fingerprint(model))
+            if self.claims(model) & {TOKENIZER, DRAFTS}:
+                artifact.require_tokenizer(tokenizer)
+        elif artifact is not None:
+            raise TrimtabError(f"{self.name} takes no artifact: apply it without one")
         return self._applied(model, tokenizer, artifact)
 
     @contextmanager

@@ -52,7 +52,6 @@ def export(
     folder: Path,
 ) -> None:
     """Save `model` as LaRoSA makes it by `artifact`, see `LaRoSA.export`."""
-    artifact.require_method(NAME)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
     artifact.require_model(fingerprint(model))
