@@ -94,13 +94,42 @@ def test_a_calibration_does_not_depend_on_the_mode_the_model_was_left_in(tokeniz
     assert (again.parameters, again.statistics) == (larosa.parameters, larosa.statistics)
 
 
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode]
+)
+def test_modes_of_pytorch_that_the_caller_has_set_change_nothing(tokenizer, larosa, mode):
+    method = trimtab.AdaptiVocab(mode="full", max_bpb_increase=None, **WORDS)
+    words = trimtab.calibrate(built(), tokenizer, method, TEXTS)
+    first, second = built(), built()
+    with mode():
+        again = trimtab.calibrate(first, tokenizer, trimtab.LaRoSA(**SMALL), TEXTS)
+        adapted = trimtab.calibrate(second, tokenizer, method, TEXTS)
+    assert (again.parameters, again.statistics) == (larosa.parameters, larosa.statistics)
+    assert all(torch.equal(adapted.tensors[name], one) for name, one in words.tensors.items())
+    for stack in ([larosa], [larosa, trimtab.VAttention()]):
+        with trimtab.apply(first, tokenizer, stack) as optimized:
+            expected = [one.tokens for one in optimized.generate(["word1"], max_new_tokens=8)]
+        with mode(), trimtab.apply(first, tokenizer, stack) as optimized:
+            found = optimized.generate(["word1"], max_new_tokens=8)
+            assert [one.tokens for one in found] == expected
+
+
+def test_a_model_loaded_under_inference_mode_is_refused_in_one_line(tokenizer):
+    with torch.inference_mode():
+        model = built()
+    with pytest.raises(trimtab.MisfitError, match="loaded under torch.inference_mode"):
+        trimtab.calibrate(model, tokenizer, trimtab.LaRoSA(**SMALL), TEXTS)
+
+
 def test_text_of_a_list_calibrates_and_validates(larosa):
     documents = larosa.corpus["documents"]
     assert [len(documents[split]) for split in ("calibration", "validation", "test")] == [10, 2, 0]
     assert larosa.statistics["thresholds"] == "validation"
 
 
-@pytest.mark.parametrize("texts", ["one text", [], ["  "], [3]])
+@pytest.mark.parametrize(
+    "texts", ["one text", [], ["  "], [3], None, 3, {"a text": 1}, {"a text"}, b"a text"]
+)
 def test_what_is_no_list_of_texts_is_refused(tokenizer, texts):
     with pytest.raises(trimtab.TrimtabError, match="^texts"):
         trimtab.calibrate(built(), tokenizer, trimtab.LaRoSA(**SMALL), texts)
@@ -190,6 +219,34 @@ def test_what_cannot_be_applied_is_refused_by_name(tokenizer, larosa):
         assert optimized.tokenizer is tokenizer
 
 
+def test_an_artifact_serves_the_settings_and_the_tokenizer_it_was_made_for(
+    tokenizer, larosa, drafts, tmp_path
+):
+    model, other = built(), byte_tokenizer()
+    other.add_tokens(["word"])
+    words = trimtab.AdaptiVocab(mode="full", max_bpb_increase=None, **WORDS)
+    adapted = trimtab.calibrate(model, tokenizer, words, TEXTS)
+    sparser = trimtab.LaRoSA(sparsity=0.1, **SMALL)
+    for call, message in (
+        (
+            lambda: sparser.apply(model, tokenizer, larosa),
+            "sparsity=0.4, not sparsity=0.1: use",
+        ),
+        (lambda: sparser.export(model, tokenizer, larosa, tmp_path / "a"), "not sparsity=0.1"),
+        (lambda: words.apply(model, tokenizer, drafts), "mode=draft, .*, not mode=full"),
+        (lambda: words.export(model, tokenizer, drafts, tmp_path / "b"), "mode=draft"),
+        (lambda: words.apply(model, tokenizer, larosa), "is one of larosa, not of adaptivocab"),
+        (lambda: words.apply(model, other, adapted), "belongs to another tokenizer"),
+        (lambda: drafts.method.apply(model, other, drafts), "belongs to another tokenizer"),
+        (lambda: adapted.export(model, tmp_path / "c", other), "belongs to another tokenizer"),
+        (lambda: trimtab.VAttention().apply(model, tokenizer, larosa), "takes no artifact"),
+        (lambda: sparser.apply(model, tokenizer, "folder"), "artifact='folder': expected an Art"),
+    ):
+        with pytest.raises(trimtab.TrimtabError, match=message):
+            call()
+    assert trimtab.calibrate(model, other, larosa.method, TEXTS).key != larosa.key
+
+
 @pytest.mark.parametrize("paired", [True, False])
 def test_measuring_leaves_the_model_optimized_and_then_as_it_was(tokenizer, larosa, paired):
     model = built()
@@ -265,6 +322,11 @@ def test_a_checkpoint_serves_one_calibration(tokenizer, larosa, tmp_path, monkey
     ):
         with pytest.raises(trimtab.TrimtabError, match="holds something else than this calibr"):
             other()
+    stamp = (folder / "calibration.json").read_bytes()
+    (folder / "calibration.json").write_bytes(stamp[:9])
+    with pytest.raises(trimtab.TrimtabError, match="holds something else than this calibr"):
+        trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=folder)
+    (folder / "calibration.json").write_bytes(stamp)
     made = trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=folder)
     assert (made.key, made.parameters) == (larosa.key, larosa.parameters)
     assert not folder.exists()
@@ -332,8 +394,11 @@ def test_wrong_arguments_of_the_other_functions_are_named(tokenizer, larosa):
             trimtab.measure(optimized, HELD_OUT, FAST, baseline=model)
         with pytest.raises(trimtab.TrimtabError, match="baseline is another model"):
             trimtab.measure(optimized, HELD_OUT, FAST, baseline=tiny().model)
-        with pytest.raises(trimtab.TrimtabError, match="slots=0: expected at least 1"):
-            optimized.generate(["word1"], slots=0)
+        for slots in (0, "3", 2.5):
+            with pytest.raises(trimtab.TrimtabError, match=f"slots={slots}: expected at least 1"):
+                optimized.generate(["word1"], slots=slots)
+        with pytest.raises(trimtab.TrimtabError, match="sampling='greedy': expected a Sampling"):
+            optimized.generate(["word1"], sampling="greedy")
     with pytest.raises(trimtab.ConfigError, match="quality=.*expected a QualityConfig"):
         trimtab.MeasureConfig(quality={"windows": 3})
     assert trimtab.LaRoSA(sparsity=np.float64(0.25), tokens=np.int64(1024)).sparsity == 0.25

@@ -16,6 +16,7 @@ def artifact(**changes) -> Artifact:
         "method": "larosa",
         "config": {"sparsity": 0.4},
         "model_fingerprint": "a" * 64,
+        "tokenizer_fingerprint": "t" * 64,
         "corpus_digest": "c" * 64,
     }
     return Artifact(
@@ -48,6 +49,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
         {"method": "other"},
         {"config": {"sparsity": 0.5}},
         {"model_fingerprint": "b" * 64},
+        {"tokenizer_fingerprint": "b" * 64},
         {"corpus_digest": "b" * 64},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -94,7 +96,7 @@ def test_another_schema_version_is_refused_by_number(tmp_path):
     artifact().save(tmp_path / "a")
     path = tmp_path / "a" / DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
-    with pytest.raises(ArtifactError, match="schema version 99, this version reads 4"):
+    with pytest.raises(ArtifactError, match="schema version 99, this version reads 5"):
         Artifact.load(tmp_path / "a")
 
 
@@ -106,7 +108,7 @@ def test_another_model_is_refused():
 
 
 def test_another_configuration_is_refused():
-    with pytest.raises(ArtifactError, match="another configuration or corpus"):
+    with pytest.raises(ArtifactError, match="another configuration, tokenizer or corpus"):
         artifact().verify(artifact(config={"sparsity": 0.5}).key)
     artifact().verify(artifact().key)
 

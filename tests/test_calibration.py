@@ -50,7 +50,7 @@ def thread():
 
 def place(corpus, root: Path) -> Path:
     loaded = tiny()
-    return METHOD.key(loaded.fingerprint, corpus).folder(root, loaded.name)
+    return METHOD.key(loaded.fingerprint, loaded.tokenizer, corpus).folder(root, loaded.name)
 
 
 def lock_of(folder: Path) -> Path:

@@ -67,6 +67,20 @@ def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
     assert f"| `{changed} sparsity=0.6` | -" in report
 
 
+def test_a_stack_that_an_experiment_of_the_users_names_is_the_label(command, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(
+        "# @package _global_\ndefaults: [override /methods: vattention]\n"
+    )
+    done = command(
+        "evaluate.py", "experiment=own", "--config-dir", "mine", *TINY, *FAST,
+        "tracking.mode=disabled", "hydra.run.dir=job",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "job" / "result.json").read_text())
+    assert (result["label"], result["methods"]) == ("vattention", ["vattention"])
+
+
 def test_a_folder_that_holds_a_result_is_refused_and_left_as_it_is(command, tmp_path):
     job = ["methods=baseline", *TINY, *FAST, "tracking.mode=disabled"]
     folder = "hydra.run.dir=job"
@@ -132,6 +146,13 @@ def test_a_folder_is_claimed_until_its_job_ends(tmp_path):
     (tmp_path / "0" / "error.json").touch()
     with claimed(tmp_path, "hydra.run.dir"):
         pass
+    (tmp_path / "report").mkdir()  # a sweep's, or somebody else's folder
+    for below in (False, True):
+        with (
+            pytest.raises(ConfigError, match="holds another job's (0/error.json|report): name a n"),
+            claimed(tmp_path, "hydra.run.dir", below=below),
+        ):
+            pass
     with (
         pytest.raises(ConfigError, match=r"hydra.sweep.dir=.*: holds another job's 0/error.json"),
         claimed(tmp_path, "hydra.sweep.dir", below=True),

@@ -92,7 +92,7 @@ def exported(name: str, kind: str, folder: Path, **shape: Any) -> tuple[Artifact
     texts = [Document(str(number), text[:3000]) for number, text in enumerate(DOCUMENTS)]
     prose = Corpus("topics", texts, calibration=0.5, validation=0.2)
     artifact = calibrated(method(rows=Rows.mean, size=100), loaded, prose)
-    method().export(loaded.model, loaded.tokenizer, artifact, folder)
+    artifact.method.export(loaded.model, loaded.tokenizer, artifact, folder)
     return artifact, loaded
 
 

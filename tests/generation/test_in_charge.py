@@ -222,6 +222,42 @@ def test_draws_for_one_model_do_not_disturb_those_for_another():
     assert from_threads([lambda model=model: call(model) for model in models]) == [alone, alone]
 
 
+def test_what_calibrates_measures_and_generates_waits_for_each_other(larosa):
+    model, method = tiny().model, larosa.method
+    before = model.generation_config
+    found = from_threads([lambda: trimtab.calibrate(model, TOKENIZER, method, TEXTS)] * 2)
+    assert [(one.parameters, one.statistics) for one in found] == [
+        (larosa.parameters, larosa.statistics)
+    ] * 2
+    config = trimtab.MeasureConfig(
+        quality=trimtab.QualityConfig(
+            windows=2, window_bytes=256, context_bytes=32, out_of_domain_windows=0
+        ),
+        generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
+        speed=trimtab.SpeedConfig(repeats=3, warmup=0),
+    )
+
+    def measured(optimized: trimtab.Optimized) -> list[Any]:
+        result = trimtab.measure(optimized, TEXTS, config)
+        return [result["quality"], result["sparsity"]["achieved"]]
+
+    with trimtab.apply(model, TOKENIZER, [larosa]) as optimized:
+        alone, tokens = measured(optimized), tokens_of(optimized)
+        calls = [lambda: measured(optimized)] * 2 + [lambda: tokens_of(optimized)] * 2
+        assert from_threads(calls) == [alone, alone, tokens, tokens]
+    assert model.generation_config is before
+
+
+@pytest.mark.parametrize("stack", [[], [trimtab.VAttention()]])
+def test_a_part_in_training_mode_is_refused_on_every_route(stack):
+    model = tiny("tiny-gpt2").model
+    with trimtab.apply(model, TOKENIZER, stack) as optimized:
+        model.transformer.h[0].mlp.train()
+        for call in (tokens_of, lambda one: trimtab.measure(one, TEXTS)):
+            with pytest.raises(MisfitError, match=r"transformer\.h\.0\.mlp is in training mode"):
+                call(optimized)
+
+
 def test_an_engine_called_from_its_own_call_refuses_instead_of_waiting_for_itself():
     model = model_of()
     with engine_for(model) as engine, engine_for(model) as other:

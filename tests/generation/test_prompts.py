@@ -48,6 +48,18 @@ def test_every_form_generates_the_same_texts(padding):
     assert found == [found[0]] * len(forms)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("tensors", [None, "pt", "np"])
+def test_padding_without_its_mask_is_no_text(padding, side, tensors):
+    batch = padding(TEXTS, padding=True, padding_side=side, return_tensors=tensors)
+    with pytest.raises(TrimtabError, match="prompts hold the padding token 0: give the tokenizer"):
+        prompt_tokens(padding, batch["input_ids"])
+    assert prompt_tokens(padding, [[0, 1], [2]]) == [[0, 1], [2]]
+    ending = copy.deepcopy(padding)
+    ending.eos_token = ending.pad_token
+    assert prompt_tokens(ending, [[0, 1], [2, 3]]) == [[0, 1], [2, 3]]
+
+
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [

@@ -40,6 +40,11 @@ from trimtab.vattention.settings import CacheSettings, Layout
         (["a"], {"stop": "no"}, "stop='no': expected a sequence of strings"),
         (["a"], {"stop": None}, "stop=None: expected a sequence of strings"),
         (["a"], {"stop": [5]}, r"stop=\[5\]: expected a sequence of strings"),
+        (["a"], {"sampling": {"temperature": 1.0}}, "sampling=.*: expected a Sampling, such as"),
+        (["a"], {"given": {"input_ids": [[1]]}}, "given=.*: expected lists of token ids"),
+        (["a"], {"given": [["b"]]}, r"given=\['b'\]: expected token ids"),
+        (["a"], {"given": [[320]]}, "given: token 320; expected 0 to 319"),
+        (["a"], {"given": torch.ones(2, 2)}, "given=tensor.*: expected token ids"),
         (["a\ud800"], {}, "prompt 'a.*: no text, surrogates not allowed"),
     ],
 )
@@ -49,6 +54,25 @@ def test_arguments(prompts, settings, message):
             engine.generate(prompts, **{"max_new_tokens": 4, **settings})
         assert engine.stats.prefill_steps == 0
         assert engine.kv.stats().committed == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "message"),
+    [
+        ("ab", [1], "prompt='ab': expected token ids"),
+        ([1], {"input_ids": [1]}, "text={'input_ids': .*: expected token ids"),
+        ([1.5], [1], r"prompt=\[1.5\]: expected token ids"),
+        (None, [1], "prompt=None: expected token ids"),
+        ([320], [1], "prompt: token 320; expected 0 to 319, the model's tokens"),
+        ([1], [2, -1, 3], "text: token -1; expected 0 to 319"),
+    ],
+)
+def test_logits_are_of_known_tokens(prompt, text, message):
+    with engine_for(model_of()) as engine:
+        with pytest.raises(TrimtabError, match=message):
+            engine.logits(prompt, text)
+        given = torch.tensor([1, 2]), torch.tensor([3, 4])
+        assert torch.equal(engine.logits(*given), engine.logits([1, 2], [3, 4]))
 
 
 def test_a_prompt_that_the_budget_cannot_hold():

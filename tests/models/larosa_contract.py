@@ -66,7 +66,7 @@ ARTIFACTS: dict[str, Artifact] = {}
 
 def calibrated(loaded: LoadedModel, method: LaRoSA, corpus: Corpus) -> Artifact:
     """Return the artifact, of an earlier test where one has calibrated the same."""
-    digest = method.key(fingerprint(loaded.model), corpus).digest
+    digest = method.key(fingerprint(loaded.model), loaded.tokenizer, corpus).digest
     if digest not in ARTIFACTS:
         ARTIFACTS[digest] = method.calibrate(loaded.model, loaded.tokenizer, corpus)
     return ARTIFACTS[digest]

@@ -71,6 +71,15 @@ def test_a_variant_of_opt_with_other_parts_is_refused(setting, found, expected):
         adapter_for(OPTForCausalLM(config))
 
 
+@pytest.mark.parametrize("setting", ["is_causal", "return_dict"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_no_architecture_is_supported_without_is_refused(shape, setting):
+    model = tiny(shape).model
+    setattr(model.config, setting, False)
+    with pytest.raises(MisfitError, match=f"with {setting}=False is not supported"):
+        adapter_for(model)
+
+
 def test_every_supported_architecture_has_its_contract():
     for contract in (AdapterContract, LaRoSAContract):
         tests = contract.__subclasses__()

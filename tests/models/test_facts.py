@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from transformers import Gemma2Config, LlamaConfig, Phi3Config
+from transformers import Gemma2Config, LlamaConfig, Phi3Config, RwkvConfig
 
 from tests.conftest import SHAPES, tiny
+from trimtab.errors import MisfitError
 from trimtab.models.adapter import ADAPTERS, head_shape
 from trimtab.models.facts import CacheShape, final_softcap, longest_text
 from trimtab.models.sites import SITE_TITLES
@@ -50,6 +51,11 @@ def test_every_supported_architecture_keeps_keys_and_values_of_one_shape(name):
     if not getattr(config, "layer_types", None) and window:
         sliding = [True] * config.num_hidden_layers
     assert found.windows == tuple(window if one else None for one in sliding)
+
+
+def test_a_model_without_attention_heads_has_no_virtual_cache():
+    with pytest.raises(MisfitError, match="RwkvConfig is not supported by the virtual cache: its"):
+        CacheShape.of(RwkvConfig())
 
 
 def test_sites_are_in_the_order_of_the_forward_pass_and_have_titles():

@@ -7,18 +7,22 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import trimtab
-from tests.conftest import random_inputs, tiny
+from tests.conftest import SHAPES, random_inputs, tiny
 from trimtab.corpus import Corpus, Document, Split
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.larosa import LaRoSA
 from trimtab.models import embedded
-from trimtab.models.fingerprint import fingerprint
+from trimtab.models.fingerprint import fingerprint, tokenizer_fingerprint
 from trimtab.models.loading import LoadedModel, load_model, resolve_dtype
 from trimtab.models.pretrained import short_name
-from trimtab.models.random import byte_tokenizer, shapes
+from trimtab.models.random import SPECIALS, byte_tokenizer, shapes
 from trimtab.models.sources import DType, EmbeddedModel, HubModel, RandomModel
+
+ACTIVATION = "hidden_act", "activation_function", "hidden_activation"
 
 
 def hub(name: str) -> HubModel:
@@ -245,6 +249,28 @@ def test_auto_dtype_follows_the_device():
     assert resolve_dtype(DType.float16, torch.device("cpu")) is torch.float16
 
 
+def test_an_adapter_that_nothing_loads_is_refused(tmp_path, tiny_llama):
+    source = saved(tiny_llama, tmp_path)
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "base", "r": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    with pytest.raises(ConfigError, match="it has an adapter .*: merge it into the weights"):
+        load_model(source)
+
+
+def test_a_config_that_asks_for_tuples_changes_nothing(tmp_path, tiny_llama):
+    source = saved(tiny_llama, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "return_dict": False}))
+    ids = random_inputs(1, 8)
+    found = load_model(source).model(ids).logits
+    assert torch.equal(found, tiny_llama.model(ids).logits)
+
+
+def test_a_model_that_is_not_in_memory_has_no_fingerprint(tiny_llama):
+    with pytest.raises(MisfitError, match="part of the model is not in memory: offloaded"):
+        fingerprint(tiny_llama.model.to("meta"))
+
+
 @pytest.mark.parametrize(
     ("name", "short"), [("org/model-1.0", "org--model-1.0"), ("gpt2", "gpt2"), ("a b", "a--b")]
 )
@@ -302,6 +328,43 @@ def test_the_fingerprint_sees_every_bit_every_name_and_the_dtype(tiny_llama):
     model.model.layers[0].mlp, model.model.layers[1].mlp = second, first
     assert fingerprint(model) != before
     assert tiny(dtype=DType.float64).fingerprint != before
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_fingerprint_sees_what_the_config_does_to_predictions_and_survives_saving(
+    shape, tmp_path
+):
+    model = tiny(shape).model
+    before = fingerprint(model)
+    model.save_pretrained(tmp_path)
+    model.config.use_cache, model.config.attention_dropout = False, 0.5
+    assert fingerprint(model) == before
+    loaded = type(model).from_pretrained(tmp_path)
+    assert fingerprint(loaded) == before
+    name = next(name for name in ACTIVATION if getattr(model.config, name, None) is not None)
+    setattr(loaded.config, name, "tanh")
+    assert fingerprint(loaded) != before
+    loaded.config.rope_parameters = {"rope_theta": 3.0}
+    setattr(loaded.config, name, getattr(model.config, name))
+    assert fingerprint(loaded) != before
+
+
+def test_the_fingerprint_of_a_tokenizer_sees_ids_splits_and_start_tokens():
+    first = tokenizer_fingerprint(byte_tokenizer())
+    padding = byte_tokenizer()
+    padding(["a", "word"], padding=True, truncation=True, max_length=3)
+    assert tokenizer_fingerprint(padding) == first
+    content = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    vocab = content["model"]["vocab"]
+    exchanged = vocab | {"w": vocab["o"], "o": vocab["w"]}
+    swapped = {**content, "model": {**content["model"], "vocab": exchanged}}
+    lower = {**content, "normalizer": {"type": "Lowercase"}}
+    others = [
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(one)), **SPECIALS)
+        for one in (swapped, lower)
+    ]
+    others.append(PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer))
+    assert len({first, *map(tokenizer_fingerprint, others)}) == 4
 
 
 def full(source: Path, target: Path) -> None:

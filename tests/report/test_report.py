@@ -355,5 +355,8 @@ def test_what_was_dropped_is_drawn_for_every_sparse_job_and_left_out_of_the_tabl
     assert row["sparsity.achieved"] == "0.1"
     assert "sparsity.layers" not in row
     (tmp_path / "1" / "result.json").unlink()
+    mine = tmp_path / "report" / "mine.png"
+    mine.touch()
     build_report(tmp_path)
     assert not drawn.exists()
+    assert mine.exists()

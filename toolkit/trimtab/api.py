@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def calibrate(
     if checkpoint is None:
         return method.calibrate(model, tokenizer, corpus)
     folder = Path(checkpoint)
-    _claim(folder, method.key(fingerprint_of(model), corpus).digest)
+    _claim(folder, method.key(fingerprint_of(model), tokenizer, corpus).digest)
     artifact = method.calibrate(model, tokenizer, corpus, folder)
     shutil.rmtree(folder)
     return artifact
@@ -74,7 +75,9 @@ def _claim(folder: Path, digest: str) -> None:
     """Make `folder` the checkpoint of one calibration, or refuse it as another's."""
     stamp = folder / "calibration.json"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        found = json.loads(stamp.read_text("utf-8")) if stamp.is_file() else None
+        found = None
+        with suppress(ValueError, OSError):
+            found = json.loads(stamp.read_text("utf-8"))
         if found != {"digest": digest}:
             raise TrimtabError(
                 f"checkpoint={folder}: holds something else than this calibration (other settings, "

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.errors import ArtifactError
 from trimtab.files import publishing, save_tensors, sha256_of_file, sha256_of_json, write_json
 from trimtab.method import EXPORTED, Method
+from trimtab.models.fingerprint import tokenizer_fingerprint
 from trimtab.registry import targets
 
-SCHEMA = 4
+SCHEMA = 5
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
 
 
@@ -35,12 +36,13 @@ class ArtifactKey:
     method : str
     config : dict
         The method's whole configuration, JSON values only.
-    model_fingerprint, corpus_digest : str
+    model_fingerprint, tokenizer_fingerprint, corpus_digest : str
     """
 
     method: str
     config: dict[str, Any]
     model_fingerprint: str
+    tokenizer_fingerprint: str
     corpus_digest: str
 
     @property
@@ -212,13 +214,13 @@ class Artifact:
         Raises
         ------
         ArtifactError
-            If the model, the corpus or the method's configuration is another.
+            If the model, the tokenizer, the corpus or the method's configuration is another.
         """
         self.require_model(key.model_fingerprint)
         if key != self.key:
             raise ArtifactError(
-                f"the artifact {self.key.digest} was calibrated with another configuration or "
-                f"corpus than the one asked for ({key.digest}); calibrate again"
+                f"the artifact {self.key.digest} was calibrated with another configuration, "
+                f"tokenizer or corpus than the one asked for ({key.digest}); calibrate again"
             )
 
     def require_method(self, name: str) -> None:
@@ -227,6 +229,25 @@ class Artifact:
             raise ArtifactError(
                 f"the artifact {self.key.digest} is one of {self.key.method}, not of {name}: use "
                 "its own method, artifact.method"
+            )
+
+    def require_settings(self, method: Method) -> None:
+        """Raise `ArtifactError` where the method has other settings than it was calibrated with."""
+        own, asked = self.method.config(), method.config()
+        if different := [name for name in own if own[name] != asked[name]]:
+            raise ArtifactError(
+                f"the artifact {self.key.digest} was calibrated with "
+                f"{', '.join(f'{name}={own[name]}' for name in different)}, not "
+                f"{', '.join(f'{name}={asked[name]}' for name in different)}: use its own method, "
+                "artifact.method, or calibrate again"
+            )
+
+    def require_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise `ArtifactError` where the tokenizer is another than that of the calibration."""
+        if tokenizer_fingerprint(tokenizer) != self.key.tokenizer_fingerprint:
+            raise ArtifactError(
+                f"the artifact {self.key.digest} belongs to another tokenizer, with other tokens "
+                "for the same text: give the one it was calibrated with, or calibrate again"
             )
 
     def require_model(self, fingerprint: str) -> None:

@@ -52,7 +52,7 @@ def calibrate(
     MisfitError
         If the method does not fit the model.
     """
-    folder = method.key(loaded.fingerprint, corpus).folder(root, loaded.name)
+    folder = method.key(loaded.fingerprint, loaded.tokenizer, corpus).folder(root, loaded.name)
     if force or not folder.exists():
         with _alone(folder):
             if force or not folder.exists():  # unless made while this process waited
@@ -163,7 +163,7 @@ def find(
     ArtifactError
         If there is none, or it is damaged or of another model.
     """
-    key = method.key(loaded.fingerprint, corpus)
+    key = method.key(loaded.fingerprint, loaded.tokenizer, corpus)
     folder = key.folder(root, loaded.name)
     if not folder.exists():
         place = f"for {loaded.name} on {corpus.name} (looked for {folder})"

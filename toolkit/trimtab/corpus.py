@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from enum import StrEnum
 from itertools import islice
 
@@ -87,9 +87,10 @@ class Corpus:
 
     @classmethod
     def _of(cls, texts: Iterable[str], split: Split) -> Corpus:
-        found = [texts] if isinstance(texts, str) else list(texts)
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in found):
-            raise TrimtabError(f"texts={found[:1]}: expected a list of texts, or a Corpus")
+        several = isinstance(texts, Iterable) and not isinstance(texts, str | Mapping | Set)
+        found = list(texts) if several else [texts]
+        if not several or not all(isinstance(text, str) for text in found):
+            raise TrimtabError(f"texts={found[:1]!r:.60}: expected a list of texts, or a Corpus")
         documents = [Document(f"text {number}", text) for number, text in enumerate(found)]
         corpus = cls("texts", documents, 0, 0)
         corpus.splits[split] = corpus.splits.pop(Split.test)

@@ -20,6 +20,7 @@ from torch import Tensor
 from trimtab.errors import FULL, ConfigError
 
 RESULTS = "result.json", "error.json"  # what a job of evaluate.py leaves, one of the two
+REPORT = "report"  # the folder beside it, or beside the folders of a sweep's jobs
 
 
 @contextmanager

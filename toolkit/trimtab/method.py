@@ -6,7 +6,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -131,26 +131,33 @@ class Method(ABC):
         ------
         MisfitError
             If the method or the tokenizer does not fit the model, or a method that is at work on
-            it.
+            it; or if the model was loaded under `torch.inference_mode`.
         TrimtabError
             If the corpus is too small.
         """
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
+        from trimtab.models.changes import lock_of
         from trimtab.models.facts import require_known_tokens
         from trimtab.models.fingerprint import fingerprint
-        from trimtab.models.state import inferring
+        from trimtab.models.state import inferring, own_modes
 
-        require_free(self, model)
-        self.check(model)
-        texts = (one.text for documents in corpus.splits.values() for one in documents)
-        require_known_tokens(model, tokenizer, texts)
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch, inferring(model):
-            calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))
+        with lock_of(model), own_modes():
+            require_free(self, model)
+            self.check(model)
+            if any(parameter.is_inference() for parameter in model.parameters()):
+                raise MisfitError(
+                    "the model was loaded under torch.inference_mode, where tensors take no part "
+                    "in gradients: load it outside"
+                )
+            texts = (one.text for documents in corpus.splits.values() for one in documents)
+            require_known_tokens(model, tokenizer, texts)
+            started = time.perf_counter()
+            with tempfile.TemporaryDirectory() as scratch, inferring(model):
+                calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))
         return Artifact(
-            key=self.key(fingerprint(model), corpus),
+            key=self.key(fingerprint(model), tokenizer, corpus),
             model={
                 "architecture": type(model).__name__,
                 "dtype": str(model.dtype).removeprefix("torch."),
@@ -169,11 +176,15 @@ class Method(ABC):
             files=calibration.files,
         )
 
-    def key(self, model_fingerprint: str, corpus: Corpus) -> ArtifactKey:
+    def key(
+        self, model_fingerprint: str, tokenizer: PreTrainedTokenizerBase, corpus: Corpus
+    ) -> ArtifactKey:
         """Return what the artifact of this method is found by."""
         from trimtab.artifact import ArtifactKey
+        from trimtab.models.fingerprint import tokenizer_fingerprint
 
-        return ArtifactKey(self.name, self.config(), model_fingerprint, corpus.digest)
+        tokens = tokenizer_fingerprint(tokenizer)
+        return ArtifactKey(self.name, self.config(), model_fingerprint, tokens, corpus.digest)
 
     def apply(
         self,
@@ -200,12 +211,14 @@ class Method(ABC):
         Raises
         ------
         ArtifactError
-            If the artifact is of another method or another model.
+            If the artifact is of another method, of other settings or of another model; or of
+            another tokenizer, where that matters.
         MisfitError
             If the method does not fit the model or a method that is at work on it.
         TrimtabError
-            If the method needs an artifact and there is none.
+            If the method needs an artifact and there is none, or needs none and there is one.
         """
+        from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.models.fingerprint import fingerprint
 
@@ -214,8 +227,15 @@ class Method(ABC):
         if self.calibrated:
             if artifact is None:
                 raise TrimtabError(NOT_MADE.format(name=self.name))
+            if not isinstance(artifact, Artifact):
+                raise TrimtabError(f"artifact={artifact!r:.60}: expected an Artifact")
             artifact.require_method(self.name)
+            artifact.require_settings(self)
             artifact.require_model(known or fingerprint(model))
+            if self.claims(model) & {TOKENIZER, DRAFTS}:
+                artifact.require_tokenizer(tokenizer)
+        elif artifact is not None:
+            raise TrimtabError(f"{self.name} takes no artifact: apply it without one")
         return self._applied(model, tokenizer, artifact)
 
     @contextmanager
@@ -226,13 +246,11 @@ class Method(ABC):
         artifact: Artifact | None,
     ) -> Iterator[object]:
         from trimtab.at_work import at_work
-        from trimtab.models.state import inferring
+        from trimtab.models.state import inferring, own_modes
 
-        with (
-            at_work(self, model),
-            inferring(model),
-            self.applying(model, tokenizer, artifact) as part,
-        ):
+        with at_work(self, model), inferring(model), ExitStack() as undo:
+            with own_modes():
+                part = undo.enter_context(self.applying(model, tokenizer, artifact))
             yield part
 
     @abstractmethod

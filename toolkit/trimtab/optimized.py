@@ -14,8 +14,10 @@ from trimtab.errors import TrimtabError
 from trimtab.generation import Completion, Engine, Sampling, transformers
 from trimtab.generation.limits import check_prompts, token_limits
 from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
+from trimtab.generation.sampling import sampling_of
 from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.models.facts import longest_text
+from trimtab.models.state import own_precision, require_evaluation
 from trimtab.stack import AppliedStack, Stack
 
 
@@ -114,13 +116,14 @@ class Optimized:
         Raises
         ------
         TrimtabError
-            If a prompt is empty or does not fit, an argument is out of range, or other methods
-            were put on the model after these.
+            If a prompt is empty or does not fit, an argument is out of range, other methods were
+            put on the model after these, or it is in training mode.
         """
-        if slots < 1:
+        if not isinstance(slots, int) or slots < 1:
             raise TrimtabError(f"slots={slots}: expected at least 1")
-        with lock_of(self.model):
+        with lock_of(self.model), own_precision():
             self._check_in_charge()
+            require_evaluation(self.model)
             stop = stop_strings(stop)
             ids = prompt_tokens(self.tokenizer, prompts)
             if self.applied.needs_engine:
@@ -131,7 +134,7 @@ class Optimized:
             each = token_limits(max_new_tokens, len(ids))
             room, embedding = longest_text(self.model.config), self.model.get_input_embeddings()
             check_prompts(ids, room, len(cast(Tensor, embedding.weight)))
-            drawing = sampling or Sampling()
+            drawing = sampling_of(sampling)
             return [
                 transformers.generate(
                     self.model,

@@ -33,6 +33,7 @@ from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
 from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
 from trimtab.files import publishing, write_json
+from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
 from trimtab.progress import answer, may_go_unread
@@ -58,12 +59,14 @@ def export(
     MisfitError
         If the artifact makes no n-gram a token, or an ordinary folder cannot hold what it makes.
     ArtifactError
-        If the artifact is of another method or model.
+        If the artifact is of another method, model or tokenizer.
     ConfigError
         If the folder exists.
     """
     vocabulary = _exportable(artifact, folder)
     artifact.require_model(fingerprint(model))
+    if tokenizer is not None:
+        artifact.require_tokenizer(tokenizer)
     _write(model, tokenizer, vocabulary, folder)
 
 
@@ -75,7 +78,7 @@ def _write(
 ) -> None:
     assert vocabulary.rows is not None
     assert vocabulary.tokenizer is not None
-    with publishing(folder) as temporary:
+    with lock_of(model), publishing(folder) as temporary:
         with extended(model, vocabulary.rows, output=True):
             ordinary(model).save_pretrained(temporary)
         vocabulary.tokenizer.save_pretrained(temporary)
@@ -192,6 +195,7 @@ def _export(options: argparse.Namespace) -> None:
                 f"{loaded.name} ({loaded.fingerprint[:12]}, not "
                 f"{artifact.key.model_fingerprint[:12]}): name the right one with --model"
             )
+        artifact.require_tokenizer(loaded.tokenizer)
         _write(loaded.model, loaded.tokenizer, vocabulary, options.out)
     except (TrimtabError, OSError) as error:
         print(f"export: error: {' '.join(str(error).split())}", file=sys.stderr)

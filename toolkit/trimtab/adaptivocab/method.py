@@ -129,6 +129,8 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
         """Save the model with its new rows and its new tokenizer, see `export.export`."""
         from trimtab.adaptivocab.export import export
 
+        artifact.require_method(self.name)
+        artifact.require_settings(self)
         export(model, tokenizer, artifact, folder)
 
     def _section(self, artifact: Artifact, merged: int) -> dict[str, Any]:

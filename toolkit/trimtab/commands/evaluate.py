@@ -136,8 +136,8 @@ def label(config: DictConfig) -> str:
     """Return what the job measures: the stack and its settings changed."""
     overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task]
     stacks = [item.partition("=")[2] for item in overrides if item.startswith("methods=")]
-    stack = stacks[-1] if stacks else "baseline"
     held = [] if OmegaConf.is_missing(config, "methods") else list(config.methods)
+    stack = stacks[-1] if stacks else ",".join(held) or "baseline"
     changed = [
         item.replace("methods.", "", 1)
         for item in overrides

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from trimtab.commands.messages import is_mistake, stop
 from trimtab.errors import ConfigError
-from trimtab.files import RESULTS
+from trimtab.files import REPORT, RESULTS
 
 
 @contextmanager
@@ -33,14 +33,16 @@ def claimed(folder: Path, setting: str, *, below: bool = False) -> Iterator[None
     Raises
     ------
     ConfigError
-        If another job is at it, or has left its result or error.
+        If another job is at it, or has left its result or error; or if there is a report already,
+        of a sweep or of somebody else.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, folder, setting)
-        for name in RESULTS:
-            if found := next(folder.glob(f"**/{name}" if below else name), None):
+        for name in (*RESULTS, REPORT):
+            pattern = f"**/{name}" if below and name in RESULTS else name
+            if found := next(folder.glob(pattern), None):
                 raise ConfigError(
                     setting, folder, f"holds another job's {found.relative_to(folder)}: name a "
                     "new folder, or remove this one"

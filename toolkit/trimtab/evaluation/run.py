@@ -32,10 +32,11 @@ from trimtab.evaluation.workload import (
     require_room,
 )
 from trimtab.generation.transformers import set_aside
+from trimtab.models.changes import lock_of
 from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.pretrained import short_name
-from trimtab.models.state import inferring
+from trimtab.models.state import inferring, own_precision, require_evaluation
 from trimtab.optimized import Optimized
 from trimtab.progress import say
 
@@ -98,7 +99,8 @@ def measure(
     Raises
     ------
     MisfitError
-        If a text is longer than the model has positions for, or the tokenizer is not its own.
+        If a text is longer than the model has positions for, the tokenizer is not its own, or the
+        model is in training mode.
     TrimtabError
         If there is too little text, no room for a copy of the model, or what a model makes of the
         text is not finite.
@@ -113,6 +115,19 @@ def measure(
         )
     if baseline is optimized.model:
         raise TrimtabError("baseline is the optimized model itself: give a copy, or leave it out")
+    with lock_of(optimized.model), own_precision():
+        require_evaluation(optimized.model)
+        return _measured(optimized, texts, config, baseline, subject, label)
+
+
+def _measured(
+    optimized: Optimized,
+    texts: Sequence[str] | Corpus,
+    config: MeasureConfig,
+    baseline: PreTrainedModel | None,
+    subject: Subject | None,
+    label: str | None,
+) -> dict[str, Any]:
     base, applied = optimized.base_tokenizer, optimized.applied
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)

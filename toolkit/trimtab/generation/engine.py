@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.capabilities import Drafter
-from trimtab.errors import MisfitError, TrimtabError
+from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
 from trimtab.generation.batch import Batch, OnToken
 from trimtab.generation.costs import step_costs
@@ -23,17 +23,19 @@ from trimtab.generation.limits import (
     check_model,
     check_prompts,
     given_texts,
+    known_tokens,
     token_limits,
 )
 from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
 from trimtab.generation.request import Completion, Request
-from trimtab.generation.sampling import Sampler, Sampling
+from trimtab.generation.sampling import Sampler, Sampling, sampling_of
 from trimtab.generation.scoring import text_logits
 from trimtab.generation.stats import EngineStats
 from trimtab.generation.stopping import Detokenizer, special_tokens, stop_tokens
 from trimtab.models.adapter import adapter_for, head_shape, module_device
 from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.models.facts import longest_text
+from trimtab.models.state import own_precision, require_evaluation
 from trimtab.progress import track
 from trimtab.vattention.attention import using_attention
 from trimtab.vattention.settings import CacheSettings
@@ -132,7 +134,7 @@ class Engine:
         self.stats = EngineStats()
 
     def __enter__(self) -> Self:
-        with lock_of(self._model), ExitStack() as undo:
+        with lock_of(self._model), own_precision(), ExitStack() as undo:
             if self._kv is not None:
                 raise RuntimeError("the engine is running already: enter it once")
             try:
@@ -242,7 +244,7 @@ class Engine:
             If the machine has no memory left, even for a single sequence.
         """
         with self._call() as (kv, forward):
-            sampling = sampling or Sampling()
+            sampling = sampling_of(sampling)
             ids = prompt_tokens(self._tokenizer, prompts)
             stop = stop_strings(stop)
             room = self.capacity
@@ -300,9 +302,12 @@ class Engine:
         Raises
         ------
         TrimtabError
-            If one is empty, or both together are too long.
+            If one is empty or not of the model's tokens, or both together are too long.
         """
         with self._call() as (kv, forward):
+            embedding: Any = self._model.get_input_embeddings()
+            prompt = known_tokens(prompt, len(embedding.weight), "prompt")
+            text = known_tokens(text, len(embedding.weight), "text")
             room = self.capacity + 1  # the last token of the text is not an input
             if not prompt or not text or len(prompt) + len(text) > room:
                 source, fix = self._limit()
@@ -323,7 +328,7 @@ class Engine:
     @contextmanager
     def _call(self) -> Iterator[tuple[VirtualKV, Forward]]:
         """Have the model and the cache to oneself, as they were when the engine was entered."""
-        with lock_of(self._model):
+        with lock_of(self._model), own_precision():
             kv, forward = self.kv, self._forward
             assert forward is not None
             self._check_idle()
@@ -332,8 +337,7 @@ class Engine:
                     "methods were applied to the model, or undone, after the engine was entered: "
                     "enter an engine within the `with` of the methods, and leave it there"
                 )
-            if self._model.training:
-                raise MisfitError("the model is in training mode: call model.eval() first")
+            require_evaluation(self._model)
             self._generating = True
             try:
                 forward.refresh()

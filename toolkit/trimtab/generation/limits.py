@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.adapter import adapter_for
 from trimtab.models.facts import longest_text
+from trimtab.models.state import require_evaluation
 from trimtab.vattention.layout import Geometry
 
 
@@ -31,8 +32,7 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
             f"the model lies on {len(devices)} devices and a KV cache on one: load it without a "
             "device map"
         )
-    if model.training:
-        raise MisfitError("the model is in training mode: call model.eval() first")
+    require_evaluation(model)
     longest = longest_text(model.config)
     if max_len > longest:
         raise TrimtabError(
@@ -126,18 +126,41 @@ def given_texts(
     Raises
     ------
     TrimtabError
-        If there are not as many texts as prompts, or a token is none of the model's.
+        If there are not as many texts as prompts, or one is not of the model's tokens.
     """
-    if not given:
-        return [()] * len(prompts)
-    if len(given) != len(prompts):
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise TrimtabError(f"given={given!r:.60}: expected lists of token ids")
+    texts = [known_tokens(text, vocabulary, "given") for text in given]
+    if texts and len(texts) != len(prompts):
         raise TrimtabError(
-            f"given: {len(given)} texts; expected one for each of the {len(prompts)} prompts"
+            f"given: {len(texts)} texts; expected one for each of the {len(prompts)} prompts"
         )
-    for text in given:
-        for token in text:
-            if not 0 <= token < vocabulary:
-                raise TrimtabError(
-                    f"given: token {token}; expected 0 to {vocabulary - 1}, the model's tokens"
-                )
-    return given
+    return texts or [()] * len(prompts)
+
+
+def known_tokens(ids: Iterable[int], vocabulary: int, name: str) -> list[int]:
+    """Return token ids as a list.
+
+    Parameters
+    ----------
+    vocabulary : int
+        How many tokens the model knows.
+    name : str
+        Of the argument that they come from.
+
+    Raises
+    ------
+    TrimtabError
+        If they are something else, or one is none of the model's.
+    """
+    try:
+        if isinstance(ids, Mapping):
+            raise TypeError
+        found = [operator.index(token) for token in ids]
+    except TypeError as error:
+        raise TrimtabError(f"{name}={ids!r:.60}: expected token ids") from error
+    if unknown := [token for token in found if not 0 <= token < vocabulary]:
+        raise TrimtabError(
+            f"{name}: token {unknown[0]}; expected 0 to {vocabulary - 1}, the model's tokens"
+        )
+    return found

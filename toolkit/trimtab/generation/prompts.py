@@ -25,7 +25,7 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[
     Raises
     ------
     TrimtabError
-        If it is something else, or a single prompt.
+        If it is something else, a single prompt, or token ids with padding among them.
     """
     if isinstance(prompts, BatchEncoding):
         return _unpadded(prompts)
@@ -36,7 +36,11 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[
             f"prompts is a {type(prompts).__name__}: expected a list of texts or of lists of token "
             "ids, or the tokenizer's BatchEncoding of several texts"
         )
-    return [token_ids(tokenizer, prompt) for prompt in prompts]
+    prompts = list(prompts)
+    ids = [token_ids(tokenizer, prompt) for prompt in prompts]
+    if len(ids) > 1 and not any(isinstance(prompt, str) for prompt in prompts):
+        _require_unpadded(tokenizer, ids)
+    return ids
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -66,7 +70,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
             raise TypeError
         return [operator.index(token) for token in prompt]
     except TypeError as error:
-        raise TrimtabError(f"prompt {prompt!r}: expected a text or token ids") from error
+        raise TrimtabError(f"prompt {prompt!r:.60}: expected a text or token ids") from error
 
 
 def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
@@ -82,6 +86,18 @@ def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
     if not several or not all(isinstance(one, str) and one for one in found):
         raise TrimtabError(f"stop={stop!r}: expected a sequence of strings, none empty")
     return found
+
+
+def _require_unpadded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> None:
+    """Refuse rows of one length that begin or end with what is there for padding alone."""
+    pad = tokenizer.pad_token_id
+    if pad in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):
+        return
+    if len(set(map(len, ids))) == 1 and any(pad in row[:1] + row[-1:] for row in ids):
+        raise TrimtabError(
+            f"prompts hold the padding token {pad}: give the tokenizer's BatchEncoding, whose "
+            "attention_mask tells it from the text, or lists without it"
+        )
 
 
 def _unpadded(batch: BatchEncoding) -> list[list[int]]:

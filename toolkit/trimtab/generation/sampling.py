@@ -82,6 +82,21 @@ class Sampling:
         return warpers
 
 
+def sampling_of(given: Sampling | None) -> Sampling:
+    """Return what was given, greedy decoding where nothing was.
+
+    Raises
+    ------
+    TrimtabError
+        If it is something else.
+    """
+    if given is not None and not isinstance(given, Sampling):
+        raise TrimtabError(
+            f"sampling={given!r:.60}: expected a Sampling, such as Sampling(temperature=1.0)"
+        )
+    return given or Sampling()
+
+
 class Sampler:
     """Chooses the tokens of one sequence, one after the other.
 

@@ -18,6 +18,7 @@ from trimtab.generation.request import Completion, Finish, allowed
 from trimtab.generation.sampling import Sampling
 from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
+from trimtab.models.changes import lock_of
 
 KEPT = (
     "bos_token_id",
@@ -36,16 +37,17 @@ def plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     What a checkpoint's generation config may ask for beside the stop tokens (penalties, forced
     tokens, time limits, ...) our engine does not do; see `set_aside`.
     """
-    config = model.generation_config
-    try:
-        model.generation_config = GenerationConfig(
-            eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
-            pad_token_id=pad_token(tokenizer),
-            use_cache=True,
-        )
-        yield
-    finally:
-        model.generation_config = config
+    with lock_of(model):
+        config = model.generation_config
+        try:
+            model.generation_config = GenerationConfig(
+                eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
+                pad_token_id=pad_token(tokenizer),
+                use_cache=True,
+            )
+            yield
+        finally:
+            model.generation_config = config
 
 
 def set_aside(model: PreTrainedModel) -> dict[str, Any]:

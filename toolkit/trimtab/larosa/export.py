@@ -29,7 +29,9 @@ from trimtab.larosa.rebuild import install, without_tensors
 from trimtab.larosa.selection import Selectors
 from trimtab.larosa.settings import LaRoSASettings
 from trimtab.method import EXPORTED
+from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
+from trimtab.models.state import own_precision
 from trimtab.progress import waiting
 
 SCHEMA = 1
@@ -50,13 +52,17 @@ def export(
     folder: Path,
 ) -> None:
     """Save `model` as LaRoSA makes it by `artifact`, see `LaRoSA.export`."""
-    artifact.require_method(NAME)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
     artifact.require_model(fingerprint(model))
     plan = Plan.from_json(artifact.parameters["plan"])
     selector = Selectors(plan, settings).selector
-    with publishing(folder) as temporary, sparsified(model, plan, artifact.tensors, selector):
+    with (
+        lock_of(model),
+        own_precision(),
+        publishing(folder) as temporary,
+        sparsified(model, plan, artifact.tensors, selector),
+    ):
         _save_config(model, temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
@@ -115,7 +121,7 @@ def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> Pre
                 f"than version {description['packages']['transformers']}, which saved it "
                 f"({error.args[0]}): install that version, or export the artifact again"
             ) from error
-        nn.Module.to(model, device)
+        nn.Module.to(model.eval(), device)
         return model
 
 

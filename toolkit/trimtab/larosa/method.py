@@ -140,7 +140,7 @@ class LaRoSA(LaRoSASettings, Method):
         Raises
         ------
         ArtifactError
-            If the artifact is another method's or another model's.
+            If the artifact is of another method, of other settings or of another model.
         MisfitError
             If the method does not fit the model.
         TrimtabError
@@ -149,6 +149,8 @@ class LaRoSA(LaRoSASettings, Method):
         from trimtab.larosa.export import export
 
         self.check(model)
+        artifact.require_method(self.name)
+        artifact.require_settings(self)
         export(self, model, tokenizer, artifact, folder)
 
     @classmethod

@@ -195,7 +195,7 @@ def replaced(parent: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
         try:
             for parameter in parameters:
                 parameter.data = parameter.new_empty(0)
-            parent.set_submodule(name, module)
+            parent.set_submodule(name, module.eval())
             yield
         finally:
             parent.set_submodule(name, original)

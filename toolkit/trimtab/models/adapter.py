@@ -32,6 +32,9 @@ __all__ = [
 ]
 
 
+REQUIRED = {"is_causal": True, "return_dict": True}  # of every config that says anything of it
+
+
 @dataclass(frozen=True)
 class HeadShape:
     """How attention is divided into heads.
@@ -65,8 +68,8 @@ def adapter_for(model: PreTrainedModel) -> Adapter:
             f"the architecture {name} is not supported; supported: {', '.join(ADAPTERS)}"
         )
     adapter = ADAPTERS[name]
-    for setting, expected in adapter.requires(model.config).items():
-        found = getattr(model.config, setting)
+    for setting, expected in {**REQUIRED, **adapter.requires(model.config)}.items():
+        found = getattr(model.config, setting, expected)
         if found != expected:
             raise MisfitError(
                 f"{name} with {setting}={found} is not supported, only with "

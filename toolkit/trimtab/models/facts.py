@@ -149,7 +149,12 @@ class CacheShape:
                     f"{owner} is not supported by the virtual cache, which holds full and sliding "
                     f"attention only: layer {index} has a {type(layer).__name__}; use DynamicCache"
                 )
-        shapes = map(head_shape, getattr(config, "per_layer_config", [config]))
+        try:
+            shapes = [head_shape(one) for one in getattr(config, "per_layer_config", [config])]
+        except AttributeError as error:
+            raise MisfitError(
+                f"{owner} is not supported by the virtual cache: its layers have no attention heads"
+            ) from error
         heads = {(shape.kv_heads, shape.head_dim) for shape in shapes}
         if len(heads) > 1:
             raise MisfitError(

@@ -1,31 +1,57 @@
-"""What identifies a model: its architecture and every bit of its weights."""
+"""What identifies a model, by what it computes, and a tokenizer, by what it makes of text."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.errors import MisfitError
 from trimtab.progress import track
 
 QUIET_BELOW = 2**30  # bytes that are hashed in well under two seconds
+# Settings of a config that change no prediction; what drops out is off in evaluation mode.
+WITHOUT_EFFECT = {
+    "_name_or_path", "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype",
+    "eos_token_id", "id2label", "initializer_range", "label2id", "output_attentions",
+    "output_hidden_states", "pad_token_id", "problem_type", "return_dict", "transformers_version",
+    "use_cache",
+}  # fmt: skip
+PROBE = (
+    "The cat's naïve café — 12 345,67 €\n\n\tif x_1 != 0xFF:  # ok\r\n日本語 Привет العربية हिन्दी "
+    "\U0001f469\u200d\U0001f467 <s></s><|endoftext|> https://a.b/c?d=e&f I'LL don't  SpaceX \n "
+)
 
 
 @torch.inference_mode()
 def fingerprint(model: PreTrainedModel) -> str:
-    """Return the SHA-256 of a model's class, and the name, dtype, shape and bytes of each tensor.
+    """Return the SHA-256 of a model's class, its config, and all there is to say of its tensors.
 
-    Tied tensors count once, under the first of their names. The dtype is part of it: an
-    artifact that was calibrated in float32 belongs to the float32 model.
+    That is the name, dtype, shape and bytes of each. Tied tensors count once, under the first of
+    their names. The dtype is part of it: an artifact that was calibrated in float32 belongs to the
+    float32 model. Settings of the config count where they may change what the model predicts.
 
     Returns
     -------
     str
         64 hexadecimal digits.
+
+    Raises
+    ------
+    MisfitError
+        If part of the model is not in memory.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
+    digest.update(json.dumps(_effective(model.config), sort_keys=True, default=str).encode())
     seen: set[int] = set()
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise MisfitError(
+            "part of the model is not in memory: offloaded by model.device_map, or built on the "
+            "meta device; load it whole, or in a dtype in which it fits"
+        )
     state = sorted(model.state_dict().items())
     total = sum(tensor.nbytes for _, tensor in state)
     items = state if total < QUIET_BELOW else track(state, "Fingerprinting weights", len(state))
@@ -36,3 +62,26 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(memoryview(tensor.contiguous().cpu().view(torch.uint8).numpy()).cast("B"))
     return digest.hexdigest()
+
+
+def _effective(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what a config sets that may have an effect, without what is off or empty."""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in WITHOUT_EFFECT and "drop" not in name and value
+    }
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of a tokenizer's vocabulary and of what it makes of a text of all kinds.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    ids = tokenizer(PROBE, verbose=False)["input_ids"]
+    ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+    found = json.dumps([sorted(tokenizer.get_vocab().items()), ends, ids])
+    return hashlib.sha256(found.encode()).hexdigest()

@@ -25,6 +25,7 @@ from trimtab.progress import waiting
 from trimtab.settings import path_of
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+ADAPTER = "adapter_config.json"
 OLD_BUFFERS = ("attn.masked_bias",)  # a constant in checkpoints of GPT-2 that are some years old
 
 
@@ -111,13 +112,18 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     Raises
     ------
     TrimtabError
-        If the checkpoint and the model that its config describes differ in a tensor.
+        If the checkpoint and the model that its config describes differ in a tensor, or there is
+        an adapter that is not loaded.
     """
     load: Any = AutoModelForCausalLM.from_pretrained
     model: PreTrainedModel
+    reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _without_report():
-        model, found = load(
-            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        model, found = load(folder, return_dict=True, **reporting, **options)
+    if (Path(folder) / ADAPTER).is_file() and not getattr(model, "peft_config", None):
+        raise TrimtabError(
+            f"it has an adapter ({ADAPTER}), which transformers loads with the package peft alone: "
+            "merge it into the weights"
         )
     mismatched = [
         f"{name} of shape {[*stored]} for {[*expected]}"

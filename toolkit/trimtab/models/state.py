@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import nn
 
+from trimtab.errors import MisfitError
 from trimtab.models.changes import undone_in_order
 
 
@@ -27,3 +30,25 @@ def inferring(model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, needed in flags:
             parameter.requires_grad_(needed)
+
+
+def require_evaluation(model: nn.Module) -> None:
+    """Raise `MisfitError` where the model, or a module of it, is in training mode."""
+    for name, module in model.named_modules():
+        if module.training:
+            part = "the model" if module is model else f"the model's {name}"
+            raise MisfitError(f"{part} is in training mode: call model.eval() first")
+
+
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Have models compute in their own dtype within the block, also under autocast."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Have the same computed within the block whatever modes of PyTorch the caller has set."""
+    with own_precision(), torch.inference_mode(False), torch.enable_grad():
+        yield

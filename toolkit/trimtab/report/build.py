@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.files import replacing
+from trimtab.files import REPORT, replacing
 from trimtab.report.load import Job, load_jobs
 from trimtab.report.plots import (
     compression_plot,
@@ -53,7 +53,7 @@ def build_report(folder: Path) -> Path:
         If there is no job.
     """
     jobs = load_jobs(folder)
-    target = folder / "report"
+    target = folder / REPORT
     target.mkdir(exist_ok=True)
     measured = [job for job in jobs if job.ok]
     plots = []
@@ -68,8 +68,10 @@ def build_report(folder: Path) -> Path:
                 name = pattern.format(jobs.index(job))
                 draw_one(job, target / name)
                 plots.append(name)
-    for leftover in {path.name for path in target.glob("*.png")} - set(plots):
-        (target / leftover).unlink(missing_ok=True)  # another job may have
+    ours = [name for _, name, _ in PLOTS] + [name.format("*") for _, name, _ in PLOTS_OF_ONE]
+    for leftover in {path for name in ours for path in target.glob(name)}:
+        if leftover.name not in plots:
+            leftover.unlink(missing_ok=True)  # another job may have
     _write(target / "results.csv", csv_table(jobs))
     _write(target / "report.md", _markdown(jobs, measured, plots))
     return target / "report.md"
