@@ -322,6 +322,7 @@ class Engine:
                 )
             if self._model.training:
                 raise MisfitError("the model is in training mode: call model.eval() first")
+            forward.require_fitting_cache()
             self._generating = True
             try:
                 forward.refresh()
