@@ -51,8 +51,11 @@ def use_pages(backing: Backing) -> None:
 def pack(model: PreTrainedModel) -> None:
     """Move a model's weights on the CPU into a few large allocations, in the order of its modules.
 
-    Small matrices fill huge pages only together. Weights that are mapped from a file leave it. At
-    no time are there two copies of more than `PART` bytes, or of more than the largest weight.
+    Small matrices fill huge pages only together. Weights that are mapped from a file leave it;
+    those that other processes may share, or that are more than numbers side by side, stay where
+    they are. At no time are there two copies of more than `PART` bytes, or of more than the largest
+    weight, unless many weights lie in one allocation, which is freed with the last of them, or
+    something beside the model refers to their old memory, which it goes on to do.
     """
     import torch
 
@@ -80,8 +83,11 @@ def _movable(model: PreTrainedModel) -> list[torch.Tensor]:
         (*module.parameters(recurse=False), *module.buffers(recurse=False))
         for module in model.modules()
     )
+    mapped = _shared_mappings()
     tensors = [
-        tensor for tensor in dict.fromkeys(chain.from_iterable(own)) if tensor.device.type == "cpu"
+        tensor
+        for tensor in dict.fromkeys(chain.from_iterable(own))
+        if _is_plain(tensor) and not any(start <= tensor.data_ptr() < end for start, end in mapped)
     ]
     shared: set[torch.Tensor] = set()
     last: torch.Tensor | None = None
@@ -92,6 +98,25 @@ def _movable(model: PreTrainedModel) -> list[torch.Tensor]:
         if (own_end := tensor.data_ptr() + _extent(tensor)) > end:
             last, end = tensor, own_end
     return [one for one in tensors if one not in shared and _extent(one) == one.nbytes > 0]
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is strided numbers in memory, and no class of somebody's own."""
+    import torch
+
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_nested)
+    )
+
+
+def _shared_mappings() -> list[tuple[int, int]]:
+    """Return from where to where the memory is mapped that other processes may share."""
+    found = Path("/proc/self/maps").read_text("utf-8", "replace")
+    mappings = re.findall(r"^(\w+)-(\w+) ...s ", found, re.MULTILINE)
+    return [(int(start, 16), int(end, 16)) for start, end in mappings]
 
 
 def _extent(tensor: torch.Tensor) -> int:
