@@ -292,6 +292,9 @@ def test_the_modules_verify_one_text_at_a_time(monkeypatch):
     assert stats.decode_steps == 5
     assert stats.verify_steps == 3  # of 15 tokens 5 are there, and a step yields 4
     assert found[0].steps == 1 + 5 + 3
+    with engine_for(model, drafter=drafter, batch_invariant=True) as engine:
+        assert engine.generate(prompts, max_new_tokens=[16, 6])[0].tokens == plain[0].tokens
+        assert engine.stats.verify_steps == 0  # nothing shows when a text is alone
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, seed=2)], ids=str)

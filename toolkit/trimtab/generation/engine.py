@@ -72,9 +72,9 @@ class Engine:
     cache : CacheSettings, optional
         How keys and values are kept, and prompts prefilled; the defaults if None.
     drafter : Drafter, optional
-        Proposes tokens; where the modules run decode steps, while a single sequence decodes. The
-        text is the same as without, up to the rounding of the modules' pass over several tokens
-        instead of one. A draft is as long as pays by what steps over more tokens take, which is
+        Proposes tokens; where the modules run decode steps, while a single sequence decodes, and
+        not if `batch_invariant`. The text is the same as without, up to the rounding of the
+        modules' pass over several tokens instead of one. A draft is as long as pays by what steps over more tokens take, which is
         measured when the engine is entered.
     output_tokenizer : PreTrainedTokenizerBase, optional
         For generated text; the tokenizer of prompts if None.

@@ -56,6 +56,7 @@ class CacheSettings(Settings):
     )
     batch_invariant: bool = setting(
         default=False,
-        meaning="prefill every prompt in a pass of its own, so that a text does not depend on the "
-        "prompts beside it, not even in the last bits of its logits",
+        meaning="prefill every prompt in a pass of its own, and draft only where that changes no "
+        "rounding, so that a text does not depend on those beside it, not even in the last bits of "
+        "its logits",
     )
