@@ -381,11 +381,22 @@ def test_given_texts_are_what_drafts_are_verified_against():
     assert mixed.tokens == [*given[0], *after.tokens]
 
 
+def test_given_texts_in_tensors_end_with_a_stop_token_too():
+    model = model_of()
+    model.generation_config.eos_token_id = 7
+    with engine_for(model) as engine:
+        (found,) = engine.generate([[1]], max_new_tokens=4, given=torch.tensor([[5, 7, 9]]))
+    assert (found.tokens, found.finish) == ([5, 7], Finish.stop)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ([[1]], "given: 1 texts; expected one for each of the 2 prompts"),
         ([[1], [320]], "given: token 320; expected 0 to 319"),
+        (["a", "b"], "given=.*: expected the token ids of a text for each prompt"),
+        ([[1], [0.5]], "given=.*: expected the token ids of a text for each prompt"),
+        (3, "given=3: expected the token ids of a text for each prompt"),
     ],
 )
 def test_given_texts_that_do_not_fit_are_refused(given, message):

@@ -227,6 +227,15 @@ def test_a_model_that_was_moved_to_another_dtype_is_refused(dtype):
         assert generated(engine)
 
 
+def test_an_engine_runs_in_the_models_dtype_under_autocast():
+    model = model_of()
+    with engine_for(model) as engine:
+        expected = generated(engine)
+    model.register_forward_hook(lambda *_: None)  # once more by the modules
+    with torch.autocast("cpu", torch.bfloat16), engine_for(model) as engine:
+        assert generated(engine) == expected
+
+
 def test_rotations_are_kept_once_for_all_layers_of_a_kind():
     for name, kinds in (("llama", 1), ("gemma3", 2)):
         plan = plan_of(model_of(name, DType.bfloat16))

@@ -197,14 +197,15 @@ class Forward:
 
     def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int | Tensor) -> Tensor:
         self._require_in_charge()
-        logits: Tensor = self._model(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=self._no_mask,
-            use_cache=False,
-            logits_to_keep=keep,
-            step=step,
-        ).logits
+        with torch.autocast(self.device.type, enabled=False):  # the cache has the model's dtype
+            logits: Tensor = self._model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=self._no_mask,
+                use_cache=False,
+                logits_to_keep=keep,
+                step=step,
+            ).logits
         return logits
 
 

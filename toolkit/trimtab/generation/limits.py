@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import chain
 
 from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError, TrimtabError
+from trimtab.generation.prompts import whole_numbers
 from trimtab.models.adapter import adapter_for
 from trimtab.models.facts import longest_text
 from trimtab.vattention.layout import Geometry
@@ -119,25 +121,33 @@ def token_limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
 
 
 def given_texts(
-    given: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], vocabulary: int
-) -> Sequence[Sequence[int]]:
+    given: Iterable[Iterable[int]], prompts: Sequence[Sequence[int]], vocabulary: int
+) -> list[list[int]]:
     """Return the given tokens of each prompt's text, none where nothing is given.
 
     Raises
     ------
     TrimtabError
-        If there are not as many texts as prompts, or a token is none of the model's.
+        If there are not as many texts as prompts, one is no token ids, or a token is none of the
+        model's.
     """
-    if not given:
-        return [()] * len(prompts)
-    if len(given) != len(prompts):
+    try:
+        if isinstance(given, str | bytes | Mapping | Set):
+            raise TypeError
+        texts = [whole_numbers(text) for text in given]
+    except TypeError as error:
         raise TrimtabError(
-            f"given: {len(given)} texts; expected one for each of the {len(prompts)} prompts"
+            f"given={given!r:.60}: expected the token ids of a text for each prompt"
+        ) from error
+    if not texts:
+        return [[]] * len(prompts)
+    if len(texts) != len(prompts):
+        raise TrimtabError(
+            f"given: {len(texts)} texts; expected one for each of the {len(prompts)} prompts"
         )
-    for text in given:
-        for token in text:
-            if not 0 <= token < vocabulary:
-                raise TrimtabError(
-                    f"given: token {token}; expected 0 to {vocabulary - 1}, the model's tokens"
-                )
-    return given
+    for token in chain.from_iterable(texts):
+        if not 0 <= token < vocabulary:
+            raise TrimtabError(
+                f"given: token {token}; expected 0 to {vocabulary - 1}, the model's tokens"
+            )
+    return texts

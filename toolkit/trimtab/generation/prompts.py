@@ -62,11 +62,22 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
                 return ids[1:]
         return ids
     try:
-        if isinstance(prompt, bytes | Mapping | Set):
-            raise TypeError
-        return [operator.index(token) for token in prompt]
+        return whole_numbers(prompt)
     except TypeError as error:
         raise TrimtabError(f"prompt {prompt!r}: expected a text or token ids") from error
+
+
+def whole_numbers(tokens: Iterable[int]) -> list[int]:
+    """Return token ids, whatever holds them in an order.
+
+    Raises
+    ------
+    TypeError
+        If they are something else.
+    """
+    if isinstance(tokens, str | bytes | Mapping | Set):
+        raise TypeError
+    return [operator.index(token) for token in tokens]
 
 
 def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
