@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import trimtab
@@ -15,6 +16,7 @@ from tests.generation.models import TOKENIZER, model_of
 from trimtab import backing
 
 TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+MAPPINGS = Path("/proc/self/maps")
 METHODS = [
     trimtab.LaRoSA(tokens=512, probe_tokens=256, window=64),
     trimtab.AdaptiVocab(size=4),
@@ -73,6 +75,29 @@ def test_memory_that_weights_share_moves_as_one():
     with torch.no_grad():
         model.first[15] = -1
     assert model.second[0, 5] == -1
+
+
+def test_what_is_more_than_numbers_of_this_process_stays_where_it_is():
+    model = nn.Linear(3, 4)
+    shared = torch.ones(5).share_memory_()
+    model.shared = nn.Parameter(shared)
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.register_buffer("elsewhere", torch.ones(3, device="meta"))
+    old = model.weight.data_ptr()
+    backing.pack(model)
+    assert model.weight.data_ptr() != old
+    shared[2] = 7
+    assert model.shared[2] == 7
+
+
+def test_weights_leave_the_file_that_they_are_mapped_from(tmp_path):
+    save_file({"weight": torch.arange(2.0**16)}, tmp_path / "file")
+    model = nn.Module()
+    model.weight = nn.Parameter(load_file(tmp_path / "file")["weight"])
+    assert str(tmp_path) in MAPPINGS.read_text()
+    backing.pack(model)
+    assert str(tmp_path) not in MAPPINGS.read_text()
+    assert torch.equal(model.weight, torch.arange(2.0**16))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

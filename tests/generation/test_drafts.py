@@ -292,6 +292,9 @@ def test_the_modules_verify_one_text_at_a_time(monkeypatch):
     assert stats.decode_steps == 5
     assert stats.verify_steps == 3  # of 15 tokens 5 are there, and a step yields 4
     assert found[0].steps == 1 + 5 + 3
+    with engine_for(model, drafter=drafter, batch_invariant=True) as engine:
+        assert engine.generate(prompts, max_new_tokens=[16, 6])[0].tokens == plain[0].tokens
+        assert engine.stats.verify_steps == 0  # nothing shows when a text is alone
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, seed=2)], ids=str)
@@ -378,11 +381,22 @@ def test_given_texts_are_what_drafts_are_verified_against():
     assert mixed.tokens == [*given[0], *after.tokens]
 
 
+def test_given_texts_in_tensors_end_with_a_stop_token_too():
+    model = model_of()
+    model.generation_config.eos_token_id = 7
+    with engine_for(model) as engine:
+        (found,) = engine.generate([[1]], max_new_tokens=4, given=torch.tensor([[5, 7, 9]]))
+    assert (found.tokens, found.finish) == ([5, 7], Finish.stop)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ([[1]], "given: 1 texts; expected one for each of the 2 prompts"),
         ([[1], [320]], "given: token 320; expected 0 to 319"),
+        (["a", "b"], "given=.*: expected the token ids of a text for each prompt"),
+        ([[1], [0.5]], "given=.*: expected the token ids of a text for each prompt"),
+        (3, "given=3: expected the token ids of a text for each prompt"),
     ],
 )
 def test_given_texts_that_do_not_fit_are_refused(given, message):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils.parametrizations import weight_norm
 from transformers import PreTrainedModel
 from transformers.models.llama import modeling_llama
 
 import trimtab
 from tests.generation.models import TOKENIZER, engine_for, model_of, prompts_of
 from tests.generation.test_plan import LENGTH, empty_cache, plan_of
+from trimtab.errors import MisfitError
 from trimtab.models.sources import DType
 from trimtab_kernels.decode_step import cpu
 
@@ -71,6 +76,10 @@ CHANGES: dict[str, Callable[[Any], object]] = {
         {name: -one.flip(-1) for name, one in m.state_dict().items()}
     ),
     "frequencies, in place": lambda m: m.model.rotary_emb.inv_freq.mul_(0.2),
+    "frequencies, untracked": lambda m: m.model.rotary_emb.inv_freq.data.mul_(0.2),
+    "a hook for all modules": lambda m: register_module_forward_hook(
+        lambda part, _, output: -output if isinstance(part, nn.Linear) else None
+    ),
     "an MLP wrapped": lambda m: put(layer(m), "mlp", Twice(layer(m).mlp)),
     "a projection of two": lambda m: put(
         layer(m).self_attn,
@@ -81,7 +90,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
         layer(m).mlp, "forward", lambda x: layer(m).mlp.down_proj(layer(m).mlp.up_proj(x))
     ),
     "another activation": lambda m: put(layer(m).mlp, "act_fn", nn.ReLU()),
-    "another epsilon": lambda m: put(layer(m).input_layernorm, "variance_epsilon", 10.0),
+    "another epsilon": lambda m: put(layer(m).input_layernorm, "variance_epsilon", 10),
     "another scale of scores": lambda m: put(layer(m).self_attn, "scaling", 2.0),
     "layers in another order": swap,
     "no norm": lambda m: put(layer(m), "input_layernorm", nn.Identity()),
@@ -97,6 +106,13 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 }
 
 
+@pytest.fixture
+def no_hooks_left() -> Iterator[None]:
+    yield
+    module._global_forward_hooks.clear()
+
+
+@pytest.mark.usefixtures("no_hooks_left")
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_model_is_what_generates(name, when):
@@ -124,11 +140,53 @@ def by_forward_of(model: PreTrainedModel, engine: Any) -> list[list[int]]:
         model.config._attn_implementation = step
 
 
+def normed(model: Any) -> None:
+    untied = model.model.embed_tokens.weight.clone()
+    model.lm_head.weight = nn.Parameter(untied)
+    weight_norm(model.model.embed_tokens)
+
+
+OWN_WAYS: dict[str, Callable[[Any], object]] = {
+    "makes its weights of others": normed,
+    "shortens its rows": lambda m: put(m.model.embed_tokens, "max_norm", 0.5),
+    "drops at random": lambda m: put(
+        layer(m), "mlp", nn.Sequential(layer(m).mlp, nn.Dropout(1e-9).train())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN_WAYS)
+def test_modules_that_do_more_than_their_weights_say_run_themselves(name):
+    model = model_of()
+    OWN_WAYS[name](model)
+    with engine_for(model) as engine:
+        assert engine.decode_step.startswith("decode step by the model's modules")
+        assert name in engine.decode_step
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_a_head_with_rows_of_any_numbers_has_an_executor(value):
+    model = model_of()
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
+    model.lm_head.weight.data[: 7 if value else None] = value
+    with engine_for(model) as engine:
+        assert engine.decode_step.startswith("C++")
+        assert generated(engine) == by_forward_of(model, engine)
+
+
+@pytest.mark.parametrize("number", [1.0, torch.nan])
 @pytest.mark.parametrize("dtype", [DType.float32, DType.bfloat16])
-def test_patched_code_of_a_library_is_seen(monkeypatch, dtype):
+def test_patched_code_of_a_library_is_seen(monkeypatch, dtype, number):
     model = model_of("llama", dtype)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())
+    model.lm_head.weight.data[5, 3] = number
     original = modeling_llama.LlamaMLP.forward
-    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", lambda own, x: original(own, -x))
+
+    @functools.wraps(original)
+    def patched(own: nn.Module, x: Tensor) -> Tensor:
+        return original(own, -x)
+
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", patched)
     with engine_for(model) as engine:
         assert engine.decode_step.endswith("runs code of somebody else")
     monkeypatch.undo()
@@ -154,6 +212,28 @@ def test_a_cache_of_another_dtype_is_refused(dtype):
     keys, values = ([one.to(other) for one in part] for part in empty_cache(model, 1))
     with pytest.raises(ValueError, match="the cache is torch"):
         cpu.CpuExecutor(plan_of(model), keys, values)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_that_was_moved_to_another_dtype_is_refused(dtype):
+    model = model_of()
+    with engine_for(model) as engine:
+        model.to(dtype)
+        with pytest.raises(
+            MisfitError, match="was made for torch.float32 on cpu: enter the engine"
+        ):
+            generated(engine)
+        model.to(torch.float32)
+        assert generated(engine)
+
+
+def test_an_engine_runs_in_the_models_dtype_under_autocast():
+    model = model_of()
+    with engine_for(model) as engine:
+        expected = generated(engine)
+    model.register_forward_hook(lambda *_: None)  # once more by the modules
+    with torch.autocast("cpu", torch.bfloat16), engine_for(model) as engine:
+        assert generated(engine) == expected
 
 
 def test_rotations_are_kept_once_for_all_layers_of_a_kind():

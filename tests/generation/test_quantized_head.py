@@ -90,6 +90,37 @@ def test_ties_and_near_ties_are_decided_as_by_the_logits(kind, dtype, softcap, s
     assert torch.equal(executor.choose(*step), executor.step(*step).argmax(-1))
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "activations"), [(1e-43, 1e35), (1e30, 1e8), (1e3, 1e36)])
+def test_numbers_close_to_the_ends_of_their_range_are_decided_as_by_the_logits(
+    rows, activations, dtype, softcap
+):
+    plan = PLANS[dtype]
+    norm = replace(plan.final_norm, weight=plan.final_norm.weight * activations)
+    step = torch.arange(8) * 9, torch.arange(8) // 4, torch.arange(8) % 4
+    for seed in range(8):
+        head = torch.randn(320, WIDTH, generator=torch.Generator().manual_seed(seed)) * rows
+        changed = replace(
+            plan, final_norm=norm, head=Linear(head.to(norm.weight.dtype).T), softcap=softcap
+        )
+        executor = executor_of(changed, dtype)
+        assert torch.equal(executor.choose(*step), executor.step(*step).argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("changed", [slice(None), (slice(None, None, 2),), (slice(None), 5)])
+def test_the_copy_follows_changed_signs(changed, dtype):
+    plan = PLANS[dtype]
+    head = torch.randn(1024, WIDTH, generator=torch.Generator().manual_seed(1))
+    head = head.to(plan.head.weight.dtype)
+    executor = executor_of(replace(plan, head=Linear(head.T)), dtype)
+    step = torch.arange(8) * 9, torch.arange(8) // 4, torch.arange(8) % 4
+    head[changed].neg_()
+    executor.refresh_head()
+    assert torch.equal(executor.choose(*step), executor.step(*step).argmax(-1))
+
+
 def test_the_copy_follows_the_head():
     plan = PLANS[DType.float32]
     head = torch.randn(320, WIDTH)

@@ -52,8 +52,11 @@ def use_pages(backing: Backing) -> None:
 def pack(model: PreTrainedModel) -> None:
     """Move a model's weights on the CPU into a few large allocations, in the order of its modules.
 
-    Small matrices fill huge pages only together. Weights that are mapped from a file leave it. At
-    no time are there two copies of more than `PART` bytes, or of more than the largest weight.
+    Small matrices fill huge pages only together. Weights that are mapped from a file leave it;
+    those that other processes may share, or that are more than numbers side by side, stay where
+    they are. At no time are there two copies of more than `PART` bytes, or of more than the largest
+    weight, unless many weights lie in one allocation, which is freed with the last of them, or
+    something beside the model refers to their old memory, which it goes on to do.
     """
     import torch
 
@@ -101,10 +104,13 @@ def _blocks(model: PreTrainedModel) -> list[_Block]:
         (*module.parameters(recurse=False), *module.buffers(recurse=False))
         for module in model.modules()
     )
+    mapped = _shared_mappings()
     tensors = [
         tensor
         for tensor in dict.fromkeys(chain.from_iterable(own))
-        if tensor.device.type == "cpu" and tensor.numel()
+        if _is_plain(tensor)
+        and tensor.numel()
+        and not any(start <= tensor.data_ptr() < end for start, end in mapped)
     ]
     blocks: list[_Block] = []
     for tensor in sorted(tensors, key=lambda one: one.data_ptr()):
@@ -116,6 +122,25 @@ def _blocks(model: PreTrainedModel) -> list[_Block]:
     order = {tensor: place for place, tensor in enumerate(tensors)}
     movable = [one for one in blocks if one.whole]
     return sorted(movable, key=lambda one: min(order[tensor] for tensor in one.tensors))
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is strided numbers in memory, and no class of somebody's own."""
+    import torch
+
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_nested)
+    )
+
+
+def _shared_mappings() -> list[tuple[int, int]]:
+    """Return from where to where the memory is mapped that other processes may share."""
+    found = Path("/proc/self/maps").read_text("utf-8", "replace")
+    mappings = re.findall(r"^(\w+)-(\w+) ...s ", found, re.MULTILINE)
+    return [(int(start, 16), int(end, 16)) for start, end in mappings]
 
 
 def _extent(tensor: torch.Tensor) -> int:

@@ -88,9 +88,9 @@ class Corpus:
     @classmethod
     def _of(cls, texts: Iterable[str], split: Split) -> Corpus:
         several = isinstance(texts, Iterable) and not isinstance(texts, str | Mapping | Set)
-        found = list(texts) if several else [texts]
+        found = list(texts) if several else []
         if not several or not all(isinstance(text, str) for text in found):
-            raise TrimtabError(f"texts={found[:1]!r:.60}: expected a list of texts, or a Corpus")
+            raise TrimtabError(f"texts={texts!r:.60}: expected a list of texts, or a Corpus")
         documents = [Document(f"text {number}", text) for number, text in enumerate(found)]
         corpus = cls("texts", documents, 0, 0)
         corpus.splits[split] = corpus.splits.pop(Split.test)

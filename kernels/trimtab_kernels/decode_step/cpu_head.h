@@ -54,10 +54,17 @@ class QuantizedHead {
     }
   }
   float radius(int64_t output) const { return radii_[output]; }
+  // What `radius` is to be multiplied by for activations of this length.
+  static float reach(double length) {
+    return length < kLongest ? static_cast<float>(length) * (1 + 2 * FLT_EPSILON)
+                             : std::numeric_limits<float>::infinity();
+  }
   bool made() const { return !digests_.empty(); }
 
  private:
   static constexpr int64_t kPart = 256;  // outputs with a digest of their own
+  // Of vectors up to this length, no sum of products overflows, and the bounds hold.
+  static constexpr double kLongest = 1e18;
 
   // Differs if one number does; if several do, very likely.
   class Digest {
@@ -92,7 +99,8 @@ class QuantizedHead {
       Words words = {};
       std::memcpy(&words, bytes, count);
       Words& sums = words_[next_++ % kSums];
-      sums = sums * 0x9E3779B1u + words;
+      // Turned, so that high bits reach low ones: otherwise, two changed signs would cancel out.
+      sums = ((sums << 13) | (sums >> 19)) * 0x9E3779B1u + words;
     }
 
     static constexpr int kSums = 4;  // side by side, since a product takes several cycles
@@ -113,7 +121,8 @@ class QuantizedHead {
     double error = 0;
     for (int64_t i = 0; i < width; ++i) {
       const float steps = scale > 0 ? std::nearbyint(widen(row[i]) / scale) : 0.0f;
-      const float kept = std::isfinite(steps) ? steps : 0.0f;
+      // The scale of denormal numbers is a coarse one.
+      const float kept = std::isfinite(steps) ? std::clamp(steps, -127.0f, 127.0f) : 0.0f;
       numbers_[output * width + i] = static_cast<int8_t>(kept);
       const double missing = widen(row[i]) - static_cast<double>(kept) * scale;
       error += missing * missing;
@@ -123,8 +132,10 @@ class QuantizedHead {
     // rounding of two sums of `width` float32 products can be, and of what is computed with them.
     const double rounding = (2.0 * width + 16) * FLT_EPSILON;
     const double radius = std::sqrt(error) + rounding * (std::sqrt(squares) + std::sqrt(error));
-    radii_[output] = std::isfinite(squares) ? static_cast<float>(radius * (1 + FLT_EPSILON))
-                                            : std::numeric_limits<float>::infinity();
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    radii_[output] = squares < kLongest * kLongest
+                         ? std::nextafter(static_cast<float>(radius), kInfinity)
+                         : kInfinity;
   }
 
   std::vector<int8_t> numbers_;

@@ -420,7 +420,7 @@ class Step {
         for (int64_t i = 0; i < input.width; ++i) {
           squares += static_cast<double>(x[i]) * x[i];
         }
-        lengths[r] = static_cast<float>(std::sqrt(squares)) * (1 + 2 * FLT_EPSILON);
+        lengths[r] = QuantizedHead::reach(std::sqrt(squares));
         float& least = choice.least[member.first * count() + r];
         for (int64_t o = part.begin; o < part.end; ++o) {
           const float at_least = approximate.row(r)[o] - choice.head.radius(o) * lengths[r];

@@ -33,10 +33,11 @@ class Batch:
     chunk : int
         The most prompt tokens in one forward pass, and between two decode steps.
     apart : bool
-        Whether every prompt is prefilled in passes of its own, instead of several in one.
+        Whether no text may depend on those beside it: every prompt is prefilled in passes of its
+        own, instead of several in one.
     drafts : Drafts, optional
         What to draft. Where the forward pass takes one text at a time, only while a single sequence
-        decodes.
+        decodes, and not if `apart`: a text would depend on when it is alone.
     on_token : callable, optional
         Called with the index of the prompt, the token, and the text that the token makes final.
     stats : EngineStats
@@ -129,7 +130,8 @@ class Batch:
         """
         running = self._running()
         drafts: dict[int, list[int]] = {}
-        if self._drafts is not None and (len(running) == 1 or self._forward.together):
+        alone = len(running) == 1 and not self._apart
+        if self._drafts is not None and (alone or self._forward.together):
             drafts = self._drafts.choose(running)
         while running:
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any, Self
@@ -75,10 +75,10 @@ class Engine:
     cache : CacheSettings, optional
         How keys and values are kept, and prompts prefilled; the defaults if None.
     drafter : Drafter, optional
-        Proposes tokens; where the modules run decode steps, while a single sequence decodes. The
-        text is the same as without, up to the rounding of the modules' pass over several tokens
-        instead of one. A draft is as long as pays by what steps over more tokens take, which is
-        measured when the engine is entered.
+        Proposes tokens; where the modules run decode steps, while a single sequence decodes, and
+        not if `batch_invariant`. The text is the same as without, up to the rounding of the
+        modules' pass over several tokens instead of one. A draft is as long as pays by what steps
+        over more tokens take, which is measured when the engine is entered.
     output_tokenizer : PreTrainedTokenizerBase, optional
         For generated text; the tokenizer of prompts if None.
 
@@ -202,7 +202,7 @@ class Engine:
         stop: Sequence[str] = (),
         on_token: OnToken | None = None,
         logits_processors: Processors | None = None,
-        given: Sequence[Sequence[int]] = (),
+        given: Iterable[Iterable[int]] = (),
         progress: bool = False,
     ) -> list[Completion]:
         """Return the model's continuations of the prompts, in the same order.
@@ -228,7 +228,7 @@ class Engine:
             Given the index of a prompt, returns transformers' processors for it, or None. They are
             applied to the logits of this prompt only, before sampling, and requested again when a
             preempted sequence is recomputed.
-        given : sequence of sequence of int
+        given : iterable of iterable of int
             By prompt, tokens that its text goes on with whatever the model chooses, for timing a
             given text; empty if there are none.
         progress : bool
@@ -338,6 +338,7 @@ class Engine:
                     "enter an engine within the `with` of the methods, and leave it there"
                 )
             require_evaluation(self._model)
+            forward.require_fitting_cache()
             self._generating = True
             try:
                 forward.refresh()

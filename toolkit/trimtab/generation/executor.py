@@ -139,13 +139,26 @@ def _checked(
         # The last token alone, as one row may run on other kernels than several.
         parts = rows.split(max(1, count - 1), dim=1)
         found = torch.cat([probe.step(*part) for part in parts]).float()
-    spread = expected - expected.mean(-1, keepdim=True)
-    differences = (found - expected).norm(dim=-1) / spread.norm(dim=-1)
     loose = model.dtype != torch.float32 or any(one.mlp_input.selection for one in plan.layers)
+    differences = _differences(found, expected)
     difference = float(differences.median() if loose else differences.max())
-    if expected.isfinite().all() and not difference <= (CLOSE_ENOUGH if loose else CLOSE):
+    if difference > (CLOSE_ENOUGH if loose else CLOSE):
         raise MisfitError(f"its decode plan differs from it by {difference:.1g} of its logits")
     return make_executor(kv.keys, kv.values)
+
+
+def _differences(found: Tensor, expected: Tensor) -> Tensor:
+    """Return how far logits are from those expected, over the spread of these, by token.
+
+    Infinite where other logits are finite than those expected to be.
+    """
+    finite = expected.isfinite()
+    elsewhere = (found.isfinite() != finite).any(-1)
+    found, expected = (torch.where(finite, one, 0.0) for one in (found, expected))
+    distance = (found - expected).norm(dim=-1)
+    spread = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
+    relative = torch.where(distance > 0, distance / spread, 0.0)
+    return torch.where(elsewhere, torch.inf, relative)
 
 
 @contextmanager

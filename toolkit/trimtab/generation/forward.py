@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from numbers import Number
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers import PreTrainedModel
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.generation.attention import NAME
 from trimtab.generation.executor import MOST_ROWS, Executor, executor_for
 from trimtab.generation.steps import DecodeStep, ExtendStep, PackedStep, Step
+from trimtab.models.adapter import adapter_for
 from trimtab.vattention.virtual_kv import VirtualKV
 
-SIMPLE = {bool, int, float, str, type(None)}
+SIMPLE = Number, str, type(None)
+COLLECTIONS = list, tuple, dict
 
 
 class Span(NamedTuple):
@@ -83,6 +87,22 @@ class Forward:
     def _make_executor(self) -> Executor:
         invariant = self._batch_invariant
         return executor_for(self._model, self._kv, self._run, batch_invariant=invariant)
+
+    def require_fitting_cache(self) -> None:
+        """Refuse a model that has been moved since the cache was made.
+
+        Raises
+        ------
+        MisfitError
+        """
+        made = self._kv.keys[0]
+        layer = adapter_for(self._model).decoder_layers(self._model)[0]
+        found = next(layer.parameters())
+        if (self._model.dtype, found.device) != (made.dtype, made.device):
+            raise MisfitError(
+                f"the model is {self._model.dtype} on {found.device} now, and the KV cache was "
+                f"made for {made.dtype} on {made.device}: enter the engine again"
+            )
 
     def close(self) -> None:
         """Drop the cache's tensors, which an error that is kept would hold on to."""
@@ -185,14 +205,15 @@ class Forward:
 
     def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int | Tensor) -> Tensor:
         self._require_in_charge()
-        logits: Tensor = self._model(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=self._no_mask,
-            use_cache=False,
-            logits_to_keep=keep,
-            step=step,
-        ).logits
+        with torch.autocast(self.device.type, enabled=False):  # the cache has the model's dtype
+            logits: Tensor = self._model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=self._no_mask,
+                use_cache=False,
+                logits_to_keep=keep,
+                step=step,
+            ).logits
         return logits
 
 
@@ -205,20 +226,26 @@ def _rows(spans: Sequence[Span]) -> tuple[list[int], list[int], list[int]]:
 
 def _parts(model: PreTrainedModel) -> list[object]:
     """Return what differs once a module, a tensor, a hook or a setting of the model does."""
-    found: list[object] = [_settings(model.config)]
+    # The key of a hook is its own, as long as the process lives.
+    found: list[object] = [*_global_forward_hooks, *_global_forward_pre_hooks]
+    found.append(_settings(model.config))
     for module in model.modules():
-        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
-        found.append((id(module), type(module), type(module).forward, *hooks, _settings(module)))
+        hooks = *module._forward_hooks, *module._forward_pre_hooks
+        found.append((id(module), type(module), type(module).forward, hooks, _settings(module)))
     for tensor in (*model.parameters(), *model.buffers()):
         found.append((tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype))
-    # What is made of a buffer when the plan is: weights are read where they are.
-    found += [0 if one.is_inference() else one._version for one in model.buffers()]
+    # A plan has numbers that follow from vectors like frequencies; it reads all weights in place.
+    found += [
+        one.tolist() for one in model.buffers() if one.dim() < 2 and one.device.type != "meta"
+    ]
     return found
 
 
 def _settings(owner: object) -> list[tuple[str, object]]:
     return [
-        (name, value)
+        (name, repr(value) if isinstance(value, COLLECTIONS) else value)
         for name, value in vars(owner).items()
-        if type(value) in SIMPLE or name == "forward"
+        if isinstance(value, SIMPLE)
+        or name == "forward"
+        or (isinstance(value, COLLECTIONS) and not name.startswith("_"))
     ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError, TrimtabError
+from trimtab.generation.prompts import whole_numbers
 from trimtab.models.adapter import adapter_for
 from trimtab.models.facts import longest_text
 from trimtab.models.state import require_evaluation
@@ -119,8 +120,8 @@ def token_limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
 
 
 def given_texts(
-    given: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]], vocabulary: int
-) -> Sequence[Sequence[int]]:
+    given: Iterable[Iterable[int]], prompts: Sequence[Sequence[int]], vocabulary: int
+) -> list[list[int]]:
     """Return the given tokens of each prompt's text, none where nothing is given.
 
     Raises
@@ -128,14 +129,14 @@ def given_texts(
     TrimtabError
         If there are not as many texts as prompts, or one is not of the model's tokens.
     """
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
-        raise TrimtabError(f"given={given!r:.60}: expected lists of token ids")
+    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
+        raise TrimtabError(f"given={given!r:.60}: expected the token ids of a text for each prompt")
     texts = [known_tokens(text, vocabulary, "given") for text in given]
     if texts and len(texts) != len(prompts):
         raise TrimtabError(
             f"given: {len(texts)} texts; expected one for each of the {len(prompts)} prompts"
         )
-    return texts or [()] * len(prompts)
+    return texts or [[]] * len(prompts)
 
 
 def known_tokens(ids: Iterable[int], vocabulary: int, name: str) -> list[int]:
@@ -154,9 +155,7 @@ def known_tokens(ids: Iterable[int], vocabulary: int, name: str) -> list[int]:
         If they are something else, or one is none of the model's.
     """
     try:
-        if isinstance(ids, Mapping):
-            raise TypeError
-        found = [operator.index(token) for token in ids]
+        found = whole_numbers(ids)
     except TypeError as error:
         raise TrimtabError(f"{name}={ids!r:.60}: expected token ids") from error
     if unknown := [token for token in found if not 0 <= token < vocabulary]:

@@ -66,11 +66,22 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
                 return ids[1:]
         return ids
     try:
-        if isinstance(prompt, bytes | Mapping | Set):
-            raise TypeError
-        return [operator.index(token) for token in prompt]
+        return whole_numbers(prompt)
     except TypeError as error:
         raise TrimtabError(f"prompt {prompt!r:.60}: expected a text or token ids") from error
+
+
+def whole_numbers(tokens: Iterable[int]) -> list[int]:
+    """Return token ids, whatever holds them in an order.
+
+    Raises
+    ------
+    TypeError
+        If they are something else.
+    """
+    if isinstance(tokens, str | bytes | Mapping | Set):
+        raise TypeError
+    return [operator.index(token) for token in tokens]
 
 
 def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
@@ -93,7 +104,7 @@ def _require_unpadded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence
     pad = tokenizer.pad_token_id
     if pad in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):
         return
-    if len(set(map(len, ids))) == 1 and any(pad in row[:1] + row[-1:] for row in ids):
+    if len(set(map(len, ids))) == 1 and any(pad in (*row[:1], *row[-1:]) for row in ids):
         raise TrimtabError(
             f"prompts hold the padding token {pad}: give the tokenizer's BatchEncoding, whose "
             "attention_mask tells it from the text, or lists without it"

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.activations import (
     GELUActivation,
     GELUTanh,
@@ -33,6 +34,7 @@ ACTIVATIONS = {
     NewGELUActivation: Activation.gelu_tanh,
 }
 KNOWN_CODE = ("torch.nn.", "transformers.", "trimtab.")
+KNOWN_WRAPPERS = (*KNOWN_CODE, "torch.utils.")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -163,16 +165,32 @@ def require_known_code(model: nn.Module) -> None:
     Raises
     ------
     MisfitError
-        If there is a hook, a replaced `forward` or a class of somebody else.
+        If there is a hook, a replaced `forward` or a class of somebody else, or a module that does
+        more than its class and its weights say.
     """
     if any((*_global_forward_hooks.values(), *_global_forward_pre_hooks.values())):
         raise MisfitError("a hook for all modules is registered")
     for name, module in model.named_modules():
+        name = name or "the model"
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if any(not getattr(hook, "in_decode_plan", False) for hook in hooks):
-            raise MisfitError(f"{name or 'the model'} has a hook of somebody else")
-        code = f"{type(module).forward.__module__}."
-        own = f"{type(module).__module__}."
-        known = own.startswith(KNOWN_CODE) and code.startswith(KNOWN_CODE)
-        if "forward" in vars(module) or not known:
-            raise MisfitError(f"{name or 'the model'} runs code of somebody else")
+            raise MisfitError(f"{name} has a hook of somebody else")
+        own = f"{type(module).__module__}.".startswith(KNOWN_CODE)
+        if "forward" in vars(module) or not own or not _known(type(module).forward):
+            raise MisfitError(f"{name} runs code of somebody else")
+        if is_parametrized(module):
+            raise MisfitError(f"{name} makes its weights of others in every pass")
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            raise MisfitError(f"{name} shortens its rows to max_norm={module.max_norm}")
+        if isinstance(module, nn.Dropout) and module.training and module.p:
+            raise MisfitError(f"{name} drops at random: it is in training mode")
+
+
+def _known(function: Any) -> bool:
+    """Return whether a function, and what it wraps, is known code."""
+    while function is not None:
+        code = getattr(function, "__globals__", {}).get("__name__", function.__module__)
+        if not f"{code}.".startswith(KNOWN_WRAPPERS):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True

@@ -7,6 +7,8 @@ no bias.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
@@ -38,9 +40,7 @@ def centers(norm: nn.Module) -> bool:
 def norm_epsilon(norm: nn.Module) -> float:
     """Return what is added to the variance."""
     named = isinstance(norm, (nn.LayerNorm, nn.RMSNorm, *GEMMA_NORMS))
-    epsilon = norm.eps if named else norm.variance_epsilon
-    assert isinstance(epsilon, float)
-    return epsilon
+    return float(cast(float, norm.eps if named else norm.variance_epsilon))
 
 
 def normalised(norm: nn.Module, x: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class CacheSettings(Settings):
     )
     batch_invariant: bool = setting(
         default=False,
-        meaning="prefill every prompt in a pass of its own, and decode on a GPU in steps of as "
-        "many rows each, so that a text does not depend on those beside it, not even in the last "
-        "bits of its logits",
+        meaning="prefill every prompt in a pass of its own, decode on a GPU in steps of as many "
+        "rows each, and draft only where that changes no rounding, so that a text does not depend on "
+        "those beside it, not even in the last bits of its logits",
     )
