@@ -57,6 +57,6 @@ class CacheSettings(Settings):
     batch_invariant: bool = setting(
         default=False,
         meaning="prefill every prompt in a pass of its own, decode on a GPU in steps of as many "
-        "rows each, and draft only where that changes no rounding, so that a text does not depend on "
-        "those beside it, not even in the last bits of its logits",
+        "rows each, and draft only where that changes no rounding, so that a text does not depend "
+        "on those beside it, not even in the last bits of its logits",
     )
