@@ -236,6 +236,16 @@ def test_an_engine_runs_in_the_models_dtype_under_autocast():
         assert generated(engine) == expected
 
 
+def test_a_setting_that_is_a_list_is_followed():
+    model = model_of("gemma3")
+    with engine_for(model) as engine:
+        before = generated(engine)
+        model.config.layer_types.reverse()
+        found = generated(engine)
+    with engine_for(model) as engine:
+        assert generated(engine) == found != before
+
+
 def test_rotations_are_kept_once_for_all_layers_of_a_kind():
     for name, kinds in (("llama", 1), ("gemma3", 2)):
         plan = plan_of(model_of(name, DType.bfloat16))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from trimtab.models.adapter import adapter_for, head_shape
 from trimtab.models.decode_parts import joined
 from trimtab.models.sources import DType
 from trimtab.vattention.attention import using_attention
-from trimtab_kernels.decode_step import DecodePlan, Linear, cpu
+from trimtab_kernels.decode_step import DecodePlan, Linear, Norm, SiteInput, cpu
 from trimtab_kernels.decode_step.reference import decode_step
 
 LENGTH = 24
@@ -130,6 +131,23 @@ def test_the_number_of_threads_changes_no_bit(variant, threads):
             assert torch.equal(many.step(*step), expected)
         finally:
             torch.set_num_threads(1)
+
+
+def test_parts_of_other_widths_are_refused():
+    model = model_of("gemma3")
+    plan = plan_of(model)
+    (layer, *_), one = plan.layers, torch.ones(1)
+    width = layer.output.weight.shape[0]
+    for changed, message in (
+        ({"output": replace(layer.output, bias=one)}, "output.bias has 1 entries; expected 64"),
+        ({"mlp_input": SiteInput(Norm(one, None, 1e-5, False))}, "mlp_input.norm.weight has 1 ent"),
+        ({"post_mlp": Norm(one, None, 1e-5, False)}, "a post-norm's weight has 1 entries"),
+        ({"key_norm": Norm(one, None, 1e-5, False)}, "a head norm's weight has 1 entries"),
+        ({"attention_output": SiteInput(transform=torch.eye(width))}, "attention_output has a tra"),
+    ):
+        layers = (replace(layer, **changed), *plan.layers[1:])
+        with pytest.raises(ValueError, match=message):
+            cpu.CpuExecutor(replace(plan, layers=layers), *empty_cache(model, 3))
 
 
 OUTSIDE: list[tuple[tuple[list[int], ...], str]] = [

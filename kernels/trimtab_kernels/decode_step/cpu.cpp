@@ -39,10 +39,12 @@ struct CpuDecodePlan : torch::CustomClassHolder {
     plan_.final_norm = *Norm::of(from, "final_norm", dtype);
     plan_.head = *Linear::of(from, "head", dtype);
     plan_.softcap = from.number("softcap");
+    require_entries(plan_.final_norm.weight, plan_.embedding.size(1), "final_norm.weight");
   }
 
   void add_layer(const Tensors& tensors, const Numbers& given) {
     Layer layer = Layer::of({tensors, given}, plan_.embedding.scalar_type());
+    layer.require_fit(plan_.embedding.size(1));
     const int64_t needed = layer.keys.size(1) + plan_.position_offset;
     TORCH_CHECK_VALUE(!plan_.positions.defined() || plan_.positions.size(0) >= needed,
                       "the embeddings of positions are ", plan_.positions.size(0), "; expected ",

@@ -38,6 +38,12 @@ inline Tensor vector_of(const Description& from, const std::string& name, at::Sc
   return found;
 }
 
+// Refuses a vector that is there and has not as many entries.
+inline void require_entries(const Tensor& vector, int64_t entries, const std::string& name) {
+  TORCH_CHECK_VALUE(!vector.defined() || vector.numel() == entries, name, " has ", vector.numel(),
+                    " entries; expected ", entries);
+}
+
 // A table with one row of `width` entries for each of at least `rows` places, read where it is.
 inline Tensor table_of(const Description& from, const std::string& name, at::ScalarType dtype,
                        int64_t rows) {
@@ -62,10 +68,11 @@ struct Norm {
     if (!epsilon) {
       return std::nullopt;
     }
-    return Norm{vector_of(from, name + ".weight", dtype), vector_of(from, name + ".bias", dtype),
-                static_cast<float>(*epsilon),
-                static_cast<float>(*from.number(name + ".offset")),
-                *from.number(name + ".centers") != 0};
+    Norm norm{vector_of(from, name + ".weight", dtype), vector_of(from, name + ".bias", dtype),
+              static_cast<float>(*epsilon), static_cast<float>(*from.number(name + ".offset")),
+              *from.number(name + ".centers") != 0};
+    require_entries(norm.bias, norm.weight.numel(), name + ".bias");
+    return norm;
   }
 };
 
@@ -96,6 +103,8 @@ struct Linear {
                       name, " is ", trimtab::name(weight->scalar_type()), " of shape ",
                       weight->sizes(), " and strides ", weight->strides(), "; expected ",
                       trimtab::name(expected), " with one stride of 1");
+    require_entries(linear.bias, linear.outputs(), name + ".bias");
+    require_entries(linear.scale, linear.outputs(), name + ".scale");
     return linear;
   }
   // Linear layers with the same input, numbered from 0.
@@ -120,6 +129,18 @@ struct Site {
   std::optional<Norm> norm;
   std::optional<Linear> transform;
   std::optional<Selection> selection;
+
+  // `width`: of what the site is given. A transform is made in memory as wide as the residual stream.
+  void require_fit(const std::string& name, int64_t width, bool of_stream) const {
+    if (norm) {
+      require_entries(norm->weight, width, name + ".norm.weight");
+    }
+    TORCH_CHECK_VALUE(!transform || (of_stream && transform->inputs() == width &&
+                                     transform->outputs() == width),
+                      name, " has a transform of shape ",
+                      transform ? transform->weight.sizes() : at::IntArrayRef(),
+                      "; expected one of what the residual stream is, as wide, or none");
+  }
 
   static Site of(const Description& from, const std::string& name, at::ScalarType dtype) {
     Site site{Norm::of(from, name + ".norm", dtype), Linear::of(from, name + ".transform", dtype),
@@ -156,6 +177,20 @@ struct Layer {
   Linear down;
   std::optional<Norm> post_mlp;
   Tensor keys, values;
+
+  // Refuses sites and norms that are not as wide as what they are given.
+  void require_fit(int64_t width) const {
+    attention_input.require_fit("attention_input", width, true);
+    attention_output.require_fit("attention_output", output.inputs(), false);
+    mlp_input.require_fit("mlp_input", width, true);
+    mlp_activation.require_fit("mlp_activation", down.inputs(), false);
+    for (const auto& norm : {post_attention, post_mlp}) {
+      require_entries(norm ? norm->weight : Tensor(), width, "a post-norm's weight");
+    }
+    for (const auto& norm : {query_norm, key_norm}) {
+      require_entries(norm ? norm->weight : Tensor(), keys.size(3), "a head norm's weight");
+    }
+  }
 
   static Layer of(const Description& from, at::ScalarType dtype) {
     const Tensor keys = *from.tensor("keys"), values = *from.tensor("values");

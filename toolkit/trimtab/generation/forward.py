@@ -19,7 +19,7 @@ from trimtab.generation.steps import DecodeStep, ExtendStep, PackedStep, Step
 from trimtab.models.adapter import adapter_for
 from trimtab.vattention.virtual_kv import VirtualKV
 
-SIMPLE = Number, str, type(None)
+SIMPLE = {bool, int, float, str, type(None)}
 COLLECTIONS = list, tuple, dict
 
 
@@ -242,10 +242,10 @@ def _parts(model: PreTrainedModel) -> list[object]:
 
 
 def _settings(owner: object) -> list[tuple[str, object]]:
-    return [
-        (name, repr(value) if isinstance(value, COLLECTIONS) else value)
-        for name, value in vars(owner).items()
-        if isinstance(value, SIMPLE)
-        or name == "forward"
-        or (isinstance(value, COLLECTIONS) and not name.startswith("_"))
-    ]
+    found: list[tuple[str, object]] = []
+    for name, value in vars(owner).items():
+        if type(value) in SIMPLE or name == "forward":
+            found.append((name, value))
+        elif not name.startswith("_") and isinstance(value, (*COLLECTIONS, Number)):
+            found.append((name, repr(value)))
+    return found
