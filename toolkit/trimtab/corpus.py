@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Set
 from enum import StrEnum
 from itertools import islice
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -88,7 +89,7 @@ class Corpus:
     @classmethod
     def _of(cls, texts: Iterable[str], split: Split) -> Corpus:
         several = isinstance(texts, Iterable) and not isinstance(texts, str | Mapping | Set)
-        found = list(texts) if several else [texts]
+        found: list[Any] = list(texts) if several else [texts]
         if not several or not all(isinstance(text, str) for text in found):
             raise TrimtabError(f"texts={found[:1]!r:.60}: expected a list of texts, or a Corpus")
         documents = [Document(f"text {number}", text) for number, text in enumerate(found)]
