@@ -73,7 +73,7 @@ def test_a_stack_that_an_experiment_of_the_users_names_is_the_label(command, tmp
         "# @package _global_\ndefaults: [override /methods: vattention]\n"
     )
     done = command(
-        "evaluate.py", "experiment=own", "--config-dir", "mine", *TINY, *FAST,
+        "evaluate.py", "--config-dir", "mine", "experiment=own", *TINY, *FAST,
         "tracking.mode=disabled", "hydra.run.dir=job",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -99,7 +99,7 @@ def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def _require_unpadded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[Sequence[int]]) -> None:
+def _require_unpadded(tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> None:
     """Refuse rows of one length that begin or end with what is there for padding alone."""
     pad = tokenizer.pad_token_id
     if pad in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):
