@@ -155,10 +155,17 @@ def test_a_command_is_a_module_too(tmp_path, name):
     assert "_target_: trimtab.models.sources.EmbeddedModel" in done.stdout
 
 
-def test_an_artifact_is_made_where_nobody_reads_its_folder(tmp_path):
+def test_standard_output_may_be_closed_from_the_start(tmp_path):
+    command = f"{sys.executable} -m {COMMANDS[0]} --cfg job >&-"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=variables(), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("stderr", ["os.dup(2)", "writer", "os.open('/dev/full', os.O_WRONLY)"])
+def test_an_artifact_is_made_where_nobody_reads_what_is_said(tmp_path, stderr):
     code = (
         "import os; reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1);"
-        "from trimtab.commands.calibrate import main; main()"
+        f"os.dup2({stderr}, 2); from trimtab.commands.calibrate import main; main()"
     )
     arguments = [*TINY, *SMALL, "tracking.mode=disabled"]
     done = subprocess.run(

@@ -21,7 +21,7 @@ from trimtab.config import CommandConfig
 from trimtab.corpora import CorpusSource
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models.sources import ModelSource
-from trimtab.progress import may_go_unread
+from trimtab.progress import may_go_unread, prepare_streams
 from trimtab.registry import SECTIONS, build, config_folder, register
 
 Config = TypeVar("Config", bound=CommandConfig)
@@ -72,6 +72,7 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
     ``HYDRA_FULL_ERROR=1`` shows the traceback instead. Any other exception is a defect and keeps
     its traceback.
     """
+    prepare_streams()
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own printer
 
