@@ -365,8 +365,9 @@ def test_exported_models_are_loaded_as_such(tokenizer, larosa, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(trimtab.ArtifactError, match="cannot be loaded as a causal language model"):
         trimtab.load_model(tmp_path / "empty")
-    with pytest.raises(trimtab.ConfigError, match=r"model.device=cuda:99"):
-        trimtab.load_model(tmp_path / "sparse", device="cuda:99")
+    for device in ("cuda:99", "CPU", torch.device("meta")):
+        with pytest.raises(trimtab.ConfigError, match=rf"model.device={device}: "):
+            trimtab.load_model(tmp_path / "sparse", device=device)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +377,8 @@ def test_exported_models_are_loaded_as_such(tokenizer, larosa, tmp_path):
         (["folder"], "methods holds 'folder': load an artifact first"),
         ([trimtab.VAttention], "expected artifacts and methods, such as trimtab.VAttention"),
         ([None], "methods holds None: expected artifacts and methods"),
+        (None, "methods is a NoneType: expected several"),
+        ({"larosa": None}, "methods is a dict: expected several"),
     ],
 )
 def test_what_is_no_method_is_refused_when_it_is_given(tokenizer, methods, message):
@@ -399,6 +402,12 @@ def test_wrong_arguments_of_the_other_functions_are_named(tokenizer, larosa):
                 optimized.generate(["word1"], slots=slots)
         with pytest.raises(trimtab.TrimtabError, match="sampling='greedy': expected a Sampling"):
             optimized.generate(["word1"], sampling="greedy")
+    with pytest.raises(trimtab.TrimtabError, match="cache={}: expected a trimtab.VAttention, or"):
+        trimtab.Engine(model, tokenizer, slots=1, max_len=8, cache={})
+    with pytest.raises(trimtab.TrimtabError, match="documents holds 'a': expected Documents"):
+        trimtab.Corpus("mine", ["a"], 0.7, 0.1)
+    with pytest.raises(trimtab.TrimtabError, match="calibration=0.7 and validation=0.7: expected"):
+        trimtab.Corpus("mine", [], 0.7, 0.7)
     with pytest.raises(trimtab.ConfigError, match="quality=.*expected a QualityConfig"):
         trimtab.MeasureConfig(quality={"windows": 3})
     assert trimtab.LaRoSA(sparsity=np.float64(0.25), tokens=np.int64(1024)).sparsity == 0.25

@@ -41,7 +41,7 @@ from trimtab.vattention.settings import CacheSettings, Layout
         (["a"], {"stop": None}, "stop=None: expected a sequence of strings"),
         (["a"], {"stop": [5]}, r"stop=\[5\]: expected a sequence of strings"),
         (["a"], {"sampling": {"temperature": 1.0}}, "sampling=.*: expected a Sampling, such as"),
-        (["a"], {"given": {"input_ids": [[1]]}}, "given=.*: expected lists of token ids"),
+        (["a"], {"given": {"input_ids": [[1]]}}, "given=.*: expected the token ids"),
         (["a"], {"given": [["b"]]}, r"given=\['b'\]: expected token ids"),
         (["a"], {"given": [[320]]}, "given: token 320; expected 0 to 319"),
         (["a"], {"given": torch.ones(2, 2)}, "given=tensor.*: expected token ids"),

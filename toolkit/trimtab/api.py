@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -118,7 +119,7 @@ def apply(
     MisfitError
         If a method is there twice, or needs an artifact and comes without.
     """
-    if isinstance(methods, Artifact | Method | str | Path):
+    if not isinstance(methods, Iterable) or isinstance(methods, str | Path | Mapping):
         kind = type(methods).__name__
         raise TrimtabError(f"methods is a {kind}: expected several; put a single one in a list")
     methods = list(methods)
@@ -138,7 +139,7 @@ def apply(
     return Optimized(model, tokenizer, stack, artifacts, fingerprint)
 
 
-def load_model(folder: str | Path, device: str = "cpu") -> PreTrainedModel:
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
     """Load a model that `Artifact.export` saved; it needs neither artifact nor original weights.
 
     Its tokenizer, where one was saved with it, is transformers' to load from the same folder.

@@ -43,7 +43,8 @@ class Corpus:
     Raises
     ------
     TrimtabError
-        If a document holds half a character, a lone surrogate, which no encoding has.
+        If a document is no `Document`, or holds half a character, a lone surrogate, which no
+        encoding has; or the shares leave nothing to divide.
     """
 
     def __init__(
@@ -51,6 +52,14 @@ class Corpus:
     ) -> None:
         self.name = name
         self.splits: dict[Split, list[Document]] = {split: [] for split in Split}
+        if min(calibration, validation) < 0 or calibration + validation > 1:
+            raise TrimtabError(
+                f"calibration={calibration} and validation={validation}: expected shares of the "
+                "documents, at least 0 and together at most 1"
+            )
+        documents = list(documents)
+        if others := [one for one in documents if not isinstance(one, Document)]:
+            raise TrimtabError(f"documents holds {others[0]!r:.60}: expected Documents")
         unique = {document.digest: document for document in documents if document.text.strip()}
         for digest, document in sorted(unique.items()):
             if half := HALF_CHARACTER.search(document.text):

@@ -91,7 +91,8 @@ class Engine:
     MisfitError
         If the model is not supported, in training mode, or on several devices.
     TrimtabError
-        If a size is out of range for the model, or, on entering, for the cache.
+        If a size is out of range for the model, or, on entering, for the cache; or `cache` is
+        something else.
     """
 
     def __init__(
@@ -105,6 +106,8 @@ class Engine:
         drafter: Drafter | None = None,
         output_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        if not isinstance(cache, CacheSettings | None):
+            raise TrimtabError(f"cache={cache!r:.60}: expected a trimtab.VAttention, or None")
         check_model(model, max_len)
         cache = cache or CacheSettings()
         layers = adapter_for(model).decoder_layers(model)

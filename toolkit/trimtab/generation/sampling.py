@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -18,6 +19,8 @@ from transformers import (
 )
 
 from trimtab.errors import TrimtabError
+
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
-            ("temperature", Real, lambda one: 0 <= one < float("inf"), "a number from 0 on"),
+            ("temperature", Real, lambda one: 0 <= one <= LARGEST, "a number from 0 on"),
             ("top_k", Integral, lambda one: one >= 1, "a whole number of at least 1, or None"),
             ("top_p", Real, lambda one: 0 < one <= 1, "a number above 0 and at most 1, or None"),
             ("seed", Integral, lambda one: 0 <= one < 2**63, "a whole number from 0 to 2**63 - 1"),
@@ -58,7 +61,7 @@ class Sampling:
             value = getattr(self, name)
             if value is None and name.startswith("top"):
                 continue
-            if not isinstance(value, kind) or not valid(value):
+            if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
                 raise TrimtabError(f"{name}={getattr(self, name)}: expected {expected}")
         if self.greedy and (self.top_k, self.top_p) != (None, None):
             raise TrimtabError(

@@ -19,6 +19,8 @@ from trimtab.progress import say
 from trimtab.registry import targets
 from trimtab.settings import path_of
 
+DEVICES = "expected auto, cpu, cuda or cuda:N"
+
 
 @dataclass
 class LoadedModel:
@@ -96,17 +98,24 @@ def load_source(source: Mapping[str, Any]) -> LoadedModel:
     return load_model(kind(**settings))
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device `name` stands for; `auto` is the GPU where there is one."""
+def resolve_device(name: str | torch.device) -> torch.device:
+    """Return the device `name` stands for; `auto` is the GPU where there is one.
+
+    Raises
+    ------
+    ConfigError
+        If this machine has no such device, or there is none of that name.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda"):
-        index = int(name.partition(":")[2] or 0) if re.fullmatch(r"cuda(:\d+)?", name) else None
-        if index is None or index >= torch.cuda.device_count():
-            raise ConfigError(
-                "model.device", name, f"this machine has {torch.cuda.device_count()} CUDA devices"
-            )
-    return torch.device(name)
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", str(name))
+    if found is None:
+        raise ConfigError("model.device", name, DEVICES)
+    if found[0] != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            "model.device", name, f"this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device(found[0])
 
 
 def resolve_dtype(dtype: DType, device: torch.device) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -42,8 +42,18 @@ def require_evaluation(model: nn.Module) -> None:
 
 @contextmanager
 def own_precision() -> Iterator[None]:
-    """Have models compute in their own dtype within the block, also under autocast."""
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    """Have models compute in their own dtype within the block, whatever the caller has set.
+
+    That is without autocast; new tensors are in float32, on the CPU.
+    """
+    with ExitStack() as undo:
+        for kind in ("cpu", "cuda"):
+            undo.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            undo.enter_context(torch.device("cpu"))
+        if (dtype := torch.get_default_dtype()) != torch.float32:
+            undo.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
         yield
 
 
