@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Set
 from enum import StrEnum
 from itertools import islice
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
