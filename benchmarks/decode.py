@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from arguments import command, positive
 from decode_parts import llama_cpp
-from decode_parts.contenders import BUILDERS, Setting, artifacts, contenders
+from decode_parts.contenders import BUILDERS, Setting, artifacts, contenders, endless
 from decode_parts.machine import data_file, environment
 from decode_parts.rounds import measure
 from decode_report import write_report
@@ -130,14 +130,14 @@ def run_dtype(dtype: DType, options: argparse.Namespace) -> dict[str, Any]:
         pack(loaded.model)
     given = prompts(loaded, options)
     made = artifacts(loaded, options) if {"larosa", "all"} & {*options.contenders} else {}
-    # Without a token that ends texts nobody needs a processor of logits to go on.
-    loaded.tokenizer.eos_token = loaded.model.generation_config.eos_token_id = None
+    loaded.model.generation_config.eos_token_id = None
     with ExitStack() as undo:
         setting = Setting(loaded, options, given[0], made, undo)
         found, missing = contenders(setting, options.contenders)
         for key, reason in missing.items():
             say(f"{key}, {dtype}: absent: {reason}")
-        measured = measure(found, given, options.repeats, options.seed)
+        with endless(loaded.tokenizer):
+            measured = measure(found, given, options.repeats, options.seed)
         return {
             "dtype": dtype.value, "model": loaded.name, "fingerprint": loaded.fingerprint,
             "artifacts": {name: artifact.key.digest for name, artifact in made.items()},

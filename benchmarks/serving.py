@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from arguments import command, positive
-from decode_parts.contenders import Setting, artifacts
+from decode_parts.contenders import Setting, artifacts, endless
 from decode_parts.machine import data_file, environment, pages
 from kv_parts.generating import EMBEDDED, model_config
 from serving_parts.servers import Server, continuous, engines, padded
@@ -116,8 +116,7 @@ def run(options: argparse.Namespace) -> None:
         )
     batches = [requests(loaded.tokenizer, count, options.seed) for count in options.requests]
     made = artifacts(loaded, options)
-    # Without a token that ends texts nobody needs a processor of logits to go on.
-    loaded.tokenizer.eos_token = loaded.model.generation_config.eos_token_id = None
+    loaded.model.generation_config.eos_token_id = None
     names = ("model", "dtype", "repeats", "sparsity", "memory")
     content: dict[str, Any] = {
         "command": command(),
@@ -138,7 +137,8 @@ def run(options: argparse.Namespace) -> None:
                 continuous(setting, longest, len(given)),
                 *engines(setting, longest, len(given)),
             ]
-            rows = measure(servers, given, options.repeats)
+            with endless(loaded.tokenizer):
+                rows = measure(servers, given, options.repeats)
         lengths = [{"prompt": len(one.prompt), "new": one.new} for one in given]
         content["runs"].append({"requests": lengths, "pages": pages(), "rows": rows})
         write_json(out, content)

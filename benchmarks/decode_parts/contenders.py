@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from kv_parts.stepping import twin
 from texts import python_docs
-from transformers import CompileConfig, PreTrainedModel
+from transformers import CompileConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import trimtab
 from decode_parts import llama_cpp
@@ -132,6 +132,16 @@ def calibrated(loaded: LoadedModel, options: Namespace, *others: Method) -> dict
 
 def artifacts(loaded: LoadedModel, options: Namespace) -> dict[str, Artifact]:
     return calibrated(loaded, options, trimtab.AdaptiVocab(mode=Mode.draft))
+
+
+@contextmanager
+def endless(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Have a tokenizer end no text: then nobody needs a processor of logits to go on."""
+    token, tokenizer.eos_token = tokenizer.eos_token, None
+    try:
+        yield
+    finally:
+        tokenizer.eos_token = token
 
 
 def eager(setting: Setting) -> Iterator[Contender]:

@@ -125,9 +125,8 @@ def test_as_many_are_merged_as_the_limit_allows_the_least_costly_first(monkeypat
         "ngrams": 10, "saving": 0.1, "bits_per_byte": 1.01, "base_bits_per_byte": 1.0,
         "increase": pytest.approx(0.01),
     }]  # fmt: skip
-    method = AdaptiVocab(mode=Mode.full, max_bpb_increase=LIMIT)
     loaded = tiny()
-    with method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
+    with artifact.method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
         section = applied.measured()["vocabulary"]
     assert section == {
         "merged": 10,
@@ -156,8 +155,8 @@ def test_where_the_budget_allows_nothing_nothing_is_merged(monkeypatch):
         artifact = calibrated(monkeypatch, increase)
         assert artifact.statistics["merged"] == 0
         assert Vocabulary.from_artifact(artifact).rows is None
-        loaded, method = tiny(), AdaptiVocab(mode=Mode.full, max_bpb_increase=LIMIT)
-        with method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
+        loaded = tiny()
+        with artifact.method.apply(loaded.model, loaded.tokenizer, artifact) as applied:
             section = applied.measured()["vocabulary"]
         assert (section["merged"], section["validation"]) == (0, None)
         assert section["reasons"] == {"validation": "no n-gram is within the quality budget"}

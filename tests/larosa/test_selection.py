@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,7 +154,8 @@ def made_sparse(name: str, dtype: DType, corpus):
 
     def applied(**more):
         method = LaRoSA(**{**common, **more})
-        return method.apply(loaded.model, loaded.tokenizer, artifact)
+        own = replace(artifact, key=replace(artifact.key, config=method.config()))
+        return method.apply(loaded.model, loaded.tokenizer, own)
 
     return loaded.model, applied
 
@@ -198,7 +200,7 @@ def test_the_engine_leaves_dense_what_generate_does(sparse_float32, more, drafte
         with Engine(model, TOKENIZER, slots=3, max_len=64, cache=cache, drafter=drafter) as engine:
             engine.generate(prompts, max_new_tokens=9, logits_processors=recorder)
     for index, logits in enumerate(expected):
-        torch.testing.assert_close(recorder.of(index), logits)
+        torch.testing.assert_close(recorder.of(index), logits, atol=1e-4, rtol=0)  # of up to 10
     assert engine.stats.verify_steps > 0 or drafter is None
 
 
