@@ -50,20 +50,27 @@ class Answer:
 
 
 def requests(tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[Request]:
-    """Return requests with the beginnings of held-out documents, in random order.
+    """Return requests with the beginnings of held-out passages, drawn at random.
 
     Their lengths are spread evenly over the logarithms of `PROMPT` and `NEW`.
 
     Raises
     ------
     TrimtabError
-        If too few documents are long enough.
+        If there are too few passages.
     """
-    texts = (encode(tokenizer, one.text) for one in python_docs().documents(Split.test))
-    found = [ids for ids in texts if len(ids) >= PROMPT[1]][:count]
-    if len(found) < count:
-        raise TrimtabError(f"--requests {count}: only {len(found)} held-out documents are so long")
+    length = PROMPT[1]
+    passages = [
+        ids[start : start + length]
+        for ids in (encode(tokenizer, one.text) for one in python_docs().documents(Split.test))
+        for start in range(0, len(ids) - length + 1, length)
+    ]
+    if len(passages) < count:
+        raise TrimtabError(
+            f"--requests {count}: only {len(passages)} held-out passages are {length} tokens long"
+        )
     drawn = random.Random(seed)
+    found = drawn.sample(passages, count)
     prompts, news = (_spread(*bounds, count) for bounds in (PROMPT, NEW))
     drawn.shuffle(prompts)
     drawn.shuffle(news)
