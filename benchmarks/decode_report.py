@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
-from result_tables import report_command, table, with_interval
+from result_tables import errors, report_command, table, with_interval
 
 COLUMNS = (
     "contender", "ms a token", "tokens/s", "tokens a step", "ms a byte of text",
@@ -112,12 +112,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
         times = [row["ms_per_token"] for row in run["rows"]]
         places = range(len(times))
-        errors = [
-            [one["estimate"] - one["low"] for one in times],
-            [one["high"] - one["estimate"] for one in times],
-        ]
         values = [one["estimate"] for one in times]
-        axes.barh(places, values, xerr=errors, height=0.6, color=INK, alpha=0.55, capsize=3)
+        axes.barh(places, values, xerr=errors(times), height=0.6, color=INK, alpha=0.55, capsize=3)
         for place, row, time in zip(places, run["rows"], times, strict=True):
             floor = row["floor_ms_per_token"]
             axes.plot([floor, floor], [place - 0.38, place + 0.38], color=FLOOR, linewidth=2)

@@ -21,6 +21,14 @@ def with_interval(value: Estimate, digits: int) -> str:
     return f"{value['estimate']:.{digits}f} [{low}, {high}]"
 
 
+def errors(values: Sequence[Estimate]) -> list[list[float]]:
+    """Return how far intervals reach below and above their estimates, as plots want it."""
+    return [
+        [one["estimate"] - one["low"] for one in values],
+        [one["high"] - one["estimate"] for one in values],
+    ]
+
+
 def report_command(place: str, description: str, write_report: Callable[[Path], str]) -> None:
     """Make a report of a file of data again, and put it in its place in a file if one is named."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from result_tables import report_command, table, with_interval
+from result_tables import errors, report_command, table, with_interval
 
 SCALES = {"context": "tokens of context", "rows": "rows of a step", "threads": "threads"}
 COLUMNS = (
@@ -83,11 +83,9 @@ def _lines(axes: Axes, part: str, rows: list[dict[str, Any]]) -> None:
         places = [row[part] for row in mine]
         times = [row["ms"] for row in mine]
         values = [time["estimate"] for time in times]
-        errors = [
-            [time["estimate"] - time["low"] for time in times],
-            [time["high"] - time["estimate"] for time in times],
-        ]
-        axes.errorbar(places, values, yerr=errors, color=ink, marker="o", markersize=4, capsize=2)
+        axes.errorbar(
+            places, values, yerr=errors(times), color=ink, marker="o", markersize=4, capsize=2
+        )
         floors = [row["floor_ms"] for row in mine]
         axes.plot(places, floors, color=ink, linestyle="--", linewidth=1)
     axes.set_xscale("log", base=2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from result_tables import report_command, table, with_interval
+from result_tables import errors, report_command, table, with_interval
 
 COLUMNS = (
     "contender", "tokens/s", "times padded generate", "first token, s: median", "99th percentile",
@@ -59,12 +59,8 @@ def draw(content: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
     for axes, run in zip(panels, runs, strict=True):
         rates = [row["tokens_per_s"] for row in run["rows"]]
-        errors = [
-            [one["estimate"] - one["low"] for one in rates],
-            [one["high"] - one["estimate"] for one in rates],
-        ]
         values = [one["estimate"] for one in rates]
-        axes.barh(range(len(names)), values, xerr=errors, height=0.6, color=INK, alpha=0.55)
+        axes.barh(range(len(names)), values, xerr=errors(rates), height=0.6, color=INK, alpha=0.55)
         for place, (row, rate) in enumerate(zip(run["rows"], rates, strict=True)):
             label = f" {rate['estimate']:.0f}, {row['speedup']['estimate']:.2f}x"
             axes.text(rate["high"], place, label, va="center", fontsize=8)
