@@ -29,7 +29,7 @@ PLOTS_OF_ONE: tuple[tuple[str, str, Callable[[Job, Path], None]], ...] = (
 PLOTS = (
     ("speed.speedup", "all_methods_speedup_comparison.png", speedup_plot),
     ("tokens.steps", "all_methods_token_comparison.png", token_plot),
-    ("quality", "quality_versus_speed.png", quality_plot),
+    ("quality.bits_per_byte", "quality_versus_speed.png", quality_plot),
     ("quality.compression", "prompt_compression.png", compression_plot),
 )
 
