@@ -174,25 +174,6 @@ VOCABULARY = [
 ]
 
 
-def test_every_stack_there_is(command, tmp_path):
-    done = command(
-        "evaluate.py", "-m", "experiment=ablation", *TINY, *FAST, *VOCABULARY,
-        "corpus.max_documents=40", "tracking.mode=disabled", "threads=1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (sweep,) = tmp_path.glob("multirun/*/*")
-    labels = [json.loads(p.read_text())["label"] for p in sorted(sweep.glob("*/result.json"))]
-    changed = [one.removeprefix("methods.") for one in VOCABULARY]
-    assert labels == [
-        " ".join(["adaptivocab", *(one.removeprefix("adaptivocab.") for one in changed)]),
-        " ".join(["all", *changed]),
-        "baseline",
-        " ".join(["fused", *changed]),
-        "larosa",
-        "vattention",
-    ]
-
-
 def test_a_setting_in_a_sweep_is_for_the_stacks_that_hold_its_method(command, tmp_path):
     done = command(
         "evaluate.py", "-m", "methods=baseline,larosa,all", *TINY, *FAST, "sparsity=0.25,0.4",

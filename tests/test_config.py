@@ -403,7 +403,6 @@ def test_a_sweep_over_nothing_is_refused(name, given, there):
         ("evaluate", "method=larosa", "evaluate.py takes a stack of methods, write methods=larosa"),
         ("evaluate", "+method=larosa", "write methods=larosa"),
         ("evaluate", "method.sparsity=0.2", "write sparsity=0.2"),
-        ("calibrate", "methods=larosa", "calibrate.py takes one method, write method=larosa"),
         ("calibrate", "methods.larosa.sparsity=0.2", "write sparsity=0.2"),
         ("calibrate", "adaptivocab.size=2", "adaptivocab is not the method, write method=adaptivo"),
     ],
@@ -411,6 +410,19 @@ def test_a_sweep_over_nothing_is_refused(name, given, there):
 def test_what_the_other_command_takes_is_refused_with_what_to_write(name, given, expected):
     with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: .*{re.escape(expected)}"):
         expand([given], name)
+
+
+def test_calibration_is_of_one_method_or_of_a_stack():
+    given = ["methods=all", "sparsity=0.2", "seed=1", "--cfg", "job"]
+    assert expand(given, "calibrate") == [
+        "~method", "methods=all", "methods.larosa.sparsity=0.2", "seed=1", "--cfg", "job"
+    ]  # fmt: skip
+    config = typed(composed("calibrate", *expand(given[:3], "calibrate")), CalibrateConfig)
+    assert config.method is None
+    assert build(config.methods["larosa"], Method).sparsity == 0.2
+    both = "method=larosa and methods=all: name one method or a stack, not both"
+    with pytest.raises(TrimtabError, match=both):
+        expand(["methods=all", "method=larosa"], "calibrate")
 
 
 @pytest.mark.parametrize("name", KINDS)
