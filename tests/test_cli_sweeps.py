@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.conftest import ROOT, SMALL, TINY
 from tests.test_cli_evaluate import FAST, METHOD, VOCABULARY
 from trimtab.commands.launch import launch
 from trimtab.commands.resume import unfinished
+from trimtab.commands.search import objective
 from trimtab.errors import ConfigError
 
 JOB = [*TINY, *FAST, "corpus.max_documents=40", "threads=1", "tracking.mode=disabled"]
@@ -173,3 +175,75 @@ def test_what_cannot_be_resumed_is_refused(refusal, tmp_path, arguments, expecte
 
 def test_a_calibration_is_resumed_by_its_own_command(refusal):
     assert "goes on by itself when the same command is typed" in refusal("calibrate", "resume=x")
+
+
+PLUGINS = {"workers": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_launcher"}
+
+
+@pytest.mark.parametrize("launcher", PLUGINS)
+def test_jobs_that_run_beside_each_other(command, tmp_path, launcher):
+    pytest.importorskip(f"hydra_plugins.{PLUGINS[launcher]}")
+    sweep = ["-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", "seed=0,1"]
+    done = command("evaluate.py", *sweep, "methods=baseline", *JOB)
+    assert done.returncode == 0, done.stderr
+    assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
+    assert (tmp_path / "sweep" / "report" / "report.md").exists()
+    if launcher == "workers":  # the other launcher's jobs write to files
+        told = [line for line in done.stderr.splitlines() if line.startswith("Job ")]
+        both = [f"Job {n} of 2: {what}" for n in (1, 2) for what in ("baseline", "finished after")]
+        assert all(sum(line.startswith(one) for line in told) == 1 for one in both)
+        assert len(told) == 4
+
+    first = state(tmp_path / "sweep" / "0")
+    (tmp_path / "sweep" / "1" / "result.json").unlink()
+    resumed = command("evaluate.py", "resume=sweep")
+    assert resumed.returncode == 0, resumed.stderr
+    assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
+    assert state(tmp_path / "sweep" / "0") == first
+
+
+def test_a_search_goes_on_and_ends_in_the_command_of_the_best(command, tmp_path):
+    pytest.importorskip("optuna")
+    search = [
+        "-m", "experiment=search", "methods=vattention,larosa", "sparsity=0.4", *METHOD, *JOB,
+        "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep", "search.max_bpb_increase=null",
+    ]  # fmt: skip
+    failed = command("evaluate.py", *search, "on_missing=error")
+    assert failed.returncode == 1, failed.stderr
+    assert "evaluate.py: error: no artifact of larosa" in failed.stderr
+    assert sorted(statuses(tmp_path / "sweep").values()) == ["error", "ok"]
+    (path,) = tmp_path.glob("sweep/*/error.json")
+    assert "python evaluate.py methods=vattention" in failed.stdout.splitlines()[-1]
+
+    asked = json.loads(path.read_text())["overrides"]
+    made = command("calibrate.py", *TINY, "corpus.max_documents=40", *SMALL, "sparsity=0.4")
+    assert made.returncode == 0, made.stderr
+    resumed = command("evaluate.py", "resume=sweep")
+    assert resumed.returncode == 0, resumed.stderr
+    assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
+    assert json.loads(path.with_name("result.json").read_text())["overrides"] == asked
+    results = [json.loads(one.read_text()) for one in tmp_path.glob("sweep/*/result.json")]
+    best = max(results, key=lambda one: one["speed"]["speedup"]["estimate"])
+    (line,) = [one for one in resumed.stdout.splitlines() if one.startswith("python ")]
+    typed = line.split()[2:]
+    assert typed[0] == f"methods={best['methods'][0]}"
+    assert not any(one.startswith(("experiment=", "search.", "+")) for one in typed)
+    assert any("larosa" in one for one in typed) == (best["methods"] == ["larosa"])
+    assert "Nothing to run" in command("evaluate.py", "resume=sweep").stderr
+
+
+def measured(speedup: float, rise: float) -> dict[str, Any]:
+    """Return what a result holds of a stack that needs that much more bits per byte."""
+    bits = {"baseline": 2.0, "difference": {"estimate": 0.0, "high": 2.0 * rise}}
+    return {"speed": {"speedup": {"estimate": speedup}}, "quality": {"bits_per_byte": bits}}
+
+
+def test_a_search_prefers_whatever_is_within_the_budget():
+    ranked = [(1.2, 0.01), (0.8, 0.02), (3.0, 0.03), (1.5, 0.1)]  # the best first
+    values = [objective(measured(*one), 0.02) for one in ranked]
+    assert values == sorted(values, reverse=True)
+    assert values[:2] == [1.2, 0.8]
+    assert max(values[2:]) < 0
+    assert objective(measured(1.5, 0.1), None) == 1.5
+    with pytest.raises(ConfigError, match=r"search.max_bpb_increase=0.02: quality was not"):
+        objective({**measured(1.5, 0.1), "quality": None}, 0.02)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
@@ -523,3 +524,17 @@ def test_every_setting_is_explained_by_help():
             for setting, meaning in describe(one):
                 assert setting in explained
                 assert " ".join(meaning.split()) in " ".join(explained.split())
+
+
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        ("hydra/launcher/joblib", "is not installed: pip install 'trimtab[joblib]'"),
+        ("hydra/launcher/submitit_slurm", "is not installed: pip install 'trimtab[submitit]'"),
+        ("hydra/launcher/worker", "no such option, did you mean workers?; there are: "),
+    ],
+)
+def test_a_launcher_that_is_not_there_comes_with_what_to_do(missing, line):
+    group, _, option = missing.rpartition("/")
+    error = MissingConfigException("not found", missing_cfg_file=missing)
+    assert one_line(error).startswith(f"{group}={option}: {line}")

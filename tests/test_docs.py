@@ -79,8 +79,11 @@ def commands() -> list[tuple[str, list[str]]]:
                     continue
                 words = shlex.split(line, comments=True)
                 name = next((one for one in KINDS if f"{one}.py" in words[:2]), None)
-                if name and not {"--help", "--cfg"} & set(words):
-                    found.append((name, words[2:]))
+                if name and not {"--help", "--cfg"} & set(words) and "resume=" not in line:
+                    launchers = ("hydra/launcher=", "hydra.launcher.")  # may not be installed
+                    found.append(
+                        (name, [one for one in words[2:] if not one.startswith(launchers)])
+                    )
     return found
 
 

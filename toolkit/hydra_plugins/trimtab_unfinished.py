@@ -39,7 +39,8 @@ class Unfinished(BasicSweeper):
 
     def _folder(self, number: int, job: list[str]) -> str:
         """Return the name of the folder that a job of this number has."""
-        assert self.hydra_context is not None and self.config is not None
+        assert self.hydra_context is not None
+        assert self.config is not None
         loader = self.hydra_context.config_loader
         config = loader.load_sweep_config(self.config, job)
         with open_dict(config):
