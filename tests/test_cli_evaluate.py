@@ -112,7 +112,9 @@ def test_what_fails_after_the_result_leaves_it_alone(monkeypatch, tmp_path):
         raise OSError("the run cannot be closed")
 
     monkeypatch.setattr(evaluate, "_evaluate", measured)
-    monkeypatch.setattr(evaluate, "_sweep", lambda folder: None)
+    job = SimpleNamespace(callbacks={"folder": SimpleNamespace(resume=False)})
+    monkeypatch.setattr(evaluate.HydraConfig, "get", lambda: job)
+    monkeypatch.setattr(evaluate, "in_sweep", lambda: False)
     monkeypatch.setattr(evaluate, "output_folder", lambda: tmp_path)
     with pytest.raises(OSError, match="closed"):
         evaluate.run(OmegaConf.create({"methods": {}}))

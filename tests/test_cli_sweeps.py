@@ -181,10 +181,11 @@ PLUGINS = {"workers": "hydra_joblib_launcher", "submitit_local": "hydra_submitit
 
 
 @pytest.mark.parametrize("launcher", PLUGINS)
-def test_jobs_that_run_beside_each_other(command, tmp_path, launcher):
+def test_jobs_that_run_beside_each_other(fresh_command, tmp_path, launcher):
+    """In a Python of its own: loky's processes outlive a fork that has started them."""
     pytest.importorskip(f"hydra_plugins.{PLUGINS[launcher]}")
     sweep = ["-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", "seed=0,1"]
-    done = command("evaluate.py", *sweep, "methods=baseline", *JOB)
+    done = fresh_command("evaluate.py", *sweep, "methods=baseline", *JOB)
     assert done.returncode == 0, done.stderr
     assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
     assert (tmp_path / "sweep" / "report" / "report.md").exists()
@@ -196,7 +197,7 @@ def test_jobs_that_run_beside_each_other(command, tmp_path, launcher):
 
     first = state(tmp_path / "sweep" / "0")
     (tmp_path / "sweep" / "1" / "result.json").unlink()
-    resumed = command("evaluate.py", "resume=sweep")
+    resumed = fresh_command("evaluate.py", "resume=sweep")
     assert resumed.returncode == 0, resumed.stderr
     assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
     assert state(tmp_path / "sweep" / "0") == first

@@ -95,6 +95,9 @@ def test_the_commands_on_the_pages_compose(name, arguments):
     single = []
     for override in parsed:
         value = override.value()
+        if override.is_delete():
+            single.append(override.input_line)
+            continue
         if isinstance(value, Glob):
             value = "all"
         elif override.is_sweep_override():
@@ -107,7 +110,8 @@ def test_the_commands_on_the_pages_compose(name, arguments):
     if any("/models/" in one for one in arguments):
         return  # a reader's folder
     settings = typed(config, KINDS[name])
-    nodes = [settings.method] if name == "calibrate" else settings.methods.values()
+    one = [settings.method] if name == "calibrate" and settings.method else []
+    nodes = one or settings.methods.values()
     assert all(isinstance(build(node, Method), Method) for node in nodes)
 
 

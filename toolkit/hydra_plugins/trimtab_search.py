@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, TrialState
 
 STUDY = "study.log"
-TRIES = 50  # at a configuration that has not been measured yet
+TRIES = 50  # at a configuration that has not been measured; then there is taken to be none
 
 
 class Search(Sweeper):
@@ -83,7 +83,9 @@ class Search(Sweeper):
         left = waiting + self.n_trials - len(_numbers(study))
         ended: list[JobReturn] = []
         while left > 0:
-            trials = [self._ask(study, overrides) for _ in range(min(left, self.n_jobs))]
+            asked = (self._ask(study, overrides) for _ in range(min(left, self.n_jobs)))
+            if not (trials := [trial for trial in asked if trial is not None]):
+                break
             jobs = [_arguments(trial, overrides) for trial in trials]
             ended += self.jobs.launch(jobs, initial_job_idx=trials[0].user_attrs["job"])
             for trial in trials:
@@ -119,8 +121,8 @@ class Search(Sweeper):
             if ended.state.name == "FAIL":
                 study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
 
-    def _ask(self, study: Study, overrides: Mapping[str, Override]) -> Trial:
-        """Return a trial of a configuration that has not been measured, if one is soon found."""
+    def _ask(self, study: Study, overrides: Mapping[str, Override]) -> Trial | None:
+        """Return a trial of a configuration that has not been measured; None where none is left."""
         known = [trial.params for trial in study.trials if "job" in trial.user_attrs]
         for _ in range(TRIES):
             trial = study.ask()
@@ -128,12 +130,13 @@ class Search(Sweeper):
             for key in sorted(overrides, key=lambda one: one != "methods"):
                 if overrides[key].is_sweep_override() and _is_read(key, trial, overrides):
                     _suggest(trial, key, overrides[key])
-            if again or trial.params not in known:
-                break
+            if again:
+                return trial
+            if trial.params not in known:
+                trial.set_user_attr("job", len(_numbers(study)))
+                return trial
             study.tell(trial, state=_state("PRUNED"))
-        if not again:
-            trial.set_user_attr("job", len(_numbers(study)))
-        return trial
+        return None
 
     def _tell(self, study: Study, trial: Trial | FrozenTrial) -> FrozenTrial:
         """Close a trial by what its job left."""

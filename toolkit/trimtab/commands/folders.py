@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from trimtab.commands.messages import is_mistake, stop
 from trimtab.commands.sweep import count_jobs
 from trimtab.errors import ConfigError
-from trimtab.files import COMMAND, REPORT, RESULTS, write_json
+from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, write_json
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def claimed(
     below : bool
         Whether results in folders below count too.
     resume : bool
-        Whether what the folder holds is to be gone on with.
+        Whether what the folder holds is to be gone on with, unless it is a job's result.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def claimed(
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, folder, setting)
-        for name in () if resume else (*RESULTS, REPORT):
+        for name in _refused(below, resume):
             pattern = f"**/{name}" if below and name in RESULTS else name
             if found := next(folder.glob(pattern), None):
                 raise ConfigError(
@@ -57,6 +57,13 @@ def claimed(
         yield
     finally:
         os.close(descriptor)
+
+
+def _refused(below: bool, resume: bool) -> tuple[str, ...]:
+    """Return the names of what may not be there already."""
+    if resume:
+        return () if below else (RESULT,)
+    return (*RESULTS, REPORT)
 
 
 def _lock(descriptor: int, folder: Path, setting: str) -> None:

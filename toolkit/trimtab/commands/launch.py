@@ -102,8 +102,8 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
             sys.argv[1:] = left
         else:
             return finished(folder)
-    except TrimtabError as error:
-        if verbose:
+    except Exception as error:
+        if verbose or not is_mistake(error):
             raise
         stop(error)
     entry = hydra.main(

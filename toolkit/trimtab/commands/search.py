@@ -46,10 +46,8 @@ def objective(result: dict[str, Any], budget: float | None) -> float:
 
 def _increase(result: dict[str, Any]) -> float | None:
     """Return by how much bits per byte rise at most, relative to the unmodified model."""
-    if result["quality"] is None:
-        return None
-    bits = result["quality"]["bits_per_byte"]
-    return float(bits["difference"]["high"] / bits["baseline"])
+    bits = (result["quality"] or {}).get("bits_per_byte")
+    return float(bits["difference"]["high"] / bits["baseline"]) if bits else None
 
 
 def tell_winner(folder: Path, budget: float | None) -> None:

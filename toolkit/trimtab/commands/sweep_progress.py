@@ -11,9 +11,8 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from trimtab.commands.folders import is_running
 from trimtab.commands.sweep import sweep_folder
-from trimtab.files import COMMAND, FINISHED
+from trimtab.files import COMMAND, FINISHED, RESULT
 from trimtab.progress import say
 
 START = ".hydra/overrides.yaml"  # what Hydra writes as a job begins
@@ -53,15 +52,22 @@ def _left() -> str:
     """Return how long the sweep has left, by what its finished jobs took; nothing without any."""
     folders = [path for path in sweep_folder().iterdir() if path.is_dir()]
     took = [
-        _modified(folder / "result.json") - _modified(folder / START)
+        _modified(folder / RESULT) - _modified(folder / START)
         for folder in folders
-        if (folder / "result.json").exists()
+        if (folder / RESULT).exists()
     ]
-    left = _jobs() - sum(map(_has_ended, folders))
+    ended = set(filter(_has_ended, folders))
+    left = _jobs() - len(ended)
     if not took or left <= 0:
         return ""
-    beside = max(1, sum(map(is_running, folders)))
+    beside = max(1, len(set(filter(_has_begun, folders)) - ended))
     return f" (about {duration(sum(took) / len(took) * left / beside)} left for the sweep)"
+
+
+def _has_begun(folder: Path) -> bool:
+    """Return whether a job has begun since the sweep was started or resumed."""
+    start = folder / START
+    return start.exists() and _modified(start) >= _modified(sweep_folder() / COMMAND)
 
 
 def _has_ended(folder: Path) -> bool:
