@@ -13,8 +13,10 @@ import pytest
 from tests.conftest import ROOT, SMALL, TINY
 from tests.test_cli_evaluate import FAST, METHOD, VOCABULARY
 from trimtab.commands.launch import launch
+from trimtab.commands.parsing import parsed
 from trimtab.commands.resume import unfinished
 from trimtab.commands.search import objective
+from trimtab.commands.search_space import arguments_of, suggest
 from trimtab.errors import ConfigError
 
 JOB = [*TINY, *FAST, "corpus.max_documents=40", "threads=1", "tracking.mode=disabled"]
@@ -232,6 +234,36 @@ def test_a_search_goes_on_and_ends_in_the_command_of_the_best(command, tmp_path)
     assert not any(one.startswith(("experiment=", "search.", "+")) for one in typed)
     assert any("larosa" in one for one in typed) == (best["methods"] == ["larosa"])
     assert "Nothing to run" in command("evaluate.py", "resume=sweep").stderr
+
+
+def test_a_trial_has_values_for_what_its_stack_reads():
+    optuna = pytest.importorskip("optuna")
+    sweep = parsed([
+        "~tracking", "methods=vattention,[larosa,vattention]", "model.seed=3",
+        "++methods.larosa.sparsity=range(0.125,0.5,0.125)", "seed=int(interval(1,9))",
+        "methods.larosa.tokens=512,1024", "quality.windows=tag(log,int(interval(2,64)))",
+    ])  # fmt: skip
+    overrides = {one.key_or_group: one for one in sweep}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    stacks = set()
+    for number in range(20):
+        trial = study.ask()
+        trial.set_user_attr("job", number)
+        suggest(trial, overrides)
+        folder, *job = arguments_of(trial, overrides)
+        assert (folder, job[0]) == (f"hydra.sweep.subdir={number}", "~tracking")
+        values = dict(one.split("=") for one in job[1:])
+        stacks.add(values["methods"])
+        assert values["model.seed"] == "3"
+        assert int(values["seed"]) in range(1, 10)
+        assert int(values["quality.windows"]) in range(2, 65)
+        larosa = [values.get("++methods.larosa.sparsity"), values.get("methods.larosa.tokens")]
+        if values["methods"] == "vattention":
+            assert larosa == [None, None]
+        else:
+            assert larosa[0] in ("0.125", "0.25", "0.375")
+            assert larosa[1] in ("512", "1024")
+    assert stacks == {"vattention", "[larosa,vattention]"}
 
 
 def measured(speedup: float, rise: float) -> dict[str, Any]:

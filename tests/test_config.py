@@ -482,6 +482,8 @@ def test_help_marks_the_defaults_and_says_what_a_stack_holds():
     register()
     explained = str(OmegaConf.load(config_folder() / "evaluate.yaml").hydra.help.template)
     assert "hub, random, smollm2-135m (the default)" in explained
+    assert "resume=multirun/DATE/TIME" in explained
+    assert "experiment  ablation, demo, gpu, search, seed_benchmark, sparsity_sweep" in explained
     assert "all (adaptivocab + larosa + vattention), baseline (the default), fused" in explained
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -74,6 +74,7 @@ class Search(Sweeper):
         """
         from trimtab.commands.parsing import parsed
         from trimtab.commands.search import tell_winner
+        from trimtab.commands.search_space import arguments_of
 
         typed = parsed([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
         overrides = {one.key_or_group: one for one in typed}  # the last of a key counts
@@ -86,7 +87,7 @@ class Search(Sweeper):
             asked = (self._ask(study, overrides) for _ in range(min(left, self.n_jobs)))
             if not (trials := [trial for trial in asked if trial is not None]):
                 break
-            jobs = [_arguments(trial, overrides) for trial in trials]
+            jobs = [arguments_of(trial, overrides) for trial in trials]
             ended += self.jobs.launch(jobs, initial_job_idx=trials[0].user_attrs["job"])
             for trial in trials:
                 self._tell(study, trial)
@@ -123,13 +124,13 @@ class Search(Sweeper):
 
     def _ask(self, study: Study, overrides: Mapping[str, Override]) -> Trial | None:
         """Return a trial of a configuration that has not been measured; None where none is left."""
+        from trimtab.commands.search_space import suggest
+
         known = [trial.params for trial in study.trials if "job" in trial.user_attrs]
         for _ in range(TRIES):
             trial = study.ask()
             again = "job" in trial.user_attrs
-            for key in sorted(overrides, key=lambda one: one != "methods"):
-                if overrides[key].is_sweep_override() and _is_read(key, trial, overrides):
-                    _suggest(trial, key, overrides[key])
+            suggest(trial, overrides)
             if again:
                 return trial
             if trial.params not in known:
@@ -157,51 +158,3 @@ def _state(name: str) -> TrialState:
     from optuna.trial import TrialState
 
     return TrialState[name]
-
-
-def _is_read(key: str, trial: Trial, overrides: Mapping[str, Override]) -> bool:
-    """Return whether a setting is not one of a method that the trial's stack leaves out."""
-    from trimtab.commands.parsing import choices
-    from trimtab.registry import method_names, stack_members
-
-    head, _, rest = key.partition(".")
-    method = rest.partition(".")[0]
-    if head != "methods" or method not in method_names():
-        return True
-    named = [trial.params["methods"]] if "methods" in trial.params else []
-    fixed = choices(overrides["methods"]) if "methods" in overrides else []
-    return method in stack_members([*named, *fixed, "baseline"][0])
-
-
-def _suggest(trial: Trial, key: str, override: Override) -> None:
-    """Have the trial take a value among those of a sweep."""
-    from trimtab.commands.parsing import choices
-
-    sweep: Any = override.value()
-    if override.is_interval_sweep():
-        low, high, step, log = sweep.start, sweep.end, None, "log" in sweep.tags
-    elif override.is_range_sweep():
-        values: list[Any] = list(override.sweep_iterator())
-        low, high, step, log = min(values), max(values), abs(sweep.step), False
-    else:
-        trial.suggest_categorical(key, choices(override))
-        return
-    if isinstance(low, int) and isinstance(high, int):
-        trial.suggest_int(key, low, high, step=step or 1, log=log)
-    else:
-        trial.suggest_float(key, low, high, step=step, log=log)
-
-
-def _arguments(trial: Trial, overrides: Mapping[str, Override]) -> list[str]:
-    """Return the overrides of a trial's job, and the folder that it has."""
-    from trimtab.commands.parsing import choices
-
-    job = [f"hydra.sweep.subdir={trial.user_attrs['job']}"]
-    for key, override in overrides.items():
-        if override.is_delete():
-            job.append(str(override.input_line))
-        elif not override.is_sweep_override():
-            job.append(f"{override.get_key_element()}={choices(override)[0]}")
-        elif key in trial.params:
-            job.append(f"{override.get_key_element()}={trial.params[key]}")
-    return job
