@@ -135,6 +135,20 @@ class SpeedConfig(Settings):
 
 
 @settings
+class SearchConfig(Settings):
+    """What `experiment=search` looks for: the largest speedup within a quality budget."""
+
+    place: ClassVar[str] = "search"
+
+    max_bpb_increase: float | None = setting(
+        default=0.02,
+        meaning="the quality budget: most that bits per byte of held-out text may rise, its whole "
+        "interval, relative to the unmodified model (0.02 is 2 %); null is any",
+        at_least=0,
+    )
+
+
+@settings
 class TrackingConfig(Settings):
     """Weights & Biases: one run a job, kept on disk unless mode=online."""
 
@@ -215,9 +229,10 @@ class CommandConfig(SeedConfig):
 
 @settings
 class CalibrateConfig(CommandConfig):
-    """Everything `calibrate.py` reads."""
+    """Everything `calibrate.py` reads: one method or a stack."""
 
-    method: Any = MISSING
+    method: Any = None
+    methods: dict[str, Any] | None = None
     force: bool = setting(default=False, meaning="calibrate again even if the artifact exists")
 
 
@@ -226,6 +241,7 @@ class EvaluateConfig(CommandConfig, MeasureConfig):
     """Everything `evaluate.py` reads."""
 
     methods: dict[str, Any] = MISSING
+    search: SearchConfig = field(default_factory=SearchConfig)
     on_missing: OnMissing = setting(
         default=OnMissing.calibrate, meaning="what to do where an artifact does not exist"
     )

@@ -26,6 +26,7 @@ COMMANDS: dict[str, type] = {"calibrate": config.CalibrateConfig, "evaluate": co
 SECTIONS: dict[str, type] = {
     "generation": config.GenerationConfig,
     "quality": config.QualityConfig,
+    "search": config.SearchConfig,
     "speed": config.SpeedConfig,
     "tracking": config.TrackingConfig,
 }

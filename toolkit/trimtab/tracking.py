@@ -32,7 +32,8 @@ class Log:
         Figures are the numbers and names among its statistics; lists stay in the artifact.
         """
         digest = artifact.key.digest
-        self._run.config.update({"artifact_digests": {artifact.key.method: digest}})
+        digests = {**self._run.config.get("artifact_digests", {}), artifact.key.method: digest}
+        self._run.config.update({"artifact_digests": digests}, allow_val_change=True)
         if not self._run.disabled:
             entry = wandb.Artifact(f"{artifact.key.method}-{digest}", type="calibration")
             for path in filter(Path.is_file, sorted(folder.rglob("*"))):  # `add_dir` prints
