@@ -23,7 +23,9 @@ from pathlib import Path
 
 import torch
 
-HEADERS = tuple(Path(__file__).parent / name for name in ("cpu_common.h", "cpu_vector.h"))
+HEADERS = tuple(
+    Path(__file__).parent / name for name in ("cpu_common.h", "cpu_gradients.h", "cpu_vector.h")
+)
 """Headers that every library may include."""
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
