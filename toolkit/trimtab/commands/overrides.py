@@ -28,6 +28,8 @@ from trimtab.registry import default_options, group_options, method_names, stack
 from trimtab.settings import defaults
 
 MULTIRUN = ("-m", "--multirun")
+# No float is as large, and Python reads no number of some thousand digits.
+TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
 
 
 def expand(arguments: list[str], command: str) -> list[str]:
@@ -42,14 +44,18 @@ def expand(arguments: list[str], command: str) -> list[str]:
     ------
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if a
-        setting is the other command's, or added to Hydra's own and read by nothing; or if a sweep
-        is over no value.
+        setting is the other command's, or added to Hydra's own and read by nothing; if a sweep is
+        over no value, or a number has hundreds of digits.
     """
     sweep = any(one in MULTIRUN for one in arguments)
     arguments = sorted(arguments, key=lambda one: one not in MULTIRUN)  # argparse wants it first
     for one in arguments:
         if one.startswith("+"):
             _require_read(one)
+        if number := TOO_LONG.search(one):
+            raise TrimtabError(
+                f"{one:.60}...: expected a number of less than 300 digits, not {len(number[0])}"
+            )
     given = [_as_text(one, sweep) for one in arguments]
     for one in given:
         _require_values(one)
