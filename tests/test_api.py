@@ -397,9 +397,11 @@ def test_wrong_arguments_of_the_other_functions_are_named(tokenizer, larosa):
             trimtab.measure(optimized, HELD_OUT, FAST, baseline=model)
         with pytest.raises(trimtab.TrimtabError, match="baseline is another model"):
             trimtab.measure(optimized, HELD_OUT, FAST, baseline=tiny().model)
-        for slots in (0, "3", 2.5):
-            with pytest.raises(trimtab.TrimtabError, match=f"slots={slots}: expected at least 1"):
+        for slots in (0, "3", 2.5, True):
+            with pytest.raises(trimtab.TrimtabError, match=f"slots={slots!r}: expected a whole"):
                 optimized.generate(["word1"], slots=slots)
+        with pytest.raises(trimtab.TrimtabError, match="max_len=0: expected a whole number"):
+            optimized.engine(slots=1, max_len=0)
         with pytest.raises(trimtab.TrimtabError, match="sampling='greedy': expected a Sampling"):
             optimized.generate(["word1"], sampling="greedy")
     with pytest.raises(trimtab.TrimtabError, match="cache={}: expected a trimtab.VAttention, or"):
