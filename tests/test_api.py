@@ -408,8 +408,10 @@ def test_wrong_arguments_of_the_other_functions_are_named(tokenizer, larosa):
         trimtab.Engine(model, tokenizer, slots=1, max_len=8, cache={})
     with pytest.raises(trimtab.TrimtabError, match="documents holds 'a': expected Documents"):
         trimtab.Corpus("mine", ["a"], 0.7, 0.1)
-    with pytest.raises(trimtab.TrimtabError, match="calibration=0.7 and validation=0.7: expected"):
-        trimtab.Corpus("mine", [], 0.7, 0.7)
+    for share in (0.7, -0.1, float("nan")):
+        said = f"calibration={share} and validation={share}: expected shares"
+        with pytest.raises(trimtab.TrimtabError, match=said):
+            trimtab.Corpus("mine", [], share, share)
     with pytest.raises(trimtab.ConfigError, match="quality=.*expected a QualityConfig"):
         trimtab.MeasureConfig(quality={"windows": 3})
     assert trimtab.LaRoSA(sparsity=np.float64(0.25), tokens=np.int64(1024)).sparsity == 0.25
