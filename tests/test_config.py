@@ -386,6 +386,15 @@ def test_values_of_a_sweep_that_hydra_cannot_read_are_refused_with_the_way_out()
         expand(["-m", "corpus.glob=/a[1],/b[2]"], "calibrate")
 
 
+@pytest.mark.parametrize("command", KINDS)
+@pytest.mark.parametrize("value", ["9" * 309, f"-{'9' * 5000}", f"1,{'9' * 400}"])
+@pytest.mark.parametrize("key", ["sparsity", "seed", "+larosa.sparsity"])
+def test_a_number_with_hundreds_of_digits_is_one_short_line(command, key, value):
+    with pytest.raises(TrimtabError, match=r"expected a number of less than 300 digits") as error:
+        expand([f"{key}={value}"], command)
+    assert len(str(error.value)) < 150
+
+
 @pytest.mark.parametrize(
     ("name", "given", "there"),
     [

@@ -29,6 +29,9 @@ from trimtab.registry import (
 )
 from trimtab.settings import defaults
 
+# No float is as large, and Python reads no number of some thousand digits.
+TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
+
 
 def expand(arguments: list[str], command: str) -> list[str]:
     """Return the arguments with the settings of methods under their full names.
@@ -42,14 +45,20 @@ def expand(arguments: list[str], command: str) -> list[str]:
     ------
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if a
+        If several methods have a setting of that name, or a method has none in a sweep; if a
         setting is the other command's, or added to Hydra's own and read by nothing; if both one
-        method and a stack are named; or if a sweep is over no value.
+        method and a stack are named; if a sweep is over no value; or if a number has hundreds of
+        digits.
     """
     sweep = any(one in MULTIRUN for one in arguments)
     arguments = sorted(arguments, key=lambda one: one not in MULTIRUN)  # argparse wants it first
     for one in arguments:
         if one.startswith("+"):
             _require_read(one)
+        if number := TOO_LONG.search(one):
+            raise TrimtabError(
+                f"{one:.60}...: expected a number of less than 300 digits, not {len(number[0])}"
+            )
     given = [_as_text(one, sweep) for one in arguments]
     for one in given:
         _require_values(one)
