@@ -45,7 +45,6 @@ def expand(arguments: list[str], command: str) -> list[str]:
     ------
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if a
-        If several methods have a setting of that name, or a method has none in a sweep; if a
         setting is the other command's, or added to Hydra's own and read by nothing; if both one
         method and a stack are named; if a sweep is over no value; or if a number has hundreds of
         digits.
