@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="+", help="output folder of a job or of a sweep")
     parser.add_argument(
         "--out", type=Path,
-        help="where the report goes; without it, report/ in the folder, or outputs/comparison for several",
+        help="where the report goes; without it report/ in the folder, or, of several, "
+        "outputs/comparison",
     )  # fmt: skip
     try:
         with may_go_unread():

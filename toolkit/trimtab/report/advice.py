@@ -44,9 +44,7 @@ def unmeasured(rows: Sequence[Job]) -> list[str]:
     return said
 
 
-def command(
-    job: Job, methods: Sequence[str], *more: str, without: tuple[str, ...] = ()
-) -> str:
+def command(job: Job, methods: Sequence[str], *more: str, without: tuple[str, ...] = ()) -> str:
     """Return the command that measures these methods of a job's stack with its settings.
 
     Parameters
@@ -87,11 +85,8 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
         if row.ok and row.methods and verdict(row, rows) not in (FASTER, SLOWER)
     ]  # fmt: skip
     if unsure:
-        again = command(unsure[0], unsure[0].methods, "speed.repeats=20")
-        steps.append(
-            f"Measure {code(unsure[0].label)} again on a quiet machine, with more repeats: "
-            f"{code(again)}"
-        )
+        again = command(unsure[0], unsure[0].methods)
+        steps.append(f"Measure {code(unsure[0].label)} again on a quiet machine: {code(again)}")
     best = next((choice.best for choice in found if choice.best is not None), None)
     if best is not None:
         own = command(best, best.methods, *OWN, without=("model", "corpus"))

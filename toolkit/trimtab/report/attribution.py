@@ -113,8 +113,7 @@ def _effect(kind: str, method: str, metric: Metric, terms: Terms) -> Iterable[Ef
         return
     pairs = zip(terms, changes, strict=True)
     change = sum(sign * part for (sign, _), part in pairs if part is not None)
-    half = metric.half_width(terms)
-    low, high = (None, None) if half is None else (change - half, change + half)
+    low, high = metric.interval(terms) or (None, None)
     yield Effect(kind, method, change, low, high)
 
 

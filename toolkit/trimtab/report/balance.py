@@ -43,8 +43,10 @@ Item = tuple[int, str]  # 1 gained, -1 cost, 0 neither; and the words
 
 def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     times = job.get("speed.ms_per_byte")
+    if times is None:
+        return
     told = interval(job.get("speed.speedup"), ".2f")
-    unpaired = "" if job.get("speed.paired") else UNPAIRED
+    unpaired = UNPAIRED if job.get("speed.paired") is False else ""
     amounts = f": {times['candidate']:.2f} ms per byte of text instead of {times['baseline']:.2f}"
     found = verdict(job, rows)
     if found == FASTER:
@@ -69,19 +71,23 @@ def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         return
     if same_text(job):
         yield 0, "the greedy texts are the unmodified model's, and so are the bits per byte"
-        return
-    told = f"{interval(change, '+.1%')} bits per byte"
-    sign = -1 if change["low"] > 0 else 1 if change["high"] < 0 else 0
-    yield sign, told if sign else f"no difference in quality found: {told}"
-    if job.get("quality.exact_match") == 1:
-        yield 0, "the greedy texts are the unmodified model's"
     else:
-        share = job.get("quality.greedy_agreement")
-        yield -1, f"other greedy texts: the first {share:.0%} of a text are as before, on average"
+        told = f"{interval(change, '+.1%')} bits per byte"
+        sign = -1 if change["low"] > 0 else 1 if change["high"] < 0 else 0
+        yield sign, told if sign else f"no difference in quality found: {told}"
+        yield from _text(job)
     for task, found in (job.get("quality.tasks") or {}).items():
         difference = found["difference"]
         sign = -1 if difference["high"] < 0 else 1 if difference["low"] > 0 else 0
         yield sign, f"{task}: {interval(difference, '+.3f')} {found['metric']}"
+
+
+def _text(job: Job) -> Iterator[Item]:
+    share = job.get("quality.greedy_agreement")
+    if job.get("quality.exact_match") == 1:
+        yield 0, "the greedy texts are the unmodified model's"
+    elif share is not None:
+        yield -1, f"other greedy texts: the first {share:.0%} of a text are as before, on average"
 
 
 def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -102,7 +108,9 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         amounts = job.get(field)
         share = amounts["candidate"] / amounts["baseline"] - 1 if amounts else 0.0
         if abs(share) >= NOTICED:
-            yield (-1, f"{share:.0%} more {what}") if share > 0 else (1, f"{-share:.0%} less {what}")
+            yield (
+                (-1, f"{share:.0%} more {what}") if share > 0 else (1, f"{-share:.0%} less {what}")
+            )
     read = job.get("sparsity.bytes_read_fraction")
     if read is not None and read < 1:
         yield 1, f"{1 - read:.0%} of the block weights' bytes are not read when a token is decoded"
@@ -141,6 +149,8 @@ SAYINGS: tuple[Callable[[Job, Sequence[Job]], Iterator[Item]], ...] = (
 def control_told(job: Job) -> str:
     """Return what the unmodified model against itself says of the measurement."""
     speedup = job.get("speed.speedup")
+    if speedup is None:
+        return f"{code(job.label)} is the unmodified model; its speed was not measured."
     holds = speedup["low"] <= 1 <= speedup["high"]
     return (
         f"{code(job.label)} is the unmodified model against itself: {interval(speedup)}. "

@@ -10,9 +10,10 @@ from trimtab.report.attribution import Attribution, attributions
 from trimtab.report.choice import choices
 from trimtab.report.columns import CHARTS, DASHBOARD
 from trimtab.report.data import csv_table, json_summary
-from trimtab.report.document import document, facts, groups_of
+from trimtab.report.document import document, groups_of
 from trimtab.report.job import Job
 from trimtab.report.load import load_jobs, state
+from trimtab.report.notices import facts
 from trimtab.report.pages import write_html, write_markdown
 from trimtab.report.plots import compression, pareto, serving, single, waterfall
 from trimtab.report.plots.comparison import comparison

@@ -2,93 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Column:
-    """One figure of every job in a table.
-
-    Parameters
-    ----------
-    title : str
-    field : str
-        Dotted name of a number, a text, or an interval (`estimate`, `low`, `high`).
-    form : str
-        Format specification of a number.
-    meaning : str
-        One sentence for the legend; empty where the title says it all.
-    scale : float
-        What the field is multiplied by.
-    always : bool
-        Whether the column stays where no job has the figure.
-    """
-
-    title: str
-    field: str
-    form: str = ".3f"
-    meaning: str = ""
-    scale: float = 1.0
-    always: bool = False
-
-
-@dataclass(frozen=True)
-class Series:
-    """One panel of a chart: a figure of every job, beside that of the unmodified model.
-
-    Parameters
-    ----------
-    title : str
-        With the unit.
-    field : str
-        Dotted name of a number or an interval.
-    form : str
-        Format specification of the values written beside the marks.
-    better : str
-        ``more`` or ``less``.
-    beside : str
-        Dotted name of the same figure of the unmodified model; empty where `origin` stands for it.
-    origin : float or None
-        Value that means "as the unmodified model"; None for amounts, which are drawn from 0.
-    scale : float
-        What the fields are multiplied by.
-    finding : str
-        The chart's title where this panel is the first with a stack that is better than the
-        unmodified model, with `{best}` and `{value}`.
-    """
-
-    title: str
-    field: str
-    form: str
-    better: str = "more"
-    beside: str = ""
-    origin: float | None = None
-    scale: float = 1.0
-    finding: str = ""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A plot that compares all jobs.
-
-    Parameters
-    ----------
-    file : str
-    nothing : str
-        Title where no panel has a stack that is better than the unmodified model.
-    panels : tuple of Series
-        What no job has is not drawn.
-    """
-
-    file: str
-    nothing: str
-    panels: tuple[Series, ...]
-
+from trimtab.report.declared import Chart, Column, Series
 
 COLUMNS = (
     Column("bits per byte", "quality.bits_per_byte.candidate", ".4f",
            "what the model needs per byte of held-out text; lower is better", always=True),
-    Column("change", "derived.bits_increase", "+.1%", "of bits per byte, over the unmodified model"),
+    Column("change", "derived.bits_increase", "+.1%", "of bits per byte over the unmodified model"),
     Column("perplexity", "quality.perplexity.candidate", ".3f",
            "per token; of models with the same tokenizer alone"),
     Column("x dense", "quality.perplexity.ratio", ".3f", "perplexity over the unmodified model's"),
@@ -107,7 +26,7 @@ COLUMNS = (
            "memory that the KV cache held, per byte of text in it", 1e-3),
     Column("first token, ms", "speed.ttft_ms.candidate", ".1f", "time to it: median"),
     Column("decode tokens/s", "speed.decode_tokens_per_s.candidate", ".1f"),
-    Column("ms per byte", "speed.ms_per_byte.candidate", ".2f", "whole time over the text produced"),
+    Column("ms per byte", "speed.ms_per_byte.candidate", ".2f", "whole time over the text made"),
     Column("speedup", "speed.speedup", ".3f",
            "time per byte of the unmodified model over the stack's, timed in turn"),
     Column("control", "speed.control", ".3f",
@@ -179,7 +98,7 @@ CHARTS = (
         "No stack is measurably faster than the unmodified model",
         (
             SPEEDUP,
-            Series("speedup of the time to the first token", "speed.prefill_speedup", ".2f", origin=1),
+            Series("speedup until the first token", "speed.prefill_speedup", ".2f", origin=1),
             Series("speedup of decoding after it", "speed.decode_speedup", ".2f", origin=1),
         ),
     ),

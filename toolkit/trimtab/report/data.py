@@ -36,9 +36,7 @@ def json_summary(
     content = {
         "schema": SCHEMA,
         "jobs": [_without_samples(job) for job in jobs],
-        "rows": [
-            {**_without_samples(row), "seeds": list(row.seeds)} for row in rows if row.seeds
-        ],
+        "rows": [{**_without_samples(row), "seeds": list(row.seeds)} for row in rows if row.seeds],
         "attribution": [_attribution(one) for one in attributed],
         "not_attributed": [
             {"label": whole.label, "missing": [list(part) for part in missing(whole, rows)]}

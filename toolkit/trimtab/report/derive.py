@@ -33,14 +33,16 @@ def _bits_increase(content: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def _kv_bytes_per_byte(content: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return the memory held for one text, over the text's bytes, for the baseline its dynamic
-    cache's."""
+    """Return the memory held for a text over its bytes; the baseline's is a dynamic cache's."""
     live = _at(content, "kv", "live_bytes")
     per_byte = _at(content, "kv", "live_bytes_per_byte", "candidate")
     if not live or not per_byte:
         return None
     text = live / per_byte
-    held = {"baseline": content["kv"]["dynamic_bytes"], "candidate": content["kv"]["committed_bytes"]}
+    held = {
+        "baseline": content["kv"]["dynamic_bytes"],
+        "candidate": content["kv"]["committed_bytes"],
+    }
     return {name: value / text for name, value in held.items()}
 
 
@@ -50,8 +52,10 @@ def _serving_kv_bytes(content: Mapping[str, Any]) -> dict[str, float] | None:
     most = max((row["requests"] for row in servers), default=None)
     held = {row["server"]: row.get("kv_committed_bytes") for row in servers
             if row["requests"] == most}  # fmt: skip
-    found = {"baseline": held.get("padded"), "candidate": held.get("candidate")}
-    return None if None in found.values() else found
+    baseline, candidate = held.get("padded"), held.get("candidate")
+    if not baseline or candidate is None:
+        return None
+    return {"baseline": baseline, "candidate": candidate}
 
 
 def _interval(

@@ -18,7 +18,7 @@ from trimtab.report.job import Job
 
 CONFIDENCE = 0.95
 Terms = Sequence[tuple[int, Job]]  # jobs, each counted once or taken off once
-Half = Callable[[Terms], float | None]
+Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Metric:
         The unmodified model's value, in a job.
     change : callable
         What the stack of a job changes it by; None where that was not measured.
+    bounds : callable
+        95 % interval of one job's change, as the job itself found it.
     half_width : callable
         Half of the 95 % interval of a sum of changes, by the jobs' samples; None without samples.
     """
@@ -49,7 +51,16 @@ class Metric:
     multiplies: bool
     start: Callable[[Job], float]
     change: Callable[[Job], float | None]
-    half_width: Half
+    bounds: Callable[[Job], Bounds | None]
+    half_width: Callable[[Terms], float | None]
+
+    def interval(self, terms: Terms) -> Bounds | None:
+        """Return the 95 % interval of a sum of changes; None where no samples say."""
+        if len(terms) == 1:
+            return self.bounds(terms[0][1])
+        middle = sum(sign * (self.change(job) or 0.0) for sign, job in terms)
+        half = self.half_width(terms)
+        return None if half is None else (middle - half, middle + half)
 
     def value(self, start: float, change: float) -> float:
         """Return what `start` becomes."""
@@ -57,12 +68,17 @@ class Metric:
 
     def told(self, change: float) -> str:
         """Return a change as people read it: a factor, or a difference."""
-        return f"× {exp(change):.3f}" if self.multiplies else f"{change:+{self.form[1:]}}"
+        return f"× {exp(change):.3f}" if self.multiplies else f"{change:+{self.form}}"
 
 
 def _time_change(job: Job) -> float | None:
     ratio = job.get("speed.speedup")
     return None if ratio is None else -log(ratio["estimate"])
+
+
+def _time_bounds(job: Job) -> Bounds | None:
+    ratio = job.get("speed.speedup")
+    return None if ratio is None else (-log(ratio["high"]), -log(ratio["low"]))
 
 
 def _memory_change(job: Job) -> float | None:
@@ -73,6 +89,11 @@ def _memory_change(job: Job) -> float | None:
 def _bits_change(job: Job) -> float | None:
     found = job.get("quality.bits_per_byte.difference")
     return None if found is None else float(found["estimate"])
+
+
+def _bits_bounds(job: Job) -> Bounds | None:
+    found = job.get("quality.bits_per_byte.difference")
+    return None if found is None else (float(found["low"]), float(found["high"]))
 
 
 def log_ratios(job: Job) -> NDArray[np.float64] | None:
@@ -93,7 +114,7 @@ def log_ratios(job: Job) -> NDArray[np.float64] | None:
 
 
 def _time_half_width(terms: Terms) -> float | None:
-    """Jobs are independent of each other: their variances add up (Welch and Satterthwaite)."""
+    """Add up the variances of jobs, which are independent of each other (Welch, Satterthwaite)."""
     samples = [log_ratios(job) for _, job in terms]
     if any(one is None or len(one) < 2 for one in samples):
         return None
@@ -107,7 +128,7 @@ def _time_half_width(terms: Terms) -> float | None:
 
 
 def _bits_half_width(terms: Terms) -> float | None:
-    """The jobs scored the same windows, so that their changes are summed window by window."""
+    """Sum the changes window by window: the jobs must have scored the same ones."""
     differences: Any = 0.0
     known: list[tuple[str, int]] | None = None
     for sign, job in terms:
@@ -133,14 +154,17 @@ def _quantile(freedom: float) -> float:
 METRICS = (
     Metric(
         "time, ms per byte of text", "ms_per_byte", ".2f", True,
-        lambda job: job.get("speed.ms_per_byte.baseline"), _time_change, _time_half_width,
+        lambda job: job.get("speed.ms_per_byte.baseline"), _time_change, _time_bounds,
+        _time_half_width,
     ),
     Metric(
         "KV cache, bytes per byte of text", "kv_bytes_per_byte", ",.0f", True,
-        lambda job: job.get("derived.kv_bytes_per_byte.baseline"), _memory_change, lambda _: None,
+        lambda job: job.get("derived.kv_bytes_per_byte.baseline"), _memory_change,
+        lambda _: None, lambda _: None,
     ),
     Metric(
         "bits per byte of text", "bits_per_byte", ".4f", False,
-        lambda job: job.get("quality.bits_per_byte.baseline"), _bits_change, _bits_half_width,
+        lambda job: job.get("quality.bits_per_byte.baseline"), _bits_change, _bits_bounds,
+        _bits_half_width,
     ),
 )  # fmt: skip

@@ -22,9 +22,7 @@ def interval(value: Mapping[str, float] | None, form: str = ".3f", scale: float 
     """Format an estimate and its 95 % interval, or a dash where there is none."""
     if value is None:
         return NONE
-    middle, low, high = (
-        number(value[name], form, scale) for name in ("estimate", "low", "high")
-    )
+    middle, low, high = (number(value[name], form, scale) for name in ("estimate", "low", "high"))
     return f"{middle} [{low}, {high}]"
 
 

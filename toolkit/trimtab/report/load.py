@@ -32,9 +32,7 @@ def load_jobs(*folders: Path) -> list[Job]:
             if folder.resolve() not in {one.resolve() for one in roots}:
                 roots[folder] = root
     read = ((folder, root, _content(folder)) for folder, root in roots.items())
-    return labelled(
-        Job(folder, content, content["label"], root) for folder, root, content in read
-    )
+    return labelled(Job(folder, content, content["label"], root) for folder, root, content in read)
 
 
 def state(folders: Iterable[Path]) -> dict[Path, int]:

@@ -36,8 +36,13 @@ def _render(template: str, document: Document) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"table": markdown, "inline": inline, "sort": sort_key,
-                            "code": code, "oneline": lambda text: " ".join(text.split())}
+    environment.filters |= {
+        "table": markdown,
+        "inline": inline,
+        "sort": sort_key,
+        "code": code,
+        "oneline": lambda text: " ".join(text.split()),
+    }
     environment.globals["svg"] = lambda plot, panel: Markup(svg(plot, panel))
     return environment.get_template(template).render(report=document)
 

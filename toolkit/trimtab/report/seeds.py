@@ -10,10 +10,10 @@ from typing import Any
 from trimtab.report.derive import derived
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, labelled, machine, overrides
+from trimtab.report.verdict import ALIKE
 
 INTERVAL = ("estimate", "low", "high")
 RATIOS = ("speedup", "prefill_speedup", "decode_speedup", "ratio", "control")
-UNDECIDED = "no difference found"
 
 
 def rows(jobs: Sequence[Job]) -> list[Job]:
@@ -79,7 +79,7 @@ def _merged(values: Sequence[Any], name: str) -> Any:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return _average(values, name)
     if all(isinstance(value, str) for value in values):
-        return UNDECIDED if name == "verdict" else " / ".join(dict.fromkeys(values))
+        return ALIKE if name == "verdict" else " / ".join(dict.fromkeys(values))
     return None
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.report.attribution import Attribution
-from trimtab.report.columns import COLUMNS, COMPRESSION, SERVERS, Column
+from trimtab.report.columns import COLUMNS, COMPRESSION, SERVERS
+from trimtab.report.declared import Column
 from trimtab.report.figures import code, is_interval, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
@@ -61,6 +62,14 @@ SERVING = (
     "the others are transformers' own: `padded` generate, a `static` cache, `continuous` batching."
 )
 
+EFFECTS = (
+    "`alone`: the method by itself over the unmodified model. `in the stack`: the whole stack over "
+    "the stack without it. `interaction`: what the whole stack has beyond the product of what its "
+    "methods do alone (× 1: nothing), of bits per byte beyond their sum. `amount`: what such a "
+    "change makes of the unmodified model's figure. A dash: no interval, as it was counted, or as "
+    "no pairs of samples say."
+)
+
 
 def cell(value: Any, form: str = "", scale: float = 1) -> Cell:
     """Return a cell of what a field holds; it sorts by the number, or by the estimate."""
@@ -80,7 +89,7 @@ def main_table(rows: Sequence[Job]) -> Table:
                                                          for row in rows)]  # fmt: skip
     told = _differing(rows)
     heads = ("stack", *(one.title for one in shown), "verdict", *(name for name, _ in told))
-    lines = []
+    lines: list[tuple[Cell, ...]] = []
     for row in rows:
         first = Cell(escaped(code(row.label)), row.label)
         if not row.ok:
@@ -127,7 +136,7 @@ def attribution_table(found: Sequence[Attribution]) -> Table | None:
         (
             Cell(escaped(code(one.whole.label)), one.whole.label),
             cell(one.metric.name),
-            cell(effect.method and f"{effect.method}, {effect.kind}" or effect.kind),
+            cell((effect.method and f"{effect.method}, {effect.kind}") or effect.kind),
             Cell(one.metric.told(effect.change), effect.change),
             cell(
                 None
@@ -139,13 +148,11 @@ def attribution_table(found: Sequence[Attribution]) -> Table | None:
         for one in found
         for effect in one.effects
     ]
-    heads = ("stack", "figure", "effect", "change", "95 % interval", "of the unmodified model's")
-    return Table("Attribution", heads, tuple(lines)) if lines else None
+    heads = ("stack", "figure", "effect", "change", "95 % interval", "amount")
+    return Table("Attribution", heads, tuple(lines), note=EFFECTS) if lines else None
 
 
-def _cells(
-    label: str, get: Callable[[str], Any], columns: Iterable[Column]
-) -> tuple[Cell, ...]:
+def _cells(label: str, get: Callable[[str], Any], columns: Iterable[Column]) -> tuple[Cell, ...]:
     first = Cell(escaped(code(label)), label)
     return (first, *(cell(get(one.field), one.form, one.scale) for one in columns))
 

@@ -9,10 +9,12 @@ from trimtab.report.job import Job
 from trimtab.report.labels import machine
 
 FASTER, SLOWER, ALIKE = "faster", "slower", "no difference found"
+NOISY, UNMEASURED = "too noisy to say", "speed not measured"
 SAID = {
     FASTER: "faster than the unmodified model",
     SLOWER: "slower than the unmodified model",
     ALIKE: "not measurably faster or slower than the unmodified model",
+    NOISY: "too noisy to say whether it is faster or slower",
 }
 
 
@@ -32,6 +34,8 @@ def verdict(job: Job, rows: Sequence[Job]) -> str:
     if own is not None:
         return own
     speedup, control = job.get("speed.speedup"), _control(job, rows)
+    if speedup is None:
+        return UNMEASURED
     high = max(1.0, control["high"]) if control else 1.0
     low = min(1.0, control["low"]) if control else 1.0
     if speedup["low"] > high:
@@ -40,7 +44,7 @@ def verdict(job: Job, rows: Sequence[Job]) -> str:
 
 
 def said(verdict: str) -> str:
-    """Return a verdict as the end of a sentence about a stack."""
+    """Return a verdict in words that stand for themselves."""
     return SAID.get(verdict, verdict)
 
 

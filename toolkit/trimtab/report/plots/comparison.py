@@ -5,24 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from trimtab.report.balance import NOTICED
-from trimtab.report.columns import Chart, Series
+from trimtab.report.declared import Chart, Series
 from trimtab.report.figures import is_interval, listed, number, written
 from trimtab.report.job import Job
-from trimtab.report.plots.panel import ACCENT, INK, MUTED, Panel, Plot, Row, Rows, numbers, plain
+from trimtab.report.plots.panel import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    Panel,
+    Plot,
+    Row,
+    Rows,
+    numbers,
+    plain,
+)
 from trimtab.report.table import cell
 from trimtab.report.verdict import FASTER, verdict
 
 NAMED = 2  # more stacks than that are counted
+KEY = "Upright line: the unmodified model, measured beside the stack. "
 MEANS = {"more": "more is better", "less": "less is better"}
 
 
 def comparison(chart: Chart, jobs: Sequence[Job], note: str) -> Plot | None:
     """Return a chart of all jobs, or None where no job has any of its figures."""
     panels = tuple(panel for one in chart.panels if (panel := comparison_panel(one, jobs)))
-    return Plot(chart.file, finding(chart, jobs), panels, note) if panels else None
+    key = "" if all(one.origin is not None for one in chart.panels) else KEY
+    return Plot(chart.file, finding(chart, jobs), panels, f"{key}{note}") if panels else None
 
 
 def finding(chart: Chart, jobs: Sequence[Job]) -> str:
@@ -32,7 +44,9 @@ def finding(chart: Chart, jobs: Sequence[Job]) -> str:
         if best:
             value = _number(best[0].get(series.field))
             labels = [job.label for job in best]
-            names = listed(labels) if len(best) <= NAMED else f"{labels[0]} and {len(best) - 1} more"
+            names = (
+                listed(labels) if len(best) <= NAMED else f"{labels[0]} and {len(best) - 1} more"
+            )
             return series.finding.format(best=names, value=number(value, series.form, series.scale))
     return chart.nothing
 
@@ -44,7 +58,10 @@ def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
         return None
     beside = [job.get(series.beside) if series.beside else series.origin for job in having]
     rows = Rows(
-        [Row(job.label, _told(series, job, other)) for job, other in zip(having, beside, strict=True)]
+        [
+            Row(job.label, _told(series, job, other))
+            for job, other in zip(having, beside, strict=True)
+        ]
     )
 
     def draw(axes: Axes) -> None:
@@ -82,7 +99,7 @@ def _marks(
     for job, other, place in zip(jobs, beside, places, strict=True):
         value = job.get(series.field)
         middle = _number(value) * scale
-        face = ACCENT if job.methods else "#ffffff"
+        face = ACCENT if job.methods else PAPER
         ends += [middle, (other or 0) * scale]
         if series.origin is None:
             axes.barh(place, middle, height=0.13, linewidth=1, color=face, edgecolor=ACCENT)
@@ -99,7 +116,10 @@ def _marks(
     first, last = (min(ends), max(ends)) if series.origin is not None else (0, max(ends))
     margin = 0.03 * (last - first or 1)
     axes.set_xlim(first - margin * (series.origin is not None), last + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if series.origin is not None:
+        origin, room = series.origin * scale, 0.1 * (last - first)
+        ticks = [tick for tick in axes.get_xticks() if abs(tick - origin) > room]
+        axes.set_xticks(sorted([origin, *(tick for tick in ticks if first <= tick <= last)]))
 
 
 def _best(series: Series, jobs: Sequence[Job]) -> list[Job]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from trimtab.report.columns import COMPRESSION
 from trimtab.report.figures import listed
@@ -37,7 +36,6 @@ def compression_plot(jobs: Sequence[Job], note: str) -> Plot | None:
                           markersize=5, capsize=2.5, linewidth=1.2)  # fmt: skip
         axes.margins(x=0.06)
         rows.label(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("| whole prompt   × prompt cut   ● compressed", fontsize=7.5, color=MUTED)
 
     beating = [job.label for job in having if job.get("quality.compression.beats_control")]

@@ -10,7 +10,7 @@ from trimtab.report.choice import Choice
 from trimtab.report.columns import CHARTS, DASHBOARD, DASHBOARD_PANELS
 from trimtab.report.figures import interval
 from trimtab.report.job import Job
-from trimtab.report.plots.comparison import comparison_panel, finding
+from trimtab.report.plots.comparison import KEY, comparison_panel, finding
 from trimtab.report.plots.panel import Panel, Plot, Row, Rows, numbers
 from trimtab.report.table import cell
 
@@ -20,16 +20,17 @@ NONE_FITS = "none: the unmodified model"
 def dashboard(jobs: Sequence[Job], found: Sequence[Choice], note: str) -> Plot:
     """Return the overview of all jobs, without the panels that would be empty."""
     panels = [panel for one in DASHBOARD_PANELS if (panel := comparison_panel(one, jobs))]
-    return Plot(DASHBOARD, finding(CHARTS[0], jobs), (*panels, _summary(found)), note, columns=4)
+    return Plot(
+        DASHBOARD, finding(CHARTS[0], jobs), (*panels, _summary(found)), KEY + note, columns=4
+    )
 
 
 def _summary(found: Sequence[Choice]) -> Panel:
-    rows = [Row(f"{choice.rule.wish}:") for choice in found]
     stacks = [choice.best.label if choice.best else NONE_FITS for choice in found]
     told = [interval(choice.best.get("speed.speedup"), ".2f") if choice.best else ""
             for choice in found]  # fmt: skip
-    both = [line for row, stack, speed in zip(rows, stacks, told, strict=True)
-            for line in (row, Row(f"  {stack}", speed))]  # fmt: skip
+    both = [row for choice, stack, speed in zip(found, stacks, told, strict=True)
+            for row in (Row(f"{choice.rule.wish}:", mark=0), Row(f"→ {stack}", speed))]  # fmt: skip
     lines = Rows(both)
 
     def draw(axes: Axes) -> None:

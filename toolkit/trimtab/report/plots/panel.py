@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
+from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from trimtab.report.figures import code
 from trimtab.report.table import Cell, Table
 
 WIDTH = 4.2  # inches of a panel
-LINE, MARK, GAP = 0.15, 0.2, 0.1  # inches: a line of text, what is drawn below it, and between rows
+LINE, MARK, GAP = 0.15, 0.17, 0.13  # inches: a line of text, what is drawn below it, between rows
 INK, MUTED, ACCENT, FAINT = "#16202b", "#5f6b7a", "#1f5f8b", "#d5dbe1"
+PAPER = "#ffffff"
 SMALL = 8.5  # points
+BEHIND = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}  # no line runs through a label
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Panel:
     height: float
     draw: Callable[[Axes], None]
     table: Table
-    left: float = 0.08
-    right: float = 0.12
+    left: float = 0.02
+    right: float = 0.06
     bottom: float = 0.3
 
 
@@ -77,10 +81,19 @@ class Plot:
 
 @dataclass(frozen=True)
 class Row:
-    """A labelled row of a panel, with what is written at its right."""
+    """A labelled row of a panel.
+
+    Attributes
+    ----------
+    told : str
+        What is written at the right of the label.
+    mark : float
+        Inches that are left for what is drawn below it.
+    """
 
     label: str
     told: str = ""
+    mark: float = MARK
 
 
 class Rows:
@@ -97,10 +110,10 @@ class Rows:
         self.marks: list[float] = []
         top = 0.02
         self._tops: list[float] = []
-        for lines in self._lines:
+        for row, lines in zip(rows, self._lines, strict=True):
             self._tops.append(top)
-            self.marks.append(top + LINE * len(lines) + MARK / 2 + 0.03)
-            top += LINE * len(lines) + MARK + GAP
+            self.marks.append(top + LINE * len(lines) + row.mark / 2)
+            top += LINE * len(lines) + row.mark + (GAP if row.mark else LINE / 4)
         self.height = top
 
     def label(self, axes: Axes) -> None:
@@ -109,7 +122,13 @@ class Rows:
         axes.set_yticks([])
         place = axes.get_yaxis_transform()
         for row, lines, top in zip(self._rows, self._lines, self._tops, strict=True):
-            style = {"transform": place, "va": "top", "fontsize": SMALL, "color": INK}
+            style: dict[str, Any] = {
+                "transform": place,
+                "va": "top",
+                "fontsize": SMALL,
+                "color": INK,
+                "bbox": BEHIND,
+            }
             for number, line in enumerate(lines):
                 axes.text(0, top + LINE * number, line, **style)
             axes.text(1, top, row.told, ha="right", fontweight="bold", **style)
@@ -122,6 +141,8 @@ def plain(axes: Axes) -> None:
     axes.tick_params(length=0, labelsize=7.5, labelcolor=MUTED, pad=3)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter("{x:,g}")
 
 
 def numbers(title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]]) -> Table:

@@ -13,12 +13,22 @@ from trimtab.report.choice import kv_share
 from trimtab.report.figures import listed
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (
-    ACCENT, FAINT, INK, LINE, MUTED, SMALL, Panel, Plot, numbers,
+    ACCENT,
+    FAINT,
+    INK,
+    LINE,
+    MUTED,
+    PAPER,
+    SMALL,
+    Panel,
+    Plot,
+    numbers,
 )  # fmt: skip
+from trimtab.report.plots.places import spread
 from trimtab.report.table import cell
 
 FILE = "quality_versus_speed.png"
-LETTERS = 20  # of a label's line
+LETTERS = 22  # of a label's line
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,9 @@ def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
         trades.append(MEMORY)
     best = [job.label for job in front(having, SPEED) if job.methods]
     if best:
-        title = f"No other stack is both faster and better than {listed(best)}"
+        title = f"Nothing is both faster and closer to the unmodified model than {listed(best)}"
     else:
-        title = "No stack gains speed without a loss that the unmodified model does not have"
+        title = "No stack is faster than the unmodified model: it is the whole front"
     return Plot(FILE, title, tuple(_panel(having, one) for one in trades), note)
 
 
@@ -107,13 +117,27 @@ def _panel(jobs: Sequence[Job], trade: Trade) -> Panel:
         _labels(axes, known, best, trade, height)
 
     rows = [
-        (job.label, [cell(trade.value(job), trade.form), cell(job.get("derived.bits_increase"), "+.1%"),
-                     cell("yes" if job in best else "no")])
+        (
+            job.label,
+            [
+                cell(trade.value(job), trade.form),
+                cell(job.get("derived.bits_increase"), "+.1%"),
+                cell("yes" if job in best else "no"),
+            ],
+        )
         for job in known
-    ]  # fmt: skip
+    ]
     heads = (trade.axis.partition(" (")[0], "change of bits per byte", "on the front")
     table = numbers(trade.title, heads, rows)
-    return Panel(trade.title, height, draw, table, left=0.62, right=1.5, bottom=0.5)
+    return Panel(
+        f"{trade.title} (● on the front)",
+        height,
+        draw,
+        table,
+        left=0.62,
+        right=1.62,
+        bottom=0.5,
+    )
 
 
 def _scatter(axes: Axes, jobs: Sequence[Job], best: Sequence[Job], trade: Trade) -> None:
@@ -137,7 +161,7 @@ def _scatter(axes: Axes, jobs: Sequence[Job], best: Sequence[Job], trade: Trade)
             x, y, xerr=[[x - value["low"]], [value["high"] - x]],
             yerr=[[y - 100 * lost["low"]], [100 * lost["high"] - y]],
             fmt="o" if job in best else "s", color=ACCENT, ecolor=MUTED, markersize=5.5,
-            markerfacecolor=ACCENT if job in best else "#ffffff", elinewidth=1, capsize=2,
+            markerfacecolor=ACCENT if job in best else PAPER, elinewidth=1, capsize=2,
         )  # fmt: skip
     axes.margins(0.12)
     axes.set_xlabel(trade.axis, fontsize=7.5, color=MUTED)
@@ -153,8 +177,10 @@ def _labels(
     ordered = sorted(jobs, key=lambda job: (-job.get("derived.bits_increase.estimate"),
                                             -trade.value(job)["estimate"]))  # type: ignore[index]  # fmt: skip
     room = [(LINE * len(_wrapped(job)) + 0.08) / height for job in ordered]
-    wanted = [(100 * job.get("derived.bits_increase.estimate") - low) / (high - low) for job in ordered]
-    for job, place in zip(ordered, _spread(wanted, room), strict=True):
+    wanted = [
+        (100 * job.get("derived.bits_increase.estimate") - low) / (high - low) for job in ordered
+    ]
+    for job, place in zip(ordered, spread(wanted, room), strict=True):
         value = trade.value(job)
         assert value is not None
         axes.annotate(
@@ -164,17 +190,6 @@ def _labels(
             color=INK, fontweight="bold" if job in best else "normal", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "relpos": (0, 0.5)},
         )  # fmt: skip
-
-
-def _spread(wanted: Sequence[float], room: Sequence[float]) -> list[float]:
-    """Return places from above to below, near the wanted ones and none within another's room."""
-    places: list[float] = []
-    edge = 1.05
-    for number, (want, size) in enumerate(zip(wanted, room, strict=True)):
-        least = sum(room[number + 1 :]) + size / 2 - 0.05  # the others must fit below
-        places.append(max(min(want, edge - size / 2), least))
-        edge = places[-1] - size / 2
-    return places
 
 
 def _wrapped(job: Job) -> list[str]:

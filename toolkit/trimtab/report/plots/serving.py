@@ -6,16 +6,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from trimtab.report.figures import interval, number
 from trimtab.report.job import Job
-from trimtab.report.plots.panel import ACCENT, INK, MUTED, Panel, Plot, Row, Rows, numbers, plain
+from trimtab.report.plots.panel import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    Panel,
+    Plot,
+    Row,
+    Rows,
+    numbers,
+    plain,
+)
 from trimtab.report.table import cell
 
 FILE = "serving_comparison.png"
-PEERS = {"padded": "|", "static": "x", "continuous": "D"}
-KEY = "■ stack   | padded generate   × static cache   ◇ continuous batching"
+PEERS = {
+    "padded": ("|", "| padded generate"),
+    "static": ("x", "× static cache"),
+    "continuous": ("D", "◇ continuous batching"),
+}
 FIGURES = (
     ("tokens/s (more is better)", "tokens_per_s", ".0f", 1.0),
     ("first token, p99 in ms (less is better)", "ttft_p99_ms", ".0f", 1.0),
@@ -46,19 +59,20 @@ def _panel(jobs: Sequence[Job], title: str, field: str, form: str, scale: float)
         return None
     rows = Rows([Row(job.label, number(values["candidate"], form, scale)) for job, values in known])
 
+    key = [told for server, (_, told) in PEERS.items() if any(server in one for _, one in known)]
+
     def draw(axes: Axes) -> None:
         plain(axes)
         for (job, values), place in zip(known, rows.marks, strict=True):
             axes.barh(place, values["candidate"] * scale, height=0.13, edgecolor=ACCENT,
-                      color=ACCENT if job.methods else "#ffffff", linewidth=1)  # fmt: skip
-            for server, marker in PEERS.items():
+                      color=ACCENT if job.methods else PAPER, linewidth=1)  # fmt: skip
+            for server, (marker, _) in PEERS.items():
                 if server in values:
-                    axes.plot(values[server] * scale, place, marker, color=INK, markersize=6,
-                              markerfacecolor="#ffffff", markeredgewidth=1.4)  # fmt: skip
+                    axes.plot(values[server] * scale, place, marker, color=INK, markersize=12 if marker == "|" else 6,
+                              markerfacecolor=PAPER, markeredgewidth=1.4)  # fmt: skip
         rows.label(axes)
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_xlabel(KEY, fontsize=7, color=MUTED)
+        axes.set_xlabel("   ".join(["■ stack", *key]), fontsize=7, color=MUTED)
 
     servers = ("candidate", *PEERS)
     lines = [(job.label, [cell(values.get(server), form, scale) for server in servers])

@@ -11,7 +11,17 @@ from matplotlib.patches import Rectangle
 from trimtab.models.sites import SITE_TITLES
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (
-    ACCENT, FAINT, INK, MUTED, SMALL, Panel, Plot, Row, Rows, numbers,
+    ACCENT,
+    FAINT,
+    INK,
+    MUTED,
+    PAPER,
+    SMALL,
+    Panel,
+    Plot,
+    Row,
+    Rows,
+    numbers,
 )  # fmt: skip
 from trimtab.report.table import cell
 
@@ -26,7 +36,9 @@ def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
         return None
     sites = list(dict.fromkeys(row["site"] for row in layers))
     strips = {site: [row for row in layers if row["site"] == site] for site in sites}
-    means = {site: sum(row["achieved"] for row in strip) / len(strip) for site, strip in strips.items()}
+    means = {
+        site: sum(row["achieved"] for row in strip) / len(strip) for site, strip in strips.items()
+    }
     rows = Rows([Row(f"{SITE_TITLES[site]} ({site})", f"{means[site]:.0%}") for site in sites]
                 + [Row("share dropped", "0 to 100 %")])  # fmt: skip
 
@@ -36,7 +48,7 @@ def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
             for row in strip:
                 _shade(axes, row["layer"], place, row["achieved"], 1)
                 if row["basis"] == "transform":
-                    axes.plot(row["layer"] + 0.5, place, "o", color="#ffffff", markersize=2.2)
+                    axes.plot(row["layer"] + 0.5, place, "o", color=PAPER, markersize=2.2)
         for step in range(50):
             _shade(axes, count * step / 50, rows.marks[-1], step / 49, count / 50)
         axes.set_xlim(0, count)
@@ -85,9 +97,9 @@ def operating_points(job: Job, number: int, note: str) -> Plot | None:
         axes.margins(0.12)
         if budget is not None:
             axes.axhline(100 * budget, color=MUTED, linewidth=1, linestyle="--")
-            axes.annotate("quality budget", (0, 100 * budget), xycoords=("axes fraction", "data"),
-                          xytext=(2, 3), textcoords="offset points", fontsize=SMALL - 1,
-                          color=MUTED)  # fmt: skip
+            axes.annotate("quality budget", (1, 100 * budget), xycoords=("axes fraction", "data"),
+                          xytext=(0, 3), textcoords="offset points", fontsize=SMALL - 1,
+                          ha="right", color=MUTED)  # fmt: skip
         axes.set_xlabel("% of the tokens saved (at a point: n-grams merged)", fontsize=7.5,
                         color=MUTED)  # fmt: skip
         axes.set_ylabel("% more bits per byte", fontsize=7.5, color=MUTED)

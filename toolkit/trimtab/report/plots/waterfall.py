@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
 from trimtab.report.attribution import TOGETHER, Attribution, Effect
 from trimtab.report.figures import number
 from trimtab.report.plots.panel import (
-    ACCENT, INK, MUTED, Panel, Plot, Row, Rows, numbers, plain,
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    Panel,
+    Plot,
+    Row,
+    Rows,
+    numbers,
+    plain,
 )  # fmt: skip
-from trimtab.report.table import cell
+from trimtab.report.table import Cell, cell
 
 FILE = "ablation_waterfall.png"
+KEY = "Filled: less. Hatched: more. "
+SEEN = 0.2  # smaller changes, as a share, are drawn on an axis that does not begin at 0
 
 
 def waterfall_plot(found: Sequence[Attribution], note: str) -> Plot | None:
@@ -25,7 +35,7 @@ def waterfall_plot(found: Sequence[Attribution], note: str) -> Plot | None:
     most = max(len(one.whole.methods) for one in whole)
     shown = [one for one in whole if len(one.whole.methods) == most]
     first = shown[0]
-    return Plot(FILE, _title(first), tuple(_panel(one, len(shown)) for one in shown), note)
+    return Plot(FILE, _title(first), tuple(_panel(one, len(shown)) for one in shown), KEY + note)
 
 
 def _title(one: Attribution) -> str:
@@ -39,7 +49,9 @@ def _title(one: Attribution) -> str:
         beyond = "together they do more than one by one"
     else:
         beyond = "together they do less than one by one"
-    return f"{one.whole.label}: {most.method} does most for {one.metric.name.split(',')[0]}; {beyond}"
+    return (
+        f"{one.whole.label}: {most.method} does most for {one.metric.name.split(',')[0]}; {beyond}"
+    )
 
 
 def _panel(one: Attribution, several: int) -> Panel:
@@ -59,7 +71,8 @@ def _panel(one: Attribution, several: int) -> Panel:
     lines = [
         ("unmodified model", [cell(one.start, form), cell(None), cell(None)]),
         *(
-            (_name(effect), [cell(at, form), cell(one.metric.told(effect.change)), _interval(one, effect)])
+            (_name(effect),
+             [cell(at, form), cell(one.metric.told(effect.change)), _interval(one, effect)])
             for effect, (_, at) in zip(one.steps, _path(one), strict=True)
         ),
         (one.whole.label, [cell(one.end, form), cell(None), cell(None)]),
@@ -69,27 +82,27 @@ def _panel(one: Attribution, several: int) -> Panel:
 
 
 def _bars(axes: Axes, one: Attribution, places: Sequence[float]) -> None:
-    ends = [one.start, one.end]
-    axes.barh(places[0], one.start, height=0.13, color="#ffffff", edgecolor=ACCENT, linewidth=1)
+    ends = [end for step in _path(one) for end in step]
+    from_zero = max(ends) - min(ends) > SEEN * max(ends) or max(ends) == min(ends)
     for effect, (before, after), place in zip(one.steps, _path(one), places[1:], strict=False):
         better = after <= before
         axes.barh(
             place, after - before, left=before, height=0.13, linewidth=1, edgecolor=ACCENT,
-            color=ACCENT if better else "#ffffff", hatch=None if better else "/////",
+            color=ACCENT if better else PAPER, hatch=None if better else "/////",
         )  # fmt: skip
         axes.plot([before] * 2, [place - 0.42, place + 0.07], color=MUTED, linewidth=0.7)
-        ends += [before, after]
         if effect.low is not None and effect.high is not None:
             low, high = one.metric.value(before, effect.low), one.metric.value(before, effect.high)
             axes.errorbar(after, place, xerr=[[after - low], [high - after]], color=INK,
                           capsize=2.5, linewidth=1.2, fmt="none")  # fmt: skip
             ends += [low, high]
-    axes.barh(places[-1], one.end, height=0.13, color=ACCENT, edgecolor=ACCENT, linewidth=1)
-    # Small differences of large values are seen on an axis that does not begin at 0.
-    spread = max(ends) - min(ends)
-    start = min(ends) - 0.3 * spread if spread < 0.3 * max(ends) and spread else 0
-    axes.set_xlim(start, max(ends) + 0.04 * (max(ends) - start))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    for value, place, face in ((one.start, places[0], PAPER), (one.end, places[-1], ACCENT)):
+        if from_zero:
+            axes.barh(place, value, height=0.13, color=face, edgecolor=ACCENT, linewidth=1)
+        else:
+            axes.plot(value, place, "o", color=ACCENT, markerfacecolor=face, markersize=5.5)
+    low = 0 if from_zero else min(ends) - 0.1 * (max(ends) - min(ends))
+    axes.set_xlim(low, max(ends) + 0.05 * (max(ends) - low))
 
 
 def _path(one: Attribution) -> list[tuple[float, float]]:
@@ -105,7 +118,7 @@ def _name(effect: Effect) -> str:
     return f"{effect.method} alone" if effect.method else "interaction of them all"
 
 
-def _interval(one: Attribution, effect: Effect):  # type: ignore[no-untyped-def]
+def _interval(one: Attribution, effect: Effect) -> Cell:
     if effect.low is None or effect.high is None:
         return cell(None)
     return cell(f"{one.metric.told(effect.low)} to {one.metric.told(effect.high)}")
