@@ -140,8 +140,8 @@ RULES = (
     Rule(
         "least KV memory",
         "the stack that holds the least for the same work, where that is less than transformers' "
-        "own cache: for the most requests at once where serving was measured, else for one text; of "
-        "several the fastest",
+        "own cache: for the most requests at once where serving was measured, else for one text. "
+        "Of several, the fastest",
         "derived.kv_bytes_per_byte",
         lambda job, rows: (kv_share(job) or 1) < 1,
         _memory,

@@ -68,7 +68,8 @@ def _panel(jobs: Sequence[Job], title: str, field: str, form: str, scale: float)
                       color=ACCENT if job.methods else PAPER, linewidth=1)  # fmt: skip
             for server, (marker, _) in PEERS.items():
                 if server in values:
-                    axes.plot(values[server] * scale, place, marker, color=INK, markersize=12 if marker == "|" else 6,
+                    size = 12 if marker == "|" else 6
+                    axes.plot(values[server] * scale, place, marker, color=INK, markersize=size,
                               markerfacecolor=PAPER, markeredgewidth=1.4)  # fmt: skip
         rows.label(axes)
         axes.set_xlim(left=0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.patches import Rectangle
 
 from trimtab.models.sites import SITE_TITLES
 from trimtab.report.job import Job
@@ -45,12 +45,13 @@ def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
     def draw(axes: Axes) -> None:
         count = 1 + max(row["layer"] for row in layers)
         for strip, place in zip(strips.values(), rows.marks, strict=False):
-            for row in strip:
-                _shade(axes, row["layer"], place, row["achieved"], 1)
-                if row["basis"] == "transform":
-                    axes.plot(row["layer"] + 0.5, place, "o", color=PAPER, markersize=2.2)
-        for step in range(50):
-            _shade(axes, count * step / 50, rows.marks[-1], step / 49, count / 50)
+            edges = [row["layer"] for row in strip] + [count]
+            _shade(axes, edges, place, [row["achieved"] for row in strip])
+            marked = [row["layer"] + 0.5 for row in strip if row["basis"] == "transform"]
+            axes.plot(marked, [place] * len(marked), "o", color=PAPER, markersize=2.2)
+        steps = range(SHADES.N // 4)
+        _shade(axes, [count * step / len(steps) for step in (*steps, len(steps))], rows.marks[-1],
+               [step / (len(steps) - 1) for step in steps])  # fmt: skip
         axes.set_xlim(0, count)
         rows.label(axes)
         for side in axes.spines.values():
@@ -69,8 +70,9 @@ def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
     return Plot(SPARSITY.format(number), title, (panel,), note)
 
 
-def _shade(axes: Axes, left: float, place: float, share: float, width: float) -> None:
-    axes.add_patch(Rectangle((left, place - 0.08), width, 0.16, color=SHADES(share), linewidth=0))
+def _shade(axes: Axes, edges: Sequence[float], place: float, shares: Sequence[float]) -> None:
+    """Draw a strip of cells between the edges, darker where more was dropped."""
+    axes.pcolormesh(edges, [place - 0.08, place + 0.08], [shares], cmap=SHADES, vmin=0, vmax=1)
 
 
 def operating_points(job: Job, number: int, note: str) -> Plot | None:
