@@ -1,5 +1,7 @@
 """Plots: titles that are true of the figures, and nothing drawn that is not there."""
 
+from itertools import pairwise
+
 import pytest
 
 from tests.report.cases import budgeted, compressing, interval, result, serving, sparse, written
@@ -25,7 +27,8 @@ def loaded(folder, *jobs):
     [
         (SPEED, [("a", (1.5, 1.4, 1.6)), ("b", (1.2, 1.1, 1.3))],
          "Fastest: a, 1.50 times the unmodified model"),
-        (SPEED, [("a", (1.5, 0.9, 1.6))], "No stack is measurably faster than the unmodified model"),
+        (SPEED, [("a", (1.5, 0.9, 1.6))],
+         "No stack is measurably faster than the unmodified model"),
         (SPEED, [("baseline", (1.5, 1.4, 1.6))],
          "No stack is measurably faster than the unmodified model"),
         (THROUGHPUT, [("a", (1.5, 1.4, 1.6))], "Fastest decoding: a, 15.0 tokens per second"),
@@ -131,9 +134,7 @@ def test_operating_points_say_what_the_most_n_grams_save_and_cost(tmp_path):
     (job,) = loaded(tmp_path, budgeted(result("adaptivocab")))
     plot = single.operating_points(job, 0, "")
     assert plot is not None
-    assert plot.title.endswith(
-        "merging 500 n-grams saves 20% of the tokens, for +30% bits per byte"
-    )
+    assert plot.title.endswith("500 n-grams saves 20% of the tokens, for +30% bits per byte")
 
 
 def test_serving_is_shown_at_the_most_requests(tmp_path):
@@ -162,7 +163,7 @@ def test_compressed_prompts_are_told_by_their_control(tmp_path, high, told):
 )
 def test_labels_keep_their_order_and_cover_no_other(wanted):
     places = spread(wanted, [0.1] * 3)
-    assert all(above - below > 0.0999 for above, below in zip(places, places[1:], strict=False))
+    assert all(above - below > 0.0999 for above, below in pairwise(places))
     assert places[-1] - 0.05 >= -0.05
     assert places[0] + 0.05 <= 1.0501
 
@@ -172,9 +173,9 @@ def test_labels_of_any_length_and_character_are_drawn(tmp_path):
     odd = f"model.name=/a$b/{'long/' * 60} corpus.glob=/日本$_^/`|.txt"
     job = sparse(budgeted(serving(compressing("stack", 0.01, 0.02), (2.0, 1.9, 2.1))))
     job["speed"] |= {"prefill_speedup": interval(1, 1, 1), "control": interval(1, 1, 1)}
-    jobs = [{**job, "label": f"stack {odd} {number}"} for number in range(3)]
+    jobs = [{**job, "label": f"stack {odd} {number}"} for number in range(2)]
     build_report(written(tmp_path, jobs))
-    assert len(list((tmp_path / "report").glob("*.png"))) == 8 + 2 * 3
+    assert len(list((tmp_path / "report").glob("*.png"))) == 8 + 2 * 2
 
 
 def test_rebuilding_changes_nothing(tmp_path):
