@@ -6,9 +6,9 @@ from tests.report.cases import ERROR, interval, result, serving, written
 from trimtab.report.advice import next_steps, unmeasured
 from trimtab.report.balance import balance, control_told
 from trimtab.report.choice import choices
-from trimtab.report.document import groups_of
+from trimtab.report.document import document
 from trimtab.report.load import load_jobs
-from trimtab.report.verdict import verdict
+from trimtab.report.verdict import groups_of, verdict
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,16 @@ def test_models_and_machines_are_told_apart(tmp_path):
     jobs = load_jobs(written(tmp_path, [result("larosa"), other, result("vattention")]))
     labels = [[job.label for job in group] for group in groups_of(jobs)]
     assert labels == [["larosa tiny", "vattention tiny"], ["larosa large"]]
+
+
+def test_settings_of_one_name_are_told_apart(tmp_path):
+    other = result("vattention")
+    other["model"]["fingerprint"] = "g" * 64
+    jobs = load_jobs(written(tmp_path, [result("larosa"), other]))
+    names = [one.name for one in document(jobs, [], []).settings]
+    assert names == [
+        f"tiny on words, A CPU, 2 threads (model.fingerprint {mark})" for mark in ("f", "g" * 12)
+    ]
 
 
 def test_what_was_not_measured_is_told_with_its_reason(tmp_path):

@@ -10,7 +10,7 @@ from trimtab.report.attribution import Attribution, attributions
 from trimtab.report.choice import choices
 from trimtab.report.columns import CHARTS, DASHBOARD
 from trimtab.report.data import csv_table, json_summary
-from trimtab.report.document import document, groups_of
+from trimtab.report.document import document
 from trimtab.report.job import Job
 from trimtab.report.load import load_jobs, state
 from trimtab.report.notices import facts
@@ -21,6 +21,7 @@ from trimtab.report.plots.dashboard import dashboard
 from trimtab.report.plots.panel import Plot
 from trimtab.report.plots.paper import write_png
 from trimtab.report.seeds import rows as rows_of
+from trimtab.report.verdict import groups_of
 
 COMPARISON = Path("outputs/comparison")
 # Every picture that a report may hold: those that the jobs have nothing for are removed.

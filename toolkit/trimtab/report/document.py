@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.attribution import Attribution
@@ -15,7 +14,7 @@ from trimtab.report.balance import Balance, balance, control_told
 from trimtab.report.choice import Choice, choices
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
-from trimtab.report.labels import machine
+from trimtab.report.labels import machine, told_apart
 from trimtab.report.notices import facts, warnings
 from trimtab.report.plots.panel import Plot
 from trimtab.report.table import (
@@ -24,8 +23,8 @@ from trimtab.report.table import (
     compression_table,
     main_table,
     serving_table,
-)  # fmt: skip
-from trimtab.report.verdict import said, setting, verdict
+)
+from trimtab.report.verdict import groups_of, said, verdict
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def document(
         counted=_counted(rows, failed),
         warnings=tuple(dict.fromkeys(warnings(measured))),
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),
-        settings=tuple(_setting(group) for group in groups),
+        settings=tuple(map(_setting, groups, _names(groups))),
         unmeasured=tuple(unmeasured(rows)),
         steps=tuple(next_steps(rows, chosen)),
         tables=tuple(table for table in tables if table is not None),
@@ -113,23 +112,23 @@ def document(
     )
 
 
-def groups_of(rows: Sequence[Job]) -> list[list[Job]]:
-    """Return the rows that compare with each other: one model, one text, one machine."""
-    groups: dict[Any, list[Job]] = {}
-    for row in rows:
-        groups.setdefault(setting(row), []).append(row)
-    return list(groups.values())
-
-
 def _counted(rows: Sequence[Job], failed: Sequence[Job]) -> str:
     jobs = sum(len(row.seeds) or 1 for row in rows)
     text = f"{jobs} {'job' if jobs == 1 else 'jobs'}"
     return f"{text}, {len(failed)} failed" if failed else text
 
 
-def _setting(group: Sequence[Job]) -> Setting:
-    first = group[0]
-    name = f"{first.get('model.name')} on {first.get('corpus.name')}, {machine(first)}"
+def _names(groups: Sequence[Sequence[Job]]) -> list[str]:
+    """Return what groups are of, with what tells them apart where names do not."""
+    firsts = [group[0] for group in groups]
+    names = [f"{one.get('model.name')} on {one.get('corpus.name')}, {machine(one)}"
+             for one in firsts]  # fmt: skip
+    for field in ("model.dtype", "model.fingerprint", "corpus.digest"):
+        names = told_apart(names, [f"({field} {str(one.get(field))[:12]})" for one in firsts])
+    return names
+
+
+def _setting(group: Sequence[Job], name: str) -> Setting:
     stacks = tuple(
         Stack(row.label, said(verdict(row, group)), balance(row, group), _ran(row))
         for row in group

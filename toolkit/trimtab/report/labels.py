@@ -62,8 +62,8 @@ def labelled(jobs: Iterable[Job]) -> list[Job]:
     ]
     labels = [_label(job, common, several) for job in jobs]
     for name, fact in FACTS:
-        labels = _told_apart(labels, [f"{name}={fact(job)}" if job.ok else "" for job in jobs])
-    labels = _told_apart(labels, [f"({_place(job)})" for job in jobs])
+        labels = told_apart(labels, [f"{name}={fact(job)}" if job.ok else "" for job in jobs])
+    labels = told_apart(labels, [f"({_place(job)})" for job in jobs])
     return [replace(job, label=label) for job, label in zip(jobs, labels, strict=True)]
 
 
@@ -77,7 +77,7 @@ def _label(job: Job, common: set[str], several: Sequence[str]) -> str:
     return " ".join([str(job.content["label"]), *own, *seeds])
 
 
-def _told_apart(labels: Sequence[str], facts: Sequence[str]) -> list[str]:
+def told_apart(labels: Sequence[str], facts: Sequence[str]) -> list[str]:
     """Add the facts to labels that are alike, where the facts that are known are not."""
     pairs = list(zip(labels, facts, strict=True))
     known = {label: {two for one, two in pairs if one == label and two} for label in labels}

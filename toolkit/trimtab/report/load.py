@@ -37,12 +37,13 @@ def load_jobs(*folders: Path) -> list[Job]:
 
 def state(folders: Iterable[Path]) -> dict[Path, int]:
     """Return the files of all jobs, with the time each was written."""
-    return {
-        path: path.stat().st_mtime_ns
-        for folder in folders
-        for name in RESULTS
-        for path in folder.glob(f"**/{name}")
-    }
+    found = {}
+    for path in (
+        path for folder in folders for name in RESULTS for path in folder.glob(f"**/{name}")
+    ):
+        with suppress(FileNotFoundError):  # a job that is run again takes its error away
+            found[path] = path.stat().st_mtime_ns
+    return found
 
 
 def _jobs_in(root: Path) -> list[Path]:
@@ -55,7 +56,7 @@ def _jobs_in(root: Path) -> list[Path]:
 def _content(folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
     path = result if result.exists() else folder / "error.json"
-    with suppress(ValueError):
+    with suppress(ValueError, FileNotFoundError):
         content = json.loads(path.read_text("utf-8"))
         if isinstance(content, dict) and {"status", "label"} <= content.keys():
             return content | derived(content)

@@ -24,6 +24,14 @@ def setting(job: Job) -> tuple[Any, ...]:
     return (*(job.get(name) for name in facts), machine(job))
 
 
+def groups_of(rows: Sequence[Job]) -> list[list[Job]]:
+    """Return the rows that compare with each other: one model, one text, one machine."""
+    groups: dict[Any, list[Job]] = {}
+    for row in rows:
+        groups.setdefault(setting(row), []).append(row)
+    return list(groups.values())
+
+
 def verdict(job: Job, rows: Sequence[Job]) -> str:
     """Return what the job itself found, else what the intervals say.
 

@@ -145,6 +145,15 @@ def plain(axes: Axes) -> None:
     axes.xaxis.set_major_formatter("{x:,g}")
 
 
+def framed(axes: Axes) -> None:
+    """Leave a faint axis at the left and below, for points."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)
+    axes.tick_params(length=0, labelsize=7.5, labelcolor=MUTED)
+
+
 def numbers(title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]]) -> Table:
     """Return the table of what is drawn: a label and its cells in every row."""
     lines = tuple((Cell(code(label), label), *cells) for label, cells in rows)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from trimtab.report.choice import kv_share
@@ -22,10 +21,12 @@ from trimtab.report.plots.panel import (
     SMALL,
     Panel,
     Plot,
+    framed,
     numbers,
 )  # fmt: skip
 from trimtab.report.plots.places import spread
 from trimtab.report.table import cell
+from trimtab.report.verdict import groups_of
 
 FILE = "quality_versus_speed.png"
 LETTERS = 22  # of a label's line
@@ -42,155 +43,149 @@ class Trade:
         Of a job: an estimate and its interval, or None.
     sign : int
         1 where more is better, -1 where less is.
-    form : str
     """
 
     title: str
     axis: str
     value: Callable[[Job], dict[str, float] | None]
     sign: int
-    form: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """A job in a panel.
+
+    Attributes
+    ----------
+    value, lost : dict
+        What is weighed, and the change of bits per byte, each with its interval.
+    """
+
+    job: Job
+    value: dict[str, float]
+    lost: dict[str, float]
+
+    @property
+    def lines(self) -> list[str]:
+        return wrap(self.job.label, LETTERS, break_on_hyphens=False)
 
 
 def _memory(job: Job) -> dict[str, float] | None:
     share = kv_share(job)
-    return share and dict.fromkeys(("estimate", "low", "high"), share)  # type: ignore[return-value]
+    return None if share is None else dict.fromkeys(("estimate", "low", "high"), share)
 
 
 SPEED = Trade(
-    "quality against speed", "speedup over the unmodified model (right is better)",
-    lambda job: job.get("speed.speedup"), 1, ".2f",
-)  # fmt: skip
+    "quality against speed",
+    "speedup over the unmodified model (right is better)",
+    lambda job: job.get("speed.speedup"),
+    1,
+)
 MEMORY = Trade(
-    "quality against KV memory", "KV memory over transformers' (left is better)",
-    _memory, -1, ".2f",
-)  # fmt: skip
+    "quality against KV memory", "KV memory over transformers' (left is better)", _memory, -1
+)
 
 
 def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     """Return quality against speed, and against KV memory where stacks differ in it."""
-    having = [job for job in jobs if job.get("derived.bits_increase") is not None]
-    stacks = [job for job in having if job.methods]
-    if not stacks:
+    if not any(point.job.methods for point in _points(jobs, SPEED)):
         return None
-    trades = [SPEED]
-    if len({kv_share(job) for job in having if kv_share(job)}) > 1:
-        trades.append(MEMORY)
-    best = [job.label for job in front(having, SPEED) if job.methods]
+    shares = {point.value["estimate"] for point in _points(jobs, MEMORY)}
+    trades = [SPEED, MEMORY] if len(shares) > 1 else [SPEED]
+    best = [job.label for job in front(jobs, SPEED)]
     if best:
         title = f"Nothing is both faster and closer to the unmodified model than {listed(best)}"
     else:
         title = "No stack is faster than the unmodified model: it is the whole front"
-    return Plot(FILE, title, tuple(_panel(having, one) for one in trades), note)
+    return Plot(FILE, title, tuple(_panel(_points(jobs, one), one) for one in trades), note)
 
 
 def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
-    """Return the jobs that no other equals or beats in both figures and beats in one.
+    """Return the stacks that no other equals or beats in both figures and beats in one.
 
-    The unmodified model, at a ratio of 1 and without a change of quality, is one of the others.
+    The others are those of the same model, text and machine, and the unmodified model, at a ratio
+    of 1 and without a change of quality.
     """
-    known = [job for job in jobs if trade.value(job)]
-    points = [_point(job, trade) for job in known if job.methods] + [(trade.sign * 1.0, 0.0)]
-    return [
-        job
-        for job, (gain, loss) in ((job, _point(job, trade)) for job in known)
-        if job.methods
-        and not any(g >= gain and b <= loss and (g > gain or b < loss) for g, b in points)
-    ]
+    found = []
+    for group in groups_of(jobs):
+        points = [point for point in _points(group, trade) if point.job.methods]
+        places = [
+            (trade.sign * point.value["estimate"], point.lost["estimate"]) for point in points
+        ]
+        others = [*places, (trade.sign * 1.0, 0.0)]
+        for point, (gain, loss) in zip(points, places, strict=True):
+            if not any(g >= gain and b <= loss and (g, b) != (gain, loss) for g, b in others):
+                found.append(point.job)
+    return found
 
 
-def _point(job: Job, trade: Trade) -> tuple[float, float]:
-    """Return what is gained, more being better, and what quality is lost."""
-    value, lost = trade.value(job), job.get("derived.bits_increase")
-    assert value is not None
-    return trade.sign * value["estimate"], lost["estimate"]
+def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
+    found = []
+    for job in jobs:
+        value, lost = trade.value(job), job.get("derived.bits_increase")
+        if value is not None and lost is not None:
+            found.append(Point(job, value, lost))
+    return found
 
 
-def _panel(jobs: Sequence[Job], trade: Trade) -> Panel:
-    known = [job for job in jobs if trade.value(job)]
-    best = front(known, trade)
-    lines = sum(len(_wrapped(job)) for job in known)
-    height = max(2.6, (LINE + 0.02) * lines + 0.08 * len(known))
+def _panel(points: Sequence[Point], trade: Trade) -> Panel:
+    best = front([point.job for point in points], trade)
+    height = max(2.6, sum((LINE + 0.02) * len(point.lines) + 0.08 for point in points))
 
     def draw(axes: Axes) -> None:
-        _scatter(axes, known, best, trade)
-        _labels(axes, known, best, trade, height)
+        _scatter(axes, points, best, trade)
+        _label(axes, points, best, height)
 
     rows = [
         (
-            job.label,
+            point.job.label,
             [
-                cell(trade.value(job), trade.form),
-                cell(job.get("derived.bits_increase"), "+.1%"),
-                cell("yes" if job in best else "no"),
+                cell(point.value, ".2f"),
+                cell(point.lost, "+.1%"),
+                cell("yes" if point.job in best else "no"),
             ],
         )
-        for job in known
+        for point in points
     ]
     heads = (trade.axis.partition(" (")[0], "change of bits per byte", "on the front")
+    title = f"{trade.title} (● on the front)"
     table = numbers(trade.title, heads, rows)
-    return Panel(
-        f"{trade.title} (● on the front)",
-        height,
-        draw,
-        table,
-        left=0.62,
-        right=1.62,
-        bottom=0.5,
-    )
+    return Panel(title, height, draw, table, left=0.62, right=1.62, bottom=0.5)
 
 
-def _scatter(axes: Axes, jobs: Sequence[Job], best: Sequence[Job], trade: Trade) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(FAINT)
-    axes.tick_params(length=0, labelsize=7.5, labelcolor=MUTED)
+def _scatter(axes: Axes, points: Sequence[Point], best: Sequence[Job], trade: Trade) -> None:
+    framed(axes)
     axes.axhline(0, color=FAINT, linewidth=1)
     axes.axvline(1, color=FAINT, linewidth=1)
-    points = sorted((trade.value(job)["estimate"], 100 * job.get("derived.bits_increase.estimate"))  # type: ignore[index]
-                    for job in best)  # fmt: skip
-    if len(points) > 1:
-        places = np.array(points)
-        axes.plot(places[:, 0], places[:, 1], color=ACCENT, linewidth=1, linestyle="--")
-    for job in jobs:
-        value, lost = trade.value(job), job.get("derived.bits_increase")
-        assert value is not None
-        x, y = value["estimate"], 100 * lost["estimate"]
+    for group in groups_of(best):
+        line = sorted((point.value["estimate"], 100 * point.lost["estimate"])
+                      for point in points if point.job in group)  # fmt: skip
+        axes.plot(*zip(*line, strict=True), color=ACCENT, linewidth=1, linestyle="--")
+    for point in points:
+        x, y = point.value["estimate"], 100 * point.lost["estimate"]
+        on_front = point.job in best
         axes.errorbar(
-            x, y, xerr=[[x - value["low"]], [value["high"] - x]],
-            yerr=[[y - 100 * lost["low"]], [100 * lost["high"] - y]],
-            fmt="o" if job in best else "s", color=ACCENT, ecolor=MUTED, markersize=5.5,
-            markerfacecolor=ACCENT if job in best else PAPER, elinewidth=1, capsize=2,
+            x, y, xerr=[[x - point.value["low"]], [point.value["high"] - x]],
+            yerr=[[y - 100 * point.lost["low"]], [100 * point.lost["high"] - y]],
+            fmt="o" if on_front else "s", color=ACCENT, ecolor=MUTED, markersize=5.5,
+            markerfacecolor=ACCENT if on_front else PAPER, elinewidth=1, capsize=2,
         )  # fmt: skip
     axes.margins(0.12)
     axes.set_xlabel(trade.axis, fontsize=7.5, color=MUTED)
     axes.set_ylabel("% more bits per byte (lower is better)", fontsize=7.5, color=MUTED)
 
 
-def _labels(
-    axes: Axes, jobs: Sequence[Job], best: Sequence[Job], trade: Trade, height: float
-) -> None:
+def _label(axes: Axes, points: Sequence[Point], best: Sequence[Job], height: float) -> None:
     """Write the labels at the right, from above to below as the points lie, a line to each."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
-    ordered = sorted(jobs, key=lambda job: (-job.get("derived.bits_increase.estimate"),
-                                            -trade.value(job)["estimate"]))  # type: ignore[index]  # fmt: skip
-    room = [(LINE * len(_wrapped(job)) + 0.08) / height for job in ordered]
-    wanted = [
-        (100 * job.get("derived.bits_increase.estimate") - low) / (high - low) for job in ordered
-    ]
-    for job, place in zip(ordered, spread(wanted, room), strict=True):
-        value = trade.value(job)
-        assert value is not None
+    ordered = sorted(points, key=lambda one: (-one.lost["estimate"], -one.value["estimate"]))
+    room = [(LINE * len(point.lines) + 0.08) / height for point in ordered]
+    wanted = [(100 * point.lost["estimate"] - low) / (high - low) for point in ordered]
+    for point, place in zip(ordered, spread(wanted, room), strict=True):
         axes.annotate(
-            "\n".join(_wrapped(job)),
-            (value["estimate"], 100 * job.get("derived.bits_increase.estimate")),
+            "\n".join(point.lines), (point.value["estimate"], 100 * point.lost["estimate"]),
             xytext=(1.04, place), textcoords="axes fraction", va="center", fontsize=SMALL - 1,
-            color=INK, fontweight="bold" if job in best else "normal", annotation_clip=False,
+            color=INK, fontweight="bold" if point.job in best else "normal", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "relpos": (0, 0.5)},
         )  # fmt: skip
-
-
-def _wrapped(job: Job) -> list[str]:
-    return wrap(job.label, LETTERS, break_on_hyphens=False)

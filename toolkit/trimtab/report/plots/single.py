@@ -12,7 +12,6 @@ from trimtab.models.sites import SITE_TITLES
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (
     ACCENT,
-    FAINT,
     INK,
     MUTED,
     PAPER,
@@ -21,8 +20,9 @@ from trimtab.report.plots.panel import (
     Plot,
     Row,
     Rows,
+    framed,
     numbers,
-)  # fmt: skip
+)
 from trimtab.report.table import cell
 
 SPARSITY, OPERATING = "sparsity_by_layer_{}.png", "vocabulary_operating_points_{}.png"
@@ -84,11 +84,7 @@ def operating_points(job: Job, number: int, note: str) -> Plot | None:
     budget = job.get("vocabulary.quality_budget")
 
     def draw(axes: Axes) -> None:
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_color(FAINT)
-        axes.tick_params(length=0, labelsize=7.5, labelcolor=MUTED)
+        framed(axes)
         axes.plot([100 * one["saving"] for one in points],
                   [100 * one["increase"] for one in points], "o-", color=ACCENT,
                   linewidth=1.2, markersize=4)  # fmt: skip

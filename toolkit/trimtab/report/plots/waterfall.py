@@ -19,7 +19,7 @@ from trimtab.report.plots.panel import (
     Rows,
     numbers,
     plain,
-)  # fmt: skip
+)
 from trimtab.report.table import Cell, cell
 
 FILE = "ablation_waterfall.png"
