@@ -82,6 +82,13 @@ def test_the_front_is_what_nothing_beats_in_both(tmp_path):
     assert len(plot.panels) == 1  # all hold the same KV memory
 
 
+def test_every_model_has_a_front_of_its_own(tmp_path):
+    other = result("b", (1.2, 1.1, 1.3), lost=0.02)
+    other["model"]["fingerprint"] = "g"
+    jobs = loaded(tmp_path, result("a", (1.5, 1.4, 1.6)), other)
+    assert len(pareto.front(jobs, pareto.SPEED)) == 2
+
+
 def test_memory_is_weighed_against_quality_where_stacks_differ_in_it(tmp_path):
     jobs = loaded(
         tmp_path, result("a", lost=0.01, committed=500), result("b", lost=0.02, committed=1000)

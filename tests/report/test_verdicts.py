@@ -130,6 +130,14 @@ def test_where_nothing_is_faster_the_unmodified_model_stays(tmp_path):
     assert all(value == (None, []) for value in found.values())
 
 
+def test_a_stack_that_is_best_twice_is_told_once(tmp_path):
+    jobs = load_jobs(written(tmp_path, [result("a", (1.5, 1.4, 1.6), lost=0, same=True)]))
+    (setting,) = document(jobs, [], []).settings
+    first, second = (told for _, told, _ in setting.advice[:2])
+    assert first == "**`a`**: 1.50 [1.40, 1.60] times the speed; nothing measured got worse"
+    assert second == "**`a`**, as above: 1.50 [1.40, 1.60] times the speed"
+
+
 def test_models_and_machines_are_told_apart(tmp_path):
     other = result("larosa")
     other["model"] = {"name": "large", "dtype": "float32", "fingerprint": "g"}

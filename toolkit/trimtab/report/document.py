@@ -5,13 +5,13 @@ Texts are Markdown without blocks: `code` and **bold** alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.attribution import Attribution
 from trimtab.report.balance import Balance, balance, control_told
-from trimtab.report.choice import Choice, choices
+from trimtab.report.choice import choices
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
 from trimtab.report.labels import machine, told_apart
@@ -134,23 +134,30 @@ def _setting(group: Sequence[Job], name: str) -> Setting:
         for row in group
         if row.methods
     )
-    advice = tuple(_advice(choice, group) for choice in choices(group)) if stacks else ()
+    advice = tuple(_advice(group)) if stacks else ()
     controls = tuple(control_told(row) for row in group if not row.methods)
     return Setting(name, advice, stacks, controls)
 
 
-def _advice(choice: Choice, group: Sequence[Job]) -> tuple[str, str, str]:
-    best, rule = choice.best, choice.rule
-    if all(row.get(rule.field) is None for row in group):
-        return rule.wish, "cannot be said: what it depends on was not measured", rule.how
-    if best is None:
-        return rule.wish, "no stack: stay with the unmodified model", rule.how
-    found = balance(best, group)
-    cost = f"it costs: {'; '.join(found.cost)}" if found.cost else "nothing measured got worse"
-    told = f"**{code(best.label)}**: {rule.told(best)}; {cost}"
-    if choice.equal:
-        told += f". Not told apart from it: {listed([code(row.label) for row in choice.equal])}"
-    return rule.wish, told, rule.how
+def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
+    """Yield a wish, the stack for it and the rule; what a stack costs is told once."""
+    told_of: list[Job] = []
+    for choice in choices(group):
+        best, rule = choice.best, choice.rule
+        if all(row.get(rule.field) is None for row in group):
+            told = "cannot be said: what it depends on was not measured"
+        elif best is None:
+            told = "no stack: stay with the unmodified model"
+        elif best in told_of:
+            told = f"**{code(best.label)}**, as above: {rule.told(best)}"
+        else:
+            told_of.append(best)
+            cost = "; ".join(balance(best, group).cost)
+            told = f"**{code(best.label)}**: {rule.told(best)}; "
+            told += f"it costs: {cost}" if cost else "nothing measured got worse"
+        if choice.equal:
+            told += f". Not told apart from it: {listed([code(row.label) for row in choice.equal])}"
+        yield rule.wish, told, rule.how
 
 
 def _ran(row: Job) -> str:

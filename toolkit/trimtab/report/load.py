@@ -37,10 +37,9 @@ def load_jobs(*folders: Path) -> list[Job]:
 
 def state(folders: Iterable[Path]) -> dict[Path, int]:
     """Return the files of all jobs, with the time each was written."""
+    patterns = [(folder, f"**/{name}") for folder in folders for name in RESULTS]
     found = {}
-    for path in (
-        path for folder in folders for name in RESULTS for path in folder.glob(f"**/{name}")
-    ):
+    for path in (path for folder, pattern in patterns for path in folder.glob(pattern)):
         with suppress(FileNotFoundError):  # a job that is run again takes its error away
             found[path] = path.stat().st_mtime_ns
     return found

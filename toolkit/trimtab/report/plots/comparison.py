@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -143,5 +144,5 @@ def _beats(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
     return (change if series.better == "more" else -change) > NOTICED * abs(other)
 
 
-def _number(value: object) -> float:
-    return float(value["estimate"] if isinstance(value, dict) else value)  # type: ignore[arg-type]
+def _number(value: Any) -> float:
+    return float(value["estimate"] if isinstance(value, dict) else value)
