@@ -117,7 +117,8 @@ def test_the_method_of_the_page_works_as_written(tmp_path):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     files = written_files(ROOT / "docs/extending.md")
-    for name in ("toolkit/trimtab/prune/__init__.py", "conf/method/prune.yaml"):
+    metric = "toolkit/trimtab/evaluation/metrics/repetition.py"
+    for name in ("toolkit/trimtab/prune/__init__.py", "conf/method/prune.yaml", metric):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(files[name])
     path = f"{tmp_path / 'toolkit'}:{tmp_path / 'kernels'}"
@@ -135,13 +136,18 @@ def test_the_method_of_the_page_works_as_written(tmp_path):
     assert refused.stderr.endswith("prune.share=2.0: expected at least 0 and below 1\n")
     made = run("calibrate.py", "method=prune", "share=0.3", *TINY, "corpus.max_documents=20")
     assert made.returncode == 0, made.stderr
-    done = run("evaluate.py", "methods=[prune,vattention]", "share=0.3", *TINY, *FAST)
+    measured = "+metrics.repetition=trimtab.evaluation.metrics.repetition.Repetition"
+    done = run("evaluate.py", "methods=[prune,vattention]", "share=0.3", measured, *TINY, *FAST)
     assert done.returncode == 0, done.stderr
     (path_of_result,) = tmp_path.glob("outputs/*/*/result.json")
     result = json.loads(path_of_result.read_text())
     assert result["methods"] == ["prune", "vattention"]
     assert result["artifacts"]["prune"] == Path(made.stdout.strip()).name
     assert result["pruning"]["share"] == pytest.approx(0.3, abs=0.01)
+    for name, share in result["repetition"].items():
+        words = [text[name].split() for text in result["samples"]["texts"]]
+        new = sum(len(set(text)) for text in words)
+        assert share == pytest.approx(1 - new / sum(map(len, words)))
 
 
 @pytest.fixture(scope="class")

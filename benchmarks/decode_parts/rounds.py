@@ -77,18 +77,21 @@ def _row(
         1e3 * size * part.steps / rate for size, part, rate in zip(each, own, rates, strict=True)
     ]
     times, tokens = [part.milliseconds for part in own], [float(part.tokens) for part in own]
-    per_byte, theirs = (
-        [part.milliseconds / part.size for part in side] for side in (own, reference)
-    )
+    per_byte: dict[str, Any] = {"ms_per_byte": None, "speedup_per_byte": None}
+    if all(part.size for part in own + reference):  # random weights may write nothing but controls
+        mine, theirs = (
+            [part.milliseconds / part.size for part in side] for side in (own, reference)
+        )
+        per_byte["ms_per_byte"] = paired(times, [part.size for part in own])
+        per_byte["speedup_per_byte"] = paired(theirs, mine)
     return {
         "contender": one.name,
         "note": one.note,
         "ms_per_token": paired(times, tokens),
         "tokens_per_s": 1e3 * sum(tokens) / sum(times),
         "tokens_per_step": sum(tokens) / sum(part.steps for part in own),
-        "ms_per_byte": paired(times, [part.size for part in own]),
         "speedup": paired([part.milliseconds for part in reference], times),
-        "speedup_per_byte": paired(theirs, per_byte),
+        **per_byte,
         "weight_bytes": weights,
         "step_bytes": round(sum(each) / len(each)),
         "floor_ms_per_token": sum(floors) / sum(tokens),

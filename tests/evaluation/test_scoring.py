@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import tiny
 from trimtab.evaluation.generators import TransformersGenerator
-from trimtab.evaluation.results.quality import common_prefix
+from trimtab.evaluation.metrics.greedy import common_prefix
 from trimtab.evaluation.scoring import divergence, score
 from trimtab.evaluation.workload import Window
 

@@ -12,19 +12,23 @@ from tests.conftest import tiny
 from tests.evaluation.test_result import configured, counted, leaves
 from tests.evaluation.vocabulary import Vocabulary, extended_tokenizer, ngrams, node
 from trimtab.commands.evaluate import evaluate
-from trimtab.config import QualityConfig
+from trimtab.config import MeasureConfig, QualityConfig
+from trimtab.corpora import Document
 from trimtab.corpus import encode
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory
-from trimtab.evaluation.contenders import Contender, QualitySamples
+from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.generators import TransformersGenerator
 from trimtab.evaluation.intervals import rate_difference
-from trimtab.evaluation.measure import measure_prompt_cut
-from trimtab.evaluation.results.cache import kv_section
-from trimtab.evaluation.results.quality import quality_section
-from trimtab.evaluation.results.result import Result
+from trimtab.evaluation.job import Job
+from trimtab.evaluation.metrics.compression import Compression
+from trimtab.evaluation.metrics.greedy import Greedy
+from trimtab.evaluation.metrics.kv import KV
+from trimtab.evaluation.metrics.latency import Latency
+from trimtab.evaluation.metrics.metric import Metric
+from trimtab.evaluation.result import Result
 from trimtab.evaluation.scoring import Score
 from trimtab.evaluation.timing import Timing
-from trimtab.evaluation.workload import Prompt, Window, Workload
+from trimtab.evaluation.workload import Prompt, Window
 from trimtab.models.random import byte_tokenizer
 from trimtab.stack import AppliedStack, Stack
 
@@ -94,16 +98,14 @@ def test_text_is_scored_in_the_tokens_the_model_generates(mode):
 
 def test_the_control_reads_the_newest_tokens_under_the_unmodified_model():
     loaded = tiny()
-    work = Workload([], [], compression=[WINDOW, Window("e", TEXT[10:], TEXT)])
-    baseline = Contender("baseline", loaded.model, BASE)
+    metric = Compression(job())
+    metric.windows = [WINDOW, Window("e", TEXT[10:], TEXT)]
     with Stack([Vocabulary(mode="full")]).apply(loaded.model, BASE, {}) as stack:
-        candidate = Contender("candidate", loaded.model, BASE, stack)
-        compressed = [candidate.score_base_tokens(one) for one in work.compression]
-        candidate.quality.compression = compressed
-    measure_prompt_cut(baseline, candidate, work)
-    found = baseline.quality
+        metric.measure([Contender("candidate", loaded.model, BASE, stack)])
+    metric.measure([Contender("baseline", loaded.model, BASE)])
+    found = metric.scores
     for window, short, whole, cut in zip(
-        work.compression, compressed, found.whole_prompt, found.prompt_cut, strict=True
+        metric.windows, found["candidate"], found["baseline"], found["prompt_cut"], strict=True
     ):
         context, text = encode(BASE, window.context), encode(BASE, window.text)
         kept = len(encode(MORE, window.context))
@@ -145,7 +147,7 @@ def test_drafts_take_fewer_steps_for_the_same_text():
         contender = Contender("candidate", loaded.model, BASE, stack)
         with contender.generating():
             timing = contender.generator.teacher_forced(PROMPT)
-    counted = contender.speed.engine
+            counted = contender.engine.stats
     assert plain.steps == plain.new_tokens == timing.new_tokens
     assert counted.verify_steps > 0
     assert timing.steps == counted.prefill_steps + counted.decode_steps + counted.verify_steps
@@ -213,46 +215,55 @@ def scores(*nats: float, tokens: int = 20) -> list[Score]:
     return [Score(one, tokens=4, size=8, context_tokens=tokens, log_probs=None) for one in nats]
 
 
-def compared(
-    cut: list[Score], compressed: list[Score], texts: tuple[str, str] = ("", ""), read: int = 25
-) -> dict[str, Any]:
-    """Return `quality` of a stack that changes the vocabulary of prompts and outputs."""
-    model, windows = tiny().model, scores(4, 5, 6, 7)
-    baseline = Contender("baseline", model, BASE)
-    baseline.quality = QualitySamples(
-        windows=windows, out_of_domain=windows, texts=[texts[0]], prompt_cut=cut,
-        whole_prompt=scores(4, 5, 6, 7, tokens=read),
+def job(**quality: int) -> Job:
+    """Return a measurement of a stack that changes the vocabulary of prompts and outputs."""
+    settings = MeasureConfig(quality=QualityConfig(compression_windows=4, **quality))
+    documents = [Document("d", TEXT * 200)]
+    return Job(
+        documents, BASE, tiny().model.config, settings, known_weights=True,
+        changes_vocabulary=True, paired=True,
     )  # fmt: skip
+
+
+def summary(metric: Metric) -> dict[str, Any]:
+    model, result = tiny().model, Result()
     candidate = Contender("candidate", model, BASE, AppliedStack(MORE, MORE, []))
-    candidate.quality = QualitySamples(
-        windows=windows, out_of_domain=windows, texts=[texts[1]], compression=compressed,
-        base_tokens=windows,
-    )  # fmt: skip
-    result = Result()
-    config = QualityConfig(compression_windows=4, out_of_domain_windows=4)
-    quality_section(result, baseline, candidate, config, known_weights=True, seed=0)
-    return dict(result.sections["quality"])
+    metric.summarise(result, Contender("baseline", model, BASE), candidate)
+    return result.sections
+
+
+def compared(cut: list[Score], compressed: list[Score], read: int = 25) -> dict[str, Any]:
+    metric = Compression(job())
+    metric.windows = [WINDOW] * 4
+    whole = scores(4, 5, 6, 7, tokens=read)
+    metric.scores = {"baseline": whole, "candidate": compressed, "prompt_cut": cut}
+    return dict(summary(metric)["quality"]["compression"])
+
+
+def agreement(first: str, second: str) -> tuple[float, float]:
+    metric = Greedy(job())
+    metric.prompts, metric.texts = [PROMPT], {"baseline": [first], "candidate": [second]}
+    quality = summary(metric)["quality"]
+    return quality["greedy_agreement"], quality["exact_match"]
 
 
 def test_the_control_is_beaten_only_where_the_whole_interval_says_so():
     for change, beats in (((-1, -1, -1, -0.5), True), ((-4, -4, -4, 6), False), ((1,) * 4, False)):
         cut = scores(8, 9, 10, 11)
         compressed = scores(*(one.nats + more for one, more in zip(cut, change, strict=True)))
-        compression = compared(cut, compressed)["compression"]
+        compression = compared(cut, compressed)
         difference = compression["bits_per_byte"]["difference"]
         assert difference["estimate"] == pytest.approx(sum(change) / math.log(2) / 32)
         assert compression["beats_control"] == beats
         assert compression["tokens"] == {"baseline": 100, "candidate": 80, "prompt_cut": 80}
-    unshortened = compared(scores(8, 9, 10, 11), scores(7, 8, 9, 10), read=20)["compression"]
+    unshortened = compared(scores(8, 9, 10, 11), scores(7, 8, 9, 10), read=20)
     assert unshortened["bits_per_byte"]["difference"]["high"] < 0
     assert not unshortened["beats_control"]
 
 
 def test_greedy_texts_in_other_tokens_are_compared_up_to_the_shorter_one():
-    same = compared(scores(1, 2), scores(1, 2), ("abcdef", "abcdefgh"))
-    assert (same["greedy_agreement"], same["exact_match"]) == (1, 1)
-    other = compared(scores(1, 2), scores(1, 2), ("abcdefgh", "abXd"))
-    assert (other["greedy_agreement"], other["exact_match"]) == (0.5, 0)
+    assert agreement("abcdef", "abcdefgh") == (1, 1)
+    assert agreement("abcdefgh", "abXd") == (0.5, 0)
 
 
 def test_where_only_the_prompt_changes_the_base_tokens_are_the_output_anyway(results):
@@ -277,21 +288,27 @@ def test_tokens_and_steps_are_those_of_the_same_text(results):
 
 
 def test_the_cache_is_that_of_the_generation_where_the_candidates_is_largest():
-    contenders = [Contender(name, tiny().model, BASE) for name in ("baseline", "candidate")]
-    for contender, live in zip(contenders, ([900, 400, 500], [100, 300, 200]), strict=True):
-        contender.speed.timings = [
+    shared = job()
+    timings = {
+        name: [
             Timing(0.1, [], [1], 0.2, 1, 1, prompt_size=10 * number, size=5, live_bytes=one,
                    committed_bytes=one + number, reserved_bytes=one + 2 * number)
             for number, one in enumerate(live, start=1)
-        ]  # fmt: skip
-    baseline, candidate = contenders
-    baseline.speed.caches = {CacheKind.dynamic: CacheMemory(400, 402, 4096)}
-    candidate.speed.caches = {
+        ]
+        for name, live in (("baseline", [900, 400, 500]), ("candidate", [100, 300, 200]))
+    }  # fmt: skip
+    shared.metrics[Greedy] = Greedy(shared)
+    shared.metrics[Latency] = latency = Latency(shared)
+    latency.timings = timings
+    metric = KV(shared)
+    metric.caches["baseline"] = {CacheKind.dynamic: CacheMemory(400, 402, 4096)}
+    metric.caches["candidate"] = {
         CacheKind.dynamic: CacheMemory(300, 302, 8192),
         CacheKind.static: CacheMemory(310, 310, None),
     }
     result = Result()
-    kv_section(result, *contenders)
+    contenders = [Contender(name, tiny().model, BASE) for name in ("baseline", "candidate")]
+    metric.summarise(result, *contenders)
     kv = result.sections["kv"]
     assert (kv["measured_bytes"], kv["dynamic_measured_bytes"]) == (8192, 4096)
     assert (kv["static_bytes"], kv["static_measured_bytes"]) == (310, None)

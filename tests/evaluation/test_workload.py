@@ -7,14 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.config import GenerationConfig, QualityConfig
-from trimtab.corpus import Document
+from trimtab.corpora import Document
 from trimtab.errors import TrimtabError
-from trimtab.evaluation.workload import (
-    compression_windows,
-    out_of_domain_windows,
-    prompts,
-    quality_windows,
-)
+from trimtab.evaluation.metrics.compression import compression_windows
+from trimtab.evaluation.metrics.out_of_domain import source_windows
+from trimtab.evaluation.workload import prompts, quality_windows
 
 
 @given(st.text(min_size=400, max_size=1500), st.integers(0, 60))
@@ -90,13 +87,13 @@ def test_prompts_to_be_compressed_have_their_full_size():
 
 def test_text_of_another_domain_is_source_of_the_running_python():
     config = QualityConfig(window_bytes=512, context_bytes=64, out_of_domain_windows=5)
-    windows = out_of_domain_windows(config)
+    windows = source_windows(config)
     assert len({window.document for window in windows}) == 5
     for window in windows:
         source = (Path(os.__file__).parent / window.document).read_text("utf-8")
         assert window.context + window.text in source
     config = replace(config, out_of_domain_windows=0)
-    assert out_of_domain_windows(config) == []
+    assert source_windows(config) == []
 
 
 def test_a_continuation_is_what_follows_and_has_the_tokens_asked_for(tokenizer):

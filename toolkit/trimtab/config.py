@@ -18,6 +18,22 @@ from trimtab.settings import Settings, setting, settings
 
 LEAST_TIMED = 6
 
+METRICS = {
+    name: f"trimtab.evaluation.metrics.{path}"
+    for name, path in {
+        "likelihood": "likelihood.Likelihood",
+        "out_of_domain": "out_of_domain.OutOfDomain",
+        "compression": "compression.Compression",
+        "tokenizations": "tokenizations.Tokenizations",
+        "greedy": "greedy.Greedy",
+        "latency": "latency.Latency",
+        "tokens": "tokens.Tokens",
+        "kv": "kv.KV",
+        "memory": "memory.Memory",
+    }.items()
+}
+"""What is measured, in this order: the classes of the metrics, by a name for each."""
+
 
 class OnMissing(StrEnum):
     """What `evaluate.py` does where the artifact of a method does not exist yet."""
@@ -154,6 +170,7 @@ class MeasureConfig(SeedConfig):
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    metrics: dict[str, str] = field(default_factory=METRICS.copy)
     paired: bool = setting(
         default=True,
         meaning="time both models in turn; false keeps one copy in memory and times them one "
@@ -166,6 +183,9 @@ class MeasureConfig(SeedConfig):
             ("generation", GenerationConfig), ("quality", QualityConfig), ("speed", SpeedConfig)
         ):  # fmt: skip
             self.require(isinstance(getattr(self, name), kind), name, f"a {kind.__name__}")
+        paths = self.metrics if isinstance(self.metrics, dict) else {None: None}
+        texts = all(isinstance(one, str) for pair in paths.items() for one in pair)
+        self.require(texts, "metrics", "paths of classes by name")
         timed = self.speed.repeats * self.generation.prompts
         expected = (
             f"speed.repeats x generation.prompts to be at least {LEAST_TIMED} timed generations: "

@@ -8,12 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
+from typing_extensions import TypedDict
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
 
 Samples = Sequence[float]
-Estimate = dict[str, float]
+
+
+class Estimate(TypedDict):
+    """A point estimate and its interval."""
+
+    estimate: float
+    low: float
+    high: float
 
 
 def ratio(numerator: Samples, denominator: Samples, *, paired: bool, seed: int) -> Estimate:

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from trimtab.config import MeasureConfig
-from trimtab.corpora import Document
 from trimtab.corpus import Corpus, Split
+from trimtab.environment import describe_environment
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
-from trimtab.evaluation.measure import collect, measure_caches, measure_prompt_cut
-from trimtab.evaluation.memory import copied, copy_bandwidth
-from trimtab.evaluation.results.cache import engine_section, kv_section
-from trimtab.evaluation.results.environment import environment_section, memory_section
-from trimtab.evaluation.results.quality import quality_section
-from trimtab.evaluation.results.result import Result
-from trimtab.evaluation.results.samples import samples_section
-from trimtab.evaluation.results.speed import speed_section
-from trimtab.evaluation.results.tokens import tokens_section
-from trimtab.evaluation.workload import (
-    Workload,
-    compression_windows,
-    marginal_likelihood_windows,
-    out_of_domain_windows,
-    prompts,
-    quality_windows,
-    require_room,
-)
+from trimtab.evaluation.job import Job
+from trimtab.evaluation.memory import copied
+from trimtab.evaluation.metrics import Metric, metrics_of, prepare
+from trimtab.evaluation.result import Result
+from trimtab.evaluation.schema import SCHEMA
 from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
 from trimtab.models.facts import require_known_tokens
@@ -40,7 +28,13 @@ from trimtab.models.state import inferring, own_precision, require_evaluation
 from trimtab.optimized import Optimized
 from trimtab.progress import say
 
-SCHEMA = 3
+RANDOM = "the weights are random: what they predict means nothing"
+ABSENT = {
+    "gpu": "no CUDA device",
+    "driver": "no CUDA device",
+    "cuda": "no CUDA device",
+    "commit": "not run from a git checkout",
+}
 
 
 @dataclass(frozen=True)
@@ -132,15 +126,16 @@ def _measured(
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)
     require_known_tokens(optimized.model, base, (document.text for document in documents))
-    work = _workload(documents, optimized, config)
-    require_room(
-        work,
+    job = Job(
+        documents,
         base,
-        optimized.model,
-        config.quality if subject is None or subject.known_weights else None,
-        config.generation,
-        compressed=applied.tokenizer is not base or applied.output_tokenizer is not base,
+        optimized.model.config,
+        config,
+        known_weights=subject is None or subject.known_weights,
+        changes_vocabulary=applied.tokenizer is not base or applied.output_tokenizer is not base,
+        paired=config.paired,
     )
+    metrics = prepare(job)
     if subject is None or (config.paired and baseline is None):
         with optimized.suspended() as model:
             subject = subject or Subject.of(model)
@@ -153,103 +148,78 @@ def _measured(
                 )
     names = optimized.stack.names
     say(f"Stack: {', '.join(names) or 'none'}; kernel: {optimized.applied.kernel}")
-    first, candidate, measured = _collected(optimized, work, config, baseline, subject)
-
     result = Result()
-    result.sections |= {
+    for name, value in {
         "schema": SCHEMA,
         "status": "ok",
         "label": label or " ".join(names) or "baseline",
         "methods": names,
         "artifacts": {name: artifact.key.digest for name, artifact in optimized.artifacts.items()},
-        "model": {
-            "name": subject.name,
-            "architecture": type(optimized.model).__name__,
-            "fingerprint": subject.fingerprint,
-            "dtype": str(optimized.model.dtype).removeprefix("torch."),
-            "parameters": first.speed.parameters,
-        },
-        "corpus": {"name": corpus.name, "digest": corpus.digest, "documents": len(documents)},
-        "generation": {"set_aside": set_aside(optimized.model)},
+        "model.name": subject.name,
+        "model.architecture": type(optimized.model).__name__,
+        "model.fingerprint": subject.fingerprint,
+        "model.dtype": str(optimized.model.dtype).removeprefix("torch."),
+        "corpus.name": corpus.name,
+        "corpus.digest": corpus.digest,
+        "corpus.documents": len(documents),
+        "generation.set_aside": set_aside(optimized.model),
         "kernel": optimized.applied.kernel,
         "device": str(optimized.model.device),
-    }
-    quality_section(
-        result,
-        first,
-        candidate,
-        config.quality,
-        known_weights=subject.known_weights,
-        seed=config.seed,
-    )
-    tokens_section(result, first, candidate)
-    kv_section(result, first, candidate)
-    speed_section(
-        result,
-        first,
-        candidate,
-        paired=config.paired,
-        bandwidth=copy_bandwidth(optimized.model.device),
-        seed=config.seed,
-    )
-    engine_section(result, candidate)
+    }.items():
+        result.put(name, value)
+    first, candidate, measured = _measure(optimized, metrics, baseline)
+    for metric in metrics.values():
+        metric.summarise(result, first, candidate)
+    for kind in metrics_of(config.metrics):
+        if kind not in metrics:
+            for name in kind.fields:
+                result.missing(name, RANDOM)
     result.add(measured)
     if "sparsity" not in measured:
         result.missing("sparsity", "no method of the stack drops activations")
-    memory_section(result, first, candidate, optimized.model.device)
-    result.missing("energy", "this version reads no energy counter")
-    environment_section(result, config.seed)
-    samples_section(result, first, candidate, work)
-    return {**result.sections, "reasons": result.reasons}
+    _environment(result, config.seed)
+    return result.content
 
 
-def _workload(
-    documents: Sequence[Document], optimized: Optimized, config: MeasureConfig
-) -> Workload:
-    compression = compression_windows(documents, config.quality)
-    return Workload(
-        quality_windows(documents, config.quality),
-        prompts(documents, optimized.base_tokenizer, config.generation),
-        compression,
-        out_of_domain_windows(config.quality),
-        marginal_likelihood_windows(compression, config.quality),
-    )
-
-
-def _collected(
-    optimized: Optimized,
-    work: Workload,
-    config: MeasureConfig,
-    baseline: PreTrainedModel | None,
-    subject: Subject,
+def _measure(
+    optimized: Optimized, metrics: Mapping[type[Metric], Metric], baseline: PreTrainedModel | None
 ) -> tuple[Contender, Contender, dict[str, Any]]:
-    """Return the baseline and the candidate, measured, and what the methods measured.
+    """Take all samples; return the baseline, the candidate, and what the methods measured.
 
     Without a copy for a baseline the optimized model is measured first, and then without its
     methods.
     """
-    quality, tokenizer = subject.known_weights, optimized.base_tokenizer
+    tokenizer = optimized.base_tokenizer
     candidate = Contender("candidate", optimized.model, tokenizer, optimized.applied)
+
+    def take(contenders: Sequence[Contender]) -> None:
+        for metric in metrics.values():
+            # Of every metric its own engine: pages that long windows took would stay in the cache.
+            with ExitStack() as running:
+                for one in contenders if metric.generates else ():
+                    running.enter_context(one.generating())
+                metric.measure(contenders)
+
     if baseline is not None:
         first = Contender("baseline", baseline, tokenizer)
         with inferring(baseline):
-            collect([first, candidate], work, config, quality)
-            measured = optimized.applied.measured()
-            measure_caches(candidate, candidate, work)
-            _finish(first, candidate, work)
-        return first, candidate, measured
-    collect([candidate], work, config, quality)
+            take([first, candidate])
+        return first, candidate, optimized.applied.measured()
+    take([candidate])
     measured = optimized.applied.measured()
-    measure_caches(candidate, candidate, work)
     with optimized.suspended() as model, inferring(model):
         first = Contender("baseline", model, tokenizer)
-        collect([first], work, config, quality)
-        _finish(first, candidate, work)
+        take([first])
     return first, candidate, measured
 
 
-def _finish(baseline: Contender, candidate: Contender, work: Workload) -> None:
-    """Have the unmodified model do what only the candidate's samples tell it to."""
-    measure_caches(baseline, candidate, work)
-    if candidate.quality.compression:
-        measure_prompt_cut(baseline, candidate, work)
+def _environment(result: Result, seed: int) -> None:
+    """Write where it was measured; what the machine does not have is None, with a reason."""
+    environment = describe_environment(seed)
+    result.put("environment", environment)
+    for name, value in environment.items():
+        if value is None:
+            result.missing(f"environment.{name}", ABSENT[name])
+    for name, value in environment["packages"].items():
+        if value is None:
+            result.missing(f"environment.packages.{name}", "not installed")

@@ -5,10 +5,8 @@ Nothing is filled in that was not measured: such a field is None, and `reasons` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from trimtab.evaluation.contenders import Contender, SpeedSamples
 
 Section = dict[str, Any]
 
@@ -20,13 +18,17 @@ class Result:
         self.sections: Section = {}
         self.reasons: dict[str, str] = {}
 
-    def missing(self, name: str, reason: str) -> None:
-        """Note that the dotted field `name` was not measured."""
+    def put(self, name: str, value: Any) -> None:
+        """Write the dotted field `name`."""
         *sections, field = name.split(".")
         place = self.sections
         for section in sections:
             place = place.setdefault(section, {})
-        place[field] = None
+        place[field] = value
+
+    def missing(self, name: str, reason: str) -> None:
+        """Note that the dotted field `name` was not measured."""
+        self.put(name, None)
         self.reasons[name] = reason
 
     def add(self, sections: Mapping[str, Section]) -> None:
@@ -34,18 +36,11 @@ class Result:
         for name, section in sections.items():
             fields = dict(section)
             reasons = fields.pop("reasons", {})
-            self.sections[name] = fields
+            self.put(name, fields)
             for field, reason in reasons.items():
                 self.missing(f"{name}.{field}", reason)
 
-
-def both(
-    figure: Callable[[SpeedSamples], float], baseline: Contender, candidate: Contender
-) -> Section:
-    """Return a figure of both contenders' speed samples."""
-    return {"baseline": figure(baseline.speed), "candidate": figure(candidate.speed)}
-
-
-def total(samples: SpeedSamples, name: str) -> float:
-    """Return the sum of a field of all timings."""
-    return sum(getattr(timing, name) for timing in samples.timings)
+    @property
+    def content(self) -> Section:
+        """What result.json holds: JSON values only."""
+        return {**self.sections, "reasons": self.reasons}

@@ -1,0 +1,58 @@
+"""What the timed prompts and continuations take in each tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from typing_extensions import TypedDict
+
+from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.metrics.latency import Latency, total
+from trimtab.evaluation.metrics.metric import Both, Metric
+from trimtab.evaluation.result import Result
+from trimtab.evaluation.timing import Timing
+
+
+class Count(TypedDict):
+    """Counts on the same text, and the share of the baseline's that the candidate saves."""
+
+    baseline: int
+    candidate: int
+    saving: float
+
+
+class Tokens(Metric):
+    """Tokens and forward passes of the timed generations."""
+
+    needs = (Latency,)
+    fields: ClassVar[dict[str, Any]] = {
+        "tokens.baseline": int,
+        "tokens.candidate": int,
+        "tokens.saving": float,
+        "tokens.prompt": Count,
+        "tokens.output": Count,
+        "tokens.steps": Count,
+        "tokens.per_byte_of_output": Both[float],
+    }
+
+    def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:
+        """See `Metric.summarise`."""
+        timings = self.job.metric(Latency).timings
+
+        def count(number: Callable[[Timing], int]) -> Count:
+            first, second = (sum(map(number, timings[name])) for name in ("baseline", "candidate"))
+            return {"baseline": first, "candidate": second, "saving": 1 - second / first}
+
+        def per_byte(own: Sequence[Timing]) -> float:
+            return total(own, "new_tokens") / total(own, "size")
+
+        for name, value in count(lambda one: one.prompt_tokens + one.new_tokens).items():
+            result.put(f"tokens.{name}", value)
+        result.put("tokens.prompt", count(lambda one: one.prompt_tokens))
+        result.put("tokens.output", count(lambda one: one.new_tokens))
+        result.put("tokens.steps", count(lambda one: one.steps))
+        result.put(
+            "tokens.per_byte_of_output",
+            {name: per_byte(own) for name, own in timings.items()},
+        )

@@ -1,1 +1,0 @@
-"""Raw samples turned into the sections of result.json."""

@@ -1,0 +1,72 @@
+"""The JSON schema of result.json, composed of what every metric declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from trimtab.config import METRICS
+from trimtab.evaluation.metrics import metrics_of
+
+SCHEMA = 4
+
+HEAD: dict[str, Any] = {
+    "schema": int,
+    "status": str,
+    "label": str,
+    "methods": list[str],
+    "artifacts": dict[str, str],
+    "model.name": str,
+    "model.architecture": str,
+    "model.fingerprint": str,
+    "model.dtype": str,
+    "corpus.name": str,
+    "corpus.digest": str,
+    "corpus.documents": int,
+    "generation.set_aside": dict[str, Any],
+    "kernel": str,
+    "device": str,
+    "sparsity": dict[str, Any],
+    "environment": dict[str, Any],
+    "reasons": dict[str, str],
+}
+"""Fields that are no metric's."""
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of result.json.
+
+    Every field may be null, but for the first ones: `reasons` says why one is. A command adds
+    `overrides`, a method sections of its own.
+    """
+    fields = dict(HEAD)
+    for metric in metrics_of(METRICS):
+        fields |= metric.fields
+    return _model("result", fields).model_json_schema()
+
+
+def _model(name: str, fields: dict[str, Any]) -> type[BaseModel]:
+    """Return the model of the fields with these dotted names, those of a section in one of its own.
+
+    Raises
+    ------
+    ValueError
+        If a name is a field's and a section's at once.
+    """
+    own = {field: kind for field, kind in fields.items() if "." not in field}
+    sections: dict[str, dict[str, Any]] = {}
+    for field, kind in fields.items():
+        section, dot, rest = field.partition(".")
+        if dot:
+            sections.setdefault(section, {})[rest] = kind
+    if both := own.keys() & sections.keys():
+        raise ValueError(f"{', '.join(sorted(both))}: a field and a section at once")
+    kinds = own | {section: _model(section, rest) for section, rest in sections.items()}
+    never_null = kinds.keys() & {"schema", "status", "label", "methods", "reasons"}
+    # By an alias, as a model has attributes of its own, `schema` among them.
+    found: dict[str, Any] = {
+        f"field_{field}": (kind if field in never_null else kind | None, Field(alias=field))
+        for field, kind in kinds.items()
+    }
+    return create_model(name, __config__=ConfigDict(extra="allow"), **found)
