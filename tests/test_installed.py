@@ -25,6 +25,8 @@ def test_it_holds_the_packages_and_the_configuration_and_shadows_nothing(wheel):
     configuration = {str(path.relative_to(ROOT)) for path in ROOT.glob("conf/**/*.yaml")}
     assert {f"trimtab/{name}" for name in configuration} <= names
     assert "trimtab/models/shapes.yaml" in names
+    templates = (ROOT / "toolkit/trimtab/report/templates").iterdir()
+    assert {f"trimtab/report/templates/{path.name}" for path in templates} <= names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
         "trimtab", "trimtab_kernels", "hydra_plugins"
     }  # fmt: skip
