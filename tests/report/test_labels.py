@@ -110,6 +110,14 @@ def test_seeds_that_disagree_found_no_difference(tmp_path, verdicts, told):
     assert mean.get("speed.verdict") == told
 
 
+def test_samples_that_no_seed_has_are_none(tmp_path):
+    jobs = [seeded(2.0, 0), seeded(3.0, 1)]
+    for job in jobs:
+        job["samples"]["windows"] = None
+    (mean,) = rows(load_jobs(written(tmp_path, jobs)))
+    assert mean.get("samples.windows") == []
+
+
 def test_what_one_seed_lacks_is_null_and_every_warning_is_kept(tmp_path):
     lacking = seeded(2.0, 1) | {"energy": None, "warnings": ["busy"], "kernel": "another"}
     having = seeded(2.0, 0) | {"energy": {"joules_per_1000_bytes": {"baseline": 2, "candidate": 1}}}

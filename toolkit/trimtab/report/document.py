@@ -74,6 +74,10 @@ class Document:
     machines: tuple[str, ...]
     reading: str
 
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return tuple(stack for setting in self.settings for stack in setting.stacks)
+
 
 READING = (
     "Every row is measured against the unmodified model under transformers' own `generate`. "
@@ -96,7 +100,7 @@ def document(
     chosen = [choice for group in groups for choice in choices(group)]
     return Document(
         title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
-        or "failed",
+        or "no job succeeded",
         counted=_counted(rows, failed),
         warnings=tuple(dict.fromkeys(warnings(measured))),
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),

@@ -64,7 +64,7 @@ def _mean(jobs: Sequence[Job]) -> Job:
 def _merged(values: Sequence[Any], name: str) -> Any:
     first = values[0]
     if name == "samples":
-        return {part: list(chain(*(one[part] for one in values))) for part in first}
+        return {part: list(chain(*(one.get(part) or () for one in values))) for part in first}
     if name in ("warnings", "overrides"):
         return list(dict.fromkeys(chain(*(one or () for one in values))))
     if all(value == first for value in values):
