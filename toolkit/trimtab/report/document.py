@@ -81,7 +81,7 @@ class Document:
 
 READING = (
     "Every row is measured against the unmodified model under transformers' own `generate`. "
-    "Brackets are 95 % intervals, of rows that are means over seeds the range of the seeds. "
+    "Brackets are 95 % intervals; those of a mean over seeds span the intervals of all seeds. "
     "`faster` and `slower` are said only where the interval is clear of 1 and of the interval of "
     "the unmodified model against itself. Stacks with `vattention` or drafts run on Trimtab's own "
     "engine: what the engine alone gives is the row `vattention`. docs/reports.md says how to read "
