@@ -90,6 +90,9 @@ def test_failed_jobs_are_shown_as_failed(sweep):
 def test_a_sweep_of_failures_alone_is_a_report_without_pictures(tmp_path):
     text = build_report(written(tmp_path, [ERROR])).read_text()
     assert "1 job, 1 failed." in text
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## Failed", "## What to do next", "## All figures", "## How to read this"
+    ]  # fmt: skip
     assert not list((tmp_path / "report").glob("*.png"))
 
 

@@ -74,10 +74,14 @@ class Document:
     machines: tuple[str, ...]
     reading: str
 
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return tuple(stack for setting in self.settings for stack in setting.stacks)
+
 
 READING = (
     "Every row is measured against the unmodified model under transformers' own `generate`. "
-    "Brackets are 95 % intervals, of rows that are means over seeds the range of the seeds. "
+    "Brackets are 95 % intervals; those of a mean over seeds span the intervals of all seeds. "
     "`faster` and `slower` are said only where the interval is clear of 1 and of the interval of "
     "the unmodified model against itself. Stacks with `vattention` or drafts run on Trimtab's own "
     "engine: what the engine alone gives is the row `vattention`. docs/reports.md says how to read "
@@ -96,7 +100,7 @@ def document(
     chosen = [choice for group in groups for choice in choices(group)]
     return Document(
         title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
-        or "failed",
+        or "no job succeeded",
         counted=_counted(rows, failed),
         warnings=tuple(dict.fromkeys(warnings(measured))),
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),

@@ -34,7 +34,9 @@ def machine(job: Job) -> str | None:
     environment = job.get("environment")
     if not environment:
         return None
-    return str(environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads")
+    threads = environment["threads"]
+    cpu = f"{environment['cpu']}, {threads} thread{'' if threads == 1 else 's'}"
+    return str(environment["gpu"] or cpu)
 
 
 def commit(job: Job) -> str | None:

@@ -19,9 +19,9 @@ RATIOS = ("speedup", "prefill_speedup", "decode_speedup", "ratio", "control")
 def rows(jobs: Sequence[Job]) -> list[Job]:
     """Return the rows of a report: its jobs, those that differ in their seed alone averaged.
 
-    Ratios are averaged geometrically, all else arithmetically. An interval becomes the range of
-    the seeds' estimates, or of their intervals where the estimates are all the same. Samples are
-    put together. A verdict that the seeds do not share is that no difference was found.
+    Ratios are averaged geometrically, all else arithmetically. An interval spans those of all
+    seeds: the range of two or three estimates alone would be narrow by chance. Samples are put
+    together. A verdict that the seeds do not share is that no difference was found.
     """
     found: list[Job] = []
     for group in _groups(jobs, _setting):
@@ -64,7 +64,7 @@ def _mean(jobs: Sequence[Job]) -> Job:
 def _merged(values: Sequence[Any], name: str) -> Any:
     first = values[0]
     if name == "samples":
-        return {part: list(chain(*(one[part] for one in values))) for part in first}
+        return {part: list(chain(*(one.get(part) or () for one in values))) for part in first}
     if name in ("warnings", "overrides"):
         return list(dict.fromkeys(chain(*(one or () for one in values))))
     if all(value == first for value in values):
@@ -88,10 +88,8 @@ def _average(values: Sequence[float], name: str) -> float:
 
 
 def _spread(values: Sequence[dict[str, float]], name: str) -> dict[str, float]:
-    estimates = [value["estimate"] for value in values]
-    alike = len(set(estimates)) == 1
     return {
-        "estimate": _average(estimates, name),
-        "low": min(value["low"] for value in values) if alike else min(estimates),
-        "high": max(value["high"] for value in values) if alike else max(estimates),
+        "estimate": _average([value["estimate"] for value in values], name),
+        "low": min(value["low"] for value in values),
+        "high": max(value["high"] for value in values),
     }

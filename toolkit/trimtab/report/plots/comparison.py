@@ -40,6 +40,8 @@ def comparison(chart: Chart, jobs: Sequence[Job], note: str) -> Plot | None:
 
 def finding(chart: Chart, jobs: Sequence[Job]) -> str:
     """Return the title of a chart: the best stack by its first panel that has one."""
+    if not any(job.methods for job in jobs):
+        return "The unmodified model against itself: no stack was measured"
     for series in chart.panels:
         best = _best(series, jobs) if series.finding else []
         if best:
