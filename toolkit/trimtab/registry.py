@@ -157,8 +157,13 @@ def _class(name: Any, place: str) -> Any:
 
 
 def _tracking_default(variable: str, key: str) -> Any:
-    """Return W&B's own variable; the setting's default where it is not set or empty."""
+    """Return W&B's own variable; the setting's default where it is not set or empty.
+
+    Under ``wandb agent``, which waits for the figures of its runs, the mode is online by default.
+    """
     found = os.environ.get(variable) or defaults(config.TrackingConfig)[key]
+    if key == "mode" and os.environ.get("WANDB_SWEEP_ID") and not os.environ.get(variable):
+        return config.TrackingMode.online.value
     return str(path_of(found)) if key == "folder" else found
 
 

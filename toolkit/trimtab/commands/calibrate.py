@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from trimtab.commands.launch import launch, typed
-from trimtab.commands.sweep import without_foreign
+from trimtab.commands.launch import choices, launch, typed
+from trimtab.commands.messages import one_line
+from trimtab.commands.sweep import sweep_name, without_foreign
 from trimtab.config import CalibrateConfig
 from trimtab.errors import TrimtabError
 from trimtab.method import NOT_CALIBRATED, Method
@@ -44,7 +46,18 @@ def run(config: DictConfig) -> None:
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
     model = load_model(settings.model)
-    with tracking.run(settings.tracking, "calibrate", config, group=None) as log:
+    given = [one.lstrip("+") for one in HydraConfig.get().overrides.task]
+    changed = [one.partition(".")[2] for one in given if one.startswith(("method.", "methods."))]
+    job = tracking.Job(
+        "calibrate",
+        name=" ".join([*stack.names, *changed]),
+        config=tracking.configuration(config, choices()),
+        tags=tuple(stack.names),
+        group=sweep_name(),
+    )
+    with tracking.run(settings.tracking, job, one_line) as log:
+        stack.check(model.model)
+        log.begin(model.name)
         made = artifacts_for(
             stack, model, corpus, settings.artifacts, make=True, force=settings.force
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands import sweep_progress
 from trimtab.commands.folders import claimed
-from trimtab.commands.launch import launch, output_folder, typed
+from trimtab.commands.launch import choices, launch, output_folder, typed
 from trimtab.commands.messages import one_line
 from trimtab.commands.search import objective
-from trimtab.commands.sweep import in_sweep, sweep_folder, tries_all, without_foreign
+from trimtab.commands.sweep import in_sweep, sweep_folder, sweep_name, tries_all, without_foreign
 from trimtab.config import EvaluateConfig, OnMissing
 from trimtab.files import REPEAT, require_writable, write_json
 from trimtab.method import Method
@@ -69,12 +70,19 @@ def _evaluate(config: DictConfig, folder: Path) -> float | None:
 
     if settings.on_missing is OnMissing.calibrate:
         require_writable("artifacts", settings.artifacts)
-    group = "/".join(sweep_folder().parts[-2:]) if in_sweep() else None
-    with tracking.run(settings.tracking, "evaluate", config, group=group) as log:
-        result = {**evaluate(settings, label(config)), **_names(config)}
+    job = tracking.Job(
+        "evaluate",
+        name=label(config),
+        config=tracking.configuration(config, choices()),
+        tags=tuple(settings.methods) or ("baseline",),
+        group=sweep_name(),
+        folder=folder,
+    )
+    with tracking.run(settings.tracking, job, one_line) as log:
+        result = {**evaluate(settings, label(config), log.begin), **_names(config)}
         write_json(folder / "result.json", result)
         report = _report(folder)
-        log.result(result, report)
+        log.result(result, folder, settings.artifacts)
     answer(str(report))
     search = in_sweep() and not tries_all(HydraConfig.get())
     return objective(result, settings.search.max_bpb_increase) if search else None
@@ -85,13 +93,17 @@ def built(settings: EvaluateConfig) -> list[Method]:
     return [build(node, Method) for node in settings.methods.values()]
 
 
-def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
+def evaluate(
+    settings: EvaluateConfig, label: str, ready: Callable[[str], None] = lambda model: None
+) -> dict[str, Any]:
     """Measure a stack as `settings` say, and return the content of result.json.
 
     Parameters
     ----------
     label : str
         What tells this job from the others of a sweep.
+    ready : callable
+        Called with the model's name when all is loaded and fits, before anything is calibrated.
 
     Raises
     ------
@@ -117,6 +129,7 @@ def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
     stack.check(loaded.model)
     if settings.paired:
         require_room_for_copy(loaded.model)
+    ready(loaded.name)
     make = settings.on_missing is OnMissing.calibrate
     artifacts = artifacts_for(stack, loaded, corpus, settings.artifacts, make=make)
     members = [artifacts.get(method.name, method) for method in stack.methods]

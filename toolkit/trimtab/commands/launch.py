@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from trimtab.commands.messages import is_mistake, nearest, program, stop
 from trimtab.commands.overrides import expand
 from trimtab.commands.resume import finished, to_resume, unfinished
+from trimtab.commands.summary import summarised
 from trimtab.commands.sweep import in_sweep
 from trimtab.config import CommandConfig
 from trimtab.corpora import CorpusSource
@@ -110,7 +111,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
         config_path=str(config_folder()), config_name=config_name, version_base="1.3"
     )(guarded)
     try:
-        with may_go_unread():
+        with may_go_unread(), summarised():
             entry()
     except Exception as error:
         # Before the task has begun everything that fails is about the command line.
@@ -125,3 +126,10 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
 def output_folder() -> Path:
     """Return the folder of the job that is running."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def choices() -> dict[str, str]:
+    """Return the option that the running job has of each configuration group, defaults included."""
+    chosen = HydraConfig.get().runtime.choices
+    ours = {str(group): option for group, option in chosen.items() if not {"/", "@"} & set(group)}
+    return {group: str(option) for group, option in ours.items() if option is not None}

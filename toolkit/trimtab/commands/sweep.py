@@ -32,6 +32,11 @@ def sweep_folder() -> Path:
     return Path(hydra.runtime.cwd) / hydra.sweep.dir
 
 
+def sweep_name() -> str | None:
+    """Return the name that the jobs of one sweep share, or None outside a sweep."""
+    return "/".join(sweep_folder().parts[-2:]) if in_sweep() else None
+
+
 def tries_all(hydra: HydraConf) -> bool:
     """Return whether the sweeper runs every combination; another chooses values as it goes."""
     return hydra.sweeper._target_ in (BASIC, UNFINISHED)

@@ -28,10 +28,17 @@ def main() -> None:
         help="where the report goes; without it report/ in the folder, or, of several, "
         "outputs/comparison",
     )  # fmt: skip
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="also publish the one sweep as a W&B Report there"
+    )
     try:
         with may_go_unread():
             options = parser.parse_args()
             answer(str(build_report(*options.folder, out=options.out)))
+            if options.wandb is not None:
+                from trimtab.report.wandb_report import publish
+
+                answer(publish(options.folder, options.wandb))
     except (TrimtabError, OSError) as error:
         print(f"trimtab.report: error: {error}", file=sys.stderr)
         sys.exit(1)
