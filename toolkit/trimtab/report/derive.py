@@ -43,7 +43,7 @@ def _kv_bytes_per_byte(content: Mapping[str, Any]) -> dict[str, float] | None:
         "baseline": content["kv"]["dynamic_bytes"],
         "candidate": content["kv"]["committed_bytes"],
     }
-    return {name: value / text for name, value in held.items()}
+    return {name: value / text for name, value in held.items() if value is not None}
 
 
 def _serving_kv_bytes(content: Mapping[str, Any]) -> dict[str, float] | None:
