@@ -101,3 +101,8 @@ def test_what_has_no_group_of_runs_is_refused(sweep, tracks):
     expected = f"^--wandb us/ours: {sweep} is not the folder of a sweep whose jobs have W&B runs"
     with pytest.raises(TrimtabError, match=expected):
         wandb_report.publish([sweep], "us/ours")
+
+
+def test_a_report_is_of_one_sweep(sweep):
+    with pytest.raises(TrimtabError, match="^--wandb us/ours: publishes one sweep"):
+        wandb_report.publish([sweep, sweep], "us/ours")
