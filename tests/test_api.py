@@ -25,7 +25,7 @@ FAST = trimtab.MeasureConfig(
         windows=2, window_bytes=256, context_bytes=32, compression_windows=2
     ),
     generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
-    speed=trimtab.SpeedConfig(repeats=3, warmup=0),
+    speed=trimtab.SpeedConfig(repeats=3, warmup=0, seconds=0),
 )
 
 

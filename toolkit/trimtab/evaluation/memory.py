@@ -1,11 +1,9 @@
-"""Bytes in memory and bytes per second: what bounds the speed of a decode step."""
+"""Bytes in memory: of models, of what a decode step reads, and what is free."""
 
 from __future__ import annotations
 
 import copy
-import time
 from pathlib import Path
-from statistics import median
 from typing import cast
 
 import torch
@@ -13,9 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import ConfigError
-
-COPY_BYTES = 2**28
-COPIES = 7
 
 
 def parameter_bytes(model: PreTrainedModel) -> int:
@@ -33,20 +28,6 @@ def step_bytes(model: PreTrainedModel) -> int:
     return parameter_bytes(model) - (embedding.nbytes - embedding[0].nbytes if untied else 0)
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Return the measured bytes per second of a large copy, bytes read and written counted."""
-    source = torch.ones(COPY_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(COPIES):
-        _synchronize(device)
-        started = time.perf_counter()
-        target.copy_(source)
-        _synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return 2 * COPY_BYTES / median(seconds)
-
-
 def copied(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a model, for a paired measurement.
 
@@ -57,6 +38,12 @@ def copied(model: PreTrainedModel) -> PreTrainedModel:
     """
     require_room_for_copy(model)
     return copy.deepcopy(model)
+
+
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model with the same weights, whose attention can be set independently."""
+    weights = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(weight): weight for weight in weights})
 
 
 def require_room_for_copy(model: PreTrainedModel) -> None:
@@ -85,8 +72,3 @@ def _free_bytes(device: torch.device) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/meminfo does not say how much memory is available")
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
