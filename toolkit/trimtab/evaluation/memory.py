@@ -59,6 +59,12 @@ def copied(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model)
 
 
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model with the same weights, whose attention can be set independently."""
+    weights = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(weight): weight for weight in weights})
+
+
 def require_room_for_copy(model: PreTrainedModel) -> None:
     """Refuse a paired measurement where a second copy of the model does not fit.
 

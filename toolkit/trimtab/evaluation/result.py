@@ -17,6 +17,7 @@ class Result:
     def __init__(self) -> None:
         self.sections: Section = {}
         self.reasons: dict[str, str] = {}
+        self.warnings: list[str] = []
 
     def put(self, name: str, value: Any) -> None:
         """Write the dotted field `name`."""
@@ -31,6 +32,10 @@ class Result:
         self.put(name, None)
         self.reasons[name] = reason
 
+    def warn(self, text: str) -> None:
+        """Note what a reader of the figures has to know."""
+        self.warnings.append(text)
+
     def add(self, sections: Mapping[str, Section]) -> None:
         """Take in what methods measured, see `trimtab.capabilities.Measures`."""
         for name, section in sections.items():
@@ -43,4 +48,4 @@ class Result:
     @property
     def content(self) -> Section:
         """What result.json holds: JSON values only."""
-        return {**self.sections, "reasons": self.reasons}
+        return {**self.sections, "warnings": self.warnings, "reasons": self.reasons}

@@ -29,6 +29,7 @@ HEAD: dict[str, Any] = {
     "device": str,
     "sparsity": dict[str, Any],
     "environment": dict[str, Any],
+    "warnings": list[str],
     "reasons": dict[str, str],
 }
 """Fields that are no metric's."""
