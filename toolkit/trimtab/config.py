@@ -27,6 +27,7 @@ METRICS = {
         "tokenizations": "tokenizations.Tokenizations",
         "greedy": "greedy.Greedy",
         "latency": "latency.Latency",
+        "serving": "serving.Serving",
         "tokens": "tokens.Tokens",
         "kv": "kv.KV",
         "memory": "memory.Memory",
@@ -167,6 +168,58 @@ class SearchConfig(Settings):
 
 
 @settings
+class ServingConfig(Settings):
+    """Many requests that arrive together; their prompts and texts differ in length."""
+
+    place: ClassVar[str] = "serving"
+
+    requests: list[int] = setting(
+        default=[8, 16],
+        meaning="how many requests arrive together, one number after another; [] measures none",
+        at_least=1,
+    )
+    prompt_bytes: list[int] = setting(
+        default=[64, 768],
+        meaning="the shortest and the longest prompt; lengths are spread evenly over its logarithm",
+        at_least=4,
+        unit="bytes",
+    )
+    new_tokens: list[int] = setting(
+        default=[8, 24],
+        meaning="the shortest and the longest text that follows, in the unmodified model's tokens; "
+        "spread likewise",
+        at_least=2,
+        unit="tokens",
+    )
+    trace: str | None = setting(
+        default=None,
+        meaning="a file with lengths of your own, .jsonl or .csv: prompt_tokens and new_tokens of "
+        "a request a line, in order of arrival; null: as above",
+    )
+    budget: int | None = setting(
+        default=None,
+        meaning="the most that keys and values may take, of any server; null: what the largest "
+        "number of requests needs",
+        at_least=1,
+        unit="bytes",
+    )
+    repeats: int = setting(default=3, meaning="the most timed rounds", at_least=2)
+    seconds: float = setting(
+        default=20,
+        meaning="no round begins later than so many seconds after the first, once two are done",
+        at_least=0,
+        unit="seconds",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("prompt_bytes", "new_tokens"):
+            bounds = getattr(self, name)
+            in_order = len(bounds) == 2 and bounds[0] <= bounds[1]
+            self.require(in_order, name, "the least and the most: [least,most]")
+
+
+@settings
 class TrackingConfig(Settings):
     """Weights & Biases: one run a job, kept on disk unless mode=online."""
 
@@ -202,6 +255,7 @@ class MeasureConfig(SeedConfig):
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
     metrics: dict[str, str] = field(default_factory=METRICS.copy)
     paired: bool = setting(
         default=True,
@@ -212,7 +266,8 @@ class MeasureConfig(SeedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, kind in (
-            ("generation", GenerationConfig), ("quality", QualityConfig), ("speed", SpeedConfig)
+            ("generation", GenerationConfig), ("quality", QualityConfig), ("speed", SpeedConfig),
+            ("serving", ServingConfig),
         ):  # fmt: skip
             self.require(isinstance(getattr(self, name), kind), name, f"a {kind.__name__}")
         paths = self.metrics if isinstance(self.metrics, dict) else {None: None}

@@ -28,6 +28,7 @@ SECTIONS: dict[str, type] = {
     "quality": config.QualityConfig,
     "search": config.SearchConfig,
     "speed": config.SpeedConfig,
+    "serving": config.ServingConfig,
     "tracking": config.TrackingConfig,
 }
 

@@ -3,7 +3,7 @@ import torch
 
 from tests.conftest import tiny
 from trimtab.evaluation.generators import TransformersGenerator
-from trimtab.evaluation.generators.generator import ForcedContinuation
+from trimtab.evaluation.generators.generator import ForcedContinuations
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 
@@ -36,13 +36,13 @@ def test_the_times_of_a_teacher_forced_text_add_up(tiny_llama):
     assert timing.first + sum(timing.gaps) <= timing.total
 
 
-def test_after_the_end_of_the_continuation_anything_may_come():
-    forced, scores = ForcedContinuation(2, [5, 6]), torch.rand(1, 9)
-    for length, token in ((2, 5), (3, 6)):
-        chosen = forced(torch.zeros(1, length, dtype=torch.int64), scores)
-        assert chosen.argmax() == token
-        assert chosen.isfinite().sum() == 1
-    assert forced(torch.zeros(1, 4, dtype=torch.int64), scores) is scores
+def test_every_row_goes_on_as_given_and_after_the_longest_anything_may_come():
+    forced, scores = ForcedContinuations(2, [[5, 6], [7]], torch.device("cpu")), torch.rand(2, 9)
+    for length, tokens in ((2, [5, 7]), (3, [6, 7])):
+        chosen = forced(torch.zeros(2, length, dtype=torch.int64), scores.clone())
+        assert chosen.argmax(-1).tolist() == tokens
+    after = forced(torch.zeros(2, 4, dtype=torch.int64), scores.clone())
+    assert torch.equal(after, scores)
 
 
 def test_a_step_takes_the_time_between_two_calls_and_a_token_its_share():

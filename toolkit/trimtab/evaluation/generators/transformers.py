@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from trimtab.corpus import encode
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory, cache_bytes, cache_memory
-from trimtab.evaluation.generators.generator import ForcedContinuation, prompt_ids
+from trimtab.evaluation.generators.generator import ForcedContinuations, prompt_ids
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation.transformers import Clock, plain_generation
@@ -63,7 +63,7 @@ class TransformersGenerator:
         """See `Generator.teacher_forced`."""
         continuation = encode(self._output_tokenizer, prompt.continuation)
         ids = prompt_ids(self._tokenizer, prompt)
-        forced = ForcedContinuation(len(ids), continuation)
+        forced = ForcedContinuations(len(ids), [continuation], _device(self._model))
         clock = Clock()
         started = time.perf_counter()
         output = _generate(
