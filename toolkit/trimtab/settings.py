@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from os.path import expanduser
 from pathlib import Path
 from textwrap import fill, indent
-from types import NoneType
+from types import GenericAlias, NoneType
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, get_type_hints
 
 from trimtab.errors import ConfigError
@@ -50,7 +50,10 @@ def setting(
     """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return field(default=default, metadata={"meaning": meaning, "unit": unit, "bounds": given})
+    metadata = {"meaning": meaning, "unit": unit, "bounds": given}
+    if isinstance(default, list):  # each object has its own
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(setting,))
@@ -111,6 +114,10 @@ class Settings:
         optional = NoneType in get_args(hint)
         if value is None and optional:
             return None
+        if isinstance(hint, GenericAlias):
+            texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            self.require(texts and all(map(str.strip, value)), one.name, "a list of texts: [A,B]")
+            return value
         kind = kinds[0]
         if issubclass(kind, StrEnum):
             if value not in list(kind):
@@ -133,15 +140,21 @@ def describe(kind: type) -> Iterator[tuple[str, str]]:
     """Yield, for every setting of a class, its name with its default, and what it means."""
     hints = get_type_hints(kind)
     for one in _explained(kind):
-        required = one.default is MISSING
-        default = "required" if required else _written(one.default)
+        value = _default(one)
+        default = "required" if value is MISSING else _written(value)
         meaning, expected = one.metadata["meaning"], _range(one, hints[one.name])
         yield f"{one.name}: {default}", meaning + (f" ({expected})" if expected else "")
 
 
 def defaults(kind: type) -> dict[str, Any]:
     """Return the settings of a class with their defaults; ``???`` where one is required."""
-    return {one.name: "???" if one.default is MISSING else one.default for one in _explained(kind)}
+    found = {one.name: _default(one) for one in _explained(kind)}
+    return {name: "???" if value is MISSING else value for name, value in found.items()}
+
+
+def _default(one: Field[Any]) -> Any:
+    """Return the default of a setting; MISSING where it is required."""
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 def _explained(kind: Any) -> list[Field[Any]]:
