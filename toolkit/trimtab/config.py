@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import field
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
@@ -29,6 +30,8 @@ METRICS = {
         "latency": "latency.Latency",
         "tokens": "tokens.Tokens",
         "kv": "kv.KV",
+        "energy": "energy.Energy",
+        "tasks": "tasks.Tasks",
         "memory": "memory.Memory",
     }.items()
 }
@@ -107,6 +110,17 @@ class QualityConfig(Settings):
     marginal_likelihood_samples: int = setting(
         default=16, meaning="tokenizations drawn for each", at_least=1
     )
+    tasks: list[str] = setting(
+        default=[],
+        meaning="tasks of lm-eval that both models solve: [hellaswag,arc_easy]; needs "
+        "pip install '.[lm-eval]'",
+    )
+    task_limit: int | None = setting(
+        default=None, meaning="documents of each task; null takes all", at_least=2
+    )
+    task_folder: str | None = setting(
+        default=None, meaning="folder of YAML files that declare tasks beside lm-eval's own"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +132,10 @@ class QualityConfig(Settings):
         for name in ("compression_windows", "out_of_domain_windows", "marginal_likelihood_windows"):
             value = getattr(self, name)
             self.require(value == 0 or value >= 2, name, "0 or at least 2")
+        installed = not self.tasks or find_spec("lm_eval") is not None
+        self.require(
+            installed, "tasks", "the package lm-eval to be there: pip install '.[lm-eval]'"
+        )
 
 
 @settings
@@ -132,6 +150,24 @@ class SpeedConfig(Settings):
         at_least=2,
     )
     warmup: int = setting(default=1, meaning="untimed generations before them", at_least=0)
+
+
+@settings
+class EnergyConfig(Settings):
+    """How often the energy of generation is measured, where the machine has a counter of it."""
+
+    place: ClassVar[str] = "energy"
+
+    blocks: int = setting(
+        default=LEAST_TIMED,
+        meaning="blocks of at least a second, each model in turn; 0 measures none, else at least "
+        f"{LEAST_TIMED}",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"0 or at least {LEAST_TIMED}: an interval over fewer means nothing"
+        self.require(self.blocks == 0 or self.blocks >= LEAST_TIMED, "blocks", expected)
 
 
 @settings
@@ -170,6 +206,7 @@ class MeasureConfig(SeedConfig):
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
     metrics: dict[str, str] = field(default_factory=METRICS.copy)
     paired: bool = setting(
         default=True,
@@ -180,7 +217,8 @@ class MeasureConfig(SeedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, kind in (
-            ("generation", GenerationConfig), ("quality", QualityConfig), ("speed", SpeedConfig)
+            ("generation", GenerationConfig), ("quality", QualityConfig), ("speed", SpeedConfig),
+            ("energy", EnergyConfig),
         ):  # fmt: skip
             self.require(isinstance(getattr(self, name), kind), name, f"a {kind.__name__}")
         paths = self.metrics if isinstance(self.metrics, dict) else {None: None}

@@ -27,6 +27,7 @@ SECTIONS: dict[str, type] = {
     "generation": config.GenerationConfig,
     "quality": config.QualityConfig,
     "speed": config.SpeedConfig,
+    "energy": config.EnergyConfig,
     "tracking": config.TrackingConfig,
 }
 
