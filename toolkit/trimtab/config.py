@@ -112,8 +112,7 @@ class QualityConfig(Settings):
     )
     tasks: list[str] = setting(
         default=[],
-        meaning="tasks of lm-eval that both models solve: [hellaswag,arc_easy]; needs "
-        "pip install '.[lm-eval]'",
+        meaning="tasks of lm-eval that both models solve: [hellaswag,arc_easy]",
     )
     task_limit: int | None = setting(
         default=None, meaning="documents of each task; null takes all", at_least=2
