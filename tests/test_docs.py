@@ -53,8 +53,15 @@ def written_files(page: Path) -> dict[str, str]:
     return dict(found)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/python.md"], ids=lambda name: Path(name).stem)
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/python.md", "docs/lm-eval.md"], ids=lambda name: Path(name).stem
+)
 def test_the_python_on_a_page_runs_as_it_stands(page, monkeypatch, tmp_path):
+    if page == "docs/lm-eval.md":
+        pytest.importorskip("lm_eval")
+    for name, text in written_files(ROOT / page).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     loaded = tiny()
     texts = [" ".join(f"word{(n * 7 + i * i) % 97}" for i in range(500)) for n in range(12)]
@@ -88,7 +95,8 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(("name", "arguments"), commands(), ids=str)
-def test_the_commands_on_the_pages_compose(name, arguments):
+def test_the_commands_on_the_pages_compose(name, arguments, monkeypatch):
+    monkeypatch.setattr("trimtab.config.find_spec", lambda extra: extra)  # as if installed
     register()
     expanded = [one for one in expand(arguments, name) if one not in ("-m", "--multirun")]
     parsed = OverridesParser.create().parse_overrides(expanded)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import field
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
@@ -30,6 +31,8 @@ METRICS = {
         "serving": "serving.Serving",
         "tokens": "tokens.Tokens",
         "kv": "kv.KV",
+        "energy": "energy.Energy",
+        "tasks": "tasks.Tasks",
         "memory": "memory.Memory",
     }.items()
 }
@@ -108,6 +111,16 @@ class QualityConfig(Settings):
     marginal_likelihood_samples: int = setting(
         default=16, meaning="tokenizations drawn for each", at_least=1
     )
+    tasks: list[str] = setting(
+        default=[],
+        meaning="tasks of lm-eval that both models solve: [hellaswag,arc_easy]",
+    )
+    task_limit: int | None = setting(
+        default=None, meaning="documents of each task; null takes all", at_least=2
+    )
+    task_folder: str | None = setting(
+        default=None, meaning="folder of YAML files that declare tasks beside lm-eval's own"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +132,10 @@ class QualityConfig(Settings):
         for name in ("compression_windows", "out_of_domain_windows", "marginal_likelihood_windows"):
             value = getattr(self, name)
             self.require(value == 0 or value >= 2, name, "0 or at least 2")
+        installed = not self.tasks or find_spec("lm_eval") is not None
+        self.require(
+            installed, "tasks", "the package lm-eval to be there: pip install '.[lm-eval]'"
+        )
 
 
 @settings
@@ -220,6 +237,24 @@ class ServingConfig(Settings):
 
 
 @settings
+class EnergyConfig(Settings):
+    """How often the energy of generation is measured, where the machine has a counter of it."""
+
+    place: ClassVar[str] = "energy"
+
+    blocks: int = setting(
+        default=LEAST_TIMED,
+        meaning="blocks of at least a second, each model in turn; 0 measures none, else at least "
+        f"{LEAST_TIMED}",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"0 or at least {LEAST_TIMED}: an interval over fewer means nothing"
+        self.require(self.blocks == 0 or self.blocks >= LEAST_TIMED, "blocks", expected)
+
+
+@settings
 class TrackingConfig(Settings):
     """Weights & Biases: one run a job, kept on disk unless mode=online."""
 
@@ -256,6 +291,7 @@ class MeasureConfig(SeedConfig):
     quality: QualityConfig = field(default_factory=QualityConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
     metrics: dict[str, str] = field(default_factory=METRICS.copy)
     paired: bool = setting(
         default=True,
@@ -268,6 +304,7 @@ class MeasureConfig(SeedConfig):
         for name, kind in (
             ("generation", GenerationConfig), ("quality", QualityConfig), ("speed", SpeedConfig),
             ("serving", ServingConfig),
+            ("energy", EnergyConfig),
         ):  # fmt: skip
             self.require(isinstance(getattr(self, name), kind), name, f"a {kind.__name__}")
         paths = self.metrics if isinstance(self.metrics, dict) else {None: None}

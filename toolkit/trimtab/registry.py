@@ -29,6 +29,7 @@ SECTIONS: dict[str, type] = {
     "search": config.SearchConfig,
     "speed": config.SpeedConfig,
     "serving": config.ServingConfig,
+    "energy": config.EnergyConfig,
     "tracking": config.TrackingConfig,
 }
 

@@ -47,6 +47,8 @@ class TransformersGenerator:
         device, model = _device(self._model), self._model
         prompt, target = (torch.tensor([part], device=device) for part in (context, text))
         first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        if len(text) == 1:  # which nothing is read after
+            return first.logits[0]
         then = model(input_ids=target[:, :-1], past_key_values=first.past_key_values)
         return torch.cat([first.logits[0], then.logits[0]])
 
