@@ -111,7 +111,7 @@ def test_a_sweep_that_was_killed_goes_on_and_not_while_it_runs(command, zygote, 
     assert state(jobs[0]) == first
     given = [json.loads((job / "result.json").read_text())["overrides"] for job in jobs]
     assert [one[-1] for one in given] == ["seed=0", "seed=1", "seed=2"]
-    assert len(list(tmp_path.glob("outputs/wandb/offline-run-*"))) == 2
+    assert len(list(tmp_path.glob("outputs/wandb/offline-run-*"))) == 3  # two jobs, the sweep
 
 
 def test_a_job_of_its_own_is_resumed(command, tmp_path):
