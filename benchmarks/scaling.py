@@ -22,19 +22,18 @@ again.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from arguments import command, positive
+from arguments import positive
 from decode_parts.contenders import calibrated
 from decode_parts.machine import data_file, environment
 from decode_parts.scales import PREFIX, Point, Steps
 from kv_parts.generating import model_config
+from resuming import begun
 from scaling_report import write_report
 from texts import python_docs
 
@@ -125,26 +124,6 @@ def points(part: str, options: argparse.Namespace) -> list[Point]:
     return [Point(context, 1, threads) for threads in sorted({1, every})]
 
 
-def begun(out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a file has already, or the beginning of a new one.
-
-    Raises
-    ------
-    TrimtabError
-        If it was measured with other settings, or on another processor.
-    """
-    settings = {name: getattr(options, name) for name in SHARED}
-    here = environment(options.seed)
-    if not out.exists():
-        return {"command": command(), "settings": settings, "environment": here, "models": {}}
-    content: dict[str, Any] = json.loads(out.read_text("utf-8"))
-    found = {**content["settings"], "cpu": content["environment"]["cpu"]}
-    if found != (asked := {**settings, "cpu": here["cpu"]}):
-        other = ", ".join(f"{name} {found[name]}" for name in asked if found[name] != asked[name])
-        raise TrimtabError(f"--out {out}: measured with {other}; name another file, or remove it")
-    return content
-
-
 @contextmanager
 def prepared(name: str, dtype: DType, options: argparse.Namespace) -> Iterator[Steps]:
     """Have a model, and a copy of it with LaRoSA."""
@@ -170,7 +149,8 @@ def run(options: argparse.Namespace) -> None:
     use_pages(Backing.huge)
     prepare(options.seed, options.threads)
     out = options.out or data_file("scaling")
-    content = begun(out, options)
+    settings = {name: getattr(options, name) for name in SHARED}
+    content = begun(out, settings, options.seed, {"models": {}})
     for name, dtype in options.models:
         done = content["models"].setdefault(f"{name}, {dtype}", {})
         if left := [part for part in options.parts if part not in done]:

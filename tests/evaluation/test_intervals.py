@@ -1,7 +1,65 @@
+"""Estimates with intervals: what they are, and that they hold the truth as often as they say."""
+
 import numpy as np
 import pytest
+from scipy.stats import wilcoxon
 
-from trimtab.evaluation.intervals import rate_difference, ratio
+from tests.evaluation.noise import NOISES, beside_a_process
+from trimtab.evaluation.intervals import half_width, rate_difference, ratio, typical_ratio
+
+JOBS = 500
+
+
+def timed(noise, pairs: int, seed: int, speedup: float = 1.0) -> tuple[list[float], list[float]]:
+    """Return the seconds of a baseline and a candidate, timed with a third in drawn order."""
+    random = np.random.default_rng(seed)
+    factors = random.permuted(noise(3 * pairs, random).reshape(pairs, 3), axis=1)
+    return [*factors[:, 0]], [*(factors[:, 1] / speedup)]
+
+
+def share_that_holds(interval, noise, pairs: int, truth: float = 1.0) -> float:
+    found = [interval(*timed(noise, pairs, seed, truth)) for seed in range(JOBS)]
+    return sum(one["low"] <= truth <= one["high"] for one in found) / JOBS
+
+
+@pytest.mark.parametrize("pairs", [6, 8, 20, 40])
+@pytest.mark.parametrize("noise", NOISES, ids=lambda one: one.__name__)
+def test_a_typical_ratio_holds_the_truth_in_whatever_noise(noise, pairs):
+    assert share_that_holds(typical_ratio, noise, pairs, truth=1.3) >= 0.925
+
+
+def test_a_bootstrap_of_sums_would_not_hold_as_much():
+    def bootstrap(first, second):
+        return ratio(first, second, paired=True, seed=0)
+
+    assert share_that_holds(bootstrap, beside_a_process, 6) < 0.9
+
+
+def test_a_typical_ratio_is_that_of_the_signed_rank_test():
+    first, second = np.random.default_rng(0).lognormal([[0.2], [0.0]], 0.1, (2, 12))
+    found = typical_ratio(first, second)
+    logs = np.log(first / second)
+    inside, outside = 1 + 1e-9, 1 - 1e-9
+    for bound, inwards in (("low", inside), ("high", outside)):
+        for side, rejected in ((inwards, False), (1 / inwards, True)):
+            p = wilcoxon(logs - np.log(found[bound] * side), method="exact").pvalue
+            assert (p <= 0.04) == rejected
+    swapped = typical_ratio(second, first)
+    assert swapped == pytest.approx(
+        {"estimate": 1 / found["estimate"], "low": 1 / found["high"], "high": 1 / found["low"]}
+    )
+    assert half_width(found) == pytest.approx(half_width(swapped))
+
+
+def test_one_disturbed_pair_of_eight_moves_a_typical_ratio_little():
+    calm = [1.0, 1.01, 0.99, 1.02, 0.98, 1.0, 1.01, 0.99]
+    found = typical_ratio([*calm[:-1], 50.0], [1.0] * 8)
+    assert found["estimate"] == pytest.approx(1, abs=0.02)
+
+
+def test_too_few_pairs_have_no_interval():
+    with pytest.raises(ValueError, match="5 pairs: an interval needs at least 6"):
+        typical_ratio([1.0] * 5, [1.0] * 5)
 
 
 def test_a_constant_ratio_has_no_spread():
