@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from trimtab.adaptivocab import AdaptiVocab
     from trimtab.api import apply, calibrate, load, load_model
     from trimtab.artifact import Artifact
-    from trimtab.config import GenerationConfig, MeasureConfig, QualityConfig, SpeedConfig
+    from trimtab.config import (
+        GenerationConfig,
+        MeasureConfig,
+        QualityConfig,
+        ServingConfig,
+        SpeedConfig,
+    )
     from trimtab.corpus import Corpus
     from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
     from trimtab.evaluation.run import measure
@@ -38,6 +44,7 @@ __all__ = [
     "Optimized",
     "QualityConfig",
     "Sampling",
+    "ServingConfig",
     "SpeedConfig",
     "TrimtabError",
     "VAttention",
@@ -66,6 +73,7 @@ _PLACES = {
     "Optimized": "optimized",
     "QualityConfig": "config",
     "Sampling": "generation",
+    "ServingConfig": "config",
     "SpeedConfig": "config",
     "TrimtabError": "errors",
     "VAttention": "vattention",
