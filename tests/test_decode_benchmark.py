@@ -112,13 +112,10 @@ def test_the_floor_of_a_draft_is_that_of_its_steps(monkeypatch, parts):
     class Memory:
         huge_share = 1.0
 
-        def __call__(self) -> None:
-            pass
-
-        def bytes_per_s(self) -> float:
+        def __call__(self) -> float:
             return 1e6
 
-    monkeypatch.setattr(rounds, "Reader", Memory)
+    monkeypatch.setattr(rounds, "Reader", lambda device: Memory())
     one = parts("decode_parts.contenders").Contender("one", lambda ids: made, lambda: 400, 2)
     (row,) = rounds.measure([one], [[1] * 39], 2, 0)["rows"]
     # 400 bytes of weights and, on average, 49.5 tokens of context; 5 steps for 20 tokens.

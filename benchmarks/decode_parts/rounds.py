@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from decode_parts.contenders import Contender
 from decode_parts.continuation import Continuation
-from decode_parts.machine import Reader, pages
+from decode_parts.machine import pages
+from trimtab.evaluation.bandwidth import Reader
 from trimtab.evaluation.intervals import ratio
 from trimtab.progress import track
 
@@ -23,7 +26,7 @@ def measure(
     changes from round to round. Before, every contender continues every prompt once, and counts
     what it reads.
     """
-    count, read = len(contenders), Reader()
+    count, read = len(contenders), Reader(torch.device("cpu"))
     for one in track(contenders, "Warm-up", count):
         with one.recording():
             for prompt in prompts:
@@ -33,7 +36,7 @@ def measure(
     before = {one.name: one.seconds() for one in contenders}
     for number in track(range(rounds), "Rounds", rounds):
         read()  # what the last contender left in the caches is out of the way
-        rates.append(read.bytes_per_s())
+        rates.append(read())
         for place in range(count):
             one = contenders[(number + place) % count]
             found[one.name].append(one.run(prompts[number % len(prompts)]))

@@ -14,7 +14,8 @@ from kv_parts.timing import WARM_UP, interleave
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from decode_parts.machine import READ_BYTES, Reader, pages
+from decode_parts.machine import pages
+from trimtab.evaluation.bandwidth import READ_BYTES, Reader
 from trimtab.evaluation.intervals import ratio
 from trimtab.evaluation.memory import step_bytes, twin
 from trimtab.optimized import Optimized
@@ -55,7 +56,7 @@ class Steps:
         self._sparse = f"larosa {options.sparsity:g}, vattention"
         self._states, self._token = _states(model, prompt[: PREFIX + 1])
         self.pages = pages()  # without those of the reader
-        self._reader = Reader()
+        self._reader = Reader(torch.device("cpu"))
         self.pages["read_huge_share"] = self._reader.huge_share
 
     @torch.inference_mode()

@@ -16,7 +16,7 @@ from trimtab.models.random import byte_tokenizer
 from trimtab.models.sources import DType
 
 QUALITY = {"windows": 2, "window_bytes": 96, "context_bytes": 16, "out_of_domain_windows": 0}
-SPEED = {"warmup": 0, "repeats": 3}
+SPEED = {"warmup": 0, "repeats": 3, "seconds": 0}
 STACKS: list[list[Any]] = [[], [trimtab.VAttention()]]
 SMALL = {"tokens": 256, "window": 64, "probe_tokens": 128}
 

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from trimtab.commands.evaluate import evaluate
 from trimtab.commands.launch import typed
 from trimtab.config import EvaluateConfig
 from trimtab.errors import ArtifactError, ConfigError
+from trimtab.evaluation.intervals import half_width, typical_ratio
 from trimtab.evaluation.result import Result
+from trimtab.evaluation.speed import verdict
 from trimtab.registry import config_folder, register
 from trimtab_kernels.sparse_linear import kernel_name
 
@@ -27,7 +30,7 @@ OVERRIDES = [
     "quality.compression_bytes=48", "quality.out_of_domain_windows=2",
     "quality.marginal_likelihood_windows=2", "quality.marginal_likelihood_samples=4",
     "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
-    "serving.requests=[]",
+    "speed.seconds=0", "serving.requests=[]", "energy.blocks=0",
 ]  # fmt: skip
 
 ADAPTIVOCAB = {
@@ -171,6 +174,8 @@ def test_every_missing_figure_has_a_reason_and_every_reason_a_missing_figure(
     elif paired == "false":
         assert "quality.kl_bits_per_token" in missing
     assert result["speed"]["paired"] == (paired == "true")
+    unpaired = [text for text in result["warnings"] if text.startswith("paired=false")]
+    assert len(unpaired) == (paired == "false")
 
 
 @pytest.mark.parametrize(
@@ -236,18 +241,27 @@ def test_every_field_is_documented_and_every_documented_field_is_there(result, f
     assert documented - {"overrides"} <= fields | sections  # which are those of a command line
 
 
-def test_the_speedup_is_the_ratio_of_the_samples_it_keeps(result):
+def test_the_figures_of_speed_are_those_of_the_samples_they_keep(result):
     timings = result["samples"]["timings"]
-    assert len(timings) == 2 * 3 * 2  # models, repeats, prompts; the warm-up is not among them
+    assert len(timings) == 3 * 3 * 2  # models, repeats, prompts; the warm-up is not among them
+    assert len(result["samples"]["read_bytes_per_s"]) == len(timings)
     total = {
-        model: sum(row["total"] for row in timings if row["model"] == model)
-        for model in ("baseline", "candidate")
+        model: [row["total"] for row in timings if row["model"] == model]
+        for model in ("baseline", "candidate", "control")
     }
-    speedup = result["speed"]["speedup"]
-    assert speedup["estimate"] == pytest.approx(total["baseline"] / total["candidate"])
-    per_byte = result["speed"]["ms_per_byte"]
-    assert speedup["estimate"] == pytest.approx(per_byte["baseline"] / per_byte["candidate"])
-    assert speedup["low"] <= speedup["estimate"] <= speedup["high"]
+    speed = result["speed"]
+    for name, model in {"speedup": "candidate", "control": "control"}.items():
+        assert speed[name] == typical_ratio(total["baseline"], total[model])
+    assert speed["verdict"] == verdict(speed["speedup"], speed["control"])
+    assert speed["rounds"] == {
+        "done": 3,
+        "stopped_by": "precision" if half_width(speed["speedup"]) <= 0.03 else "time",
+        "half_width": half_width(speed["speedup"]),
+    }
+    sizes = [row["size"] for row in timings[:2]]
+    for model, found in speed["ms_per_byte"].items():
+        seconds = [median(total[model][prompt::2]) for prompt in range(2)]
+        assert found == pytest.approx(1e3 * sum(seconds) / sum(sizes))
 
 
 def test_the_quality_figures_are_those_of_the_samples(result):

@@ -11,13 +11,12 @@ import pytest
 from tests.evaluation.test_result import configured
 from tests.evaluation.vocabulary import node
 from trimtab.commands.evaluate import evaluate
+from trimtab.config import METRICS
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.evaluation import serving
 from trimtab.evaluation.schema import json_schema
 
-ALL = ["likelihood", "out_of_domain", "compression", "tokenizations", "greedy", "latency",
-       "tokens", "kv", "memory"]  # fmt: skip
-ONLY = [f"~metrics.{name}" for name in ALL]
+ONLY = [f"~metrics.{name}" for name in METRICS if name != "serving"]
 VATTENTION = {"vattention": {"_target_": "trimtab.vattention.VAttention", "page_group": 4096}}
 SERVERS = ["candidate", "padded", "static", "continuous"]
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trimtab.api import apply, calibrate, load, load_model
     from trimtab.artifact import Artifact
     from trimtab.config import (
+        EnergyConfig,
         GenerationConfig,
         MeasureConfig,
         QualityConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Corpus",
+    "EnergyConfig",
     "Engine",
     "GenerationConfig",
     "LaRoSA",
@@ -65,6 +67,7 @@ _PLACES = {
     "Completion": "generation",
     "ConfigError": "errors",
     "Corpus": "corpus",
+    "EnergyConfig": "config",
     "Engine": "generation",
     "GenerationConfig": "config",
     "LaRoSA": "larosa",

@@ -20,6 +20,7 @@ from types import NoneType
 from typing import (
     Any,
     ClassVar,
+    TypeGuard,
     TypeVar,
     cast,
     dataclass_transform,
@@ -132,12 +133,21 @@ class Settings:
             if value not in list(kind):
                 self.require(False, one.name, _range(one, hint))
             return kind(value)
-        if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
+        if is_whole(value) if kind is int else _is_real(value):
             with suppress(OverflowError):  # a number that no float can be is out of any range
                 value = {int: int, float: float}.get(kind, lambda same: same)(value)  # NumPy's, too
         if kind in KIND and (type(value) is not kind or (kind is str and not value.strip())):
             self.require(False, one.name, ("null or " if optional else "") + KIND[kind])
         return value
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number, one of NumPy's included; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def path_of(value: str) -> Path:

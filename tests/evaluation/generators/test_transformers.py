@@ -27,6 +27,14 @@ def test_teacher_forcing_feeds_the_model_exactly_the_given_text(name):
     assert (timing.prompt_size, timing.size) == (16, 17)
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_text_is_scored_after_its_context(tiny_llama, size):
+    model, ids = tiny_llama.model, tiny_llama.tokenizer(PROMPT.text)["input_ids"]
+    context, text = ids[:-size], ids[-size:]
+    found = TransformersGenerator(model, tiny_llama.tokenizer).logits(context, text)
+    torch.testing.assert_close(found, model(torch.tensor([ids])).logits[0, -size - 1 : -1])
+
+
 def test_the_times_of_a_teacher_forced_text_add_up(tiny_llama):
     generator = TransformersGenerator(tiny_llama.model, tiny_llama.tokenizer)
     timing = generator.teacher_forced(PROMPT)

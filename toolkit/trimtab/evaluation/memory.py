@@ -1,11 +1,9 @@
-"""Bytes in memory and bytes per second: what bounds the speed of a decode step."""
+"""Bytes in memory: of models, of what a decode step reads, and what is free."""
 
 from __future__ import annotations
 
 import copy
-import time
 from pathlib import Path
-from statistics import median
 from typing import cast
 
 import torch
@@ -13,9 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import ConfigError
-
-COPY_BYTES = 2**28
-COPIES = 7
 
 
 def parameter_bytes(model: PreTrainedModel) -> int:
@@ -31,20 +26,6 @@ def step_bytes(model: PreTrainedModel) -> int:
     embedding = cast(Tensor, model.get_input_embeddings().weight)
     untied = model.get_output_embeddings().weight is not embedding
     return parameter_bytes(model) - (embedding.nbytes - embedding[0].nbytes if untied else 0)
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Return the measured bytes per second of a large copy, bytes read and written counted."""
-    source = torch.ones(COPY_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(COPIES):
-        _synchronize(device)
-        started = time.perf_counter()
-        target.copy_(source)
-        _synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return 2 * COPY_BYTES / median(seconds)
 
 
 def copied(model: PreTrainedModel) -> PreTrainedModel:
@@ -91,8 +72,3 @@ def _free_bytes(device: torch.device) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/meminfo does not say how much memory is available")
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

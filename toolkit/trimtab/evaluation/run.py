@@ -216,8 +216,8 @@ def _measure(
 def _environment(result: Result, seed: int) -> None:
     """Write where it was measured; what the machine does not have is None, with a reason."""
     environment = describe_environment(seed)
-    result.put("environment", environment)
     for name, value in environment.items():
+        result.put(f"environment.{name}", value)
         if value is None:
             result.missing(f"environment.{name}", ABSENT[name])
     for name, value in environment["packages"].items():

@@ -11,6 +11,19 @@ from trimtab.evaluation.metrics import metrics_of
 
 SCHEMA = 4
 
+ENVIRONMENT: dict[str, Any] = {
+    "cpu": str,
+    "cores": int,
+    "threads": int,
+    "memory_bytes": int,
+    "gpu": str,
+    "driver": str,
+    "cuda": str,
+    "system": str,
+    "packages": dict[str, str | None],
+    "commit": str,
+    "seed": int,
+}
 HEAD: dict[str, Any] = {
     "schema": int,
     "status": str,
@@ -28,7 +41,7 @@ HEAD: dict[str, Any] = {
     "kernel": str,
     "device": str,
     "sparsity": dict[str, Any],
-    "environment": dict[str, Any],
+    **{f"environment.{name}": kind for name, kind in ENVIRONMENT.items()},
     "warnings": list[str],
     "reasons": dict[str, str],
 }
@@ -64,7 +77,7 @@ def _model(name: str, fields: dict[str, Any]) -> type[BaseModel]:
     if both := own.keys() & sections.keys():
         raise ValueError(f"{', '.join(sorted(both))}: a field and a section at once")
     kinds = own | {section: _model(section, rest) for section, rest in sections.items()}
-    never_null = kinds.keys() & {"schema", "status", "label", "methods", "reasons"}
+    never_null = kinds.keys() & {"schema", "status", "label", "methods", "warnings", "reasons"}
     # By an alias, as a model has attributes of its own, `schema` among them.
     found: dict[str, Any] = {
         f"field_{field}": (kind if field in never_null else kind | None, Field(alias=field))

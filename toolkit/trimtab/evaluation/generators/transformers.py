@@ -47,13 +47,16 @@ class TransformersGenerator:
         device, model = _device(self._model), self._model
         prompt, target = (torch.tensor([part], device=device) for part in (context, text))
         first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        if len(text) == 1:  # which nothing is read after
+            return first.logits[0]
         then = model(input_ids=target[:, :-1], past_key_values=first.past_key_values)
         return torch.cat([first.logits[0], then.logits[0]])
 
     def greedy(self, prompt: Prompt, new_tokens: int) -> str:
         """See `Generator.greedy`."""
-        output = _generate(self._model, self._tokenizer, prompt, new_tokens)
-        generated = output.sequences[0, len(prompt_ids(self._tokenizer, prompt)) :]
+        ids = prompt_ids(self._tokenizer, prompt)
+        output = _generate(self._model, self._tokenizer, ids, new_tokens)
+        generated = output.sequences[0, len(ids) :]
         text = self._output_tokenizer.decode(generated, skip_special_tokens=True)
         assert isinstance(text, str)
         return text
@@ -61,14 +64,14 @@ class TransformersGenerator:
     def teacher_forced(self, prompt: Prompt) -> Timing:
         """See `Generator.teacher_forced`."""
         continuation = encode(self._output_tokenizer, prompt.continuation)
-        prompt_tokens = len(prompt_ids(self._tokenizer, prompt))
-        forced = ForcedContinuations(prompt_tokens, [continuation], _device(self._model))
+        ids = prompt_ids(self._tokenizer, prompt)
+        forced = ForcedContinuations(len(ids), [continuation], _device(self._model))
         clock = Clock()
         started = time.perf_counter()
         output = _generate(
             self._model,
             self._tokenizer,
-            prompt,
+            ids,
             len(continuation),
             streamer=clock,
             logits_processor=LogitsProcessorList([forced]),
@@ -81,7 +84,7 @@ class TransformersGenerator:
             gaps=[after - before for before, after in pairwise(moments)],
             step_tokens=clock.tokens[1:],
             total=total,
-            prompt_tokens=prompt_tokens,
+            prompt_tokens=len(ids),
             new_tokens=len(continuation),
             prompt_size=len(prompt.text.encode()),
             size=len(prompt.continuation.encode()),
@@ -105,8 +108,10 @@ def transformers_cache(
         vars(model).pop("_previous_max_cache_length", None)
         options = {"cache_implementation": "static", "disable_compile": True}
 
+    ids = prompt_ids(tokenizer, prompt)
+
     def make() -> Any:
-        return _generate(model, tokenizer, prompt, new_tokens, **options).past_key_values
+        return _generate(model, tokenizer, ids, new_tokens, **options).past_key_values
 
     return cache_memory(make, _device(model))
 
@@ -115,11 +120,11 @@ def transformers_cache(
 def _generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
+    prompt: Sequence[int],
     new_tokens: int,
     **options: Any,
 ) -> Any:
-    ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=_device(model))
+    ids = torch.tensor([prompt], device=_device(model))
     generate: Any = model.generate
     with plain_generation(model, tokenizer):
         return generate(

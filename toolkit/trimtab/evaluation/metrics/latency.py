@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from statistics import median
 from typing import Any, ClassVar
 
 import numpy as np
 
 from trimtab.evaluation.contenders import Contender
-from trimtab.evaluation.intervals import Estimate, ratio
+from trimtab.evaluation.intervals import Estimate, half_width
 from trimtab.evaluation.job import Job
-from trimtab.evaluation.memory import copy_bandwidth, step_bytes
+from trimtab.evaluation.load import Load
+from trimtab.evaluation.memory import step_bytes
 from trimtab.evaluation.metrics.greedy import Greedy
-from trimtab.evaluation.metrics.metric import Both, Metric, Rows, in_turn, names
+from trimtab.evaluation.metrics.metric import Both, Metric, Rows
+from trimtab.evaluation.reach import unseen
 from trimtab.evaluation.result import Result
+from trimtab.evaluation.rounds import Rounds, Timed
+from trimtab.evaluation.speed import Verdict, outliers, per_text, verdict
 from trimtab.evaluation.timing import Timing
-from trimtab.progress import track
 
+UNPAIRED = (
+    "paired=false: the models were timed one after the other, and what changed on the machine "
+    "in between is part of the speedup"
+)
+OVER_THE_TOP = (
+    "speed.roofline_share is over 1: weights stay in the processor's caches, or a large sum does "
+    "not read as fast as the machine can"
+)
 ONE_STEP = "a text came in a single step: raise generation.new_tokens"
 DECODING: dict[str, Any] = {
     "speed.ms_per_token": dict[str, Both[float]],
@@ -35,7 +46,7 @@ class Latency(Metric):
     Attributes
     ----------
     timings : dict of str to list of Timing
-        By contender: repeats in order, prompts within.
+        By contender: rounds in order, prompts within.
     """
 
     generates = True
@@ -47,32 +58,31 @@ class Latency(Metric):
         "speed.texts_per_s": Both[float],
         "speed.ms_per_byte": Both[float],
         "speed.speedup": Estimate,
+        "speed.control": Estimate,
+        "speed.verdict": Verdict,
+        "speed.rounds": Timed,
+        "speed.outliers": Both[int],
         "speed.prefill_speedup": Estimate,
-        "speed.copy_bytes_per_s": float,
+        "speed.read_bytes_per_s": float,
         "speed.step_bytes": Both[int],
         **DECODING,
         "engine": dict[str, Any],
+        "environment.load": Load,
         "samples.timings": Rows,
+        "samples.read_bytes_per_s": list[float],
     }
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self._prompts = job.metric(Greedy).prompts
-        self.timings: dict[str, list[Timing]] = {"baseline": [], "candidate": []}
+        self._rounds = Rounds(self._prompts, job.settings.speed, job.settings.seed)
+        self.timings = {name: self._rounds.timings[name] for name in ("baseline", "candidate")}
         self._step_bytes: dict[str, int] = {}
         self._engine: dict[str, Any] | None = None
-        self._bandwidth = 0.0
 
     def measure(self, contenders: Sequence[Contender]) -> None:
         """See `Metric.measure`."""
-        speed = self.job.settings.speed
-        rounds = range(speed.warmup + speed.repeats)
-        turns = list(itertools.product(rounds, enumerate(self._prompts)))
-        for number, (index, prompt) in track(turns, f"Timing: {names(contenders)}", len(turns)):
-            for one in in_turn(number + index, contenders):
-                timing = one.generator.teacher_forced(prompt)
-                if number >= speed.warmup:
-                    self.timings[one.name].append(timing)
+        self._rounds.run(contenders)
         for one in contenders:
             read = step_bytes(one.model) + one.stack.extra_step_bytes()
             if one.engine is not None:
@@ -80,72 +90,84 @@ class Latency(Metric):
                 counts = asdict(one.engine.stats)
                 self._engine = {"decode_step": one.engine.decode_step, **counts}
             self._step_bytes[one.name] = read
-        self._bandwidth = copy_bandwidth(contenders[0].model.device)
 
     def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:
         """See `Metric.summarise`."""
-        first, second = self.timings["baseline"], self.timings["candidate"]
-
-        def figure(value: Callable[[list[Timing]], float]) -> Both[float]:
-            return {"baseline": value(first), "candidate": value(second)}
-
-        def speedup(seconds: Callable[[Timing], float]) -> Estimate:
-            # Both produce the same bytes, so a ratio of times is one of times per byte.
-            taken = [[seconds(timing) for timing in timings] for timings in (first, second)]
-            return ratio(*taken, paired=self.job.paired, seed=self.job.settings.seed)
-
+        rounds = self._rounds
+        first, whole = attrgetter("first"), attrgetter("total")
+        speedup, control = rounds.speedup(whole), rounds.speedup(whole, of="control")
         figures = {
             "paired": self.job.paired,
-            "ttft_ms": figure(lambda own: 1e3 * median(timing.first for timing in own)),
-            "prefill_tokens_per_s": figure(
-                lambda own: total(own, "prompt_tokens") / total(own, "first")
+            "ttft_ms": self._figure(lambda own: 1e3 * median(map(first, own))),
+            "prefill_tokens_per_s": self._rate(
+                lambda one: one.prompt_tokens, lambda one: one.first
             ),
-            "texts_per_s": figure(lambda own: len(own) / total(own, "total")),
-            "ms_per_byte": figure(lambda own: 1e3 * total(own, "total") / total(own, "size")),
-            "speedup": speedup(lambda timing: timing.total),
-            "prefill_speedup": speedup(lambda timing: timing.first),
-            "copy_bytes_per_s": self._bandwidth,
+            "texts_per_s": self._rate(lambda one: 1, whole),
+            "ms_per_byte": self._rate(lambda one: 1e3 * one.total, lambda one: one.size),
+            "speedup": speedup,
+            "control": control,
+            "verdict": verdict(speedup, control),
+            "rounds": {
+                "done": rounds.done,
+                "stopped_by": rounds.stopped_by,
+                "half_width": half_width(speedup),
+            },
+            "outliers": self._figure(lambda own: outliers(own, len(self._prompts))),
+            "prefill_speedup": rounds.speedup(first),
+            "read_bytes_per_s": median(rounds.read),
             "step_bytes": self._step_bytes,
         }
         for name, value in figures.items():
             result.put(f"speed.{name}", value)
-        if all(timing.gaps for timing in first + second):
-            self._decoding(result, figure, speedup)
+        if all(timing.gaps for own in self.timings.values() for timing in own):
+            self._decoding(result)
         else:
             for name in DECODING:
                 result.missing(name, ONE_STEP)
         self._summarise_engine(result)
+        self._summarise_machine(result)
+        texts = [(one.prompt_tokens, one.new_tokens) for one in self.timings["candidate"]]
+        stock = self.timings["baseline"]
+        decoding = sum(joined(stock, "gaps")) / total(stock, "total")
+        for text in unseen("latency", "generation", candidate, texts, decoding):
+            result.warn(text)
         rows = [
             {"model": name, "prompt": index % len(self._prompts), **asdict(timing)}
-            for name, timings in self.timings.items()
+            for name, timings in rounds.timings.items()
             for index, timing in enumerate(timings)
         ]
         result.put("samples.timings", rows)
+        result.put("samples.read_bytes_per_s", rounds.read)
 
-    def _decoding(
-        self,
-        result: Result,
-        figure: Callable[[Callable[[list[Timing]], float]], Both[float]],
-        speedup: Callable[[Callable[[Timing], float]], Estimate],
-    ) -> None:
-        def percentile(point: int) -> Both[float]:
-            return figure(lambda own: 1e3 * float(np.percentile(joined(own, "token_times"), point)))
-
-        def rate(own: list[Timing]) -> float:
-            return len(joined(own, "token_times")) / sum(joined(own, "gaps"))
-
-        steps = figure(lambda own: median(joined(own, "gaps")))
-        shares = {
-            name: self._step_bytes[name] / seconds / self._bandwidth
-            for name, seconds in (
-                ("baseline", steps["baseline"]),
-                ("candidate", steps["candidate"]),
-            )
+    def _figure(self, value: Callable[[list[Timing]], Any]) -> Both[Any]:
+        return {
+            "baseline": value(self.timings["baseline"]),
+            "candidate": value(self.timings["candidate"]),
         }
+
+    def _rate(self, count: Callable[[Timing], float], of: Callable[[Timing], float]) -> Both[float]:
+        """Return a ratio of what a generation typically takes, of both contenders."""
+        prompts = len(self._prompts)
+        return self._figure(lambda own: per_text(own, prompts, count) / per_text(own, prompts, of))
+
+    def _decoding(self, result: Result) -> None:
+        def percentile(point: int) -> Both[float]:
+            return self._figure(
+                lambda own: 1e3 * float(np.percentile(joined(own, "token_times"), point))
+            )
+
         result.put("speed.ms_per_token", {f"p{point}": percentile(point) for point in (50, 90, 99)})
-        result.put("speed.decode_tokens_per_s", figure(rate))
-        result.put("speed.decode_speedup", speedup(lambda timing: sum(timing.gaps)))
+        later = self._rate(lambda one: len(one.token_times), lambda one: sum(one.gaps))
+        result.put("speed.decode_tokens_per_s", later)
+        result.put("speed.decode_speedup", self._rounds.speedup(lambda one: sum(one.gaps)))
+        read = median(self._rounds.read)
+        shares = {
+            name: self._step_bytes[name] / median(joined(own, "gaps")) / read
+            for name, own in self.timings.items()
+        }
         result.put("speed.roofline_share", shares)
+        if max(shares.values()) > 1:
+            result.warn(OVER_THE_TOP)
 
     def _summarise_engine(self, result: Result) -> None:
         result.put("engine", self._engine)
@@ -154,6 +176,14 @@ class Latency(Metric):
             result.missing("engine", f"transformers generated: {reason}")
         elif self._engine["step_costs"] is None:
             result.missing("engine.step_costs", "no method of the stack drafts")
+
+    def _summarise_machine(self, result: Result) -> None:
+        load = self._rounds.load.load
+        result.put("environment.load", load)
+        if load["busy"]:
+            result.warn(f"the machine was busy: {load['reason']}")
+        if not self.job.paired:
+            result.warn(UNPAIRED)
 
 
 def total(timings: Sequence[Timing], name: str) -> float:

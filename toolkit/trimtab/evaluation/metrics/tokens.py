@@ -23,7 +23,7 @@ class Count(TypedDict):
 
 
 class Tokens(Metric):
-    """Tokens and forward passes of the timed generations."""
+    """Tokens and forward passes of the rounds of timed generations that every job has."""
 
     needs = (Latency,)
     fields: ClassVar[dict[str, Any]] = {
@@ -38,7 +38,9 @@ class Tokens(Metric):
 
     def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:
         """See `Metric.summarise`."""
-        timings = self.job.metric(Latency).timings
+        settings, latency = self.job.settings, self.job.metric(Latency)
+        least = settings.speed.repeats * settings.generation.prompts
+        timings = {name: own[:least] for name, own in latency.timings.items()}
 
         def count(number: Callable[[Timing], int]) -> Count:
             first, second = (sum(map(number, timings[name])) for name in ("baseline", "candidate"))
