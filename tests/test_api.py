@@ -26,7 +26,10 @@ FAST = trimtab.MeasureConfig(
     ),
     generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
     speed=trimtab.SpeedConfig(repeats=3, warmup=0, seconds=0),
+    serving=trimtab.ServingConfig(requests=[2], prompt_bytes=[16, 48], new_tokens=[2, 4]),
 )
+
+FAST_SECTIONS = ("quality", "generation", "speed", "serving")
 
 
 def built() -> LlamaForCausalLM:
@@ -251,7 +254,7 @@ def test_an_artifact_serves_the_settings_and_the_tokenizer_it_was_made_for(
 def test_measuring_leaves_the_model_optimized_and_then_as_it_was(tokenizer, larosa, paired):
     model = built()
     before = state(model)
-    settings = {name: getattr(FAST, name) for name in ("quality", "generation", "speed")}
+    settings = {name: getattr(FAST, name) for name in FAST_SECTIONS}
     config = trimtab.MeasureConfig(paired=paired, **settings)
     with trimtab.apply(model, tokenizer, [larosa, trimtab.VAttention()]) as optimized:
         (first,) = optimized.generate(["word1"], max_new_tokens=8)

@@ -17,7 +17,7 @@ from trimtab.registry import config_folder
 FAST = [
     "quality.windows=2", "quality.window_bytes=128", "quality.context_bytes=16",
     "generation.prompts=2", "generation.prompt_bytes=32", "generation.new_tokens=4",
-    "speed.repeats=3", "speed.seconds=0",
+    "speed.repeats=3", "speed.seconds=0", "serving.requests=[]",
 ]  # fmt: skip
 METHOD = ["methods.larosa.tokens=512", "methods.larosa.window=64"]
 

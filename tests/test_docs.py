@@ -35,7 +35,7 @@ TINY = ["model=random", "model.config=tiny-llama", "tracking.mode=disabled", "th
 FAST = [
     "quality.windows=2", "quality.window_bytes=128", "quality.context_bytes=16",
     "generation.prompts=2", "generation.prompt_bytes=32", "generation.new_tokens=4",
-    "speed.repeats=3", "speed.seconds=0", "corpus.max_documents=20",
+    "speed.repeats=3", "speed.seconds=0", "serving.requests=[]", "corpus.max_documents=20",
 ]  # fmt: skip
 
 

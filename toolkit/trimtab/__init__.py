@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         GenerationConfig,
         MeasureConfig,
         QualityConfig,
+        ServingConfig,
         SpeedConfig,
     )
     from trimtab.corpus import Corpus
@@ -45,6 +46,7 @@ __all__ = [
     "Optimized",
     "QualityConfig",
     "Sampling",
+    "ServingConfig",
     "SpeedConfig",
     "TrimtabError",
     "VAttention",
@@ -74,6 +76,7 @@ _PLACES = {
     "Optimized": "optimized",
     "QualityConfig": "config",
     "Sampling": "generation",
+    "ServingConfig": "config",
     "SpeedConfig": "config",
     "TrimtabError": "errors",
     "VAttention": "vattention",

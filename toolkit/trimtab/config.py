@@ -196,13 +196,13 @@ class ServingConfig(Settings):
         at_least=1,
     )
     prompt_bytes: list[int] = setting(
-        default=[64, 768],
+        default=[32, 512],
         meaning="the shortest and the longest prompt; lengths are spread evenly over its logarithm",
         at_least=4,
         unit="bytes",
     )
     new_tokens: list[int] = setting(
-        default=[8, 24],
+        default=[8, 16],
         meaning="the shortest and the longest text that follows, in the unmodified model's tokens; "
         "spread likewise",
         at_least=2,
@@ -220,13 +220,7 @@ class ServingConfig(Settings):
         at_least=1,
         unit="bytes",
     )
-    repeats: int = setting(default=3, meaning="the most timed rounds", at_least=2)
-    seconds: float = setting(
-        default=20,
-        meaning="no round begins later than so many seconds after the first, once two are done",
-        at_least=0,
-        unit="seconds",
-    )
+    repeats: int = setting(default=3, meaning="timed rounds of all servers", at_least=2)
 
     def __post_init__(self) -> None:
         super().__post_init__()

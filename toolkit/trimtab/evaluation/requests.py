@@ -39,10 +39,19 @@ def spread(config: ServingConfig, count: int, seed: int) -> list[Length]:
     middle.
     """
     drawn = random.Random(seed)
-    prompts, news = (_evenly(bounds, count) for bounds in (config.prompt_bytes, config.new_tokens))
+    prompts, news = (
+        log_spaced(bounds, count) for bounds in (config.prompt_bytes, config.new_tokens)
+    )
     drawn.shuffle(prompts)
     drawn.shuffle(news)
     return [Length(new, prompt_bytes=size) for size, new in zip(prompts, news, strict=True)]
+
+
+def log_spaced(bounds: Sequence[int], count: int) -> list[int]:
+    """Return `count` numbers from the first bound to the second, evenly in their logarithms."""
+    low, high = bounds
+    shares = [place / (count - 1) for place in range(count)] if count > 1 else [0.5]
+    return [round(low * math.exp(math.log(high / low) * share)) for share in shares]
 
 
 def requests(
@@ -76,12 +85,6 @@ def requests(
                 "serving.prompt_bytes or new_tokens, or use longer documents"
             )
     return found
-
-
-def _evenly(bounds: Sequence[int], count: int) -> list[int]:
-    low, high = bounds
-    shares = [place / (count - 1) for place in range(count)] if count > 1 else [0.5]
-    return [round(low * math.exp(math.log(high / low) * share)) for share in shares]
 
 
 def _cut(text: str, tokenizer: PreTrainedTokenizerBase, length: Length) -> tuple[str, str] | None:

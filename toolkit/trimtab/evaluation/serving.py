@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.config import ServingConfig
 from trimtab.corpus import encode
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.cache_memory import CacheKind
@@ -24,7 +22,6 @@ from trimtab.evaluation.pages import Pages
 from trimtab.evaluation.workload import Prompt
 from trimtab.models.facts import CacheShape
 
-LEAST_ROUNDS = 2
 OWN_TEXT = "its texts are its own greedy ones: it cannot be made to produce a given text"
 
 
@@ -92,15 +89,12 @@ class Entrant:
             self.answers.clear()
 
 
-def answer_in_turn(entrants: Sequence[Entrant], config: ServingConfig) -> Iterator[int]:
+def answer_in_turn(entrants: Sequence[Entrant], repeats: int) -> Iterator[int]:
     """Have entrants answer in rounds, and yield the number of each; the order rotates."""
     with ExitStack() as running:
         for one in entrants:
             one.prepare(running)
-        started = time.perf_counter()
-        for number in range(config.repeats):
-            if number >= LEAST_ROUNDS and time.perf_counter() - started > config.seconds:
-                return
+        for number in range(repeats):
             for place in range(len(entrants)):
                 one = entrants[(number + place) % len(entrants)]
                 if one.failure is None:

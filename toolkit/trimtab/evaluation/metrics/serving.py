@@ -11,7 +11,7 @@ import numpy as np
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.evaluation.cache_memory import PAGEMAP
 from trimtab.evaluation.contenders import Contender
-from trimtab.evaluation.intervals import Estimate, ratio
+from trimtab.evaluation.intervals import Estimate, mean_ratio
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows
 from trimtab.evaluation.reach import unseen
@@ -24,7 +24,7 @@ from trimtab.progress import track
 
 RATES = ("requests_per_s", "texts_per_s", "tokens_per_s", "bytes_per_s")
 MEASURED = (
-    *RATES, "ttft_p50_ms", "ttft_p99_ms", "at_once", "preempted", "kv_committed_bytes",
+    *RATES, "ttft_p50_ms", "ttft_p99_ms", "at_once", "preempted", "refused", "kv_committed_bytes",
     "kv_wasted_bytes", "kv_measured_bytes",
 )  # fmt: skip
 
@@ -87,8 +87,9 @@ class Serving(Metric):
                     for entrant in entrants_of(one, prompts, self._budget or 0)
                 ]
                 self.entrants.setdefault(count, {}).update({one.name: one for one in entrants})
-                rounds = answer_in_turn(entrants, self._config)
-                for _ in track(rounds, f"Serving {count} requests", self._config.repeats):
+                repeats = self._config.repeats
+                rounds = answer_in_turn(entrants, repeats)
+                for _ in track(rounds, f"Serving {count} requests", repeats):
                     pass
         except TrimtabError as error:  # the model has no such cache, or the device no such memory
             self._prompts, self._unmeasured = {}, str(error)
@@ -123,7 +124,7 @@ class Serving(Metric):
                 result.missing(name, f"{one.name} had no room for {one.refused} of the requests")
                 return
         taken = [[answer.seconds for answer in one.answers] for one in (theirs, ours)]
-        result.put(name, ratio(*taken, paired=self.job.paired, seed=self.job.settings.seed))
+        result.put(name, mean_ratio(*taken, paired=self.job.paired))
 
     def _requests(self) -> Rows:
         rows: Rows = []
@@ -153,9 +154,9 @@ class Serving(Metric):
 def _row(count: int, one: Entrant, size: int) -> dict[str, Any]:
     """Return what a server did with so many requests, whose texts have `size` bytes in all."""
     row: dict[str, Any] = {"requests": count, "server": one.name, "rounds": len(one.answers)}
+    row |= dict.fromkeys(MEASURED)
     if one.failure is not None:
-        empty = dict.fromkeys((*MEASURED, "refused"))
-        return row | empty | {"reason": one.failure}
+        return row | {"reason": one.failure}
     seconds = sum(answer.seconds for answer in one.answers)
     first = 1e3 * np.array([answer.first for answer in one.answers])
     answered = count - one.refused
