@@ -30,6 +30,7 @@ SIZES = "expected sizes of at least 1, as in"
             "nothing to measure; expected a budget",
         ),
         ("vocabulary.py --test-tokens 1023", "--test-tokens 1023: expected at least 1024"),
+        ("control.py --seconds 0", "--seconds: 0: expected a number above 0"),
         ("decode.py --dtypes float32,int8", "--dtypes: float32,int8: expected some of float32,bfl"),
         ("decode.py --repeats 1", "--repeats 1: expected at least 2, for an interval"),
         ("scaling.py --parts rows,batch", "--parts: rows,batch: expected some of context,rows,thr"),

@@ -163,6 +163,6 @@ def test_a_table_takes_its_place_in_a_file(parts, tmp_path: Path):
         insert(file, "y", "")
 
 
-@pytest.mark.parametrize("place", ["decode", "scaling"])
+@pytest.mark.parametrize("place", ["decode", "scaling", "control"])
 def test_the_results_have_a_place_for_every_table(place):
     assert (BENCHMARKS / "RESULTS.md").read_text("utf-8").count(f"<!-- {place} -->\n") == 1

@@ -264,6 +264,16 @@ def test_the_figures_of_speed_are_those_of_the_samples_they_keep(result):
         assert found == pytest.approx(1e3 * sum(seconds) / sum(sizes))
 
 
+def test_a_busy_machine_and_a_roofline_that_is_too_low_are_told(folder, monkeypatch):
+    monkeypatch.setattr("trimtab.evaluation.load.BUSY", -1.0)
+    monkeypatch.setattr("trimtab.evaluation.rounds.Reader", lambda *_: lambda: 1.0)
+    result = run(folder, "model=random", "model.config=tiny-llama")
+    busy, over = result["warnings"][-1], result["warnings"][0]
+    assert busy == f"the machine was busy: {result['environment']['load']['reason']}"
+    assert over.startswith("speed.roofline_share is over 1: ")
+    assert result["speed"]["roofline_share"]["baseline"] > 1
+
+
 def test_the_quality_figures_are_those_of_the_samples(result):
     windows = result["samples"]["windows"]
     for model in ("baseline", "candidate"):

@@ -137,4 +137,4 @@ def test_stopping_when_the_interval_is_narrow_leaves_it_true(time_rounds, noise)
         found = time_rounds(machine, *BOTH, seed=seed, warmup=0, repeats=3, more_repeats=18)
         interval = found.speedup(lambda one: one.total)
         held += interval["low"] <= 1 <= interval["high"]
-    assert held >= 0.93 * jobs
+    assert held >= 0.9 * jobs
