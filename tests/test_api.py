@@ -12,7 +12,6 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 import trimtab
 from tests.conftest import tiny
 from trimtab.evaluation.generators import TransformersGenerator
-from trimtab.evaluation.schema import SCHEMA
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation.transformers import set_aside
 from trimtab.models.random import byte_tokenizer
