@@ -35,6 +35,7 @@ class Energy(Metric):
     """Joules per 1 000 bytes of text, over blocks of teacher-forced generations."""
 
     generates = True
+    times = True
     needs = (Greedy,)
     columns = (Column("J per 1000 bytes", "energy.joules_per_1000_bytes.candidate", ".2f"),)
     fields: ClassVar[dict[str, Any]] = {"energy": Section, "samples.energy": Rows}

@@ -51,6 +51,7 @@ class Latency(Metric):
     """
 
     generates = True
+    times = True
     needs = (Greedy,)  # which counts what a step reads
     columns = (
         Column("first token, ms", "speed.ttft_ms.candidate", ".1f", "time to it: median"),

@@ -45,6 +45,8 @@ class Metric:
     generates : bool
         Whether it is measured within `Contender.generating`, an engine at work where the stack
         needs one; else the models are free for other uses.
+    times : bool
+        Whether it measures time or energy: no other process of the user does meanwhile.
     """
 
     fields: ClassVar[Mapping[str, Any]] = {}
@@ -52,6 +54,7 @@ class Metric:
     needs: ClassVar[tuple[type[Metric], ...]] = ()
     reads_weights: ClassVar[bool] = False
     generates: ClassVar[bool] = False
+    times: ClassVar[bool] = False
 
     def __init__(self, job: Job) -> None:
         self.job = job

@@ -39,6 +39,7 @@ class Serving(Metric):
         By number of requests and name.
     """
 
+    times = True
     columns = (
         Column(
             "serving speedup",
