@@ -262,7 +262,7 @@ def test_measuring_leaves_the_model_optimized_and_then_as_it_was(tokenizer, laro
         (second,) = optimized.generate(["word1"], max_new_tokens=8)
         assert first.tokens == second.tokens
     assert same(before, state(model))
-    assert result["schema"] == 3
+    assert result["schema"] == 4
     assert (result["status"], result["label"]) == ("ok", "larosa vattention")
     assert result["model"]["fingerprint"] == larosa.key.model_fingerprint
     assert result["model"]["parameters"] == model.num_parameters()
