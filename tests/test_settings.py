@@ -28,6 +28,7 @@ class Paint(Settings):
     wet: bool = setting(default=False, meaning="whether it is wet")
     name: str = setting(meaning="what it is called")
     shops: list[str] = setting(default=[], meaning="where it is sold")
+    sizes: list[int] = setting(default=[1, 5], meaning="its tins", at_least=1, unit="litres")
 
 
 def test_values_are_converted_to_what_they_are_declared_as():
@@ -57,6 +58,9 @@ def test_values_are_converted_to_what_they_are_declared_as():
         ({"shops": "here"}, "paint.shops=here: expected a list of texts: [A,B]"),
         ({"shops": ["here", 2]}, "paint.shops=['here', 2]: expected a list of texts: [A,B]"),
         ({"shops": [" "]}, "paint.shops=[' ']: expected a list of texts: [A,B]"),
+        ({"sizes": 3}, "paint.sizes=3: expected a list of whole numbers: [1,2]"),
+        ({"sizes": [1, 2.0]}, "paint.sizes=[1, 2.0]: expected a list of whole numbers: [1,2]"),
+        ({"sizes": [2, 0]}, "paint.sizes=[2, 0]: expected each at least 1 litre"),
         ({"coats": 10**400}, f"paint.coats={10**400}: expected null or above 0 and at most 3"),
         ({"share": 10**400}, f"paint.share={10**400}: expected a number"),
     ],
@@ -80,7 +84,8 @@ def test_what_is_set_after_the_checks_is_refused(name, value):
 
 def test_help_and_docstring_say_the_same_from_one_declaration():
     assert defaults(Paint) == {
-        "colour": Colour.red, "share": 0.5, "coats": None, "wet": False, "name": "???", "shops": []
+        "colour": Colour.red, "share": 0.5, "coats": None, "wet": False, "name": "???", "shops": [],
+        "sizes": [1, 5],
     }  # fmt: skip
     said = dict(describe(Paint))
     assert said == {
@@ -90,6 +95,7 @@ def test_help_and_docstring_say_the_same_from_one_declaration():
         "wet: false": "whether it is wet",
         "name: required": "what it is called",
         "shops: []": "where it is sold",
+        "sizes: [1,5]": "its tins (each at least 1 litre)",
     }
     for name, meaning in said.items():
         assert f"{name}\n    {meaning}\n" in f"{Paint.__doc__}\n"

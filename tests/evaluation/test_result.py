@@ -30,7 +30,8 @@ OVERRIDES = [
     "quality.compression_bytes=48", "quality.out_of_domain_windows=2",
     "quality.marginal_likelihood_windows=2", "quality.marginal_likelihood_samples=4",
     "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
-    "speed.seconds=0", "serving.requests=[]", "energy.blocks=0",
+    "speed.seconds=0", "serving.requests=[]", "serving.prompt_bytes=[16,64]",
+    "serving.new_tokens=[2,6]", "energy.blocks=0",
 ]  # fmt: skip
 
 ADAPTIVOCAB = {
@@ -77,7 +78,7 @@ def hub(folder) -> list[str]:
 
 @pytest.fixture(scope="module")
 def result(folder, hub) -> dict[str, Any]:
-    return run(folder, *hub)
+    return run(folder, *hub, "serving.requests=[2]")
 
 
 def leaves(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -172,8 +172,9 @@ def test_other_architectures_are_served_in_every_way(tmp_path, model):
 )
 def test_where_it_cannot_be_measured_it_is_null_with_a_reason(tmp_path, changes, reason):
     result = served(tmp_path, *changes)
-    assert result["serving"] == dict.fromkeys(result["serving"])
-    assert reason in result["reasons"]["serving.servers"]
+    assert result["serving"] is None
+    assert reason in result["reasons"]["serving"]
+    assert result["samples"]["serving"] == []
 
 
 def test_a_trace_is_served_line_by_line(tmp_path):

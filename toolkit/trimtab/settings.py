@@ -33,6 +33,7 @@ from trimtab.errors import ConfigError
 
 T = TypeVar("T")
 KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "a text, not empty"}
+LISTS = {int: "a list of whole numbers: [1,2]", str: "a list of texts: [A,B]"}
 
 
 def setting(
@@ -107,11 +108,9 @@ class Settings:
         hints = get_type_hints(type(self))
         for one in _explained(type(self)):
             hint, value = hints[one.name], getattr(self, one.name)
-            several = get_origin(hint) is list
-            self.require(not several or isinstance(value, list | tuple), one.name, "a list: [1,2]")
-            kind, given = (get_args(hint)[0], value) if several else (hint, [value])
-            items = [self._converted(one, kind, item) for item in given]
-            object.__setattr__(self, one.name, items if several else items[0])
+            value = self._converted(one, hint, value)
+            object.__setattr__(self, one.name, value)
+            items = value if isinstance(value, list) else [value]
             if not all(item is None or _within(item, one.metadata["bounds"]) for item in items):
                 self.require(False, one.name, _range(one, hint))
 
@@ -129,6 +128,10 @@ class Settings:
         if value is None and optional:
             return None
         kind = kinds[0]
+        if get_origin(hint) is list:
+            fits = isinstance(value, list) and all(_is_plain(kind, item) for item in value)
+            self.require(fits, one.name, LISTS[kind])
+            return value
         if issubclass(kind, StrEnum):
             if value not in list(kind):
                 self.require(False, one.name, _range(one, hint))
@@ -136,7 +139,7 @@ class Settings:
         if is_whole(value) if kind is int else _is_real(value):
             with suppress(OverflowError):  # a number that no float can be is out of any range
                 value = {int: int, float: float}.get(kind, lambda same: same)(value)  # NumPy's, too
-        if kind in KIND and (type(value) is not kind or (kind is str and not value.strip())):
+        if kind in KIND and not _is_plain(kind, value):
             self.require(False, one.name, ("null or " if optional else "") + KIND[kind])
         return value
 
@@ -177,6 +180,10 @@ def defaults(kind: type) -> dict[str, Any]:
 def _explained(kind: Any) -> list[Field[Any]]:
     """Return the fields that `setting` declares; others are sections, explained on their own."""
     return [one for one in fields(kind) if "meaning" in one.metadata]
+
+
+def _is_plain(kind: type, value: Any) -> bool:
+    return type(value) is kind and (kind is not str or bool(str(value).strip()))
 
 
 def _within(value: Any, bounds: dict[str, float]) -> bool:

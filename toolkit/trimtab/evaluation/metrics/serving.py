@@ -107,8 +107,9 @@ class Serving(Metric):
     def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:
         """See `Metric.summarise`."""
         if not self._prompts:
-            for name in self.fields:
-                result.missing(name, self._unmeasured)
+            result.missing("serving", self._unmeasured)
+            for name in ("samples.serving", "samples.serving_requests"):
+                result.put(name, [])
             return
         result.put("serving.kv_budget_bytes", self._budget)
         largest = self.entrants[max(self.entrants)]
