@@ -17,9 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 .PHONY: demo test test-lowest lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python calibrate.py method=larosa sparsity=0.4
-	$(BIN)/python calibrate.py method=adaptivocab mode=draft
-	$(BIN)/python evaluate.py -m experiment=demo 'methods=baseline,larosa,vattention,[larosa,vattention],all' methods.adaptivocab.mode=draft
+	$(BIN)/python evaluate.py -m experiment=demo
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal

@@ -28,13 +28,14 @@ from arguments import command, positive
 from decode_parts.contenders import Setting, artifacts, endless
 from decode_parts.machine import data_file, environment, pages
 from kv_parts.generating import EMBEDDED, model_config
-from serving_parts.servers import Server, continuous, engines, padded
-from serving_parts.workload import NEW, PROMPT, Answer, Request, new_tokens, requests
+from serving_parts.servers import Contender, contenders
+from serving_parts.workload import NEW, PROMPT, new_tokens, requests
 from serving_report import write_report
 
 from trimtab.backing import Backing, pack, use_pages
 from trimtab.environment import prepare
 from trimtab.errors import TrimtabError
+from trimtab.evaluation.generators.server import Answer, Request
 from trimtab.evaluation.intervals import ratio
 from trimtab.files import write_json
 from trimtab.models.facts import longest_text
@@ -66,20 +67,20 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def measure(servers: list[Server], given: list[Request], rounds: int) -> list[dict[str, Any]]:
+def measure(compared: list[Contender], given: list[Request], rounds: int) -> list[dict[str, Any]]:
     """Return a row a contender; the first is what the others are compared with."""
-    found: dict[str, list[Answer]] = {one.name: [] for one in servers}
-    for one in track(servers, "Warm-up", len(servers)):
-        one.serve(given)
+    found: dict[str, list[Answer]] = {one.name: [] for one in compared}
+    for one in track(compared, "Warm-up", len(compared)):
+        one.server.warm_up(given)
     for number in track(range(rounds), f"{len(given)} requests", rounds):
-        for place in range(len(servers)):
-            one = servers[(number + place) % len(servers)]
-            found[one.name].append(one.serve(given))
-    reference, tokens = found[servers[0].name], new_tokens(given)
-    return [_row(one, found[one.name], reference, tokens) for one in servers]
+        for place in range(len(compared)):
+            one = compared[(number + place) % len(compared)]
+            found[one.name].append(one.server.serve(given))
+    reference, tokens = found[compared[0].name], new_tokens(given)
+    return [_row(one, found[one.name], reference, tokens) for one in compared]
 
 
-def _row(one: Server, own: list[Answer], reference: list[Answer], tokens: int) -> dict[str, Any]:
+def _row(one: Contender, own: list[Answer], reference: list[Answer], tokens: int) -> dict[str, Any]:
     def paired(numerator: list[float], denominator: list[float]) -> dict[str, float]:
         return ratio(numerator, denominator, paired=True, seed=SEED)
 
@@ -99,7 +100,13 @@ def _row(one: Server, own: list[Answer], reference: list[Answer], tokens: int) -
             "p50": float(first.median()), "p99": float(first.flatten().quantile(0.99)),
         },
         "same_texts": sum(ours == theirs for ours, theirs in pairs) / len(pairs),
-        "samples": [answer.sample() for answer in own],
+        "samples": [
+            {
+                "seconds": round(answer.seconds, 5),
+                "first_token_s": [round(each, 5) for each in answer.first],
+            }
+            for answer in own
+        ],
     }  # fmt: skip
 
 
@@ -130,15 +137,9 @@ def run(options: argparse.Namespace) -> None:
     for given in batches:
         with ExitStack() as undo:
             setting = Setting(loaded, options, given[0].prompt, made, undo)
-            first = padded(setting)
-            servers = [
-                first,
-                Server(f"{first.name}, again", first.serve),
-                continuous(setting, longest, len(given)),
-                *engines(setting, longest, len(given)),
-            ]
+            compared = list(contenders(setting, given))
             with endless(loaded.tokenizer):
-                rows = measure(servers, given, options.repeats)
+                rows = measure(compared, given, options.repeats)
         lengths = [{"prompt": len(one.prompt), "new": one.new} for one in given]
         content["runs"].append({"requests": lengths, "pages": pages(), "rows": rows})
         write_json(out, content)

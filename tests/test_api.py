@@ -26,7 +26,10 @@ FAST = trimtab.MeasureConfig(
     ),
     generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
     speed=trimtab.SpeedConfig(repeats=3, warmup=0, seconds=0),
+    serving=trimtab.ServingConfig(requests=[2], prompt_bytes=[16, 48], new_tokens=[2, 4]),
 )
+
+FAST_SECTIONS = ("quality", "generation", "speed", "serving")
 
 
 def built() -> LlamaForCausalLM:
@@ -251,7 +254,7 @@ def test_an_artifact_serves_the_settings_and_the_tokenizer_it_was_made_for(
 def test_measuring_leaves_the_model_optimized_and_then_as_it_was(tokenizer, larosa, paired):
     model = built()
     before = state(model)
-    settings = {name: getattr(FAST, name) for name in ("quality", "generation", "speed")}
+    settings = {name: getattr(FAST, name) for name in FAST_SECTIONS}
     config = trimtab.MeasureConfig(paired=paired, **settings)
     with trimtab.apply(model, tokenizer, [larosa, trimtab.VAttention()]) as optimized:
         (first,) = optimized.generate(["word1"], max_new_tokens=8)
@@ -397,17 +400,21 @@ def test_wrong_arguments_of_the_other_functions_are_named(tokenizer, larosa):
             trimtab.measure(optimized, HELD_OUT, FAST, baseline=model)
         with pytest.raises(trimtab.TrimtabError, match="baseline is another model"):
             trimtab.measure(optimized, HELD_OUT, FAST, baseline=tiny().model)
-        for slots in (0, "3", 2.5):
-            with pytest.raises(trimtab.TrimtabError, match=f"slots={slots}: expected at least 1"):
+        for slots in (0, "3", 2.5, True):
+            with pytest.raises(trimtab.TrimtabError, match=f"slots={slots!r}: expected a whole"):
                 optimized.generate(["word1"], slots=slots)
+        with pytest.raises(trimtab.TrimtabError, match="max_len=0: expected a whole number"):
+            optimized.engine(slots=1, max_len=0)
         with pytest.raises(trimtab.TrimtabError, match="sampling='greedy': expected a Sampling"):
             optimized.generate(["word1"], sampling="greedy")
     with pytest.raises(trimtab.TrimtabError, match="cache={}: expected a trimtab.VAttention, or"):
         trimtab.Engine(model, tokenizer, slots=1, max_len=8, cache={})
     with pytest.raises(trimtab.TrimtabError, match="documents holds 'a': expected Documents"):
         trimtab.Corpus("mine", ["a"], 0.7, 0.1)
-    with pytest.raises(trimtab.TrimtabError, match="calibration=0.7 and validation=0.7: expected"):
-        trimtab.Corpus("mine", [], 0.7, 0.7)
+    for share in (0.7, -0.1, float("nan")):
+        said = f"calibration={share} and validation={share}: expected shares"
+        with pytest.raises(trimtab.TrimtabError, match=said):
+            trimtab.Corpus("mine", [], share, share)
     with pytest.raises(trimtab.ConfigError, match="quality=.*expected a QualityConfig"):
         trimtab.MeasureConfig(quality={"windows": 3})
     assert trimtab.LaRoSA(sparsity=np.float64(0.25), tokens=np.int64(1024)).sparsity == 0.25

@@ -194,9 +194,11 @@ def test_the_whole_configuration_is_shown_on_request(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_method_that_needs_no_calibration_is_refused_by_name(command, tmp_path):
-    done = command("calibrate.py", *TINY, "method=vattention")
+@pytest.mark.parametrize("chosen", ["method=vattention", "methods=vattention", "methods=baseline"])
+def test_what_needs_no_calibration_is_refused_by_name(command, tmp_path, chosen):
+    done = command("calibrate.py", *TINY, chosen)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert "vattention needs no calibration: evaluate it with evaluate.py" in line
+    name = chosen.partition("=")[2]
+    assert f"{name} needs no calibration: evaluate it with evaluate.py" in line
     assert list(tmp_path.iterdir()) == []

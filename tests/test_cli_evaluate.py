@@ -17,7 +17,7 @@ from trimtab.registry import config_folder
 FAST = [
     "quality.windows=2", "quality.window_bytes=128", "quality.context_bytes=16",
     "generation.prompts=2", "generation.prompt_bytes=32", "generation.new_tokens=4",
-    "speed.repeats=3", "speed.seconds=0",
+    "speed.repeats=3", "speed.seconds=0", "serving.requests=[]",
 ]  # fmt: skip
 METHOD = ["methods.larosa.tokens=512", "methods.larosa.window=64"]
 
@@ -55,7 +55,7 @@ def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
     (sweep,) = tmp_path.glob("multirun/*/*")
     status = {
         path.parent.name: json.loads(path.read_text())["status"]
-        for path in sorted(sweep.glob("*/*.json"))
+        for path in sorted(sweep.glob("[0-9]/*.json"))
     }
     assert status == {"0": "ok", "1": "error", "2": "ok"}
     report = (sweep / "report" / "report.md").read_text()
@@ -112,7 +112,9 @@ def test_what_fails_after_the_result_leaves_it_alone(monkeypatch, tmp_path):
         raise OSError("the run cannot be closed")
 
     monkeypatch.setattr(evaluate, "_evaluate", measured)
-    monkeypatch.setattr(evaluate, "_sweep", lambda folder: None)
+    job = SimpleNamespace(callbacks={"folder": SimpleNamespace(resume=False)})
+    monkeypatch.setattr(evaluate.HydraConfig, "get", lambda: job)
+    monkeypatch.setattr(evaluate, "in_sweep", lambda: False)
     monkeypatch.setattr(evaluate, "output_folder", lambda: tmp_path)
     with pytest.raises(OSError, match="closed"):
         evaluate.run(OmegaConf.create({"methods": {}}))
@@ -174,25 +176,6 @@ VOCABULARY = [
 ]
 
 
-def test_every_stack_there_is(command, tmp_path):
-    done = command(
-        "evaluate.py", "-m", "experiment=ablation", *TINY, *FAST, *VOCABULARY,
-        "corpus.max_documents=40", "tracking.mode=disabled", "threads=1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (sweep,) = tmp_path.glob("multirun/*/*")
-    labels = [json.loads(p.read_text())["label"] for p in sorted(sweep.glob("*/result.json"))]
-    changed = [one.removeprefix("methods.") for one in VOCABULARY]
-    assert labels == [
-        " ".join(["adaptivocab", *(one.removeprefix("adaptivocab.") for one in changed)]),
-        " ".join(["all", *changed]),
-        "baseline",
-        " ".join(["fused", *changed]),
-        "larosa",
-        "vattention",
-    ]
-
-
 def test_a_setting_in_a_sweep_is_for_the_stacks_that_hold_its_method(command, tmp_path):
     done = command(
         "evaluate.py", "-m", "methods=baseline,larosa,all", *TINY, *FAST, "sparsity=0.25,0.4",
@@ -213,7 +196,10 @@ def test_a_setting_in_a_sweep_is_for_the_stacks_that_hold_its_method(command, tm
     assert asked == [0.25, 0.4, 0.25, 0.4]
     repeats = "Not run: baseline is what the job with larosa.sparsity=0.25 measures"
     assert done.stderr.splitlines().count(repeats) == 1
-    assert not list((sweep / "1").glob("*.json"))
+    assert [path.name for path in (sweep / "1").glob("*.json")] == ["repeat.json"]
+    again = command("evaluate.py", f"resume={sweep}")
+    assert (again.returncode, again.stdout) == (0, f"{sweep / 'report' / 'report.md'}\n")
+    assert "Nothing to run" in again.stderr
 
 
 def test_a_setting_that_no_stack_of_a_sweep_takes_is_refused(command, tmp_path):
@@ -233,18 +219,23 @@ def test_larosa_on_an_adapted_vocabulary_is_calibrated_on_it(command, tmp_path):
     assert made.returncode == 0, made.stderr
     alone = command("calibrate.py", *TINY, *SMALL)
     assert alone.returncode == 0, alone.stderr
-    missing = command("evaluate.py", *TINY, *stack, "on_missing=error")
+    stack.append("on_missing=error")
+    missing = command("evaluate.py", *TINY, *stack)
     assert missing.returncode == 1
     (line,) = [line for line in missing.stderr.splitlines() if "error:" in line]
     assert "no artifact of larosa on top of adaptivocab" in line
+    whole = command("calibrate.py", *TINY, "methods=all", *METHOD, *vocabulary)
+    assert whole.returncode == 0, whole.stderr
+    assert "Calibrating larosa for tiny-llama as adaptivocab made it on" in whole.stderr
+    adapted, sparse = map(Path, whole.stdout.splitlines())
+    assert str(adapted) == made.stdout.strip()
     done = command("evaluate.py", *TINY, *stack)
     assert done.returncode == 0, done.stderr
-    assert "Calibrating larosa for tiny-llama as adaptivocab made it on" in done.stderr
     results = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/*/*/result.json")]
     (result,) = results
     assert result["methods"] == ["adaptivocab", "larosa", "vattention"]
-    assert result["artifacts"]["adaptivocab"] == Path(made.stdout.strip()).name
-    assert result["artifacts"]["larosa"] != Path(alone.stdout.strip()).name
+    assert result["artifacts"] == {"adaptivocab": adapted.name, "larosa": sparse.name}
+    assert sparse.name != Path(alone.stdout.strip()).name
     assert result["tokens"]["prompt"]["saving"] > 0
     assert result["sparsity"]["achieved"] > 0
 

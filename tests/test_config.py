@@ -6,6 +6,7 @@ import re
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
@@ -385,6 +386,15 @@ def test_values_of_a_sweep_that_hydra_cannot_read_are_refused_with_the_way_out()
         expand(["-m", "corpus.glob=/a[1],/b[2]"], "calibrate")
 
 
+@pytest.mark.parametrize("command", KINDS)
+@pytest.mark.parametrize("value", ["9" * 309, f"-{'9' * 5000}", f"1,{'9' * 400}"])
+@pytest.mark.parametrize("key", ["sparsity", "seed", "+larosa.sparsity"])
+def test_a_number_with_hundreds_of_digits_is_one_short_line(command, key, value):
+    with pytest.raises(TrimtabError, match=r"expected a number of less than 300 digits") as error:
+        expand([f"{key}={value}"], command)
+    assert len(str(error.value)) < 150
+
+
 @pytest.mark.parametrize(
     ("name", "given", "there"),
     [
@@ -403,7 +413,6 @@ def test_a_sweep_over_nothing_is_refused(name, given, there):
         ("evaluate", "method=larosa", "evaluate.py takes a stack of methods, write methods=larosa"),
         ("evaluate", "+method=larosa", "write methods=larosa"),
         ("evaluate", "method.sparsity=0.2", "write sparsity=0.2"),
-        ("calibrate", "methods=larosa", "calibrate.py takes one method, write method=larosa"),
         ("calibrate", "methods.larosa.sparsity=0.2", "write sparsity=0.2"),
         ("calibrate", "adaptivocab.size=2", "adaptivocab is not the method, write method=adaptivo"),
     ],
@@ -411,6 +420,19 @@ def test_a_sweep_over_nothing_is_refused(name, given, there):
 def test_what_the_other_command_takes_is_refused_with_what_to_write(name, given, expected):
     with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: .*{re.escape(expected)}"):
         expand([given], name)
+
+
+def test_calibration_is_of_one_method_or_of_a_stack():
+    given = ["methods=all", "sparsity=0.2", "seed=1", "--cfg", "job"]
+    assert expand(given, "calibrate") == [
+        "~method", "methods=all", "methods.larosa.sparsity=0.2", "seed=1", "--cfg", "job"
+    ]  # fmt: skip
+    config = typed(composed("calibrate", *expand(given[:3], "calibrate")), CalibrateConfig)
+    assert config.method is None
+    assert build(config.methods["larosa"], Method).sparsity == 0.2
+    both = "method=larosa and methods=all: name one method or a stack, not both"
+    with pytest.raises(TrimtabError, match=both):
+        expand(["methods=all", "method=larosa"], "calibrate")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -469,6 +491,8 @@ def test_help_marks_the_defaults_and_says_what_a_stack_holds():
     register()
     explained = str(OmegaConf.load(config_folder() / "evaluate.yaml").hydra.help.template)
     assert "hub, random, smollm2-135m (the default)" in explained
+    assert "resume=multirun/DATE/TIME" in explained
+    assert "experiment  ablation, demo, gpu, search, seed_benchmark, sparsity_sweep" in explained
     assert "all (adaptivocab + larosa + vattention), baseline (the default), fused" in explained
 
 
@@ -511,3 +535,17 @@ def test_every_setting_is_explained_by_help():
             for setting, meaning in describe(one):
                 assert setting in explained
                 assert " ".join(meaning.split()) in " ".join(explained.split())
+
+
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        ("hydra/launcher/joblib", "is not installed: pip install 'trimtab[joblib]'"),
+        ("hydra/launcher/submitit_slurm", "is not installed: pip install 'trimtab[submitit]'"),
+        ("hydra/launcher/worker", "no such option, did you mean workers?; there are: "),
+    ],
+)
+def test_a_launcher_that_is_not_there_comes_with_what_to_do(missing, line):
+    group, _, option = missing.rpartition("/")
+    error = MissingConfigException("not found", missing_cfg_file=missing)
+    assert one_line(error).startswith(f"{group}={option}: {line}")

@@ -106,7 +106,7 @@ def test_the_commands_run_and_name_the_gpu_and_its_kernel(command, tmp_path):
     assert command("calibrate.py", *TINY, *SMALL, "model.device=cuda").returncode == 0
     done = command(
         "evaluate.py", *TINY, "model.device=cuda", "methods=larosa", "methods.larosa.tokens=512",
-        "methods.larosa.window=64", "speed.repeats=2", "speed.seconds=0",
+        "methods.larosa.window=64", "speed.repeats=2", "speed.seconds=0", "serving.requests=[2]",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("outputs/*-*-*/*/result.json")

@@ -25,9 +25,12 @@ def test_it_holds_the_packages_and_the_configuration_and_shadows_nothing(wheel):
     configuration = {str(path.relative_to(ROOT)) for path in ROOT.glob("conf/**/*.yaml")}
     assert {f"trimtab/{name}" for name in configuration} <= names
     assert "trimtab/models/shapes.yaml" in names
+    templates = (ROOT / "toolkit/trimtab/report/templates").iterdir()
+    assert {f"trimtab/report/templates/{path.name}" for path in templates} <= names
     assert {name.partition("/")[0] for name in names if ".dist-info" not in name} == {
-        "trimtab", "trimtab_kernels"
+        "trimtab", "trimtab_kernels", "hydra_plugins"
     }  # fmt: skip
+    assert "hydra_plugins/__init__.py" not in names  # it is Hydra's and other plugins' too
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     text = zipfile.ZipFile(wheel).read(entry_points).decode()
     assert "trimtab-calibrate = trimtab.commands.calibrate:main" in text

@@ -27,6 +27,7 @@ class Paint(Settings):
     coats: int | None = setting(default=None, meaning="layers", above=0, at_most=3, unit="coats")
     wet: bool = setting(default=False, meaning="whether it is wet")
     name: str = setting(meaning="what it is called")
+    shops: list[str] = setting(default=[], meaning="where it is sold")
 
 
 def test_values_are_converted_to_what_they_are_declared_as():
@@ -53,6 +54,9 @@ def test_values_are_converted_to_what_they_are_declared_as():
         ({"wet": 1}, "paint.wet=1: expected true or false"),
         ({"name": 3}, "paint.name=3: expected a text"),
         ({"name": " "}, "paint.name= : expected a text, not empty"),
+        ({"shops": "here"}, "paint.shops=here: expected a list of texts: [A,B]"),
+        ({"shops": ["here", 2]}, "paint.shops=['here', 2]: expected a list of texts: [A,B]"),
+        ({"shops": [" "]}, "paint.shops=[' ']: expected a list of texts: [A,B]"),
         ({"coats": 10**400}, f"paint.coats={10**400}: expected null or above 0 and at most 3"),
         ({"share": 10**400}, f"paint.share={10**400}: expected a number"),
     ],
@@ -70,11 +74,13 @@ def test_what_is_set_after_the_checks_is_refused(name, value):
         setattr(paint, name, value)
     assert replace(paint, share=0.1).share == 0.1
     assert paint == Paint(name="a")
+    paint.shops.append("here")
+    assert Paint(name="a").shops == []
 
 
 def test_help_and_docstring_say_the_same_from_one_declaration():
     assert defaults(Paint) == {
-        "colour": Colour.red, "share": 0.5, "coats": None, "wet": False, "name": "???"
+        "colour": Colour.red, "share": 0.5, "coats": None, "wet": False, "name": "???", "shops": []
     }  # fmt: skip
     said = dict(describe(Paint))
     assert said == {
@@ -83,6 +89,7 @@ def test_help_and_docstring_say_the_same_from_one_declaration():
         "coats: null": "layers (null or above 0 and at most 3 coats)",
         "wet: false": "whether it is wet",
         "name: required": "what it is called",
+        "shops: []": "where it is sold",
     }
     for name, meaning in said.items():
         assert f"{name}\n    {meaning}\n" in f"{Paint.__doc__}\n"

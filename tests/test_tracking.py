@@ -1,108 +1,195 @@
-"""Offline runs, read back with wandb's own reader."""
+"""W&B runs as they are written: opened, refused, failed, and the runs of a whole sweep."""
 
-import json
-import subprocess
-import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import tiny
+from tests.conftest import SMALL, TINY, tiny
+from tests.test_cli_evaluate import FAST, METHOD
+from tests.wandb_runs import runs_in
 from trimtab import tracking
 from trimtab.calibration import calibrate
 from trimtab.config import TrackingConfig, TrackingMode
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.larosa import LaRoSA
+from trimtab.tracking import Job
+from trimtab.tracking.job import RECORD
 
-RESULT = {
-    "status": "ok",
-    "artifacts": {"larosa": "0123"},
-    "quality": {"bits_per_byte": {"baseline": 1.0, "candidate": 1.25}},
-    "samples": {"timings": [{"model": "baseline", "total": 1.5}], "windows": []},
-}
-
-
-def inspect(run: Path, *options: str) -> str:
-    """Return what wandb's reader prints of an offline run."""
-    program = Path(sys.executable).with_name("wandb")
-    command = [str(program), "leet", "inspect", "--json", *options, str(run)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in inspect(run).splitlines() if line.strip()]
-
-
-def summary(run: Path) -> dict[str, Any]:
-    content = json.loads(inspect(run, "--summary"))
-    assert isinstance(content, dict)
-    return content
+JOB = Job("evaluate", "a label")
+PUBLISH = "from trimtab.report.__main__ import main; main()"
+UNPUBLISHED = (
+    "--wandb us/ours: not logged in: run `wandb login` first"
+    if find_spec("wandb_workspaces")
+    else "a W&B Report needs the package wandb-workspaces: pip install 'trimtab[reports]'"
+)
 
 
 def configured(folder: Path, mode: TrackingMode = TrackingMode.offline) -> TrackingConfig:
     return TrackingConfig(mode=mode, project="tests", entity=None, folder=str(folder))
 
 
-def offline_runs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("wandb/offline-run-*"))
+def begin(config: TrackingConfig, job: Job = JOB, *tags: str) -> None:
+    with tracking.run(config, job) as log:
+        log.begin(*tags)
 
 
-def test_two_jobs_are_two_runs_that_do_not_mix(tmp_path):
-    report = tmp_path / "report"
-    report.mkdir()
-    for index in range(2):
-        composed = OmegaConf.create({"seed": index, "twice": "${seed}"})
-        with tracking.run(configured(tmp_path), "evaluate", composed, group="a sweep") as log:
-            figures = {"quality": {"bits_per_byte": {"candidate": 2.5 + index}}}
-            log.result({**RESULT, **figures}, report / "report.md")
-    # Two runs of one second have names in no particular order.
-    runs = [(summary(run), records(run)) for run in offline_runs(tmp_path)]
-    runs.sort(key=lambda run: run[0]["config"]["seed"])
-    assert len(runs) == 2
-    for index, (found, lines) in enumerate(runs):
-        assert found["state"] == "finished"
-        assert found["config"] == {
-            "seed": index, "twice": index, "artifact_digests": {"larosa": "0123"}
-        }  # fmt: skip
-        assert found["summary"]["quality.bits_per_byte.candidate"] == 2.5 + index
-        assert found["summary"]["samples/timings"]["nrows"] == 1
-        (opened,) = [line["run"] for line in lines if line["type"] == "run"]
-        assert (opened["run_group"], opened["job_type"]) == ("a sweep", "evaluate")
+def test_the_runs_of_a_sweep(command, zygote, tmp_path):
+    made = command("calibrate.py", *TINY, *SMALL, "sparsity=0.4")
+    done = command(
+        "evaluate.py", "-m", *TINY, "methods=larosa", *METHOD, "sparsity=0.4,0.6,1.4", *FAST,
+        "on_missing=error",
+    )  # fmt: skip
+    assert (made.returncode, done.returncode) == (0, 1), made.stderr + done.stderr
+    (sweep,) = tmp_path.glob("multirun/*/*")
+    # The job with the sparsity 1.4 has none: its settings are refused.
+    calibration, measured, failed, summary = runs_in(tmp_path / "outputs")
+
+    group = "/".join(sweep.parts[-2:])
+    told = [
+        (run.opened["job_type"], run.opened.get("run_group"), run.page["name"], run.page["tags"])
+        for run in (calibration, measured, failed, summary)
+    ]
+    tags = ["tiny-llama", "larosa"]
+    assert told == [
+        ("calibrate", None, "larosa tokens=512 window=64 sparsity=0.4", tags),
+        ("evaluate", group, "larosa tokens=512 window=64 sparsity=0.4", tags),
+        ("evaluate", group, "larosa tokens=512 window=64 sparsity=0.6", tags),
+        ("summary", group, f"summary of {group}", []),
+    ]
+
+    config, digest = measured.config, Path(made.stdout.strip()).name
+    chosen = {"model": "random", "corpus": "python-docs", "methods": "larosa"}
+    assert {name: config[name] for name in chosen} == chosen
+    assert config["methods.larosa.sparsity"] == 0.4
+    assert config["artifact_digests.larosa"] == digest
+    assert not [name for name, item in config.items() if isinstance(item, dict)]
+
+    figures = measured.summary
+    assert (figures["status"], measured.page["exit_code"]) == ("ok", 0)
+    assert figures["speed.speedup.low"] <= figures["speed.speedup.estimate"]
+    assert figures["sparsity.achieved"] == pytest.approx(0.45, abs=0.05)
+    assert not [name for name, item in figures.items() if isinstance(item, list)]
+    assert not [name for name in figures if name.startswith(("samples.", "reasons."))]
+    (history,) = measured.of("history")
+    assert history["item"]["speed.speedup.estimate"] == figures["speed.speedup.estimate"]
+    timings = measured.table("samples/timings")
+    assert {row["model"] for row in timings} == {"baseline", "candidate"}
+    assert figures["plots/all_methods_speedup_comparison"]["_type"] == "image-file"
+
+    (logged,), (used,) = calibration.calibrations(), measured.calibrations()
+    assert logged["name"] == used["name"] == f"larosa-{digest}"
+    assert logged["digest"] == used["digest"]  # one version, whichever is uploaded first
+    assert (logged.get("use_after_commit"), used["use_after_commit"]) == (None, True)
+
+    assert failed.page["exit_code"] == 1
+    problem = {name: failed.summary[name] for name in ("status", "type")}
+    assert problem == {"status": "error", "type": "ArtifactError"}
+    assert failed.summary["message"].startswith("no artifact of larosa for tiny-llama")
+    assert not [name for name in failed.summary if "." in name]
+
+    assert [row["status"] for row in summary.table("jobs")] == ["ok", "error", "error"]
+    assert summary.table("jobs")[0]["speed.speedup.low"] == figures["speed.speedup.low"]
+    assert "expected at least 0 and below 1" in summary.table("jobs")[2]["message"]
+    assert (summary.summary["measured_jobs"], summary.summary["failed_jobs"]) == (1, 2)
+    assert "plots/all_methods_speedup_comparison" in summary.summary
+    (report,) = (one for one in summary.of("artifact") if one["type"] == "report")
+    files = {entry["path"] for entry in report["manifest"]["contents"]}
+    assert {"report.md", "results.csv"} <= files
+
+    (sweep / "report" / "report.html").write_text("<p>found</p>")
+    tracking.summarise(sweep)
+    *_, again = runs_in(tmp_path / "outputs")
+    assert again.page["run_id"] == summary.page["run_id"]
+    assert again.table("jobs") == summary.table("jobs")
+    assert again.summary["report/report"]["_type"] == "html-file"
+
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": ""}
+    given = [str(sweep), "--wandb", "us/ours"]
+    published = zygote.run("-c", PUBLISH, *given, cwd=tmp_path, **nobody)
+    assert (published.returncode, published.stdout) == (1, f"{sweep}/report/report.md\n")
+    assert published.stderr == f"trimtab.report: error: {UNPUBLISHED}\n"
 
 
-def test_a_calibration_logs_its_artifact(tmp_path, corpus, capfd):
+def test_settings_have_the_names_that_are_typed():
+    composed = OmegaConf.create(
+        {"seed": 1, "methods": {"larosa": {"_target_": "x.Y", "sparsity": "${half}"}}, "half": 0.5}
+    )
+    settings = tracking.configuration(composed, {"model": "hub"})
+    assert settings == {
+        "seed": 1, "half": 0.5, "methods": "larosa", "methods.larosa.sparsity": 0.5, "model": "hub"
+    }  # fmt: skip
+
+
+def test_a_calibration_logs_its_figures(tmp_path, corpus, capfd):
     method = LaRoSA(tokens=512, window=64)
     artifact, folder = calibrate(tiny(), method, corpus, tmp_path / "artifacts")
     artifact.statistics["ngram_tokens"] = [[1, 2], [3, 4]]
-    with tracking.run(configured(tmp_path), "calibrate", OmegaConf.create({}), None) as log:
+    with tracking.run(configured(tmp_path), Job("calibrate", "larosa")) as log:
+        log.begin("tiny-llama")
         log.artifact(artifact, folder)
-    (run,) = offline_runs(tmp_path)
-    assert summary(run)["config"]["artifact_digests"] == {"larosa": artifact.key.digest}
-    found = summary(run)["summary"]
-    assert (found["tokens"], found["wall_seconds"]) == (512, artifact.run["wall_seconds"])
-    assert not {"plan", "ngram_tokens"} & found.keys()
-    names = [line["artifact"]["name"] for line in records(run) if line["type"] == "artifact"]
-    assert names == [f"larosa-{artifact.key.digest}"]
+    (run,) = runs_in(tmp_path)
+    assert run.config == {"artifact_digests.larosa": artifact.key.digest}
+    figures = run.summary
+    assert figures["larosa.statistics.tokens"] == 512
+    assert figures["larosa.run.wall_seconds"] == artifact.run["wall_seconds"]
+    assert not [name for name, item in figures.items() if isinstance(item, list | dict)]
+    (logged,) = run.calibrations()
+    files = {entry["local_path"] for entry in logged["manifest"]["contents"]}
+    assert files == {str(folder / name) for name in ("artifact.json", "tensors.safetensors")}
     assert "Adding directory" not in capfd.readouterr().err
 
 
-def test_a_failed_job_is_closed_as_failed(tmp_path):
-    with (
-        pytest.raises(RuntimeError),
-        tracking.run(configured(tmp_path), "evaluate", OmegaConf.create({}), None),
-    ):
-        raise RuntimeError
-    (run,) = offline_runs(tmp_path)
-    assert summary(run)["exit_code"] == 1
+def test_two_jobs_are_two_runs_that_do_not_mix(tmp_path):
+    for index in range(2):
+        begin(configured(tmp_path), Job("evaluate", f"job {index}", {"seed": index}))
+    runs = runs_in(tmp_path)
+    assert [run.page["name"] for run in runs] == ["job 0", "job 1"]
+    assert [run.config for run in runs] == [{"seed": 0}, {"seed": 1}]
 
 
-def test_disabled_tracking_writes_nothing(tmp_path):
-    config = configured(tmp_path, TrackingMode.disabled)
-    with tracking.run(config, "evaluate", OmegaConf.create({"seed": 0}), None) as log:
-        log.result(RESULT, tmp_path / "report.md")
-    assert offline_runs(tmp_path) == []
+def test_what_variables_of_wandb_say_comes_first(monkeypatch, tmp_path):
+    given = {"NAME": "mine", "RUN_GROUP": "ours", "TAGS": "larosa,quiet"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    job = Job("evaluate", "a label", tags=("larosa",), group="a sweep", folder=tmp_path)
+    begin(configured(tmp_path), job, "m" * 100)
+    (run,) = runs_in(tmp_path)
+    assert (run.page["name"], run.opened["run_group"]) == ("mine", "ours")
+    assert run.page["tags"] == ["m" * 64, "larosa", "quiet"]
+
+
+def test_one_id_for_the_runs_of_a_sweep_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    with pytest.raises(TrimtabError, match="^WANDB_RUN_ID=r1: names one run, .*: leave out -m"):
+        begin(configured(tmp_path), Job("evaluate", "a label", group="a sweep"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_job_is_closed_as_failed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), tracking.run(configured(tmp_path), JOB) as log:
+        log.begin()
+        raise KeyboardInterrupt
+    (run,) = runs_in(tmp_path)
+    assert (run.page["exit_code"], run.summary["type"]) == (1, "KeyboardInterrupt")
+
+
+def test_a_job_that_is_refused_before_it_begins_has_no_run(tmp_path):
+    job = Job("evaluate", "a label", folder=tmp_path)
+    with pytest.raises(TrimtabError), tracking.run(configured(tmp_path), job):
+        raise TrimtabError("the model is too large")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disabled_tracking_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    folder = tmp_path / "0"
+    config = configured(tmp_path / "outputs", TrackingMode.disabled)
+    begin(config, Job("evaluate", "a label", group="a sweep", folder=folder))
+    tracking.summarise(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_online_without_a_login_is_refused_with_the_way_out(monkeypatch, tmp_path):
@@ -110,21 +197,15 @@ def test_a_run_online_without_a_login_is_refused_with_the_way_out(monkeypatch, t
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     expected = r"^tracking\.mode=online: .*run `wandb login`, or use tracking\.mode=offline$"
-    config = configured(tmp_path, TrackingMode.online)
-    with (
-        pytest.raises(ConfigError, match=expected),
-        tracking.run(config, "evaluate", OmegaConf.create({}), None),
-    ):
-        pass
+    with pytest.raises(ConfigError, match=expected):
+        begin(configured(tmp_path, TrackingMode.online), Job("evaluate", "x", folder=tmp_path))
+    assert not (tmp_path / RECORD).exists()
 
 
 def test_a_project_that_cannot_be_is_refused_by_name(tmp_path):
     config = TrackingConfig(project="a/b", folder=str(tmp_path))
-    with (
-        pytest.raises(ConfigError, match=r"^tracking\.project=a/b: Invalid project name"),
-        tracking.run(config, "evaluate", OmegaConf.create({}), None),
-    ):
-        pass
+    with pytest.raises(ConfigError, match=r"^tracking\.project=a/b: Invalid project name"):
+        begin(config)
 
 
 def test_a_folder_of_weights_and_biases_own_is_refused_before_there_is_work_to_lose(
@@ -140,11 +221,9 @@ def test_a_variable_that_weights_and_biases_refuses_is_one_line(monkeypatch, tmp
         raise ValueError("1 validation error for Settings\nbase_url\n  Input should be a valid URL")
 
     monkeypatch.setattr("wandb.init", init)
-    with (
-        pytest.raises(TrimtabError, match=r"^W&B refuses one of its variables, .*base_url Input"),
-        tracking.run(configured(tmp_path), "evaluate", OmegaConf.create({}), None),
-    ):
-        pass
+    expected = r"^W&B refuses one of its variables, .*base_url Input"
+    with pytest.raises(TrimtabError, match=expected):
+        begin(configured(tmp_path))
 
 
 @pytest.mark.parametrize("below", ["", "deeper/still"])
@@ -152,7 +231,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, below):
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / below
     expected = rf"^tracking\.folder={folder}: cannot be written: Not a directory; name a folder"
-    for enter in (tracking.check, lambda config: tracking.run(config, "", None, None).__enter__()):
+    for enter in (tracking.check, begin):
         with pytest.raises(ConfigError, match=expected):
             enter(configured(folder))
     tracking.check(configured(folder, TrackingMode.disabled))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kv_parts.stepping import twin
 from texts import python_docs
 from transformers import CompileConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,7 +22,7 @@ from trimtab.adaptivocab.settings import Mode
 from trimtab.artifact import Artifact
 from trimtab.backing import Backing, pack
 from trimtab.calibration import artifacts_for
-from trimtab.evaluation.memory import copied, step_bytes
+from trimtab.evaluation.memory import copied, step_bytes, twin
 from trimtab.generation.transformers import Clock, plain_generation
 from trimtab.larosa import Allocation, Basis, LaRoSA, Selection, Transforms
 from trimtab.method import Method
@@ -100,8 +99,7 @@ class Setting:
 
     @property
     def token_bytes(self) -> int:
-        width = self.shape.kv_heads * self.shape.head_dim
-        return 2 * len(self.shape.windows) * width * self.loaded.model.dtype.itemsize
+        return self.shape.token_bytes(self.loaded.model.dtype)
 
     def apply(self, *methods: str) -> Optimized:
         """Return the model with a KV cache and other methods on it.

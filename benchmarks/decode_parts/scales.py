@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from kv_parts.stepping import States, fill, in_cache, in_engine, twin
+from kv_parts.stepping import States, fill, in_cache, in_engine
 from kv_parts.timing import WARM_UP, interleave
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from decode_parts.machine import pages
 from trimtab.evaluation.bandwidth import READ_BYTES, Reader
 from trimtab.evaluation.intervals import ratio
-from trimtab.evaluation.memory import step_bytes
+from trimtab.evaluation.memory import step_bytes, twin
 from trimtab.optimized import Optimized
 from trimtab.progress import say
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from kv_parts.generating import model_config
 from kv_parts.setting import CACHES, Options, Record, lacking
 from kv_parts.timing import WARM_UP, compared, interleave
+from trimtab.evaluation.memory import twin
 from trimtab.generation.attention import NAME
 from trimtab.generation.forward import Forward
 from trimtab.models.facts import CacheShape
@@ -96,12 +96,6 @@ def fill(caches: Iterable[Cache], states: States, rows: int) -> None:
     for layer, pair in enumerate(states):
         for cache in caches:
             cache.update(*(part.expand(rows, -1, -1, -1) for part in pair), layer)
-
-
-def twin(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model with the same weights, whose attention can be set independently."""
-    weights = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(weight): weight for weight in weights})
 
 
 def in_cache(model: PreTrainedModel, cache: Cache, tokens: Tensor) -> Step:

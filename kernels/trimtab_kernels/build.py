@@ -23,7 +23,9 @@ from pathlib import Path
 
 import torch
 
-HEADERS = tuple(Path(__file__).parent / name for name in ("cpu_common.h", "cpu_vector.h"))
+HEADERS = tuple(
+    Path(__file__).parent / name for name in ("cpu_common.h", "cpu_gradients.h", "cpu_vector.h")
+)
 """Headers that every library may include."""
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
@@ -120,10 +122,10 @@ def _build(library: CpuLibrary, compiler: list[str], path: Path) -> str | None:
         environment = {**os.environ, "TMPDIR": temporary}  # a full disk is this one, then
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
-            if _compiles(compiler, "c++17") and not _compiles(compiler, "c++20"):
-                return f"{shlex.join(compiler)} cannot compile C++20: name a newer one in $CXX"
             if os.strerror(errno.ENOSPC) in done.stderr:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if not _compiles(compiler):
+                return f"{shlex.join(compiler)} cannot compile C++20: name one that can in $CXX"
             raise RuntimeError(
                 "The CPU kernels do not compile. This command failed:\n"
                 f"{shlex.join(command)}\n{done.stderr.strip()}"
@@ -132,9 +134,9 @@ def _build(library: CpuLibrary, compiler: list[str], path: Path) -> str | None:
     return None
 
 
-def _compiles(compiler: list[str], standard: str) -> bool:
-    """Return whether a compiler takes a standard of C++ at all."""
-    command = [*compiler, f"-std={standard}", "-fsyntax-only", "-x", "c++", "-"]
+def _compiles(compiler: list[str]) -> bool:
+    """Return whether a compiler takes C++20 at all, and finds its standard library."""
+    command = [*compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
     source = "#include <optional>\nint main() { return 0; }\n"
     return not subprocess.run(command, input=source, capture_output=True, text=True).returncode
 

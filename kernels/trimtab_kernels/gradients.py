@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,6 +25,29 @@ def refuse_gradients(operator: str, *tensors: Tensor | None) -> None:
         for one in tensors:
             if one is not None and forward_ad.unpack_dual(one).tangent is not None:
                 _refuse(operator)
+
+
+def register_refusals(library: torch.library.Library, *operators: str) -> None:
+    """Have operators refuse gradients where they are called by ``torch.ops``, too.
+
+    On a CPU, until their C++ kernels are loaded: these do it without Python.
+    """
+    for operator in operators:
+        name, _, overload = operator.partition(".")
+        called = getattr(getattr(torch.ops.trimtab, name), overload or "default")
+        library.impl(operator, partial(_below, operator, called), "Autograd", with_keyset=True)
+
+
+def _below(
+    operator: str,
+    called: Any,
+    keys: torch._C.DispatchKeySet,
+    *arguments: Any,
+    **more: Any,
+) -> Any:
+    given = (*arguments, *more.values())
+    refuse_gradients(operator, *(one for one in given if isinstance(one, Tensor)))
+    return called.redispatch(keys & torch._C._after_autograd_keyset, *arguments, **more)
 
 
 def _refuse(operator: str) -> NoReturn:

@@ -5,7 +5,13 @@ import pytest
 from scipy.stats import wilcoxon
 
 from tests.evaluation.noise import NOISES, beside_a_process
-from trimtab.evaluation.intervals import half_width, rate_difference, ratio, typical_ratio
+from trimtab.evaluation.intervals import (
+    half_width,
+    mean_ratio,
+    rate_difference,
+    ratio,
+    typical_ratio,
+)
 
 JOBS = 500
 
@@ -85,6 +91,18 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         found = ratio(bottom * 1.5 + rng.normal(0, 2, 40), bottom, paired=True, seed=seed)
         covered += found["low"] <= 1.5 <= found["high"]
     assert 0.88 <= covered / 200 <= 0.99
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_students_interval_covers_the_truth_with_three_samples(paired):
+    rng, covered = np.random.default_rng(2), 0
+    for _ in range(400):
+        top, bottom = np.exp(rng.normal(0, 0.05, (2, 3)))
+        found = mean_ratio(1.5 * top, bottom, paired=paired)
+        expected = 1.5 * np.exp(np.log(top).mean() - np.log(bottom).mean())
+        assert found["estimate"] == pytest.approx(expected)
+        covered += found["low"] <= 1.5 <= found["high"]
+    assert 0.92 <= covered / 400 <= 0.98
 
 
 def test_a_difference_of_rates_is_weighted_by_size():

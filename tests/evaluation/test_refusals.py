@@ -28,6 +28,7 @@ def measure(
         quality=trimtab.QualityConfig(**{**QUALITY, **quality}),
         generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=prompt_bytes, new_tokens=4),
         speed=trimtab.SpeedConfig(**SPEED),
+        serving=trimtab.ServingConfig(requests=[]),
     )
     with trimtab.apply(model, byte_tokenizer(), stack) as optimized:
         return trimtab.measure(optimized, corpus, config)

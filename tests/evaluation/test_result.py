@@ -30,7 +30,7 @@ OVERRIDES = [
     "quality.compression_bytes=48", "quality.out_of_domain_windows=2",
     "quality.marginal_likelihood_windows=2", "quality.marginal_likelihood_samples=4",
     "generation.prompt_bytes=40", "generation.new_tokens=6", "speed.repeats=3", "speed.warmup=1",
-    "speed.seconds=0",
+    "speed.seconds=0", "serving.requests=[]", "energy.blocks=0",
 ]  # fmt: skip
 
 ADAPTIVOCAB = {

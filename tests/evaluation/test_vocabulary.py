@@ -21,6 +21,7 @@ from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.generators import TransformersGenerator
 from trimtab.evaluation.intervals import rate_difference
 from trimtab.evaluation.job import Job
+from trimtab.evaluation.metrics import kv
 from trimtab.evaluation.metrics.compression import Compression
 from trimtab.evaluation.metrics.greedy import Greedy
 from trimtab.evaluation.metrics.kv import KV
@@ -310,12 +311,34 @@ def test_the_cache_is_that_of_the_generation_where_the_candidates_is_largest():
     result = Result()
     contenders = [Contender(name, tiny().model, BASE) for name in ("baseline", "candidate")]
     metric.summarise(result, *contenders)
-    kv = result.sections["kv"]
-    assert (kv["measured_bytes"], kv["dynamic_measured_bytes"]) == (8192, 4096)
-    assert (kv["static_bytes"], kv["static_measured_bytes"]) == (310, None)
+    found = result.sections["kv"]
+    assert (found["measured_bytes"], found["dynamic_measured_bytes"]) == (8192, 4096)
+    assert (found["static_bytes"], found["static_measured_bytes"]) == (310, None)
     assert [*result.reasons] == ["kv.static_measured_bytes"]
-    assert kv["live_bytes_per_byte"] == {"baseline": 400 / 25, "candidate": 300 / 25}
-    assert (kv["live_bytes"], kv["wasted_bytes"], kv["dynamic_bytes"]) == (300, 2, 402)
+    assert found["live_bytes_per_byte"] == {"baseline": 400 / 25, "candidate": 300 / 25}
+    assert (found["live_bytes"], found["wasted_bytes"], found["dynamic_bytes"]) == (300, 2, 402)
+
+
+def test_a_cache_that_transformers_cannot_use_is_no_failure_of_the_measurement(
+    hub, tmp_path, monkeypatch
+):
+    whole = kv.transformers_cache
+
+    def failing(*arguments):
+        if arguments[-1] is CacheKind.static:
+            raise AttributeError("'BlockMask' object has no attribute 'contiguous'\nmore")
+        return whole(*arguments)
+
+    monkeypatch.setattr(kv, "transformers_cache", failing)
+    config = configured(tmp_path, *hub)
+    config.methods = {}
+    result = evaluate(config, "no static cache")
+    reason = "transformers' static cache fails on it: 'BlockMask' object has no attribute "
+    for name in ("static_bytes", "static_measured_bytes"):
+        assert result["kv"][name] is None
+        assert result["reasons"][f"kv.{name}"].startswith(reason)
+        assert "more" not in result["reasons"][f"kv.{name}"]
+    assert result["kv"]["dynamic_bytes"] == result["kv"]["committed_bytes"] > 0
 
 
 def test_drafts_change_steps_and_times_and_nothing_else(results):

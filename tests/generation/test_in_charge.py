@@ -235,6 +235,7 @@ def test_what_calibrates_measures_and_generates_waits_for_each_other(larosa):
         ),
         generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
         speed=trimtab.SpeedConfig(repeats=3, warmup=0, seconds=0),
+        serving=trimtab.ServingConfig(requests=[]),
     )
 
     def measured(optimized: trimtab.Optimized) -> list[Any]:

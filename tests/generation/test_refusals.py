@@ -30,6 +30,9 @@ from trimtab.vattention.settings import CacheSettings, Layout
         ("ab", {}, "prompts='ab': expected several"),
         ([1, 2], {}, "prompt 1: expected a text or token ids"),
         ([["a"]], {}, r"prompt \['a'\]: expected a text or token ids"),
+        ([[True, False]], {}, r"prompt \[True, False\]: expected a text or token ids"),
+        (torch.ones(1, 2, dtype=torch.bool), {}, r"prompt tensor.*: expected a text or token ids"),
+        (torch.tensor(3), {}, "prompts is a Tensor: expected a list of texts"),
         ([[1], [2, 320]], {}, "prompt 1 has the token 320: expected ids from 0 to 319"),
         ([[-1]], {}, "prompt 0 has the token -1"),
         (["a"], {"max_new_tokens": 5.0}, "max_new_tokens=5.0: expected integers"),
@@ -111,8 +114,27 @@ def test_what_is_too_long_is_told_of_what_can_be_changed(settings, told):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"slots": 0}, "slots=0"),
+        *(
+            ({name: value}, f"{name}={value!r}: expected a whole number of at least 1")
+            for name in ("slots", "max_len")
+            for value in (0, -1, 2.0, "2", True, None)
+        ),
+        ({"max_len": 10**30}, f"max_len={10**30}: LlamaForCausalLM has positions for 2048"),
+        ({"drafter": "ngrams"}, r"drafter='ngrams': expected a trimtab\.capabilities\.Drafter"),
+        ({"drafter": CacheSettings()}, r"drafter=CacheSettings\(.*: expected a trimtab"),
+        ({"output_tokenizer": "gpt2"}, "output_tokenizer='gpt2': expected a tokenizer of"),
+    ],
+)
+def test_what_engines_are_made_of(settings, message):
+    with pytest.raises(TrimtabError, match=message):
+        engine_for(model_of(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"page_group": 1000}, "pages of 1000 bytes; expected"),
+        ({"slots": 2**40}, "no KV cache for this engine: slots=1099511627776 with max_len=128"),
     ],
 )
 def test_a_cache_that_cannot_be_made(settings, message):

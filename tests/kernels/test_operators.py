@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -33,25 +36,71 @@ def test_operators_pass_pytorchs_checks(dtype, tokens):
 
 
 KV, ROW, ONE = (2, 4, 1, 24), (2, 1, 24), torch.ones(2, dtype=torch.int32)
+PUBLIC = SimpleNamespace(
+    keep_topk=keep_topk,
+    keep_above=keep_above,
+    sparse_linear=sparse_linear,
+    int8_linear=int8_linear,
+    decode_attention=decode_attention,
+    append_kv=append_kv,
+)
+Q, WIDE = (2, 3, 24), torch.ones(24, 17, dtype=torch.int8)
 CALLS = {
-    "keep_topk": (lambda x: keep_topk(x, 3), [(5, 24)]),
-    "keep_above": (lambda x: keep_above(x, 0.0), [(5, 24)]),
-    "sparse_linear": (lambda x, w, b: sparse_linear(x, w, b), [(1, 24), (24, 17), (17,)]),
-    "int8_linear": (lambda x, s: int8_linear(x, torch.ones(24, 17).char(), s), [(1, 24), (17,)]),
-    "decode_attention": (lambda q, k, v: decode_attention(q, k, v, ONE, 1.0), [ROW, KV, KV]),
-    "append_kv": (lambda k, v: append_kv(k.new_zeros(KV), v.new_zeros(KV), k, v, ONE), [ROW, ROW]),
+    "keep_topk": (lambda ops, x: ops.keep_topk(x, 3), [(5, 24)]),
+    "keep_above": (lambda ops, x: ops.keep_above(x, 0.0, None), [(5, 24)]),
+    "sparse_linear": (
+        lambda ops, x, w, b: ops.sparse_linear(x, w, b, 0.0),
+        [(1, 24), (24, 17), (17,)],
+    ),
+    "int8_linear": (lambda ops, x, s: ops.int8_linear(x, WIDE.to(x.device), s), [(1, 24), (17,)]),
+    "decode_attention": (
+        lambda ops, q, k, v: ops.decode_attention(q, k, v, ONE.to(q.device), 1.0, None, None),
+        [Q, KV, KV],
+    ),
+    "decode_attention.out": (
+        lambda ops, q, k, v: ops.decode_attention(
+            q, k, v, ONE.to(q.device), 1.0, None, None, out=torch.empty_like(q)
+        ),
+        [Q, KV, KV],
+    ),
+    "append_kv": (
+        lambda ops, k, v: ops.append_kv(k.new_zeros(KV), v.new_zeros(KV), k, v, ONE.to(k.device)),
+        [ROW, ROW],
+    ),
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # C++ and the reference
+def test_every_operator_is_among_the_calls():
+    schemas = [one for one in torch._C._jit_get_all_schemas() if one.name.startswith("trimtab::")]
+    names = [
+        f"{one.name.removeprefix('trimtab::')}.{one.overload_name}".removesuffix(".")
+        for one in schemas
+        if any(isinstance(argument.type, torch.TensorType) for argument in one.arguments)
+    ]
+    assert sorted(names) == sorted(CALLS)
+
+
+@pytest.mark.parametrize("ops", [PUBLIC, OPERATORS], ids=["public", "raw"])
+# C++, the reference, and devices for which there is no C++.
+@pytest.mark.parametrize(
+    ("dtype", "device"),
+    [(torch.float32, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta")],
+    ids=str,
+)
 @pytest.mark.parametrize("name", CALLS)
-def test_no_operator_cuts_a_graph_silently(name, dtype):
-    call, shapes = CALLS[name]
+def test_no_operator_cuts_a_graph_silently(name, dtype, device, ops):
+    made, shapes = CALLS[name]
+    call = partial(made, ops)
     for index in range(len(shapes)):
         kinds = [torch.float32 if shape == (17,) and name[0] == "i" else dtype for shape in shapes]
-        tensors = [torch.ones(shape, dtype=kind) for shape, kind in zip(shapes, kinds, strict=True)]
+        tensors = [
+            torch.ones(shape, dtype=kind, device=device)
+            for shape, kind in zip(shapes, kinds, strict=True)
+        ]
         call(*tensors)
-        refused = pytest.raises(NotImplementedError, match=f"trimtab::{name} has no derivative")
+        refused = pytest.raises(
+            NotImplementedError, match=f"trimtab::{name.split('.')[0]}.* has no derivative"
+        )
         with forward_ad.dual_level(), refused:
             dual = forward_ad.make_dual(tensors[index], torch.ones_like(tensors[index]))
             call(*tensors[:index], dual, *tensors[index + 1 :])

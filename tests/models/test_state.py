@@ -73,6 +73,7 @@ def test_what_is_measured_has_no_dropout(model, tokenizer, corpus, paired):
         quality=trimtab.QualityConfig(windows=2, window_bytes=64, context_bytes=16),
         generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
         speed=trimtab.SpeedConfig(warmup=0, repeats=3, seconds=0),
+        serving=trimtab.ServingConfig(requests=[]),
         paired=paired,
     )
     with trimtab.apply(model, tokenizer, []) as optimized:

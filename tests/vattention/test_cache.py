@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import pickle
+import re
 import signal
 import sys
 import weakref
@@ -491,6 +492,9 @@ def test_close_frees_everything_once_no_tensor_is_held():
     held = cache.layers[0].keys
     with pytest.raises(RuntimeError, match="alive"):
         cache.close()
+    for use in (lambda: generate(model, prompts(1), cache), cache.reset, lambda: cache.crop(-1)):
+        with pytest.raises(RuntimeError, match="the cache is closed"):
+            use()
     del held
     cache.close()
     cache.close()
@@ -544,6 +548,48 @@ def test_one_cache_does_not_mix_the_texts_of_two_threads():
         assert torch.equal(cache.layers[0].keys, kept)
         cache.reset()
         assert_same(generate(model, ids, cache), expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda cache: cache.crop(-3),
+        lambda cache: cache.reorder_cache(torch.tensor([0])),
+        lambda cache: cache.batch_repeat_interleave(2),
+        lambda cache: cache.batch_select_indices(torch.tensor([0])),
+        lambda cache: cache.layers[2].crop(-3),
+    ],
+)
+def test_one_thread_does_not_change_the_text_of_another(change):
+    model, ids = model_of("tiny-llama"), prompts(1)
+    with make(model, 2) as cache, ThreadPoolExecutor(1) as thread:
+        first = thread.submit(generate, model, ids, cache).result().sequences
+        with pytest.raises(TrimtabError, match=r"holds tokens of thread 'ThreadPool.*changes it"):
+            change(cache)
+        expected = generate(model, first, None, max_new_tokens=4)
+        found = thread.submit(generate, model, first, cache, max_new_tokens=4).result()
+        assert_same(found, expected)
+
+
+def test_a_text_does_not_go_on_after_another_thread_has_dropped_its_tokens():
+    model, ids = model_of("tiny-llama"), prompts(1)
+    with make(model) as cache, ThreadPoolExecutor(1) as thread:
+        thread.submit(generate, model, ids, cache).result()
+        cache.reset()
+        with pytest.raises(TrimtabError, match=r"dropped by another thread's reset\(\)"):
+            thread.submit(model, ids[:, :1], past_key_values=cache).result()
+        assert cache.kv.lengths.tolist() == [0]
+        expected = generate(model, ids)
+        assert_same(thread.submit(generate, model, ids, cache).result(), expected)
+        thread.submit(cache.reset).result()
+        thread.submit(model, ids[:, :1], past_key_values=cache).result()
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.0, "1", True, None])
+def test_a_batch_that_cannot_be(batch):
+    message = rf"batch={re.escape(repr(batch))}; expected a positive integer"
+    with pytest.raises(ValueError, match=message):
+        make(model_of("tiny-llama"), batch)
 
 
 def test_a_text_goes_on_in_another_thread_once_the_first_has_ended():
@@ -631,6 +677,18 @@ def test_slots_that_are_not_consecutive_or_equally_long_are_refused(kv):
         VirtualCache.over(config, kv, slots)
     with pytest.raises(MisfitError, match=r"\(3, 2, 16\), and GPT2Config has \(3, 4, 16\)"):
         VirtualCache.over(model_of("tiny-gpt2").config, kv, slots)
+
+
+def test_a_cache_over_given_slots_leaves_them_alone_once_it_is_closed(kv):
+    model, ids = model_of("tiny-llama"), prompts(1, 40)
+    source = kv.acquire()
+    with VirtualCache.over(model.config, kv, [source]) as cache:
+        model(ids, past_key_values=cache)
+    before = kv.keys[2][source, :40].clone()
+    for use in (lambda: model(ids[:, :4] + 1, past_key_values=cache), cache.reset):
+        with pytest.raises(RuntimeError, match="the cache is closed"):
+            use()
+    assert torch.equal(kv.keys[2][source, :40], before)
 
 
 @pytest.mark.gpu

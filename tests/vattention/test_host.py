@@ -7,6 +7,7 @@ import gc
 import mmap
 import os
 import resource
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -16,13 +17,15 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.vattention.conftest import PAGE
+from tests.vattention.conftest import PAGE, in_child
 from tests.vattention.test_pages import give_back, laid, memory
 from trimtab.errors import TrimtabError
+from trimtab.vattention import host
 from trimtab.vattention.host import HostPool
 from trimtab.vattention.pages import Access, KVOutOfMemory, PageError
 
 TIB = 1 << 40
+UNUSED_ACCESS = host._UNUSED_ACCESS
 
 
 def mappings() -> list[str]:
@@ -83,6 +86,25 @@ def test_reserving_more_than_any_machine_has_takes_no_memory(page_bytes):
         give_back(pool, ranges[1], pages)
         pool.free(ranges[0])
         pool.free(ranges[2])
+
+
+def test_unused_addresses_read_as_zeros_without_taking_memory(monkeypatch):
+    monkeypatch.setattr(host, "_UNUSED_ACCESS", UNUSED_ACCESS)
+    with HostPool(PAGE) as pool:
+        reservation, pages = laid(pool, 3)
+        rows = memory(pool, reservation)
+        rows.fill_(7)
+        assert "7, 7" in str(rows)
+        pool.unmap(reservation, PAGE, PAGE)
+        assert rows.amax(1).tolist() == [7, 0, 7]
+        assert in_child(rows[1].fill_, 1) == -signal.SIGSEGV
+        wide = pool.reserve(1 << 30)
+        before = int(Path("/proc/self/statm").read_text().split()[1])
+        assert pool.tensor(wide, 0, [1 << 18], [PAGE], torch.uint8).count_nonzero() == 0
+        assert int(Path("/proc/self/statm").read_text().split()[1]) - before < 1000
+        del rows
+        pool.free(wide)
+        give_back(pool, reservation, pages)
 
 
 def test_takes_no_more_addresses_than_requested():
@@ -213,7 +235,10 @@ class TestKernelMappings:
             assert all(b - a >= 3 * PAGE for a, b in pairwise(starts))
             assert pool.stats().measured == len(kept) * 3 * PAGE
 
-    def test_more_than_the_kernel_has_is_refused_and_undone(self, pool):
+    @pytest.mark.parametrize("access", [UNUSED_ACCESS, 0])
+    def test_more_than_the_kernel_has_is_refused_and_undone(self, monkeypatch, access):
+        monkeypatch.setattr(host, "_UNUSED_ACCESS", access)
+        pool = HostPool(PAGE)
         limit = int(Path("/proc/sys/vm/max_map_count").read_text())
         if limit > 100_000:
             pytest.skip(f"vm.max_map_count={limit}")

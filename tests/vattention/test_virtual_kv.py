@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 
+import numpy as np
 import pytest
 import torch
 
 from tests.vattention.conftest import PAGE, failing, host_pool, in_child, small_fake_pool
 from tests.vattention.mirror import Mirror, close, make_cache, rows
+from trimtab.vattention import host
 from trimtab.vattention.layout import committed_bytes
 from trimtab.vattention.pages import KVOutOfMemory
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
 
 MakeCache = Callable[..., VirtualKV]
+UNUSED_ACCESS = host._UNUSED_ACCESS
 
 
 @pytest.fixture
@@ -487,6 +491,57 @@ def test_closing_is_refused_while_others_hold_tensors():
     for call in (*use(kv), kv.wake, kv.stats):
         with pytest.raises(RuntimeError, match="the cache is closed"):
             call()
+
+
+@pytest.mark.parametrize("state", ["open", "asleep", "not closed"])
+def test_printing_all_of_a_tensor_does_not_crash(monkeypatch, state):
+    monkeypatch.setattr(host, "_UNUSED_ACCESS", UNUSED_ACCESS)
+    kv = make_cache(host_pool())
+    slot = kv.acquire()
+    kv.ensure({slot: 30})
+    whole = kv.keys[0]
+    whole[slot, :30] = 3
+    if state == "asleep":
+        kv.sleep()
+    if state == "not closed":
+        with pytest.raises(RuntimeError, match="1 tensors over the cache"):
+            kv.close()
+    assert "0., 0., 0." in str(whole)
+    assert whole.amax() == (0 if state == "asleep" else 3)
+    del whole
+    close(kv)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(
+            ({name: value}, rf"{name}={re.escape(repr(value))}; expected a positive integer")
+            for name in ("slots", "max_len")
+            for value in (0, -1, 2.0, "2", True, None)
+        ),
+        ({"slots": 2**40}, r"slots=1099511627776 with max_len=200 take \d+ bytes of addresses"),
+        ({"max_len": 10**30}, rf"max_len={10**30} take \d+ bytes of addresses; expected at most"),
+    ],
+)
+def test_sizes_that_cannot_be(settings, message):
+    pool = host_pool()
+    with pytest.raises(ValueError, match=message):
+        make_cache(pool, **settings)
+    assert pool.stats().reserved == 0
+
+
+@pytest.mark.parametrize("value", [0.5, 4096.0, "4096", True])
+def test_pages_and_budgets_are_whole_numbers(value):
+    for name, message in (("page_group", "pages of"), ("budget", "budget=")):
+        with pytest.raises(ValueError, match=rf"{message} ?{re.escape(repr(value))}"):
+            VirtualKV(1, 1, 9, 1, 8, torch.float32, **{name: value})
+
+
+def test_numpys_numbers_are_sizes():
+    with VirtualKV(1, np.int64(2), np.int32(9), 1, 8, torch.float32) as kv:
+        kv.ensure({kv.acquire(): 9})
+        assert type(kv.geometry.slots) is int
 
 
 def test_leaving_the_with_closes_the_cache_and_its_own_pool():

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from trimtab.adaptivocab import AdaptiVocab
     from trimtab.api import apply, calibrate, load, load_model
     from trimtab.artifact import Artifact
-    from trimtab.config import GenerationConfig, MeasureConfig, QualityConfig, SpeedConfig
+    from trimtab.config import (
+        EnergyConfig,
+        GenerationConfig,
+        MeasureConfig,
+        QualityConfig,
+        ServingConfig,
+        SpeedConfig,
+    )
     from trimtab.corpus import Corpus
     from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
     from trimtab.evaluation.run import measure
@@ -30,6 +37,7 @@ __all__ = [
     "Completion",
     "ConfigError",
     "Corpus",
+    "EnergyConfig",
     "Engine",
     "GenerationConfig",
     "LaRoSA",
@@ -38,6 +46,7 @@ __all__ = [
     "Optimized",
     "QualityConfig",
     "Sampling",
+    "ServingConfig",
     "SpeedConfig",
     "TrimtabError",
     "VAttention",
@@ -58,6 +67,7 @@ _PLACES = {
     "Completion": "generation",
     "ConfigError": "errors",
     "Corpus": "corpus",
+    "EnergyConfig": "config",
     "Engine": "generation",
     "GenerationConfig": "config",
     "LaRoSA": "larosa",
@@ -66,6 +76,7 @@ _PLACES = {
     "Optimized": "optimized",
     "QualityConfig": "config",
     "Sampling": "generation",
+    "ServingConfig": "config",
     "SpeedConfig": "config",
     "TrimtabError": "errors",
     "VAttention": "vattention",

@@ -52,7 +52,12 @@ class ArtifactKey:
 
     def folder(self, root: str | Path, model: str) -> Path:
         """Return where the artifact of this key is kept under `root`, for a model's short name."""
-        return Path(root) / model / self.method / self.digest
+        return folder_of(root, model, self.method, self.digest)
+
+
+def folder_of(root: str | Path, model: str, method: str, digest: str) -> Path:
+    """Return where an artifact is kept under `root`, by its names."""
+    return Path(root) / model / method / digest
 
 
 @dataclass

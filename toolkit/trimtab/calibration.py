@@ -169,8 +169,8 @@ def find(
         place = f"for {loaded.name} on {corpus.name} (looked for {folder})"
         if after:
             raise ArtifactError(
-                f"no artifact of {method.name} on top of {', '.join(after)} {place}: it is "
-                "calibrated on the model that they make, by evaluate.py with on_missing=calibrate"
+                f"no artifact of {method.name} on top of {', '.join(after)} {place}: calibrate.py "
+                "makes it with the same methods=..., or leave on_missing=calibrate"
             )
         settings = " ".join(
             f"{name}={'null' if value is None else value}"
@@ -188,7 +188,13 @@ def find(
 
 
 def artifacts_for(
-    stack: Stack, loaded: LoadedModel, corpus: Corpus, root: str | Path, *, make: bool
+    stack: Stack,
+    loaded: LoadedModel,
+    corpus: Corpus,
+    root: str | Path,
+    *,
+    make: bool,
+    force: bool = False,
 ) -> dict[str, Artifact]:
     """Return the artifacts of a stack's methods, by their names.
 
@@ -199,6 +205,8 @@ def artifacts_for(
     ----------
     make : bool
         Calibrate what is missing.
+    force : bool
+        Calibrate all of them, and replace those that exist.
 
     Raises
     ------
@@ -212,7 +220,9 @@ def artifacts_for(
     with ExitStack() as undo:
         for method in calibrated:
             if make:
-                artifact, _ = calibrate(adapted, method, corpus, root, after=changed_by)
+                artifact, _ = calibrate(
+                    adapted, method, corpus, root, force=force, after=changed_by
+                )
             else:
                 artifact = find(adapted, method, corpus, root, after=changed_by)
             found[method.name] = artifact

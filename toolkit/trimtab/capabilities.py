@@ -29,6 +29,7 @@ class DraftSession(Protocol):
         """
 
 
+@runtime_checkable
 class Drafter(Protocol):
     """Proposes how texts may go on, for the model to verify."""
 

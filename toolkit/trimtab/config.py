@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import field
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from omegaconf import MISSING
@@ -27,8 +28,11 @@ METRICS = {
         "tokenizations": "tokenizations.Tokenizations",
         "greedy": "greedy.Greedy",
         "latency": "latency.Latency",
+        "serving": "serving.Serving",
         "tokens": "tokens.Tokens",
         "kv": "kv.KV",
+        "energy": "energy.Energy",
+        "tasks": "tasks.Tasks",
         "memory": "memory.Memory",
     }.items()
 }
@@ -107,6 +111,16 @@ class QualityConfig(Settings):
     marginal_likelihood_samples: int = setting(
         default=16, meaning="tokenizations drawn for each", at_least=1
     )
+    tasks: list[str] = setting(
+        default=[],
+        meaning="tasks of lm-eval that both models solve: [hellaswag,arc_easy]",
+    )
+    task_limit: int | None = setting(
+        default=None, meaning="documents of each task; null takes all", at_least=2
+    )
+    task_folder: str | None = setting(
+        default=None, meaning="folder of YAML files that declare tasks beside lm-eval's own"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,6 +132,10 @@ class QualityConfig(Settings):
         for name in ("compression_windows", "out_of_domain_windows", "marginal_likelihood_windows"):
             value = getattr(self, name)
             self.require(value == 0 or value >= 2, name, "0 or at least 2")
+        installed = not self.tasks or find_spec("lm_eval") is not None
+        self.require(
+            installed, "tasks", "the package lm-eval to be there: pip install '.[lm-eval]'"
+        )
 
 
 @settings
@@ -150,6 +168,84 @@ class SpeedConfig(Settings):
         unit="seconds",
     )  # fmt: skip
     warmup: int = setting(default=1, meaning="untimed generations before them", at_least=0)
+
+
+@settings
+class SearchConfig(Settings):
+    """What `experiment=search` looks for: the largest speedup within a quality budget."""
+
+    place: ClassVar[str] = "search"
+
+    max_bpb_increase: float | None = setting(
+        default=0.02,
+        meaning="the quality budget: most that bits per byte of held-out text may rise, its whole "
+        "interval, relative to the unmodified model (0.02 is 2 %); null is any",
+        at_least=0,
+    )
+
+
+@settings
+class ServingConfig(Settings):
+    """Many requests that arrive together; their prompts and texts differ in length."""
+
+    place: ClassVar[str] = "serving"
+
+    requests: list[int] = setting(
+        default=[8, 16],
+        meaning="how many requests arrive together, one number after another; [] measures none",
+        at_least=1,
+    )
+    prompt_bytes: list[int] = setting(
+        default=[32, 512],
+        meaning="the shortest and the longest prompt; lengths are spread evenly over its logarithm",
+        at_least=4,
+        unit="bytes",
+    )
+    new_tokens: list[int] = setting(
+        default=[8, 16],
+        meaning="the shortest and the longest text that follows, in the unmodified model's tokens; "
+        "spread likewise",
+        at_least=2,
+        unit="tokens",
+    )
+    trace: str | None = setting(
+        default=None,
+        meaning="a file with lengths of your own, .jsonl or .csv: prompt_tokens and new_tokens of "
+        "a request a line, in order of arrival; null: as above",
+    )
+    budget: int | None = setting(
+        default=None,
+        meaning="the most that keys and values may take, of any server; null: what the largest "
+        "number of requests needs",
+        at_least=1,
+        unit="bytes",
+    )
+    repeats: int = setting(default=3, meaning="timed rounds of all servers", at_least=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("prompt_bytes", "new_tokens"):
+            bounds = getattr(self, name)
+            in_order = len(bounds) == 2 and bounds[0] <= bounds[1]
+            self.require(in_order, name, "the least and the most: [least,most]")
+
+
+@settings
+class EnergyConfig(Settings):
+    """How often the energy of generation is measured, where the machine has a counter of it."""
+
+    place: ClassVar[str] = "energy"
+
+    blocks: int = setting(
+        default=LEAST_TIMED,
+        meaning="blocks of at least a second, each model in turn; 0 measures none, else at least "
+        f"{LEAST_TIMED}",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"0 or at least {LEAST_TIMED}: an interval over fewer means nothing"
+        self.require(self.blocks == 0 or self.blocks >= LEAST_TIMED, "blocks", expected)
 
 
 @settings
@@ -188,6 +284,8 @@ class MeasureConfig(SeedConfig):
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
     metrics: dict[str, str] = field(default_factory=METRICS.copy)
     paired: bool = setting(
         default=True,
@@ -198,7 +296,9 @@ class MeasureConfig(SeedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, kind in (
-            ("generation", GenerationConfig), ("quality", QualityConfig), ("speed", SpeedConfig)
+            ("generation", GenerationConfig), ("quality", QualityConfig), ("speed", SpeedConfig),
+            ("serving", ServingConfig),
+            ("energy", EnergyConfig),
         ):  # fmt: skip
             self.require(isinstance(getattr(self, name), kind), name, f"a {kind.__name__}")
         paths = self.metrics if isinstance(self.metrics, dict) else {None: None}
@@ -233,9 +333,10 @@ class CommandConfig(SeedConfig):
 
 @settings
 class CalibrateConfig(CommandConfig):
-    """Everything `calibrate.py` reads."""
+    """Everything `calibrate.py` reads: one method or a stack."""
 
-    method: Any = MISSING
+    method: Any = None
+    methods: dict[str, Any] | None = None
     force: bool = setting(default=False, meaning="calibrate again even if the artifact exists")
 
 
@@ -244,6 +345,7 @@ class EvaluateConfig(CommandConfig, MeasureConfig):
     """Everything `evaluate.py` reads."""
 
     methods: dict[str, Any] = MISSING
+    search: SearchConfig = field(default_factory=SearchConfig)
     on_missing: OnMissing = setting(
         default=OnMissing.calibrate, meaning="what to do where an artifact does not exist"
     )

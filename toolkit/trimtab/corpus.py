@@ -51,7 +51,7 @@ class Corpus:
     ) -> None:
         self.name = name
         self.splits: dict[Split, list[Document]] = {split: [] for split in Split}
-        if min(calibration, validation) < 0 or calibration + validation > 1:
+        if not (min(calibration, validation) >= 0 and calibration + validation <= 1):  # or NaN
             raise TrimtabError(
                 f"calibration={calibration} and validation={validation}: expected shares of the "
                 "documents, at least 0 and together at most 1"

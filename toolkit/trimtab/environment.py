@@ -15,6 +15,7 @@ from transformers import set_seed
 
 PACKAGES = (
     "trimtab", "torch", "transformers", "triton", "numpy", "scipy", "safetensors", "wandb",
+    "lm-eval",
 )  # fmt: skip
 
 

@@ -87,6 +87,10 @@ class Method(ABC):
         `KV_CACHE`.
         """
 
+    def changes(self, model: PreTrainedModel) -> bool:
+        """Return whether the method changes what the model computes with, or is read by."""
+        return not self.claims(model) <= {DRAFTS, KV_CACHE}
+
     def fit(
         self,
         model: PreTrainedModel,
@@ -246,9 +250,12 @@ class Method(ABC):
         artifact: Artifact | None,
     ) -> Iterator[object]:
         from trimtab.at_work import at_work
+        from trimtab.models.refusals import refusing
         from trimtab.models.state import inferring, own_modes
 
         with at_work(self, model), inferring(model), ExitStack() as undo:
+            if self.changes(model):
+                undo.enter_context(refusing(model, self.name))
             with own_modes():
                 part = undo.enter_context(self.applying(model, tokenizer, artifact))
             yield part

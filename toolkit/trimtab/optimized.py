@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trimtab.artifact import Artifact
 from trimtab.errors import TrimtabError
 from trimtab.generation import Completion, Engine, Sampling, transformers
-from trimtab.generation.limits import check_prompts, token_limits
+from trimtab.generation.limits import check_prompts, require_size, token_limits
 from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
 from trimtab.generation.sampling import sampling_of
 from trimtab.models.changes import Change, changes_of, lock_of
@@ -119,8 +119,7 @@ class Optimized:
             If a prompt is empty or does not fit, an argument is out of range, other methods were
             put on the model after these, or it is in training mode.
         """
-        if not isinstance(slots, int) or slots < 1:
-            raise TrimtabError(f"slots={slots}: expected at least 1")
+        require_size("slots", slots)
         with lock_of(self.model), own_precision():
             self._check_in_charge()
             require_evaluation(self.model)
@@ -163,7 +162,7 @@ class Optimized:
             self.model,
             self.tokenizer,
             slots=slots,
-            max_len=max_len or longest_text(self.model.config),
+            max_len=longest_text(self.model.config) if max_len is None else max_len,
             cache=self.applied.cache,
             drafter=self.applied.drafter,
             output_tokenizer=self.output_tokenizer,

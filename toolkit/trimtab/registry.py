@@ -26,7 +26,10 @@ COMMANDS: dict[str, type] = {"calibrate": config.CalibrateConfig, "evaluate": co
 SECTIONS: dict[str, type] = {
     "generation": config.GenerationConfig,
     "quality": config.QualityConfig,
+    "search": config.SearchConfig,
     "speed": config.SpeedConfig,
+    "serving": config.ServingConfig,
+    "energy": config.EnergyConfig,
     "tracking": config.TrackingConfig,
 }
 
@@ -156,8 +159,13 @@ def _class(name: Any, place: str) -> Any:
 
 
 def _tracking_default(variable: str, key: str) -> Any:
-    """Return W&B's own variable; the setting's default where it is not set or empty."""
+    """Return W&B's own variable; the setting's default where it is not set or empty.
+
+    Under ``wandb agent``, which waits for the figures of its runs, the mode is online by default.
+    """
     found = os.environ.get(variable) or defaults(config.TrackingConfig)[key]
+    if key == "mode" and os.environ.get("WANDB_SWEEP_ID") and not os.environ.get(variable):
+        return config.TrackingMode.online.value
     return str(path_of(found)) if key == "folder" else found
 
 

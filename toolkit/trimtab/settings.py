@@ -17,7 +17,17 @@ from os.path import expanduser
 from pathlib import Path
 from textwrap import fill, indent
 from types import NoneType
-from typing import Any, ClassVar, TypeVar, cast, dataclass_transform, get_args, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    TypeGuard,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from trimtab.errors import ConfigError
 
@@ -40,17 +50,20 @@ def setting(
     Parameters
     ----------
     default : Any
-        Where it is left out, the setting is required.
+        Where it is left out, the setting is required. Of a list, every object gets its own copy.
     meaning : str
         One sentence for `--help` and the docstring.
     unit : str
         Plural: ``bytes``, ``tokens``.
     at_least, above, at_most, below : float, optional
-        The range, its ends included (`at_least`, `at_most`) or not.
+        The range, its ends included (`at_least`, `at_most`) or not; of a list, that of its items.
     """
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return field(default=default, metadata={"meaning": meaning, "unit": unit, "bounds": given})
+    metadata = {"meaning": meaning, "unit": unit, "bounds": given}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(setting,))
@@ -93,10 +106,14 @@ class Settings:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for one in _explained(type(self)):
-            value = self._converted(one, hints[one.name], getattr(self, one.name))
-            object.__setattr__(self, one.name, value)
-            if value is not None and not _within(value, one.metadata["bounds"]):
-                self.require(False, one.name, _range(one, hints[one.name]))
+            hint, value = hints[one.name], getattr(self, one.name)
+            several = get_origin(hint) is list
+            self.require(not several or isinstance(value, list | tuple), one.name, "a list: [1,2]")
+            kind, given = (get_args(hint)[0], value) if several else (hint, [value])
+            items = [self._converted(one, kind, item) for item in given]
+            object.__setattr__(self, one.name, items if several else items[0])
+            if not all(item is None or _within(item, one.metadata["bounds"]) for item in items):
+                self.require(False, one.name, _range(one, hint))
 
     def require(self, holds: bool, name: str, expected: str) -> None:
         """Refuse the value of the setting `name` unless `holds`."""
@@ -116,12 +133,21 @@ class Settings:
             if value not in list(kind):
                 self.require(False, one.name, _range(one, hint))
             return kind(value)
-        if isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
+        if is_whole(value) if kind is int else _is_real(value):
             with suppress(OverflowError):  # a number that no float can be is out of any range
                 value = {int: int, float: float}.get(kind, lambda same: same)(value)  # NumPy's, too
         if kind in KIND and (type(value) is not kind or (kind is str and not value.strip())):
             self.require(False, one.name, ("null or " if optional else "") + KIND[kind])
         return value
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number, one of NumPy's included; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def path_of(value: str) -> Path:
@@ -133,15 +159,19 @@ def describe(kind: type) -> Iterator[tuple[str, str]]:
     """Yield, for every setting of a class, its name with its default, and what it means."""
     hints = get_type_hints(kind)
     for one in _explained(kind):
-        required = one.default is MISSING
-        default = "required" if required else _written(one.default)
+        default = defaults(kind)[one.name]
+        written = "required" if default == "???" else _written(default)
         meaning, expected = one.metadata["meaning"], _range(one, hints[one.name])
-        yield f"{one.name}: {default}", meaning + (f" ({expected})" if expected else "")
+        yield f"{one.name}: {written}", meaning + (f" ({expected})" if expected else "")
 
 
 def defaults(kind: type) -> dict[str, Any]:
     """Return the settings of a class with their defaults; ``???`` where one is required."""
-    return {one.name: "???" if one.default is MISSING else one.default for one in _explained(kind)}
+    found = {}
+    for one in _explained(kind):
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        found[one.name] = "???" if default is MISSING else default
+    return found
 
 
 def _explained(kind: Any) -> list[Field[Any]]:
@@ -172,10 +202,13 @@ def _range(one: Field[Any], hint: Any) -> str:
         unit = one.metadata["unit"]
         unit = unit.removesuffix("s") if text.endswith(" 1") else unit
         text = f"{text} {unit}" if text and unit else text or unit
+        text = f"each {text}" if text and get_origin(hint) is list else text
     return f"null or {text}" if text and NoneType in kinds else text
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value)

@@ -22,7 +22,7 @@ from trimtab.capabilities import (
     SkipsBytes,
 )
 from trimtab.errors import MisfitError
-from trimtab.method import DRAFTS, KV_CACHE, Method
+from trimtab.method import Method
 from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.state import inferring
@@ -178,6 +178,6 @@ class Stack:
                         known = known or fingerprint(model)
                     part = method.apply(model, applied.tokenizer, artifact, known=known)
                     applied.add(undo.enter_context(part))
-                    if not method.claims(model) <= {DRAFTS, KV_CACHE}:
+                    if method.changes(model):
                         known = None
             yield applied

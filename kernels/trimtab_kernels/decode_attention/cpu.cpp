@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "../cpu_gradients.h"
 #include "cpu_attend.h"
 
 namespace trimtab {
@@ -170,6 +171,12 @@ TORCH_LIBRARY_IMPL(trimtab, CPU, m) {
   m.impl("decode_attention", decode_attention);
   m.impl("decode_attention.out", decode_attention_out);
   m.impl("append_kv", append_kv);
+}
+
+TORCH_LIBRARY_IMPL(trimtab, AutogradCPU, m) {
+  for (const char* const op : {"decode_attention", "decode_attention.out", "append_kv"}) {
+    m.impl(op, refusing_gradients());
+  }
 }
 
 }  // namespace trimtab

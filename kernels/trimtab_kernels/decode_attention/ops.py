@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trimtab_kernels.decode_attention import cpu, dispatch
 from trimtab_kernels.decode_attention.checks import check_append, check_attention
-from trimtab_kernels.gradients import refuse_gradients
+from trimtab_kernels.gradients import refuse_gradients, register_refusals
 
 _LIBRARY = torch.library.Library("trimtab", "FRAGMENT")
 _ATTENTION = (
@@ -163,3 +163,4 @@ def _(keys: Tensor, values: Tensor, key: Tensor, value: Tensor, lengths: Tensor)
 
 
 dispatch.register(_LIBRARY)
+register_refusals(_LIBRARY, "decode_attention", "decode_attention.out", "append_kv")

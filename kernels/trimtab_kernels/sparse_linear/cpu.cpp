@@ -7,6 +7,7 @@
 
 #include <optional>
 
+#include "../cpu_gradients.h"
 #include "cpu_gather.h"
 #include "cpu_select.h"
 
@@ -150,6 +151,12 @@ TORCH_LIBRARY_IMPL(trimtab, CPU, m) {
   m.impl("keep_above", keep_above);
   m.impl("sparse_linear", sparse_linear);
   m.impl("int8_linear", int8_linear);
+}
+
+TORCH_LIBRARY_IMPL(trimtab, AutogradCPU, m) {
+  for (const char* const op : {"keep_topk", "keep_above", "sparse_linear", "int8_linear"}) {
+    m.impl(op, refusing_gradients());
+  }
 }
 
 }  // namespace trimtab

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trimtab_kernels.gradients import refuse_gradients
+from trimtab_kernels.gradients import refuse_gradients, register_refusals
 from trimtab_kernels.sparse_linear import cpu, dispatch
 from trimtab_kernels.sparse_linear.checks import check_above, check_int8, check_linear, check_topk
 
@@ -195,3 +195,4 @@ def _(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 dispatch.register(_LIBRARY)
+register_refusals(_LIBRARY, "keep_topk", "keep_above", "sparse_linear", "int8_linear")

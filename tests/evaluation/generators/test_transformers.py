@@ -3,7 +3,7 @@ import torch
 
 from tests.conftest import tiny
 from trimtab.evaluation.generators import TransformersGenerator
-from trimtab.evaluation.generators.generator import ForcedContinuation
+from trimtab.evaluation.generators.generator import ForcedContinuations
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 
@@ -27,6 +27,14 @@ def test_teacher_forcing_feeds_the_model_exactly_the_given_text(name):
     assert (timing.prompt_size, timing.size) == (16, 17)
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_text_is_scored_after_its_context(tiny_llama, size):
+    model, ids = tiny_llama.model, tiny_llama.tokenizer(PROMPT.text)["input_ids"]
+    context, text = ids[:-size], ids[-size:]
+    found = TransformersGenerator(model, tiny_llama.tokenizer).logits(context, text)
+    torch.testing.assert_close(found, model(torch.tensor([ids])).logits[0, -size - 1 : -1])
+
+
 def test_the_times_of_a_teacher_forced_text_add_up(tiny_llama):
     generator = TransformersGenerator(tiny_llama.model, tiny_llama.tokenizer)
     timing = generator.teacher_forced(PROMPT)
@@ -36,13 +44,13 @@ def test_the_times_of_a_teacher_forced_text_add_up(tiny_llama):
     assert timing.first + sum(timing.gaps) <= timing.total
 
 
-def test_after_the_end_of_the_continuation_anything_may_come():
-    forced, scores = ForcedContinuation(2, [5, 6]), torch.rand(1, 9)
-    for length, token in ((2, 5), (3, 6)):
-        chosen = forced(torch.zeros(1, length, dtype=torch.int64), scores)
-        assert chosen.argmax() == token
-        assert chosen.isfinite().sum() == 1
-    assert forced(torch.zeros(1, 4, dtype=torch.int64), scores) is scores
+def test_every_row_goes_on_as_given_and_after_the_longest_anything_may_come():
+    forced, scores = ForcedContinuations(2, [[5, 6], [7]], torch.device("cpu")), torch.rand(2, 9)
+    for length, tokens in ((2, [5, 7]), (3, [6, 7])):
+        chosen = forced(torch.zeros(2, length, dtype=torch.int64), scores.clone())
+        assert chosen.argmax(-1).tolist() == tokens
+    after = forced(torch.zeros(2, 4, dtype=torch.int64), scores.clone())
+    assert torch.equal(after, scores)
 
 
 def test_a_step_takes_the_time_between_two_calls_and_a_token_its_share():

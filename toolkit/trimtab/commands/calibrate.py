@@ -1,43 +1,70 @@
-"""Calibrate a method: configuration in, the artifact's folder out."""
+"""Calibrate a method, or what a stack needs: configuration in, the artifacts' folders out."""
 
 from __future__ import annotations
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from trimtab.commands.launch import launch, typed
+from trimtab.commands.launch import choices, launch, typed
+from trimtab.commands.messages import one_line
+from trimtab.commands.sweep import sweep_name, without_foreign
 from trimtab.config import CalibrateConfig
 from trimtab.errors import TrimtabError
 from trimtab.method import NOT_CALIBRATED, Method
-from trimtab.progress import answer, waiting
+from trimtab.progress import answer, say, waiting
 from trimtab.registry import build
 
 
 def run(config: DictConfig) -> None:
-    """Calibrate as `config` says and print the artifact's folder on standard output."""
+    """Calibrate as `config` says and print the artifacts' folders, one a line.
+
+    The artifacts of a stack are made in the order in which evaluating it would need them, each on
+    the model that the methods before make.
+    """
+    config, repeats = without_foreign(config)
+    if repeats:
+        say(f"Not run: the job with {repeats} makes the same")
+        return
     settings = typed(config, CalibrateConfig)
     # Heavy imports wait until the configuration is known to be sound.
     with waiting("Importing PyTorch and transformers"):
         from trimtab import tracking
-        from trimtab.calibration import calibrate
+        from trimtab.calibration import artifacts_for
         from trimtab.corpus import load_corpus
         from trimtab.environment import prepare
         from trimtab.files import require_writable
         from trimtab.models.loading import load_model
+        from trimtab.stack import Stack
 
-    method = build(settings.method, Method)
-    if not method.calibrated:
-        raise TrimtabError(NOT_CALIBRATED.format(name=method.name))
+    nodes = [settings.method] if settings.method else list((settings.methods or {}).values())
+    stack = Stack(build(node, Method) for node in nodes)
+    if not any(method.calibrated for method in stack.methods):
+        names = " and ".join(stack.names) or "baseline"
+        raise TrimtabError(NOT_CALIBRATED.format(name=names))
     tracking.check(settings.tracking)
     require_writable("artifacts", settings.artifacts)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
     model = load_model(settings.model)
-    with tracking.run(settings.tracking, "calibrate", config, group=None) as log:
-        artifact, folder = calibrate(
-            model, method, corpus, settings.artifacts, force=settings.force
+    given = [one.lstrip("+") for one in HydraConfig.get().overrides.task]
+    changed = [one.partition(".")[2] for one in given if one.startswith(("method.", "methods."))]
+    job = tracking.Job(
+        "calibrate",
+        name=" ".join([*stack.names, *changed]),
+        config=tracking.configuration(config, choices()),
+        tags=tuple(stack.names),
+        group=sweep_name(),
+    )
+    with tracking.run(settings.tracking, job, one_line) as log:
+        stack.check(model.model)
+        log.begin(model.name)
+        made = artifacts_for(
+            stack, model, corpus, settings.artifacts, make=True, force=settings.force
         )
-        log.artifact(artifact, folder)
-    answer(str(folder))
+        for artifact in made.values():
+            folder = artifact.key.folder(settings.artifacts, model.name)
+            log.artifact(artifact, folder)
+            answer(str(folder))
 
 
 def main() -> None:

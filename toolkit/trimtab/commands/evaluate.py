@@ -2,48 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from trimtab.commands import sweep_progress
 from trimtab.commands.folders import claimed
-from trimtab.commands.launch import launch, output_folder, typed
+from trimtab.commands.launch import choices, launch, output_folder, typed
 from trimtab.commands.messages import one_line
-from trimtab.commands.overrides import without_foreign
+from trimtab.commands.search import objective
+from trimtab.commands.sweep import in_sweep, sweep_folder, sweep_name, tries_all, without_foreign
 from trimtab.config import EvaluateConfig, OnMissing
-from trimtab.files import require_writable, write_json
+from trimtab.files import REPEAT, require_writable, write_json
 from trimtab.method import Method
 from trimtab.progress import answer, say, waiting
 from trimtab.registry import build
 
 
-def run(config: DictConfig) -> None:
+def run(config: DictConfig) -> float | None:
     """Evaluate as `config` says and print the report's path on standard output.
 
-    Writes result.json, or error.json where it fails before; neither where another job of the sweep
-    does the same.
+    Writes result.json, or error.json where it fails before; repeat.json where another job of the
+    sweep does the same.
+
+    Returns
+    -------
+    objective : float or None
+        In a search, what is to be large.
     """
     folder = output_folder()
-    setting = "hydra.sweep.subdir" if _sweep(folder) else "hydra.run.dir"
-    with claimed(folder, setting):
+    setting = "hydra.sweep.subdir" if in_sweep() else "hydra.run.dir"
+    resume = HydraConfig.get().callbacks["folder"].resume
+    with claimed(folder, setting, resume=resume):
+        if resume:
+            (folder / "error.json").unlink(missing_ok=True)
         try:
             config, repeats = without_foreign(config)
             if repeats:
                 say(f"Not run: {label(config)} is what the job with {repeats} measures")
-                return
-            _evaluate(config, folder)
+                write_json(folder / REPEAT, {"status": "repeat", "of": repeats})
+                return None
+            if in_sweep():
+                sweep_progress.begins(folder, label(config))
+            value = _evaluate(config, folder)
         except Exception as error:
             if not (folder / "result.json").exists():
                 failure = {"type": type(error).__name__, "message": one_line(error)}
                 write_json(folder / "error.json", {"status": "error", **_names(config), **failure})
                 _report(folder)
+            if in_sweep():
+                sweep_progress.ends(folder, one_line(error))
             raise
+        if in_sweep():
+            sweep_progress.ends(folder)
+        return value
 
 
-def _evaluate(config: DictConfig, folder: Path) -> None:
+def _evaluate(config: DictConfig, folder: Path) -> float | None:
     settings = typed(config, EvaluateConfig)
     built(settings)
     # Heavy imports wait until the configuration is known to be sound.
@@ -52,12 +70,22 @@ def _evaluate(config: DictConfig, folder: Path) -> None:
 
     if settings.on_missing is OnMissing.calibrate:
         require_writable("artifacts", settings.artifacts)
-    with tracking.run(settings.tracking, "evaluate", config, group=_sweep(folder)) as log:
-        result = {**evaluate(settings, label(config)), **_names(config)}
+    job = tracking.Job(
+        "evaluate",
+        name=label(config),
+        config=tracking.configuration(config, choices()),
+        tags=tuple(settings.methods) or ("baseline",),
+        group=sweep_name(),
+        folder=folder,
+    )
+    with tracking.run(settings.tracking, job, one_line) as log:
+        result = {**evaluate(settings, label(config), log.begin), **_names(config)}
         write_json(folder / "result.json", result)
         report = _report(folder)
-        log.result(result, report)
+        log.result(result, folder, settings.artifacts)
     answer(str(report))
+    search = in_sweep() and not tries_all(HydraConfig.get())
+    return objective(result, settings.search.max_bpb_increase) if search else None
 
 
 def built(settings: EvaluateConfig) -> list[Method]:
@@ -65,13 +93,17 @@ def built(settings: EvaluateConfig) -> list[Method]:
     return [build(node, Method) for node in settings.methods.values()]
 
 
-def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
+def evaluate(
+    settings: EvaluateConfig, label: str, ready: Callable[[str], None] = lambda model: None
+) -> dict[str, Any]:
     """Measure a stack as `settings` say, and return the content of result.json.
 
     Parameters
     ----------
     label : str
         What tells this job from the others of a sweep.
+    ready : callable
+        Called with the model's name when all is loaded and fits, before anything is calibrated.
 
     Raises
     ------
@@ -97,6 +129,7 @@ def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
     stack.check(loaded.model)
     if settings.paired:
         require_room_for_copy(loaded.model)
+    ready(loaded.name)
     make = settings.on_missing is OnMissing.calibrate
     artifacts = artifacts_for(stack, loaded, corpus, settings.artifacts, make=make)
     members = [artifacts.get(method.name, method) for method in stack.methods]
@@ -119,17 +152,14 @@ def evaluate(settings: EvaluateConfig, label: str) -> dict[str, Any]:
 def _report(folder: Path) -> Path:
     from trimtab.report import build_report
 
-    return build_report(folder.parent if _sweep(folder) else folder)
-
-
-def _sweep(folder: Path) -> str | None:
-    """Return the name that the jobs of one sweep share, or None outside a sweep."""
-    return "/".join(folder.parts[-3:-1]) if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    return build_report(sweep_folder() if in_sweep() else folder)
 
 
 def _names(config: DictConfig) -> dict[str, Any]:
     """Return what the reports of this job and of others tell it by."""
-    return {"label": label(config), "overrides": list(HydraConfig.get().overrides.task)}
+    overrides = HydraConfig.get().overrides.task
+    measured = [one for one in overrides if not one.startswith("tracking.")]
+    return {"label": label(config), "overrides": measured}
 
 
 def label(config: DictConfig) -> str:

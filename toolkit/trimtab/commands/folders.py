@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from trimtab.commands.messages import is_mistake, stop
+from trimtab.commands.sweep import count_jobs
 from trimtab.errors import ConfigError
-from trimtab.files import REPORT, RESULTS
+from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, write_json
 
 
 @contextmanager
-def claimed(folder: Path, setting: str, *, below: bool = False) -> Iterator[None]:
+def claimed(
+    folder: Path, setting: str, *, below: bool = False, resume: bool = False
+) -> Iterator[None]:
     """Keep other jobs out of `folder` for the time of the ``with``.
 
     The claim ends with its process, however that ends.
@@ -29,6 +34,8 @@ def claimed(folder: Path, setting: str, *, below: bool = False) -> Iterator[None
         Full name of the setting that the folder comes from.
     below : bool
         Whether results in folders below count too.
+    resume : bool
+        Whether what the folder holds is to be gone on with, unless it is a job's result.
 
     Raises
     ------
@@ -40,7 +47,7 @@ def claimed(folder: Path, setting: str, *, below: bool = False) -> Iterator[None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, folder, setting)
-        for name in (*RESULTS, REPORT):
+        for name in _refused(below, resume):
             pattern = f"**/{name}" if below and name in RESULTS else name
             if found := next(folder.glob(pattern), None):
                 raise ConfigError(
@@ -50,6 +57,13 @@ def claimed(folder: Path, setting: str, *, below: bool = False) -> Iterator[None
         yield
     finally:
         os.close(descriptor)
+
+
+def _refused(below: bool, resume: bool) -> tuple[str, ...]:
+    """Return the names of what may not be there already."""
+    if resume:
+        return () if below else (RESULT,)
+    return (*RESULTS, REPORT)
 
 
 def _lock(descriptor: int, folder: Path, setting: str) -> None:
@@ -62,25 +76,68 @@ def _lock(descriptor: int, folder: Path, setting: str) -> None:
         pass
 
 
-class Claim(Callback):
-    """Refuses a folder before Hydra writes into it; a sweep's stays claimed until the end."""
+def is_running(folder: Path) -> bool:
+    """Return whether a process claims the folder, where its file system can tell."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return False
 
-    def __init__(self) -> None:
+
+class Claim(Callback):
+    """Refuses a folder before Hydra writes into it; a sweep's stays claimed until the end.
+
+    What was typed is kept in the folder, for who resumes.
+
+    Parameters
+    ----------
+    resume : bool
+        Whether the folder is gone on with.
+    """
+
+    def __init__(self, resume: bool = False) -> None:
+        self._resume = resume
         self._held = ExitStack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave claims to this process: a launcher may send callbacks to others."""
+        return {"_resume": self._resume, "_held": ExitStack()}
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a job's folder; the job itself claims it."""
-        self._claim(config.hydra.run.dir, "hydra.run.dir", below=False)
+        self._claim(config.hydra.run.dir, "hydra.run.dir")
         self._held.close()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim a sweep's folder."""
-        self._claim(config.hydra.sweep.dir, "hydra.sweep.dir", below=True)
+        self._claim(config.hydra.sweep.dir, "hydra.sweep.dir", sweep=config.hydra)
 
-    def _claim(self, folder: str, setting: str, *, below: bool) -> None:
+    def _claim(self, name: str, setting: str, sweep: HydraConf | None = None) -> None:
+        folder, below = Path(name), sweep is not None
         try:
-            self._held.enter_context(claimed(Path(folder), setting, below=below))
+            self._held.enter_context(claimed(folder, setting, below=below, resume=self._resume))
+            if self._resume:
+                (folder / COMMAND).touch()  # tells what has ended since from what had before
+            else:
+                write_json(folder / COMMAND, _command(sweep))
         except Exception as error:  # Hydra makes a warning of what a callback raises
             if not is_mistake(error):
                 raise
             stop(error)
+
+
+def _command(sweep: HydraConf | None) -> dict[str, Any]:
+    """Return what was typed, where, and what came of it: a job, or a sweep."""
+    typed = {"arguments": sys.argv[1:], "folder": os.getcwd()}
+    if sweep is None:
+        return {**typed, "jobs": 1}
+    return {**typed, "jobs": count_jobs(sweep), "sweeper": sweep.sweeper._target_}

@@ -8,15 +8,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands.messages import is_mistake, nearest, program, stop
 from trimtab.commands.overrides import expand
+from trimtab.commands.resume import finished, to_resume, unfinished
+from trimtab.commands.summary import summarised
+from trimtab.commands.sweep import in_sweep
 from trimtab.config import CommandConfig
 from trimtab.corpora import CorpusSource
 from trimtab.errors import ConfigError, TrimtabError
@@ -64,7 +66,7 @@ def _require_known(config: DictConfig, kind: type[CommandConfig]) -> None:
                 )
 
 
-def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
+def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Compose the configuration from the command line and run `task` on it, once or in a sweep.
 
     A `TrimtabError`, every refusal of Hydra or OmegaConf, and what the system refuses to do with
@@ -79,30 +81,37 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
     logging.raiseExceptions = False  # a log that nobody reads any more is no failure
     composed = False
 
-    def guarded(config: DictConfig) -> None:
+    def guarded(config: DictConfig) -> Any:
         nonlocal composed
         composed = True
+        register()  # a launcher may run this in a Python of its own
         try:
-            task(config)
+            return task(config)
         except Exception as error:
             # One job: stop here, before Hydra adds a line of its own. In a sweep Hydra has to
             # see the failure, so that it marks the job and goes on with the next.
-            if verbose or not is_mistake(error) or HydraConfig.get().mode == RunMode.MULTIRUN:
+            if verbose or not is_mistake(error) or in_sweep():
                 raise
             stop(error)
 
     try:
         register()
-        sys.argv[1:] = expand(sys.argv[1:], config_name)
-    except TrimtabError as error:
-        if verbose:
+        arguments = sys.argv[1:]
+        if (folder := to_resume(arguments, config_name)) is None:
+            sys.argv[1:] = expand(arguments, config_name)
+        elif left := unfinished(folder, arguments):
+            sys.argv[1:] = left
+        else:
+            return finished(folder)
+    except Exception as error:
+        if verbose or not is_mistake(error):
             raise
         stop(error)
     entry = hydra.main(
         config_path=str(config_folder()), config_name=config_name, version_base="1.3"
     )(guarded)
     try:
-        with may_go_unread():
+        with may_go_unread(), summarised():
             entry()
     except Exception as error:
         # Before the task has begun everything that fails is about the command line.
@@ -117,3 +126,10 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
 def output_folder() -> Path:
     """Return the folder of the job that is running."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def choices() -> dict[str, str]:
+    """Return the option that the running job has of each configuration group, defaults included."""
+    chosen = HydraConfig.get().runtime.choices
+    ours = {str(group): option for group, option in chosen.items() if not {"/", "@"} & set(group)}
+    return {group: str(option) for group, option in ours.items() if option is not None}

@@ -19,6 +19,12 @@ from trimtab.registry import TARGETED, group_options, method_names, stack_member
 from trimtab.settings import defaults
 
 OF_A_FOLDER = {"model": "model=hub model.name", "corpus": "corpus=files corpus.glob"}
+EXTRAS = {
+    "joblib": "joblib",
+    "ray": "ray",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+}
 Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
 
 
@@ -68,7 +74,10 @@ def one_line(error: BaseException) -> str:
 
 
 def _no_such_option(missing: str, options: Sequence[str] | None) -> str:
-    group, slash, option = missing.partition("/")
+    nested = missing.startswith("hydra/")
+    group, slash, option = missing.rpartition("/") if nested else missing.partition("/")
+    if group == "hydra/launcher" and option in EXTRAS:
+        return f"{group}={option}: is not installed: pip install 'trimtab[{EXTRAS[option]}]'"
     if not slash:
         group, option = "", missing
     if "/" in option and group in OF_A_FOLDER:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -57,6 +57,25 @@ def cache_memory(make: Callable[[], Any], device: torch.device) -> CacheMemory:
     before = _driver_free_bytes(device)
     del cache
     return CacheMemory(live, committed, _driver_free_bytes(device) - before)
+
+
+def batch_memory(cache: Any, lengths: Sequence[int]) -> CacheMemory:
+    """Measure a cache of a padded batch; live are the tokens of its texts, without their padding.
+
+    Parameters
+    ----------
+    lengths : sequence of int
+        Tokens of each text in the cache.
+    """
+    live = 0
+    for tensor in _tensors(cache):
+        rows, _, room, _ = tensor.shape
+        own = sum(min(length, room) for length in lengths)
+        live += own * (tensor.nbytes // (rows * room))
+    storages = _storages(cache)
+    committed = sum(storage.nbytes() for storage in storages)
+    on_host = all(storage.device.type == "cpu" for storage in storages)
+    return CacheMemory(live, committed, resident_bytes(storages) if on_host else None)
 
 
 def cache_bytes(cache: Any) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from trimtab.evaluation.workload import Window
 from trimtab.generation import Engine
 from trimtab.models.facts import longest_text
 from trimtab.stack import AppliedStack
+from trimtab.vattention.settings import CacheSettings
 
 
 class Contender:
@@ -80,15 +81,7 @@ class Contender:
             yield
             return
         outside = self.generator
-        with Engine(
-            self.model,
-            self.tokenizer,
-            slots=1,
-            max_len=longest_text(self.model.config),
-            cache=self.stack.cache,
-            drafter=self.stack.drafter,
-            output_tokenizer=self.output_tokenizer,
-        ) as engine:
+        with self.make_engine(1, longest_text(self.model.config)) as engine:
             self.engine = engine
             self.generator = EngineGenerator(
                 engine, self.model, self.tokenizer, self.output_tokenizer
@@ -97,6 +90,28 @@ class Contender:
                 yield
             finally:
                 self.engine, self.generator = None, outside
+
+    def make_engine(self, slots: int, max_len: int, budget: int | None = None) -> Engine:
+        """Return an engine with the stack's cache and drafter, to be entered.
+
+        Parameters
+        ----------
+        slots, max_len : int
+            Texts at a time, and the most tokens of one.
+        budget : int, optional
+            The most bytes of keys and values, where the stack itself allows more.
+        """
+        cache = self.stack.cache or CacheSettings()
+        limits = [limit for limit in (cache.budget, budget) if limit is not None]
+        return Engine(
+            self.model,
+            self.tokenizer,
+            slots=slots,
+            max_len=max_len,
+            cache=replace(cache, budget=min(limits, default=None)),
+            drafter=self.stack.drafter,
+            output_tokenizer=self.output_tokenizer,
+        )
 
     def score(self, window: Window) -> Score:
         """Score a window as the model reads and writes it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, ttest_ind, ttest_rel
 from typing_extensions import TypedDict
 
 from trimtab.config import LEAST_TIMED
@@ -52,6 +52,26 @@ def typical_ratio(numerator: Samples, denominator: Samples) -> Estimate:
         "estimate": float(np.exp(np.median(means))),
         "low": float(np.exp(low)),
         "high": float(np.exp(high)),
+    }
+
+
+def mean_ratio(numerator: Samples, denominator: Samples, *, paired: bool) -> Estimate:
+    """Return the ratio of the geometric means of positive samples, with Student's interval.
+
+    For samples too few to rank or to resample: it takes their logarithms for normally distributed.
+
+    Parameters
+    ----------
+    paired : bool
+        Whether samples of the same index belong together; else Welch's interval is taken.
+    """
+    logs = np.log(numerator), np.log(denominator)
+    test = ttest_rel(*logs) if paired else ttest_ind(*logs, equal_var=False)
+    found = test.confidence_interval(CONFIDENCE)
+    return {
+        "estimate": float(np.exp(logs[0].mean() - logs[1].mean())),
+        "low": float(np.exp(found.low)),
+        "high": float(np.exp(found.high)),
     }
 
 

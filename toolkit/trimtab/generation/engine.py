@@ -24,6 +24,7 @@ from trimtab.generation.limits import (
     check_prompts,
     given_texts,
     known_tokens,
+    require_size,
     token_limits,
 )
 from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
@@ -91,7 +92,7 @@ class Engine:
     MisfitError
         If the model is not supported, in training mode, or on several devices.
     TrimtabError
-        If a size is out of range for the model, or, on entering, for the cache; or `cache` is
+        If a size is out of range for the model, or, on entering, for the cache; or an argument is
         something else.
     """
 
@@ -106,8 +107,17 @@ class Engine:
         drafter: Drafter | None = None,
         output_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        if not isinstance(cache, CacheSettings | None):
-            raise TrimtabError(f"cache={cache!r:.60}: expected a trimtab.VAttention, or None")
+        for name, value, kind, expected in (
+            ("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers"),
+            ("cache", cache, CacheSettings | None, "a trimtab.VAttention, or None"),
+            ("drafter", drafter, Drafter | None, "a trimtab.capabilities.Drafter, or None"),
+            ("output_tokenizer", output_tokenizer, PreTrainedTokenizerBase | None,
+             "a tokenizer of transformers, or None"),
+        ):  # fmt: skip
+            if not isinstance(value, kind):
+                raise TrimtabError(f"{name}={value!r:.60}: expected {expected}")
+        require_size("slots", slots)
+        require_size("max_len", max_len)
         check_model(model, max_len)
         cache = cache or CacheSettings()
         layers = adapter_for(model).decoder_layers(model)

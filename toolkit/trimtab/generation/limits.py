@@ -12,7 +12,14 @@ from trimtab.generation.prompts import whole_numbers
 from trimtab.models.adapter import adapter_for
 from trimtab.models.facts import longest_text
 from trimtab.models.state import require_evaluation
+from trimtab.settings import is_whole
 from trimtab.vattention.layout import Geometry
+
+
+def require_size(name: str, value: object) -> None:
+    """Raise `TrimtabError` unless a size is a whole number of at least 1."""
+    if not is_whole(value) or value < 1:
+        raise TrimtabError(f"{name}={value!r:.60}: expected a whole number of at least 1")
 
 
 def check_model(model: PreTrainedModel, max_len: int) -> None:

@@ -6,6 +6,8 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
+from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from trimtab.errors import TrimtabError
@@ -31,7 +33,8 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[
         return _unpadded(prompts)
     if isinstance(prompts, str):
         raise TrimtabError(f"prompts={prompts!r}: expected several; put a single one in a list")
-    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping | Set):
+    single = getattr(prompts, "ndim", 1) == 0
+    if single or not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping | Set):
         raise TrimtabError(
             f"prompts is a {type(prompts).__name__}: expected a list of texts or of lists of token "
             "ids, or the tokenizer's BatchEncoding of several texts"
@@ -81,7 +84,10 @@ def whole_numbers(tokens: Iterable[int]) -> list[int]:
     """
     if isinstance(tokens, str | bytes | Mapping | Set):
         raise TypeError
-    return [operator.index(token) for token in tokens]
+    found = list(tokens.tolist() if isinstance(tokens, Tensor | np.ndarray) else tokens)
+    if any(isinstance(token, bool) for token in found):  # a mask
+        raise TypeError
+    return [operator.index(token) for token in found]
 
 
 def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:

@@ -78,7 +78,8 @@ class Request:
     room : int, optional
         Tokens that there is room for after the prompt, where they may be fewer than `limit`.
     given : sequence of int
-        Tokens that the text goes on with, whatever is chosen; what is chosen comes after them.
+        Tokens that the text goes on with, whatever is chosen; what is chosen comes after them. None
+        of them ends it.
 
     Attributes
     ----------
@@ -143,7 +144,7 @@ class Request:
         self.ids.append(token)
         self._tokens.append(token)
         self._times.append(time)
-        if token in self._stop_tokens:
+        if token in self._stop_tokens and place >= len(self._given):
             self.finish = Finish.stop
             return self._detokenizer.close()
         final = self._detokenizer.push(token)

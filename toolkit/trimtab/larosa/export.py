@@ -31,6 +31,7 @@ from trimtab.larosa.settings import LaRoSASettings
 from trimtab.method import EXPORTED
 from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
+from trimtab.models.refusals import refuse_to_save
 from trimtab.models.state import own_precision
 from trimtab.progress import waiting
 
@@ -122,6 +123,7 @@ def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> Pre
                 f"({error.args[0]}): install that version, or export the artifact again"
             ) from error
         nn.Module.to(model.eval(), device)
+        refuse_to_save(model, f"{folder}: transformers cannot save a sparse model: copy the folder")
         return model
 
 

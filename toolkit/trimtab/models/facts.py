@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -163,3 +164,7 @@ class CacheShape:
             )
         windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
         return cls(owner, windows, *heads.pop())
+
+    def token_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of the keys and values of a token, in all layers."""
+        return 2 * len(self.windows) * self.kv_heads * self.head_dim * dtype.itemsize

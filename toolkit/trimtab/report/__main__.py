@@ -1,4 +1,8 @@
-"""Rebuild a report: ``python -m trimtab.report multirun/DATE/TIME``."""
+"""Rebuild the report of a sweep, or compare sweeps in one report.
+
+python -m trimtab.report multirun/DATE/TIME
+python -m trimtab.report multirun/DATE/TIME multirun/DATE/TIME --out comparison
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,28 @@ from trimtab.report import build_report
 
 def main() -> None:
     """Enter from the command line; print the path of the report."""
-    parser = argparse.ArgumentParser(prog="python -m trimtab.report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="output folder of a job or of a sweep")
+    parser = argparse.ArgumentParser(
+        prog="python -m trimtab.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, nargs="+", help="output folder of a job or of a sweep")
+    parser.add_argument(
+        "--out", type=Path,
+        help="where the report goes; without it report/ in the folder, or, of several, "
+        "outputs/comparison",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="also publish the one sweep as a W&B Report there"
+    )
     try:
         with may_go_unread():
-            answer(str(build_report(parser.parse_args().folder)))
+            options = parser.parse_args()
+            answer(str(build_report(*options.folder, out=options.out)))
+            if options.wandb is not None:
+                from trimtab.report.wandb_report import publish
+
+                answer(publish(options.folder, options.wandb))
     except (TrimtabError, OSError) as error:
         print(f"trimtab.report: error: {error}", file=sys.stderr)
         sys.exit(1)

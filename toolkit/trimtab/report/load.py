@@ -1,93 +1,64 @@
-"""Read what the jobs of a sweep left on disk."""
+"""Read what the jobs of sweeps left on disk."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
 from trimtab.files import RESULTS
+from trimtab.report.derive import derived
+from trimtab.report.job import Job
+from trimtab.report.labels import labelled
 
 
-@dataclass(frozen=True)
-class Job:
-    """One job: its result, or the error it ended with.
+def load_jobs(*folders: Path) -> list[Job]:
+    """Return the jobs of output folders and of sweeps, in the order they ran.
 
-    Attributes
-    ----------
-    folder : Path
-    content : dict
-        Of result.json or error.json.
-    label : str
-        What tells it from the others of its report.
-    """
-
-    folder: Path
-    content: dict[str, Any]
-    label: str
-
-    @property
-    def ok(self) -> bool:
-        return bool(self.content["status"] == "ok")
-
-    def get(self, name: str) -> Any:
-        """Return the field with this dotted name, or None where it was not measured."""
-        value: Any = self.content
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
-
-
-def load_jobs(folder: Path) -> list[Job]:
-    """Return the job of an output folder, or every job below a sweep's, in their order.
-
-    A job whose file is damaged counts as failed.
+    Each is labelled by its own content, see `trimtab.report.labels`. A job whose file is damaged
+    counts as failed; one that is in several folders counts once.
 
     Raises
     ------
     TrimtabError
-        If there is none.
+        If a folder holds none.
     """
-    found = {path.parent for name in RESULTS for path in folder.glob(f"**/{name}")}
+    roots: dict[Path, Path] = {}
+    for root in folders:
+        for folder in _jobs_in(root):
+            if folder.resolve() not in {one.resolve() for one in roots}:
+                roots[folder] = root
+    read = ((folder, root, _content(folder)) for folder, root in roots.items())
+    return labelled(Job(folder, content, content["label"], root) for folder, root, content in read)
+
+
+def state(folders: Iterable[Path]) -> dict[Path, int]:
+    """Return the files of all jobs, with the time each was written."""
+    patterns = [(folder, f"**/{name}") for folder in folders for name in RESULTS]
+    found = {}
+    for path in (path for folder, pattern in patterns for path in folder.glob(pattern)):
+        with suppress(FileNotFoundError):  # a job that is run again takes its error away
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def _jobs_in(root: Path) -> list[Path]:
+    found = {path.parent for name in RESULTS for path in root.glob(f"**/{name}")}
     if not found:
-        raise TrimtabError(f"{folder} holds no {' and no '.join(RESULTS)}")
-    folders = [folder] if folder in found else sorted(found, key=_order)
-    contents = {path: _content(path) for path in folders}
-    labels = _labels(contents, folder)
-    return [Job(path, content, labels[path]) for path, content in contents.items()]
-
-
-def _labels(contents: dict[Path, dict[str, Any]], root: Path) -> dict[Path, str]:
-    """Return the label of each job, with the overrides that not all have; no two are the same."""
-    given = {
-        path: [str(one).lstrip("+") for one in content["overrides"]]
-        for path, content in contents.items()
-        if "overrides" in content
-    }
-    common = set.intersection(*map(set, given.values())) if given else set()
-    labels = {}
-    for path, content in contents.items():
-        told = [one for one in given.get(path, ()) if not one.startswith(("methods=", "methods."))]
-        own = dict.fromkeys(one for one in told if one not in common)
-        labels[path] = " ".join([str(content["label"]), *own])
-    times = Counter(labels.values())
-    return {
-        path: label if times[label] == 1 else f"{label} ({path.relative_to(root)})"
-        for path, label in labels.items()
-    }
+        raise TrimtabError(f"{root} holds no {' and no '.join(RESULTS)}")
+    return [root] if root in found else sorted(found, key=_order)
 
 
 def _content(folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
     path = result if result.exists() else folder / "error.json"
-    with suppress(ValueError):
+    with suppress(ValueError, FileNotFoundError):
         content = json.loads(path.read_text("utf-8"))
         if isinstance(content, dict) and {"status", "label"} <= content.keys():
-            return content
+            return content | derived(content)
     message = f"{path.name} is damaged: truncated or edited since it was written; run the job again"
     return {"status": "error", "label": folder.name, "type": "Damaged", "message": message}
 

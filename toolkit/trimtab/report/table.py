@@ -1,115 +1,169 @@
-"""The figures of a sweep as Markdown and CSV."""
+"""Tables of a report, to be written as Markdown and as HTML."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from trimtab.files import flatten, is_table
-from trimtab.report.load import Job
-
-Column = tuple[str, Callable[[Job], str]]
-
-
-def code(text: str) -> str:
-    """Return a text as Markdown's code, backticks that it holds included."""
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+from trimtab.report.attribution import Attribution
+from trimtab.report.columns import COLUMNS, COMPRESSION, SERVERS
+from trimtab.report.declared import Column
+from trimtab.report.figures import code, is_interval, written
+from trimtab.report.job import Job
+from trimtab.report.labels import commit, machine
+from trimtab.report.verdict import verdict
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+@dataclass(frozen=True)
+class Cell:
+    """What is written, in Markdown, and what rows are sorted by.
+
+    Attributes
+    ----------
+    span : int
+        Columns that it takes.
+    """
+
+    text: str
+    sort: float | str | None = None
+    span: int = 1
 
 
-def interval(value: dict[str, float] | None, form: str = ".3f") -> str:
-    """Format an estimate and its 95 % interval, or a dash where there is none."""
-    if value is None:
-        return "-"
-    return f"{value['estimate']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+@dataclass(frozen=True)
+class Table:
+    """A table with a legend.
+
+    Attributes
+    ----------
+    title : str
+    heads : tuple of str
+    rows : tuple of tuples of Cell
+    legend : tuple of (str, str)
+        What heads mean, where they do not say it.
+    note : str
+    """
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    legend: tuple[tuple[str, str], ...] = ()
+    note: str = ""
 
 
-def number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"
+PROMPT_CUT = (
+    "Bits per byte of the text that follows a prompt, in base tokens: after the whole prompt "
+    "under the unmodified model; after the prompt in the stack's tokens; and, under the "
+    "unmodified model again, after the prompt with its oldest tokens cut until it is as short. "
+    "A stack that does not beat the cut is no way to shorten prompts."
+)
+SERVING = (
+    "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
+    "the others are transformers' own: `padded` generate, a `static` cache, `continuous` batching."
+)
+
+EFFECTS = (
+    "`alone`: the method by itself over the unmodified model. `in the stack`: the whole stack over "
+    "the stack without it. `interaction`: what the whole stack has beyond the product of what its "
+    "methods do alone (× 1: nothing), of bits per byte beyond their sum. `amount`: what such a "
+    "change makes of the unmodified model's figure. A dash: no interval, as it was counted, or as "
+    "no pairs of samples say."
+)
 
 
-def _field(name: str, form: str) -> Callable[[Job], str]:
-    return lambda job: number(job.get(name), form)
+def cell(value: Any, form: str = "", scale: float = 1) -> Cell:
+    """Return a cell of what a field holds; it sorts by the number, or by the estimate."""
+    sort = value["estimate"] if is_interval(value) else value
+    text = written(value, form, scale)
+    return Cell(text if len(text) < 2 else escaped(text), sort)
 
 
-def _interval_field(name: str, form: str = ".3f") -> Callable[[Job], str]:
-    return lambda job: interval(job.get(name), form)
+def escaped(text: str) -> str:
+    """Return a text that ends no cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
-COLUMNS: list[Column] = [
-    ("stack", lambda job: _cell(code(job.label))),
-    ("bits per byte", _field("quality.bits_per_byte.candidate", ".4f")),
-    ("change", _interval_field("quality.bits_per_byte.difference", "+.4f")),
-    ("perplexity", _field("quality.perplexity.candidate", ".3f")),
-    ("x dense", _interval_field("quality.perplexity.ratio")),
-    ("other domain", _interval_field("quality.out_of_domain.bits_per_byte.difference", "+.4f")),
-    ("same text", _field("quality.greedy_agreement", ".0%")),
-    ("tokens saved", _field("tokens.saving", ".1%")),
-    ("steps saved", _field("tokens.steps.saving", ".1%")),
-    ("sparsity", _field("sparsity.achieved", ".3f")),
-    ("bytes needed", _field("sparsity.bytes_fraction", ".3f")),
-    ("decode tokens/s", _field("speed.decode_tokens_per_s.candidate", ".1f")),
-    ("speedup", _interval_field("speed.speedup")),
-]
-
-
-COMPRESSION: list[Column] = [
-    ("stack", lambda job: _cell(code(job.label))),
-    ("prompt tokens", _field("quality.compression.tokens.baseline", "")),
-    ("compressed", _field("quality.compression.tokens.candidate", "")),
-    ("bits per byte", _field("quality.compression.bits_per_byte.baseline", ".4f")),
-    ("compressed", _field("quality.compression.bits_per_byte.candidate", ".4f")),
-    ("prompt cut", _field("quality.compression.bits_per_byte.prompt_cut", ".4f")),
-    ("compressed - cut", _interval_field("quality.compression.bits_per_byte.difference", "+.4f")),
-]
-
-
-def compression_table(jobs: Sequence[Job]) -> str:
-    """Return one row a job whose stack compresses prompts."""
-    rows = [_row(form(job) for _, form in COMPRESSION) for job in jobs]
-    return "\n".join(_head(COMPRESSION) + rows)
-
-
-def markdown_table(jobs: Sequence[Job]) -> str:
+def main_table(rows: Sequence[Job]) -> Table:
     """Return one row a job, failed ones as failed."""
-    lines = _head(COLUMNS)
-    for job in jobs:
-        cells = [form(job) for _, form in COLUMNS]
-        if not job.ok:
-            message = _cell(" ".join(job.content["message"].split()))
-            cells = [cells[0], f"**failed**: {message}", *[""] * (len(COLUMNS) - 2)]
-        lines.append(_row(cells))
+    shown = [one for one in COLUMNS if one.always or any(row.get(one.field) is not None
+                                                         for row in rows)]  # fmt: skip
+    told = _differing(rows)
+    heads = ("stack", *(one.title for one in shown), "verdict", *(name for name, _ in told))
+    lines: list[tuple[Cell, ...]] = []
+    for row in rows:
+        first = Cell(escaped(code(row.label)), row.label)
+        if not row.ok:
+            message = f"**failed**: {escaped(str(row.content.get('message')))}"
+            lines.append((first, Cell(message, span=len(heads) - 1)))
+            continue
+        figures = (cell(row.get(one.field), one.form, one.scale) for one in shown)
+        facts = (cell(fact(row)) for _, fact in told)
+        found = verdict(row, rows) if row.methods else "control"
+        lines.append((first, *figures, cell(found), *facts))
+    legend = tuple((one.title, one.meaning) for one in shown if one.meaning)
+    return Table("All figures", heads, tuple(lines), legend)
+
+
+def _differing(rows: Sequence[Job]) -> list[tuple[str, Callable[[Job], str | None]]]:
+    facts: tuple[tuple[str, Callable[[Job], str | None]], ...] = (
+        ("machine", machine), ("commit", commit),
+    )  # fmt: skip
+    return [pair for pair in facts if len({pair[1](row) for row in rows if row.ok}) > 1]
+
+
+def compression_table(rows: Sequence[Job]) -> Table | None:
+    """Return one row a job whose stack compresses prompts; None where none does."""
+    having = [row for row in rows if row.get("quality.compression") is not None]
+    lines = [_cells(row.label, row.get, COMPRESSION) for row in having]
+    heads = ("stack", *(one.title for one in COMPRESSION))
+    return Table("Shorter prompts", heads, tuple(lines), note=PROMPT_CUT) if having else None
+
+
+def serving_table(rows: Sequence[Job]) -> Table | None:
+    """Return one row a server and number of requests; None where serving was not measured."""
+    lines = [
+        _cells(row.label, server.get, SERVERS)
+        for row in rows
+        for server in row.get("serving.servers") or ()
+    ]
+    heads = ("stack", *(one.title for one in SERVERS))
+    return Table("Serving", heads, tuple(lines), note=SERVING) if lines else None
+
+
+def attribution_table(found: Sequence[Attribution]) -> Table | None:
+    """Return one row an effect: what methods change alone, in a stack, and together."""
+    lines = [
+        (
+            Cell(escaped(code(one.whole.label)), one.whole.label),
+            cell(one.metric.name),
+            cell((effect.method and f"{effect.method}, {effect.kind}") or effect.kind),
+            Cell(one.metric.told(effect.change), effect.change),
+            cell(
+                None
+                if effect.low is None or effect.high is None
+                else f"{one.metric.told(effect.low)} to {one.metric.told(effect.high)}"
+            ),
+            cell(one.metric.value(one.start, effect.change) - one.start, "+" + one.metric.form),
+        )
+        for one in found
+        for effect in one.effects
+    ]
+    heads = ("stack", "figure", "effect", "change", "95 % interval", "amount")
+    return Table("Attribution", heads, tuple(lines), note=EFFECTS) if lines else None
+
+
+def _cells(label: str, get: Callable[[str], Any], columns: Iterable[Column]) -> tuple[Cell, ...]:
+    first = Cell(escaped(code(label)), label)
+    return (first, *(cell(get(one.field), one.form, one.scale) for one in columns))
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown."""
+    lines = [_line(table.heads), "|---" * len(table.heads) + "|"]
+    for row in table.rows:
+        lines.append(_line(text for one in row for text in (one.text, *[""] * (one.span - 1))))
     return "\n".join(lines)
 
 
-def csv_table(jobs: Sequence[Job]) -> str:
-    """Return every scalar field of every job, one row a job, under its dotted name."""
-    rows = [_scalars({**job.content, "label": job.label}) for job in jobs]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _head(columns: Sequence[Column]) -> list[str]:
-    return [_row(name for name, _ in columns), "|---" * len(columns) + "|"]
-
-
-def _row(cells: Iterable[str]) -> str:
+def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _scalars(content: dict[str, Any]) -> dict[str, Any]:
-    figures = {name: item for name, item in content.items() if name not in ("samples", "reasons")}
-    return {
-        name: " ".join(map(str, item)) if isinstance(item, list) else item
-        for name, item in flatten(figures).items()
-        if not is_table(item)
-    }

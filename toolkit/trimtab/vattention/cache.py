@@ -14,6 +14,7 @@ from transformers import Cache, PreTrainedConfig
 
 from trimtab.errors import MisfitError
 from trimtab.models.facts import CacheShape
+from trimtab.settings import is_whole
 from trimtab.vattention.cache_layer import VirtualLayer
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.slot_range import SlotRange
@@ -27,7 +28,8 @@ class VirtualCache(Cache):
     the same tokens, with the same attention masks. Every token is kept until `crop`, `reset` or
     `close`, in sliding layers too. For inference only. A context manager that closes the cache.
 
-    While it holds tokens of one thread, others that write to it are refused.
+    While it holds tokens of one thread, others that change it are refused; only `reset` and `close`
+    are not. A text of another thread does not go on after that.
 
     Parameters
     ----------
@@ -71,8 +73,8 @@ class VirtualCache(Cache):
         budget: int | None = None,
     ) -> None:
         shape = CacheShape.of(config)
-        if batch < 1:
-            raise ValueError(f"batch={batch}; expected at least 1")
+        if not is_whole(batch) or batch < 1:
+            raise ValueError(f"batch={batch!r:.60}; expected a positive integer")
         layers, heads, size = len(shape.windows), shape.kv_heads, shape.head_dim
         kv = VirtualKV(
             layers, batch, max_len, heads, size, dtype, layout, page_group,
@@ -171,18 +173,19 @@ class VirtualCache(Cache):
         return self.kv.stats().reserved
 
     def close(self) -> None:
-        """Free memory and addresses; closing again does nothing.
+        """Free memory and addresses, for good; closing again does nothing.
 
         Raises
         ------
         RuntimeError
-            While someone else holds tensors over the cache.
+            While someone else holds tensors over the cache: to free them, close it once more.
         """
         self._detach()
         if not self._slots.borrowed:
             self.kv.close()
 
     def _detach(self) -> None:
+        self._slots.close()
         for layer in self._virtual:
             layer.detach()
 

@@ -81,19 +81,21 @@ class VirtualLayer(CacheLayerMixin):
         RuntimeError
             If the tensors require gradients, or the cache is asleep or closed.
         TrimtabError
-            If the cache holds tokens of another thread that is still alive.
+            If the cache holds tokens of another thread that is still alive, or another thread has
+            dropped those of this one.
         """
-        self._slots.claim()
-        length, tokens = self.get_seq_length(), key_states.shape[-2]
-        if not length:
-            self.lazy_initialization(key_states, value_states)
-        assert self._tensors is not None
-        self._check(key_states, value_states)
-        shown, offset = self.get_mask_sizes(tokens)
-        self._slots.grow(length + tokens)
-        for tensor, states in zip(self._tensors, (key_states, value_states), strict=True):
-            tensor.narrow(2, length, tokens).copy_(states)
-        keys, values = self._show(length + tokens)
+        tokens = key_states.shape[-2]
+        with self._slots.claimed(tokens):
+            length = self.get_seq_length()
+            if not length:
+                self.lazy_initialization(key_states, value_states)
+            assert self._tensors is not None
+            self._check(key_states, value_states)
+            shown, offset = self.get_mask_sizes(tokens)
+            self._slots.grow(length + tokens)
+            for tensor, states in zip(self._tensors, (key_states, value_states), strict=True):
+                tensor.narrow(2, length, tokens).copy_(states)
+            keys, values = self._show(length + tokens)
         if not offset:
             return keys, values
         return keys.narrow(2, offset, shown), values.narrow(2, offset, shown)
@@ -114,8 +116,9 @@ class VirtualLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Drop all tokens; the next ones may belong to another number of sequences."""
-        self._slots.shorten(0)
-        self.detach()
+        with self._slots.exclusive():
+            self._slots.shorten(0)
+            self.detach()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last tokens: minus the argument of them, or all if there are fewer."""
@@ -123,10 +126,11 @@ class VirtualLayer(CacheLayerMixin):
             raise ValueError(
                 f"crop({tokens_to_remove}); expected minus the number of tokens to remove"
             )
-        if self._tensors is not None:
-            length = max(self.get_seq_length() + tokens_to_remove, 0)
-            self._slots.shorten(length)
-            self._show(length)
+        with self._slots.claimed():
+            if self._tensors is not None:
+                length = max(self.get_seq_length() + tokens_to_remove, 0)
+                self._slots.shorten(length)
+                self._show(length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Replace sequence i by what was sequence ``beam_idx[i]``."""
@@ -190,11 +194,12 @@ class VirtualLayer(CacheLayerMixin):
                 "sequences in given slots keep their order, as their pages may be shared and must "
                 "not be written to then; for beams, use a cache with slots of its own"
             )
-        self._slots.widen(rows)
-        order = order.to(self.device)
-        chosen = [states.index_select(0, order) for states in self._show(length)]
-        for states, copies in zip(self._attach(rows, length), chosen, strict=True):
-            states.copy_(copies)
+        with self._slots.claimed():
+            self._slots.widen(rows)
+            order = order.to(self.device)
+            chosen = [states.index_select(0, order) for states in self._show(length)]
+            for states, copies in zip(self._attach(rows, length), chosen, strict=True):
+                states.copy_(copies)
 
     def _check(self, keys: Tensor, values: Tensor) -> None:
         assert self._tensors is not None

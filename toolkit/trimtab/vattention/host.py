@@ -26,6 +26,9 @@ from trimtab.vattention.pool import PagePool
 _PROT_NONE, _MAP_FIXED, _MAP_NORESERVE, _MAP_FAILED = 0, 0x10, 0x4000, 2**64 - 1
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _UNUSED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+# They read as zeros, of a page that the system has once: who prints all of a tensor, most of which
+# is not there, must not lose the process. Writing faults.
+_UNUSED_ACCESS = mmap.PROT_READ
 _ADDRESS, _SIZE, _OFFSET, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_int
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = _ADDRESS
@@ -77,7 +80,7 @@ class HostPool(PagePool):
             )
         self._offsets: set[int] = set()
         self._elsewhere = _ELSEWHERE
-        self._ballast = _mmap(0, 2 * self.granularity, _UNUSED)
+        self._ballast = _unused(2 * self.granularity)
         self._take_ballast()
         self._file = _memory_file()
         self._finalizer = weakref.finalize(
@@ -104,7 +107,7 @@ class HostPool(PagePool):
         # Reserved up to a page too long, then cut to begin at a multiple of the page. So ranges
         # never overlap in part, nor do the file offsets that equal their addresses.
         spare = self.page_bytes - self.granularity
-        start = _mmap(0, nbytes + spare, _UNUSED)
+        start = _unused(nbytes + spare)
         address = -(-start // self.page_bytes) * self.page_bytes
         if address > start:
             _call("munmap", start, address - start)
@@ -155,7 +158,7 @@ class HostPool(PagePool):
     def _unmap(self, address: int, nbytes: int) -> None:
         # Not munmap, after which the system could give the addresses to others.
         try:
-            _mmap(address, nbytes, _UNUSED | _MAP_FIXED)
+            _unused(nbytes, address)
         except PageError:
             if ctypes.get_errno() != errno.ENOMEM:
                 raise
@@ -163,7 +166,7 @@ class HostPool(PagePool):
             # mappings with one. Giving up a spare mapping makes room for it.
             _call("mprotect", self._ballast, 2 * self.granularity, _PROT_NONE)
             try:
-                _mmap(address, nbytes, _UNUSED | _MAP_FIXED)
+                _unused(nbytes, address)
             finally:
                 with suppress(PageError):
                     self._take_ballast()
@@ -172,8 +175,12 @@ class HostPool(PagePool):
         return os.fstat(self._file).st_blocks * 512
 
     def _take_ballast(self) -> None:
-        """Split the ballast into two mappings by different access: a spare one to give up."""
-        _call("mprotect", self._ballast, self.granularity, mmap.PROT_READ)
+        """Split the ballast into two mappings by different access: a spare one to give up.
+
+        Neither has the access of unused addresses, with which the kernel would merge it.
+        """
+        _call("mprotect", self._ballast, self.granularity, _PROTECTION[Access.write])
+        _call("mprotect", self._ballast + self.granularity, self.granularity, _PROT_NONE)
 
     def _runs(self, handles: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Yield the offset and bytes of every run of consecutive pages in the file."""
@@ -209,9 +216,22 @@ def _give_back(file: int, ballast: int, reservations: set[Reservation]) -> None:
         _call("munmap", reservation.address, reservation.nbytes)
 
 
-def _mmap(address: int, nbytes: int, flags: int, file: int = -1, offset: int = 0) -> int:
-    """Map a range without access, and return its address."""
-    mapped: int = _libc.mmap(address, nbytes, _PROT_NONE, flags, file, offset)
+def _unused(nbytes: int, address: int | None = None) -> int:
+    """Take a range of addresses, or leave one without pages, and return where it is."""
+    flags = _UNUSED if address is None else _UNUSED | _MAP_FIXED
+    return _mmap(address or 0, nbytes, flags, protection=_UNUSED_ACCESS)
+
+
+def _mmap(
+    address: int,
+    nbytes: int,
+    flags: int,
+    file: int = -1,
+    offset: int = 0,
+    protection: int = _PROT_NONE,
+) -> int:
+    """Map a range, and return its address."""
+    mapped: int = _libc.mmap(address, nbytes, protection, flags, file, offset)
     if mapped == _MAP_FAILED:
         raise PageError("mmap", _reason(ctypes.get_errno()))
     return mapped

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 
+from trimtab.settings import is_whole
 from trimtab.vattention.settings import Layout
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -48,8 +49,9 @@ class Geometry:
     def __post_init__(self) -> None:
         for name in ("layers", "slots", "max_len", "kv_heads", "head_dim"):
             size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}={size!r}; expected a positive integer")
+            if not is_whole(size) or size < 1:
+                raise ValueError(f"{name}={size!r:.60}; expected a positive integer")
+            object.__setattr__(self, name, int(size))
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype}; expected one of {', '.join(map(str, DTYPES))}")
 
@@ -81,7 +83,7 @@ class Geometry:
         """Return the bytes of addresses of a slot in one plane, in whole pages.
 
         This is one page more than the slot can fill. The last page is never mapped, so that an
-        access beyond the slot's end faults instead of reaching the next slot.
+        access beyond the slot's end does not reach the next slot.
         """
         return (self.page_rows(self.max_len, page) + 1) * page
 

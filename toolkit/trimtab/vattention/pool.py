@@ -18,6 +18,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from trimtab.settings import is_whole
 from trimtab.vattention.dlpack import tensor_at
 from trimtab.vattention.pages import Access, Fence, KVOutOfMemory, Page, PoolStats, Reservation
 
@@ -45,13 +46,15 @@ class PagePool(ABC):
     device: torch.device
 
     def __init__(self, page_bytes: int, budget: int | None = None) -> None:
-        if page_bytes <= 0 or page_bytes % self.granularity:
+        if not is_whole(page_bytes) or page_bytes <= 0 or page_bytes % self.granularity:
             raise ValueError(
-                f"pages of {page_bytes} bytes; expected a positive multiple of {self.granularity}, "
-                f"the granularity of {self.backend} memory"
+                f"pages of {page_bytes!r:.60} bytes; expected a positive multiple of "
+                f"{self.granularity}, the granularity of {self.backend} memory"
             )
-        if budget is not None and budget < page_bytes:
-            raise ValueError(f"budget={budget}; expected at least one page of {page_bytes} bytes")
+        if budget is not None and (not is_whole(budget) or budget < page_bytes):
+            raise ValueError(
+                f"budget={budget!r:.60}; expected at least one page of {page_bytes} bytes"
+            )
         self.page_bytes = page_bytes
         self.budget = budget
         self._lock = threading.RLock()
@@ -220,8 +223,9 @@ class PagePool(ABC):
     ) -> Tensor:
         """Return a tensor over reserved addresses, mapped or not.
 
-        Touching addresses that are not mapped, or not permitted, faults. The range cannot be freed
-        while the tensor or a view of it is alive.
+        Touching addresses that are not mapped, or not permitted, faults, except that the host's
+        read as zeros where nothing is mapped. The range cannot be freed while the tensor or a view
+        of it is alive.
 
         Parameters
         ----------

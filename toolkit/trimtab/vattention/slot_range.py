@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakSet
 
 from trimtab.errors import TrimtabError
 from trimtab.vattention.virtual_kv import VirtualKV
@@ -41,31 +44,72 @@ class SlotRange:
         self.owner = owner
         self.borrowed = borrowed
         self.rows = capacity
+        self._closed = False
         self._writer: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._interrupted: WeakSet[threading.Thread] = WeakSet()
+        self._lock = threading.RLock()
 
     @property
     def length(self) -> int:
         """Tokens of each sequence."""
         return self.kv.length(self.first)
 
-    def claim(self) -> None:
-        """Keep other threads from writing until the sequences are empty again, or this one ends.
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Have other threads wait within the block.
+
+        Raises
+        ------
+        RuntimeError
+            If the range is closed.
+        """
+        # Checked before locking: in a forked child the lock may be held forever.
+        self.kv.pool.check_process()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the cache is closed; make another")
+            yield
+
+    def close(self) -> None:
+        """Refuse every further use; closing again does nothing."""
+        self.kv.pool.check_process()
+        with self._lock:
+            self._closed = True
+
+    @contextmanager
+    def claimed(self, tokens: int = 0) -> Iterator[None]:
+        """Change the sequences within the block, alone.
+
+        Other threads are kept from it until the sequences are empty again, or this one ends.
+
+        Parameters
+        ----------
+        tokens : int
+            How many are to be appended.
 
         Raises
         ------
         TrimtabError
-            If another thread does.
+            If another thread has tokens there, or has dropped those that this one would continue.
+        RuntimeError
+            If the range is closed.
         """
         current = threading.current_thread()
-        with self._lock:
+        with self.exclusive():
             other = self._writer
             if other is not None and other is not current and other.is_alive():
                 raise TrimtabError(
                     f"the cache holds tokens of thread {other.name!r}, and thread "
-                    f"{current.name!r} writes to it: give each a cache of its own, or reset() it"
+                    f"{current.name!r} changes it: give each a cache of its own, or reset() it"
                 )
+            if tokens == 1 and current in self._interrupted and not self.length:
+                raise TrimtabError(
+                    f"the tokens of thread {current.name!r} were dropped by another thread's "
+                    "reset(), so that its text cannot go on: reset() in this one to begin another"
+                )
+            self._interrupted.discard(current)
             self._writer = current
+            yield
 
     def begin(self, rows: int) -> None:
         """Set the number of sequences, if those so far have no tokens."""
@@ -97,6 +141,10 @@ class SlotRange:
             for slot in self._slots(self.rows):
                 self.kv.truncate(slot, length)
         if not length:
+            current = threading.current_thread()
+            if self._writer is not None:
+                self._interrupted.add(self._writer)
+            self._interrupted.discard(current)
             self._writer = None
 
     def widen(self, rows: int) -> None:

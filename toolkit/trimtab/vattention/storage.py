@@ -13,6 +13,7 @@ from trimtab.vattention.layout import Geometry
 from trimtab.vattention.pool import PagePool
 
 HOST_PAGE = 64 * 1024
+ADDRESSES = 1 << 47
 
 
 class Storage:
@@ -28,6 +29,11 @@ class Storage:
     keys, values : tuple of Tensor
         By layer, of shape ``[slots, max_len, kv_heads, head_dim]``.
     reservation : Reservation
+
+    Raises
+    ------
+    ValueError
+        If that is more addresses than a process has.
     """
 
     keys: tuple[Tensor, ...]
@@ -36,7 +42,13 @@ class Storage:
     def __init__(self, pool: PagePool, geometry: Geometry) -> None:
         self.pool = pool
         self.geometry = geometry
-        self.reservation = pool.reserve(geometry.reserved_bytes(pool.page_bytes))
+        nbytes = geometry.reserved_bytes(pool.page_bytes)
+        if nbytes > ADDRESSES:
+            raise ValueError(
+                f"slots={geometry.slots} with max_len={geometry.max_len} take {nbytes} bytes of "
+                f"addresses; expected at most {ADDRESSES}, all that a process has"
+            )
+        self.reservation = pool.reserve(nbytes)
         self._make_tensors()
 
     def drop_tensors(self) -> None:

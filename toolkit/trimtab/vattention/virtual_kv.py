@@ -46,12 +46,12 @@ def exclusive(
 class VirtualKV:
     """Keys and values of sequences in slots, backed by pages as far as the sequences have grown.
 
-    Only the positions of a slot below its length may be touched. Beyond them is nothing, or what
-    another sequence left there, possibly NaN. A mask does not help: an attention kernel that reads
-    up to the longest length in every slot faults on a GPU, and elsewhere multiplies NaN by a weight
-    of zero. Group slots by length, or use a kernel that stops at `lengths`. Write only to positions
-    that the last `ensure` added: earlier ones may be shared with other slots, and writing to them
-    then faults.
+    Only the positions of a slot below its length may be touched. Beyond them is nothing, which
+    reads as zeros on the host, or what another sequence left there, possibly NaN. A mask does not
+    help: an attention kernel that reads up to the longest length in every slot faults on a GPU, and
+    elsewhere multiplies NaN by a weight of zero. Group slots by length, or use a kernel that stops
+    at `lengths`. Write only to positions that the last `ensure` added: earlier ones may be shared
+    with other slots, and writing to them then faults, as it does where nothing is.
 
     The tensors never move, so a captured graph or compiled step that uses them and `lengths` stays
     valid while the cache grows. Several threads may call it, each for slots of its own: calls wait
@@ -121,9 +121,11 @@ class VirtualKV:
             if pool is None:
                 pool = undo.enter_context(make_pool(torch.device(device), page_group, budget))
             self.pool = pool
-            self._slots = Slots(slots, max_len, pool.device)
-            self.lengths = self._slots.device_lengths
             self._storage = Storage(pool, self.geometry)
+            undo.callback(pool.free, self._storage.reservation)
+            undo.callback(self._storage.drop_tensors)
+            self._slots = Slots(self.geometry.slots, self.geometry.max_len, pool.device)
+            self.lengths = self._slots.device_lengths
             undo.pop_all()
         self._table = PageTable(pool, self.geometry, self._storage.reservation)
         self._ahead = LookAhead(self._table)

@@ -41,30 +41,34 @@ class Generator(Protocol):
         """
 
 
-class ForcedContinuation(LogitsProcessor):
-    """Let only the next token of a given continuation through.
+class ForcedContinuations(LogitsProcessor):
+    """Have each row of a batch go on with its given continuation.
 
-    After its end any token may come: a draft that reaches that far is cut off by what generates.
+    A row that is at its end repeats its last token until the longest is, too. Scores are changed in
+    place: they are a copy of the logits that `generate` makes.
 
     Parameters
     ----------
     prompt_tokens : int
-    continuation : sequence of int
-        Token ids.
+        Of every row, padding included.
+    continuations : sequence of sequence of int
+        Token ids by row, at least one each.
+    device : torch.device
     """
 
-    def __init__(self, prompt_tokens: int, continuation: Sequence[int]) -> None:
+    def __init__(
+        self, prompt_tokens: int, continuations: Sequence[Sequence[int]], device: torch.device
+    ) -> None:
         self._prompt_tokens = prompt_tokens
-        self._continuation = continuation
+        self._longest = max(map(len, continuations))
+        rows = [[*row, *[row[-1]] * (self._longest - len(row))] for row in continuations]
+        self._tokens = torch.tensor(rows, device=device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         position = input_ids.shape[1] - self._prompt_tokens
-        if position >= len(self._continuation):
-            return scores
-        token = self._continuation[position]
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, token] = 0
-        return forced
+        if position < self._longest:
+            scores.scatter_(1, self._tokens[:, position, None], torch.inf)
+        return scores
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:

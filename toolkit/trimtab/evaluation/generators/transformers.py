@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from trimtab.corpus import encode
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory, cache_bytes, cache_memory
-from trimtab.evaluation.generators.generator import ForcedContinuation, prompt_ids
+from trimtab.evaluation.generators.generator import ForcedContinuations, prompt_ids
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation.transformers import Clock, plain_generation
@@ -47,6 +47,8 @@ class TransformersGenerator:
         device, model = _device(self._model), self._model
         prompt, target = (torch.tensor([part], device=device) for part in (context, text))
         first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        if len(text) == 1:  # which nothing is read after
+            return first.logits[0]
         then = model(input_ids=target[:, :-1], past_key_values=first.past_key_values)
         return torch.cat([first.logits[0], then.logits[0]])
 
@@ -63,7 +65,7 @@ class TransformersGenerator:
         """See `Generator.teacher_forced`."""
         continuation = encode(self._output_tokenizer, prompt.continuation)
         ids = prompt_ids(self._tokenizer, prompt)
-        forced = ForcedContinuation(len(ids), continuation)
+        forced = ForcedContinuations(len(ids), [continuation], _device(self._model))
         clock = Clock()
         started = time.perf_counter()
         output = _generate(

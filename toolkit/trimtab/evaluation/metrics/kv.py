@@ -37,6 +37,7 @@ class KV(Metric):
     def __init__(self, job: Job) -> None:
         super().__init__(job)
         self.caches: dict[str, dict[CacheKind, CacheMemory]] = {}
+        self._failed: dict[CacheKind, str] = {}
 
     def measure(self, contenders: Sequence[Contender]) -> None:
         """See `Metric.measure`.
@@ -52,46 +53,47 @@ class KV(Metric):
                 kinds = [CacheKind.dynamic]
             else:
                 kinds = [CacheKind.static] if one.stack.needs_engine else [*CacheKind]
-            self.caches[one.name] = {
-                kind: transformers_cache(
-                    one.model,
-                    one.tokenizer,
-                    prompts[index % len(prompts)],
-                    timings[one.name][index].new_tokens,
-                    kind,
-                )
-                for kind in track(kinds, f"Transformers' caches: {one.name}", len(kinds))
-            }
+            self.caches[one.name] = {}
+            for kind in track(kinds, f"Transformers' caches: {one.name}", len(kinds)):
+                prompt, timing = prompts[index % len(prompts)], timings[one.name][index]
+                try:
+                    self.caches[one.name][kind] = transformers_cache(
+                        one.model, one.tokenizer, prompt, timing.new_tokens, kind
+                    )
+                except Exception as error:  # not every attention takes every cache
+                    reason = str(error).partition("\n")[0]
+                    self._failed[kind] = f"transformers' {kind} cache fails on it: {reason}"
 
     def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:
         """See `Metric.summarise`."""
         timings, index = self._largest()
         largest = timings["candidate"][index]
         text = largest.prompt_size + largest.size
-        static = self.caches["candidate"][CacheKind.static]
-        dynamic = self.caches["baseline"][CacheKind.dynamic]
+        static = self.caches["candidate"].get(CacheKind.static)
+        dynamic = self.caches["baseline"].get(CacheKind.dynamic)
         measured = largest.measured_bytes
-        if measured is None:
-            measured = self.caches["candidate"][CacheKind.dynamic].measured
+        if measured is None and (own := self.caches["candidate"].get(CacheKind.dynamic)):
+            measured = own.measured
         figures = {
             "live_bytes": largest.live_bytes,
             "committed_bytes": largest.committed_bytes,
             "reserved_bytes": largest.reserved_bytes,
             "wasted_bytes": largest.committed_bytes - largest.live_bytes,
-            "static_bytes": static.committed,
-            "dynamic_bytes": dynamic.committed,
+            "static_bytes": static and static.committed,
+            "dynamic_bytes": dynamic and dynamic.committed,
             "tokens": largest.prompt_tokens + largest.new_tokens,
             "live_bytes_per_byte": {
                 name: own[index].live_bytes / text for name, own in timings.items()
             },
             "measured_bytes": measured,
-            "static_measured_bytes": static.measured,
-            "dynamic_measured_bytes": dynamic.measured,
+            "static_measured_bytes": static and static.measured,
+            "dynamic_measured_bytes": dynamic and dynamic.measured,
         }
         for name, value in figures.items():
             if value is None:
-                reason = f"no {PAGEMAP}: the system does not say what is in memory"
-                result.missing(f"kv.{name}", reason)
+                kind = CacheKind.static if name.startswith("static") else CacheKind.dynamic
+                unknown = f"no {PAGEMAP}: the system does not say what is in memory"
+                result.missing(f"kv.{name}", self._failed.get(kind, unknown))
             else:
                 result.put(f"kv.{name}", value)
 

@@ -17,6 +17,7 @@ from trimtab.evaluation.load import Load
 from trimtab.evaluation.memory import step_bytes
 from trimtab.evaluation.metrics.greedy import Greedy
 from trimtab.evaluation.metrics.metric import Both, Metric, Rows
+from trimtab.evaluation.reach import unseen
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.rounds import Rounds, Timed
 from trimtab.evaluation.speed import Verdict, outliers, per_text, verdict
@@ -125,6 +126,11 @@ class Latency(Metric):
                 result.missing(name, ONE_STEP)
         self._summarise_engine(result)
         self._summarise_machine(result)
+        texts = [(one.prompt_tokens, one.new_tokens) for one in self.timings["candidate"]]
+        stock = self.timings["baseline"]
+        decoding = sum(joined(stock, "gaps")) / total(stock, "total")
+        for text in unseen("latency", "generation", candidate, texts, decoding):
+            result.warn(text)
         rows = [
             {"model": name, "prompt": index % len(self._prompts), **asdict(timing)}
             for name, timings in rounds.timings.items()

@@ -1,0 +1,165 @@
+"""Labels that tell every row from every other, and jobs that differ in their seed alone."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from tests.report.cases import ERROR, result, written
+from trimtab.report import build_report
+from trimtab.report.attribution import attributions
+from trimtab.report.load import load_jobs
+from trimtab.report.seeds import rows
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+def ran(label: str, *overrides: str, **changed) -> dict:
+    return result(label, overrides=list(overrides), **changed)
+
+
+def of_model(name: str, *overrides: str) -> dict:
+    job = ran("larosa", *overrides)
+    job["model"]["name"] = name
+    return job
+
+
+ALIKE = "quality.windows=4"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "labels"),
+    [
+        ([ran("larosa", "methods=larosa", ALIKE)], ["larosa"]),
+        (
+            [ran("larosa", ALIKE, "seed=0"), {**ERROR, "label": "larosa", "overrides": ["seed=1"]}],
+            [f"larosa {ALIKE} seed=0", "larosa seed=1"],
+        ),
+        (
+            [ran("x", "model=hub", "model.name=a"), ran("x", "model=hub", "model.name=b")],
+            ["x model.name=a", "x model.name=b"],
+        ),
+        (
+            [ran("x p=1", "methods=x", "++methods.x.p=1"), ran("x p=1", "methods=x", "+threads=1")],
+            ["x p=1", "x p=1 threads=1"],
+        ),
+        # Where files go is no setting of a measurement.
+        ([ran("a", "tracking.mode=disabled"), ran("b", "artifacts=x")], ["a", "b"]),
+        # Another stack's settings say nothing about a job; what is alike is told by its folder.
+        ([ran("a", "++methods.x.p=1"), ran("a", "++methods.x.p=2")], ["a (0)", "a (1)"]),
+        (
+            [of_model("small"), of_model("large", "model=hub", "model.name=large")],
+            ["larosa small", "larosa model=hub model.name=large"],
+        ),
+        ([result("a", seed=0), result("a", seed=1)], ["a seed=0", "a seed=1"]),
+    ],
+)  # fmt: skip
+def test_every_row_says_what_its_job_alone_has(tmp_path, jobs, labels):
+    written(tmp_path, jobs)
+    assert [job.label for job in load_jobs(tmp_path)] == labels
+
+
+def test_jobs_alike_in_several_sweeps_are_told_by_their_commit_or_their_sweep(tmp_path):
+    later = result("b")
+    later["environment"]["commit"] = "d" * 40
+    first = written(tmp_path / "first", [result("a"), result("b")])
+    second = written(tmp_path / "second", [result("a"), later])
+    labels = [job.label for job in load_jobs(first, second)]
+    assert labels == [
+        "a sweep=first", f"b commit={'c' * 12}", "a sweep=second", f"b commit={'d' * 12}"
+    ]  # fmt: skip
+
+
+def seeded(speedup: float, seed: int, *, lost: float = 0.01, **changed) -> dict:
+    return ran("larosa", "methods=larosa", f"seed={seed}", seed=seed, lost=lost,
+               speedup=(speedup, speedup - 0.1, speedup + 0.1), **changed)  # fmt: skip
+
+
+def test_jobs_that_differ_in_their_seed_alone_are_one_row(tmp_path):
+    jobs = [seeded(2.0, 0, lost=0.01), ran("other", "seed=0"), seeded(8.0, 1, lost=0.03)]
+    found = rows(load_jobs(written(tmp_path, jobs)))
+    assert [row.label for row in found] == ["larosa (mean of 2 seeds)", "other seed=0"]
+    mean = found[0]
+    assert mean.seeds == (0, 1)
+    speedup = mean.get("speed.speedup")
+    assert speedup == pytest.approx({"estimate": 4.0, "low": 1.9, "high": 8.1})
+    lost = mean.get("quality.bits_per_byte.difference")
+    assert lost == pytest.approx({"estimate": 0.02, "low": 0.005, "high": 0.06})
+    assert mean.get("speed.ms_per_byte.candidate") == pytest.approx((2 + 0.5) / 2)
+    assert mean.get("derived.time_saved.estimate") == pytest.approx(0.75)
+    assert mean.get("methods") == ["larosa"]
+    assert len(mean.get("samples.timings")) == 16
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "told"),
+    [(("faster", "faster"), "faster"), (("faster", "slower"), "no difference found")],
+)
+def test_seeds_that_disagree_found_no_difference(tmp_path, verdicts, told):
+    jobs = [seeded(2.0, 0), seeded(3.0, 1)]
+    for job, verdict in zip(jobs, verdicts, strict=True):
+        job["speed"]["verdict"] = verdict
+    (mean,) = rows(load_jobs(written(tmp_path, jobs)))
+    assert mean.get("speed.verdict") == told
+
+
+def test_samples_that_no_seed_has_are_none(tmp_path):
+    jobs = [seeded(2.0, 0), seeded(3.0, 1)]
+    for job in jobs:
+        job["samples"]["windows"] = None
+    (mean,) = rows(load_jobs(written(tmp_path, jobs)))
+    assert mean.get("samples.windows") == []
+
+
+def test_what_one_seed_lacks_is_null_and_every_warning_is_kept(tmp_path):
+    lacking = seeded(2.0, 1) | {"energy": None, "warnings": ["busy"], "kernel": "another"}
+    having = seeded(2.0, 0) | {"energy": {"joules_per_1000_bytes": {"baseline": 2, "candidate": 1}}}
+    (mean,) = rows(load_jobs(written(tmp_path, [having, lacking])))
+    assert mean.get("energy") is None
+    assert mean.get("warnings") == ["busy"]
+    assert mean.get("kernel") == "the kernel that ran / another"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"label": "larosa p=1"}, {"kernel": "x", "overrides": ["seed=1", "threads=1"]}],
+)
+def test_jobs_that_differ_in_more_are_rows_of_their_own(tmp_path, change):
+    found = rows(load_jobs(written(tmp_path, [seeded(2.0, 0), seeded(2.0, 1) | change])))
+    assert len(found) == 2
+    assert not any(row.seeds for row in found)
+
+
+def test_seeds_are_averaged_over_sweeps_or_within_each_where_they_are_the_same(tmp_path):
+    first = written(tmp_path / "first", [seeded(2.0, 0), seeded(3.0, 1)])
+    more = written(tmp_path / "more", [seeded(4.0, 2)])
+    again = written(tmp_path / "again", [seeded(5.0, 0), seeded(6.0, 1)])
+    assert [row.seeds for row in rows(load_jobs(first, more))] == [(0, 1, 2)]
+    found = rows(load_jobs(first, again))
+    assert [row.seeds for row in found] == [(0, 1), (0, 1)]
+    assert len({row.label for row in found}) == 2
+
+
+def test_the_single_seeds_stay_in_the_csv_and_the_json(tmp_path):
+    jobs = [seeded(2.0, 0), seeded(8.0, 1), ERROR]
+    build_report(written(tmp_path, jobs))
+    table = list(csv.DictReader(io.StringIO((tmp_path / "report/results.csv").read_text())))
+    assert [row["label"] for row in table] == ["larosa seed=0", "larosa seed=1", "broken"]
+    content = json.loads((tmp_path / "report/comprehensive_benchmark_results.json").read_text())
+    assert [job["label"] for job in content["jobs"]] == [row["label"] for row in table]
+    (mean,) = content["rows"]
+    assert (mean["label"], mean["seeds"]) == ("larosa (mean of 2 seeds)", [0, 1])
+    assert "3 jobs, 1 failed." in (tmp_path / "report/report.md").read_text()
+
+
+def test_the_samples_of_all_seeds_count_for_the_attribution(tmp_path):
+    jobs = [
+        ran(label, f"methods={label}", f"seed={seed}", seed=seed, methods=methods)
+        for label, methods in (("a", ("a",)), ("b", ("b",)), ("ab", ("a", "b")))
+        for seed in (0, 1)
+    ]
+    (time, *_) = attributions(rows(load_jobs(written(tmp_path, jobs))))
+    (together,) = (effect for effect in time.effects if effect.kind == "interaction")
+    assert together.change == pytest.approx(0)
+    assert together.low is not None

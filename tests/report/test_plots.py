@@ -1,0 +1,202 @@
+"""Plots: titles that are true of the figures, and nothing drawn that is not there."""
+
+from itertools import pairwise
+
+import pytest
+
+from tests.report.cases import budgeted, compressing, interval, result, serving, sparse, written
+from trimtab.report import build_report
+from trimtab.report.attribution import attributions
+from trimtab.report.columns import CHARTS, SPEEDUP
+from trimtab.report.load import load_jobs
+from trimtab.report.plots import compression, pareto, single, waterfall
+from trimtab.report.plots.comparison import comparison, comparison_panel, finding
+from trimtab.report.plots.places import spread
+from trimtab.report.plots.serving import serving_plot
+from trimtab.report.table import markdown
+
+SPEED, THROUGHPUT, TOKENS, MEMORY = CHARTS
+
+
+def loaded(folder, *jobs):
+    return load_jobs(written(folder, list(jobs)))
+
+
+@pytest.mark.parametrize(
+    ("chart", "jobs", "title"),
+    [
+        (SPEED, [("a", (1.5, 1.4, 1.6)), ("b", (1.2, 1.1, 1.3))],
+         "Fastest: a, 1.50 times the unmodified model"),
+        (SPEED, [("a", (1.5, 0.9, 1.6))],
+         "No stack is measurably faster than the unmodified model"),
+        (SPEED, [("baseline", (1.5, 1.4, 1.6))],
+         "The unmodified model against itself: no stack was measured"),
+        (THROUGHPUT, [("a", (1.5, 1.4, 1.6))], "Fastest decoding: a, 15.0 tokens per second"),
+        (THROUGHPUT, [("a", (1.5, 0.9, 1.6))],
+         "No stack is measurably faster than the unmodified model"),
+        (TOKENS, [("a", (1, 0.9, 1.1)), ("b", (1, 0.9, 1.1))],
+         "Fewest tokens for the same text: a and b, 877"),
+        (MEMORY, [("a", (1, 0.9, 1.1))],
+         "No stack holds a smaller KV cache for one text than transformers' dynamic cache"),
+    ],
+)  # fmt: skip
+def test_a_title_says_what_the_figures_say(tmp_path, chart, jobs, title):
+    found = loaded(tmp_path, *(result(label, speedup) for label, speedup in jobs))
+    assert finding(chart, found) == title
+
+
+def test_a_title_is_of_the_first_panel_in_which_a_stack_is_better(tmp_path):
+    job = result("drafting")
+    job["tokens"]["candidate"] = 1000
+    found = loaded(tmp_path, job)
+    assert finding(TOKENS, found) == "Fewest forward passes for the same text: drafting, 131"
+
+
+def test_a_panel_holds_the_jobs_that_have_its_figure_and_their_numbers(tmp_path):
+    lacking = result("lacking")
+    lacking["speed"] = None
+    jobs = loaded(tmp_path, result("a", (1.5, 1.4, 1.6)), lacking)
+    panel = comparison_panel(SPEEDUP, jobs)
+    assert panel is not None
+    assert "| `a` | 1.50 [1.40, 1.60] |" in markdown(panel.table)
+    assert "lacking" not in markdown(panel.table)
+    assert comparison(SPEED, jobs[1:], "note") is None
+    chart = comparison(SPEED, jobs, "note")
+    assert chart is not None
+    assert [one.title for one in chart.panels] == ["speedup per byte of text (more is better)"]
+
+
+def test_the_front_is_what_nothing_beats_in_both(tmp_path):
+    jobs = loaded(
+        tmp_path,
+        result("baseline", (1.0, 0.9, 1.1), lost=0),
+        result("lossless", (1.5, 1.4, 1.6), lost=0),
+        result("worse", (1.4, 1.3, 1.5), lost=0.01),
+        result("quick", (2.0, 1.9, 2.1), lost=0.01),
+        result("slow", (0.9, 0.8, 0.95), lost=0),
+    )
+    assert [job.label for job in pareto.front(jobs, pareto.SPEED)] == ["lossless", "quick"]
+    plot = pareto.quality_plot(jobs, "")
+    assert plot is not None
+    assert plot.title.endswith("closer to the unmodified model than lossless and quick")
+    assert len(plot.panels) == 1  # all hold the same KV memory
+
+
+def test_every_model_has_a_front_of_its_own(tmp_path):
+    other = result("b", (1.2, 1.1, 1.3), lost=0.02)
+    other["model"]["fingerprint"] = "g"
+    jobs = loaded(tmp_path, result("a", (1.5, 1.4, 1.6)), other)
+    assert len(pareto.front(jobs, pareto.SPEED)) == 2
+
+
+def test_memory_is_weighed_against_quality_where_stacks_differ_in_it(tmp_path):
+    jobs = loaded(
+        tmp_path, result("a", lost=0.01, committed=500), result("b", lost=0.02, committed=1000)
+    )
+    plot = pareto.quality_plot(jobs, "")
+    assert plot is not None
+    assert [panel.title for panel in plot.panels] == [
+        "quality against speed (● on the front)", "quality against KV memory (● on the front)"
+    ]  # fmt: skip
+    assert [job.label for job in pareto.front(jobs, pareto.MEMORY)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("whole", "told"),
+    [(4.0, "more than one by one"), (2.5, "what they do one by one"), (1.5, "less than")],
+)
+def test_the_waterfall_says_what_methods_do_to_each_other(tmp_path, whole, told):
+    jobs = [result("a", (1.25, 1.2, 1.3)), result("b", (2.0, 1.9, 2.1)),
+            result("ab", (whole, whole - 0.1, whole + 0.1), methods=("a", "b"))]  # fmt: skip
+    plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
+    assert plot is not None
+    assert plot.title.startswith("ab: b does most for time; together they do")
+    assert told in plot.title
+    text = markdown(plot.panels[0].table)
+    assert "| `unmodified model` | 4.00 |" in text
+    assert "| `b alone` | 1.60 | × 0.500 |" in text
+
+
+def test_the_waterfall_is_of_the_largest_stacks_whose_methods_were_all_measured(tmp_path):
+    jobs = [result(name) for name in "ab"] + [
+        result("ab", methods=("a", "b")), result("abc", methods=("a", "b", "c"))
+    ]  # fmt: skip
+    plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
+    assert plot is not None
+    assert plot.title.startswith("ab: ")
+
+
+def test_the_sites_of_a_sparsity_map_are_named_as_people_call_them(tmp_path):
+    (job,) = loaded(tmp_path, sparse(result("larosa")))
+    plot = single.sparsity_map(job, 0, "")
+    assert plot is not None
+    assert plot.title == "larosa drops most at the attention input: 10% on average"
+    text = markdown(plot.panels[0].table)
+    for name in ("attention input (h1)", "attention output (h2)", "MLP input (h3)",
+                 "MLP activation (h4)"):  # fmt: skip
+        assert f"layer 2, {name}` | " in text
+
+
+def test_operating_points_say_what_the_most_n_grams_save_and_cost(tmp_path):
+    (job,) = loaded(tmp_path, budgeted(result("adaptivocab")))
+    plot = single.operating_points(job, 0, "")
+    assert plot is not None
+    assert plot.title.endswith("500 n-grams saves 20% of the tokens, for +30% bits per byte")
+
+
+def test_serving_is_shown_at_the_most_requests(tmp_path):
+    jobs = loaded(tmp_path, serving(result("a"), (2.0, 1.9, 2.1)), result("b"))
+    plot = serving_plot(jobs, "")
+    assert plot is not None
+    assert plot.title == "a serves 2.00 [1.90, 2.10] times the tokens per second of padded generate"
+    assert "| `a` | 320 | 160 | - | 192 |" in markdown(plot.panels[0].table)
+    slower = loaded(tmp_path / "slower", serving(result("a"), (1.0, 0.9, 1.1)))
+    plot = serving_plot(slower, "")
+    assert plot is not None
+    assert plot.title.startswith("No stack measurably serves more")
+
+
+@pytest.mark.parametrize(
+    ("high", "told"), [(-0.01, "beat cut ones with a"), (0.01, "No compressed")]
+)
+def test_compressed_prompts_are_told_by_their_control(tmp_path, high, told):
+    plot = compression.compression_plot(loaded(tmp_path, compressing("a", -0.03, high)), "")
+    assert plot is not None
+    assert told in plot.title
+
+
+@pytest.mark.parametrize(
+    "wanted", [[0.9, 0.5, 0.1], [0.5, 0.5, 0.5], [0.01, 0.01, 0.01], [1.0, 1.0, 0.99]]
+)
+def test_labels_keep_their_order_and_cover_no_other(wanted):
+    places = spread(wanted, [0.1] * 3)
+    assert all(above - below > 0.0999 for above, below in pairwise(places))
+    assert places[-1] - 0.05 >= -0.05
+    assert places[0] + 0.05 <= 1.0501
+
+
+@pytest.mark.filterwarnings("error")
+def test_labels_of_any_length_and_character_are_drawn(tmp_path):
+    odd = f"model.name=/a$b/{'long/' * 60} corpus.glob=/日本$_^/`|.txt"
+    job = sparse(budgeted(serving(compressing("stack", 0.01, 0.02), (2.0, 1.9, 2.1))))
+    job["speed"] |= {"prefill_speedup": interval(1, 1, 1), "control": interval(1, 1, 1)}
+    jobs = [{**job, "label": f"stack {odd} {number}"} for number in range(2)]
+    build_report(written(tmp_path, jobs))
+    assert len(list((tmp_path / "report").glob("*.png"))) == 8 + 2 * 2
+
+
+def test_rebuilding_changes_nothing(tmp_path):
+    def state() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+
+    written(tmp_path, [result("baseline"), result("quick", (1.5, 1.4, 1.6))])
+    build_report(tmp_path)
+    first = state()
+    build_report(tmp_path)
+    assert state() == first
+    assert set(first) == {
+        "report.md", "report.html", "results.csv", "comprehensive_benchmark_results.json",
+        "all_methods_comprehensive_dashboard.png", "all_methods_speedup_comparison.png",
+        "all_methods_throughput_comparison.png", "all_methods_token_comparison.png",
+        "all_methods_kv_cache_comparison.png", "quality_versus_speed.png",
+    }  # fmt: skip

@@ -1,0 +1,184 @@
+"""What a report says of stacks: verdicts, gains and costs, which to use, what to do next."""
+
+import pytest
+
+from tests.report.cases import ERROR, interval, result, serving, written
+from trimtab.report.advice import next_steps, unmeasured
+from trimtab.report.balance import balance, control_told
+from trimtab.report.choice import choices
+from trimtab.report.document import document
+from trimtab.report.load import load_jobs
+from trimtab.report.verdict import groups_of, verdict
+
+
+@pytest.mark.parametrize(
+    ("speedup", "own", "control", "expected"),
+    [
+        ((1.5, 1.4, 1.6), None, None, "faster"),
+        ((0.8, 0.7, 0.9), None, None, "slower"),
+        ((1.1, 0.9, 1.3), None, None, "no difference found"),
+        ((1.1, 1.05, 1.15), None, (1.02, 0.95, 1.1), "no difference found"),
+        ((1.2, 1.15, 1.25), None, (1.02, 0.95, 1.1), "faster"),
+        ((0.9, 0.85, 0.95), None, (1.0, 0.9, 1.1), "no difference found"),
+        ((1.5, 1.4, 1.6), "too noisy to say", None, "too noisy to say"),
+    ],
+)
+def test_an_interval_must_clear_1_and_the_control(tmp_path, speedup, own, control, expected):
+    job = result("larosa", speedup)
+    job["speed"] |= {"verdict": own, "control": control and interval(*control)}
+    (job,) = load_jobs(written(tmp_path, [job]))
+    assert verdict(job, [job]) == expected
+
+
+def test_without_a_control_of_its_own_the_baseline_of_its_machine_is_one(tmp_path):
+    far = result("baseline", (1.3, 1.2, 1.4))
+    far["environment"]["cpu"] = "another"
+    jobs = [result("larosa", (1.1, 1.05, 1.15)), result("baseline", (1.0, 0.95, 1.1)), far]
+    larosa, near, elsewhere = load_jobs(written(tmp_path, jobs))
+    assert verdict(larosa, [larosa, elsewhere]) == "faster"
+    assert verdict(larosa, [larosa, elsewhere, near]) == "no difference found"
+
+
+def weighed(tmp_path, job):
+    (job,) = load_jobs(written(tmp_path, [job]))
+    found = balance(job, [job])
+    return " ; ".join(found.gained), " ; ".join(found.cost), " ; ".join(found.alike)
+
+
+def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
+    job = serving(result("larosa", (1.6, 1.5, 1.7), committed=3000), (0.9, 0.8, 0.95))
+    job["speed"] |= {
+        "prefill_speedup": interval(0.8, 0.7, 0.9), "ttft_ms": {"baseline": 80, "candidate": 100}
+    }  # fmt: skip
+    job["quality"]["tasks"] = {
+        "arc": {"metric": "acc", "difference": interval(-0.05, -0.08, -0.02)},
+        "piqa": {"metric": "acc", "difference": interval(0.0, -0.03, 0.03)},
+    }
+    job["energy"] = {"joules_per_1000_bytes": {"baseline": 8.0, "candidate": 6.0}}
+    gained, cost, alike = weighed(tmp_path, job)
+    assert "1.60 [1.50, 1.70] times as fast: 2.50 ms per byte of text instead of 4.00" in gained
+    assert "34.5% fewer forward passes" in gained
+    assert "50% less KV memory held while serving" in gained
+    assert "25% less energy per byte" in gained
+    assert "the first token comes later, after 100 ms instead of 80 ms" in cost
+    assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
+    assert "other greedy texts: the first 50% of a text" in cost
+    assert "50% more memory held by the KV cache of one text" in cost
+    assert "serving: 0.90 [0.80, 0.95] times the tokens" in cost
+    assert "arc: -0.050 [-0.080, -0.020] acc" in cost
+    assert "piqa: +0.000" in alike
+
+
+def test_what_was_not_measured_is_neither_gained_nor_lost(tmp_path):
+    job = result("larosa") | {"quality": None, "kv": None, "energy": None, "tokens": None}
+    job["speed"] = None
+    assert weighed(tmp_path, job) == ("", "", "")
+    (job,) = load_jobs(tmp_path)
+    assert verdict(job, [job]) == "speed not measured"
+
+
+@pytest.mark.parametrize(
+    ("speedup", "told"),
+    [((1.0, 0.9, 1.1), "the noise"), ((1.1, 1.05, 1.2), "should hold 1 and does not")],
+)
+def test_the_unmodified_model_against_itself_is_the_noise(tmp_path, speedup, told):
+    (job,) = load_jobs(written(tmp_path, [result("baseline", speedup)]))
+    assert told in control_told(job)
+
+
+def chosen(folder):
+    rows = load_jobs(folder)
+    return {
+        choice.rule.wish: (
+            choice.best and choice.best.label, [job.label for job in choice.equal]
+        )
+        for choice in choices(rows)
+    }  # fmt: skip
+
+
+def test_the_stack_to_use_is_chosen_by_its_intervals(tmp_path):
+    jobs = [
+        result("baseline", (1.0, 0.99, 1.01), lost=0, same=True),
+        result("lossless", (1.4, 1.3, 1.5), lost=0, same=True),
+        result("saver", (0.9, 0.8, 0.95), lost=0, same=True, committed=500),
+        result("little", (1.6, 1.5, 1.7), lost=0.006),  # at most +0.96 %
+        result("beside", (1.55, 1.45, 1.65), lost=0.005),
+        result("unsure", (2.0, 1.9, 2.1), lost=0.01),  # +0.8 %, and up to +1.6 %
+        result("costly", (3.0, 2.9, 3.1), lost=0.1),
+        result("noise", (9.0, 0.5, 12.0), lost=0),
+    ]
+    assert chosen(written(tmp_path, jobs)) == {
+        "the text must not change": ("lossless", []),
+        "at most 1% more bits per byte": ("little", ["lossless", "beside"]),
+        "at most 5% more bits per byte": ("unsure", []),
+        "speed alone": ("costly", []),
+        "least KV memory": ("saver", []),
+    }
+
+
+def test_memory_is_chosen_by_serving_where_it_was_measured_and_ties_by_speed(tmp_path):
+    jobs = [
+        result("one text", (1.2, 1.1, 1.3), committed=100),
+        serving(result("slower", (1.1, 1.0, 1.2), committed=5000), (2.0, 1.9, 2.1)),
+        serving(result("many", (1.5, 1.4, 1.6), committed=5000), (2.0, 1.9, 2.1)),
+    ]
+    assert chosen(written(tmp_path, jobs[1:]))["least KV memory"] == ("many", ["slower"])
+
+
+def test_where_nothing_is_faster_the_unmodified_model_stays(tmp_path):
+    found = chosen(written(tmp_path, [result("larosa", (1.0, 0.9, 1.1))]))
+    assert all(value == (None, []) for value in found.values())
+
+
+def test_a_stack_that_is_best_twice_is_told_once(tmp_path):
+    jobs = load_jobs(written(tmp_path, [result("a", (1.5, 1.4, 1.6), lost=0, same=True)]))
+    (setting,) = document(jobs, [], []).settings
+    first, second = (told for _, told, _ in setting.advice[:2])
+    assert first == "**`a`**: 1.50 [1.40, 1.60] times the speed; nothing measured got worse"
+    assert second == "**`a`**, as above: 1.50 [1.40, 1.60] times the speed"
+
+
+def test_models_and_machines_are_told_apart(tmp_path):
+    other = result("larosa")
+    other["model"] = {"name": "large", "dtype": "float32", "fingerprint": "g"}
+    jobs = load_jobs(written(tmp_path, [result("larosa"), other, result("vattention")]))
+    labels = [[job.label for job in group] for group in groups_of(jobs)]
+    assert labels == [["larosa tiny", "vattention tiny"], ["larosa large"]]
+
+
+def test_settings_of_one_name_are_told_apart(tmp_path):
+    other = result("vattention")
+    other["model"]["fingerprint"] = "g" * 64
+    jobs = load_jobs(written(tmp_path, [result("larosa"), other]))
+    names = [one.name for one in document(jobs, [], []).settings]
+    assert names == [
+        f"tiny on words, A CPU, 2 threads (model.fingerprint {mark})" for mark in ("f", "g" * 12)
+    ]
+
+
+def test_what_was_not_measured_is_told_with_its_reason(tmp_path):
+    one, two = result("larosa"), result("vattention")
+    two["energy"] = {"joules_per_1000_bytes": {"baseline": 8.0, "candidate": 6.0}}
+    found = unmeasured(load_jobs(written(tmp_path, [one, two])))
+    assert "energy (in `larosa`): no meter" in found
+    assert "memory of the GPU: no GPU" in found
+    assert "serving many requests at once: not in the result (schema 4)" in found
+    assert not any(one.startswith("quality") for one in found)
+
+
+def test_the_next_steps_are_commands(tmp_path):
+    typed = ["experiment=demo", "tracking.mode=disabled", "++methods.adaptivocab.size=8"]
+    jobs = [
+        result("noisy", (1.0, 0.9, 1.1), overrides=["methods=noisy", *typed]),
+        result("larosa", (1.5, 1.4, 1.6), overrides=["methods=larosa", "model=x", *typed]),
+        result("both", (1.4, 1.3, 1.45), methods=("adaptivocab", "larosa"),
+               overrides=["methods=[adaptivocab,larosa]", "model=x", *typed]),
+        ERROR,
+    ]  # fmt: skip
+    rows = load_jobs(written(tmp_path, jobs))
+    failed, again, own, more = next_steps(rows, choices(rows))
+    assert failed.endswith(f"`python evaluate.py resume={tmp_path}`")
+    assert again.endswith("`python evaluate.py experiment=demo methods=noisy`")
+    assert "python evaluate.py experiment=demo methods=larosa model=hub model.name=/path" in own
+    lacking = "model=x experiment=demo methods.adaptivocab.size=8 methods=adaptivocab"
+    assert more.endswith(f"`python evaluate.py {lacking}`")

@@ -1,0 +1,283 @@
+"""Sweeps that lose jobs and are resumed, searched or launched in parallel, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, SMALL, TINY
+from tests.test_cli_evaluate import FAST, METHOD, VOCABULARY
+from trimtab.commands.launch import launch
+from trimtab.commands.parsing import parsed
+from trimtab.commands.resume import unfinished
+from trimtab.commands.search import objective
+from trimtab.commands.search_space import arguments_of, suggest
+from trimtab.errors import ConfigError
+
+JOB = [*TINY, *FAST, "corpus.max_documents=40", "threads=1", "tracking.mode=disabled"]
+
+
+def state(root: Path) -> dict[str, bytes]:
+    """Return every file below a folder."""
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def statuses(sweep: Path) -> dict[str, str]:
+    """Return how each job ended, by its folder."""
+    found = {}
+    for name in ("result", "error"):
+        for path in sweep.glob(f"*/{name}.json"):
+            assert path.parent.name not in found
+            found[path.parent.name] = json.loads(path.read_text())["status"]
+    return dict(sorted(found.items()))
+
+
+def test_of_every_stack_one_fails_and_is_resumed(command, tmp_path):
+    """LaRoSA's own artifact is damaged; with AdaptiVocab it has another."""
+    made = command("calibrate.py", *JOB[:2], "corpus.max_documents=40", *SMALL)
+    artifact = tmp_path / made.stdout.strip()
+    tensors = artifact / "tensors.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-10])
+
+    done = command("evaluate.py", "-m", "experiment=ablation", *JOB, *METHOD, *VOCABULARY)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    (sweep,) = tmp_path.glob("multirun/*/*")
+    failed = {**dict.fromkeys("01235", "ok"), "4": "error"}
+    assert statuses(sweep) == dict(sorted(failed.items()))
+    table = (sweep / "report" / "report.md").read_text()
+    assert table.count("**failed**") == 1
+    told = [line for line in done.stderr.splitlines() if line.startswith("Job ")]
+    left = r" \(about [\d.]+ (s|min|h) left for the sweep\)"
+    assert re.fullmatch(r"Job 1 of 6: adaptivocab [^()]+", told[0])
+    assert re.fullmatch(rf"Job 1 of 6: finished after \d+ s{left}", told[1])
+    assert re.fullmatch(rf"Job 5 of 6: failed after \d+ s: .* is damaged.*{left}", told[9])
+    assert re.fullmatch(r"Job 6 of 6: finished after \d+ s", told[11])
+
+    tensors.write_bytes(whole)
+    before = state(sweep)
+    resumed = command("evaluate.py", f"resume={sweep.relative_to(tmp_path)}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert statuses(sweep) == dict.fromkeys("012345", "ok")
+    labels = [json.loads(p.read_text())["label"] for p in sorted(sweep.glob("*/result.json"))]
+    own = [one.removeprefix("methods.") for one in (*METHOD, *VOCABULARY)]
+    drafts = [one for one in own if one.startswith("adaptivocab.")]
+    assert labels == [
+        " ".join(["adaptivocab", *(one.removeprefix("adaptivocab.") for one in drafts)]),
+        " ".join(["all", *own]),
+        "baseline",
+        " ".join(["fused", *drafts]),
+        "larosa tokens=512 window=64",
+        "vattention",
+    ]
+    assert resumed.stderr.count("Job 5 of 6: larosa tokens=512 window=64 (about") == 1
+    assert len(re.findall("^Job ", resumed.stderr, flags=re.M)) == 2
+    after = state(sweep)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert {name for name in changed if not name.startswith(("4/", "report/"))} == {"multirun.yaml"}
+    assert before["4/.hydra/overrides.yaml"] == after["4/.hydra/overrides.yaml"]
+    assert "**failed**" not in (sweep / "report" / "report.md").read_text()
+
+    again = command("evaluate.py", "-m", f"resume={sweep}")
+    assert again.returncode == 0, again.stderr
+    assert f"Nothing to run: every job of {sweep} is finished" in again.stderr
+    assert again.stdout == f"{sweep / 'report' / 'report.md'}\n"
+    assert state(sweep) == after
+
+
+def test_a_sweep_that_was_killed_goes_on_and_not_while_it_runs(command, zygote, tmp_path):
+    folder = r"hydra.sweep.subdir=job-${hydra.job.num}"
+    sweep = ["-m", "methods=baseline", *JOB, "seed=0,1,2", "hydra.sweep.dir=sweep", folder]
+    zygote.start(str(ROOT / "evaluate.py"), *sweep, cwd=tmp_path, output=tmp_path)
+    jobs = [tmp_path / "sweep" / f"job-{number}" for number in range(3)]
+    deadline = time.monotonic() + 120
+    while not (jobs[1] / ".hydra" / "overrides.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    with pytest.raises(ConfigError, match="resume=.*: is still running: wait until it has ended"):
+        unfinished(tmp_path / "sweep", [])
+    zygote.kill()
+    assert [(job / "result.json").exists() for job in jobs] == [True, False, False]
+    first = state(jobs[0])
+
+    resumed = command("evaluate.py", "resume=sweep/", "tracking.mode=offline")
+    assert resumed.returncode == 0, resumed.stderr
+    assert all((job / "result.json").exists() for job in jobs)
+    assert state(jobs[0]) == first
+    given = [json.loads((job / "result.json").read_text())["overrides"] for job in jobs]
+    assert [one[-1] for one in given] == ["seed=0", "seed=1", "seed=2"]
+    assert len(list(tmp_path.glob("outputs/wandb/offline-run-*"))) == 3  # two jobs, the sweep
+
+
+def test_a_job_of_its_own_is_resumed(command, tmp_path):
+    job = ["methods=baseline", *TINY, *FAST, "corpus=files", "corpus.glob=*.txt"]
+    failed = command("evaluate.py", *job, "tracking.mode=disabled", "hydra.run.dir=job")
+    assert failed.returncode == 1
+    assert (tmp_path / "job" / "error.json").exists()
+    for number in range(10):
+        text = " ".join(f"word{(number * 7 + n * n) % 97}" for n in range(500))
+        (tmp_path / f"{number}.txt").write_text(text)
+    resumed = command("evaluate.py", "resume=job")
+    assert resumed.returncode == 0, resumed.stderr
+    assert not (tmp_path / "job" / "error.json").exists()
+    before = state(tmp_path)
+    again = command("evaluate.py", "resume=job")
+    assert (again.returncode, again.stdout) == (0, "job/report/report.md\n")
+    assert state(tmp_path) == before
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys, tmp_path):
+    """Return the line with which arguments are refused in a folder that holds a sweep."""
+    (tmp_path / "sweep").mkdir()
+    started = {"arguments": ["-m", "seed=0,1"], "folder": str(tmp_path), "jobs": 2}
+    (tmp_path / "sweep" / "command.json").write_text(json.dumps({**started, "sweeper": "ax"}))
+    elsewhere = {**started, "folder": str(tmp_path.parent), "sweeper": None}
+    for name, content in (("moved", json.dumps(elsewhere)), ("damaged", '{"arguments": ["-m"')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "command.json").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+    def refused(command: str, *arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", [f"{command}.py", *arguments])
+        with pytest.raises(SystemExit, match="1"):
+            launch(lambda config: None, command)
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-m", "resume=sweep", "seed=3"], "leave out seed=3; only tracking.mode and others of"),
+        (["resume=sweep", "--cfg", "job"], "leave out --cfg job;"),
+        (["resume=sweep"], "resume=sweep: is of ax, which cannot be resumed"),
+        (["resume=nowhere"], "resume=nowhere: there is no such folder"),
+        (["resume=."], "resume=.: holds no command.json: expected the folder of a sweep or a job"),
+        (["resume=moved"], "resume=moved: its paths are from /"),
+        (["resume=damaged"], "resume=damaged: command.json is damaged: start the sweep again"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_resumed_is_refused(refusal, tmp_path, arguments, expected):
+    before = state(tmp_path)
+    line = refusal("evaluate", *arguments)
+    assert line.startswith("evaluate.py: error: resume=")
+    assert expected in line
+    assert state(tmp_path) == before
+
+
+def test_a_calibration_is_resumed_by_its_own_command(refusal):
+    assert "goes on by itself when the same command is typed" in refusal("calibrate", "resume=x")
+
+
+PLUGINS = {"workers": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_launcher"}
+
+
+@pytest.mark.parametrize("launcher", PLUGINS)
+def test_jobs_that_run_beside_each_other(fresh_command, tmp_path, launcher):
+    """In a Python of its own: loky's processes outlive a fork that has started them."""
+    pytest.importorskip(f"hydra_plugins.{PLUGINS[launcher]}")
+    sweep = ["-m", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep", "seed=0,1"]
+    done = fresh_command("evaluate.py", *sweep, "methods=baseline", *JOB)
+    assert done.returncode == 0, done.stderr
+    assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
+    assert (tmp_path / "sweep" / "report" / "report.md").exists()
+    if launcher != "workers":
+        return  # its jobs write to files
+    told = [line for line in done.stderr.splitlines() if line.startswith("Job ")]
+    both = [f"Job {n} of 2: {what}" for n in (1, 2) for what in ("baseline", "finished after")]
+    assert all(sum(line.startswith(one) for line in told) == 1 for one in both)
+    assert len(told) == 4
+
+    first = state(tmp_path / "sweep" / "0")
+    (tmp_path / "sweep" / "1" / "result.json").unlink()
+    resumed = fresh_command("evaluate.py", "resume=sweep")
+    assert resumed.returncode == 0, resumed.stderr
+    assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
+    assert state(tmp_path / "sweep" / "0") == first
+
+
+def test_a_search_goes_on_and_ends_in_the_command_of_the_best(command, tmp_path):
+    pytest.importorskip("optuna")
+    search = [
+        "-m", "experiment=search", "methods=vattention,larosa", "sparsity=0.4", *METHOD, *JOB,
+        "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep", "search.max_bpb_increase=null",
+    ]  # fmt: skip
+    failed = command("evaluate.py", *search, "on_missing=error")
+    assert failed.returncode == 1, failed.stderr
+    assert "evaluate.py: error: no artifact of larosa" in failed.stderr
+    assert sorted(statuses(tmp_path / "sweep").values()) == ["error", "ok"]
+    (path,) = tmp_path.glob("sweep/*/error.json")
+    assert "python evaluate.py methods=vattention" in failed.stdout.splitlines()[-1]
+
+    asked = json.loads(path.read_text())["overrides"]
+    made = command("calibrate.py", *TINY, "corpus.max_documents=40", *SMALL, "sparsity=0.4")
+    assert made.returncode == 0, made.stderr
+    resumed = command("evaluate.py", "resume=sweep")
+    assert resumed.returncode == 0, resumed.stderr
+    assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
+    assert json.loads(path.with_name("result.json").read_text())["overrides"] == asked
+    results = [json.loads(one.read_text()) for one in tmp_path.glob("sweep/*/result.json")]
+    best = max(results, key=lambda one: one["speed"]["speedup"]["estimate"])
+    (line,) = [one for one in resumed.stdout.splitlines() if one.startswith("python ")]
+    typed = line.split()[2:]
+    assert typed[0] == f"methods={best['methods'][0]}"
+    assert not any(one.startswith(("experiment=", "search.", "+")) for one in typed)
+    assert any("larosa" in one for one in typed) == (best["methods"] == ["larosa"])
+    assert "Nothing to run" in command("evaluate.py", "resume=sweep").stderr
+
+
+def test_a_trial_has_values_for_what_its_stack_reads():
+    optuna = pytest.importorskip("optuna")
+    sweep = parsed([
+        "~tracking", "methods=vattention,[larosa,vattention]", "model.seed=3",
+        "++methods.larosa.sparsity=range(0.125,0.5,0.125)", "seed=int(interval(1,9))",
+        "methods.larosa.tokens=512,1024", "quality.windows=tag(log,int(interval(2,64)))",
+    ])  # fmt: skip
+    overrides = {one.key_or_group: one for one in sweep}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    stacks = set()
+    for number in range(20):
+        trial = study.ask()
+        trial.set_user_attr("job", number)
+        suggest(trial, overrides)
+        folder, *job = arguments_of(trial, overrides)
+        assert (folder, job[0]) == (f"hydra.sweep.subdir={number}", "~tracking")
+        values = dict(one.split("=") for one in job[1:])
+        stacks.add(values["methods"])
+        assert values["model.seed"] == "3"
+        assert int(values["seed"]) in range(1, 10)
+        assert int(values["quality.windows"]) in range(2, 65)
+        larosa = [values.get("++methods.larosa.sparsity"), values.get("methods.larosa.tokens")]
+        if values["methods"] == "vattention":
+            assert larosa == [None, None]
+        else:
+            assert larosa[0] in ("0.125", "0.25", "0.375")
+            assert larosa[1] in ("512", "1024")
+    assert stacks == {"vattention", "[larosa,vattention]"}
+
+
+def measured(speedup: float, rise: float) -> dict[str, Any]:
+    """Return what a result holds of a stack that needs that much more bits per byte."""
+    bits = {"baseline": 2.0, "difference": {"estimate": 0.0, "high": 2.0 * rise}}
+    return {"speed": {"speedup": {"estimate": speedup}}, "quality": {"bits_per_byte": bits}}
+
+
+def test_a_search_prefers_whatever_is_within_the_budget():
+    ranked = [(1.2, 0.01), (0.8, 0.02), (3.0, 0.03), (1.5, 0.1)]  # the best first
+    values = [objective(measured(*one), 0.02) for one in ranked]
+    assert values == sorted(values, reverse=True)
+    assert values[:2] == [1.2, 0.8]
+    assert max(values[2:]) < 0
+    assert objective(measured(1.5, 0.1), None) == 1.5
+    with pytest.raises(ConfigError, match=r"search.max_bpb_increase=0.02: quality was not"):
+        objective({**measured(1.5, 0.1), "quality": None}, 0.02)

@@ -1,0 +1,74 @@
+"""What a search over configurations looks for, and what it has found."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import ConfigError
+from trimtab.progress import answer, say
+from trimtab.registry import method_names
+
+BUDGET = "search.max_bpb_increase"
+
+
+def objective(result: dict[str, Any], budget: float | None) -> float:
+    """Return what a search makes as large as it can.
+
+    Parameters
+    ----------
+    result : dict
+        Content of result.json.
+    budget : float or None
+        Most that bits per byte may rise, relative to the unmodified model; None for any.
+
+    Returns
+    -------
+    objective : float
+        The speedup; over the budget, by how much, below zero: less than that of anything within.
+
+    Raises
+    ------
+    ConfigError
+        If there is a budget and quality was not measured.
+    """
+    speedup = float(result["speed"]["speedup"]["estimate"])
+    if budget is None:
+        return speedup
+    increase = _increase(result)
+    if increase is None:
+        reason = "quality was not measured, so that nothing can be held to a budget: write null"
+        raise ConfigError(BUDGET, budget, reason)
+    return speedup if increase <= budget else budget - increase
+
+
+def _increase(result: dict[str, Any]) -> float | None:
+    """Return by how much bits per byte rise at most, relative to the unmodified model."""
+    bits = (result["quality"] or {}).get("bits_per_byte")
+    return float(bits["difference"]["high"] / bits["baseline"]) if bits else None
+
+
+def tell_winner(folder: Path, budget: float | None) -> None:
+    """Print the command that measures the fastest configuration of a search again."""
+    results = [json.loads(path.read_text("utf-8")) for path in folder.glob("*/result.json")]
+    within = "" if budget is None else f" within {BUDGET}={budget}"
+    best = max(results, key=lambda one: objective(one, budget), default=None)
+    if best is None or objective(best, budget) < 0:
+        say(f"None of {len(results)} configurations is{within or ' measured'}")
+        return
+    found = best["speed"]["speedup"]
+    say(
+        f"The fastest of {len(results)} configurations{within} is {found['estimate']:.3f} "
+        f"[{found['low']:.3f}, {found['high']:.3f}] times as fast as the unmodified model:"
+    )
+    answer(shlex.join(["python", "evaluate.py", *_own(best)]))
+
+
+def _own(result: dict[str, Any]) -> list[str]:
+    """Return the overrides that a stack reads by itself."""
+    foreign = [f"methods.{one}." for one in method_names() if one not in result["methods"]]
+    left_out = (*foreign, "experiment=", "search.")
+    given = [str(one).lstrip("+") for one in result["overrides"]]
+    return [one for one in given if not one.startswith(left_out)]

@@ -1,0 +1,1 @@
+"""lm-eval's tasks, solved by a contender; what is in here takes the extra `lm-eval`."""

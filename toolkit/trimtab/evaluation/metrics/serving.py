@@ -1,0 +1,198 @@
+"""Many requests that arrive together: scenario *serving*, section `serving`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, ClassVar
+
+import numpy as np
+
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.evaluation.cache_memory import PAGEMAP
+from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.intervals import Estimate, mean_ratio
+from trimtab.evaluation.job import Job
+from trimtab.evaluation.metrics.metric import Metric, Rows
+from trimtab.evaluation.reach import unseen
+from trimtab.evaluation.requests import Length, requests, spread
+from trimtab.evaluation.result import Result
+from trimtab.evaluation.serving import OWN_TEXT, Entrant, answer_in_turn, enough, entrants_of
+from trimtab.evaluation.trace import read_trace
+from trimtab.evaluation.workload import Prompt
+from trimtab.progress import track
+
+RATES = ("requests_per_s", "texts_per_s", "tokens_per_s", "bytes_per_s")
+MEASURED = (
+    *RATES, "ttft_p50_ms", "ttft_p99_ms", "at_once", "preempted", "refused", "kv_committed_bytes",
+    "kv_wasted_bytes", "kv_measured_bytes",
+)  # fmt: skip
+
+
+class Serving(Metric):
+    """Rates, times to the first token and KV caches of servers under one budget.
+
+    Attributes
+    ----------
+    entrants : dict of int to dict of str to Entrant
+        By number of requests and name.
+    """
+
+    fields: ClassVar[dict[str, Any]] = {
+        "serving.kv_budget_bytes": int,
+        "serving.speedup": Estimate,
+        "serving.speedup_continuous": Estimate,
+        "serving.servers": Rows,
+        "samples.serving": Rows,
+        "samples.serving_requests": Rows,
+    }
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._config = job.settings.serving
+        self.entrants: dict[int, dict[str, Entrant]] = {}
+        self._prompts: dict[int, list[Prompt]] = {}
+        self._budget = self._config.budget
+        self._unmeasured = "" if self._config.requests else "serving.requests=[]"
+        lengths = {count: self._lengths(count) for count in sorted({*self._config.requests})}
+        try:
+            for count, asked in lengths.items():
+                prompts = requests(job.documents, job.tokenizer, asked)
+                texts = [(one.text, one.continuation) for one in prompts]
+                job.require_positions(texts, "serving.prompt_bytes and new_tokens")
+                self._prompts[count] = prompts
+        except TrimtabError as error:
+            self._prompts, self._unmeasured = {}, str(error)
+
+    def _lengths(self, count: int) -> list[Length]:
+        file = self._config.trace
+        if file is None:
+            return spread(self._config, count, self.job.settings.seed)
+        found = read_trace("serving.trace", file)
+        if len(found) < count:
+            raise ConfigError(
+                "serving.requests", count, f"serving.trace holds {len(found)}: lower it"
+            )
+        return found[:count]
+
+    def measure(self, contenders: Sequence[Contender]) -> None:
+        """See `Metric.measure`."""
+        try:
+            if self._prompts and self._budget is None:
+                self._budget = enough(contenders, self._prompts[max(self._prompts)])
+            for count, prompts in self._prompts.items():
+                entrants = [
+                    entrant
+                    for one in contenders
+                    for entrant in entrants_of(one, prompts, self._budget or 0)
+                ]
+                self.entrants.setdefault(count, {}).update({one.name: one for one in entrants})
+                repeats = self._config.repeats
+                rounds = answer_in_turn(entrants, repeats)
+                for _ in track(rounds, f"Serving {count} requests", repeats):
+                    pass
+        except TrimtabError as error:  # the model has no such cache, or the device no such memory
+            self._prompts, self._unmeasured = {}, str(error)
+
+    def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:
+        """See `Metric.summarise`."""
+        if not self._prompts:
+            for name in self.fields:
+                result.missing(name, self._unmeasured)
+            return
+        result.put("serving.kv_budget_bytes", self._budget)
+        largest = self.entrants[max(self.entrants)]
+        for name, other in (("speedup", "padded"), ("speedup_continuous", "continuous")):
+            self._speedup(result, f"serving.{name}", largest["candidate"], largest[other])
+        rows, samples = [], []
+        for count, entrants in self.entrants.items():
+            sizes = [len(one.continuation.encode()) for one in self._prompts[count]]
+            for one in entrants.values():
+                rows.append(_row(count, one, sum(sizes)))
+                samples += _samples(count, one)
+        result.put("serving.servers", rows)
+        result.put("samples.serving", samples)
+        result.put("samples.serving_requests", self._requests())
+        self._warn(result, candidate, largest)
+
+    def _speedup(self, result: Result, name: str, ours: Entrant, theirs: Entrant) -> None:
+        for one in (ours, theirs):
+            if one.failure is not None:
+                result.missing(name, f"{one.name}: {one.failure}")
+                return
+            if one.refused:
+                result.missing(name, f"{one.name} had no room for {one.refused} of the requests")
+                return
+        taken = [[answer.seconds for answer in one.answers] for one in (theirs, ours)]
+        result.put(name, mean_ratio(*taken, paired=self.job.paired))
+
+    def _requests(self) -> Rows:
+        rows: Rows = []
+        for count, entrants in self.entrants.items():
+            read = zip(self._prompts[count], entrants["padded"].requests, strict=True)
+            rows += [
+                {
+                    "requests": count,
+                    "document": prompt.document,
+                    "prompt_bytes": len(prompt.text.encode()),
+                    "prompt_tokens": len(request.prompt),
+                    "bytes": len(prompt.continuation.encode()),
+                    "new_tokens": request.new,
+                }
+                for prompt, request in read
+            ]
+        return rows
+
+    def _warn(self, result: Result, candidate: Contender, largest: dict[str, Entrant]) -> None:
+        answers = largest["padded"].answers
+        shares = [1 - median(answer.first) / answer.seconds for answer in answers]
+        texts = [(len(one.prompt), one.new) for one in largest["candidate"].requests]
+        for text in unseen("serving", "serving", candidate, texts, median(shares or [1.0])):
+            result.warn(text)
+
+
+def _row(count: int, one: Entrant, size: int) -> dict[str, Any]:
+    """Return what a server did with so many requests, whose texts have `size` bytes in all."""
+    row: dict[str, Any] = {"requests": count, "server": one.name, "rounds": len(one.answers)}
+    row |= dict.fromkeys(MEASURED)
+    if one.failure is not None:
+        return row | {"reason": one.failure}
+    seconds = sum(answer.seconds for answer in one.answers)
+    first = 1e3 * np.array([answer.first for answer in one.answers])
+    answered = count - one.refused
+    tokens = sum(map(len, one.answers[0].tokens))
+    memory = [answer.memory for answer in one.answers]
+    committed, live = max(held.committed for held in memory), max(held.live for held in memory)
+    sums = dict(zip(RATES, (answered, answered, tokens, size), strict=True))
+    row |= {name: value * len(one.answers) / seconds for name, value in sums.items()}
+    row |= {
+        "ttft_p50_ms": float(np.percentile(first, 50)),
+        "ttft_p99_ms": float(np.percentile(first, 99)),
+        "at_once": one.answers[0].at_once,
+        "preempted": one.answers[0].preempted,
+        "refused": one.refused,
+        "kv_committed_bytes": committed,
+        "kv_wasted_bytes": committed - live,
+        "kv_measured_bytes": memory[-1].measured,
+    }
+    reasons = []
+    if one.own_text or one.refused:
+        row["bytes_per_s"] = None
+        reasons.append(f"bytes_per_s: {OWN_TEXT if one.own_text else 'requests were refused'}")
+    if row["kv_measured_bytes"] is None:
+        reasons.append(f"kv_measured_bytes: no {PAGEMAP}, or a cache on a GPU")
+    return row | {"reason": "; ".join(reasons) or None}
+
+
+def _samples(count: int, one: Entrant) -> Rows:
+    return [
+        {
+            "requests": count,
+            "server": one.name,
+            "round": number,
+            "seconds": answer.seconds,
+            "first": answer.first,
+            "preempted": answer.preempted,
+        }
+        for number, answer in enumerate(one.answers)
+    ]

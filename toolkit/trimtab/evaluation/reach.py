@@ -1,0 +1,47 @@
+"""What a scenario cannot show of a stack: its texts are too short for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.pages import Pages
+from trimtab.generation.executor import MOST_ROWS
+
+LEAST_DECODING = 0.25  # share of the time
+
+
+def unseen(
+    scenario: str, setting: str, one: Contender, texts: Sequence[tuple[int, int]], decoding: float
+) -> Iterator[str]:
+    """Yield a sentence for every effect of a candidate's stack that a scenario cannot show.
+
+    Parameters
+    ----------
+    scenario, setting : str
+        Its name, and the section of the settings that make its texts longer.
+    one : Contender
+    texts : sequence of tuple of int
+        Tokens of each prompt, and of what follows it.
+    decoding : float
+        Share of the unmodified model's time that is not prefill.
+    """
+    if not one.stack.members:
+        return
+    longest, news = max(map(sum, texts)), max(new for _, new in texts)
+    if one.stack.cache is not None and longest <= (page := Pages.of(one, longest).tokens):
+        yield (
+            f"scenario {scenario}: no text is longer than a page of the KV cache ({longest} of "
+            f"{page} tokens), so that it cannot save memory; raise {setting}.prompt_bytes, or "
+            "lower vattention.page_group"
+        )
+    if one.stack.drafter is not None and news < MOST_ROWS:
+        yield (
+            f"scenario {scenario}: texts of up to {news} tokens are shorter than a draft may be; "
+            f"raise {setting}.new_tokens"
+        )
+    if decoding < LEAST_DECODING:
+        yield (
+            f"scenario {scenario}: {1 - decoding:.0%} of the unmodified model's time is prefill, "
+            f"so that what the stack does for decoding hardly shows; raise {setting}.new_tokens"
+        )

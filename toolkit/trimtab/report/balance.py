@@ -1,0 +1,159 @@
+"""What a stack gains and what it costs, in sentences; nothing where nothing was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from trimtab.report.choice import same_text
+from trimtab.report.figures import code, interval
+from trimtab.report.job import Job
+from trimtab.report.verdict import FASTER, SLOWER, verdict
+
+NOTICED = 0.005  # smaller shares are not worth a sentence
+UNPAIRED = " (unpaired: the two were timed one after another)"
+
+
+@dataclass(frozen=True)
+class Balance:
+    """One stack in words.
+
+    Attributes
+    ----------
+    gained, cost, alike : tuple of str
+        What got better, what got worse, and what was measured and did neither.
+    """
+
+    gained: tuple[str, ...]
+    cost: tuple[str, ...]
+    alike: tuple[str, ...]
+
+
+def balance(job: Job, rows: Sequence[Job]) -> Balance:
+    """Weigh what was measured of a stack against the unmodified model."""
+    found = [item for say in SAYINGS for item in say(job, rows)]
+    gained, cost, alike = (
+        tuple(text for kind, text in found if kind == sign) for sign in (1, -1, 0)
+    )
+    return Balance(gained, cost, alike)
+
+
+Item = tuple[int, str]  # 1 gained, -1 cost, 0 neither; and the words
+
+
+def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
+    times = job.get("speed.ms_per_byte")
+    if times is None:
+        return
+    told = interval(job.get("speed.speedup"), ".2f")
+    unpaired = UNPAIRED if job.get("speed.paired") is False else ""
+    amounts = f": {times['candidate']:.2f} ms per byte of text instead of {times['baseline']:.2f}"
+    found = verdict(job, rows)
+    if found == FASTER:
+        yield 1, f"{told} times as fast{amounts}{unpaired}"
+    elif found == SLOWER:
+        yield -1, f"slower, {told} times the speed{amounts}{unpaired}"
+    else:
+        yield 0, f"speed: {found}, {told} times{unpaired}"
+    prefill, first = job.get("speed.prefill_speedup"), job.get("speed.ttft_ms")
+    if prefill and (prefill["high"] < 1 or prefill["low"] > 1):
+        sign, word = (1, "sooner") if prefill["low"] > 1 else (-1, "later")
+        yield (
+            sign,
+            f"the first token comes {word}, after {first['candidate']:.0f} ms instead of "
+            f"{first['baseline']:.0f} ms",
+        )
+
+
+def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
+    change = job.get("derived.bits_increase")
+    if change is None:
+        return
+    if same_text(job):
+        yield 0, "the greedy texts are the unmodified model's, and so are the bits per byte"
+    else:
+        told = f"{interval(change, '+.1%')} bits per byte"
+        sign = -1 if change["low"] > 0 else 1 if change["high"] < 0 else 0
+        yield sign, told if sign else f"no difference in quality found: {told}"
+        yield from _text(job)
+    for task, found in (job.get("quality.tasks") or {}).items():
+        difference = found["difference"]
+        sign = -1 if difference["high"] < 0 else 1 if difference["low"] > 0 else 0
+        yield sign, f"{task}: {interval(difference, '+.3f')} {found['metric']}"
+
+
+def _text(job: Job) -> Iterator[Item]:
+    share = job.get("quality.greedy_agreement")
+    if job.get("quality.exact_match") == 1:
+        yield 0, "the greedy texts are the unmodified model's"
+    elif share is not None:
+        yield -1, f"other greedy texts: the first {share:.0%} of a text are as before, on average"
+
+
+def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
+    for field, what in (("tokens.saving", "tokens"), ("tokens.steps.saving", "forward passes")):
+        saving = job.get(field) or 0.0
+        if abs(saving) >= NOTICED:
+            sign, word = (1, "fewer") if saving > 0 else (-1, "more")
+            yield sign, f"{abs(saving):.1%} {word} {what} for the same text"
+
+
+def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
+    for field, what in (
+        ("derived.kv_bytes_per_byte", "memory held by the KV cache of one text"),
+        ("derived.serving_kv_bytes", "KV memory held while serving, than by padded batches"),
+        ("memory.parameter_bytes", "memory for the weights"),
+        ("energy.joules_per_1000_bytes", "energy per byte of text"),
+    ):
+        amounts = job.get(field)
+        share = amounts["candidate"] / amounts["baseline"] - 1 if amounts else 0.0
+        if abs(share) >= NOTICED:
+            yield (
+                (-1, f"{share:.0%} more {what}") if share > 0 else (1, f"{-share:.0%} less {what}")
+            )
+    read = job.get("sparsity.bytes_read_fraction")
+    if read is not None and read < 1:
+        yield 1, f"{1 - read:.0%} of the block weights' bytes are not read when a token is decoded"
+
+
+def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
+    speedup = job.get("serving.speedup")
+    if speedup is not None:
+        sign = 1 if speedup["low"] > 1 else -1 if speedup["high"] < 1 else 0
+        told = interval(speedup, ".2f")
+        yield sign, f"serving: {told} times the tokens per second of padded generate"
+
+
+def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
+    found = job.get("quality.compression")
+    if found is None:
+        return
+    tokens, bits = found["tokens"], found["bits_per_byte"]
+    beats = found["beats_control"]
+    yield (
+        1 if beats else -1,
+        f"its shorter prompts **{'beat' if beats else 'do not beat'} the prompt cut**: "
+        f"of {tokens['baseline']} prompt tokens it saves "
+        f"{1 - tokens['candidate'] / tokens['baseline']:.1%}, and the text after them needs "
+        f"{bits['candidate']:.3f} bits per byte, {bits['prompt_cut']:.3f} after a cut prompt "
+        f"(difference {interval(bits['difference'], '+.4f')}) and {bits['baseline']:.3f} after "
+        "the whole one",
+    )
+
+
+SAYINGS: tuple[Callable[[Job, Sequence[Job]], Iterator[Item]], ...] = (
+    _speed, _quality, _tokens, _memory, _serving, _compression,
+)  # fmt: skip
+
+
+def control_told(job: Job) -> str:
+    """Return what the unmodified model against itself says of the measurement."""
+    speedup = job.get("speed.speedup")
+    if speedup is None:
+        return f"{code(job.label)} is the unmodified model; its speed was not measured."
+    holds = speedup["low"] <= 1 <= speedup["high"]
+    return (
+        f"{code(job.label)} is the unmodified model against itself: {interval(speedup)}. "
+        + ("That is the noise of the measurement." if holds else
+           "It should hold 1 and does not: differences as small as this mean nothing here.")
+    )  # fmt: skip

@@ -1,0 +1,136 @@
+"""What a report shows of result.json: its columns and its charts, as data."""
+
+from __future__ import annotations
+
+from trimtab.report.declared import Chart, Column, Series
+
+COLUMNS = (
+    Column("bits per byte", "quality.bits_per_byte.candidate", ".4f",
+           "what the model needs per byte of held-out text; lower is better", always=True),
+    Column("change", "derived.bits_increase", "+.1%", "of bits per byte over the unmodified model"),
+    Column("perplexity", "quality.perplexity.candidate", ".3f",
+           "per token; of models with the same tokenizer alone"),
+    Column("x dense", "quality.perplexity.ratio", ".3f", "perplexity over the unmodified model's"),
+    Column("other domain", "quality.out_of_domain.bits_per_byte.difference", "+.4f",
+           "change of bits per byte on source files of Python's standard library"),
+    Column("same text", "quality.greedy_agreement", ".0%",
+           "share of the unmodified model's greedy text before the first difference"),
+    Column("tokens saved", "tokens.saving", ".1%", "of prompts and outputs"),
+    Column("steps saved", "tokens.steps.saving", ".1%", "of the forward passes for the same text"),
+    Column("sparsity", "sparsity.achieved", ".3f",
+           "share of the block weights' bytes whose activations were zero"),
+    Column("bytes needed", "sparsity.bytes_fraction", ".3f",
+           "weight bytes of the decoder blocks that the activations kept need, transforms counted, "
+           "over dense, on the text that was scored"),
+    Column("KV cache, kB per byte", "derived.kv_bytes_per_byte.candidate", ".1f",
+           "memory that the KV cache held, per byte of text in it", 1e-3),
+    Column("first token, ms", "speed.ttft_ms.candidate", ".1f", "time to it: median"),
+    Column("decode tokens/s", "speed.decode_tokens_per_s.candidate", ".1f"),
+    Column("ms per byte", "speed.ms_per_byte.candidate", ".2f", "whole time over the text made"),
+    Column("speedup", "speed.speedup", ".3f",
+           "time per byte of the unmodified model over the stack's, timed in turn"),
+    Column("control", "speed.control", ".3f",
+           "the unmodified model against itself in the same rounds: the noise of the measurement"),
+    Column("serving speedup", "serving.speedup", ".3f",
+           "tokens per second over transformers' padded generate, many requests at once"),
+    Column("J per 1000 bytes", "energy.joules_per_1000_bytes.candidate", ".2f"),
+)  # fmt: skip
+
+COMPRESSION = (
+    Column("prompt tokens", "quality.compression.tokens.baseline", ""),
+    Column("compressed", "quality.compression.tokens.candidate", ""),
+    Column("bits per byte", "quality.compression.bits_per_byte.baseline", ".4f"),
+    Column("compressed", "quality.compression.bits_per_byte.candidate", ".4f"),
+    Column("prompt cut", "quality.compression.bits_per_byte.prompt_cut", ".4f"),
+    Column("compressed - cut", "quality.compression.bits_per_byte.difference", "+.4f"),
+)
+
+# Of the rows of `serving.servers`.
+SERVERS = (
+    Column("requests", "requests", ""),
+    Column("server", "server"),
+    Column("requests/s", "requests_per_s", ".2f"),
+    Column("tokens/s", "tokens_per_s", ".1f"),
+    Column("texts/s", "texts_per_s", ".2f"),
+    Column("first token p50, ms", "ttft_p50_ms", ".0f"),
+    Column("first token p99, ms", "ttft_p99_ms", ".0f"),
+    Column("KV held, MB", "kv_committed_bytes", ".1f", scale=1e-6),
+    Column("KV wasted, MB", "kv_wasted_bytes", ".1f", scale=1e-6),
+    Column("refused", "refused", ""),
+)
+
+TOKENS = Series(
+    "tokens, prompts and outputs", "tokens.candidate", ",.0f", "less", "tokens.baseline",
+    finding="Fewest tokens for the same text: {best}, {value}",
+)  # fmt: skip
+STEPS = Series(
+    "forward passes", "tokens.steps.candidate", ",.0f", "less", "tokens.steps.baseline",
+    finding="Fewest forward passes for the same text: {best}, {value}",
+)  # fmt: skip
+KV_HELD = Series(
+    "KV cache held for one text, MB", "kv.committed_bytes", ".1f", "less", "kv.dynamic_bytes",
+    scale=1e-6, finding="Smallest KV cache for one text: {best}, {value} MB",
+)  # fmt: skip
+DECODING = Series(
+    "decoding, tokens/s", "speed.decode_tokens_per_s.candidate", ".1f",
+    beside="speed.decode_tokens_per_s.baseline",
+    finding="Fastest decoding: {best}, {value} tokens per second",
+)  # fmt: skip
+TIME_SAVED = Series(
+    "improvement: time saved per byte of text, %", "derived.time_saved", "+.0f", origin=0, scale=100
+)
+SPEEDUP = Series(
+    "speedup per byte of text", "speed.speedup", ".2f", origin=1,
+    finding="Fastest: {best}, {value} times the unmodified model",
+)  # fmt: skip
+ROOFLINE = Series(
+    "efficiency: memory bandwidth used while decoding, %", "speed.roofline_share.candidate", ".0f",
+    beside="speed.roofline_share.baseline", scale=100,
+)  # fmt: skip
+COST = Series(
+    "cost: seconds per million bytes of text", "speed.ms_per_byte.candidate", ",.0f", "less",
+    "speed.ms_per_byte.baseline", scale=1000,
+)  # fmt: skip
+
+CHARTS = (
+    Chart(
+        "all_methods_speedup_comparison.png",
+        "No stack is measurably faster than the unmodified model",
+        (
+            SPEEDUP,
+            Series("speedup until the first token", "speed.prefill_speedup", ".2f", origin=1),
+            Series("speedup of decoding after it", "speed.decode_speedup", ".2f", origin=1),
+        ),
+    ),
+    Chart(
+        "all_methods_throughput_comparison.png",
+        "No stack is measurably faster than the unmodified model",
+        (
+            DECODING,
+            Series("reading the prompt, tokens/s", "speed.prefill_tokens_per_s.candidate", ",.0f",
+                   beside="speed.prefill_tokens_per_s.baseline"),
+            Series("texts/s", "speed.texts_per_s.candidate", ".2f",
+                   beside="speed.texts_per_s.baseline"),
+        ),
+    ),
+    Chart(
+        "all_methods_token_comparison.png",
+        "No stack needs fewer tokens or forward passes for the same text",
+        (TOKENS, STEPS),
+    ),
+    Chart(
+        "all_methods_kv_cache_comparison.png",
+        "No stack holds a smaller KV cache for one text than transformers' dynamic cache",
+        (
+            KV_HELD,
+            Series("live: what its tokens take, MB", "kv.live_bytes", ".1f", "less",
+                   "kv.dynamic_bytes", scale=1e-6),
+            Series("KV cache held while serving, MB", "derived.serving_kv_bytes.candidate", ".1f",
+                   "less", "derived.serving_kv_bytes.baseline", scale=1e-6,
+                   finding="Smallest KV cache while serving: {best}, {value} MB"),
+        ),
+    ),
+)  # fmt: skip
+
+DASHBOARD = "all_methods_comprehensive_dashboard.png"
+DASHBOARD_PANELS = (TOKENS, KV_HELD, DECODING, TIME_SAVED, SPEEDUP, ROOFLINE, COST)

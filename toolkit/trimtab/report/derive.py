@@ -1,0 +1,72 @@
+"""Figures that the report computes from those of a result: other units, and shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def derived(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `derived` of a result, see docs/reports.md; nothing of an error.
+
+    What a figure is computed from may be null: the figure is null then.
+    """
+    if content["status"] != "ok":
+        return {}
+    return {
+        "derived": {
+            "bits_increase": _bits_increase(content),
+            "time_saved": _interval(content, ("speed", "speedup"), lambda ratio: 1 - 1 / ratio),
+            "kv_bytes_per_byte": _kv_bytes_per_byte(content),
+            "serving_kv_bytes": _serving_kv_bytes(content),
+        }
+    }
+
+
+def _bits_increase(content: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return how much more bits per byte the stack needs, as a share of the baseline's."""
+    baseline = _at(content, "quality", "bits_per_byte", "baseline")
+    if not baseline:
+        return None
+    place = "quality", "bits_per_byte", "difference"
+    return _interval(content, place, lambda bits: bits / baseline)
+
+
+def _kv_bytes_per_byte(content: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the memory held for a text over its bytes; the baseline's is a dynamic cache's."""
+    live = _at(content, "kv", "live_bytes")
+    per_byte = _at(content, "kv", "live_bytes_per_byte", "candidate")
+    if not live or not per_byte:
+        return None
+    text = live / per_byte
+    held = {
+        "baseline": content["kv"]["dynamic_bytes"],
+        "candidate": content["kv"]["committed_bytes"],
+    }
+    return {name: value / text for name, value in held.items() if value is not None}
+
+
+def _serving_kv_bytes(content: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the memory held for the most requests, for the baseline its padded generate's."""
+    servers = _at(content, "serving", "servers") or ()
+    most = max((row["requests"] for row in servers), default=None)
+    held = {row["server"]: row.get("kv_committed_bytes") for row in servers
+            if row["requests"] == most}  # fmt: skip
+    baseline, candidate = held.get("padded"), held.get("candidate")
+    if not baseline or candidate is None:
+        return None
+    return {"baseline": baseline, "candidate": candidate}
+
+
+def _interval(
+    content: Mapping[str, Any], place: tuple[str, ...], change: Callable[[float], float]
+) -> dict[str, float] | None:
+    found = _at(content, *place)
+    return found and {name: change(found[name]) for name in ("estimate", "low", "high")}
+
+
+def _at(content: Mapping[str, Any], *place: str) -> Any:
+    value: Any = content
+    for part in place:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

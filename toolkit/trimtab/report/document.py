@@ -1,0 +1,169 @@
+"""Everything a report says, before it is written as Markdown and as HTML.
+
+Texts are Markdown without blocks: `code` and **bold** alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from trimtab.report.advice import added, next_steps, unmeasured
+from trimtab.report.attribution import Attribution
+from trimtab.report.balance import Balance, balance, control_told
+from trimtab.report.choice import choices
+from trimtab.report.figures import code, listed
+from trimtab.report.job import Job
+from trimtab.report.labels import machine, told_apart
+from trimtab.report.notices import facts, warnings
+from trimtab.report.plots.panel import Plot
+from trimtab.report.table import (
+    Table,
+    attribution_table,
+    compression_table,
+    main_table,
+    serving_table,
+)
+from trimtab.report.verdict import groups_of, said, verdict
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One stack in words."""
+
+    label: str
+    verdict: str
+    balance: Balance
+    ran: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Rows of one model, text and machine, the only ones whose figures compare.
+
+    Attributes
+    ----------
+    name : str
+    advice : tuple of (str, str, str)
+        A wish, the stack to use for it and what it gains and costs, and how it was found.
+    stacks : tuple of Stack
+    controls : tuple of str
+    """
+
+    name: str
+    advice: tuple[tuple[str, str, str], ...]
+    stacks: tuple[Stack, ...]
+    controls: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report."""
+
+    title: str
+    counted: str
+    warnings: tuple[str, ...]
+    failures: tuple[tuple[str, str], ...]
+    settings: tuple[Setting, ...]
+    unmeasured: tuple[str, ...]
+    steps: tuple[str, ...]
+    tables: tuple[Table, ...]
+    attribution: Table | None
+    added: tuple[str, ...]
+    plots: tuple[Plot, ...]
+    machines: tuple[str, ...]
+    reading: str
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        return tuple(stack for setting in self.settings for stack in setting.stacks)
+
+
+READING = (
+    "Every row is measured against the unmodified model under transformers' own `generate`. "
+    "Brackets are 95 % intervals; those of a mean over seeds span the intervals of all seeds. "
+    "`faster` and `slower` are said only where the interval is clear of 1 and of the interval of "
+    "the unmodified model against itself. Stacks with `vattention` or drafts run on Trimtab's own "
+    "engine: what the engine alone gives is the row `vattention`. docs/reports.md says how to read "
+    "a report, and docs/results.md explains every field."
+)
+
+
+def document(
+    rows: Sequence[Job], attributed: Sequence[Attribution], plots: Sequence[Plot]
+) -> Document:
+    """Return what a report says of its rows."""
+    measured = [row for row in rows if row.ok]
+    failed = [row for row in rows if not row.ok]
+    groups = groups_of(measured)
+    tables = (main_table(rows), serving_table(measured), compression_table(measured))
+    chosen = [choice for group in groups for choice in choices(group)]
+    return Document(
+        title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
+        or "no job succeeded",
+        counted=_counted(rows, failed),
+        warnings=tuple(dict.fromkeys(warnings(measured))),
+        failures=tuple((row.label, str(row.content.get("message"))) for row in failed),
+        settings=tuple(map(_setting, groups, _names(groups))),
+        unmeasured=tuple(unmeasured(rows)),
+        steps=tuple(next_steps(rows, chosen)),
+        tables=tuple(table for table in tables if table is not None),
+        attribution=attribution_table(attributed),
+        added=tuple(added(rows)),
+        plots=tuple(plots),
+        machines=tuple(dict.fromkeys(map(facts, measured))),
+        reading=READING,
+    )
+
+
+def _counted(rows: Sequence[Job], failed: Sequence[Job]) -> str:
+    jobs = sum(len(row.seeds) or 1 for row in rows)
+    text = f"{jobs} {'job' if jobs == 1 else 'jobs'}"
+    return f"{text}, {len(failed)} failed" if failed else text
+
+
+def _names(groups: Sequence[Sequence[Job]]) -> list[str]:
+    """Return what groups are of, with what tells them apart where names do not."""
+    firsts = [group[0] for group in groups]
+    names = [f"{one.get('model.name')} on {one.get('corpus.name')}, {machine(one)}"
+             for one in firsts]  # fmt: skip
+    for field in ("model.dtype", "model.fingerprint", "corpus.digest"):
+        names = told_apart(names, [f"({field} {str(one.get(field))[:12]})" for one in firsts])
+    return names
+
+
+def _setting(group: Sequence[Job], name: str) -> Setting:
+    stacks = tuple(
+        Stack(row.label, said(verdict(row, group)), balance(row, group), _ran(row))
+        for row in group
+        if row.methods
+    )
+    advice = tuple(_advice(group)) if stacks else ()
+    controls = tuple(control_told(row) for row in group if not row.methods)
+    return Setting(name, advice, stacks, controls)
+
+
+def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
+    """Yield a wish, the stack for it and the rule; what a stack costs is told once."""
+    told_of: list[Job] = []
+    for choice in choices(group):
+        best, rule = choice.best, choice.rule
+        if all(row.get(rule.field) is None for row in group):
+            told = "cannot be said: what it depends on was not measured"
+        elif best is None:
+            told = "no stack: stay with the unmodified model"
+        elif best in told_of:
+            told = f"**{code(best.label)}**, as above: {rule.told(best)}"
+        else:
+            told_of.append(best)
+            cost = "; ".join(balance(best, group).cost)
+            told = f"**{code(best.label)}**: {rule.told(best)}; "
+            told += f"it costs: {cost}" if cost else "nothing measured got worse"
+        if choice.equal:
+            told += f". Not told apart from it: {listed([code(row.label) for row in choice.equal])}"
+        yield rule.wish, told, rule.how
+
+
+def _ran(row: Job) -> str:
+    step = row.get("engine.decode_step")
+    return f"kernel: {row.content['kernel']}" + (f"; decode steps: {step}" if step else "")

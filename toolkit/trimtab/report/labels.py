@@ -1,0 +1,91 @@
+"""What tells a row of a report from every other: settings, and facts where those are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from trimtab.report.job import Job
+
+# Settings that change where a job's files go, and no figure.
+ASIDE = ("tracking", "hydra", "artifacts", "on_missing")
+FACTS: tuple[tuple[str, Callable[[Job], Any]], ...] = (
+    ("seed", lambda job: job.seeds or job.get("environment.seed")),
+    ("dtype", lambda job: job.get("model.dtype")),
+    ("machine", lambda job: machine(job)),
+    ("commit", lambda job: commit(job)),
+    ("sweep", lambda job: job.root.name),
+)
+
+
+def overrides(job: Job) -> list[str]:
+    """Return what was typed for a job and may change a figure, without plus signs.
+
+    The seed of jobs that were averaged is left out.
+    """
+    given = [str(one).lstrip("+") for one in job.content.get("overrides") or ()]
+    aside = (*ASIDE, "seed") if job.seeds else ASIDE
+    return [one for one in given if one.partition("=")[0].partition(".")[0] not in aside]
+
+
+def machine(job: Job) -> str | None:
+    """Return what a job ran on: the GPU, or the CPU and its threads; None for a failure."""
+    environment = job.get("environment")
+    if not environment:
+        return None
+    threads = environment["threads"]
+    cpu = f"{environment['cpu']}, {threads} thread{'' if threads == 1 else 's'}"
+    return str(environment["gpu"] or cpu)
+
+
+def commit(job: Job) -> str | None:
+    """Return the first digits of the commit, with what says that files differed from it."""
+    whole = job.get("environment.commit")
+    if whole is None:
+        return None
+    digits, plus, changes = str(whole).partition("+")
+    return digits[:12] + plus + changes
+
+
+def labelled(jobs: Iterable[Job]) -> list[Job]:
+    """Return the jobs, each with a label that no other has.
+
+    It is the stack and its settings, then the overrides that not all jobs have, then the model or
+    the corpus where jobs have several and the overrides do not say which.
+    """
+    jobs = list(jobs)
+    typed = [set(overrides(job)) for job in jobs if "overrides" in job.content]
+    common = set.intersection(*typed) if typed else set()
+    several = [
+        name
+        for name in ("model", "corpus")
+        if len({job.get(f"{name}.name") for job in jobs if job.ok}) > 1
+    ]
+    labels = [_label(job, common, several) for job in jobs]
+    for name, fact in FACTS:
+        labels = told_apart(labels, [f"{name}={fact(job)}" if job.ok else "" for job in jobs])
+    labels = told_apart(labels, [f"({_place(job)})" for job in jobs])
+    return [replace(job, label=label) for job, label in zip(jobs, labels, strict=True)]
+
+
+def _label(job: Job, common: set[str], several: Sequence[str]) -> str:
+    told = [one for one in overrides(job) if not one.startswith(("methods=", "methods."))]
+    own = list(dict.fromkeys(one for one in told if one not in common))
+    for name in several:
+        if job.ok and not any(one.startswith((f"{name}=", f"{name}.")) for one in own):
+            own.append(str(job.get(f"{name}.name")))
+    seeds = [f"(mean of {len(job.seeds)} seeds)"] if job.seeds else []
+    return " ".join([str(job.content["label"]), *own, *seeds])
+
+
+def told_apart(labels: Sequence[str], facts: Sequence[str]) -> list[str]:
+    """Add the facts to labels that are alike, where the facts that are known are not."""
+    pairs = list(zip(labels, facts, strict=True))
+    known = {label: {two for one, two in pairs if one == label and two} for label in labels}
+    return [f"{label} {fact}" if fact and len(known[label]) > 1 else label for label, fact in pairs]
+
+
+def _place(job: Job) -> str:
+    within = job.folder.relative_to(job.root)
+    return str(within) if within.parts else str(job.folder)

@@ -1,0 +1,150 @@
+"""All jobs beside each other: one row a job, one panel a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from trimtab.report.balance import NOTICED
+from trimtab.report.declared import Chart, Series
+from trimtab.report.figures import is_interval, listed, number, written
+from trimtab.report.job import Job
+from trimtab.report.plots.panel import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    Panel,
+    Plot,
+    Row,
+    Rows,
+    numbers,
+    plain,
+)
+from trimtab.report.table import cell
+from trimtab.report.verdict import FASTER, verdict
+
+NAMED = 2  # more stacks than that are counted
+KEY = "Upright line: the unmodified model, measured beside the stack. "
+MEANS = {"more": "more is better", "less": "less is better"}
+
+
+def comparison(chart: Chart, jobs: Sequence[Job], note: str) -> Plot | None:
+    """Return a chart of all jobs, or None where no job has any of its figures."""
+    panels = tuple(panel for one in chart.panels if (panel := comparison_panel(one, jobs)))
+    key = "" if all(one.origin is not None for one in chart.panels) else KEY
+    return Plot(chart.file, finding(chart, jobs), panels, f"{key}{note}") if panels else None
+
+
+def finding(chart: Chart, jobs: Sequence[Job]) -> str:
+    """Return the title of a chart: the best stack by its first panel that has one."""
+    if not any(job.methods for job in jobs):
+        return "The unmodified model against itself: no stack was measured"
+    for series in chart.panels:
+        best = _best(series, jobs) if series.finding else []
+        if best:
+            value = _number(best[0].get(series.field))
+            labels = [job.label for job in best]
+            names = (
+                listed(labels) if len(best) <= NAMED else f"{labels[0]} and {len(best) - 1} more"
+            )
+            return series.finding.format(best=names, value=number(value, series.form, series.scale))
+    return chart.nothing
+
+
+def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
+    """Return one figure of the jobs that have it, or None where none has."""
+    having = [job for job in jobs if job.get(series.field) is not None]
+    if not having:
+        return None
+    beside = [job.get(series.beside) if series.beside else series.origin for job in having]
+    rows = Rows(
+        [
+            Row(job.label, _told(series, job, other))
+            for job, other in zip(having, beside, strict=True)
+        ]
+    )
+
+    def draw(axes: Axes) -> None:
+        plain(axes)
+        rows.label(axes)
+        _marks(axes, series, having, beside, rows.marks)
+
+    heads = [series.title, *(["unmodified model"] if series.beside else [])]
+    lines = [
+        (
+            job.label,
+            [cell(job.get(series.field), series.form, series.scale),
+             *([cell(other, series.form, series.scale)] if series.beside else [])],
+        )
+        for job, other in zip(having, beside, strict=True)
+    ]  # fmt: skip
+    title = f"{series.title} ({MEANS[series.better]})"
+    return Panel(title, rows.height, draw, numbers(series.title, heads, lines))
+
+
+def _told(series: Series, job: Job, other: float | None) -> str:
+    value = written(job.get(series.field), series.form, series.scale)
+    if not series.beside or other is None:
+        return value
+    return f"{number(other, series.form, series.scale)} → {value}"
+
+
+def _marks(
+    axes: Axes, series: Series, jobs: Sequence[Job], beside: Sequence[float | None],
+    places: Sequence[float],
+) -> None:  # fmt: skip
+    scale, ends = series.scale, []
+    if series.origin is not None:
+        axes.axvline(series.origin * scale, color=MUTED, linewidth=1)
+    for job, other, place in zip(jobs, beside, places, strict=True):
+        value = job.get(series.field)
+        middle = _number(value) * scale
+        face = ACCENT if job.methods else PAPER
+        ends += [middle, (other or 0) * scale]
+        if series.origin is None:
+            axes.barh(place, middle, height=0.13, linewidth=1, color=face, edgecolor=ACCENT)
+            if other is not None:
+                axes.plot([other * scale] * 2, [place - 0.1, place + 0.1], color=INK, linewidth=1.6)
+        else:
+            axes.plot([series.origin * scale, middle], [place] * 2, color=ACCENT, linewidth=1)
+            axes.plot(middle, place, "o", color=ACCENT, markerfacecolor=face, markersize=5)
+        if is_interval(value):
+            low, high = value["low"] * scale, value["high"] * scale
+            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], color=INK,
+                          capsize=2.5, linewidth=1.2, fmt="none")  # fmt: skip
+            ends += [low, high]
+    first, last = (min(ends), max(ends)) if series.origin is not None else (0, max(ends))
+    margin = 0.03 * (last - first or 1)
+    axes.set_xlim(first - margin * (series.origin is not None), last + margin)
+    if series.origin is not None:
+        origin, room = series.origin * scale, 0.1 * (last - first)
+        ticks = [tick for tick in axes.get_xticks() if abs(tick - origin) > room]
+        axes.set_xticks(sorted([origin, *(tick for tick in ticks if first <= tick <= last)]))
+
+
+def _best(series: Series, jobs: Sequence[Job]) -> list[Job]:
+    """Return the stacks with the best figure, those alone that are better than the baseline's."""
+    better = [job for job in jobs if job.methods and _beats(series, job, jobs)]
+    if not better:
+        return []
+    choose = max if series.better == "more" else min
+    value = choose(_number(job.get(series.field)) for job in better)
+    return [job for job in better if _number(job.get(series.field)) == value]
+
+
+def _beats(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
+    value = job.get(series.field)
+    other = job.get(series.beside) if series.beside else series.origin
+    if value is None or other is None:
+        return False
+    if series.field.startswith("speed."):
+        return verdict(job, jobs) == FASTER
+    change = _number(value) - other
+    return (change if series.better == "more" else -change) > NOTICED * abs(other)
+
+
+def _number(value: Any) -> float:
+    return float(value["estimate"] if isinstance(value, dict) else value)

@@ -1,0 +1,191 @@
+"""Quality against speed and against memory, with the stacks that no other beats in both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+from matplotlib.axes import Axes
+
+from trimtab.report.choice import kv_share
+from trimtab.report.figures import listed
+from trimtab.report.job import Job
+from trimtab.report.plots.panel import (
+    ACCENT,
+    FAINT,
+    INK,
+    LINE,
+    MUTED,
+    PAPER,
+    SMALL,
+    Panel,
+    Plot,
+    framed,
+    numbers,
+)  # fmt: skip
+from trimtab.report.plots.places import spread
+from trimtab.report.table import cell
+from trimtab.report.verdict import groups_of
+
+FILE = "quality_versus_speed.png"
+LETTERS = 22  # of a label's line
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What is weighed against quality.
+
+    Attributes
+    ----------
+    title, axis : str
+    value : callable
+        Of a job: an estimate and its interval, or None.
+    sign : int
+        1 where more is better, -1 where less is.
+    """
+
+    title: str
+    axis: str
+    value: Callable[[Job], dict[str, float] | None]
+    sign: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A job in a panel.
+
+    Attributes
+    ----------
+    value, lost : dict
+        What is weighed, and the change of bits per byte, each with its interval.
+    """
+
+    job: Job
+    value: dict[str, float]
+    lost: dict[str, float]
+
+    @property
+    def lines(self) -> list[str]:
+        return wrap(self.job.label, LETTERS, break_on_hyphens=False)
+
+
+def _memory(job: Job) -> dict[str, float] | None:
+    share = kv_share(job)
+    return None if share is None else dict.fromkeys(("estimate", "low", "high"), share)
+
+
+SPEED = Trade(
+    "quality against speed",
+    "speedup over the unmodified model (right is better)",
+    lambda job: job.get("speed.speedup"),
+    1,
+)
+MEMORY = Trade(
+    "quality against KV memory", "KV memory over transformers' (left is better)", _memory, -1
+)
+
+
+def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
+    """Return quality against speed, and against KV memory where stacks differ in it."""
+    if not any(point.job.methods for point in _points(jobs, SPEED)):
+        return None
+    shares = {point.value["estimate"] for point in _points(jobs, MEMORY)}
+    trades = [SPEED, MEMORY] if len(shares) > 1 else [SPEED]
+    best = [job.label for job in front(jobs, SPEED)]
+    if best:
+        title = f"Nothing is both faster and closer to the unmodified model than {listed(best)}"
+    else:
+        title = "No stack is faster than the unmodified model: it is the whole front"
+    return Plot(FILE, title, tuple(_panel(_points(jobs, one), one) for one in trades), note)
+
+
+def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
+    """Return the stacks that no other equals or beats in both figures and beats in one.
+
+    The others are those of the same model, text and machine, and the unmodified model, at a ratio
+    of 1 and without a change of quality.
+    """
+    found = []
+    for group in groups_of(jobs):
+        points = [point for point in _points(group, trade) if point.job.methods]
+        places = [
+            (trade.sign * point.value["estimate"], point.lost["estimate"]) for point in points
+        ]
+        others = [*places, (trade.sign * 1.0, 0.0)]
+        for point, (gain, loss) in zip(points, places, strict=True):
+            if not any(g >= gain and b <= loss and (g, b) != (gain, loss) for g, b in others):
+                found.append(point.job)
+    return found
+
+
+def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
+    found = []
+    for job in jobs:
+        value, lost = trade.value(job), job.get("derived.bits_increase")
+        if value is not None and lost is not None:
+            found.append(Point(job, value, lost))
+    return found
+
+
+def _panel(points: Sequence[Point], trade: Trade) -> Panel:
+    best = front([point.job for point in points], trade)
+    height = max(2.6, sum((LINE + 0.02) * len(point.lines) + 0.08 for point in points))
+
+    def draw(axes: Axes) -> None:
+        _scatter(axes, points, best, trade)
+        _label(axes, points, best, height)
+
+    rows = [
+        (
+            point.job.label,
+            [
+                cell(point.value, ".2f"),
+                cell(point.lost, "+.1%"),
+                cell("yes" if point.job in best else "no"),
+            ],
+        )
+        for point in points
+    ]
+    heads = (trade.axis.partition(" (")[0], "change of bits per byte", "on the front")
+    title = f"{trade.title} (● on the front)"
+    table = numbers(trade.title, heads, rows)
+    return Panel(title, height, draw, table, left=0.62, right=1.62, bottom=0.5)
+
+
+def _scatter(axes: Axes, points: Sequence[Point], best: Sequence[Job], trade: Trade) -> None:
+    framed(axes)
+    axes.axhline(0, color=FAINT, linewidth=1)
+    axes.axvline(1, color=FAINT, linewidth=1)
+    for group in groups_of(best):
+        line = sorted((point.value["estimate"], 100 * point.lost["estimate"])
+                      for point in points if point.job in group)  # fmt: skip
+        axes.plot(*zip(*line, strict=True), color=ACCENT, linewidth=1, linestyle="--")
+    for point in points:
+        x, y = point.value["estimate"], 100 * point.lost["estimate"]
+        on_front = point.job in best
+        axes.errorbar(
+            x, y, xerr=[[x - point.value["low"]], [point.value["high"] - x]],
+            yerr=[[y - 100 * point.lost["low"]], [100 * point.lost["high"] - y]],
+            fmt="o" if on_front else "s", color=ACCENT, ecolor=MUTED, markersize=5.5,
+            markerfacecolor=ACCENT if on_front else PAPER, elinewidth=1, capsize=2,
+        )  # fmt: skip
+    axes.margins(0.12)
+    axes.set_xlabel(trade.axis, fontsize=7.5, color=MUTED)
+    axes.set_ylabel("% more bits per byte (lower is better)", fontsize=7.5, color=MUTED)
+
+
+def _label(axes: Axes, points: Sequence[Point], best: Sequence[Job], height: float) -> None:
+    """Write the labels at the right, from above to below as the points lie, a line to each."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    ordered = sorted(points, key=lambda one: (-one.lost["estimate"], -one.value["estimate"]))
+    room = [(LINE * len(point.lines) + 0.08) / height for point in ordered]
+    wanted = [(100 * point.lost["estimate"] - low) / (high - low) for point in ordered]
+    for point, place in zip(ordered, spread(wanted, room), strict=True):
+        axes.annotate(
+            "\n".join(point.lines), (point.value["estimate"], 100 * point.lost["estimate"]),
+            xytext=(1.04, place), textcoords="axes fraction", va="center", fontsize=SMALL - 1,
+            color=INK, fontweight="bold" if point.job in best else "normal", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "relpos": (0, 0.5)},
+        )  # fmt: skip

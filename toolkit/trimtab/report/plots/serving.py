@@ -1,0 +1,92 @@
+"""Many requests at once: the stack beside transformers' own ways of serving them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from trimtab.report.figures import interval, number
+from trimtab.report.job import Job
+from trimtab.report.plots.panel import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    Panel,
+    Plot,
+    Row,
+    Rows,
+    numbers,
+    plain,
+)
+from trimtab.report.table import cell
+
+FILE = "serving_comparison.png"
+PEERS = {
+    "padded": ("|", "| padded generate"),
+    "static": ("x", "× static cache"),
+    "continuous": ("D", "◇ continuous batching"),
+}
+FIGURES = (
+    ("tokens/s (more is better)", "tokens_per_s", ".0f", 1.0),
+    ("first token, p99 in ms (less is better)", "ttft_p99_ms", ".0f", 1.0),
+    ("KV memory held, MB (less is better)", "kv_committed_bytes", ".1f", 1e-6),
+)
+
+
+def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
+    """Return the stacks at the most requests that each served, or None where none did."""
+    having = [job for job in jobs if job.get("serving.servers")]
+    panels = tuple(panel for one in FIGURES if (panel := _panel(having, *one)))
+    if not panels:
+        return None
+    stacks = [job for job in having if job.methods and job.get("serving.speedup")]
+    best = max(stacks, key=lambda job: job.get("serving.speedup.estimate"), default=None)
+    if best is not None and best.get("serving.speedup.low") > 1:
+        told = interval(best.get("serving.speedup"), ".2f")
+        title = f"{best.label} serves {told} times the tokens per second of padded generate"
+    else:
+        title = "No stack measurably serves more tokens per second than padded generate"
+    return Plot(FILE, title, panels, note)
+
+
+def _panel(jobs: Sequence[Job], title: str, field: str, form: str, scale: float) -> Panel | None:
+    tables = [(job, _most(job, field)) for job in jobs]
+    known = [(job, values) for job, values in tables if "candidate" in values]
+    if not known:
+        return None
+    rows = Rows([Row(job.label, number(values["candidate"], form, scale)) for job, values in known])
+
+    key = [told for server, (_, told) in PEERS.items() if any(server in one for _, one in known)]
+
+    def draw(axes: Axes) -> None:
+        plain(axes)
+        for (job, values), place in zip(known, rows.marks, strict=True):
+            axes.barh(place, values["candidate"] * scale, height=0.13, edgecolor=ACCENT,
+                      color=ACCENT if job.methods else PAPER, linewidth=1)  # fmt: skip
+            for server, (marker, _) in PEERS.items():
+                if server in values:
+                    size = 12 if marker == "|" else 6
+                    axes.plot(values[server] * scale, place, marker, color=INK, markersize=size,
+                              markerfacecolor=PAPER, markeredgewidth=1.4)  # fmt: skip
+        rows.label(axes)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("   ".join(["■ stack", *key]), fontsize=7, color=MUTED)
+
+    servers = ("candidate", *PEERS)
+    lines = [(job.label, [cell(values.get(server), form, scale) for server in servers])
+             for job, values in known]  # fmt: skip
+    return Panel(title, rows.height, draw, numbers(title, servers, lines), bottom=0.48)
+
+
+def _most(job: Job, field: str) -> dict[str, float]:
+    """Return a figure of every server that has it, at the most requests that arrived together."""
+    servers: list[dict[str, Any]] = job.get("serving.servers")
+    most = max(row["requests"] for row in servers)
+    return {
+        row["server"]: row[field]
+        for row in servers
+        if row["requests"] == most and row.get(field) is not None
+    }

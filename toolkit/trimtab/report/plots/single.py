@@ -1,0 +1,113 @@
+"""Plots of one job: where activations were dropped, and what merging n-grams saves and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+
+from trimtab.models.sites import SITE_TITLES
+from trimtab.report.job import Job
+from trimtab.report.plots.panel import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    SMALL,
+    Panel,
+    Plot,
+    Row,
+    Rows,
+    framed,
+    numbers,
+)
+from trimtab.report.table import cell
+
+SPARSITY, OPERATING = "sparsity_by_layer_{}.png", "vocabulary_operating_points_{}.png"
+SHADES = LinearSegmentedColormap.from_list("dropped", ["#e8eef3", "#1f5f8b", "#0b2239"])
+
+
+def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
+    """Return what was dropped at every site of every layer, transforms marked."""
+    layers: list[dict[str, Any]] = job.get("sparsity.layers") or []
+    if not layers:
+        return None
+    sites = list(dict.fromkeys(row["site"] for row in layers))
+    strips = {site: [row for row in layers if row["site"] == site] for site in sites}
+    means = {
+        site: sum(row["achieved"] for row in strip) / len(strip) for site, strip in strips.items()
+    }
+    rows = Rows([Row(f"{SITE_TITLES[site]} ({site})", f"{means[site]:.0%}") for site in sites]
+                + [Row("share dropped", "0 to 100 %")])  # fmt: skip
+
+    def draw(axes: Axes) -> None:
+        count = 1 + max(row["layer"] for row in layers)
+        for strip, place in zip(strips.values(), rows.marks, strict=False):
+            edges = [row["layer"] for row in strip] + [count]
+            _shade(axes, edges, place, [row["achieved"] for row in strip])
+            marked = [row["layer"] + 0.5 for row in strip if row["basis"] == "transform"]
+            axes.plot(marked, [place] * len(marked), "o", color=PAPER, markersize=2.2)
+        steps = range(SHADES.N // 4)
+        _shade(axes, [count * step / len(steps) for step in (*steps, len(steps))], rows.marks[-1],
+               [step / (len(steps) - 1) for step in steps])  # fmt: skip
+        axes.set_xlim(0, count)
+        rows.label(axes)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        axes.tick_params(length=0, labelsize=7.5, labelcolor=MUTED, pad=3)
+        axes.set_xlabel("layer (a dot: the site has a transform of its own)", fontsize=7.5,
+                        color=MUTED)  # fmt: skip
+
+    most = max(means, key=lambda site: means[site])
+    title = f"{job.label} drops most at the {SITE_TITLES[most]}: {means[most]:.0%} on average"
+    lines = [(f"layer {row['layer']}, {SITE_TITLES[row['site']]} ({row['site']})",
+              [cell(row["basis"]), cell(row["achieved"], ".3f")]) for row in layers]  # fmt: skip
+    table = numbers("share dropped", ("basis", "dropped"), lines)
+    panel = Panel("share of the activations' bytes that was dropped", rows.height, draw, table,
+                  bottom=0.48)  # fmt: skip
+    return Plot(SPARSITY.format(number), title, (panel,), note)
+
+
+def _shade(axes: Axes, edges: Sequence[float], place: float, shares: Sequence[float]) -> None:
+    """Draw a strip of cells between the edges, darker where more was dropped."""
+    axes.pcolormesh(edges, [place - 0.08, place + 0.08], [shares], cmap=SHADES, vmin=0, vmax=1)
+
+
+def operating_points(job: Job, number: int, note: str) -> Plot | None:
+    """Return what merging more and more n-grams saves and costs, as calibration measured it."""
+    found: list[dict[str, Any]] = job.get("vocabulary.operating_points") or []
+    if not found:
+        return None
+    points = sorted(found, key=lambda point: point["saving"])
+    budget = job.get("vocabulary.quality_budget")
+
+    def draw(axes: Axes) -> None:
+        framed(axes)
+        axes.plot([100 * one["saving"] for one in points],
+                  [100 * one["increase"] for one in points], "o-", color=ACCENT,
+                  linewidth=1.2, markersize=4)  # fmt: skip
+        for one in points:
+            axes.annotate(f"{one['ngrams']}", (100 * one["saving"], 100 * one["increase"]),
+                          xytext=(4, -9), textcoords="offset points", fontsize=SMALL - 1,
+                          color=INK)  # fmt: skip
+        axes.margins(0.12)
+        if budget is not None:
+            axes.axhline(100 * budget, color=MUTED, linewidth=1, linestyle="--")
+            axes.annotate("quality budget", (1, 100 * budget), xycoords=("axes fraction", "data"),
+                          xytext=(0, 3), textcoords="offset points", fontsize=SMALL - 1,
+                          ha="right", color=MUTED)  # fmt: skip
+        axes.set_xlabel("% of the tokens saved (at a point: n-grams merged)", fontsize=7.5,
+                        color=MUTED)  # fmt: skip
+        axes.set_ylabel("% more bits per byte", fontsize=7.5, color=MUTED)
+
+    heads = ("n-grams merged", "tokens saved", "change of bits per byte")
+    lines = [(job.label, [cell(one["ngrams"], ""), cell(one["saving"], ".1%"),
+                          cell(one["increase"], "+.1%")]) for one in points]  # fmt: skip
+    most = points[-1]
+    title = (f"{job.label}: merging {most['ngrams']} n-grams saves {most['saving']:.0%} of the "
+             f"tokens, for {most['increase']:+.0%} bits per byte")  # fmt: skip
+    panel = Panel("merged n-grams, on validation text", 2.6, draw,
+                  numbers("operating points", heads, lines), left=0.62, bottom=0.5)  # fmt: skip
+    return Plot(OPERATING.format(number), title, (panel,), note)

@@ -1,0 +1,124 @@
+"""From the unmodified model to a stack, one method at a time, and what they do to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from trimtab.report.attribution import TOGETHER, Attribution, Effect
+from trimtab.report.figures import number
+from trimtab.report.plots.panel import (
+    ACCENT,
+    INK,
+    MUTED,
+    PAPER,
+    Panel,
+    Plot,
+    Row,
+    Rows,
+    numbers,
+    plain,
+)
+from trimtab.report.table import Cell, cell
+
+FILE = "ablation_waterfall.png"
+KEY = "Filled: less. Hatched: more. "
+SEEN = 0.2  # smaller changes, as a share, are drawn on an axis that does not begin at 0
+
+
+def waterfall_plot(found: Sequence[Attribution], note: str) -> Plot | None:
+    """Return the largest stacks of which every method was measured alone, one row each."""
+    whole = [one for one in found if one.steps]
+    if not whole:
+        return None
+    most = max(len(one.whole.methods) for one in whole)
+    shown = [one for one in whole if len(one.whole.methods) == most]
+    first = shown[0]
+    return Plot(FILE, _title(first), tuple(_panel(one, len(shown)) for one in shown), KEY + note)
+
+
+def _title(one: Attribution) -> str:
+    """Say what contributes most to the first figure, and what the interaction is."""
+    alone = [effect for effect in one.steps if effect.kind != TOGETHER]
+    most = min(alone, key=lambda effect: effect.change)
+    together = next(effect for effect in one.steps if effect.kind == TOGETHER)
+    if together.low is None or together.high is None or together.low <= 0 <= together.high:
+        beyond = "together they do what they do one by one, within the interval"
+    elif together.high < 0:
+        beyond = "together they do more than one by one"
+    else:
+        beyond = "together they do less than one by one"
+    return (
+        f"{one.whole.label}: {most.method} does most for {one.metric.name.split(',')[0]}; {beyond}"
+    )
+
+
+def _panel(one: Attribution, several: int) -> Panel:
+    form = one.metric.form
+    rows = Rows([
+        Row("unmodified model", number(one.start, form)),
+        *(Row(_name(effect), one.metric.told(effect.change)) for effect in one.steps),
+        Row(one.whole.label, number(one.end, form)),
+    ])  # fmt: skip
+
+    def draw(axes: Axes) -> None:
+        plain(axes)
+        rows.label(axes)
+        _bars(axes, one, rows.marks)
+
+    title = f"{one.metric.name} ({one.whole.label})" if several > 3 else one.metric.name
+    lines = [
+        ("unmodified model", [cell(one.start, form), cell(None), cell(None)]),
+        *(
+            (_name(effect),
+             [cell(at, form), cell(one.metric.told(effect.change)), _interval(one, effect)])
+            for effect, (_, at) in zip(one.steps, _path(one), strict=True)
+        ),
+        (one.whole.label, [cell(one.end, form), cell(None), cell(None)]),
+    ]  # fmt: skip
+    table = numbers(one.metric.name, (one.metric.name, "change", "95 % interval"), lines)
+    return Panel(title, rows.height, draw, table)
+
+
+def _bars(axes: Axes, one: Attribution, places: Sequence[float]) -> None:
+    ends = [end for step in _path(one) for end in step]
+    from_zero = max(ends) - min(ends) > SEEN * max(ends) or max(ends) == min(ends)
+    for effect, (before, after), place in zip(one.steps, _path(one), places[1:], strict=False):
+        better = after <= before
+        axes.barh(
+            place, after - before, left=before, height=0.13, linewidth=1, edgecolor=ACCENT,
+            color=ACCENT if better else PAPER, hatch=None if better else "/////",
+        )  # fmt: skip
+        axes.plot([before] * 2, [place - 0.42, place + 0.07], color=MUTED, linewidth=0.7)
+        if effect.low is not None and effect.high is not None:
+            low, high = one.metric.value(before, effect.low), one.metric.value(before, effect.high)
+            axes.errorbar(after, place, xerr=[[after - low], [high - after]], color=INK,
+                          capsize=2.5, linewidth=1.2, fmt="none")  # fmt: skip
+            ends += [low, high]
+    for value, place, face in ((one.start, places[0], PAPER), (one.end, places[-1], ACCENT)):
+        if from_zero:
+            axes.barh(place, value, height=0.13, color=face, edgecolor=ACCENT, linewidth=1)
+        else:
+            axes.plot(value, place, "o", color=ACCENT, markerfacecolor=face, markersize=5.5)
+    low = 0 if from_zero else min(ends) - 0.1 * (max(ends) - min(ends))
+    axes.set_xlim(low, max(ends) + 0.05 * (max(ends) - low))
+
+
+def _path(one: Attribution) -> list[tuple[float, float]]:
+    """Return where each step begins and ends."""
+    path, at = [], one.start
+    for effect in one.steps:
+        path.append((at, one.metric.value(at, effect.change)))
+        at = path[-1][1]
+    return path
+
+
+def _name(effect: Effect) -> str:
+    return f"{effect.method} alone" if effect.method else "interaction of them all"
+
+
+def _interval(one: Attribution, effect: Effect) -> Cell:
+    if effect.low is None or effect.high is None:
+        return cell(None)
+    return cell(f"{one.metric.told(effect.low)} to {one.metric.told(effect.high)}")

@@ -1,0 +1,121 @@
+"""Opening and closing a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import wandb
+from wandb.env import get_data_dir
+
+from trimtab.config import TrackingConfig, TrackingMode
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.files import require_writable
+from trimtab.progress import say
+from trimtab.settings import path_of
+from trimtab.tracking.job import Job, Record
+from trimtab.tracking.log import Log
+
+LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
+
+
+def check(config: TrackingConfig) -> None:
+    """Refuse folders that `run` could not write, before there is work to lose."""
+    if config.mode is not TrackingMode.disabled:
+        require_writable("tracking.folder", config.folder)
+        require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))  # where it gathers tables
+
+
+@contextmanager
+def run(
+    config: TrackingConfig, job: Job, explain: Callable[[BaseException], str] = str
+) -> Iterator[Log]:
+    """Keep a log of a job for the time of the ``with``; its run opens with `Log.begin`.
+
+    The run is finished whatever happens. Where it fails, its summary says why, as error.json does:
+    ``status``, ``type`` and ``message``.
+
+    Parameters
+    ----------
+    explain : callable
+        Returns the message of an exception.
+
+    Raises
+    ------
+    ConfigError
+        If a folder cannot be written; on `Log.begin`, if Weights & Biases refuses the run.
+    TrimtabError
+        If it refuses a variable of its own, or one names the run of a whole sweep.
+    """
+    for name in [one for one in os.environ if one.startswith("WANDB_") and not os.environ[one]]:
+        del os.environ[name]  # W&B takes an empty variable for a value, and refuses it
+    if config.mode is TrackingMode.disabled:
+        yield Log(None)
+        return
+    check(config)
+    if job.group is not None and (one := os.environ.get("WANDB_RUN_ID")):
+        raise TrimtabError(
+            f"WANDB_RUN_ID={one}: names one run, and the jobs of a sweep have one each: leave out "
+            "-m, as under `wandb agent`, or unset it"
+        )
+    log = Log(partial(_opened, config, job))
+    try:
+        yield log
+    except BaseException as error:
+        log.fail(type(error).__name__, explain(error))
+        raise
+    finally:
+        if (directory := log.finish()) and config.mode is TrackingMode.offline:
+            say(f"W&B run kept offline; upload it with: wandb sync {directory}")
+
+
+def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Run:
+    """Open a run; what W&B's variables say of its name, group and tags comes first."""
+    Path(config.folder).mkdir(parents=True, exist_ok=True)
+    given = os.environ.get("WANDB_TAGS", "")
+    every = [*tags, *job.tags, *filter(None, given.split(","))]
+    try:
+        opened = wandb.init(
+            mode=config.mode.value,
+            project=config.project,
+            entity=config.entity,
+            dir=config.folder,
+            id=job.id,
+            name=os.environ.get("WANDB_NAME", job.name)[:LONGEST_NAME],
+            group=os.environ.get("WANDB_RUN_GROUP", job.group),
+            job_type=job.kind,
+            tags=list(dict.fromkeys(tag[:LONGEST_TAG] for tag in every)),
+            config=job.config,
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.Error as error:
+        raise _refusal(config, str(error).rstrip(".")) from error
+    except ValueError as error:  # the settings above are checked
+        reason = " ".join(str(error).split())
+        raise TrimtabError(f"W&B refuses one of its variables, WANDB_...: {reason}") from error
+    if job.folder is not None:
+        _record(opened, config).write(job.folder)
+    return opened
+
+
+def _record(opened: wandb.Run, config: TrackingConfig) -> Record:
+    return Record(
+        id=opened.id,
+        mode=config.mode.value,
+        project=opened.project,
+        entity=opened.entity or config.entity,
+        group=opened.group or None,
+        folder=str(Path(config.folder).resolve()),
+        directory=str(Path(opened.dir).parent.resolve()),
+    )
+
+
+def _refusal(config: TrackingConfig, reason: str) -> ConfigError:
+    if reason.startswith("Invalid project name"):
+        return ConfigError("tracking.project", config.project, reason)
+    online = config.mode is TrackingMode.online
+    advice = "run `wandb login`, or use tracking.mode=offline" if online else "or disable tracking"
+    return ConfigError("tracking.mode", config.mode.value, f"{reason}; {advice}")
