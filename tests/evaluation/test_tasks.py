@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from trimtab.corpus import encode
 from trimtab.errors import ConfigError
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.intervals import rate_difference
+from trimtab.evaluation.schema import json_schema
 from trimtab.larosa import LaRoSA
 from trimtab.models.random import byte_tokenizer
 from trimtab.stack import Stack
@@ -128,7 +130,8 @@ def test_the_baseline_is_scored_as_lm_eval_scores_it_and_its_copy_alike(measured
 
 
 def test_differences_are_paired_by_document(measured):
-    result = measured(None, "methods.larosa.sparsity=0.9", "quality.task_limit=20")
+    sparse = "methods.larosa.sparsity=0.9", "quality.task_limit=20"
+    result = measured(None, *sparse)
     found, rows = result["quality"]["tasks"]["operations"], result["samples"]["tasks"]
     scores = {
         model: [
@@ -142,9 +145,11 @@ def test_differences_are_paired_by_document(measured):
         assert found[model] == pytest.approx(sum(own) / 20)
     first, second = scores.values()
     assert found["difference"] == rate_difference(first, second, [1] * 20, seed=0)
-    assert {name for name, value in leaves(result).items() if value is None} == set(
-        result["reasons"]
-    )
+    missing = {name for name, value in leaves(result).items() if value is None}
+    assert missing == set(result["reasons"])
+    jsonschema.validate(result, json_schema())
+    unpaired = measured(None, *sparse, "paired=false")
+    assert unpaired["quality"]["tasks"] == result["quality"]["tasks"]
 
 
 def step_by_step(model: Any, context: list[int], answer: list[int]) -> float:

@@ -27,6 +27,7 @@ from trimtab.models.pretrained import short_name
 from trimtab.models.state import inferring, own_precision, require_evaluation
 from trimtab.optimized import Optimized
 from trimtab.progress import say
+from trimtab.quiet import timing_turn
 
 RANDOM = "the weights are random: what they predict means nothing"
 ABSENT = {
@@ -196,6 +197,8 @@ def _measure(
         for metric in metrics.values():
             # Of every metric its own engine: pages that long windows took would stay in the cache.
             with ExitStack() as running:
+                if metric.times:
+                    running.enter_context(timing_turn())
                 for one in contenders if metric.generates else ():
                     running.enter_context(one.generating())
                 metric.measure(contenders)

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from trimtab.report.declared import Chart, Column, Series
+from itertools import chain
 
-COLUMNS = (
-    Column("bits per byte", "quality.bits_per_byte.candidate", ".4f",
-           "what the model needs per byte of held-out text; lower is better", always=True),
-    Column("change", "derived.bits_increase", "+.1%", "of bits per byte over the unmodified model"),
-    Column("perplexity", "quality.perplexity.candidate", ".3f",
-           "per token; of models with the same tokenizer alone"),
-    Column("x dense", "quality.perplexity.ratio", ".3f", "perplexity over the unmodified model's"),
-    Column("other domain", "quality.out_of_domain.bits_per_byte.difference", "+.4f",
-           "change of bits per byte on source files of Python's standard library"),
-    Column("same text", "quality.greedy_agreement", ".0%",
-           "share of the unmodified model's greedy text before the first difference"),
-    Column("tokens saved", "tokens.saving", ".1%", "of prompts and outputs"),
-    Column("steps saved", "tokens.steps.saving", ".1%", "of the forward passes for the same text"),
+from trimtab.config import METRICS
+from trimtab.evaluation.display import Chart, Column, Series
+from trimtab.evaluation.metrics import metrics_of
+
+# Of what methods, and no metric, measured.
+METHODS = (
     Column("sparsity", "sparsity.achieved", ".3f",
            "share of the block weights' bytes whose activations were zero"),
     Column("bytes needed", "sparsity.bytes_fraction", ".3f",
            "weight bytes of the decoder blocks that the activations kept need, transforms counted, "
            "over dense, on the text that was scored"),
-    Column("KV cache, kB per byte", "derived.kv_bytes_per_byte.candidate", ".1f",
-           "memory that the KV cache held, per byte of text in it", 1e-3),
-    Column("first token, ms", "speed.ttft_ms.candidate", ".1f", "time to it: median"),
-    Column("decode tokens/s", "speed.decode_tokens_per_s.candidate", ".1f"),
-    Column("ms per byte", "speed.ms_per_byte.candidate", ".2f", "whole time over the text made"),
-    Column("speedup", "speed.speedup", ".3f",
-           "time per byte of the unmodified model over the stack's, timed in turn"),
-    Column("control", "speed.control", ".3f",
-           "the unmodified model against itself in the same rounds: the noise of the measurement"),
-    Column("serving speedup", "serving.speedup", ".3f",
-           "tokens per second over transformers' padded generate, many requests at once"),
-    Column("J per 1000 bytes", "energy.joules_per_1000_bytes.candidate", ".2f"),
 )  # fmt: skip
+COLUMNS = (*chain.from_iterable(kind.columns for kind in metrics_of(METRICS)), *METHODS)
 
 COMPRESSION = (
     Column("prompt tokens", "quality.compression.tokens.baseline", ""),

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.evaluation.display import Column
 from trimtab.report.attribution import Attribution
 from trimtab.report.columns import COLUMNS, COMPRESSION, SERVERS
-from trimtab.report.declared import Column
 from trimtab.report.figures import code, is_interval, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from typing_extensions import TypedDict
 
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.display import Column
 from trimtab.evaluation.energy_counters import EnergyCounter, NoCounterError, counter_for
 from trimtab.evaluation.intervals import Estimate, ratio
 from trimtab.evaluation.job import Job
@@ -34,7 +35,9 @@ class Energy(Metric):
     """Joules per 1 000 bytes of text, over blocks of teacher-forced generations."""
 
     generates = True
+    times = True
     needs = (Greedy,)
+    columns = (Column("J per 1000 bytes", "energy.joules_per_1000_bytes.candidate", ".2f"),)
     fields: ClassVar[dict[str, Any]] = {"energy": Section, "samples.energy": Rows}
 
     def __init__(self, job: Job) -> None:

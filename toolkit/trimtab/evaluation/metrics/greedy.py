@@ -7,6 +7,7 @@ from statistics import mean
 from typing import Any, ClassVar
 
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.display import Column
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows, names
 from trimtab.evaluation.result import Result
@@ -23,6 +24,14 @@ class Greedy(Metric):
     """
 
     generates = True
+    columns = (
+        Column(
+            "same text",
+            "quality.greedy_agreement",
+            ".0%",
+            "share of the unmodified model's greedy text before the first difference",
+        ),
+    )
     fields: ClassVar[dict[str, Any]] = {
         "quality.greedy_agreement": float,
         "quality.exact_match": float,

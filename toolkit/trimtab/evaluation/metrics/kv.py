@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from trimtab.evaluation.cache_memory import PAGEMAP, CacheKind, CacheMemory
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.display import Column
 from trimtab.evaluation.generators.transformers import transformers_cache
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.greedy import Greedy
@@ -20,6 +21,15 @@ class KV(Metric):
     """Bytes of keys and values: live, committed, reserved, wasted, and as the system counts."""
 
     needs = (Greedy, Latency)
+    columns = (
+        Column(
+            "KV cache, kB per byte",
+            "derived.kv_bytes_per_byte.candidate",
+            ".1f",
+            "memory that the KV cache held, per byte of text in it",
+            1e-3,
+        ),
+    )
     fields: ClassVar[dict[str, Any]] = {
         "kv.live_bytes": int,
         "kv.committed_bytes": int,

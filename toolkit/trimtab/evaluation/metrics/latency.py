@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.display import Column
 from trimtab.evaluation.intervals import Estimate, half_width
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.load import Load
@@ -50,7 +51,25 @@ class Latency(Metric):
     """
 
     generates = True
+    times = True
     needs = (Greedy,)  # which counts what a step reads
+    columns = (
+        Column("first token, ms", "speed.ttft_ms.candidate", ".1f", "time to it: median"),
+        Column("decode tokens/s", "speed.decode_tokens_per_s.candidate", ".1f"),
+        Column("ms per byte", "speed.ms_per_byte.candidate", ".2f", "time over the text made"),
+        Column(
+            "speedup",
+            "speed.speedup",
+            ".3f",
+            "time per byte of the unmodified model over the stack's, timed in turn",
+        ),
+        Column(
+            "control",
+            "speed.control",
+            ".3f",
+            "the unmodified model against itself in the same rounds: the noise of the measurement",
+        ),
+    )
     fields: ClassVar[dict[str, Any]] = {
         "speed.paired": bool,
         "speed.ttft_ms": Both[float],

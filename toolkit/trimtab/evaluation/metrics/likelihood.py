@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from typing_extensions import TypedDict
 
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.display import Column
 from trimtab.evaluation.intervals import Estimate, rate_difference
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows, names
@@ -42,6 +43,25 @@ class Likelihood(Metric):
 
     reads_weights = True
     generates = True
+    columns = (
+        Column(
+            "bits per byte",
+            "quality.bits_per_byte.candidate",
+            ".4f",
+            "what the model needs per byte of held-out text; lower is better",
+            always=True,
+        ),
+        Column(
+            "change", "derived.bits_increase", "+.1%", "of bits per byte over the unmodified model"
+        ),
+        Column(
+            "perplexity",
+            "quality.perplexity.candidate",
+            ".3f",
+            "per token; of models with the same tokenizer alone",
+        ),
+        Column("x dense", "quality.perplexity.ratio", ".3f", "perplexity over the unmodified one"),
+    )
     fields: ClassVar[dict[str, Any]] = {
         "quality.bits_per_byte": BitsPerByte,
         "quality.perplexity": Perplexity,

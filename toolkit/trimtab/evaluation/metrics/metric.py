@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.display import Column
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.result import Result
 
@@ -35,6 +36,8 @@ class Metric:
     fields : mapping of str to type
         What it writes into result.json: dotted names, and the type of each. One that it does not
         write is null, with a reason.
+    columns : tuple of Column
+        What the report's table shows of them.
     needs : tuple of type
         Metrics whose samples it reads; they come before it.
     reads_weights : bool
@@ -42,12 +45,16 @@ class Metric:
     generates : bool
         Whether it is measured within `Contender.generating`, an engine at work where the stack
         needs one; else the models are free for other uses.
+    times : bool
+        Whether it measures time or energy: no other process of the user does meanwhile.
     """
 
     fields: ClassVar[Mapping[str, Any]] = {}
+    columns: ClassVar[tuple[Column, ...]] = ()
     needs: ClassVar[tuple[type[Metric], ...]] = ()
     reads_weights: ClassVar[bool] = False
     generates: ClassVar[bool] = False
+    times: ClassVar[bool] = False
 
     def __init__(self, job: Job) -> None:
         self.job = job

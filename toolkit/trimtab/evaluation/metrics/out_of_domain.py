@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from trimtab.config import QualityConfig
 from trimtab.corpora import Document
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.display import Column
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows, names
 from trimtab.evaluation.metrics.scores import BitsPerByte, bits_per_byte, score_rows
@@ -40,6 +41,14 @@ class OutOfDomain(Metric):
 
     reads_weights = True
     generates = True
+    columns = (
+        Column(
+            "other domain",
+            "quality.out_of_domain.bits_per_byte.difference",
+            "+.4f",
+            "change of bits per byte on source files of Python's standard library",
+        ),
+    )
     fields: ClassVar[dict[str, Any]] = {NAME: Section, "samples.out_of_domain": Rows}
 
     def __init__(self, job: Job) -> None:

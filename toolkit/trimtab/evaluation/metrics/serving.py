@@ -11,6 +11,7 @@ import numpy as np
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.evaluation.cache_memory import PAGEMAP
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.display import Column
 from trimtab.evaluation.intervals import Estimate, mean_ratio
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows
@@ -38,6 +39,15 @@ class Serving(Metric):
         By number of requests and name.
     """
 
+    times = True
+    columns = (
+        Column(
+            "serving speedup",
+            "serving.speedup",
+            ".3f",
+            "tokens per second over transformers' padded generate, many requests at once",
+        ),
+    )
     fields: ClassVar[dict[str, Any]] = {
         "serving.kv_budget_bytes": int,
         "serving.speedup": Estimate,

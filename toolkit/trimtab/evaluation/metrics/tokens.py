@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from typing_extensions import TypedDict
 
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.display import Column
 from trimtab.evaluation.metrics.latency import Latency, total
 from trimtab.evaluation.metrics.metric import Both, Metric
 from trimtab.evaluation.result import Result
@@ -26,6 +27,12 @@ class Tokens(Metric):
     """Tokens and forward passes of the rounds of timed generations that every job has."""
 
     needs = (Latency,)
+    columns = (
+        Column("tokens saved", "tokens.saving", ".1%", "of prompts and outputs"),
+        Column(
+            "steps saved", "tokens.steps.saving", ".1%", "of the forward passes for the same text"
+        ),
+    )
     fields: ClassVar[dict[str, Any]] = {
         "tokens.baseline": int,
         "tokens.candidate": int,

@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from trimtab.evaluation.display import Chart, Series
 from trimtab.report.balance import NOTICED
-from trimtab.report.declared import Chart, Series
 from trimtab.report.figures import is_interval, listed, number, written
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (

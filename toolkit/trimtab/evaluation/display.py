@@ -1,4 +1,4 @@
-"""What columns and charts are declared with."""
+"""What a metric declares its columns and charts with, for the report to show."""
 
 from __future__ import annotations
 
