@@ -21,7 +21,6 @@ from trimtab.evaluation.metrics.metric import names
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.progress import track
-from trimtab.quiet import timing_turn
 
 READ_PARTS = 8
 
@@ -87,14 +86,13 @@ class Rounds:
 
     def run(self, contenders: Sequence[Contender]) -> None:
         """Time the contenders: both in turn, or one, `speed.repeats` times."""
-        settings = self._settings
+        settings, began = self._settings, time.perf_counter()
         models, title = [*contenders], f"Timing: {names(contenders)}"
         for one in contenders:
             if one.name == "baseline":  # again, by objects of its own, as the candidate has them
                 models.append(Contender("control", twin(one.model), one.base_tokenizer))
         reader = Reader(contenders[0].model.device, READ_PARTS)
-        with timing_turn(), self.load.watching():
-            began = time.perf_counter()
+        with self.load.watching():
             for one in models:
                 for prompt in [*self._prompts] * settings.warmup:
                     one.generator.teacher_forced(prompt)
