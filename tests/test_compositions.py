@@ -36,7 +36,9 @@ CONFIG = trimtab.MeasureConfig(
         marginal_likelihood_windows=0,
     ),
     generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=6),
-    speed=trimtab.SpeedConfig(repeats=3, warmup=0),
+    speed=trimtab.SpeedConfig(repeats=3, warmup=0, seconds=0),
+    serving=trimtab.ServingConfig(requests=[]),
+    energy=trimtab.EnergyConfig(blocks=0),
 )  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def test_the_runs_of_a_sweep(command, zygote, tmp_path):
     (history,) = measured.of("history")
     assert history["item"]["speed.speedup.estimate"] == figures["speed.speedup.estimate"]
     timings = measured.table("samples/timings")
-    assert {row["model"] for row in timings} == {"baseline", "candidate"}
+    assert {row["model"] for row in timings} == {"baseline", "candidate", "control"}
     assert figures["plots/all_methods_speedup_comparison"]["_type"] == "image-file"
 
     (logged,), (used,) = calibration.calibrations(), measured.calibrations()
