@@ -75,6 +75,8 @@ class Compression(Metric):
 
     def measure(self, contenders: Sequence[Contender]) -> None:
         """See `Metric.measure`. How much is cut, the compressed prompts say."""
+        if not self.windows:
+            return
         for one in sorted(contenders, key=lambda one: one.name != "candidate"):
             windows = track(self.windows, f"Compression: {one.name}", len(self.windows))
             for index, window in enumerate(windows):
