@@ -36,7 +36,7 @@ def write(proc: Path, cores: list[float], processes: dict[int, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("beside", "busy"), [(0.8, False), (3.0, True)], ids=["next to nothing", "a process"]
+    ("beside", "busy"), [(1.6, False), (3.0, True)], ids=["little", "a process"]
 )
 def test_the_time_that_others_take_of_our_cores_is_counted(proc, beside, busy):
     watch = LoadWatch()
