@@ -1,11 +1,14 @@
-"""The benchmarks' arguments: types that refuse what cannot be, and the command line as a whole."""
+"""The benchmarks' command lines: types that refuse what cannot be, and errors in one line."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from trimtab.errors import TrimtabError
 
 
 def positive(text: str) -> int:
@@ -42,3 +45,11 @@ def command() -> list[str]:
     """Return the command line, its script as seen from the checkout."""
     script = Path(sys.argv[0])
     return [f"{script.resolve().parent.name}/{script.name}", *sys.argv[1:]]
+
+
+def one_line(run: Callable[[], None]) -> None:
+    """Run a benchmark; a mistake of the user's ends it in one line and exit code 1."""
+    try:
+        run()
+    except TrimtabError as error:
+        sys.exit(f"error: {error}")

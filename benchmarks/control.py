@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import above_zero, positive
+from arguments import above_zero, one_line, positive
 from control_report import write_report
 from decode_parts.machine import data_file, environment
 from kv_parts.generating import model_config
@@ -33,7 +33,6 @@ from trimtab.backing import Backing, pack, use_pages
 from trimtab.config import METRICS
 from trimtab.corpus import Split
 from trimtab.environment import prepare
-from trimtab.errors import TrimtabError
 from trimtab.evaluation.memory import copied
 from trimtab.evaluation.run import Subject
 from trimtab.files import write_json
@@ -131,7 +130,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(parse())
-    except TrimtabError as error:
-        sys.exit(f"error: {error}")
+    one_line(lambda: run(parse()))

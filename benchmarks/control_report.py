@@ -5,14 +5,14 @@ python benchmarks/control_report.py FILE.json [--into benchmarks/RESULTS.md]
 
 from __future__ import annotations
 
-import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
-from result_tables import Estimate, errors, report_command, table
+from result_tables import Estimate, drawn, errors, report_command, table
 from scipy.stats import binomtest
 
 Run = dict[str, Any]
@@ -113,12 +113,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def write_report(file: Path) -> str:
-    """Draw the plot beside a file of data, and return the Markdown."""
-    content = json.loads(file.read_text("utf-8"))
-    draw(content, file.with_suffix(".png"))
-    return markdown(content)
-
+write_report = partial(drawn, draw, markdown)
 
 if __name__ == "__main__":
     report_command("control", __doc__, write_report)

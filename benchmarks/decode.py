@@ -26,13 +26,12 @@ file; decode_report.py makes both again.
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import command, positive
+from arguments import command, one_line, positive
 from decode_parts import llama_cpp
 from decode_parts.contenders import BUILDERS, Setting, artifacts, contenders, endless
 from decode_parts.machine import data_file, environment
@@ -164,7 +163,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(parse())
-    except TrimtabError as error:
-        sys.exit(f"error: {error}")
+    one_line(lambda: run(parse()))

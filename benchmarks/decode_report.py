@@ -5,13 +5,13 @@ python benchmarks/decode_report.py FILE.json [--into benchmarks/RESULTS.md]
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
-from result_tables import errors, report_command, table, with_interval
+from result_tables import drawn, errors, report_command, table, with_interval
 
 COLUMNS = (
     "contender", "ms a token", "tokens/s", "tokens a step", "ms a byte of text",
@@ -134,12 +134,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def write_report(file: Path) -> str:
-    """Draw the plot beside a file of data, and return the Markdown."""
-    content = json.loads(file.read_text("utf-8"))
-    draw(content, file.with_suffix(".png"))
-    return markdown(content)
-
+write_report = partial(drawn, draw, markdown)
 
 if __name__ == "__main__":
     report_command("decode", __doc__, write_report)

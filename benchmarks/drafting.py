@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import command, positive
+from arguments import command, one_line, positive
 from decode_parts.contenders import Setting, artifacts, endless
 from decode_parts.machine import data_file, environment
 from kv_parts.generating import model_config
@@ -194,7 +193,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(parse())
-    except TrimtabError as error:
-        sys.exit(f"error: {error}")
+    one_line(lambda: run(parse()))

@@ -21,12 +21,11 @@ sample.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from arguments import above_zero, command, positive
+from arguments import above_zero, command, one_line, positive
 from kv_parts.counting import budget, memory
 from kv_parts.decoding import attention
 from kv_parts.generating import EMBEDDED, generation
@@ -37,7 +36,6 @@ from kv_parts.stepping import steps
 from kv_parts.trace import Trace
 
 from trimtab.environment import describe_environment, prepare
-from trimtab.errors import TrimtabError
 from trimtab.files import write_json
 from trimtab.models.loading import resolve_device
 from trimtab.vattention.layout import DTYPES
@@ -171,7 +169,4 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(parse())
-    except TrimtabError as error:
-        sys.exit(f"error: {error}")
+    one_line(lambda: run(parse()))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 Estimate = dict[str, float]
 
@@ -27,6 +29,13 @@ def errors(values: Sequence[Estimate]) -> list[list[float]]:
         [one["estimate"] - one["low"] for one in values],
         [one["high"] - one["estimate"] for one in values],
     ]
+
+
+def drawn(draw: Callable[[Any, Path], None], markdown: Callable[[Any], str], file: Path) -> str:
+    """Draw the plot beside a file of data, and return the Markdown."""
+    content = json.loads(file.read_text("utf-8"))
+    draw(content, file.with_suffix(".png"))
+    return markdown(content)
 
 
 def report_command(place: str, description: str, write_report: Callable[[Path], str]) -> None:

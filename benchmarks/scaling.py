@@ -22,13 +22,12 @@ again.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from arguments import positive
+from arguments import one_line, positive
 from decode_parts.contenders import calibrated
 from decode_parts.machine import data_file, environment
 from decode_parts.scales import PREFIX, Point, Steps
@@ -41,7 +40,6 @@ import trimtab
 from trimtab.backing import Backing, pack, use_pages
 from trimtab.corpus import Split, encode
 from trimtab.environment import prepare
-from trimtab.errors import TrimtabError
 from trimtab.evaluation.memory import copied
 from trimtab.files import write_json
 from trimtab.models.loading import load_model
@@ -169,7 +167,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        run(parse())
-    except TrimtabError as error:
-        sys.exit(f"error: {error}")
+    one_line(lambda: run(parse()))

@@ -5,14 +5,14 @@ python benchmarks/scaling_report.py FILE.json [--into benchmarks/RESULTS.md]
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from result_tables import errors, report_command, table, with_interval
+from result_tables import drawn, errors, report_command, table, with_interval
 
 SCALES = {"context": "tokens of context", "rows": "rows of a step", "threads": "threads"}
 COLUMNS = (
@@ -117,12 +117,7 @@ def _label(axes: Axes, rows: list[dict[str, Any]], place: float) -> None:
         height *= gap
 
 
-def write_report(file: Path) -> str:
-    """Draw the plot beside a file of data, and return the Markdown."""
-    content = json.loads(file.read_text("utf-8"))
-    draw(content, file.with_suffix(".png"))
-    return markdown(content)
-
+write_report = partial(drawn, draw, markdown)
 
 if __name__ == "__main__":
     report_command("scaling", __doc__, write_report)

@@ -5,12 +5,12 @@ python benchmarks/serving_report.py FILE.json [--into benchmarks/RESULTS.md]
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from result_tables import errors, report_command, table, with_interval
+from result_tables import drawn, errors, report_command, table, with_interval
 
 COLUMNS = (
     "contender", "tokens/s", "times padded generate", "first token, s: median", "99th percentile",
@@ -79,12 +79,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def write_report(file: Path) -> str:
-    """Draw the plot beside a file of data, and return the Markdown."""
-    content = json.loads(file.read_text("utf-8"))
-    draw(content, file.with_suffix(".png"))
-    return markdown(content)
-
+write_report = partial(drawn, draw, markdown)
 
 if __name__ == "__main__":
     report_command("serving", __doc__, write_report)

@@ -94,5 +94,5 @@ def require_all(requests: Sequence[Request], tokens: Sequence[Sequence[int]]) ->
     for request, found in zip(requests, tokens, strict=True):
         if len(found) != request.new or (request.given and list(found) != request.given):
             raise RuntimeError(
-                f"{len(found)} tokens where {request.new} were asked for, or others than given"
+                f"{len(found)} tokens: expected {request.new}, those given where there are any"
             )
