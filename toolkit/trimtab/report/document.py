@@ -12,14 +12,17 @@ from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.attribution import Attribution
 from trimtab.report.balance import Balance, balance, control_told
 from trimtab.report.choice import choices
+from trimtab.report.claims import claims_table
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
 from trimtab.report.labels import machine, told_apart
 from trimtab.report.notices import facts, warnings
 from trimtab.report.plots.panel import Plot
+from trimtab.report.published import published_table
 from trimtab.report.table import (
     Table,
     attribution_table,
+    beside_table,
     compression_table,
     main_table,
     serving_table,
@@ -96,7 +99,10 @@ def document(
     measured = [row for row in rows if row.ok]
     failed = [row for row in rows if not row.ok]
     groups = groups_of(measured)
-    tables = (main_table(rows), serving_table(measured), compression_table(measured))
+    tables = (
+        main_table(rows), beside_table(rows), serving_table(measured), compression_table(measured),
+        published_table(rows), claims_table(rows),
+    )  # fmt: skip
     chosen = [choice for group in groups for choice in choices(group)]
     return Document(
         title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
