@@ -74,6 +74,7 @@ class Document:
     attribution: Table | None
     added: tuple[str, ...]
     plots: tuple[Plot, ...]
+    drawn: bool
     machines: tuple[str, ...]
     reading: str
 
@@ -93,9 +94,9 @@ READING = (
 
 
 def document(
-    rows: Sequence[Job], attributed: Sequence[Attribution], plots: Sequence[Plot]
+    rows: Sequence[Job], attributed: Sequence[Attribution], plots: Sequence[Plot], more: int = 0
 ) -> Document:
-    """Return what a report says of its rows."""
+    """Return what a report says of its rows, of a sweep with so many more jobs to come."""
     measured = [row for row in rows if row.ok]
     failed = [row for row in rows if not row.ok]
     groups = groups_of(measured)
@@ -107,7 +108,8 @@ def document(
     return Document(
         title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
         or "no job succeeded",
-        counted=_counted(rows, failed),
+        counted=_counted(rows, failed, more),
+        drawn=not more,
         warnings=tuple(dict.fromkeys(warnings(measured))),
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),
         settings=tuple(map(_setting, groups, _names(groups))),
@@ -122,10 +124,11 @@ def document(
     )
 
 
-def _counted(rows: Sequence[Job], failed: Sequence[Job]) -> str:
+def _counted(rows: Sequence[Job], failed: Sequence[Job], more: int) -> str:
     jobs = sum(len(row.seeds) or 1 for row in rows)
     text = f"{jobs} {'job' if jobs == 1 else 'jobs'}"
-    return f"{text}, {len(failed)} failed" if failed else text
+    text = f"{text}, {len(failed)} failed" if failed else text
+    return f"{text}; {more} more to come, and then the plots" if more else text
 
 
 def _names(groups: Sequence[Sequence[Job]]) -> list[str]:
