@@ -100,7 +100,7 @@ class Rounds:
                 self._round(models, reader)
             more = self._more(began) if len(contenders) > 1 else iter(())
             for number in more:
-                title = f"Timing on, for {settings.seconds:.0f} s at most"
+                title = f"More rounds, until ±{settings.precision:.0%} or {settings.seconds:.0f} s"
                 for _ in track(chain([number], more), title, settings.more_repeats):
                     self._round(models, reader)
 

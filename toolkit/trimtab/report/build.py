@@ -21,7 +21,7 @@ from trimtab.report.plots.dashboard import dashboard
 from trimtab.report.plots.panel import Plot
 from trimtab.report.plots.paper import write_png
 from trimtab.report.seeds import rows as rows_of
-from trimtab.report.verdict import groups_of
+from trimtab.report.verdict import groups_of, names_of
 from trimtab.sweep_state import more_jobs
 
 COMPARISON = Path("outputs/comparison")
@@ -101,7 +101,8 @@ def _plots(rows: Sequence[Job], attributed: Sequence[Attribution]) -> Iterator[P
     if not measured:
         return
     note = "; ".join(dict.fromkeys(map(facts, measured)))
-    found = [choice for group in groups_of(measured) for choice in choices(group)]
+    groups = groups_of(measured)
+    found = [*zip(names_of(groups), map(choices, groups), strict=True)]
     drawn = (
         dashboard(measured, found, note),
         *(comparison(chart, measured, note) for chart in CHARTS),

@@ -15,7 +15,6 @@ from trimtab.report.choice import choices
 from trimtab.report.claims import claims_table
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
-from trimtab.report.labels import machine, told_apart
 from trimtab.report.notices import facts, warnings
 from trimtab.report.plots.panel import Plot
 from trimtab.report.published import published_table
@@ -27,7 +26,7 @@ from trimtab.report.table import (
     main_table,
     serving_table,
 )
-from trimtab.report.verdict import groups_of, said, verdict
+from trimtab.report.verdict import groups_of, names_of, said, verdict
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def document(
         drawn=not more,
         warnings=tuple(dict.fromkeys(warnings(measured))),
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),
-        settings=tuple(map(_setting, groups, _names(groups))),
+        settings=tuple(map(_setting, groups, names_of(groups))),
         unmeasured=tuple(unmeasured(rows)),
         steps=tuple(next_steps(rows, chosen)),
         tables=tuple(table for table in tables if table is not None),
@@ -129,16 +128,6 @@ def _counted(rows: Sequence[Job], failed: Sequence[Job], more: int) -> str:
     text = f"{jobs} {'job' if jobs == 1 else 'jobs'}"
     text = f"{text}, {len(failed)} failed" if failed else text
     return f"{text}; {more} more to come, and then the plots" if more else text
-
-
-def _names(groups: Sequence[Sequence[Job]]) -> list[str]:
-    """Return what groups are of, with what tells them apart where names do not."""
-    firsts = [group[0] for group in groups]
-    names = [f"{one.get('model.name')} on {one.get('corpus.name')}, {machine(one)}"
-             for one in firsts]  # fmt: skip
-    for field in ("model.dtype", "model.fingerprint", "corpus.digest"):
-        names = told_apart(names, [f"({field} {str(one.get(field))[:12]})" for one in firsts])
-    return names
 
 
 def _setting(group: Sequence[Job], name: str) -> Setting:

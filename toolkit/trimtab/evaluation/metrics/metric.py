@@ -15,6 +15,7 @@ from trimtab.evaluation.result import Result
 
 T = TypeVar("T")
 
+CALLED = {"baseline": "unmodified model", "candidate": "stack"}  # in a line of progress
 Rows = list[dict[str, Any]]  # a table of raw samples
 
 
@@ -83,4 +84,4 @@ def drawn(order: Random, models: Sequence[Contender]) -> list[Contender]:
 
 def names(contenders: Sequence[Contender]) -> str:
     """Return what to call the contenders in a line of progress."""
-    return " and ".join(one.name for one in contenders)
+    return " and ".join(CALLED[one.name] for one in contenders)

@@ -64,7 +64,7 @@ def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
     title = f"{job.label} drops most at the {SITE_TITLES[most]}: {means[most]:.0%} on average"
     lines = [(f"layer {row['layer']}, {SITE_TITLES[row['site']]} ({row['site']})",
               [cell(row["basis"]), cell(row["achieved"], ".3f")]) for row in layers]  # fmt: skip
-    table = numbers("share dropped", ("basis", "dropped"), lines)
+    table = numbers("share dropped", ("basis", "dropped"), lines, "site")
     panel = Panel("share of the activations' bytes that was dropped", rows.height, draw, table,
                   bottom=0.48)  # fmt: skip
     return Plot(SPARSITY.format(number), title, (panel,), note)
