@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from tests.report.cases import budgeted, compressing, interval, result, serving, sparse, written
@@ -14,6 +15,7 @@ from trimtab.report.load import load_jobs
 from trimtab.report.plots import compression, pareto, single, waterfall
 from trimtab.report.plots.comparison import comparison, comparison_panel, finding
 from trimtab.report.plots.dashboard import dashboard
+from trimtab.report.plots.paper import COLOURS
 from trimtab.report.plots.places import spread
 from trimtab.report.plots.serving import serving_plot
 from trimtab.report.table import markdown
@@ -162,6 +164,11 @@ def test_the_sites_of_a_sparsity_map_are_named_as_people_call_them(tmp_path):
     for name in ("attention input (h1)", "attention output (h2)", "MLP input (h3)",
                  "MLP activation (h4)"):  # fmt: skip
         assert f"layer 2, {name}` | " in text
+
+
+def test_no_shade_of_a_sparsity_map_follows_the_colours_of_the_page():
+    shades = {to_hex(single.SHADES(number)) for number in range(single.SHADES.N)}
+    assert not shades & set(COLOURS)
 
 
 def test_operating_points_say_what_the_most_n_grams_save_and_cost(tmp_path):

@@ -169,9 +169,10 @@ def test_warnings_are_told_before_all_figures(tmp_path):
     loaded["environment"]["load"] = {"busy": True, "reason": "load average 3"}
     apart["speed"]["paired"] = False
     asking = result("asking") | {"generation": {"set_aside": {"suppress_tokens": [5, 6]}}}
-    text = build_report(written(tmp_path, [busy, loaded, apart, asking])).read_text()
+    again = busy | {"label": "again"}
+    text = build_report(written(tmp_path, [busy, loaded, apart, asking, again])).read_text()
     warned = text.partition("## Which stack")[0]
-    assert "- `busy`: texts are shorter than a page\n" in warned
+    assert "- `busy` and `again`: texts are shorter than a page\n" in warned
     assert "- `loaded`: the machine was busy: load average 3\n" in warned
     assert "- `apart`: unpaired" in warned
     assert "of tiny asks for `suppress_tokens=[5, 6]`: set aside for both" in warned

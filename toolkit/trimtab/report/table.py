@@ -50,6 +50,13 @@ class Table:
     legend: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
+    @property
+    def words(self) -> tuple[bool, ...]:
+        """Of each column, whether it holds words, and not numbers alone."""
+        whole = [row for row in self.rows if len(row) == len(self.heads)]
+        columns = zip(*whole, strict=True) if whole else ((),) * len(self.heads)
+        return tuple(any(isinstance(one.sort, str) for one in column) for column in columns)
+
 
 PROMPT_CUT = (
     "Bits per byte of the text that follows a prompt, in base tokens: after the whole prompt "

@@ -26,7 +26,8 @@ from trimtab.report.plots.panel import (
 from trimtab.report.table import cell
 
 SPARSITY, OPERATING = "sparsity_by_layer_{}.png", "vocabulary_operating_points_{}.png"
-SHADES = LinearSegmentedColormap.from_list("dropped", ["#e8eef3", "#1f5f8b", "#0b2239"])
+# No shade is a colour of the page's, which would follow its scheme.
+SHADES = LinearSegmentedColormap.from_list("dropped", ["#e8eef3", "#205f8c", "#0b2239"])
 
 
 def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
