@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.attribution import Attribution
+from trimtab.report.attribution_table import attribution_table
 from trimtab.report.balance import Balance, balance, control_told
 from trimtab.report.choice import choices
 from trimtab.report.claims import claims_table
@@ -20,7 +21,6 @@ from trimtab.report.plots.panel import Plot
 from trimtab.report.published import published_table
 from trimtab.report.table import (
     Table,
-    attribution_table,
     beside_table,
     compression_table,
     main_table,

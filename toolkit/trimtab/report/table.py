@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.evaluation.display import Column, Series
-from trimtab.report.attribution import Attribution
 from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, SERVERS
 from trimtab.report.figures import code, is_interval, number, written
 from trimtab.report.job import Job
@@ -71,14 +70,6 @@ AMOUNTS = (
 SERVING = (
     "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
     "the others are transformers' own: `padded` generate, a `static` cache, `continuous` batching."
-)
-
-EFFECTS = (
-    "`alone`: the method by itself over the unmodified model. `in the stack`: the whole stack over "
-    "the stack without it. `interaction`: what the whole stack has beyond the product of what its "
-    "methods do alone (× 1: nothing), of bits per byte beyond their sum. `amount`: what such a "
-    "change makes of the unmodified model's figure. A dash: no interval, as it was counted, or as "
-    "no pairs of samples say."
 )
 
 
@@ -164,28 +155,6 @@ def serving_table(rows: Sequence[Job]) -> Table | None:
     ]
     heads = ("stack", *(one.title for one in SERVERS))
     return Table("Serving", heads, tuple(lines), note=SERVING) if lines else None
-
-
-def attribution_table(found: Sequence[Attribution]) -> Table | None:
-    """Return one row an effect: what methods change alone, in a stack, and together."""
-    lines = [
-        (
-            stack_cell(one.whole.label),
-            cell(one.metric.name),
-            cell((effect.method and f"{effect.method}, {effect.kind}") or effect.kind),
-            Cell(one.metric.told(effect.change), effect.change),
-            cell(
-                None
-                if effect.low is None or effect.high is None
-                else f"{one.metric.told(effect.low)} to {one.metric.told(effect.high)}"
-            ),
-            cell(one.metric.value(one.start, effect.change) - one.start, "+" + one.metric.form),
-        )
-        for one in found
-        for effect in one.effects
-    ]
-    heads = ("stack", "figure", "effect", "change", "95 % interval", "amount")
-    return Table("Attribution", heads, tuple(lines), note=EFFECTS) if lines else None
 
 
 def _cells(label: str, get: Callable[[str], Any], columns: Iterable[Column]) -> tuple[Cell, ...]:

@@ -1,0 +1,38 @@
+"""What methods change alone, in a stack, and together, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trimtab.report.attribution import Attribution
+from trimtab.report.table import Cell, Table, cell, stack_cell
+
+EFFECTS = (
+    "`alone`: the method by itself over the unmodified model. `in the stack`: the whole stack over "
+    "the stack without it. `interaction`: what the whole stack has beyond the product of what its "
+    "methods do alone (× 1: nothing), of bits per byte beyond their sum. `amount`: what such a "
+    "change makes of the unmodified model's figure. A dash: no interval, as it was counted, or as "
+    "no pairs of samples say."
+)
+
+
+def attribution_table(found: Sequence[Attribution]) -> Table | None:
+    """Return one row an effect: what methods change alone, in a stack, and together."""
+    lines = [
+        (
+            stack_cell(one.whole.label),
+            cell(one.metric.name),
+            cell((effect.method and f"{effect.method}, {effect.kind}") or effect.kind),
+            Cell(one.metric.told(effect.change), effect.change),
+            cell(
+                None
+                if effect.low is None or effect.high is None
+                else f"{one.metric.told(effect.low)} to {one.metric.told(effect.high)}"
+            ),
+            cell(one.metric.value(one.start, effect.change) - one.start, "+" + one.metric.form),
+        )
+        for one in found
+        for effect in one.effects
+    ]
+    heads = ("stack", "figure", "effect", "change", "95 % interval", "amount")
+    return Table("Attribution", heads, tuple(lines), note=EFFECTS) if lines else None
