@@ -40,7 +40,7 @@ for parameter, size in zip((M_TRIM_THRESHOLD, M_MMAP_THRESHOLD), MALLOC.values()
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [name for name in shapes() if name.startswith("tiny-")]
-FLAT = StepCosts((1.0,) * MOST_ROWS)
+FLAT = StepCosts((1.0,) * MOST_ROWS, "2026-01-01T00:00:00Z")
 TINY = ["model=random", "model.config=tiny-llama"]
 SMALL = ["tokens=512", "window=64"]
 
