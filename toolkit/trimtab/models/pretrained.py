@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from trimtab.errors import ConfigError, TrimtabError
+from trimtab.models.stored import not_floats
 from trimtab.progress import waiting
 from trimtab.settings import path_of
 
@@ -112,8 +113,8 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     Raises
     ------
     TrimtabError
-        If the checkpoint and the model that its config describes differ in a tensor, or there is
-        an adapter that is not loaded.
+        If the checkpoint and the model that its config describes differ in a tensor, a weight is
+        quantized without the config saying how, or there is an adapter that is not loaded.
     """
     load: Any = AutoModelForCausalLM.from_pretrained
     model: PreTrainedModel
@@ -135,12 +136,26 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
         "has tensors that its config has no place for:": [
             name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)
         ],
+        "has weights that are no float16, bfloat16, float32 or float64, and its config no "
+        "quantization_config to read them by:": _quantized(model, folder, options.get("revision")),
     }
     if said := [f"{what} {_some(names)}" for what, names in differences.items() if names]:
         raise TrimtabError(
             f"the checkpoint {'; it '.join(said)}: download it again, and its config.json"
         )
     return model
+
+
+def _quantized(model: PreTrainedModel, folder: str | Path, revision: str | None) -> list[str]:
+    """Return the weights that need a scale to be read, where nothing says which."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return []
+    weights = [name for name, _ in model.named_parameters()]
+    return [
+        f"{stored} in {dtype}"
+        for stored, dtype in not_floats(folder, revision).items()
+        if any(f".{one}".endswith(f".{stored}") or stored.endswith(f".{one}") for one in weights)
+    ]
 
 
 @contextmanager
