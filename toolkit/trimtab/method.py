@@ -215,8 +215,8 @@ class Method(ABC):
         Raises
         ------
         ArtifactError
-            If the artifact is of another method, of other settings or of another model; or of
-            another tokenizer, where that matters.
+            If the artifact was edited, is of another method, of other settings or of another
+            model; or of another tokenizer, where that matters.
         MisfitError
             If the method does not fit the model or a method that is at work on it.
         TrimtabError
@@ -234,6 +234,7 @@ class Method(ABC):
             if not isinstance(artifact, Artifact):
                 raise TrimtabError(f"artifact={artifact!r:.60}: expected an Artifact")
             artifact.require_method(self.name)
+            artifact.require_unedited()
             artifact.require_settings(self)
             artifact.require_model(known or fingerprint(model))
             if self.claims(model) & {TOKENIZER, DRAFTS}:

@@ -150,6 +150,7 @@ class LaRoSA(LaRoSASettings, Method):
 
         self.check(model)
         artifact.require_method(self.name)
+        artifact.require_unedited()
         artifact.require_settings(self)
         export(self, model, tokenizer, artifact, folder)
 

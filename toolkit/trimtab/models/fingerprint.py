@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.contents import bytes_of
 from trimtab.errors import MisfitError
 from trimtab.models.derived import unlike_config
 from trimtab.progress import track
@@ -62,8 +63,7 @@ def fingerprint(model: PreTrainedModel) -> str:
             continue
         seen.add(tensor.data_ptr())
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        flat = tensor.flatten().cpu().view(torch.uint8).numpy()
-        digest.update(memoryview(flat).cast("B"))
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
