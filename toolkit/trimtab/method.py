@@ -254,11 +254,14 @@ class Method(ABC):
         from trimtab.models.refusals import refusing
         from trimtab.models.state import inferring, own_modes
 
+        changes = self.changes(model)
         with at_work(self, model), inferring(model), ExitStack() as undo:
-            if self.changes(model):
+            if changes:  # modules that are put aside now
                 undo.enter_context(refusing(model, self.name))
             with own_modes():
                 part = undo.enter_context(self.applying(model, tokenizer, artifact))
+            if changes:  # and modules that have taken their place
+                undo.enter_context(refusing(model, self.name))
             yield part
 
     @abstractmethod
