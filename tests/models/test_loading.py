@@ -74,6 +74,30 @@ def test_a_file_that_is_missing_is_named(tmp_path, tiny_llama, file, reason):
         load_model(config)
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors.index.json"],
+)
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\n", "{", "\xff"])
+def test_a_json_file_that_is_none_is_named(tmp_path, tiny_llama, file, content):
+    source = saved(tiny_llama, tmp_path)
+    if file.endswith(".index.json"):
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=f": {file} is incomplete or damaged, download it again$"):
+        load_model(source)
+
+
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, tiny_llama, monkeypatch):
+    source = saved(tiny_llama, tmp_path)
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    described(tmp_path, model_type="own", auto_map=own)
+    (tmp_path / "own.py").write_text("raise SystemExit")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ConfigError, match="code of the checkpoint's own, which is not run here"):
+        load_model(source)
+
+
 @pytest.mark.parametrize("size", [0, 100, 10_000])
 def test_weights_cut_short_are_to_be_downloaded_again(tmp_path, tiny_llama, size):
     config = saved(tiny_llama, tmp_path)
