@@ -74,6 +74,30 @@ def test_a_file_that_is_missing_is_named(tmp_path, tiny_llama, file, reason):
         load_model(config)
 
 
+@pytest.mark.parametrize(
+    "file",
+    ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors.index.json"],
+)
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\n", "{", "\xff"])
+def test_a_json_file_that_is_none_is_named(tmp_path, tiny_llama, file, content):
+    source = saved(tiny_llama, tmp_path)
+    if file.endswith(".index.json"):
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=f": {file} is incomplete or damaged, download it again$"):
+        load_model(source)
+
+
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, tiny_llama, monkeypatch):
+    source = saved(tiny_llama, tmp_path)
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    described(tmp_path, model_type="own", auto_map=own)
+    (tmp_path / "own.py").write_text("raise SystemExit")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ConfigError, match="code of the checkpoint's own, which is not run here"):
+        load_model(source)
+
+
 @pytest.mark.parametrize("size", [0, 100, 10_000])
 def test_weights_cut_short_are_to_be_downloaded_again(tmp_path, tiny_llama, size):
     config = saved(tiny_llama, tmp_path)
@@ -152,6 +176,55 @@ def test_a_tensor_that_shards_lack_is_named(tmp_path, tiny_llama):
     shard.unlink()
     with pytest.raises(ConfigError, match=shard.name):
         load_model(source)
+
+
+@pytest.mark.parametrize("place", ["file", "shards", "bin"])
+@pytest.mark.parametrize(
+    ("dtype", "names"),
+    [
+        (torch.int8, ("I8", "int8")),
+        (torch.uint8, ("U8", "uint8")),
+        (torch.bool, ("BOOL", "bool")),
+        (torch.float8_e4m3fn, ("F8_E4M3", "float8_e4m3fn")),
+    ],
+)
+def test_weights_that_nothing_says_the_scale_of_are_refused(
+    tmp_path, tiny_llama, place, dtype, names
+):
+    source = saved(tiny_llama, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors[UP] = (tensors[UP] * 1000).to(dtype)
+    if place == "bin":
+        path.unlink()
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    elif place == "file":
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        path.unlink()
+        tiny_llama.model.save_pretrained(tmp_path, max_shard_size="100KB")
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+        shard = tmp_path / index[UP]
+        save_file(load_file(shard) | {UP: tensors[UP]}, shard, metadata={"format": "pt"})
+    expected = f"are no float16, .* no quantization_config .*: {UP} in {names[place == 'bin']}:"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_float_are_cast(tmp_path, tiny_llama, dtype):
+    source = saved(tiny_llama, tmp_path)
+    stored = tiny_llama.model.get_parameter(UP).to(dtype)
+    edited(tmp_path, **{UP: stored})
+    assert torch.equal(load_model(source).model.get_parameter(UP), stored.float())
+
+
+def test_integers_that_are_no_weights_may_be_there(tmp_path):
+    loaded = tiny("tiny-gpt2")
+    source = saved(loaded, tmp_path)
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.uint8).tril()
+    edited(tmp_path, **{"transformer.h.0.attn.bias": mask})
+    assert load_model(source).fingerprint == loaded.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class LaRoSA(LaRoSASettings, Method):
         ArtifactError
             If the artifact is of another method, of other settings or of another model.
         MisfitError
-            If the method does not fit the model.
+            If the method does not fit the model, or no folder can hold what the model is.
         TrimtabError
             If the folder holds something, or transformers cannot save the configuration.
         """
@@ -150,6 +150,7 @@ class LaRoSA(LaRoSASettings, Method):
 
         self.check(model)
         artifact.require_method(self.name)
+        artifact.require_unedited()
         artifact.require_settings(self)
         export(self, model, tokenizer, artifact, folder)
 

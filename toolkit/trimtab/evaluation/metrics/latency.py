@@ -151,7 +151,7 @@ class Latency(Metric):
         for text in unseen("latency", "generation", candidate, texts, decoding):
             result.warn(text)
         rows = [
-            {"model": name, "prompt": index % len(self._prompts), **asdict(timing)}
+            {"model": name, "prompt": index % len(self._prompts), **timing.row()}
             for name, timings in rounds.timings.items()
             for index, timing in enumerate(timings)
         ]
