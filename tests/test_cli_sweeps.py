@@ -53,6 +53,7 @@ def test_of_every_stack_one_fails_and_is_resumed(command, tmp_path):
     assert statuses(sweep) == dict(sorted(failed.items()))
     table = (sweep / "report" / "report.md").read_text()
     assert table.count("**failed**") == 1
+    assert "](all_methods_comprehensive_dashboard.png)" in table
     told = [line for line in done.stderr.splitlines() if line.startswith("Job ")]
     left = r" \(about [\d.]+ (s|min|h) left for the sweep\)"
     assert re.fullmatch(r"Job 1 of 6: adaptivocab [^()]+", told[0])

@@ -96,7 +96,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("name", "arguments"), commands(), ids=str)
 def test_the_commands_on_the_pages_compose(name, arguments, monkeypatch):
-    monkeypatch.setattr("trimtab.config.find_spec", lambda extra: extra)  # as if installed
+    monkeypatch.setattr("trimtab.config.workload.find_spec", lambda extra: extra)  # as if installed
     register()
     expanded = [one for one in expand(arguments, name) if one not in ("-m", "--multirun")]
     parsed = OverridesParser.create().parse_overrides(expanded)

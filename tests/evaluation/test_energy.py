@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,25 @@ def test_joules_are_per_1000_bytes_of_blocks_of_a_second(measured):
     assert [(row["texts"], row["bytes"], row["seconds"]) for row in rows] == [(2, 100, 1)] * 12
     known = json_schema()
     jsonschema.validate(section, {**known["properties"]["energy"], "$defs": known["$defs"]})
+
+
+def test_the_order_of_the_models_is_drawn_for_every_block(measured, monkeypatch):
+    turns = []
+    block = energy._block
+
+    def noted(contender, *arguments):
+        turns.append(contender.name)
+        return block(contender, *arguments)
+
+    monkeypatch.setattr(energy, "_block", noted)
+    measured(2.0, 1.5, blocks=40)
+    firsts = turns[::2]
+    assert {*map(frozenset, zip(firsts, turns[1::2], strict=True))} == {
+        frozenset(("baseline", "candidate"))
+    }
+    assert 10 < firsts.count("baseline") < 30
+    again = sum(one == two for one, two in pairwise(firsts))
+    assert 10 < again < 30
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_a_task_that_cannot_be_compared_is_refused_by_name(folder, monkeypatch, 
 
 
 def test_tasks_without_the_package_are_refused_with_what_installs_it(monkeypatch):
-    monkeypatch.setattr("trimtab.config.find_spec", lambda name: None)
+    monkeypatch.setattr("trimtab.config.workload.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"quality.tasks=\['arc'\]: .*pip install '.\[lm-eval\]'"):
         QualityConfig(tasks=["arc"])
     assert QualityConfig().tasks == []

@@ -7,9 +7,11 @@ import pytest
 
 from tests.report.cases import ERROR, compressing, result, serving, sparse, written
 from trimtab.report import build_report
+from trimtab.report.load import load_jobs
 from trimtab.report.pages import inline
+from trimtab.report.table import main_table
 
-VOID = {"meta", "br", "link", "img", "input", "hr"}
+VOID = {"meta", "br", "wbr", "link", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
@@ -127,3 +129,16 @@ def test_rows_sort_by_numbers(text):
 )
 def test_marks_of_texts_become_tags(written, shown):
     assert inline(written) == shown
+
+
+def test_columns_of_words_are_told_from_columns_of_numbers(tmp_path):
+    build_report(written(tmp_path, [result("baseline"), result("larosa"), ERROR]))
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    heads = [one.get("class") for one in page.all("th") if one.get("scope") == "col"]
+    shown = len(main_table(load_jobs(tmp_path)).heads)
+    assert [number for number, kind in enumerate(heads[:shown]) if kind == "words"] == [
+        0,
+        shown - 1,
+    ]
+    failed = [one for one in page.all("td") if "colspan" in one]
+    assert [one["class"] for one in failed] == ["words long"]

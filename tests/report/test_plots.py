@@ -3,17 +3,23 @@
 from itertools import pairwise
 
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from tests.report.cases import budgeted, compressing, interval, result, serving, sparse, written
 from trimtab.report import build_report
 from trimtab.report.attribution import attributions
+from trimtab.report.choice import choices
 from trimtab.report.columns import CHARTS, SPEEDUP
 from trimtab.report.load import load_jobs
 from trimtab.report.plots import compression, pareto, single, waterfall
 from trimtab.report.plots.comparison import comparison, comparison_panel, finding
+from trimtab.report.plots.dashboard import dashboard
+from trimtab.report.plots.paper import COLOURS
 from trimtab.report.plots.places import spread
 from trimtab.report.plots.serving import serving_plot
 from trimtab.report.table import markdown
+from trimtab.report.verdict import groups_of, names_of
 
 SPEED, THROUGHPUT, TOKENS, MEMORY = CHARTS
 
@@ -102,6 +108,29 @@ def test_memory_is_weighed_against_quality_where_stacks_differ_in_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("models", "headings", "wish"),
+    [
+        (1, [], "speed alone"),
+        (2, ["model-0 on words, A CPU, 2 threads", "model-1 on words, A CPU, 2 threads"],
+         "model-1 on words, A CPU, 2 threads: speed alone"),
+    ],
+)  # fmt: skip
+def test_the_summary_of_several_models_has_a_heading_for_each(tmp_path, models, headings, wish):
+    jobs = [result("larosa", (1.5, 1.4, 1.6)) for _ in range(models)]
+    for number, job in enumerate(jobs):
+        job["model"] = {"name": f"model-{number}", "dtype": "float32", "fingerprint": f"{number}"}
+    measured = loaded(tmp_path, *jobs)
+    groups = groups_of(measured)
+    found = [*zip(names_of(groups), map(choices, groups), strict=True)]
+    panel = dashboard(measured, found, "").panels[-1]
+    axes = Figure().add_axes((0, 0, 1, 1))
+    panel.draw(axes)
+    bold = [one.get_text() for one in axes.texts if one.get_fontweight() == "bold"]
+    assert [one for one in bold if one.startswith("model-")] == headings
+    assert f"| `{wish}` | larosa" in markdown(panel.table)
+
+
+@pytest.mark.parametrize(
     ("whole", "told"),
     [(4.0, "more than one by one"), (2.5, "what they do one by one"), (1.5, "less than")],
 )
@@ -135,6 +164,11 @@ def test_the_sites_of_a_sparsity_map_are_named_as_people_call_them(tmp_path):
     for name in ("attention input (h1)", "attention output (h2)", "MLP input (h3)",
                  "MLP activation (h4)"):  # fmt: skip
         assert f"layer 2, {name}` | " in text
+
+
+def test_no_shade_of_a_sparsity_map_follows_the_colours_of_the_page():
+    shades = {to_hex(single.SHADES(number)) for number in range(single.SHADES.N)}
+    assert not shades & set(COLOURS)
 
 
 def test_operating_points_say_what_the_most_n_grams_save_and_cost(tmp_path):

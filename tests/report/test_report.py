@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_job_that_ends_while_a_report_is_built_is_in_it(monkeypatch, tmp_path)
     written(tmp_path, [result("first")])
     builds = []
 
-    def write(jobs, target):
+    def write(jobs, target, more):
         builds.append([job.label for job in jobs])
         if len(builds) == 1:
             (tmp_path / "1").mkdir()
@@ -77,6 +78,27 @@ def test_a_job_that_ends_while_a_report_is_built_is_in_it(monkeypatch, tmp_path)
     monkeypatch.setattr(build, "_write", write)
     build_report(tmp_path)
     assert builds == [["first"], ["first", "second"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "more"),
+    [("error.json", -1, 0), ("repeat.json", 1, 0), ("error.json", 1, 1), ("result.part", -1, 1)],
+)
+def test_plots_wait_for_the_last_job_of_a_sweep(tmp_path, name, age, more):
+    """An error that is older than the command is of a job that is run again."""
+    written(tmp_path, [result("first"), ERROR])
+    left = (tmp_path / "1" / "error.json").rename(tmp_path / "1" / name)
+    begun = tmp_path / "command.json"
+    begun.write_text('{"jobs": 2}')
+    os.utime(begun, (left.stat().st_mtime + age,) * 2)
+    build_report(tmp_path)
+    text = build_report(tmp_path, last_draws=True).read_text()
+    assert ("1 more to come, and then the plots" in text) == bool(more)
+    pictures = list((tmp_path / "report").glob("*.png"))
+    assert bool(pictures) == ("![" in text) == (not more)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert ("<svg" in page) == (not more)
+    assert "The numbers" in page
 
 
 def test_failed_jobs_are_shown_as_failed(sweep):
@@ -147,9 +169,10 @@ def test_warnings_are_told_before_all_figures(tmp_path):
     loaded["environment"]["load"] = {"busy": True, "reason": "load average 3"}
     apart["speed"]["paired"] = False
     asking = result("asking") | {"generation": {"set_aside": {"suppress_tokens": [5, 6]}}}
-    text = build_report(written(tmp_path, [busy, loaded, apart, asking])).read_text()
+    again = busy | {"label": "again"}
+    text = build_report(written(tmp_path, [busy, loaded, apart, asking, again])).read_text()
     warned = text.partition("## Which stack")[0]
-    assert "- `busy`: texts are shorter than a page\n" in warned
+    assert "- `busy` and `again`: texts are shorter than a page\n" in warned
     assert "- `loaded`: the machine was busy: load average 3\n" in warned
     assert "- `apart`: unpaired" in warned
     assert "of tiny asks for `suppress_tokens=[5, 6]`: set aside for both" in warned

@@ -20,6 +20,7 @@ from trimtab.files import REPEAT, require_writable, write_json
 from trimtab.method import Method
 from trimtab.progress import answer, say, waiting
 from trimtab.registry import build
+from trimtab.sweep_state import more_jobs
 
 
 def run(config: DictConfig) -> float | None:
@@ -44,6 +45,8 @@ def run(config: DictConfig) -> float | None:
             if repeats:
                 say(f"Not run: {label(config)} is what the job with {repeats} measures")
                 write_json(folder / REPEAT, {"status": "repeat", "of": repeats})
+                if more_jobs(sweep_folder()) == 0:
+                    _report(folder)
                 return None
             if in_sweep():
                 sweep_progress.begins(folder, label(config))
@@ -152,7 +155,9 @@ def evaluate(
 def _report(folder: Path) -> Path:
     from trimtab.report import build_report
 
-    return build_report(sweep_folder() if in_sweep() else folder)
+    if in_sweep():
+        return build_report(sweep_folder(), last_draws=True)
+    return build_report(folder)
 
 
 def _names(config: DictConfig) -> dict[str, Any]:

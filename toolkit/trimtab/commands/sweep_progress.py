@@ -5,15 +5,15 @@ Everything is read from the folders of the jobs, which other processes may be at
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
 from trimtab.commands.sweep import sweep_folder
-from trimtab.files import COMMAND, FINISHED, RESULT
+from trimtab.files import COMMAND, RESULT
 from trimtab.progress import say
+from trimtab.sweep_state import ended, jobs_of, modified, more_jobs
 
 START = ".hydra/overrides.yaml"  # what Hydra writes as a job begins
 
@@ -25,7 +25,7 @@ def begins(folder: Path, label: str) -> None:
 
 def ends(folder: Path, error: str = "") -> None:
     """Say that a job has ended, once what it leaves is written."""
-    took = duration(time.time() - _modified(folder / START))
+    took = duration(time.time() - modified(folder / START))
     how = f"failed after {took}: {error}" if error else f"finished after {took}"
     say(f"{_place(folder)}: {how}{_left()}")
 
@@ -40,43 +40,26 @@ def duration(seconds: float) -> str:
 def _place(folder: Path) -> str:
     """Return the number of a job among all of its sweep, where its folder has a number."""
     number = int(folder.name) if folder.name.isdigit() else HydraConfig.get().job.num
-    return f"Job {number + 1} of {_jobs() or 'a search'}"
-
-
-def _jobs() -> int:
-    """Return how many jobs the sweep has; 0 where nobody knows."""
-    return json.loads((sweep_folder() / COMMAND).read_text("utf-8"))["jobs"] or 0
+    return f"Job {number + 1} of {jobs_of(sweep_folder()) or 'a search'}"
 
 
 def _left() -> str:
     """Return how long the sweep has left, by what its finished jobs took; nothing without any."""
-    folders = [path for path in sweep_folder().iterdir() if path.is_dir()]
+    sweep = sweep_folder()
+    folders = [path for path in sweep.iterdir() if path.is_dir()]
     took = [
-        _modified(folder / RESULT) - _modified(folder / START)
+        modified(folder / RESULT) - modified(folder / START)
         for folder in folders
         if (folder / RESULT).exists()
     ]
-    ended = set(filter(_has_ended, folders))
-    left = _jobs() - len(ended)
-    if not took or left <= 0:
+    left = more_jobs(sweep)
+    if not took or left == 0:
         return ""
-    beside = max(1, len(set(filter(_has_begun, folders)) - ended))
+    beside = max(1, len(set(filter(_has_begun, folders)) - ended(sweep)))
     return f" (about {duration(sum(took) / len(took) * left / beside)} left for the sweep)"
 
 
 def _has_begun(folder: Path) -> bool:
     """Return whether a job has begun since the sweep was started or resumed."""
     start = folder / START
-    return start.exists() and _modified(start) >= _modified(sweep_folder() / COMMAND)
-
-
-def _has_ended(folder: Path) -> bool:
-    """Return whether a job needs no more time: an older error is of one that is run again."""
-    error = folder / "error.json"
-    return any((folder / name).exists() for name in FINISHED) or (
-        error.exists() and _modified(error) >= _modified(sweep_folder() / COMMAND)
-    )
-
-
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
+    return start.exists() and modified(start) >= modified(sweep_folder() / COMMAND)

@@ -17,7 +17,7 @@ from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.intervals import Estimate, half_width, typical_ratio
 from trimtab.evaluation.load import LoadWatch
 from trimtab.evaluation.memory import twin
-from trimtab.evaluation.metrics.metric import names
+from trimtab.evaluation.metrics.metric import drawn, names
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.progress import track
@@ -100,13 +100,13 @@ class Rounds:
                 self._round(models, reader)
             more = self._more(began) if len(contenders) > 1 else iter(())
             for number in more:
-                title = f"Timing on, for {settings.seconds:.0f} s at most"
+                title = f"More rounds, until ±{settings.precision:.0%} or {settings.seconds:.0f} s"
                 for _ in track(chain([number], more), title, settings.more_repeats):
                     self._round(models, reader)
 
     def _round(self, models: Sequence[Contender], reader: Reader) -> None:
         for prompt in self._prompts:
-            for one in self._order.sample(models, len(models)):
+            for one in drawn(self._order, models):
                 self.read.append(reader())
                 self.timings[one.name].append(one.generator.teacher_forced(prompt))
 

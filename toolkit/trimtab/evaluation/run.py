@@ -150,7 +150,8 @@ def _measured(
                     "that, or leave it out"
                 )
     names = optimized.stack.names
-    say(f"Stack: {', '.join(names) or 'none'}; kernel: {optimized.applied.kernel}")
+    told = ", ".join(names) or "none, the unmodified model again"
+    say(f"Stack: {told}; kernel: {optimized.applied.kernel}")
     result = Result()
     for name, value in {
         "schema": SCHEMA,

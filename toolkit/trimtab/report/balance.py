@@ -60,9 +60,13 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         sign, word = (1, "sooner") if prefill["low"] > 1 else (-1, "later")
         yield (
             sign,
-            f"the first token comes {word}, after {first['candidate']:.0f} ms instead of "
-            f"{first['baseline']:.0f} ms",
+            f"the first token comes {word}, after {_ms(first['candidate'])} ms instead of "
+            f"{_ms(first['baseline'])} ms",
         )
+
+
+def _ms(time: float) -> str:
+    return f"{time:.0f}" if time >= 100 else f"{time:.3g}"
 
 
 def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:

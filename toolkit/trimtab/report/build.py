@@ -21,7 +21,8 @@ from trimtab.report.plots.dashboard import dashboard
 from trimtab.report.plots.panel import Plot
 from trimtab.report.plots.paper import write_png
 from trimtab.report.seeds import rows as rows_of
-from trimtab.report.verdict import groups_of
+from trimtab.report.verdict import groups_of, names_of
+from trimtab.sweep_state import more_jobs
 
 COMPARISON = Path("outputs/comparison")
 # Every picture that a report may hold: those that the jobs have nothing for are removed.
@@ -33,7 +34,7 @@ PICTURES = (
 )
 
 
-def build_report(*folders: Path, out: Path | None = None) -> Path:
+def build_report(*folders: Path, out: Path | None = None, last_draws: bool = False) -> Path:
     """Write one report of the jobs below `folders` and return the path of its report.md.
 
     The same files on disk give the same report. Where a job ends meanwhile, the report is built
@@ -45,6 +46,8 @@ def build_report(*folders: Path, out: Path | None = None) -> Path:
         Output folders of jobs and of sweeps.
     out : Path, optional
         Where the report goes; where None, ``report`` in the folder, or `COMPARISON` for several.
+    last_draws : bool
+        Whether plots are drawn only once all jobs of the one sweep have ended: they take seconds.
 
     Raises
     ------
@@ -54,22 +57,33 @@ def build_report(*folders: Path, out: Path | None = None) -> Path:
     target = out or (folders[0] / REPORT if len(folders) == 1 else COMPARISON)
     while True:
         found = state(folders)
-        _write(load_jobs(*folders), target)
+        jobs = load_jobs(*folders)
+        more = more_jobs(folders[0]) if last_draws else 0
+        _write(jobs, target, more)
         if state(folders) == found:
             return target / "report.md"
 
 
-def _write(jobs: Sequence[Job], target: Path) -> None:
+def draw(job: Path, target: Path) -> None:
+    """Write the pictures of one job alone."""
+    rows = load_jobs(job)
+    for plot in _plots(rows, attributions(rows)):
+        write_png(plot, target / plot.file)
+
+
+def _write(jobs: Sequence[Job], target: Path, more: int) -> None:
+    """Write all files of a report; with more jobs to come, without pictures."""
     rows = rows_of(jobs)
     attributed = attributions(rows)
     plots = list(_plots(rows, attributed))
-    said = document(rows, attributed, plots)
+    said = document(rows, attributed, plots, more)
     target.mkdir(parents=True, exist_ok=True)
-    for plot in plots:
+    drawn = [] if more else plots
+    for plot in drawn:
         write_png(plot, target / plot.file)
-    drawn = {plot.file for plot in plots}
+    files = {plot.file for plot in drawn}
     for leftover in {path for name in PICTURES for path in target.glob(name)}:
-        if leftover.name not in drawn:
+        if leftover.name not in files:
             leftover.unlink(missing_ok=True)  # another job may have
     for name, text in (
         ("results.csv", csv_table(jobs)),
@@ -87,7 +101,8 @@ def _plots(rows: Sequence[Job], attributed: Sequence[Attribution]) -> Iterator[P
     if not measured:
         return
     note = "; ".join(dict.fromkeys(map(facts, measured)))
-    found = [choice for group in groups_of(measured) for choice in choices(group)]
+    groups = groups_of(measured)
+    found = [*zip(names_of(groups), map(choices, groups), strict=True)]
     drawn = (
         dashboard(measured, found, note),
         *(comparison(chart, measured, note) for chart in CHARTS),

@@ -10,7 +10,9 @@ from typing import Any
 
 from trimtab.files import flatten, is_table
 from trimtab.report.attribution import Attribution, missing, wholes
+from trimtab.report.claims import claims
 from trimtab.report.job import Job
+from trimtab.report.published import comparisons
 
 SCHEMA = 1
 
@@ -42,6 +44,30 @@ def json_summary(
             {"label": whole.label, "missing": [list(part) for part in missing(whole, rows)]}
             for whole in wholes(rows)
             if missing(whole, rows)
+        ],
+        "published": [
+            {
+                "method": one.published.method,
+                "source": one.published.source,
+                "setting": one.published.setting,
+                "quantity": one.published.quantity,
+                "published": one.published.figure,
+                "label": one.row.label,
+                "field": one.published.field,
+                "measured": one.measured,
+                "reason": one.reason,
+            }
+            for one in comparisons(rows)
+        ],
+        "claims": [
+            {
+                "label": one.row.label,
+                "claim": one.claim,
+                "amounts": one.amounts,
+                "change": one.change,
+                "answer": one.answer,
+            }
+            for one in claims(rows)
         ],
         "machines": _machines(jobs),
     }

@@ -16,6 +16,7 @@ def derived(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "derived": {
             "bits_increase": _bits_increase(content),
+            "perplexity_gap": _perplexity_gap(content),
             "time_saved": _interval(content, ("speed", "speedup"), lambda ratio: 1 - 1 / ratio),
             "kv_bytes_per_byte": _kv_bytes_per_byte(content),
             "serving_kv_bytes": _serving_kv_bytes(content),
@@ -30,6 +31,15 @@ def _bits_increase(content: Mapping[str, Any]) -> dict[str, float] | None:
         return None
     place = "quality", "bits_per_byte", "difference"
     return _interval(content, place, lambda bits: bits / baseline)
+
+
+def _perplexity_gap(content: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the perplexity that the stack adds to the baseline's."""
+    baseline = _at(content, "quality", "perplexity", "baseline")
+    if not baseline:
+        return None
+    place = "quality", "perplexity", "ratio"
+    return _interval(content, place, lambda ratio: (ratio - 1) * baseline)
 
 
 def _kv_bytes_per_byte(content: Mapping[str, Any]) -> dict[str, float] | None:

@@ -12,19 +12,21 @@ from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.attribution import Attribution
 from trimtab.report.balance import Balance, balance, control_told
 from trimtab.report.choice import choices
+from trimtab.report.claims import claims_table
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
-from trimtab.report.labels import machine, told_apart
 from trimtab.report.notices import facts, warnings
 from trimtab.report.plots.panel import Plot
+from trimtab.report.published import published_table
 from trimtab.report.table import (
     Table,
     attribution_table,
+    beside_table,
     compression_table,
     main_table,
     serving_table,
 )
-from trimtab.report.verdict import groups_of, said, verdict
+from trimtab.report.verdict import groups_of, names_of, said, verdict
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Document:
     attribution: Table | None
     added: tuple[str, ...]
     plots: tuple[Plot, ...]
+    drawn: bool
     machines: tuple[str, ...]
     reading: str
 
@@ -90,21 +93,25 @@ READING = (
 
 
 def document(
-    rows: Sequence[Job], attributed: Sequence[Attribution], plots: Sequence[Plot]
+    rows: Sequence[Job], attributed: Sequence[Attribution], plots: Sequence[Plot], more: int = 0
 ) -> Document:
-    """Return what a report says of its rows."""
+    """Return what a report says of its rows, of a sweep with so many more jobs to come."""
     measured = [row for row in rows if row.ok]
     failed = [row for row in rows if not row.ok]
     groups = groups_of(measured)
-    tables = (main_table(rows), serving_table(measured), compression_table(measured))
+    tables = (
+        main_table(rows), beside_table(rows), serving_table(measured), compression_table(measured),
+        published_table(rows), claims_table(rows),
+    )  # fmt: skip
     chosen = [choice for group in groups for choice in choices(group)]
     return Document(
         title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
         or "no job succeeded",
-        counted=_counted(rows, failed),
+        counted=_counted(rows, failed, more),
+        drawn=not more,
         warnings=tuple(dict.fromkeys(warnings(measured))),
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),
-        settings=tuple(map(_setting, groups, _names(groups))),
+        settings=tuple(map(_setting, groups, names_of(groups))),
         unmeasured=tuple(unmeasured(rows)),
         steps=tuple(next_steps(rows, chosen)),
         tables=tuple(table for table in tables if table is not None),
@@ -116,20 +123,11 @@ def document(
     )
 
 
-def _counted(rows: Sequence[Job], failed: Sequence[Job]) -> str:
+def _counted(rows: Sequence[Job], failed: Sequence[Job], more: int) -> str:
     jobs = sum(len(row.seeds) or 1 for row in rows)
     text = f"{jobs} {'job' if jobs == 1 else 'jobs'}"
-    return f"{text}, {len(failed)} failed" if failed else text
-
-
-def _names(groups: Sequence[Sequence[Job]]) -> list[str]:
-    """Return what groups are of, with what tells them apart where names do not."""
-    firsts = [group[0] for group in groups]
-    names = [f"{one.get('model.name')} on {one.get('corpus.name')}, {machine(one)}"
-             for one in firsts]  # fmt: skip
-    for field in ("model.dtype", "model.fingerprint", "corpus.digest"):
-        names = told_apart(names, [f"({field} {str(one.get(field))[:12]})" for one in firsts])
-    return names
+    text = f"{text}, {len(failed)} failed" if failed else text
+    return f"{text}; {more} more to come, and then the plots" if more else text
 
 
 def _setting(group: Sequence[Job], name: str) -> Setting:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
-from trimtab.files import RESULTS
+from trimtab.files import FINISHED, RESULTS
 from trimtab.report.derive import derived
 from trimtab.report.job import Job
 from trimtab.report.labels import labelled
@@ -36,8 +36,8 @@ def load_jobs(*folders: Path) -> list[Job]:
 
 
 def state(folders: Iterable[Path]) -> dict[Path, int]:
-    """Return the files of all jobs, with the time each was written."""
-    patterns = [(folder, f"**/{name}") for folder in folders for name in RESULTS]
+    """Return the files that jobs left, with the time each was written."""
+    patterns = [(folder, f"**/{name}") for folder in folders for name in {*RESULTS, *FINISHED}]
     found = {}
     for path in (path for folder, pattern in patterns for path in folder.glob(pattern)):
         with suppress(FileNotFoundError):  # a job that is run again takes its error away

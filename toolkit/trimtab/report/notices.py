@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trimtab.report.figures import code
+from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
 
 
 def warnings(rows: Sequence[Job]) -> list[str]:
     """Return what the jobs warn of, and what makes their figures worth less."""
-    found = []
+    found: dict[str, list[str]] = {}
     for row in rows:
-        found += [f"{code(row.label)}: {text}" for text in row.get("warnings") or ()]
-        load = row.get("environment.load")
-        if load and load["busy"] and not row.get("warnings"):
-            found.append(f"{code(row.label)}: the machine was busy: {load['reason']}")
-        if row.get("speed.paired") is False:
-            found.append(
-                f"{code(row.label)}: unpaired, so that a slow minute counts as a slow stack"
-            )
-    return found + [_set_aside(row) for row in rows if row.get("generation.set_aside")]
+        for text in _own(row):
+            found.setdefault(text, []).append(code(row.label))
+    told = [f"{listed(labels)}: {text}" for text, labels in found.items()]
+    return told + [_set_aside(row) for row in rows if row.get("generation.set_aside")]
+
+
+def _own(row: Job) -> Iterator[str]:
+    yield from row.get("warnings") or ()
+    load = row.get("environment.load")
+    if load and load["busy"] and not row.get("warnings"):
+        yield f"the machine was busy: {load['reason']}"
+    if row.get("speed.paired") is False:
+        yield "unpaired, so that a slow minute counts as a slow stack"
 
 
 def _set_aside(row: Job) -> str:

@@ -51,7 +51,8 @@ def inline(text: str) -> Markup:
     """Return a text's code and bold as HTML, all else escaped."""
     parts = [escape(part.replace("\\|", "|")) for part in re.split(CODE, text)]
     for number in range(2, len(parts), 3):  # text, backticks, code, text, and so on
-        parts[number - 1 : number + 1] = ["", f"<code>{parts[number]}</code>"]
+        told = re.sub(r"([,./])(?=\w)", r"\1<wbr>", parts[number])  # where a line may end
+        parts[number - 1 : number + 1] = ["", f"<code>{told}</code>"]
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", "".join(parts)))
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.evaluation.display import Column
+from trimtab.evaluation.display import Column, Series
 from trimtab.report.attribution import Attribution
-from trimtab.report.columns import COLUMNS, COMPRESSION, SERVERS
-from trimtab.report.figures import code, is_interval, written
+from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, SERVERS
+from trimtab.report.figures import code, is_interval, number, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
 from trimtab.report.verdict import verdict
@@ -50,12 +50,23 @@ class Table:
     legend: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
+    @property
+    def words(self) -> tuple[bool, ...]:
+        """Of each column, whether it holds words, and not numbers alone."""
+        whole = [row for row in self.rows if len(row) == len(self.heads)]
+        columns = zip(*whole, strict=True) if whole else ((),) * len(self.heads)
+        return tuple(any(isinstance(one.sort, str) for one in column) for column in columns)
+
 
 PROMPT_CUT = (
     "Bits per byte of the text that follows a prompt, in base tokens: after the whole prompt "
     "under the unmodified model; after the prompt in the stack's tokens; and, under the "
     "unmodified model again, after the prompt with its oldest tokens cut until it is as short. "
     "A stack that does not beat the cut is no way to shorten prompts."
+)
+AMOUNTS = (
+    "What the unmodified model took, measured beside the stack, → what the stack took. Tokens are "
+    "those of the timed texts, in as many rounds as every job has; texts run one at a time."
 )
 SERVING = (
     "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
@@ -78,6 +89,11 @@ def cell(value: Any, form: str = "", scale: float = 1) -> Cell:
     return Cell(text if len(text) < 2 else escaped(text), sort)
 
 
+def stack_cell(label: str) -> Cell:
+    """Return the cell that names a stack."""
+    return Cell(escaped(code(label)), label)
+
+
 def escaped(text: str) -> str:
     """Return a text that ends no cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
@@ -91,7 +107,7 @@ def main_table(rows: Sequence[Job]) -> Table:
     heads = ("stack", *(one.title for one in shown), "verdict", *(name for name, _ in told))
     lines: list[tuple[Cell, ...]] = []
     for row in rows:
-        first = Cell(escaped(code(row.label)), row.label)
+        first = stack_cell(row.label)
         if not row.ok:
             message = f"**failed**: {escaped(str(row.content.get('message')))}"
             lines.append((first, Cell(message, span=len(heads) - 1)))
@@ -102,6 +118,26 @@ def main_table(rows: Sequence[Job]) -> Table:
         lines.append((first, *figures, cell(found), *facts))
     legend = tuple((one.title, one.meaning) for one in shown if one.meaning)
     return Table("All figures", heads, tuple(lines), legend)
+
+
+def amount(job: Job, series: Series) -> str:
+    """Return a job's figure, after that of the unmodified model where there is one."""
+    value = written(job.get(series.field), series.form, series.scale)
+    other = job.get(series.beside) if series.beside else None
+    return value if other is None else f"{number(other, series.form, series.scale)} → {value}"
+
+
+def beside_table(rows: Sequence[Job]) -> Table | None:
+    """Return the amounts of every row beside the unmodified model's, or None without any."""
+    having = [row for row in rows if row.ok]
+    shown = [one for one in BESIDE if any(row.get(one.field) is not None for row in having)]
+    lines = tuple(
+        (stack_cell(row.label), *(Cell(escaped(amount(row, one)), cell(row.get(one.field)).sort)
+                              for one in shown))
+        for row in having
+    )  # fmt: skip
+    heads = ("stack", *(one.title for one in shown))
+    return Table("Beside the unmodified model", heads, lines, note=AMOUNTS) if shown else None
 
 
 def _differing(rows: Sequence[Job]) -> list[tuple[str, Callable[[Job], str | None]]]:
@@ -134,7 +170,7 @@ def attribution_table(found: Sequence[Attribution]) -> Table | None:
     """Return one row an effect: what methods change alone, in a stack, and together."""
     lines = [
         (
-            Cell(escaped(code(one.whole.label)), one.whole.label),
+            stack_cell(one.whole.label),
             cell(one.metric.name),
             cell((effect.method and f"{effect.method}, {effect.kind}") or effect.kind),
             Cell(one.metric.told(effect.change), effect.change),
@@ -153,8 +189,7 @@ def attribution_table(found: Sequence[Attribution]) -> Table | None:
 
 
 def _cells(label: str, get: Callable[[str], Any], columns: Iterable[Column]) -> tuple[Cell, ...]:
-    first = Cell(escaped(code(label)), label)
-    return (first, *(cell(get(one.field), one.form, one.scale) for one in columns))
+    return (stack_cell(label), *(cell(get(one.field), one.form, one.scale) for one in columns))
 
 
 def markdown(table: Table) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.report.job import Job
-from trimtab.report.labels import machine
+from trimtab.report.labels import machine, told_apart
 
 FASTER, SLOWER, ALIKE = "faster", "slower", "no difference found"
 NOISY, UNMEASURED = "too noisy to say", "speed not measured"
@@ -30,6 +30,16 @@ def groups_of(rows: Sequence[Job]) -> list[list[Job]]:
     for row in rows:
         groups.setdefault(setting(row), []).append(row)
     return list(groups.values())
+
+
+def names_of(groups: Sequence[Sequence[Job]]) -> list[str]:
+    """Return what groups are of, with what tells them apart where names do not."""
+    firsts = [group[0] for group in groups]
+    names = [f"{one.get('model.name')} on {one.get('corpus.name')}, {machine(one)}"
+             for one in firsts]  # fmt: skip
+    for field in ("model.dtype", "model.fingerprint", "corpus.digest"):
+        names = told_apart(names, [f"({field} {str(one.get(field))[:12]})" for one in firsts])
+    return names
 
 
 def verdict(job: Job, rows: Sequence[Job]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +11,7 @@ import wandb
 
 from trimtab.artifact import Artifact, folder_of
 from trimtab.files import flatten, is_table
-from trimtab.report import build_report
+from trimtab.report import build_report, draw
 from trimtab.report.load import load_jobs
 
 
@@ -67,9 +66,9 @@ class Log:
         figures = flatten(result)
         found = {name: item for name, item in figures.items() if is_table(item)}
         tables = {name.replace(".", "/"): table(rows) for name, rows in found.items()}
-        with TemporaryDirectory() as own:
-            shutil.copy(folder / "result.json", own)
-            self._write(scalars(result), tables | images(build_report(Path(own)).parent))
+        with TemporaryDirectory() as pictures:
+            draw(folder, Path(pictures))
+            self._write(scalars(result), tables | images(Path(pictures)))
 
     def sweep(self, folder: Path) -> None:
         """Log a sweep's report: one row a job, the plots, and the report with its files."""

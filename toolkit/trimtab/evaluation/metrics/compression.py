@@ -13,7 +13,7 @@ from trimtab.corpora import Document
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.intervals import Estimate
 from trimtab.evaluation.job import Job
-from trimtab.evaluation.metrics.metric import Metric, Rows
+from trimtab.evaluation.metrics.metric import Metric, Rows, names
 from trimtab.evaluation.metrics.scores import SAME, difference, rate, score_rows
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.scoring import Score, score
@@ -78,7 +78,7 @@ class Compression(Metric):
         if not self.windows:
             return
         for one in sorted(contenders, key=lambda one: one.name != "candidate"):
-            windows = track(self.windows, f"Compression: {one.name}", len(self.windows))
+            windows = track(self.windows, f"Compressed prompts: {names([one])}", len(self.windows))
             for index, window in enumerate(windows):
                 if one.name == "candidate":
                     self.scores["candidate"].append(one.score_base_tokens(window))

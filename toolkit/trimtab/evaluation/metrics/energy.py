@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from random import Random
 from statistics import mean
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from trimtab.evaluation.energy_counters import EnergyCounter, NoCounterError, co
 from trimtab.evaluation.intervals import Estimate, ratio
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.greedy import Greedy
-from trimtab.evaluation.metrics.metric import Both, Metric, Rows, in_turn, names
+from trimtab.evaluation.metrics.metric import Both, Metric, Rows, drawn, names
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.workload import Prompt
 from trimtab.progress import track
@@ -44,6 +45,7 @@ class Energy(Metric):
         super().__init__(job)
         self._prompts = job.metric(Greedy).prompts
         self._blocks = job.settings.energy.blocks
+        self._order = Random(job.settings.seed)
         self.samples: dict[str, Rows] = {"baseline": [], "candidate": []}
         self._source = ""
         self._reason = "energy.blocks=0"
@@ -63,7 +65,7 @@ class Energy(Metric):
             one.generator.teacher_forced(self._prompts[0])
         for number in track(range(self._blocks), f"Energy: {names(contenders)}", self._blocks):
             prompt = number % len(self._prompts)
-            for one in in_turn(number, contenders):
+            for one in drawn(self._order, contenders):
                 row = _block(one, self._prompts[prompt], counter)
                 self.samples[one.name].append({"model": one.name, "prompt": prompt, **row})
 

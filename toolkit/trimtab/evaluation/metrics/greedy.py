@@ -52,7 +52,7 @@ class Greedy(Metric):
     def measure(self, contenders: Sequence[Contender]) -> None:
         """See `Metric.measure`. Counts what the stack reads of the weights, too."""
         new_tokens = self.job.settings.generation.new_tokens
-        title = f"Greedy generation: {names(contenders)}"
+        title = f"Greedy texts: {names(contenders)}"
         for prompt in track(self.prompts, title, len(self.prompts)):
             for one in contenders:
                 with one.stack.recording():

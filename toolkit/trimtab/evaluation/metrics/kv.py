@@ -12,7 +12,7 @@ from trimtab.evaluation.generators.transformers import transformers_cache
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.greedy import Greedy
 from trimtab.evaluation.metrics.latency import Latency
-from trimtab.evaluation.metrics.metric import Both, Metric
+from trimtab.evaluation.metrics.metric import Both, Metric, names
 from trimtab.evaluation.result import Result
 from trimtab.progress import track
 
@@ -64,7 +64,7 @@ class KV(Metric):
             else:
                 kinds = [CacheKind.static] if one.stack.needs_engine else [*CacheKind]
             self.caches[one.name] = {}
-            for kind in track(kinds, f"Transformers' caches: {one.name}", len(kinds)):
+            for kind in track(kinds, f"Memory of transformers' caches: {names([one])}", len(kinds)):
                 prompt, timing = prompts[index % len(prompts)], timings[one.name][index]
                 try:
                     self.caches[one.name][kind] = transformers_cache(

@@ -88,7 +88,7 @@ class Likelihood(Metric):
     def measure(self, contenders: Sequence[Contender]) -> None:
         """See `Metric.measure`."""
         windows = self.windows
-        for window in track(windows, f"Quality: {names(contenders)}", len(windows)):
+        for window in track(windows, f"Bits per byte: {names(contenders)}", len(windows)):
             scores = []
             for one in contenders:
                 with one.stack.recording():
@@ -99,7 +99,8 @@ class Likelihood(Metric):
                 self.scores[one.name].append(replace(score, log_probs=None))
         for one in contenders:
             if one.changes_vocabulary:
-                tracked = track(windows, f"Base tokens: {one.name}", len(windows))
+                title = f"Bits per byte in base tokens: {names([one])}"
+                tracked = track(windows, title, len(windows))
                 self.base_tokens = [one.score_base_tokens(window) for window in tracked]
 
     def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:

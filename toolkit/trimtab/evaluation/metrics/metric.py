@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from random import Random
 from typing import Any, ClassVar, Generic, TypeVar
 
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
@@ -14,6 +15,7 @@ from trimtab.evaluation.result import Result
 
 T = TypeVar("T")
 
+CALLED = {"baseline": "unmodified model", "candidate": "stack"}  # in a line of progress
 Rows = list[dict[str, Any]]  # a table of raw samples
 
 
@@ -75,12 +77,11 @@ class Metric:
         raise NotImplementedError
 
 
-def in_turn(number: int, contenders: Sequence[Contender]) -> Sequence[Contender]:
-    """Return the contenders in an order that changes with the number of a turn."""
-    start = number % len(contenders)
-    return [*contenders[start:], *contenders[:start]]
+def drawn(order: Random, models: Sequence[Contender]) -> list[Contender]:
+    """Return the models in an order that is drawn: when each runs, and after whom, favours none."""
+    return order.sample(models, len(models))
 
 
 def names(contenders: Sequence[Contender]) -> str:
     """Return what to call the contenders in a line of progress."""
-    return " and ".join(one.name for one in contenders)
+    return " and ".join(CALLED[one.name] for one in contenders)

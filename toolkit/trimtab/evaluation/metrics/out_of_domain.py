@@ -64,7 +64,7 @@ class OutOfDomain(Metric):
     def measure(self, contenders: Sequence[Contender]) -> None:
         """See `Metric.measure`."""
         windows = self.windows
-        for window in track(windows, f"Another domain: {names(contenders)}", len(windows)):
+        for window in track(windows, f"Another domain's text: {names(contenders)}", len(windows)):
             for one in contenders:
                 self.scores[one.name].append(replace(one.score(window), log_probs=None))
 

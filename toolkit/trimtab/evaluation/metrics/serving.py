@@ -99,7 +99,7 @@ class Serving(Metric):
                 self.entrants.setdefault(count, {}).update({one.name: one for one in entrants})
                 repeats = self._config.repeats
                 rounds = answer_in_turn(entrants, repeats)
-                for _ in track(rounds, f"Serving {count} requests", repeats):
+                for _ in track(rounds, f"Serving {count} requests together", repeats):
                     pass
         except TrimtabError as error:  # the model has no such cache, or the device no such memory
             self._prompts, self._unmeasured = {}, str(error)

@@ -12,7 +12,7 @@ from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.intervals import Estimate
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.compression import Compression
-from trimtab.evaluation.metrics.metric import Metric, Rows
+from trimtab.evaluation.metrics.metric import Metric, Rows, names
 from trimtab.evaluation.metrics.scores import difference, rate, score_rows
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.scoring import Score
@@ -58,7 +58,7 @@ class Tokenizations(Metric):
         for one in contenders:
             if not one.stack.ngram_tokens:
                 continue
-            for window in track(windows, f"Marginal likelihood: {one.name}", len(windows)):
+            for window in track(windows, f"Marginal likelihood: {names([one])}", len(windows)):
                 canonical = replace(one.score(window), log_probs=None)
                 marginal = one.score_all_tokenizations(
                     window, settings.quality.marginal_likelihood_samples, settings.seed

@@ -40,6 +40,7 @@ class Tokens(Metric):
         "tokens.prompt": Count,
         "tokens.output": Count,
         "tokens.steps": Count,
+        "tokens.per_text": Both[float],
         "tokens.per_byte_of_output": Both[float],
     }
 
@@ -58,6 +59,9 @@ class Tokens(Metric):
 
         for name, value in count(lambda one: one.prompt_tokens + one.new_tokens).items():
             result.put(f"tokens.{name}", value)
+        texts = {name: (total(own, "prompt_tokens") + total(own, "new_tokens")) / least
+                 for name, own in timings.items()}  # fmt: skip
+        result.put("tokens.per_text", texts)
         result.put("tokens.prompt", count(lambda one: one.prompt_tokens))
         result.put("tokens.output", count(lambda one: one.new_tokens))
         result.put("tokens.steps", count(lambda one: one.steps))

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from trimtab.evaluation.display import Chart, Series
 from trimtab.report.balance import NOTICED
-from trimtab.report.figures import is_interval, listed, number, written
+from trimtab.report.figures import is_interval, listed, number
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (
     ACCENT,
@@ -23,7 +23,7 @@ from trimtab.report.plots.panel import (
     numbers,
     plain,
 )
-from trimtab.report.table import cell
+from trimtab.report.table import amount, cell
 from trimtab.report.verdict import FASTER, verdict
 
 NAMED = 2  # more stacks than that are counted
@@ -60,12 +60,7 @@ def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
     if not having:
         return None
     beside = [job.get(series.beside) if series.beside else series.origin for job in having]
-    rows = Rows(
-        [
-            Row(job.label, _told(series, job, other))
-            for job, other in zip(having, beside, strict=True)
-        ]
-    )
+    rows = Rows([Row(job.label, amount(job, series)) for job in having])
 
     def draw(axes: Axes) -> None:
         plain(axes)
@@ -83,13 +78,6 @@ def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
     ]  # fmt: skip
     title = f"{series.title} ({MEANS[series.better]})"
     return Panel(title, rows.height, draw, numbers(series.title, heads, lines))
-
-
-def _told(series: Series, job: Job, other: float | None) -> str:
-    value = written(job.get(series.field), series.form, series.scale)
-    if not series.beside or other is None:
-        return value
-    return f"{number(other, series.form, series.scale)} → {value}"
 
 
 def _marks(

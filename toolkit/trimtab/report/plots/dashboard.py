@@ -17,7 +17,10 @@ from trimtab.report.table import cell
 NONE_FITS = "none: the unmodified model"
 
 
-def dashboard(jobs: Sequence[Job], found: Sequence[Choice], note: str) -> Plot:
+Group = tuple[str, Sequence[Choice]]  # what rows that compare are of, and what to choose of them
+
+
+def dashboard(jobs: Sequence[Job], found: Sequence[Group], note: str) -> Plot:
     """Return the overview of all jobs, without the panels that would be empty."""
     panels = [panel for one in DASHBOARD_PANELS if (panel := comparison_panel(one, jobs))]
     return Plot(
@@ -25,19 +28,23 @@ def dashboard(jobs: Sequence[Job], found: Sequence[Choice], note: str) -> Plot:
     )
 
 
-def _summary(found: Sequence[Choice]) -> Panel:
-    stacks = [choice.best.label if choice.best else NONE_FITS for choice in found]
-    told = [interval(choice.best.get("speed.speedup"), ".2f") if choice.best else ""
-            for choice in found]  # fmt: skip
-    both = [row for choice, stack, speed in zip(found, stacks, told, strict=True)
-            for row in (Row(f"{choice.rule.wish}:", mark=0), Row(f"→ {stack}", speed))]  # fmt: skip
-    lines = Rows(both)
+def _summary(found: Sequence[Group]) -> Panel:
+    """Return a panel of words; several groups have a heading each."""
+    several = len(found) > 1
+    rows, cells = [], []
+    for name, chosen in found:
+        rows += [Row(name, mark=0, heads=True)] * several
+        for choice in chosen:
+            wish = choice.rule.wish
+            stack = choice.best.label if choice.best else NONE_FITS
+            speed = interval(choice.best.get("speed.speedup"), ".2f") if choice.best else ""
+            rows += [Row(f"{wish}:", mark=0), Row(f"→ {stack}", speed)]
+            cells.append((f"{name}: {wish}" if several else wish, [cell(stack), cell(speed)]))
+    lines = Rows(rows)
 
     def draw(axes: Axes) -> None:
         axes.set_axis_off()
         lines.label(axes)
 
-    cells = [(choice.rule.wish, [cell(stack), cell(speed or None)])
-             for choice, stack, speed in zip(found, stacks, told, strict=True)]  # fmt: skip
-    table = numbers("which stack to use", ("use", "speedup"), cells)
+    table = numbers("which stack to use", ("use", "speedup"), cells, "wish")
     return Panel("summary: which stack to use, and its speedup", lines.height, draw, table)

@@ -89,11 +89,14 @@ class Row:
         What is written at the right of the label.
     mark : float
         Inches that are left for what is drawn below it.
+    heads : bool
+        Whether it is the heading of the rows below.
     """
 
     label: str
     told: str = ""
     mark: float = MARK
+    heads: bool = False
 
 
 class Rows:
@@ -129,8 +132,9 @@ class Rows:
                 "color": INK,
                 "bbox": BEHIND,
             }
+            weight = "bold" if row.heads else "normal"
             for number, line in enumerate(lines):
-                axes.text(0, top + LINE * number, line, **style)
+                axes.text(0, top + LINE * number, line, fontweight=weight, **style)
             axes.text(1, top, row.told, ha="right", fontweight="bold", **style)
 
 
@@ -154,7 +158,9 @@ def framed(axes: Axes) -> None:
     axes.tick_params(length=0, labelsize=7.5, labelcolor=MUTED)
 
 
-def numbers(title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]]) -> Table:
+def numbers(
+    title: str, heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], of: str = "stack"
+) -> Table:
     """Return the table of what is drawn: a label and its cells in every row."""
     lines = tuple((Cell(code(label), label), *cells) for label, cells in rows)
-    return Table(title, ("stack", *heads), lines)
+    return Table(title, (of, *heads), lines)

@@ -26,7 +26,8 @@ from trimtab.report.plots.panel import (
 from trimtab.report.table import cell
 
 SPARSITY, OPERATING = "sparsity_by_layer_{}.png", "vocabulary_operating_points_{}.png"
-SHADES = LinearSegmentedColormap.from_list("dropped", ["#e8eef3", "#1f5f8b", "#0b2239"])
+# No shade is a colour of the page's, which would follow its scheme.
+SHADES = LinearSegmentedColormap.from_list("dropped", ["#e8eef3", "#205f8c", "#0b2239"])
 
 
 def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
@@ -64,7 +65,7 @@ def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
     title = f"{job.label} drops most at the {SITE_TITLES[most]}: {means[most]:.0%} on average"
     lines = [(f"layer {row['layer']}, {SITE_TITLES[row['site']]} ({row['site']})",
               [cell(row["basis"]), cell(row["achieved"], ".3f")]) for row in layers]  # fmt: skip
-    table = numbers("share dropped", ("basis", "dropped"), lines)
+    table = numbers("share dropped", ("basis", "dropped"), lines, "site")
     panel = Panel("share of the activations' bytes that was dropped", rows.height, draw, table,
                   bottom=0.48)  # fmt: skip
     return Plot(SPARSITY.format(number), title, (panel,), note)

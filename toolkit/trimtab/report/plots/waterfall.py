@@ -77,7 +77,7 @@ def _panel(one: Attribution, several: int) -> Panel:
         ),
         (one.whole.label, [cell(one.end, form), cell(None), cell(None)]),
     ]  # fmt: skip
-    table = numbers(one.metric.name, (one.metric.name, "change", "95 % interval"), lines)
+    table = numbers(one.metric.name, (one.metric.name, "change", "95 % interval"), lines, "step")
     return Panel(title, rows.height, draw, table)
 
 

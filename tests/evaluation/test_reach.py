@@ -1,0 +1,64 @@
+"""What a scenario cannot show of a stack, and that *latency* says so."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.evaluation.test_result import configured
+from tests.evaluation.vocabulary import node
+from trimtab.commands.evaluate import evaluate
+from trimtab.config import METRICS
+from trimtab.evaluation import reach
+from trimtab.evaluation.reach import unseen
+from trimtab.generation.executor import MOST_ROWS
+
+PAGE = 100  # tokens
+SHORT, LONG = "no text is longer than a page", "shorter than a draft may be"
+PREFILL = "of the unmodified model's time is prefill"
+
+
+def contender(*members: str) -> Any:
+    cache, drafter = (name if name in members else None for name in ("cache", "drafter"))
+    return SimpleNamespace(stack=SimpleNamespace(members=members, cache=cache, drafter=drafter))
+
+
+@pytest.mark.parametrize(
+    ("members", "texts", "decoding", "expected"),
+    [
+        ((), [(1, 1)], 0.0, []),
+        (("cache",), [(20, 40), (PAGE - 40, 40)], 0.5, [SHORT]),
+        (("cache",), [(20, 40), (PAGE - 39, 40)], 0.5, []),
+        (("drafter",), [(1, MOST_ROWS - 1)], 0.5, [LONG]),
+        (("drafter",), [(1, 2), (1, MOST_ROWS)], 0.5, []),
+        (("other",), [(1, 1)], 0.5, []),
+        (("other",), [(1, 1)], 0.24, [PREFILL]),
+        (("cache", "drafter"), [(1, 1)], 0.1, [SHORT, LONG, PREFILL]),
+    ],
+)
+def test_an_effect_that_a_scenario_is_too_small_for_is_named(
+    monkeypatch, members, texts, decoding, expected
+):
+    monkeypatch.setattr(reach.Pages, "of", lambda *_: SimpleNamespace(tokens=PAGE))
+    found = [*unseen("latency", "generation", contender(*members), texts, decoding)]
+    assert [part in one for one, part in zip(found, expected, strict=True)] == [True] * len(found)
+    assert all(one.startswith("scenario latency: ") and "raise generation." in one for one in found)
+
+
+def test_latency_says_what_it_cannot_show(tmp_path, monkeypatch):
+    monkeypatch.setattr(reach, "LEAST_DECODING", 1.1)
+    only = [f"~metrics.{name}" for name in METRICS if name not in ("greedy", "latency")]
+    config = configured(tmp_path, "model=random", "model.config=tiny-llama", *only)
+    warned = {}
+    for methods in (
+        {},
+        {"vattention": {"_target_": "trimtab.vattention.VAttention"}, **node("draft")},
+    ):
+        config.methods = methods
+        found = evaluate(config, "test")["warnings"]
+        warned[len(methods)] = [one for one in found if one.startswith("scenario latency: ")]
+    assert warned[0] == []
+    told = zip(warned[2], (SHORT, "texts of up to 6 tokens", PREFILL), strict=True)
+    assert all(part in one for one, part in told)
