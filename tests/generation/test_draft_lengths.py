@@ -51,7 +51,7 @@ def expected_tokens(chances: Sequence[float], length: int) -> float:
     return 1 + sum(itertools.accumulate(chances[:length], lambda a, b: a * b))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(texts=st.lists(chances, min_size=1, max_size=3), increases=increases)
 def test_no_other_lengths_yield_more_tokens_in_a_time(texts, increases):
     known = StepCosts((1.0, *itertools.accumulate(increases, initial=1.0))[1:])
