@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.progress import waiting
 from trimtab.settings import Settings, path_of, setting, settings
+from trimtab.text_files import BYTE_ORDER_MARK, json_lines, read_text, text_of
 
 KINDS = (".txt", ".md", ".jsonl")
-BYTE_ORDER_MARK = "\ufeff"
-UTF_16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
-CONVERT = "convert it: iconv -f UTF-16 -t UTF-8"
 
 
 @dataclass(frozen=True)
@@ -118,9 +114,10 @@ class FilesCorpus(CorpusSource):
     def documents(self) -> Iterator[Document]:
         for path in self._paths():
             if path.suffix == ".jsonl":
-                yield from _json_lines(path, self.text_field)
+                for number, text in json_lines(path, self.text_field):
+                    yield Document(f"{path}:{number}", text)
             else:
-                yield Document(str(path), _read(path))
+                yield Document(str(path), read_text(path))
 
     def _paths(self) -> list[Path]:
         named = path_of(self.glob)
@@ -175,38 +172,5 @@ class HubCorpus(CorpusSource):
             reason = str(error).splitlines()[0]
             raise ConfigError("corpus.name", self.name, f"cannot be loaded: {reason}") from error
         for number, row in enumerate(rows):
-            text = _text_of(row, self.text_field, f"{self.name}[{number}]")
+            text = text_of(row, self.text_field, f"{self.name}[{number}]")
             yield Document(f"{self.name}:{number}", text)
-
-
-def _read(path: Path) -> str:
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        utf16 = isinstance(error, UnicodeDecodeError) and error.object[:2] in UTF_16_MARKS
-        reason = f"it is UTF-16, {CONVERT}" if utf16 else error
-        raise TrimtabError(f"{path} cannot be read as UTF-8 text: {reason}") from error
-    if "\0" in text:
-        raise TrimtabError(f"{path} holds NUL characters: if it is UTF-16 or UTF-32, {CONVERT}")
-    return text
-
-
-def _json_lines(path: Path, field: str) -> Iterator[Document]:
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        line = line.lstrip(BYTE_ORDER_MARK)
-        if not line.strip():
-            continue
-        try:
-            record: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TrimtabError(f"{path}, line {number}: not JSON: {error}") from error
-        yield Document(f"{path}:{number}", _text_of(record, field, f"{path}, line {number}"))
-
-
-def _text_of(record: Any, field: str, place: str) -> str:
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
-        fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise TrimtabError(
-            f"{place}: no text in the field {field!r} (found: {fields}); set corpus.text_field"
-        )
-    return str(record[field])

@@ -6,8 +6,7 @@ module is imported before anything heavy, so that a mistyped setting is refused 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import StrEnum
@@ -30,6 +29,7 @@ from typing import (
 )
 
 from trimtab.errors import ConfigError
+from trimtab.ranges import accepted, within, written
 
 T = TypeVar("T")
 KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "a text, not empty"}
@@ -111,8 +111,8 @@ class Settings:
             value = self._converted(one, hint, value)
             object.__setattr__(self, one.name, value)
             items = value if isinstance(value, list) else [value]
-            if not all(item is None or _within(item, one.metadata["bounds"]) for item in items):
-                self.require(False, one.name, _range(one, hint))
+            if not all(item is None or within(item, one.metadata["bounds"]) for item in items):
+                self.require(False, one.name, accepted(one.metadata, hint))
 
     def require(self, holds: bool, name: str, expected: str) -> None:
         """Refuse the value of the setting `name` unless `holds`."""
@@ -134,7 +134,7 @@ class Settings:
             return value
         if issubclass(kind, StrEnum):
             if value not in list(kind):
-                self.require(False, one.name, _range(one, hint))
+                self.require(False, one.name, accepted(one.metadata, hint))
             return kind(value)
         if is_whole(value) if kind is int else _is_real(value):
             with suppress(OverflowError):  # a number that no float can be is out of any range
@@ -163,9 +163,9 @@ def describe(kind: type) -> Iterator[tuple[str, str]]:
     hints = get_type_hints(kind)
     for one in _explained(kind):
         default = defaults(kind)[one.name]
-        written = "required" if default == "???" else _written(default)
-        meaning, expected = one.metadata["meaning"], _range(one, hints[one.name])
-        yield f"{one.name}: {written}", meaning + (f" ({expected})" if expected else "")
+        told = "required" if default == "???" else written(default)
+        meaning, expected = one.metadata["meaning"], accepted(one.metadata, hints[one.name])
+        yield f"{one.name}: {told}", meaning + (f" ({expected})" if expected else "")
 
 
 def defaults(kind: type) -> dict[str, Any]:
@@ -184,38 +184,3 @@ def _explained(kind: Any) -> list[Field[Any]]:
 
 def _is_plain(kind: type, value: Any) -> bool:
     return type(value) is kind and (kind is not str or bool(str(value).strip()))
-
-
-def _within(value: Any, bounds: dict[str, float]) -> bool:
-    holds: dict[str, Callable[[float], bool]] = {
-        "at least": lambda bound: value >= bound,
-        "above": lambda bound: value > bound,
-        "at most": lambda bound: value <= bound,
-        "below": lambda bound: value < bound,
-    }
-    finite = not bounds or isinstance(value, int) or math.isfinite(value)
-    return finite and all(holds[name](bound) for name, bound in bounds.items())
-
-
-def _range(one: Field[Any], hint: Any) -> str:
-    """Say what is accepted: ``null or at least 1 tokens``, ``slot or mega``."""
-    kinds = get_args(hint) or (hint,)
-    choices = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, StrEnum)]
-    if choices:
-        text = " or ".join(choices[0]) if len(choices[0]) < 3 else f"one of {', '.join(choices[0])}"
-    else:
-        limits = (f"{name} {bound}" for name, bound in one.metadata["bounds"].items())
-        text = " and ".join(limits)
-        unit = one.metadata["unit"]
-        unit = unit.removesuffix("s") if text.endswith(" 1") else unit
-        text = f"{text} {unit}" if text and unit else text or unit
-        text = f"each {text}" if text and get_origin(hint) is list else text
-    return f"null or {text}" if text and NoneType in kinds else text
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)

@@ -100,7 +100,8 @@ class Rounds:
                 self._round(models, reader)
             more = self._more(began) if len(contenders) > 1 else iter(())
             for number in more:
-                title = f"More rounds, until ±{settings.precision:.0%} or {settings.seconds:.0f} s"
+                limits = f"±{settings.precision:.0%}, or {settings.seconds:.0f} s in all"
+                title = f"More rounds (until {limits})"
                 for _ in track(chain([number], more), title, settings.more_repeats):
                     self._round(models, reader)
 

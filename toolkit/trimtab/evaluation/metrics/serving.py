@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, ClassVar
 
-import numpy as np
-
 from trimtab.errors import ConfigError, TrimtabError
-from trimtab.evaluation.cache_memory import PAGEMAP
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.display import Column
 from trimtab.evaluation.intervals import Estimate, mean_ratio
@@ -18,16 +15,11 @@ from trimtab.evaluation.metrics.metric import Metric, Rows
 from trimtab.evaluation.reach import unseen
 from trimtab.evaluation.requests import Length, requests, spread
 from trimtab.evaluation.result import Result
-from trimtab.evaluation.serving import OWN_TEXT, Entrant, answer_in_turn, enough, entrants_of
+from trimtab.evaluation.server_rows import row_of, samples_of
+from trimtab.evaluation.serving import Entrant, answer_in_turn, enough, entrants_of
 from trimtab.evaluation.trace import read_trace
 from trimtab.evaluation.workload import Prompt
 from trimtab.progress import track
-
-RATES = ("requests_per_s", "texts_per_s", "tokens_per_s", "bytes_per_s")
-MEASURED = (
-    *RATES, "ttft_p50_ms", "ttft_p99_ms", "at_once", "preempted", "refused", "kv_committed_bytes",
-    "kv_wasted_bytes", "kv_measured_bytes",
-)  # fmt: skip
 
 
 class Serving(Metric):
@@ -119,8 +111,8 @@ class Serving(Metric):
         for count, entrants in self.entrants.items():
             sizes = [len(one.continuation.encode()) for one in self._prompts[count]]
             for one in entrants.values():
-                rows.append(_row(count, one, sum(sizes)))
-                samples += _samples(count, one)
+                rows.append(row_of(count, one, sum(sizes)))
+                samples += samples_of(count, one)
         result.put("serving.servers", rows)
         result.put("samples.serving", samples)
         result.put("samples.serving_requests", self._requests())
@@ -160,50 +152,3 @@ class Serving(Metric):
         texts = [(len(one.prompt), one.new) for one in largest["candidate"].requests]
         for text in unseen("serving", "serving", candidate, texts, median(shares or [1.0])):
             result.warn(text)
-
-
-def _row(count: int, one: Entrant, size: int) -> dict[str, Any]:
-    """Return what a server did with so many requests, whose texts have `size` bytes in all."""
-    row: dict[str, Any] = {"requests": count, "server": one.name, "rounds": len(one.answers)}
-    row |= dict.fromkeys(MEASURED)
-    if one.failure is not None:
-        return row | {"reason": one.failure}
-    seconds = sum(answer.seconds for answer in one.answers)
-    first = 1e3 * np.array([answer.first for answer in one.answers])
-    answered = count - one.refused
-    tokens = sum(map(len, one.answers[0].tokens))
-    memory = [answer.memory for answer in one.answers]
-    committed, live = max(held.committed for held in memory), max(held.live for held in memory)
-    sums = dict(zip(RATES, (answered, answered, tokens, size), strict=True))
-    row |= {name: value * len(one.answers) / seconds for name, value in sums.items()}
-    row |= {
-        "ttft_p50_ms": float(np.percentile(first, 50)),
-        "ttft_p99_ms": float(np.percentile(first, 99)),
-        "at_once": one.answers[0].at_once,
-        "preempted": one.answers[0].preempted,
-        "refused": one.refused,
-        "kv_committed_bytes": committed,
-        "kv_wasted_bytes": committed - live,
-        "kv_measured_bytes": memory[-1].measured,
-    }
-    reasons = []
-    if one.own_text or one.refused:
-        row["bytes_per_s"] = None
-        reasons.append(f"bytes_per_s: {OWN_TEXT if one.own_text else 'requests were refused'}")
-    if row["kv_measured_bytes"] is None:
-        reasons.append(f"kv_measured_bytes: no {PAGEMAP}, or a cache on a GPU")
-    return row | {"reason": "; ".join(reasons) or None}
-
-
-def _samples(count: int, one: Entrant) -> Rows:
-    return [
-        {
-            "requests": count,
-            "server": one.name,
-            "round": number,
-            "seconds": answer.seconds,
-            "first": answer.first,
-            "preempted": answer.preempted,
-        }
-        for number, answer in enumerate(one.answers)
-    ]

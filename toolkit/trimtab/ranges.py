@@ -1,0 +1,46 @@
+"""What a setting accepts, checked and in words, for `trimtab.settings`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+
+def within(value: Any, bounds: Mapping[str, float]) -> bool:
+    """Return whether a value is within bounds, by their names."""
+    holds: dict[str, Callable[[float], bool]] = {
+        "at least": lambda bound: value >= bound,
+        "above": lambda bound: value > bound,
+        "at most": lambda bound: value <= bound,
+        "below": lambda bound: value < bound,
+    }
+    finite = not bounds or isinstance(value, int) or math.isfinite(value)
+    return finite and all(holds[name](bound) for name, bound in bounds.items())
+
+
+def accepted(metadata: Mapping[str, Any], hint: Any) -> str:
+    """Say what is accepted: ``null or at least 1 tokens``, ``slot or mega``."""
+    kinds = get_args(hint) or (hint,)
+    choices = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, StrEnum)]
+    if choices:
+        text = " or ".join(choices[0]) if len(choices[0]) < 3 else f"one of {', '.join(choices[0])}"
+    else:
+        limits = (f"{name} {bound}" for name, bound in metadata["bounds"].items())
+        text = " and ".join(limits)
+        unit = metadata["unit"]
+        unit = unit.removesuffix("s") if text.endswith(" 1") else unit
+        text = f"{text} {unit}" if text and unit else text or unit
+        text = f"each {text}" if text and get_origin(hint) is list else text
+    return f"null or {text}" if text and NoneType in kinds else text
+
+
+def written(value: Any) -> str:
+    """Return a value as it is typed."""
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)

@@ -1,0 +1,69 @@
+"""Text in files and in records, for `trimtab.corpora`."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import TrimtabError
+
+BYTE_ORDER_MARK = "\ufeff"
+UTF_16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+CONVERT = "convert it: iconv -f UTF-16 -t UTF-8"
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises
+    ------
+    TrimtabError
+        If it is no UTF-8 text.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        utf16 = isinstance(error, UnicodeDecodeError) and error.object[:2] in UTF_16_MARKS
+        reason = f"it is UTF-16, {CONVERT}" if utf16 else error
+        raise TrimtabError(f"{path} cannot be read as UTF-8 text: {reason}") from error
+    if "\0" in text:
+        raise TrimtabError(f"{path} holds NUL characters: if it is UTF-16 or UTF-32, {CONVERT}")
+    return text
+
+
+def json_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of every line of a file that is not empty.
+
+    Raises
+    ------
+    TrimtabError
+        If a line is no JSON object with a text in this field.
+    """
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        line = line.lstrip(BYTE_ORDER_MARK)
+        if not line.strip():
+            continue
+        try:
+            record: Any = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TrimtabError(f"{path}, line {number}: not JSON: {error}") from error
+        yield number, text_of(record, field, f"{path}, line {number}")
+
+
+def text_of(record: Any, field: str, place: str) -> str:
+    """Return the text in a field of a record.
+
+    Raises
+    ------
+    TrimtabError
+        If there is none; it names the place that the record is from.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        raise TrimtabError(
+            f"{place}: no text in the field {field!r} (found: {fields}); set corpus.text_field"
+        )
+    return str(record[field])
