@@ -23,7 +23,7 @@ from trimtab.method import EXPORTED, Method
 from trimtab.models.fingerprint import tokenizer_fingerprint
 from trimtab.registry import targets
 
-SCHEMA = 5
+SCHEMA = 6
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab import shards
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.rows.combination import combined, weights
 from trimtab.adaptivocab.rows.extended import NewRows, extended
@@ -100,6 +101,10 @@ class RowFitter:
         rows = self._fit(ngrams, passages, [text.states for text in texts])
         if not self.output:
             rows = NewRows.of_input(rows.input)
+        # Processes that share a calibration have all fitted them, maybe on machines that differ.
+        own = rows.to_tensors()
+        first = shards.shared(own)
+        rows = NewRows(**{name: part.to(own[name].device) for name, part in first.items()})
         return Extension(ngrams, rows, tokenizer)
 
     def _fit(
