@@ -77,7 +77,7 @@ class Artifact:
     statistics : dict
         What the calibration measured, JSON values only; reproducible to the bit.
     run : dict
-        Packages, device, wall time and memory: what differs from one run to the next.
+        Packages, device, processes, wall time and memory: what differs from one run to the next.
     tensors : dict of str to Tensor
     files : dict of str to bytes
         Other files, by their path within the artifact's folder.

@@ -35,7 +35,8 @@ def calibrate(
     """Return the artifact and its folder, calibrating only where there is none yet.
 
     A calibration that was killed is resumed, one that another process is at is waited for.
-    Nothing under the artifact's own folder is written before all of it is there.
+    Nothing under the artifact's own folder is written before all of it is there. Of processes that
+    share it (`trimtab.shards`), one takes the lock and writes.
 
     Parameters
     ----------

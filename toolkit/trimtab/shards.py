@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from trimtab.errors import TrimtabError
-from trimtab.progress import mute, unmute
+from trimtab.progress import mute, track, unmute
 
+T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # with a process that works alone; one that ended is noticed at once
 
 _PLACE = [0, 1]  # the number of this process, and how many there are
@@ -144,10 +146,7 @@ def shared(own: Mapping[str, Tensor], source: int = 0) -> dict[str, Tensor]:
     header = torch.empty(0, dtype=torch.uint8)
     if rank() == source:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in own.items()}
-        described = {
-            name: [str(tensor.dtype).removeprefix("torch."), [*tensor.shape]]
-            for name, tensor in tensors.items()
-        }
+        described = {name: [str(one.dtype)[6:], [*one.shape]] for name, one in tensors.items()}
         header = torch.tensor(list(json.dumps(described).encode()), dtype=torch.uint8)
     size = torch.tensor(len(header))
     with _together():
@@ -159,6 +158,24 @@ def shared(own: Mapping[str, Tensor], source: int = 0) -> dict[str, Tensor]:
                 tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype))
             dist.broadcast(_bytes(tensors[name]), source)
     return tensors
+
+
+def each(
+    items: Sequence[T], run: Callable[[T], Mapping[str, Tensor]], description: str
+) -> list[dict[str, Tensor]]:
+    """Return what `run` makes of every item, with a progress bar; each process runs its share."""
+    numbers = mine(torch.arange(len(items))).tolist()
+    own = {
+        f"{number}.{name}": tensor
+        for number in track(numbers, description, len(numbers))
+        for name, tensor in run(items[number]).items()
+    }
+    found: list[dict[str, Tensor]] = [{} for _ in items]
+    for source in range(count()):
+        for key, tensor in shared(own, source).items():
+            number, name = key.split(".", 1)
+            found[int(number)][name] = tensor
+    return found
 
 
 def wait() -> None:

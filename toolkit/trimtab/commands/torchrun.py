@@ -31,7 +31,7 @@ def one_speaks() -> Iterator[None]:
         mute()
     try:
         yield
-    except SystemExit:
-        if is_muted():
+    except SystemExit as end:
+        if end.code and is_muted():
             time.sleep(GRACE)
         raise

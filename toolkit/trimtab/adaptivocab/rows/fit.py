@@ -25,7 +25,6 @@ from trimtab.adaptivocab.settings import Rows
 from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.corpus import start_token
 from trimtab.models.facts import final_softcap
-from trimtab.progress import track
 
 ON_TEXT = (Rows.fitted, Rows.distilled)  # fitted on texts, by gradient and L-BFGS
 FROM_EXPONENTIAL = (*ON_TEXT, Rows.recovered)  # begin with the paper's rows
@@ -148,12 +147,16 @@ class RowFitter:
         head: Any = self._model.get_output_embeddings()
         rows = NewRows.of_input(new_input)
         firsts, device = targets.trie.firsts, head.weight.device
-        hidden, rest = [], []
+
+        def run(passage: Passage) -> dict[str, Tensor]:
+            logits, states = predict(self._model, passage.merged, self.start)
+            logits[:, firsts.to(logits.device)] = -torch.inf
+            return {"hidden": states, "rest": logits.logsumexp(-1)}
+
         with extended(self._model, rows, output=False):
-            for passage in track(passages, "Hidden states of n-grams", len(passages)):
-                logits, states = predict(self._model, passage.merged, self.start)
-                logits[:, firsts.to(logits.device)] = -torch.inf
-                hidden.append(states.to(device))
-                rest.append(logits.logsumexp(-1).to(device))
+            found = shards.each(passages, run, "Hidden states of n-grams")
+        hidden, rest = (
+            torch.cat([one[name] for one in found]).to(device) for name in ("hidden", "rest")
+        )
         softcap = final_softcap(self._model.config)
-        return HeadFeatures(torch.cat(hidden), torch.cat(rest), targets, softcap)
+        return HeadFeatures(hidden, rest, targets, softcap)
