@@ -151,7 +151,7 @@ def test_the_devices_of_a_model_that_lies_on_several_are_named(tmp_path):
     jobs = load_jobs(written(tmp_path, [{**result("vattention"), "device": "cuda:0"}, spread]))
     first, second = document(jobs, [], []).machines
     assert "cuda" not in first
-    assert "A CPU, 2 threads on cuda:0 (52%) and cuda:1 (48%); torch 2" in second
+    assert "A CPU, 2 threads on cuda:0 (52%) and cuda:1 (48%), weights in" in second
 
 
 def test_settings_of_one_name_are_told_apart(tmp_path):
