@@ -24,7 +24,7 @@ from trimtab.method import EXPORTED, Method
 from trimtab.models.fingerprint import tokenizer_fingerprint
 from trimtab.registry import targets
 
-SCHEMA = 5
+SCHEMA = 6
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
 
 
@@ -81,7 +81,7 @@ class Artifact:
     statistics : dict
         What the calibration measured, JSON values only; reproducible to the bit.
     run : dict
-        Packages, device, wall time and memory: what differs from one run to the next.
+        Packages, device, processes, wall time and memory: what differs from one run to the next.
     tensors : dict of str to Tensor
     files : dict of str to bytes
         Other files, by their path within the artifact's folder.

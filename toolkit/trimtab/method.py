@@ -102,7 +102,7 @@ class Method(ABC):
 
         Deterministic: a calibration that was killed and started again on the same `checkpoint`
         folder returns the same tensors and statistics, bit for bit, on the same machine with the
-        same number of threads.
+        same number of threads. So do several processes that share it (`trimtab.shards`).
 
         Parameters
         ----------
@@ -139,6 +139,7 @@ class Method(ABC):
         TrimtabError
             If the corpus is too small.
         """
+        from trimtab import shards
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
@@ -173,6 +174,7 @@ class Method(ABC):
             run={
                 "wall_seconds": time.perf_counter() - started,
                 "device": str(model.device),
+                "processes": shards.count(),
                 "peak_host_bytes": peak_host_bytes(),
                 "packages": package_versions(),
             },

@@ -15,7 +15,7 @@ from trimtab.environment import describe_environment
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.job import Job
-from trimtab.evaluation.memory import copied
+from trimtab.evaluation.memory import copied, device_names
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.schema import SCHEMA
@@ -168,7 +168,7 @@ def _measured(
         "corpus.documents": len(documents),
         "generation.set_aside": set_aside(optimized.model),
         "kernel": optimized.applied.kernel,
-        "device": str(optimized.model.device),
+        "device": device_names(optimized.model),
     }.items():
         result.put(name, value)
     first, candidate, measured = _measure(optimized, metrics, baseline)
