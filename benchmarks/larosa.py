@@ -1,6 +1,7 @@
 """Likelihood against sparsity: ours, LaRoSA's, TEAL's and WINA's choices on the same model.
 
-    python benchmarks/larosa.py [--windows 8] [--budgets 0.55 …] [--nominal 0.4 …] [--out FOLDER]
+    python benchmarks/larosa.py [--model smollm2-135m] [--windows 8] [--budgets 0.55 …]
+                                [--nominal 0.4 …] [--out FOLDER]
 
 Every method runs in this toolkit's sparse model, on every token and at every site, and is scored
 on the same windows of two texts, Python's documentation and its standard library's source code:
@@ -21,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kv_parts.generating import EMBEDDED, model_config
 from larosa_report import write_report
 from texts import python_texts
 
@@ -45,7 +47,6 @@ from trimtab.larosa import (
     Transforms,
 )
 from trimtab.models.loading import LoadedModel, load_model
-from trimtab.models.sources import DType, EmbeddedModel
 from trimtab.progress import say
 
 SHARED = ("moments", "entering", "fisher")  # what no setting of LaRoSA changes
@@ -172,6 +173,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=EMBEDDED, help="or gemma3-270m, a name, a folder")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.55, 0.65, 0.75, 0.85])
     parser.add_argument("--nominal", type=float, nargs="*", default=[0.25, 0.4, 0.5, 0.6, 0.7])
@@ -182,6 +184,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("larosa-benchmark"))
     options = parser.parse_args()
+    options.device, options.seed = "auto", 0
     jobs = [(Count.bytes, 1 - share, name) for share in options.budgets for name in EQUAL_BYTES]
     jobs += [(Count.nominal, share, name) for share in options.nominal for name in NOMINAL]
     jobs = [job for job in jobs if job[-1] in options.methods]
@@ -198,7 +201,7 @@ def main() -> None:
     windows = {
         text.name: quality_windows(text.documents(Split.test), config) for text in texts.values()
     }
-    loaded = load_model(EmbeddedModel(device="auto", dtype=DType.auto))
+    loaded = load_model(model_config(options))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(loaded, texts[options.calibrate], windows, Path(folder))
         dense = {text: bench.nats(text) for text in windows}

@@ -1,6 +1,7 @@
 """AdaptiVocab's parts, one by one: what n-grams save, what their rows cost, what is really free.
 
-    python benchmarks/vocabulary.py [--text docs|source] [--size 2000] [--parts rows …]
+    python benchmarks/vocabulary.py [--model smollm2-135m] [--text docs|source] [--size 2000]
+                                    [--parts rows …]
 
 Everything is measured on held-out documents of the text that was calibrated on, and, where an
 n-gram could do harm, on the other text too: Python's documentation and its standard library's
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import positive
+from kv_parts.generating import EMBEDDED
 from vocabulary_parts.bench import WINDOW, Bench, Record
 from vocabulary_parts.loss import operating_points, rows
 from vocabulary_parts.saving import drafting, encoding, mining
@@ -46,6 +48,7 @@ def summary(record: Record) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=EMBEDDED, help="or gemma3-270m, a name, a folder")
     parser.add_argument("--text", choices=("docs", "source"), default="docs")
     parser.add_argument("--size", type=positive, default=2000)
     parser.add_argument("--fit-tokens", type=positive, default=32768)
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path("vocabulary-benchmark"))
     options = parser.parse_args()
+    options.device, options.seed = "auto", 0
     if options.test_tokens < 2 * WINDOW:
         parser.error(
             f"--test-tokens {options.test_tokens}: expected at least {2 * WINDOW}, two passages "
@@ -62,7 +66,11 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     prepare(0, None)
     bench = Bench(options)
-    found: dict[str, Any] = {"environment": describe_environment(0), "text": bench.corpus.name}
+    found: dict[str, Any] = {
+        "environment": describe_environment(0),
+        "model": options.model,
+        "text": bench.corpus.name,
+    }
     for part in options.parts:
         found[part] = []
         for record in PARTS[part](bench):

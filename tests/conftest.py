@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -32,6 +33,8 @@ from trimtab.models.sources import DType, EmbeddedModel, RandomModel
 from trimtab.vattention import host
 
 torch.set_num_threads(1)
+settings.register_profile("unhurried", deadline=None)  # others may be busy on the machine
+settings.load_profile("unhurried")
 # Freed memory is kept for the next tensor: the system takes long to hand out the same pages again.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**25}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -40,7 +43,7 @@ for parameter, size in zip((M_TRIM_THRESHOLD, M_MMAP_THRESHOLD), MALLOC.values()
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [name for name in shapes() if name.startswith("tiny-")]
-FLAT = StepCosts((1.0,) * MOST_ROWS)
+FLAT = StepCosts((1.0,) * MOST_ROWS, "2026-01-01T00:00:00Z")
 TINY = ["model=random", "model.config=tiny-llama"]
 SMALL = ["tokens=512", "window=64"]
 

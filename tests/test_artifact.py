@@ -1,9 +1,13 @@
+import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
+import trimtab
+from trimtab.adaptivocab import AdaptiVocab
 from trimtab.artifact import DESCRIPTION, TENSORS, Artifact, ArtifactKey
 from trimtab.errors import ArtifactError
 from trimtab.larosa import LaRoSA
@@ -96,7 +100,7 @@ def test_another_schema_version_is_refused_by_number(tmp_path):
     artifact().save(tmp_path / "a")
     path = tmp_path / "a" / DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
-    with pytest.raises(ArtifactError, match="schema version 99, this version reads 5"):
+    with pytest.raises(ArtifactError, match="schema version 99, this version reads 6"):
         Artifact.load(tmp_path / "a")
 
 
@@ -125,8 +129,7 @@ def test_saving_again_keeps_the_first_unless_told_to_replace_it(tmp_path):
 
 
 def test_a_failed_save_leaves_nothing(tmp_path):
-    broken = artifact()
-    broken.statistics = {"tokens": float("nan")}  # no JSON value
+    broken = replace(artifact(), statistics={"tokens": float("nan")})  # no JSON value
     with pytest.raises(ValueError, match="not JSON compliant"):
         broken.save(tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
@@ -143,3 +146,76 @@ def test_a_method_may_need_no_tensors(tmp_path):
     empty = replace(artifact(), tensors={}, files={})
     empty.save(tmp_path / "a")
     assert Artifact.load(tmp_path / "a").tensors == {}
+
+
+EDITS: dict[str, tuple[Callable[[Artifact], object], str]] = {
+    "a parameter removed": (lambda one: one.parameters.pop("plan"), "parameters"),
+    "a value inside": (lambda one: one.parameters["plan"]["sites"].append(1.0), "parameters"),
+    "other parameters": (lambda one: setattr(one, "parameters", {}), "parameters"),
+    "a tensor removed": (lambda one: one.tensors.pop("scalar"), r"tensors\['scalar'\]"),
+    "all removed": (lambda one: one.tensors.clear(), r"tensors\['\w+'\] and 1 more"),
+    "another": (lambda one: one.tensors.update(x=torch.ones(1)), r"tensors\['x'\]"),
+    "no tensor": (lambda one: one.tensors.update(scalar=None), r"tensors\['scalar'\]"),
+    "another shape": (
+        lambda one: one.tensors.update(transposed=one.tensors["transposed"][:2]),
+        r"tensors\['transposed'\]",
+    ),
+    "another dtype": (
+        lambda one: one.tensors.update(scalar=one.tensors["scalar"].half()),
+        r"tensors\['scalar'\]",
+    ),
+    "in place": (lambda one: one.tensors["transposed"].neg_(), r"tensors\['transposed'\]"),
+    "a file": (lambda one: one.files.update({FILE: b"{}"}), rf"files\['{FILE}'\]"),
+    "a statistic": (lambda one: one.statistics.pop("tokens"), "statistics"),
+    "a setting": (lambda one: one.key.config.update(sparsity=0.9), "key"),
+}
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("name", EDITS)
+def test_what_was_edited_in_memory_is_named_and_not_saved(tmp_path, name, loaded):
+    own = artifact()
+    own.require_unedited()
+    if loaded:
+        own.save(tmp_path / "a")
+        own = Artifact.load(tmp_path / "a")
+    edit, part = EDITS[name]
+    edit(own)
+    with pytest.raises(ArtifactError, match=f"was edited in memory, {part}: load it again"):
+        own.save(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    replace(own).require_unedited()
+
+
+@pytest.mark.parametrize(
+    ("method", "edits"),
+    [
+        (
+            LaRoSA(tokens=512, window=64, probe_tokens=128),
+            [lambda one: one.parameters.clear(), lambda one: one.tensors.clear()],
+        ),
+        (
+            AdaptiVocab(mode="full", size=8, max_bpb_increase=None, rows="mean"),
+            [lambda one: one.tensors.pop("merged"), lambda one: one.files.popitem()],
+        ),
+    ],
+    ids=lambda one: getattr(one, "name", ""),
+)
+def test_what_was_edited_in_memory_is_neither_applied_nor_exported(
+    tmp_path, corpus, tiny_llama, method, edits
+):
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    made = method.calibrate(model, tokenizer, corpus)
+    for edit in edits:
+        edited = copy.deepcopy(made)
+        edit(edited)
+        for use in (
+            lambda one=edited: trimtab.apply(model, tokenizer, [one]).__enter__(),
+            lambda one=edited: method.apply(model, tokenizer, one),
+            lambda one=edited: one.export(model, tmp_path / "out", tokenizer),
+        ):
+            with pytest.raises(ArtifactError, match="was edited in memory"):
+                use()
+    assert not (tmp_path / "out").exists()
+    with trimtab.apply(model, tokenizer, [copy.deepcopy(made)]):
+        pass

@@ -457,6 +457,20 @@ def test_variables_of_wandb_are_the_defaults_of_tracking(monkeypatch, name):
     monkeypatch.setenv("WANDB_MODE", "sometimes")
     assert "WANDB_MODE" in refused(name)
     assert "Invalid value 'sometimes'" in refused(name)
+    for old, mode in (("dryrun", "offline"), ("run", "online")):
+        monkeypatch.setenv("WANDB_MODE", old)
+        assert typed(composed(name), KINDS[name]).tracking.mode == mode
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("value", ["true", "1", "YES", "false", ""])
+def test_wandb_is_disabled_by_its_own_switch(monkeypatch, name, value):
+    monkeypatch.setenv("WANDB_DISABLED", value)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    disabled = value not in ("false", "")
+    found = typed(composed(name), KINDS[name]).tracking.mode
+    assert found == ("disabled" if disabled else "online")
+    assert typed(composed(name, "tracking.mode=offline"), KINDS[name]).tracking.mode == "offline"
 
 
 @pytest.mark.parametrize("plus", ["", "++"])

@@ -192,6 +192,23 @@ def test_disabled_tracking_leaves_nothing(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WANDB_DISABLED": "true", "WANDB_MODE": ""}, "No W&B run is kept: WANDB_DISABLED=true"),
+        ({"WANDB_MODE": "disabled"}, "No W&B run is kept: WANDB_MODE=disabled"),
+        ({"WANDB_MODE": "offline"}, ""),
+    ],
+)
+def test_a_command_says_which_variable_disables_tracking(command, tmp_path, variables, said):
+    given = [] if said else ["tracking.mode=disabled"]
+    done = command("calibrate.py", *TINY, *SMALL, *given, **variables)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("wandb*"))
+    assert "No W&B run is kept" in done.stderr or not said
+    assert said in done.stderr.splitlines() or "W&B" not in done.stderr
+
+
 def test_a_run_online_without_a_login_is_refused_with_the_way_out(monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

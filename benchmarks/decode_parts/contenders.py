@@ -187,7 +187,8 @@ def llama(setting: Setting) -> Iterator[Contender]:
     for kind in llama_cpp.WITH[dtype]:
         huge = options.memory is Backing.huge
         with tempfile.TemporaryDirectory() as folder, collapsed() if huge else nullcontext():
-            run = llama_cpp.LlamaCpp(kind, Path(folder), options.context, options.new_tokens)
+            sizes = options.context, options.new_tokens
+            run = llama_cpp.LlamaCpp(options.model, kind, Path(folder), *sizes)
         # float16 or bfloat16 beside bfloat16: keys and values are as large in either.
         size = run.weight_bytes
         yield Contender(f"llama.cpp, {kind}", run, lambda size=size: size, setting.token_bytes)

@@ -1,4 +1,4 @@
-"""llama.cpp, through the package xllamacpp, on the weights of the embedded model."""
+"""llama.cpp, through the package xllamacpp, on the weights of an embedded model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, LlamaFileType
 from gguf.quants import dequantize, quantize
-from kv_parts.generating import EMBEDDED
 
 from decode_parts.continuation import Continuation, MissingError
-from trimtab.models.embedded import gguf_file
+from trimtab.models.embedded import PACKAGES, gguf_file
 
 # By the type of the weights: the file's, the tensors', and the KV cache's, named as in xllamacpp.
 KINDS = {
@@ -31,6 +30,8 @@ class LlamaCpp:
 
     Parameters
     ----------
+    model : str
+        A key of `trimtab.models.embedded.PACKAGES`.
     kind : str
         Type of the weights, a key of `KINDS`. Keys and values are of the same type.
     folder : Path
@@ -44,12 +45,13 @@ class LlamaCpp:
         Of all tensors, each of which a step reads: the embedding is the head too.
     """
 
-    def __init__(self, kind: str, folder: Path, context: int, new: int) -> None:
+    def __init__(self, model: str, kind: str, folder: Path, context: int, new: int) -> None:
         import xllamacpp
 
         file_type, tensor_type, cache_type = KINDS[kind]
         path = folder / f"{kind}.gguf"
-        self.weight_bytes = write_gguf(gguf_file(), path, file_type, tensor_type)
+        with gguf_file(model) as source:
+            self.weight_bytes = write_gguf(source, path, file_type, tensor_type)
         params: Any = xllamacpp.CommonParams()
         params.model.path = str(path)
         # The weights are memory of the process, like the others', and not pages of a file.
@@ -83,8 +85,8 @@ def require_available(model: str) -> None:
     """Raise `MissingError` where llama.cpp cannot run a model."""
     if find_spec("xllamacpp") is None:
         raise MissingError("pip install xllamacpp")
-    if model != EMBEDDED:
-        raise MissingError(f"only {EMBEDDED} has a GGUF file to copy the settings from")
+    if model not in PACKAGES:
+        raise MissingError(f"only {' and '.join(PACKAGES)} have a GGUF file to copy settings from")
 
 
 def described() -> dict[str, str] | None:

@@ -16,7 +16,14 @@ from trimtab.generation import Engine
 from trimtab.generation.stopping import stop_tokens
 from trimtab.models.loading import load_model
 from trimtab.models.random import shapes
-from trimtab.models.sources import DType, EmbeddedModel, HubModel, ModelSource, RandomModel
+from trimtab.models.sources import (
+    DType,
+    EmbeddedModel,
+    Gemma3Model,
+    HubModel,
+    ModelSource,
+    RandomModel,
+)
 from trimtab.vattention.cache import VirtualCache
 from trimtab.vattention.settings import CacheSettings
 
@@ -140,8 +147,9 @@ class Texts:
 def model_config(options: Options, dtype: DType = DType.auto) -> ModelSource:
     """Return the source of the model: embedded, a shipped shape, or the hub."""
     common = {"device": options.device, "dtype": dtype}
-    if options.model == EMBEDDED:
-        return EmbeddedModel(**common)
+    for kind in (EmbeddedModel, Gemma3Model):
+        if options.model == kind.package:
+            return kind(**common)
     if options.model in shapes():
         return RandomModel(**common, config=options.model, seed=options.seed)
     return HubModel(**common, name=options.model, revision=None, device_map=None)

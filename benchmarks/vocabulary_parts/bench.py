@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from kv_parts.generating import model_config
 from texts import python_texts
 
 from trimtab.adaptivocab.calibrate import SELECTIONS
@@ -20,7 +21,6 @@ from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.corpus import Corpus, Split, encode, start_token
 from trimtab.evaluation.intervals import Estimate, rate_difference
 from trimtab.models.loading import load_model
-from trimtab.models.sources import DType, EmbeddedModel
 from trimtab.windows import text_windows
 
 MAX_NGRAM = 4
@@ -33,7 +33,7 @@ class Bench:
     """One model, a text to calibrate on, and another, where n-grams could do harm."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.loaded = load_model(EmbeddedModel(device="auto", dtype=DType.auto))
+        self.loaded = load_model(model_config(options))
         self.texts = python_texts()
         self.corpus = self.texts.pop(options.text)
         (self.other,) = self.texts.values()

@@ -108,3 +108,14 @@ def test_a_checkpoint_that_says_not_to_use_a_cache_is_measured_with_one(corpus, 
         assert found["kv"][figure] == expected["kv"][figure] > 0
     with trimtab.apply(without, byte_tokenizer(), []) as optimized, torch.inference_mode():
         assert len(optimized.generate(["word"], max_new_tokens=3)[0].tokens) == 3
+
+
+@pytest.mark.parametrize("stack", STACKS, ids=["transformers", "engine"])
+def test_a_model_each_of_whose_tokens_ends_a_text_is_refused(corpus, stack):
+    model = tiny().model
+    model.generation_config.eos_token_id = [*range(1, 256)]
+    assert measure(model, corpus, stack)["quality"]["greedy_agreement"] == 1.0
+    model.generation_config.eos_token_id = [*range(256)]
+    message = "lists 257 tokens as eos_token_id, all of the tokenizer's, so that every text ends"
+    with pytest.raises(MisfitError, match=message):
+        measure(model, corpus, stack)

@@ -170,6 +170,9 @@ def test_every_missing_figure_has_a_reason_and_every_reason_a_missing_figure(
     result = run(folder, *source, f"paired={paired}")
     missing = {name for name, value in leaves(result).items() if value is None}
     assert missing == set(result["reasons"])
+    rows = [row for table in result["samples"].values() for row in table or ()]
+    assert rows
+    assert not [row for row in rows if isinstance(row, dict) and None in row.values()]
     if model == "random":
         assert {"quality.bits_per_byte", "quality.greedy_agreement"} <= missing
     elif paired == "false":

@@ -266,6 +266,8 @@ def test_the_control_is_beaten_only_where_the_whole_interval_says_so():
 def test_greedy_texts_in_other_tokens_are_compared_up_to_the_shorter_one():
     assert agreement("abcdef", "abcdefgh") == (1, 1)
     assert agreement("abcdefgh", "abXd") == (0.5, 0)
+    assert agreement("", "abc") == (0, 0)
+    assert agreement("", "") == (1, 1)
 
 
 def test_where_only_the_prompt_changes_the_base_tokens_are_the_output_anyway(results):

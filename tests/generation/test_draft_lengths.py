@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.conftest import FLAT
 from tests.generation.models import engine_for, model_of, prompts_of
 from tests.generation.toys import Guesses, request_of
-from trimtab.generation import costs
+from trimtab.generation import cost_cache, costs
 from trimtab.generation.costs import StepCosts, step_costs
 from trimtab.generation.drafts import WORTH, Drafts
 from trimtab.generation.executor import MOST_ROWS
 from trimtab.generation.forward import Forward
-from trimtab_kernels.decode_step import cpu
+from trimtab_kernels.decode_step import Selection, SiteInput, cpu
 
 chances = st.lists(st.floats(0.01, 1.0), max_size=4)
 increases = st.lists(st.floats(0.0, 1.0), min_size=7, max_size=7)
@@ -47,7 +51,7 @@ def expected_tokens(chances: Sequence[float], length: int) -> float:
     return 1 + sum(itertools.accumulate(chances[:length], lambda a, b: a * b))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(texts=st.lists(chances, min_size=1, max_size=3), increases=increases)
 def test_no_other_lengths_yield_more_tokens_in_a_time(texts, increases):
     known = StepCosts((1.0, *itertools.accumulate(increases, initial=1.0))[1:])
@@ -128,15 +132,26 @@ def test_counts_of_a_draft_by_position():
     assert stats.proposed == 9
 
 
-@pytest.mark.parametrize("by_modules", [False, True])
-def test_costs_are_measured_once_for_a_model_as_it_is(monkeypatch, by_modules):
+@pytest.fixture
+def measures(monkeypatch, tmp_path):
+    """Have engines measure the costs of steps, and keep them in a folder of the test's own."""
     monkeypatch.setattr("trimtab.generation.engine.step_costs", step_costs)
+    monkeypatch.setattr(costs, "ENOUGH", 0)
+    monkeypatch.setattr(cost_cache, "cache_folder", lambda: tmp_path / "cache")
+
+
+@pytest.fixture
+def measured(measures, monkeypatch):
+    """Return the list of measurements, which grows with each."""
+    made, fastest = [], costs._fastest
+    monkeypatch.setattr(costs, "_fastest", lambda steps: made.append(1) or fastest(steps))
+    return made
+
+
+@pytest.mark.parametrize("by_modules", [False, True])
+def test_costs_are_measured_once_for_a_model_as_it_is(monkeypatch, measured, by_modules):
     if by_modules:
         monkeypatch.setattr(cpu, "unavailable", lambda *_: "for this test")
-    measured = []
-    fastest = costs._fastest
-    monkeypatch.setattr(costs, "_fastest", lambda steps: measured.append(1) or fastest(steps))
-    monkeypatch.setattr(costs, "ENOUGH", 0)
     model = model_of()
 
     def entered(max_len: int) -> list[float]:
@@ -159,9 +174,85 @@ def test_costs_are_measured_once_for_a_model_as_it_is(monkeypatch, by_modules):
     assert len(measured) == 2
 
 
+def stats_of(model):
+    with engine_for(model, drafter=Guesses(0, 0)) as engine:
+        return engine.stats
+
+
+def test_costs_are_kept_for_the_next_process(measured):
+    """A new model object of the same kind stands for one of another process."""
+    first = stats_of(model_of())
+    again = stats_of(model_of())
+    assert again.step_costs == first.step_costs
+    assert again.step_costs_measured == first.step_costs_measured
+    age = datetime.now(UTC) - datetime.fromisoformat(first.step_costs_measured)
+    assert timedelta(0) <= age < timedelta(minutes=5)
+    assert len(measured) == 1
+
+
+class Selecting(nn.Module):
+    """Stands for a module that drops what is below a threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def site_input(self) -> SiteInput:
+        return SiteInput(selection=Selection(32, self.threshold))
+
+
+def test_costs_belong_to_what_a_method_skips():
+    model, kv = model_of(), SimpleNamespace(lengths=range(2))
+
+    def subject(threshold: float) -> str:
+        model.extra = Selecting(threshold)
+        return cost_cache.subject_of(model, "executor", kv, 8)
+
+    assert subject(0.5) == subject(0.5) != subject(0.6)
+
+
+def other_model(monkeypatch):
+    return model_of("qwen3")
+
+
+def other_processor(monkeypatch):
+    monkeypatch.setattr(cost_cache, "cpu_model", lambda: "another")
+    return model_of()
+
+
+def a_day_later(monkeypatch):
+    monkeypatch.setattr(cost_cache, "LIFETIME", timedelta(0))
+    return model_of()
+
+
+@pytest.mark.parametrize("change", [other_model, other_processor, a_day_later])
+def test_costs_of_something_else_are_measured(monkeypatch, measured, change):
+    stats_of(model_of())
+    stats_of(change(monkeypatch))
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"relative": [1.0]}', '{"relative": ["x"], "measured": "2026-01-01"}']
+)
+def test_a_broken_file_of_costs_is_measured_anew(measured, tmp_path, content):
+    first = stats_of(model_of())
+    (file,) = (tmp_path / "cache" / "step-costs").iterdir()
+    file.write_text(content)
+    assert len(stats_of(model_of()).step_costs) == len(first.step_costs)
+    assert len(measured) == 2
+    assert json.loads(file.read_text())["relative"][0] == 1
+
+
+def test_costs_are_measured_where_they_cannot_be_kept(measured, tmp_path):
+    (tmp_path / "cache").write_text("a file where a folder belongs")
+    assert stats_of(model_of()).step_costs[0] == 1
+    stats_of(model_of())
+    assert len(measured) == 2
+
+
+@pytest.mark.usefixtures("measures")
 def test_the_rows_that_are_timed_are_different_tokens(monkeypatch):
-    monkeypatch.setattr("trimtab.generation.engine.step_costs", step_costs)
-    monkeypatch.setattr(costs, "ENOUGH", 0)
     timed, choose = [], Forward.choose
     monkeypatch.setattr(
         Forward, "choose", lambda own, spans: timed.append(spans[0].ids) or choose(own, spans)

@@ -143,7 +143,7 @@ def test_a_stop_string_of_one_character_in_two_tokens():
 
 
 @pytest.mark.parametrize(
-    ("configured", "expected"), [(None, {257}), (3, {3, 257}), ([3, 4], {3, 4, 257})]
+    ("configured", "expected"), [(None, {257}), (3, {3, 257}), ([3, 4], {3, 4, 257}), (-1, {257})]
 )
 def test_stop_tokens_are_the_models_and_the_tokenizers(configured, expected):
     loaded = tiny()

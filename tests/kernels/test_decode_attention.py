@@ -40,7 +40,7 @@ def cases(draw_from):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=cases())
 def test_both_versions_agree_with_float64_and_read_nothing_else(case):
     assert_close_to_float64(decode_attention(*case.arguments), case)

@@ -66,7 +66,7 @@ def combinations(sites: list[list[Option]]) -> list[list[Choice]]:
 
 
 @given(plain_sites(), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_with_one_basis_the_target_is_hit_at_the_least_cost_there_is(sites, share):
     target = share * attainable(sites)
     chosen = steepest(sites, target)
@@ -82,7 +82,7 @@ def test_with_one_basis_the_target_is_hit_at_the_least_cost_there_is(sites, shar
 
 
 @given(sites_with_a_choice(), st.floats(0, 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_with_a_choice_of_basis_nothing_that_saves_as_much_costs_less(sites, share):
     chosen = steepest(sites, share * attainable(sites))
     reached = saved(chosen) - 1e-6
@@ -92,7 +92,7 @@ def test_with_a_choice_of_basis_nothing_that_saves_as_much_costs_less(sites, sha
 
 
 @given(sites_with_a_choice(), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_target_is_exceeded_by_less_than_one_step_to_another_basis(sites, share):
     target = share * attainable(sites)
     chosen = steepest(sites, target)
@@ -105,7 +105,7 @@ def test_the_target_is_exceeded_by_less_than_one_step_to_another_basis(sites, sh
 
 
 @given(sites_with_a_choice(), st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_larger_target_never_costs_less(sites, first, second):
     low, high = (share * attainable(sites) for share in sorted((first, second)))
     assert spent(steepest(sites, low)) <= spent(steepest(sites, high)) + 1e-9
@@ -113,7 +113,7 @@ def test_a_larger_target_never_costs_less(sites, first, second):
 
 
 @given(sites_with_a_choice())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_target_of_nothing_drops_nothing(sites):
     for choice in steepest(sites, 0.0):
         assert (choice.option.basis, choice.sparsity, choice.cost) == ("plain", 0, 0)
@@ -155,7 +155,7 @@ def test_transforms_everywhere_are_earned_back_at_a_target_of_nothing():
 
 
 @given(sites_with_a_choice(), st.floats(0, 0.5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_uniform_is_one_sparsity_at_which_all_together_save_the_target(sites, share):
     only = [options[1] for options in sites]
     target = share * sum(part.weight_bytes for part in only)
@@ -166,7 +166,7 @@ def test_uniform_is_one_sparsity_at_which_all_together_save_the_target(sites, sh
 
 
 @given(st.lists(convex(40), min_size=4, max_size=8), st.floats(0.1, 0.7), st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_every_alpha_saves_the_same_and_the_best_is_no_worse_than_uniform(curves, share, data):
     only = [
         option(n, "transform" if n % 2 == 0 else "plain", curve, 4000, 200 * (n % 2 == 0))

@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.conftest import random_inputs
 from tests.models.contract import draw
 from trimtab.errors import TrimtabError
+from trimtab.larosa.checkpoint import Checkpoint
 from trimtab.larosa.passes import Passes
 from trimtab.models.adapter import adapter_for, head_shape, norm_bias, norm_weight
 from trimtab.models.sources import DType
@@ -55,14 +56,14 @@ def mean_head_products(model, x: Tensor) -> Tensor:
 
 def test_moments_are_those_of_the_whole_models_forward(model, tmp_path):
     windows = random_inputs(WINDOWS, LENGTH)
-    passes = Passes(model, windows, PROBES, tmp_path)
+    passes = Passes(model, windows, PROBES, Checkpoint(tmp_path))
     passes.moments()
     adapter = adapter_for(model)
     mixed = adapter.sites.attention_output.name
     with read(model) as seen:
         states = model(windows, output_hidden_states=True, use_cache=False).hidden_states
     for index, layer in enumerate(adapter.decoder_layers(model)):
-        found = passes.load("moments", index)
+        found = passes.checkpoint.load("moments", index)
         assert set(found) == {"h1", "h2", "h3"}
         for site in adapter.sites:
             if site.norm is not None:
@@ -79,12 +80,12 @@ def test_moments_are_those_of_the_whole_models_forward(model, tmp_path):
 
 def test_fisher_second_moments_are_those_of_one_backward_through_the_whole_model(model, tmp_path):
     windows = random_inputs(WINDOWS, LENGTH)
-    passes = Passes(model, windows, PROBES, tmp_path)
+    passes = Passes(model, windows, PROBES, Checkpoint(tmp_path))
     passes.moments()
     passes.fisher()
-    generator = torch.Generator().manual_seed(0)
     gradients: dict[tuple[int, str], list[Tensor]] = {}
-    for window in windows[:PROBES]:
+    for number, window in enumerate(windows[:PROBES]):
+        generator = torch.Generator().manual_seed(number)
         with torch.enable_grad(), read(model) as seen:
             model.requires_grad_(True)
             logits = model(window[None], use_cache=False).logits[0]
@@ -96,7 +97,7 @@ def test_fisher_second_moments_are_those_of_one_backward_through_the_whole_model
     model.requires_grad_(False)
     adapter = adapter_for(model)
     for index, layer in enumerate(adapter.decoder_layers(model)):
-        found = passes.load("fisher", index)
+        found = passes.checkpoint.load("fisher", index)
         assert set(found) == {"h1", "h2", "h3", "h4"}
         for site in adapter.sites:
             gradient = torch.cat(gradients[index, site.name])
@@ -118,10 +119,10 @@ def test_activations_and_gradients_that_are_not_finite_are_named_with_their_plac
     layers[1].self_attn.v_proj.weight.data[0, 0] = torch.inf
     place = r"activations at the attention output \(h2\) of layer 1 are not finite"
     with pytest.raises(TrimtabError, match=place):
-        Passes(loaded.model, windows, PROBES, tmp_path / "activations").moments()
+        Passes(loaded.model, windows, PROBES, Checkpoint(tmp_path / "activations")).moments()
     assert not (tmp_path / "activations" / "moments" / "001.safetensors").exists()
     layers[1].self_attn.v_proj.weight.data = weight
-    passes = Passes(loaded.model, windows, PROBES, tmp_path / "gradients")
+    passes = Passes(loaded.model, windows, PROBES, Checkpoint(tmp_path / "gradients"))
     passes.moments()
     handle = layers[0].mlp.down_proj.register_full_backward_hook(
         lambda module, inputs, outputs: (inputs[0] * torch.inf,)

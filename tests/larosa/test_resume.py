@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import tiny
 from trimtab.artifact import Artifact
-from trimtab.larosa import LaRoSA, RotationScope, calibrate, passes
+from trimtab.larosa import LaRoSA, RotationScope, checkpoint
 
 # Every kind of file: moments, hidden states, gradients, residual rotations and costs.
 METHOD = LaRoSA(
@@ -27,7 +27,7 @@ class Disk:
         self.fatal: int | None = None
         self.afterwards = False
         self.written: list[str] = []
-        save = passes.save_tensors
+        save = checkpoint.save_tensors
 
         def write(path, tensors, **metadata):
             dies = len(self.written) == self.fatal
@@ -38,8 +38,7 @@ class Disk:
             if dies:
                 raise KilledError
 
-        for module in (passes, calibrate):
-            monkeypatch.setattr(module, "save_tensors", write)
+        monkeypatch.setattr(checkpoint, "save_tensors", write)
 
     def dies_at(self, write: int, *, afterwards: bool) -> None:
         self.fatal, self.afterwards, self.written = write, afterwards, []
@@ -53,9 +52,9 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-def calibrated(corpus, checkpoint: Path) -> Artifact:
+def calibrated(corpus, folder: Path) -> Artifact:
     loaded = tiny()
-    return METHOD.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
+    return METHOD.calibrate(loaded.model, loaded.tokenizer, corpus, folder)
 
 
 def assert_same(found: Artifact, expected: Artifact) -> None:
@@ -89,7 +88,7 @@ def test_every_layer_leaves_its_files(corpus, tmp_path, disk):
         (8, True),
         (11, True),  # gradients of the middle layer, before the note
         (12, True),
-        (15, True),  # the rotation of the first group, before its costs
+        (15, True),  # the rotation of the first group, before that of the second
         (19, False),  # the last costs
     ],
 )
@@ -138,8 +137,8 @@ def test_a_finished_calibration_is_not_computed_again(corpus, tmp_path, disk, un
 def test_damaged_hidden_states_are_computed_again(corpus, tmp_path, disk, undisturbed, kind):
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed[1], folder)
-    path = folder / kind / passes.FRONT
+    path = folder / kind / checkpoint.FRONT
     path.write_bytes(path.read_bytes()[:100])
     assert_same(calibrated(corpus, folder), undisturbed[0])
     assert {name.partition("/")[0] for name in disk.written} >= {kind}
-    assert path.read_bytes() == (undisturbed[1] / kind / passes.FRONT).read_bytes()
+    assert path.read_bytes() == (undisturbed[1] / kind / checkpoint.FRONT).read_bytes()

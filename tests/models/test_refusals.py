@@ -57,6 +57,39 @@ def test_two_methods_on_a_model_refuse_until_both_have_left(corpus):
     loaded.model.half()
 
 
+@pytest.mark.parametrize("method", ["larosa", "exponential"])
+def test_no_part_of_a_changed_model_is_cast_or_moved(method, corpus):
+    loaded = tiny()
+    artifact = trimtab.calibrate(loaded.model, loaded.tokenizer, METHODS[method], corpus)
+    model, name = loaded.model, artifact.key.method
+    before, held = copy.deepcopy(model.state_dict()), list(model.modules())
+    attributes = [set(vars(part)) for part in held]
+    with trimtab.apply(model, loaded.tokenizer, [artifact]) as optimized:
+        expected = optimized.generate(["word1"], max_new_tokens=4)[0].tokens
+        copied = copy.deepcopy(model.model.layers[1])
+        for part in (*held, *model.modules(), *copied.modules()):
+            own = [*part.parameters(), *part.buffers()]
+            for convert in CONVERSIONS.values() if own else ():
+                with pytest.raises(MisfitError, match=rf"{name} is at work .* was to become torch"):
+                    convert(part)
+            part.to("cpu").float()
+        assert optimized.generate(["word1"], max_new_tokens=4)[0].tokens == expected
+    assert all(torch.equal(before[key], one) for key, one in model.state_dict().items())
+    assert [set(vars(part)) for part in held] == attributes
+    assert model.model.layers[0].half().mlp.down_proj.weight.dtype == torch.float16
+
+
+def test_weights_that_are_put_aside_come_back_whatever_is_done_to_their_place(corpus):
+    loaded = tiny()
+    artifact = trimtab.calibrate(loaded.model, loaded.tokenizer, METHODS["larosa"], corpus)
+    weight = loaded.model.model.layers[0].mlp.down_proj.weight
+    before = weight.clone()
+    with trimtab.apply(loaded.model, loaded.tokenizer, [artifact]):
+        weight.data = weight.data.half()
+    assert torch.equal(weight, before)
+    assert weight.dtype == before.dtype
+
+
 @pytest.mark.parametrize("method", ["vattention", "draft"])
 def test_a_model_that_nothing_has_changed_is_saved_as_it_is(method, corpus, tmp_path):
     loaded = tiny()

@@ -146,6 +146,14 @@ def test_models_and_machines_are_told_apart(tmp_path):
     assert labels == [["larosa tiny", "vattention tiny"], ["larosa large"]]
 
 
+def test_the_devices_of_a_model_that_lies_on_several_are_named(tmp_path):
+    spread = {**result("larosa"), "device": "cuda:0 (52%) and cuda:1 (48%)"}
+    jobs = load_jobs(written(tmp_path, [{**result("vattention"), "device": "cuda:0"}, spread]))
+    first, second = document(jobs, [], []).machines
+    assert "cuda" not in first
+    assert "A CPU, 2 threads on cuda:0 (52%) and cuda:1 (48%), weights in" in second
+
+
 def test_settings_of_one_name_are_told_apart(tmp_path):
     other = result("vattention")
     other["model"]["fingerprint"] = "g" * 64

@@ -206,7 +206,7 @@ def run(caches: int, make_pool: Callable[..., PagePool], **more) -> Counter[str]
     """Run a series of operations on each of that many caches; return what was done."""
     counts: Counter[str] = Counter()
     chosen = settings(
-        max_examples=caches, stateful_step_count=STEPS, deadline=None, database=None,
+        max_examples=caches, stateful_step_count=STEPS, database=None,
         suppress_health_check=[*HealthCheck], **more,
     )  # fmt: skip
     run_state_machine_as_test(partial(CacheMachine, make_pool, counts), settings=chosen)

@@ -219,7 +219,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @example(
     steps=[("update", 7), ("repeat", 3), ("reorder", [5, 4, 3, 2, 1, 0]), ("select", [1, 4]),
            ("update", 20), ("crop", -3), ("update", 1), ("reset", 3), ("update", 2)],

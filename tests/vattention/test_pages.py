@@ -912,5 +912,5 @@ class Machine(RuleBasedStateMachine):
 def test_any_sequence_of_calls_is_what_the_model_says(backend):
     run_state_machine_as_test(
         lambda: Machine(backend),
-        settings=settings(max_examples=60, stateful_step_count=60, deadline=None),
+        settings=settings(max_examples=60, stateful_step_count=60),
     )

@@ -19,8 +19,9 @@ from trimtab.errors import ArtifactError, TrimtabError
 from trimtab.files import write_json
 from trimtab.method import EXPORTED, NOT_MADE, Method
 from trimtab.models.fingerprint import fingerprint as fingerprint_of
+from trimtab.models.load_errors import why_not_loaded
 from trimtab.models.loading import resolve_device
-from trimtab.models.pretrained import complete, why_not_loaded
+from trimtab.models.pretrained import complete
 from trimtab.optimized import Optimized
 from trimtab.registry import targets
 from trimtab.stack import Stack

@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.contents import differences, summaries
 from trimtab.errors import ArtifactError
 from trimtab.files import publishing, save_tensors, sha256_of_file, sha256_of_json, write_json
 from trimtab.method import EXPORTED, Method
 from trimtab.models.fingerprint import tokenizer_fingerprint
 from trimtab.registry import targets
 
-SCHEMA = 5
+SCHEMA = 6
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
 
 
@@ -64,6 +65,9 @@ def folder_of(root: str | Path, model: str, method: str, digest: str) -> Path:
 class Artifact:
     """A calibrated method.
 
+    What is edited in place after it was made or loaded is neither applied, exported nor saved, as
+    its key would say otherwise; `dataclasses.replace` makes another artifact of it.
+
     Attributes
     ----------
     key : ArtifactKey
@@ -77,7 +81,7 @@ class Artifact:
     statistics : dict
         What the calibration measured, JSON values only; reproducible to the bit.
     run : dict
-        Packages, device, wall time and memory: what differs from one run to the next.
+        Packages, device, processes, wall time and memory: what differs from one run to the next.
     tensors : dict of str to Tensor
     files : dict of str to bytes
         Other files, by their path within the artifact's folder.
@@ -91,6 +95,14 @@ class Artifact:
     run: dict[str, Any] = field(repr=False)
     tensors: dict[str, Tensor] = field(repr=False)
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    _made: dict[str, object] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._made = self._summaries()
+
+    def _summaries(self) -> dict[str, object]:
+        values = {name: getattr(self, name) for name in ("parameters", "statistics")}
+        return summaries({"key": asdict(self.key), **values}, self.tensors, self.files)
 
     @property
     def method(self) -> Method:
@@ -129,7 +141,7 @@ class Artifact:
         Raises
         ------
         ArtifactError
-            If `model` is another one.
+            If `model` is another one, or the artifact was edited.
         MisfitError
             If what the method makes is no model that can be saved.
         """
@@ -148,8 +160,9 @@ class Artifact:
         Raises
         ------
         ArtifactError
-            If something else is there.
+            If something else is there, or the artifact was edited.
         """
+        self.require_unedited()
         self._require_free(Path(folder), replace)
         with publishing(Path(folder), replace=replace) as temporary:
             save_tensors(temporary / TENSORS, self.tensors)
@@ -234,6 +247,15 @@ class Artifact:
             raise ArtifactError(
                 f"the artifact {self.key.digest} is one of {self.key.method}, not of {name}: use "
                 "its own method, artifact.method"
+            )
+
+    def require_unedited(self) -> None:
+        """Raise `ArtifactError` where what applying takes is not what it was at first."""
+        if edited := differences(self._made, self._summaries()):
+            more = f" and {len(edited) - 1} more" if len(edited) > 1 else ""
+            raise ArtifactError(
+                f"the artifact {self.key.digest} was edited in memory, {edited[0]}{more}: load it "
+                "again, or make another one with dataclasses.replace"
             )
 
     def require_settings(self, method: Method) -> None:

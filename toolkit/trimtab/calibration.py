@@ -6,11 +6,12 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from trimtab import shards
 from trimtab.artifact import Artifact
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, ConfigError
@@ -34,7 +35,8 @@ def calibrate(
     """Return the artifact and its folder, calibrating only where there is none yet.
 
     A calibration that was killed is resumed, one that another process is at is waited for.
-    Nothing under the artifact's own folder is written before all of it is there.
+    Nothing under the artifact's own folder is written before all of it is there. Of processes that
+    share it (`trimtab.shards`), one takes the lock and writes.
 
     Parameters
     ----------
@@ -53,13 +55,17 @@ def calibrate(
         If the method does not fit the model.
     """
     folder = method.key(loaded.fingerprint, loaded.tokenizer, corpus).folder(root, loaded.name)
-    if force or not folder.exists():
-        with _alone(folder):
-            if force or not folder.exists():  # unless made while this process waited
+    if _needed(folder, force):
+        with _alone(folder) if shards.writes() else nullcontext():
+            if _needed(folder, force):  # unless made while this process waited
                 return _make(loaded, method, corpus, folder, force, after), folder
     artifact = find(loaded, method, corpus, root)
     say(f"Found: {folder}")
     return artifact, folder
+
+
+def _needed(folder: Path, force: bool) -> bool:
+    return bool(shards.agreed(force or not folder.exists()))
 
 
 def _make(
@@ -77,12 +83,15 @@ def _make(
         f"Calibrating {method.name} for {loaded.name}{adapted} on {corpus.name}: {why}; the bars "
         "show the time that each pass has left"
     )
-    if force:
+    if force and shards.writes():
         shutil.rmtree(checkpoint, ignore_errors=True)
+    shards.wait()
     artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
     artifact.model["source"] = loaded.source
-    artifact.save(folder, replace=force)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    shards.wait()  # until nobody needs the checkpoint any more
+    if shards.writes():
+        artifact.save(folder, replace=force)
+        shutil.rmtree(checkpoint, ignore_errors=True)
     say(
         f"Calibrated {method.name} in {artifact.run['wall_seconds']:.1f} s, peak memory "
         f"{artifact.run['peak_host_bytes'] / 2**30:.2f} GiB"

@@ -102,7 +102,7 @@ class Method(ABC):
 
         Deterministic: a calibration that was killed and started again on the same `checkpoint`
         folder returns the same tensors and statistics, bit for bit, on the same machine with the
-        same number of threads.
+        same number of threads. So do several processes that share it (`trimtab.shards`).
 
         Parameters
         ----------
@@ -139,6 +139,7 @@ class Method(ABC):
         TrimtabError
             If the corpus is too small.
         """
+        from trimtab import shards
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
@@ -173,6 +174,7 @@ class Method(ABC):
             run={
                 "wall_seconds": time.perf_counter() - started,
                 "device": str(model.device),
+                "processes": shards.count(),
                 "peak_host_bytes": peak_host_bytes(),
                 "packages": package_versions(),
             },
@@ -215,8 +217,8 @@ class Method(ABC):
         Raises
         ------
         ArtifactError
-            If the artifact is of another method, of other settings or of another model; or of
-            another tokenizer, where that matters.
+            If the artifact was edited, is of another method, of other settings or of another
+            model; or of another tokenizer, where that matters.
         MisfitError
             If the method does not fit the model or a method that is at work on it.
         TrimtabError
@@ -234,6 +236,7 @@ class Method(ABC):
             if not isinstance(artifact, Artifact):
                 raise TrimtabError(f"artifact={artifact!r:.60}: expected an Artifact")
             artifact.require_method(self.name)
+            artifact.require_unedited()
             artifact.require_settings(self)
             artifact.require_model(known or fingerprint(model))
             if self.claims(model) & {TOKENIZER, DRAFTS}:
@@ -253,11 +256,14 @@ class Method(ABC):
         from trimtab.models.refusals import refusing
         from trimtab.models.state import inferring, own_modes
 
+        changes = self.changes(model)
         with at_work(self, model), inferring(model), ExitStack() as undo:
-            if self.changes(model):
+            if changes:  # modules that are put aside now
                 undo.enter_context(refusing(model, self.name))
             with own_modes():
                 part = undo.enter_context(self.applying(model, tokenizer, artifact))
+            if changes:  # and modules that have taken their place
+                undo.enter_context(refusing(model, self.name))
             yield part
 
     @abstractmethod

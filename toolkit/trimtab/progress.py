@@ -22,6 +22,8 @@ from rich.progress import (
 
 T = TypeVar("T")
 
+MUTED: dict[int, int] = {}  # standard streams that are muted, and what they were
+
 
 class _Forgiving:
     """A stream whose reader may go and whose disk may fill: what is written then is lost."""
@@ -48,6 +50,28 @@ def prepare_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     sys.stderr = cast(TextIO, _Forgiving(sys.stderr))
+
+
+def mute() -> None:
+    """Lose what this process writes to standard output and standard error, until `unmute`."""
+    unmute()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        MUTED[descriptor] = os.dup(descriptor)
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def unmute() -> None:
+    """End what `mute` began, if it did."""
+    while MUTED:
+        descriptor, stream = MUTED.popitem()
+        os.dup2(stream, descriptor)
+        os.close(stream)
+
+
+def is_muted() -> bool:
+    return bool(MUTED)
 
 
 def say(message: str) -> None:

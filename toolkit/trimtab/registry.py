@@ -6,7 +6,6 @@ What can be set, and to what, is the class's own, see `trimtab.settings`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import fill, indent
@@ -18,7 +17,8 @@ from omegaconf import OmegaConf
 
 from trimtab import config
 from trimtab.errors import ConfigError
-from trimtab.settings import defaults, describe, path_of
+from trimtab.settings import defaults, describe
+from trimtab.wandb_variables import tracking_default
 
 T = TypeVar("T")
 TARGETED = "model", "corpus", "method"
@@ -101,7 +101,7 @@ def register() -> None:
     ``${settings:NAME}`` explains those of a command, a section or a group.
     """
     resolvers: dict[str, Callable[..., Any]] = {
-        "options": _options, "settings": _settings, "tracking_default": _tracking_default
+        "options": _options, "settings": _settings, "tracking_default": tracking_default
     }  # fmt: skip
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -156,17 +156,6 @@ def _class(name: Any, place: str) -> Any:
         raise ConfigError(
             f"{place}: _target_", name, f"expected the dotted name of a class ({reason})"
         ) from error
-
-
-def _tracking_default(variable: str, key: str) -> Any:
-    """Return W&B's own variable; the setting's default where it is not set or empty.
-
-    Under ``wandb agent``, which waits for the figures of its runs, the mode is online by default.
-    """
-    found = os.environ.get(variable) or defaults(config.TrackingConfig)[key]
-    if key == "mode" and os.environ.get("WANDB_SWEEP_ID") and not os.environ.get(variable):
-        return config.TrackingMode.online.value
-    return str(path_of(found)) if key == "folder" else found
 
 
 def _options(group: str) -> str:

@@ -88,7 +88,7 @@ def proposed(ids, texts, context, limit) -> list[tuple[int, float]]:
     return draft
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ids=tokens, texts=texts_of_tokens, context=contexts, limit=st.integers(0, 5))
 def test_propose_agrees_with_a_slow_reference(ids, texts, context, limit):
     found = ContextDrafter.count(texts, context).start(ids).propose(limit)
@@ -97,7 +97,7 @@ def test_propose_agrees_with_a_slow_reference(ids, texts, context, limit):
     assert [one for _, one in found] == pytest.approx([one for _, one in expected])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(texts=texts_of_tokens, context=contexts, ids=tokens)
 def test_tensors_hold_everything(texts, context, ids):
     made = ContextDrafter.count(texts, context)
@@ -110,7 +110,7 @@ def test_tensors_hold_everything(texts, context, ids):
         assert torch.equal(tensor, tensors[name])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(texts=texts_of_tokens, ids=tokens, cuts=st.lists(st.integers(0, 25)))
 def test_what_is_proposed_depends_on_the_text_alone(texts, ids, cuts):
     """However it came, and whatever was proposed on the way: as after a preemption."""

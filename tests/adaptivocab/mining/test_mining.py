@@ -119,7 +119,7 @@ class Recounted:
 
 
 @drawn
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_merging_agrees_with_counting_anew_before_each_merge(documents, longest, rule, aligned):
     found = PairMerging(documents, longest, rule, aligned).run(12)
     assert found == Recounted(documents, longest, rule, aligned).run(12)
@@ -139,7 +139,7 @@ def test_what_a_run_loses_to_a_neighbour_does_not_count_twice():
 
 def test_merges_done_in_order_save_what_is_said():
     @given(texts(), st.integers(2, 5))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def check(documents, longest):
         mined = PairMerging(documents, longest, anything, False).run(12)
         texts = [[(token,) for token in part.tokens] for part in documents]
@@ -163,7 +163,7 @@ def merged(text, left, right):
 
 
 @drawn
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_prefix_of_a_merged_ngram_comes_before_it(documents, longest, rule, aligned):
     ngrams = PairMerging(documents, longest, rule, aligned).run(12).ngrams
     assert all(len(one) == 2 or one[:-1] in ngrams[:n] for n, one in enumerate(ngrams))
@@ -171,7 +171,7 @@ def test_every_prefix_of_a_merged_ngram_comes_before_it(documents, longest, rule
 
 @each
 @drawn
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ngrams_are_admissible_different_and_within_bounds(
     method, documents, longest, rule, aligned
 ):
@@ -233,7 +233,7 @@ def test_no_text_has_no_ngrams(method, aligned):
 
 @each
 @drawn
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_order_of_documents_does_not_matter(method, documents, longest, rule, aligned):
     backwards = list(reversed(documents))
     found = method(documents, longest, rule, aligned).run(12)
@@ -276,7 +276,7 @@ def covering(documents, max_ngram, admissible, aligned, size) -> Mined:
 
 
 @drawn
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_papers_selection_agrees_with_looking_at_all_anew(documents, longest, rule, aligned):
     found = FrequencySelection(documents, longest, rule, aligned).run(12)
     assert found == covering(documents, longest, rule, aligned, 12)

@@ -37,7 +37,6 @@ def class_of(found: NGrams, text: tuple[int, ...]) -> int:
 
 
 @given(ngrams)
-@settings(deadline=None)
 def test_classes_are_the_ngrams_and_then_their_first_tokens(found):
     trie = Trie(found)
     firsts = [ngram[0] for ngram in found.tokens]
@@ -46,7 +45,6 @@ def test_classes_are_the_ngrams_and_then_their_first_tokens(found):
 
 
 @given(ngrams)
-@settings(deadline=None)
 def test_every_prefix_belongs_to_the_longest_token_that_begins_it(found):
     trie = Trie(found)
     assert trie.owner == {node: class_of(found, node) for node in prefixes(found)}
@@ -57,7 +55,6 @@ def test_every_prefix_belongs_to_the_longest_token_that_begins_it(found):
 
 
 @given(ngrams, token_texts)
-@settings(deadline=None)
 def test_counts_are_of_all_occurrences_overlapping_or_not(found, texts):
     counted = Trie(found).counts(texts)
     assert counted == {
@@ -71,7 +68,6 @@ def test_counts_are_of_all_occurrences_overlapping_or_not(found, texts):
 
 
 @given(ngrams, token_texts)
-@settings(deadline=None)
 def test_conditionals_are_shares_of_the_prefix(found, texts):
     trie = Trie(found)
     counted = trie.counts(texts)
@@ -83,7 +79,7 @@ def test_conditionals_are_shares_of_the_prefix(found, texts):
 
 
 @given(ngrams, st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_split_is_what_going_through_all_continuations_gives(found, seed):
     draw = np.random.default_rng(seed)
     next_ = {node: draw.dirichlet([0.5] * (OTHER + 1)) for node in sorted(prefixes(found))}

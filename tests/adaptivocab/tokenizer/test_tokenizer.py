@@ -99,7 +99,7 @@ def mixtures(found: NGrams, tokenizer: PreTrainedTokenizerBase) -> st.SearchStra
 @every
 def test_an_extended_tokenizer_says_the_same_in_other_tokens(kind):
     @given(mixtures(ngrams(kind), base(kind)))
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=120)
     def check(text):
         assert_exact(ngrams(kind), base(kind), extended(kind), text)
 
@@ -111,7 +111,7 @@ def test_ngrams_of_spaces_marks_and_line_ends_are_exact(kind):
     assert len(odd_ngrams(kind)) > 30
 
     @given(st.text(alphabet=ODD, max_size=30))
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     def check(text):
         assert_exact(odd_ngrams(kind), base(kind), odd_extended(kind), text)
 
@@ -568,7 +568,7 @@ def test_phrases_end_only_where_pre_tokens_end(regex):
     assert len(whole) == len(phrases) > 1000
 
     @given(st.text(alphabet=ODD, max_size=30))
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=1000)
     def check(text):
         assert set(starts(extended, text)) <= set(starts(plain, text))
 
@@ -596,7 +596,7 @@ def test_smollm2_is_exact_with_thousands_of_ngrams(smollm2, official, tmp_path):
         assert found.expand(ids(shorter, text)) == ids(longer, text)
 
     @given(mixtures(found, longer))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def check(text):
         assert_exact(found, longer, shorter, text)
 

@@ -2,10 +2,13 @@ import pytest
 import torch
 
 from tests.conftest import tiny
-from trimtab.evaluation.generators import TransformersGenerator
+from trimtab.evaluation.cache_memory import CacheKind
+from trimtab.evaluation.generators import EngineGenerator, TransformersGenerator
 from trimtab.evaluation.generators.generator import ForcedContinuations
+from trimtab.evaluation.generators.transformers import transformers_cache
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
+from trimtab.generation import Engine
 
 PROMPT = Prompt("d", "a prompt of text", " and what follows")
 TOKEN_BYTES = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, float32
@@ -42,6 +45,25 @@ def test_the_times_of_a_teacher_forced_text_add_up(tiny_llama):
     assert timing.first > 0
     assert min(timing.gaps) > 0
     assert timing.first + sum(timing.gaps) <= timing.total
+
+
+@pytest.mark.parametrize("engine", [False, True])
+def test_a_text_that_holds_stop_tokens_is_timed_to_its_end(tiny_llama, engine):
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    model.generation_config.eos_token_id = [*tokenizer(" \nand")["input_ids"], -1]
+    generator = TransformersGenerator(model, tokenizer)
+    if not engine:
+        timing = generator.teacher_forced(PROMPT)
+        memory = transformers_cache(model, tokenizer, PROMPT, 17, CacheKind.dynamic)
+        assert memory.live == timing.live_bytes == (16 + 17 - 1) * TOKEN_BYTES
+        chosen = generator.greedy(PROMPT, 17)
+        assert len(tokenizer(chosen)["input_ids"]) <= 17
+        assert not set(chosen) & set(" \nand")
+    else:
+        with Engine(model, tokenizer, slots=1, max_len=64) as running:
+            timing = EngineGenerator(running, model, tokenizer, tokenizer).teacher_forced(PROMPT)
+    assert sum(timing.step_tokens) == timing.new_tokens == 17
+    assert len(timing.gaps) == 16
 
 
 def test_every_row_goes_on_as_given_and_after_the_longest_anything_may_come():

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab import shards
 from trimtab.adaptivocab.drafting.drafter import ContextDrafter
 from trimtab.adaptivocab.mining.frequency import FrequencySelection
 from trimtab.adaptivocab.mining.pair_merging import PairMerging
@@ -119,9 +120,12 @@ class Calibrator:
         settings = self._settings
         held_out = self._score(Split.validation, settings.validation_tokens)
         budget = QualityBudget(self._model, fitter, held_out, limit)
-        if not self._checkpoint.exists():  # most of the work, so a killed calibration keeps it
+        if not shards.agreed(self._checkpoint.exists()):
             few = texts[: max(settings.validation_tokens // settings.window, 1)]
-            write_json(self._checkpoint, budget.measure(ngrams, few))
+            measured = budget.measure(ngrams, few)
+            if shards.writes():  # most of the work, so a killed calibration keeps it
+                write_json(self._checkpoint, measured)
+            shards.wait()
         measured = json.loads(self._checkpoint.read_text("utf-8"))
         extension, points = budget.merge(ngrams, measured, texts)
         self.statistics["quality_budget"] = {**measured, "merged": points}

@@ -34,6 +34,7 @@ from trimtab.artifact import Artifact
 from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
 from trimtab.files import publishing, write_json
 from trimtab.models.changes import lock_of
+from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
 from trimtab.progress import answer, may_go_unread
@@ -65,6 +66,7 @@ def export(
     """
     vocabulary = _exportable(artifact, folder)
     artifact.require_model(fingerprint(model))
+    require_derived(model)
     if tokenizer is not None:
         artifact.require_tokenizer(tokenizer)
     _write(model, tokenizer, vocabulary, folder)

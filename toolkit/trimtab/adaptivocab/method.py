@@ -130,6 +130,7 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
         from trimtab.adaptivocab.export import export
 
         artifact.require_method(self.name)
+        artifact.require_unedited()
         artifact.require_settings(self)
         export(model, tokenizer, artifact, folder)
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from trimtab.commands.launch import choices, launch, typed
-from trimtab.commands.messages import one_line
+from trimtab.commands.messages import one_line, stop
 from trimtab.commands.sweep import sweep_name, without_foreign
-from trimtab.config import CalibrateConfig
+from trimtab.commands.torchrun import is_launched, one_speaks
+from trimtab.config import CalibrateConfig, TrackingMode
 from trimtab.errors import TrimtabError
 from trimtab.method import NOT_CALIBRATED, Method
 from trimtab.progress import answer, say, waiting
 from trimtab.registry import build
+
+if TYPE_CHECKING:
+    from trimtab.stack import Stack
+
+NO_SWEEP = "-m: torchrun's processes share one calibration: give every job a command of its own"
 
 
 def run(config: DictConfig) -> None:
@@ -28,12 +38,7 @@ def run(config: DictConfig) -> None:
     settings = typed(config, CalibrateConfig)
     # Heavy imports wait until the configuration is known to be sound.
     with waiting("Importing PyTorch and transformers"):
-        from trimtab import tracking
-        from trimtab.calibration import artifacts_for
-        from trimtab.corpus import load_corpus
-        from trimtab.environment import prepare
-        from trimtab.files import require_writable
-        from trimtab.models.loading import load_model
+        from trimtab import shards
         from trimtab.stack import Stack
 
     nodes = [settings.method] if settings.method else list((settings.methods or {}).values())
@@ -41,7 +46,23 @@ def run(config: DictConfig) -> None:
     if not any(method.calibrated for method in stack.methods):
         names = " and ".join(stack.names) or "baseline"
         raise TrimtabError(NOT_CALIBRATED.format(name=names))
-    tracking.check(settings.tracking)
+    with shards.joined():
+        _calibrate(config, settings, stack)
+
+
+def _calibrate(config: DictConfig, settings: CalibrateConfig, stack: Stack) -> None:
+    """Calibrate the methods of a stack, and print the artifacts' folders."""
+    from trimtab import shards, tracking
+    from trimtab.calibration import artifacts_for
+    from trimtab.corpus import load_corpus
+    from trimtab.environment import prepare
+    from trimtab.files import require_writable
+    from trimtab.models.loading import load_model
+
+    tracked = settings.tracking
+    if not shards.writes():
+        tracked = replace(tracked, mode=TrackingMode.disabled)
+    tracking.check(tracked)
     require_writable("artifacts", settings.artifacts)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
@@ -55,7 +76,7 @@ def run(config: DictConfig) -> None:
         tags=tuple(stack.names),
         group=sweep_name(),
     )
-    with tracking.run(settings.tracking, job, one_line) as log:
+    with tracking.run(tracked, job, one_line) as log:
         stack.check(model.model)
         log.begin(model.name)
         made = artifacts_for(
@@ -68,8 +89,11 @@ def run(config: DictConfig) -> None:
 
 
 def main() -> None:
-    """Enter from the command line."""
-    launch(run, "calibrate")
+    """Enter from the command line, or as one of the processes that torchrun started."""
+    with one_speaks():
+        if is_launched() and {"-m", "--multirun"} & {*sys.argv}:
+            stop(TrimtabError(NO_SWEEP))
+        launch(run, "calibrate")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,23 @@ def parameter_bytes(model: PreTrainedModel) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
+def bytes_by_device(model: PreTrainedModel) -> dict[torch.device, int]:
+    """Return the bytes of a model's parameters on each device that it lies on."""
+    held: dict[torch.device, int] = {}
+    for parameter in model.parameters():
+        held[parameter.device] = held.get(parameter.device, 0) + parameter.nbytes
+    return held
+
+
+def device_names(model: PreTrainedModel) -> str:
+    """Return where a model lies, with shares of its bytes where that is on several devices."""
+    held = bytes_by_device(model)
+    if len(held) == 1:
+        return str(next(iter(held)))
+    total = sum(held.values())
+    return " and ".join(f"{device} ({part / total:.0%})" for device, part in held.items())
+
+
 def step_bytes(model: PreTrainedModel) -> int:
     """Return the parameter bytes that one decode step reads.
 
@@ -54,15 +71,15 @@ def require_room_for_copy(model: PreTrainedModel) -> None:
     ConfigError
         Naming the memory needed and the memory free.
     """
-    needed = parameter_bytes(model)
-    free = _free_bytes(model.device)
-    if needed > free:
-        raise ConfigError(
-            "paired",
-            "true",
-            f"a second copy of the model takes {needed / 2**30:.1f} GiB and {free / 2**30:.1f} "
-            "GiB are free: use paired=false",
-        )
+    for device, needed in bytes_by_device(model).items():
+        free = _free_bytes(device)
+        if needed > free:
+            raise ConfigError(
+                "paired",
+                "true",
+                f"a second copy of the model takes {needed / 2**30:.1f} GiB on {device} and "
+                f"{free / 2**30:.1f} GiB are free: use paired=false",
+            )
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -15,10 +15,11 @@ from trimtab.environment import describe_environment
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.job import Job
-from trimtab.evaluation.memory import copied
+from trimtab.evaluation.memory import copied, device_names
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.schema import SCHEMA
+from trimtab.generation.stopping import require_going_on
 from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
 from trimtab.models.facts import require_known_tokens
@@ -94,8 +95,8 @@ def measure(
     Raises
     ------
     MisfitError
-        If a text is longer than the model has positions for, the tokenizer is not its own, or the
-        model is in training mode.
+        If a text is longer than the model has positions for, the tokenizer is not its own, every
+        token ends a text, or the model is in training mode.
     TrimtabError
         If there is too little text, no room for a copy of the model, or what a model makes of the
         text is not finite.
@@ -127,6 +128,7 @@ def _measured(
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)
     require_known_tokens(optimized.model, base, (document.text for document in documents))
+    require_going_on(optimized.model, base)
     job = Job(
         documents,
         base,
@@ -166,7 +168,7 @@ def _measured(
         "corpus.documents": len(documents),
         "generation.set_aside": set_aside(optimized.model),
         "kernel": optimized.applied.kernel,
-        "device": str(optimized.model.device),
+        "device": device_names(optimized.model),
     }.items():
         result.put(name, value)
     first, candidate, measured = _measure(optimized, metrics, baseline)

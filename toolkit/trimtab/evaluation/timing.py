@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass
@@ -27,7 +28,8 @@ class Timing:
         Of the KV cache at the end: what its tokens take, the storage held for them, and the address
         space reserved.
     measured_bytes : int or None
-        The pages of a virtual cache as the operating system or the driver counts them.
+        The pages of a virtual cache as the operating system or the driver counts them; None of
+        other caches.
     """
 
     first: float
@@ -42,6 +44,10 @@ class Timing:
     committed_bytes: int
     reserved_bytes: int
     measured_bytes: int | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the timing as JSON values, without what was not measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def steps(self) -> int:

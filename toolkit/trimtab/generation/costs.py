@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trimtab.generation.cost_cache import keep, kept, subject_of
 from trimtab.generation.executor import MOST_ROWS, uncounted
 from trimtab.generation.forward import Forward, Span
 from trimtab.vattention.virtual_kv import VirtualKV
@@ -33,9 +35,12 @@ class StepCosts:
     relative : tuple of float
         The time of a step over 1, 2, ... rows, over that of a step over one. Rows are tokens that
         a step processes, of one text or of several.
+    measured : str or None
+        When, in UTC and ISO 8601; None if they are given, not measured.
     """
 
     relative: tuple[float, ...]
+    measured: str | None = None
 
     @property
     def most_rows(self) -> int:
@@ -51,7 +56,7 @@ _measured: WeakKeyDictionary[PreTrainedModel, tuple[object, StepCosts]] = WeakKe
 
 
 def step_costs(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int) -> StepCosts:
-    """Return the costs of a model's steps as it is now, measured once in a process.
+    """Return the costs of a model's steps as it is now, measured once a day on a machine.
 
     Parameters
     ----------
@@ -65,12 +70,19 @@ def step_costs(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: in
     """
     key = forward.parts, forward.executor.name, torch.get_num_threads(), len(kv.lengths)
     if model not in _measured or _measured[model][0] != key:
-        _measured[model] = key, _measure(model, forward, kv, room)
+        subject = subject_of(model, forward.executor.name, kv, min(DEPTH, room))
+        found = kept(subject)
+        if found is None:
+            found = _measure(model, forward, kv, room), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+            keep(subject, *found)
+        _measured[model] = key, StepCosts(*found)
     return _measured[model][1]
 
 
 @torch.inference_mode()
-def _measure(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int) -> StepCosts:
+def _measure(
+    model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int
+) -> tuple[float, ...]:
     """Time steps over `ROWS` rows in turn; the fastest of each counts, or of more rows.
 
     The rows are different tokens of one text: where a method skips weights, a step skips those
@@ -101,7 +113,7 @@ def _measure(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int)
         kv.trim()
     known = np.minimum.accumulate(best[::-1])[::-1]
     every = np.interp(np.arange(1, rows[-1] + 1), rows, known / known[0])
-    return StepCosts(tuple(every.tolist()))
+    return tuple(every.tolist())
 
 
 def _fastest(steps: list[Callable[[], object]]) -> list[float]:

@@ -24,6 +24,8 @@ class EngineStats:
     step_costs : list of float or None
         The time of a step over 1, 2, ... tokens, over that of a step over one, by which the length
         of drafts is chosen; None without a drafter.
+    step_costs_measured : str or None
+        When they were measured on this machine, in UTC and ISO 8601: at most a day before.
     preemptions : int
         How often a sequence lost its slot because memory was short.
     recomputed, diverged : int
@@ -39,6 +41,7 @@ class EngineStats:
     proposed_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
     step_costs: list[float] | None = None
+    step_costs_measured: str | None = None
     preemptions: int = 0
     recomputed: int = 0
     diverged: int = 0

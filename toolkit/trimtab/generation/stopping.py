@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import MisfitError, TrimtabError
 
 REPLACEMENT = "\ufffd"  # what bytes are decoded to that are not, or not yet, valid UTF-8
 
@@ -96,6 +96,21 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
     return frozenset(_tokens("eos", model.generation_config, tokenizer))
 
 
+def require_going_on(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a model that cannot go on with a text: all tokens with a text of their own end it.
+
+    Raises
+    ------
+    MisfitError
+    """
+    ends = stop_tokens(model, tokenizer)
+    if ends.issuperset(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)):
+        raise MisfitError(
+            f"the model's generation config lists {len(ends)} tokens as eos_token_id, all of the "
+            "tokenizer's, so that every text ends at once: list only those that end a text"
+        )
+
+
 def special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the tokens that begin, end and pad a text, for the model or for the tokenizer."""
     sources = model.generation_config, model.config, tokenizer
@@ -111,4 +126,5 @@ def _tokens(role: str, *sources: Any) -> Iterator[int]:
                 raise TrimtabError(
                     f"{role}_token_id={found!r} in the {type(source).__name__}: expected token ids"
                 )
-            yield token
+            if token >= 0:  # a negative one stands for none
+                yield token

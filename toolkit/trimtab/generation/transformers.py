@@ -31,17 +31,25 @@ _RANDOM = RLock()  # PyTorch's random state is one for all threads
 
 
 @contextmanager
-def plain_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+def plain_generation(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, endless: bool = False
+) -> Iterator[None]:
     """Have `generate` follow its arguments and nothing else within the block.
 
     What a checkpoint's generation config may ask for beside the stop tokens (penalties, forced
     tokens, time limits, ...) our engine does not do; see `set_aside`.
+
+    Parameters
+    ----------
+    endless : bool
+        Whether texts go on after a stop token.
     """
+    ends = None if endless else sorted(stop_tokens(model, tokenizer)) or None
     with lock_of(model):
         config = model.generation_config
         try:
             model.generation_config = GenerationConfig(
-                eos_token_id=sorted(stop_tokens(model, tokenizer)) or None,
+                eos_token_id=ends,
                 pad_token_id=pad_token(tokenizer),
                 use_cache=True,
             )

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trimtab.files import save_tensors
 from trimtab.larosa.allocation import Choice, Option, alpha_grid, steepest, uniform
-from trimtab.larosa.candidates import candidates
-from trimtab.larosa.observation import observing
+from trimtab.larosa.checkpoint import Checkpoint
+from trimtab.larosa.costs import SHARES, Costs
 from trimtab.larosa.passes import Passes
 from trimtab.larosa.plan import Plan
-from trimtab.larosa.residual import (
-    basis_changes,
-    group_start,
-    residual_rotation,
-    rotation_group_size,
-)
+from trimtab.larosa.residual import basis_changes
 from trimtab.larosa.settings import (
     PLAIN,
     TRANSFORM,
@@ -32,11 +23,7 @@ from trimtab.larosa.settings import (
     Precision,
     RotationScope,
 )
-from trimtab.models.adapter import input_major, module_device
-from trimtab.models.layerwise import LayerwiseForward
-from trimtab.progress import track
-
-SHARES = torch.arange(39, dtype=torch.float64) / 40  # of the activations dropped: 0 to 0.95
+from trimtab.models.adapter import input_major
 
 
 class Calibrator:
@@ -61,7 +48,9 @@ class Calibrator:
         self, model: PreTrainedModel, windows: Tensor, checkpoint: Path, config: LaRoSASettings
     ) -> None:
         self.probes = min(len(windows), config.probe_tokens // windows.shape[1])
-        self.passes = Passes(model, windows, self.probes, checkpoint)
+        self.passes = Passes(model, windows, self.probes, Checkpoint(checkpoint))
+        self.costs = Costs(self.passes, config)
+        self.rotation_group = self.costs.rotation_group
         self.config = config
         self.count = len(self.passes.layers)
         self.after_norm = [site.name for site in self.passes.adapter.sites if site.norm]
@@ -69,7 +58,6 @@ class Calibrator:
         self.basis_change_bytes = width**2 * itemsize
         coarse = config.precision is Precision.int8
         self.transform_bytes = width**2 + 4 * width if coarse else width**2 * itemsize
-        self.rotation_group = rotation_group_size(config.residual, self.count, config.group)
 
     def run(self) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
         """Return the plan, its tensors, and statistics for the artifact.
@@ -87,7 +75,7 @@ class Calibrator:
         self.passes.moments()
         if self.config.uses_gradients:
             self.passes.fisher()
-        self._measure_costs()
+        self.costs.measure()
         plan, cost = self._plan()
         windows = self.passes.windows
         statistics = {
@@ -98,61 +86,10 @@ class Calibrator:
         }
         return plan, dict(self._tensors(plan)), statistics
 
-    def _rotation(self, index: int) -> Tensor | None:
-        """Return the residual stream's rotation at a layer, found once and kept."""
-        if not self.rotation_group:
-            return None
-        first = group_start(self.rotation_group, index)
-        path = self.passes.file("residual", first)
-        if not path.exists():
-            alone = self.config.residual is RotationScope.site
-            names = self.after_norm[:1] if alone else self.after_norm
-            layers = range(first, min(first + self.rotation_group, self.count))
-            device = module_device(self.passes.layers[first])
-            parts = (self.passes.load("moments", layer) for layer in layers)
-            rotation = residual_rotation(part[name].to(device) for part in parts for name in names)
-            save_tensors(path, {"rotation": rotation.float()})
-        return load_file(path)["rotation"]
-
-    def _measure_costs(self) -> None:
-        """Count, layer by layer, what dropping costs in every basis: ``costs/<layer>``."""
-        missing = [i for i in range(self.count) if not self.passes.file("costs", i).exists()]
-        if not missing:
-            return
-        probes = self.passes.windows[: self.probes]
-        forward = LayerwiseForward(self.passes.model, self.passes.adapter, probes)
-        done = self.count - len(missing)
-        for index in track(missing, "Costs of dropping", self.count, done):
-            found = self._layer_costs(forward, index)
-            save_tensors(self.passes.file("costs", index), found)
-
-    def _layer_costs(self, forward: LayerwiseForward, index: int) -> dict[str, Tensor]:
-        passes, layer = self.passes, self.passes.layers[index]
-        fishers = passes.load("fisher", index) if self.config.uses_gradients else {}
-        sites = candidates(
-            passes.adapter, passes.heads, layer, passes.load("moments", index), fishers,
-            self._rotation(index), self.config,
-        )  # fmt: skip
-        forward.hidden = passes.entering(index)
-        with ExitStack() as hooks:
-            for name, parts in sites.items():
-                for part in parts:
-                    hooks.enter_context(observing(passes.adapter, layer, {name: part.update}))
-            forward.outputs(index)
-        found = {}
-        for name, parts in sites.items():
-            for part in parts:
-                thresholds, costs = part.histogram.below(SHARES)
-                found[f"{name}.{part.basis}.thresholds"] = thresholds
-                found[f"{name}.{part.basis}.costs"] = costs
-                for what, tensor in part.saved.items():
-                    found[f"{name}.{part.basis}.saved.{what}"] = tensor.cpu()
-        return found
-
     def _options(self, index: int) -> Iterator[list[Option]]:
         """Yield the options of every site of a layer, the ones without a transform first."""
         passes = self.passes
-        layer, found = passes.layers[index], passes.load("costs", index)
+        layer, found = passes.layers[index], self.passes.checkpoint.load("costs", index)
         for site in passes.adapter.sites:
             bases = [PLAIN]
             if site.norm is not None:
@@ -195,13 +132,13 @@ class Calibrator:
 
     def _tensors(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
         for index in range(self.count):
-            found = self.passes.load("costs", index)
+            found = self.passes.checkpoint.load("costs", index)
             for name, row in plan.sites.items():
                 prefix = f"{name}.{row[index].basis}.saved."
                 for key, tensor in found.items():
                     if key.startswith(prefix):
                         yield f"layers.{index}.{name}.{key.removeprefix(prefix)}", tensor
             if plan.rotation_group and index % plan.rotation_group == 0:
-                rotation = self._rotation(index)
+                rotation = self.costs.rotation(index)
                 assert rotation is not None
                 yield f"residual.{index}", rotation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,41 +13,13 @@ from trimtab.larosa.bases import (
     entry_costs,
     metric_for,
     per_head,
-    through,
     weighted_pca,
 )
+from trimtab.larosa.candidate import Candidate
 from trimtab.larosa.precision import stored_transform, transform_matrix
 from trimtab.larosa.settings import PLAIN, RESIDUAL, TRANSFORM, Basis, LaRoSASettings
 from trimtab.larosa.statistics import MagnitudeHistogram
 from trimtab.models.adapter import Adapter, HeadShape, input_major, module_device, norm_weight
-
-
-@dataclass
-class Candidate:
-    """A basis of one site.
-
-    Attributes
-    ----------
-    basis : str
-        As in `SitePlan`.
-    matrix : Tensor
-        M of `trimtab.larosa.bases`, float64 of shape [d] or [d, d]. After a norm it multiplies
-        what the norm makes before its weight.
-    saved : dict of str to Tensor
-        What applying the basis needs, by name; see `Calibrator.run`.
-    histogram : MagnitudeHistogram
-        Of the activations in this basis.
-    """
-
-    basis: str
-    matrix: Tensor
-    saved: dict[str, Tensor]
-    histogram: MagnitudeHistogram
-
-    def update(self, x: Tensor) -> None:
-        """Count activations of shape [..., d]."""
-        matrix = self.matrix.to(x.device, torch.float32)
-        self.histogram.update(through(x.float(), matrix))
 
 
 def candidates(

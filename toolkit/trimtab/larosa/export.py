@@ -30,6 +30,7 @@ from trimtab.larosa.selection import Selectors
 from trimtab.larosa.settings import LaRoSASettings
 from trimtab.method import EXPORTED
 from trimtab.models.changes import lock_of
+from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.refusals import refuse_to_save
 from trimtab.models.state import own_precision
@@ -56,6 +57,7 @@ def export(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
     artifact.require_model(fingerprint(model))
+    require_derived(model)
     plan = Plan.from_json(artifact.parameters["plan"])
     selector = Selectors(plan, settings).selector
     with (

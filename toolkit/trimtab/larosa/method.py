@@ -76,6 +76,7 @@ class LaRoSA(LaRoSASettings, Method):
         Thresholds are found on the validation documents: on the text that the bases were made
         for, activations are a little more concentrated than on any other.
         """
+        from trimtab import shards
         from trimtab.corpus import Split
         from trimtab.larosa.calibrate import Calibrator
         from trimtab.larosa.thresholds import find_thresholds
@@ -87,15 +88,17 @@ class LaRoSA(LaRoSASettings, Method):
         documents = corpus.documents(Split.calibration)
         windows = token_windows(documents, tokenizer, self.tokens // self.window, self.window)
         calibrator = Calibrator(model, windows, checkpoint, self)
+        probes, found_on = calibrator.probes, Split.validation
+        held_out = token_windows(
+            corpus.splits[found_on], tokenizer, probes, self.window, fewer=True
+        )
+        if not len(held_out):
+            held_out, found_on = windows[:probes], Split.calibration
+        shards.require_windows(min(probes, len(held_out)))
         plan, tensors, statistics = calibrator.run()
         if self.selection is not Selection.topk:
-            probes, found_on = calibrator.probes, Split.validation
-            held_out = token_windows(
-                corpus.splits[found_on], tokenizer, probes, self.window, fewer=True
-            )
-            if not len(held_out):
+            if found_on is Split.calibration:
                 say("No validation text: thresholds are found on the calibration text")
-                held_out, found_on = windows[:probes], Split.calibration
             plan = find_thresholds(model, plan, tensors, held_out)
             statistics |= {"thresholds": found_on.value, "threshold_tokens": held_out.numel()}
         return Calibration(tensors, {"plan": plan.to_json()}, statistics)
@@ -142,7 +145,7 @@ class LaRoSA(LaRoSASettings, Method):
         ArtifactError
             If the artifact is of another method, of other settings or of another model.
         MisfitError
-            If the method does not fit the model.
+            If the method does not fit the model, or no folder can hold what the model is.
         TrimtabError
             If the folder holds something, or transformers cannot save the configuration.
         """
@@ -150,6 +153,7 @@ class LaRoSA(LaRoSASettings, Method):
 
         self.check(model)
         artifact.require_method(self.name)
+        artifact.require_unedited()
         artifact.require_settings(self)
         export(self, model, tokenizer, artifact, folder)
 

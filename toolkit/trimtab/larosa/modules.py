@@ -191,7 +191,7 @@ def replaced(parent: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
                 f"{name} cannot be moved out of memory to a temporary file of {size} bytes: "
                 f"{error.strerror or error}; set TMPDIR to a folder with room for the model"
             ) from error
-        shapes = [parameter.shape for parameter in parameters]
+        kept = [(parameter.shape, parameter.dtype, parameter.device) for parameter in parameters]
         try:
             for parameter in parameters:
                 parameter.data = parameter.new_empty(0)
@@ -200,8 +200,8 @@ def replaced(parent: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
         finally:
             parent.set_submodule(name, original)
             file.seek(0)
-            for parameter, shape in zip(parameters, shapes, strict=True):
-                parameter.data = _read(file, shape, parameter.dtype).to(parameter.device)
+            for parameter, (shape, dtype, device) in zip(parameters, kept, strict=True):
+                parameter.data = _read(file, shape, dtype).to(device)
 
 
 def _write(file: IO[bytes], parameters: Sequence[Tensor]) -> None:

@@ -2,21 +2,21 @@
 
 The first goes forward and sums activations, the second backward and sums gradients. In the
 checkpoint folder each keeps a file for every layer, and one for what its next layer starts from.
+Processes that share the calibration run their own windows; the files are those of one process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trimtab import shards
 from trimtab.errors import TrimtabError
-from trimtab.files import save_tensors
+from trimtab.larosa.checkpoint import Checkpoint
 from trimtab.larosa.observation import capturing, observing
 from trimtab.larosa.statistics import HeadMoment, SecondMoment, SquareSum
 from trimtab.models.adapter import (
@@ -31,7 +31,6 @@ from trimtab.models.layerwise import LayerwiseForward
 from trimtab.progress import track
 
 NOT_FINITE = "are not finite: load the model in another dtype (model.dtype=float32)"
-FRONT = "front.safetensors"  # what the next layer of a pass starts from
 
 
 @dataclass
@@ -45,14 +44,14 @@ class Passes:
         Token ids, int64 of shape [windows, length].
     probes : int
         How many of the windows gradients and costs are measured on.
-    checkpoint : Path
-        Folder for the files of every layer.
+    checkpoint : Checkpoint
+        For the files of every layer.
     """
 
     model: PreTrainedModel
     windows: Tensor
     probes: int
-    checkpoint: Path
+    checkpoint: Checkpoint
 
     def __post_init__(self) -> None:
         self.adapter: Adapter = adapter_for(self.model)
@@ -71,12 +70,13 @@ class Passes:
         TrimtabError
             If activations are not finite.
         """
-        start = self._completed("moments")
+        start = self.checkpoint.done("moments")
         if start == len(self.layers):
             return
-        forward = LayerwiseForward(self.model, self.adapter, self.windows)
+        forward = LayerwiseForward(self.model, self.adapter, shards.mine(self.windows))
         if start:
-            forward.hidden = load_file(self.checkpoint / "moments" / FRONT)["hidden"]
+            forward.hidden = shards.mine(self.checkpoint.load_front("moments"))
+        entering = shards.whole(forward.hidden)
         for index in track(range(start, len(self.layers)), "Activations", len(self.layers), start):
             layer = self.layers[index]
             sums: dict[str, SecondMoment | HeadMoment] = {
@@ -88,12 +88,14 @@ class Passes:
             updates = {name: part.update for name, part in sums.items()}
             with observing(self.adapter, layer, updates):
                 outputs = forward.outputs(index)
-            found = {name: part.total.cpu() / forward.tokens for name, part in sums.items()}
+            found = {name: part.total() / self.windows.numel() for name, part in sums.items()}
             self._require_finite("activations", index, found)
-            save_tensors(self.file("moments", index), found)
-            save_tensors(self.file("entering", index), {"hidden": forward.hidden[: self.probes]})
-            self._advance("moments", outputs, index + 1)
+            self.checkpoint.save("moments", index, found)
+            self.checkpoint.save("entering", index, {"hidden": entering[: self.probes]})
+            entering = shards.whole(outputs)
+            self.checkpoint.save_front("moments", entering, index + 1)
             forward.hidden = outputs
+        shards.wait()
 
     def fisher(self) -> None:
         """Sum, backward through the layers, the gradients at every site.
@@ -109,21 +111,24 @@ class Passes:
         TrimtabError
             If gradients are not finite.
         """
-        count, start = len(self.layers), self._completed("fisher")
+        count, start = len(self.layers), self.checkpoint.done("fisher")
         if start == count:
             return
-        forward = LayerwiseForward(self.model, self.adapter, self.windows[: self.probes])
+        probes = shards.mine(self.windows[: self.probes])
+        forward = LayerwiseForward(self.model, self.adapter, probes)
         if start:
-            gradient = load_file(self.checkpoint / "fisher" / FRONT)["hidden"]
+            gradient = shards.mine(self.checkpoint.load_front("fisher"))
         else:
-            leaving = load_file(self.checkpoint / "moments" / FRONT)["hidden"][: self.probes]
-            gradient = _gradient_of_predictions(forward, leaving)
+            leaving = shards.mine(self.checkpoint.load_front("moments")[: self.probes])
+            seeds = shards.mine(torch.arange(self.probes)).tolist()
+            gradient = _gradient_of_predictions(forward, leaving, seeds)
         for done in track(range(start, count), "Gradients", count, start):
             index = count - 1 - done
             gradient, found = self._layer_gradients(forward, index, gradient)
             self._require_finite("gradients", index, found)
-            save_tensors(self.file("fisher", index), found)
-            self._advance("fisher", gradient, done + 1)
+            self.checkpoint.save("fisher", index, found)
+            self.checkpoint.save_front("fisher", shards.whole(gradient), done + 1)
+        shards.wait()
 
     def _layer_gradients(
         self, forward: LayerwiseForward, index: int, leaving: Tensor
@@ -147,8 +152,8 @@ class Passes:
             entering.append(first[0].cpu())
             for name, part in zip(captured, others, strict=True):
                 sums[name].update(part)
-        tokens = leaving.shape[0] * leaving.shape[1]
-        found = {name: part.total.cpu() / tokens for name, part in sums.items()}
+        tokens = self.windows[: self.probes].numel()
+        found = {name: part.total() / tokens for name, part in sums.items()}
         for site in self.adapter.sites:
             if site.norm is not None:
                 weight = norm_weight(layer.get_submodule(site.norm)).cpu()
@@ -167,43 +172,31 @@ class Passes:
         return HeadMoment(self.heads.kv_heads, self.heads.head_dim)
 
     def entering(self, index: int) -> Tensor:
-        """Return the probe windows' hidden states that a layer reads [windows, length, width]."""
-        return load_file(self.file("entering", index))["hidden"]
+        """Return the hidden states that a layer reads, of this process' share of the probes.
 
-    def load(self, kind: str, index: int) -> dict[str, Tensor]:
-        """Return what a pass found at one layer."""
-        return load_file(self.file(kind, index))
-
-    def file(self, kind: str, index: int) -> Path:
-        """Return where a pass keeps what it found at one layer."""
-        return self.checkpoint / kind / f"{index:03d}.safetensors"
-
-    def _advance(self, kind: str, hidden: Tensor, done: int) -> None:
-        save_tensors(self.checkpoint / kind / FRONT, {"hidden": hidden}, done=str(done))
-
-    def _completed(self, kind: str) -> int:
-        """Return how many layers a pass completed before it was killed."""
-        path = self.checkpoint / kind / FRONT
-        if not path.exists():
-            return 0
-        try:
-            with safe_open(path, framework="pt") as file:
-                return int(file.metadata()["done"])
-        except SafetensorError:
-            return 0
+        Returns
+        -------
+        Tensor
+            Of shape [windows, length, width].
+        """
+        return shards.mine(self.checkpoint.load("entering", index)["hidden"])
 
 
-def _gradient_of_predictions(forward: LayerwiseForward, leaving: Tensor) -> Tensor:
+def _gradient_of_predictions(
+    forward: LayerwiseForward, leaving: Tensor, seeds: Sequence[int]
+) -> Tensor:
     """Return the gradient of the drawn tokens' negative log-likelihood [windows, length, width].
 
     Parameters
     ----------
     leaving : Tensor
         Hidden states after the last layer, of the same shape.
+    seeds : sequence of int
+        What each window's tokens are drawn with.
     """
-    generator = torch.Generator().manual_seed(0)
     gradients = []
-    for hidden in leaving:
+    for hidden, seed in zip(leaving, seeds, strict=True):
+        generator = torch.Generator().manual_seed(seed)
         start = hidden[None].requires_grad_()
         with torch.enable_grad():
             logits = forward.logits(start)[0].float()

@@ -1,15 +1,53 @@
-"""Sums over tokens: what calibration keeps of the activations and gradients it sees."""
+"""Sums over tokens: what calibration keeps of the activations and gradients it sees.
+
+Processes that share a calibration (`trimtab.shards`) each see some of the windows of text, and a
+sum is that over all of them.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
+from trimtab import shards
+
+HEADROOM = 16  # bits by which a sum may exceed the first window's
 DROPPED_BITS = 12  # of float32's 23 mantissa bits: bins are 2⁻¹¹ wide, relative to their value
 
 
-class SecondMoment:
-    """XᵀX over all tokens, in float64.
+class Sum:
+    """A sum of windows' parts in float64, the same to the bit in whatever order they are added.
+
+    Every part is rounded to multiples of one power of two, 2⁻³⁶ of the first window's largest
+    entry. Sums of these are exact until they are 2¹⁷ times that entry; larger ones are rounded.
+
+    Parameters
+    ----------
+    shape : int
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self._own = torch.zeros(shape, dtype=torch.float64)
+        self._rounding: float | None = None
+
+    def add(self, part: Tensor) -> None:
+        """Add a float64 tensor of the sum's shape, which is overwritten."""
+        if self._rounding is None:
+            exponent = math.frexp(largest)[1] if (largest := float(part.abs().max())) else -1000
+            self._rounding = shards.agreed(math.ldexp(1.5, exponent + HEADROOM))
+        # The last bits of what is near 1.5 · 2ⁿ are those that are left.
+        part.add_(self._rounding).sub_(self._rounding)
+        self._own = self._own.to(part.device).add_(part)
+
+    def total(self) -> Tensor:
+        """Return the sum over all processes, on the host; nothing can be added any more."""
+        return shards.summed(self._own).cpu()
+
+
+class SecondMoment(Sum):
+    """XᵀX over all tokens.
 
     Parameters
     ----------
@@ -18,16 +56,16 @@ class SecondMoment:
     """
 
     def __init__(self, width: int) -> None:
-        self.total = torch.zeros(width, width, dtype=torch.float64)
+        super().__init__(width, width)
 
     def update(self, x: Tensor) -> None:
         """Add activations of shape [..., d]."""
         rows = x.flatten(0, -2).double()
-        self.total = self.total.to(rows.device).addmm_(rows.T, rows)
+        self.add(rows.T @ rows)
 
 
-class HeadMoment:
-    """XᵀX for every KV head, summed over the query heads that read it, in float64.
+class HeadMoment(Sum):
+    """XᵀX for every KV head, summed over the query heads that read it.
 
     Parameters
     ----------
@@ -36,18 +74,19 @@ class HeadMoment:
     """
 
     def __init__(self, kv_heads: int, head_dim: int) -> None:
-        self.total = torch.zeros(kv_heads, head_dim, head_dim, dtype=torch.float64)
+        super().__init__(kv_heads, head_dim, head_dim)
+        self._shape = kv_heads, head_dim
 
     def update(self, x: Tensor) -> None:
         """Add activations of shape [..., heads * head_dim]."""
-        kv_heads, head_dim, _ = self.total.shape
+        kv_heads, head_dim = self._shape
         rows = x.double().reshape(-1, kv_heads, x.shape[-1] // kv_heads // head_dim, head_dim)
         rows = rows.transpose(0, 1).flatten(1, 2)
-        self.total = self.total.to(rows.device).baddbmm_(rows.mT, rows)
+        self.add(rows.mT @ rows)
 
 
-class SquareSum:
-    """The sum of every entry's square over all tokens, in float64.
+class SquareSum(Sum):
+    """The sum of every entry's square over all tokens.
 
     Parameters
     ----------
@@ -56,12 +95,11 @@ class SquareSum:
     """
 
     def __init__(self, width: int) -> None:
-        self.total = torch.zeros(width, dtype=torch.float64)
+        super().__init__(width)
 
     def update(self, x: Tensor) -> None:
         """Add activations of shape [..., d]."""
-        squares = x.flatten(0, -2).double().square().sum(0)
-        self.total = self.total.to(squares.device).add_(squares)
+        self.add(x.flatten(0, -2).double().square().sum(0))
 
 
 class MagnitudeHistogram:
@@ -77,22 +115,22 @@ class MagnitudeHistogram:
 
     def __init__(self, costs: Tensor) -> None:
         self.costs = costs
-        self.counts = torch.zeros(2 ** (31 - DROPPED_BITS), dtype=torch.int64)
-        self.spent = torch.zeros(len(self.counts), dtype=torch.float64)
-        self.tokens = 0
+        self._counts = torch.zeros(2 ** (31 - DROPPED_BITS), dtype=torch.int64)
+        self._spent = Sum(len(self._counts))
 
     def update(self, x: Tensor) -> None:
         """Add activations of shape [..., d]."""
         rows = x.float().flatten(0, -2)
         bins = (rows.abs().view(torch.int32) >> DROPPED_BITS).flatten()
         spent = rows.double().square() * self.costs.to(rows.device)
-        size = len(self.counts)
-        self.counts += torch.bincount(bins, minlength=size).cpu()
-        self.spent += torch.bincount(bins, spent.flatten(), minlength=size).cpu()
-        self.tokens += len(rows)
+        size = len(self._counts)
+        self._counts += torch.bincount(bins, minlength=size).cpu()
+        self._spent.add(torch.bincount(bins, spent.flatten(), minlength=size))
 
     def below(self, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Return, for each share of the smallest entries, what bounds them and what they cost.
+
+        All processes call it, and nothing can be added any more.
 
         Parameters
         ----------
@@ -106,8 +144,9 @@ class MagnitudeHistogram:
         costs : Tensor
             The sum of their squares times `costs`, per token, float64 of shape [n].
         """
-        seen = self.counts.cumsum(0)
+        seen = shards.summed(self._counts).cumsum(0)
+        tokens = seen[-1] / len(self.costs)
         index = torch.searchsorted(seen, shares * seen[-1], right=True)
         thresholds = (index << DROPPED_BITS).to(torch.int32).view(torch.float32)
-        spent = torch.cat([torch.zeros(1, dtype=torch.float64), self.spent.cumsum(0)])
-        return thresholds.double() * (shares > 0), spent[index] * (shares > 0) / self.tokens
+        spent = torch.cat([torch.zeros(1, dtype=torch.float64), self._spent.total().cumsum(0)])
+        return thresholds.double() * (shares > 0), spent[index] * (shares > 0) / tokens

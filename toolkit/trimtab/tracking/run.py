@@ -18,6 +18,7 @@ from trimtab.progress import say
 from trimtab.settings import path_of
 from trimtab.tracking.job import Job, Record
 from trimtab.tracking.log import Log
+from trimtab.wandb_variables import disabled_by
 
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 
@@ -53,6 +54,8 @@ def run(
     for name in [one for one in os.environ if one.startswith("WANDB_") and not os.environ[one]]:
         del os.environ[name]  # W&B takes an empty variable for a value, and refuses it
     if config.mode is TrackingMode.disabled:
+        if variable := disabled_by():
+            say(f"No W&B run is kept: {variable}")
         yield Log(None)
         return
     check(config)

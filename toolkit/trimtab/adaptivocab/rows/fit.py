@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab import shards
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.rows.combination import combined, weights
 from trimtab.adaptivocab.rows.extended import NewRows, extended
@@ -24,7 +25,6 @@ from trimtab.adaptivocab.settings import Rows
 from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.corpus import start_token
 from trimtab.models.facts import final_softcap
-from trimtab.progress import track
 
 ON_TEXT = (Rows.fitted, Rows.distilled)  # fitted on texts, by gradient and L-BFGS
 FROM_EXPONENTIAL = (*ON_TEXT, Rows.recovered)  # begin with the paper's rows
@@ -100,6 +100,10 @@ class RowFitter:
         rows = self._fit(ngrams, passages, [text.states for text in texts])
         if not self.output:
             rows = NewRows.of_input(rows.input)
+        # Processes that share a calibration have all fitted them, maybe on machines that differ.
+        own = rows.to_tensors()
+        first = shards.shared(own)
+        rows = NewRows(**{name: part.to(own[name].device) for name, part in first.items()})
         return Extension(ngrams, rows, tokenizer)
 
     def _fit(
@@ -143,12 +147,16 @@ class RowFitter:
         head: Any = self._model.get_output_embeddings()
         rows = NewRows.of_input(new_input)
         firsts, device = targets.trie.firsts, head.weight.device
-        hidden, rest = [], []
+
+        def run(passage: Passage) -> dict[str, Tensor]:
+            logits, states = predict(self._model, passage.merged, self.start)
+            logits[:, firsts.to(logits.device)] = -torch.inf
+            return {"hidden": states, "rest": logits.logsumexp(-1)}
+
         with extended(self._model, rows, output=False):
-            for passage in track(passages, "Hidden states of n-grams", len(passages)):
-                logits, states = predict(self._model, passage.merged, self.start)
-                logits[:, firsts.to(logits.device)] = -torch.inf
-                hidden.append(states.to(device))
-                rest.append(logits.logsumexp(-1).to(device))
+            found = shards.each(passages, run, "Hidden states of n-grams")
+        hidden, rest = (
+            torch.cat([one[name] for one in found]).to(device) for name in ("hidden", "rest")
+        )
         softcap = final_softcap(self._model.config)
-        return HeadFeatures(torch.cat(hidden), torch.cat(rest), targets, softcap)
+        return HeadFeatures(hidden, rest, targets, softcap)

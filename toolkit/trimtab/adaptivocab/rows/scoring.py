@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab import shards
 from trimtab.adaptivocab.rows.extended import NewRows, extended
 from trimtab.adaptivocab.rows.passages import Passage, with_start
 from trimtab.corpus import encode, start_token
 from trimtab.errors import TrimtabError
 from trimtab.models.adapter import module_device
 from trimtab.models.facts import final_softcap
-from trimtab.progress import track
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,12 @@ def score_texts(
 ) -> list[ScoredText]:
     """Run the base model over texts, with a progress bar that names them."""
     start = start_token(tokenizer)
-    return [
-        ScoredText(text, score(model, torch.tensor(encode(tokenizer, text)), start))
-        for text in track(texts, f"Base model over {what}", len(texts))
-    ]
+
+    def run(text: str) -> dict[str, Tensor]:
+        return vars(score(model, torch.tensor(encode(tokenizer, text)), start))
+
+    found = shards.each(texts, run, f"Base model over {what}")
+    return [ScoredText(text, HiddenStates(**one)) for text, one in zip(texts, found, strict=True)]
 
 
 def score(
@@ -160,11 +162,15 @@ class ScoredPassages:
         output: bool,
     ) -> ScoredPassages:
         """Run the extended model over passages; `texts` are the same ones in base tokens."""
-        nats, base = [], []
+
+        def run(passage: Passage) -> dict[str, Tensor]:
+            asked = passage.merged if output else passage.base[passage.starts]
+            return {"nats": score(model, passage.merged, start, asked).nats}
+
+        base = []
         with extended(model, rows, output=output):
-            for passage in track(passages, "Extended model over n-grams", len(passages)):
-                asked = passage.merged if output else passage.base[passage.starts]
-                nats.append(score(model, passage.merged, start, asked).nats)
+            found = shards.each(passages, run, "Extended model over n-grams")
+        nats = [one["nats"] for one in found]
         for number, (passage, text) in enumerate(zip(passages, texts, strict=True)):
             single = text.states.nats
             upto = torch.cat([single.new_zeros(1), single.cumsum(0)])

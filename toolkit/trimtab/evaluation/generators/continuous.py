@@ -21,6 +21,7 @@ from trimtab.evaluation.generators.server import Answer, Request, require_all
 from trimtab.evaluation.memory import twin
 
 PAGE = 16  # tokens
+TRASH = 2  # blocks beside those of texts, for what padding writes, at most
 CHUNK = 2048  # the most tokens in one forward pass
 NO_TOKEN = -1
 WARM_UP = 2  # tokens
@@ -100,7 +101,7 @@ class ContinuousServer:
     ) -> None:
         blocks = len(requests) * -(-max(one.tokens for one in requests) // PAGE)
         if budget is not None:
-            blocks = min(blocks, budget // (PAGE * token_bytes))
+            blocks = min(blocks, max(0, budget // (PAGE * token_bytes) - TRASH))
         self._token_bytes = token_bytes
         self._capacity = blocks * PAGE
         prompts = sum(len(request.prompt) for request in requests)

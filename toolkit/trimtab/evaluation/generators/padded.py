@@ -108,8 +108,7 @@ class PaddedServer:
             vars(self._model).pop("_previous_max_cache_length", None)
             options |= {"cache_implementation": "static", "disable_compile": True}
         clock, generate = Clock(), self._model.generate
-        with plain_generation(self._model, self._tokenizer):
-            self._model.generation_config.eos_token_id = None
+        with plain_generation(self._model, self._tokenizer, endless=True):
             output = generate(  # type: ignore[operator]
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),

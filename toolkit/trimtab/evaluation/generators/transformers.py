@@ -55,7 +55,7 @@ class TransformersGenerator:
     def greedy(self, prompt: Prompt, new_tokens: int) -> str:
         """See `Generator.greedy`."""
         ids = prompt_ids(self._tokenizer, prompt)
-        output = _generate(self._model, self._tokenizer, ids, new_tokens)
+        output = _generate(self._model, self._tokenizer, ids, new_tokens, endless=False)
         generated = output.sequences[0, len(ids) :]
         text = self._output_tokenizer.decode(generated, skip_special_tokens=True)
         assert isinstance(text, str)
@@ -122,16 +122,19 @@ def _generate(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Sequence[int],
     new_tokens: int,
+    *,
+    endless: bool = True,
     **options: Any,
 ) -> Any:
+    """Generate exactly `new_tokens` tokens: stop tokens end nothing, or are not chosen."""
     ids = torch.tensor([prompt], device=_device(model))
     generate: Any = model.generate
-    with plain_generation(model, tokenizer):
+    with plain_generation(model, tokenizer, endless=endless):
         return generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
-            min_new_tokens=new_tokens,
+            min_new_tokens=None if endless else new_tokens,
             max_new_tokens=new_tokens,
             return_dict_in_generate=True,
             **options,

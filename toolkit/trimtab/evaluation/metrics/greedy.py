@@ -76,13 +76,16 @@ class Greedy(Metric):
                 result.missing(name, self.RANDOM)
             return
         if candidate.output_tokenizer is not baseline.output_tokenizer:
-            # As many of other tokens are a longer or a shorter text.
-            lengths = [min(map(len, pair)) for pair in pairs]
+            # As many of other tokens are a longer or a shorter text, which no text is no part of.
+            lengths = [min(map(len, pair)) or None for pair in pairs]
             pairs = [
                 (first[:length], second[:length])
                 for (first, second), length in zip(pairs, lengths, strict=True)
             ]
-        shares = [common_prefix(*pair) / max(*map(len, pair), 1) for pair in pairs]
+        shares = [
+            1.0 if first == second else common_prefix(first, second) / max(len(first), len(second))
+            for first, second in pairs
+        ]
         result.put("quality.greedy_agreement", mean(shares))
         result.put("quality.exact_match", mean(first == second for first, second in pairs))
 

@@ -151,7 +151,7 @@ class Latency(Metric):
         for text in unseen("latency", "generation", candidate, texts, decoding):
             result.warn(text)
         rows = [
-            {"model": name, "prompt": index % len(self._prompts), **asdict(timing)}
+            {"model": name, "prompt": index % len(self._prompts), **timing.row()}
             for name, timings in rounds.timings.items()
             for index, timing in enumerate(timings)
         ]
@@ -194,7 +194,8 @@ class Latency(Metric):
             reason = "no method of the stack has a KV cache, and none drafts"
             result.missing("engine", f"transformers generated: {reason}")
         elif self._engine["step_costs"] is None:
-            result.missing("engine.step_costs", "no method of the stack drafts")
+            for name in ("step_costs", "step_costs_measured"):
+                result.missing(f"engine.{name}", "no method of the stack drafts")
 
     def _summarise_machine(self, result: Result) -> None:
         load = self._rounds.load.load

@@ -1,0 +1,55 @@
+"""What an error of transformers says of a checkpoint, in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+
+from safetensors import SafetensorError
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+
+
+def why_not_loaded(folder: Path, error: Exception) -> str:
+    """Say in one line what `error`, of any type that transformers raises, says of a checkpoint."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        said = f"{said} is unknown, or missing"
+    if isinstance(error, SafetensorError):
+        return f"a .safetensors file is incomplete or damaged, download it again ({said})"
+    if isinstance(error, UnpicklingError | EOFError) or "PytorchStreamReader" in said:
+        return (
+            "a .bin file is damaged, or holds more than tensors, which is not safe to load: "
+            "download it again, or the model's .safetensors files"
+        )
+    if "trust_remote_code" in said:
+        return (
+            "its architecture is code of the checkpoint's own, which is not run here: choose a "
+            "model that transformers has the architecture of"
+        )
+    reason = _missing_file(folder) or _damaged_file(folder) or said
+    if isinstance(error, ImportError):
+        reason += "; install what is missing, or choose a checkpoint that does without"
+    return f"cannot be loaded as a causal language model: {reason}"
+
+
+def _missing_file(folder: Path) -> str:
+    """Say what the local folder of a model lacks; nothing where it is none, or lacks neither."""
+    if not folder.is_dir():
+        return ""
+    if not (folder / "config.json").is_file():
+        return "the folder has no config.json; expected a model and its tokenizer"
+    if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
+        return "the folder has no tokenizer file, such as tokenizer.json: put the model's there"
+    return ""
+
+
+def _damaged_file(folder: Path) -> str:
+    """Say which JSON file of a local folder of a model is none; nothing where all are."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_text("utf-8"))
+        except ValueError:
+            return f"{path.name} is incomplete or damaged, download it again"
+    return ""

@@ -1,0 +1,77 @@
+"""What the files of a checkpoint hold, whatever is made of it when it is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import is_zipfile
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
+
+FILES = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME
+"""Of these transformers reads the first that is there."""
+FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+"""Types that a weight is cast from without a scale, as safetensors and PyTorch call them."""
+
+
+def not_floats(name: str | Path, revision: str | None) -> dict[str, str]:
+    """Return the tensors of a checkpoint that are of no floating-point type of 16 bits or more.
+
+    Parameters
+    ----------
+    name : str or Path
+        A folder, or a model on the hub that has been downloaded.
+    revision : str or None
+        Of a model on the hub.
+
+    Returns
+    -------
+    dict of str to str
+        The type of each, as its file says it, by its name there.
+    """
+    files = (_file(name, file, revision) for file in FILES)
+    first = next((path for path in files if path is not None), None)
+    if first is None:
+        return {}
+    parts: list[Path | None] = [first]
+    if first.suffix == ".json":
+        index = json.loads(first.read_text("utf-8"))["weight_map"]
+        parts = [_file(name, file, revision) for file in sorted(set(index.values()))]
+    return {
+        tensor: dtype
+        for path in parts
+        if path is not None
+        for tensor, dtype in _types(path)
+        if dtype not in FLOATS
+    }
+
+
+def _file(name: str | Path, file: str, revision: str | None) -> Path | None:
+    """Return where a file of a checkpoint is, None where there is none."""
+    if Path(name).is_dir():
+        path = Path(name) / file
+        return path if path.is_file() else None
+    found = try_to_load_from_cache(str(name), file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _types(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the names and the types of a file's tensors; their contents are not read."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it has no iterator)
+                yield name, file.get_slice(name).get_dtype()
+        return
+    tensors = torch.load(path, map_location="meta", weights_only=True, mmap=is_zipfile(path))
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor):
+            yield name, str(tensor.dtype).removeprefix("torch.")
