@@ -19,9 +19,10 @@ import torch
 from tests.conftest import ROOT
 from tests.vattention.conftest import PAGE, in_child
 from tests.vattention.test_pages import give_back, laid, memory
+from trimtab.backing import Backing
 from trimtab.errors import TrimtabError
 from trimtab.vattention import host
-from trimtab.vattention.host import HostPool
+from trimtab.vattention.host import HUGE_PAGE, HostPool
 from trimtab.vattention.pages import Access, KVOutOfMemory, PageError
 
 TIB = 1 << 40
@@ -86,6 +87,31 @@ def test_reserving_more_than_any_machine_has_takes_no_memory(page_bytes):
         give_back(pool, ranges[1], pages)
         pool.free(ranges[0])
         pool.free(ranges[2])
+
+
+@pytest.mark.parametrize("choice", Backing)
+@pytest.mark.parametrize("page_bytes", [PAGE, HUGE_PAGE // 2, HUGE_PAGE, 2 * HUGE_PAGE])
+def test_pages_of_a_huge_ones_size_are_huge_unless_refused(choice, page_bytes):
+    """Whatever the system's own setting for files in memory is."""
+    if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        pytest.skip("the system has no huge pages")
+    code = (
+        "from trimtab.backing import Backing, huge_cache_bytes, use_pages\n"
+        f"use_pages(Backing({str(choice)!r}))\n"
+        "from tests.vattention.test_pages import laid, memory\n"
+        "from trimtab.vattention.host import HostPool\n"
+        f"with HostPool({page_bytes}) as pool:\n"
+        "    reservation, pages = laid(pool, 3)\n"
+        "    assert memory(pool, reservation).count_nonzero() == 0\n"
+        "    memory(pool, reservation).fill_(7)\n"
+        "    assert int(memory(pool, reservation).min()) == 7\n"
+        "    print(huge_cache_bytes() / pool.stats().measured)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    huge = choice is Backing.huge and page_bytes % HUGE_PAGE == 0
+    assert done.stdout == f"{float(huge)}\n", done.stderr
 
 
 def test_unused_addresses_read_as_zeros_without_taking_memory(monkeypatch):

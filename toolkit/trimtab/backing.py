@@ -151,6 +151,15 @@ def _extent(tensor: torch.Tensor) -> int:
 
 def huge_page_bytes() -> int:
     """Return how many bytes of this process lie in huge pages."""
+    return _huge_bytes("AnonHuge|ShmemPmd|FilePmd")
+
+
+def huge_cache_bytes() -> int:
+    """Return how many bytes of memory files, which virtual caches are in, lie in huge pages."""
+    return _huge_bytes("ShmemPmd")
+
+
+def _huge_bytes(kinds: str) -> int:
     found = Path("/proc/self/smaps_rollup").read_text("ascii")
-    kilobytes = re.findall(r"^(?:AnonHuge|ShmemPmd|FilePmd)\w+: +(\d+) kB$", found, re.MULTILINE)
+    kilobytes = re.findall(rf"^(?:{kinds})\w+: +(\d+) kB$", found, re.MULTILINE)
     return 1024 * sum(map(int, kilobytes))

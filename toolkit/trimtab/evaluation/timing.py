@@ -30,6 +30,8 @@ class Timing:
     measured_bytes : int or None
         The pages of a virtual cache as the operating system or the driver counts them; None of
         other caches.
+    huge_page_bytes : int or None
+        How many of them lie in huge pages of the host; None of other caches.
     """
 
     first: float
@@ -44,6 +46,7 @@ class Timing:
     committed_bytes: int
     reserved_bytes: int
     measured_bytes: int | None = None
+    huge_page_bytes: int | None = None
 
     def row(self) -> dict[str, Any]:
         """Return the timing as JSON values, without what was not measured."""

@@ -35,12 +35,18 @@ _libc.mmap.restype = _ADDRESS
 _libc.mmap.argtypes = [_ADDRESS, _SIZE, _INT, _INT, _INT, _OFFSET]
 _libc.munmap.argtypes = [_ADDRESS, _SIZE]
 _libc.mprotect.argtypes = [_ADDRESS, _SIZE, _INT]
+_libc.madvise.argtypes = [_ADDRESS, _SIZE, _INT]
 _libc.fallocate.argtypes = [_INT, _INT, _OFFSET, _OFFSET]
 
 _PROTECTION = {
     Access.read: mmap.PROT_READ,
     Access.write: mmap.PROT_READ | mmap.PROT_WRITE,
 }
+
+# From linux/mman.h: make huge pages of small ones, whatever the system's setting for memory files.
+_MADV_COLLAPSE = 25
+HUGE_PAGE = 2**21
+"""Bytes of a huge page. Pages of a multiple of it are in huge pages where the system has them."""
 
 # Smaller offsets equal addresses of the process, which have 47 or 48 bits.
 _ELSEWHERE = 1 << 48
@@ -146,6 +152,9 @@ class HostPool(PagePool):
         try:
             for offset, nbytes in self._runs(handles):
                 _mmap(address, nbytes, mmap.MAP_SHARED | _MAP_FIXED, self._file, offset)
+                if self.page_bytes % HUGE_PAGE == 0:
+                    # Refused where there are none, or memory=as_loaded: then pages stay small.
+                    _libc.madvise(address, nbytes, _MADV_COLLAPSE)
                 address += nbytes
         except BaseException:
             if address > start:

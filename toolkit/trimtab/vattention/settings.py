@@ -37,8 +37,8 @@ class CacheSettings(Settings):
     )
     page_group: int | None = setting(
         default=None,
-        meaning="size of a page, a multiple of 4096 on the host; null: 65536 there, and the "
-        "driver's 2 MB on a GPU",
+        meaning="size of a page, a multiple of 4096 on the host, in huge pages if one of 2097152; "
+        "null: 65536 there, and the driver's 2 MB on a GPU",
         at_least=1,
         unit="bytes",
     )

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from trimtab.backing import huge_cache_bytes
 from trimtab.corpus import encode
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.generators.generator import prompt_ids
@@ -107,6 +108,7 @@ class EngineGenerator:
             committed_bytes=held.committed,
             reserved_bytes=held.reserved,
             measured_bytes=held.measured,
+            huge_page_bytes=huge_cache_bytes(),  # a released slot keeps its pages
         )
 
     def _require_room(self, prompt: int, new_tokens: int) -> None:

@@ -40,6 +40,7 @@ class KV(Metric):
         "kv.tokens": int,
         "kv.live_bytes_per_byte": Both[float],
         "kv.measured_bytes": int,
+        "kv.huge_page_bytes": int,
         "kv.static_measured_bytes": int,
         "kv.dynamic_measured_bytes": int,
     }
@@ -96,11 +97,14 @@ class KV(Metric):
                 name: own[index].live_bytes / text for name, own in timings.items()
             },
             "measured_bytes": measured,
+            "huge_page_bytes": largest.huge_page_bytes,
             "static_measured_bytes": static and static.measured,
             "dynamic_measured_bytes": dynamic and dynamic.measured,
         }
         for name, value in figures.items():
-            if value is None:
+            if name == "huge_page_bytes" and value is None:
+                result.missing("kv.huge_page_bytes", "no virtual cache")
+            elif value is None:
                 kind = CacheKind.static if name.startswith("static") else CacheKind.dynamic
                 unknown = f"no {PAGEMAP}: the system does not say what is in memory"
                 result.missing(f"kv.{name}", self._failed.get(kind, unknown))
