@@ -3,10 +3,10 @@
     python benchmarks/kv.py [--parts memory …] [--trace FILE.json] [--layers 32 …] [--out FILE.json]
 
 Three parts count: `memory` (bytes held and wasted for a trace of requests), `budget` (how many of
-its sequences fit at once) and `prefix` (requests that share their first tokens). Three parts time,
+its sequences fit at once) and `prefix` (requests that share their first tokens). Four parts time,
 and need a quiet machine: `pages` (every call in the life of a page), `growth` (appending a token,
-by length) and `throughput` (decode steps: first attention with append, then a whole model; finally
-whole generations).
+by length), `reading` (attention by the size of pages) and `throughput` (decode steps: first
+attention with append, then a whole model; finally whole generations).
 
 The operating system counts the bytes of virtual caches (blocks of their memory file); on a GPU the
 driver does. On the host, the bytes held must equal the computed ones exactly. At the peak there may
@@ -30,6 +30,7 @@ from kv_parts.counting import budget, memory
 from kv_parts.decoding import attention
 from kv_parts.generating import EMBEDDED, generation
 from kv_parts.growing import growth, pages
+from kv_parts.reading import reading
 from kv_parts.setting import Options, Record
 from kv_parts.sharing import prefix
 from kv_parts.stepping import steps
@@ -50,6 +51,7 @@ PARTS: dict[str, tuple[Callable[[Options], Iterator[Record]], ...]] = {
     "prefix": (prefix,),
     "pages": (pages,),
     "growth": (growth,),
+    "reading": (reading,),
     "throughput": (attention, steps, generation),
 }
 HOST_PAGES, GPU_PAGE = (4096, HOST_PAGE, 2**21), 2**21
@@ -115,9 +117,12 @@ def parse() -> Options:
     add("--lengths", nargs="+", type=positive, default=[512, 2000, 8000, 32000], help="for growth")
     add("--calls", type=positive, default=300, help="of each kind, for pages")
     add("--samples", type=positive, default=32, help="for growth and the steps of throughput")
-    add("--batch", type=positive, default=8, help="for the steps of throughput")
-    add("--context", type=positive, default=2000, help="for the steps of throughput")
-    add("--decode-layers", type=positive, default=4, help="for the attention of throughput")
+    add("--batch", type=positive, default=8, help="for reading and the steps of throughput")
+    add("--context", type=positive, default=2000, help="for reading and the steps of throughput")
+    add(
+        "--decode-layers", type=positive, default=4,
+        help="for reading and the attention of throughput",
+    )  # fmt: skip
     add("--model", default=EMBEDDED, help="or a shape (random weights), a name, a folder")
     add("--model-batch", type=positive, default=4, help="for the generations of throughput")
     add("--model-context", type=positive, default=256, help="for the generations of throughput")

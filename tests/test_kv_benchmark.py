@@ -146,6 +146,10 @@ def test_all_parts_run_in_a_tiny_shape(command: Command, tmp_path):
     assert [(record["layers"], record["length"]) for record in found["growth"]] == [
         (1, 30), (1, 60), (1, 30), (1, 60), (2, 30), (2, 60), (2, 30), (2, 60),
     ]  # fmt: skip
+    for record, name in zip(found["reading"], ("", ", again"), strict=True):
+        assert record["cache"] == f"virtual, slot, 4 KB{name}"
+        assert (record["huge_share"], len(record["samples_us"])) == (0, 3)
+        assert (record["first_over_it"] is None) == (name == "")
     check_throughput(found["throughput"])
 
 
