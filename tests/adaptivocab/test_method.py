@@ -274,3 +274,11 @@ def test_a_head_with_a_bias_is_refused(tiny_llama: LoadedModel) -> None:
     with pytest.raises(MisfitError, match="bias"):
         method().check(tiny_llama.model)
     method(mode=Mode.draft).check(tiny_llama.model)
+
+
+def test_a_text_without_n_grams_that_can_be_tokens_says_which_can(tiny_llama):
+    documents = [Document(f"{number}", f"{number:05d}" * 200) for number in range(8)]
+    numbers = Corpus("numbers", documents, calibration=0.5, validation=0.25)
+    message = "no n-gram that can be a token, without digits .* calibration text of numbers: use a"
+    with pytest.raises(TrimtabError, match=message):
+        calibrated(method(), tiny_llama, numbers)

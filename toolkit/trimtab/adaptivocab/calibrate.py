@@ -138,8 +138,9 @@ class Calibrator:
         ).run(self._settings.size)
         if not mined.ngrams:
             raise TrimtabError(
-                f"no n-gram occurs twice in the {mined.tokens} tokens of the calibration text of "
-                f"{self._corpus.name}: use a larger corpus"
+                "no n-gram that can be a token, without digits and special tokens, occurs twice "
+                f"in the {mined.tokens} tokens of the calibration text of {self._corpus.name}: use "
+                "a larger corpus"
             )
         return mined
 
