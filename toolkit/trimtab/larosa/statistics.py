@@ -14,6 +14,7 @@ from torch import Tensor
 from trimtab import shards
 
 HEADROOM = 16  # bits by which a sum may exceed the first window's
+OCTAVES = 2**8  # of positive float32 numbers
 DROPPED_BITS = 12  # of float32's 23 mantissa bits: bins are 2⁻¹¹ wide, relative to their value
 
 
@@ -44,6 +45,12 @@ class Sum:
     def total(self) -> Tensor:
         """Return the sum over all processes, on the host; nothing can be added any more."""
         return shards.summed(self._own).cpu()
+
+    def total_of(self, rows: Tensor) -> Tensor:
+        """Return `total`, where all rows but those that a mask names are zero."""
+        found = torch.zeros_like(self._own)
+        found[rows] = shards.summed(self._own[rows])
+        return found.cpu()
 
 
 class SecondMoment(Sum):
@@ -115,17 +122,17 @@ class MagnitudeHistogram:
 
     def __init__(self, costs: Tensor) -> None:
         self.costs = costs
-        self._counts = torch.zeros(2 ** (31 - DROPPED_BITS), dtype=torch.int64)
-        self._spent = Sum(len(self._counts))
+        self._counts = torch.zeros(OCTAVES, 2 ** (23 - DROPPED_BITS), dtype=torch.int64)
+        self._spent = Sum(*self._counts.shape)
 
     def update(self, x: Tensor) -> None:
         """Add activations of shape [..., d]."""
         rows = x.float().flatten(0, -2)
         bins = (rows.abs().view(torch.int32) >> DROPPED_BITS).flatten()
         spent = rows.double().square() * self.costs.to(rows.device)
-        size = len(self._counts)
-        self._counts += torch.bincount(bins, minlength=size).cpu()
-        self._spent.add(torch.bincount(bins, spent.flatten(), minlength=size))
+        shape, size = self._counts.shape, self._counts.numel()
+        self._counts += torch.bincount(bins, minlength=size).view(shape).cpu()
+        self._spent.add(torch.bincount(bins, spent.flatten(), minlength=size).view(shape))
 
     def below(self, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Return, for each share of the smallest entries, what bounds them and what they cost.
@@ -144,9 +151,15 @@ class MagnitudeHistogram:
         costs : Tensor
             The sum of their squares times `costs`, per token, float64 of shape [n].
         """
-        seen = shards.summed(self._counts).cumsum(0)
+        used = (
+            shards.summed(self._counts.sum(1)) > 0
+        )  # few of the octaves are: the rest is not sent
+        counts = torch.zeros_like(self._counts)
+        counts[used] = shards.summed(self._counts[used])
+        seen = counts.flatten().cumsum(0)
         tokens = seen[-1] / len(self.costs)
         index = torch.searchsorted(seen, shares * seen[-1], right=True)
         thresholds = (index << DROPPED_BITS).to(torch.int32).view(torch.float32)
-        spent = torch.cat([torch.zeros(1, dtype=torch.float64), self._spent.total().cumsum(0)])
+        every = self._spent.total_of(used).flatten()
+        spent = torch.cat([torch.zeros(1, dtype=torch.float64), every.cumsum(0)])
         return thresholds.double() * (shares > 0), spent[index] * (shares > 0) / tokens
