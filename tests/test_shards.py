@@ -104,18 +104,24 @@ def test_what_several_processes_began_one_can_finish(torchrun, command, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("script", "arguments", "expected"),
     [
         (
+            "calibrate.py",
             [*LAROSA, "probe_tokens=64", "tracking.mode=disabled"],
             "2 processes share 1 windows of text: start at most 1, or",
         ),
-        (["-m", "sparsity=0.3,0.4"], "-m: torchrun's processes share one calibration"),
+        (
+            "calibrate.py",
+            ["-m", "sparsity=0.3,0.4"],
+            "-m: torchrun's processes share one calibration",
+        ),
+        ("evaluate.py", TINY, "torchrun: its processes would measure the same"),
     ],
-    ids=["text", "sweep"],
+    ids=["text", "sweep", "evaluation"],
 )
-def test_a_mistake_is_said_once(torchrun, tmp_path, arguments, expected):
-    mistaken = torchrun(2, ROOT / "calibrate.py", *arguments)
+def test_a_mistake_is_said_once(torchrun, tmp_path, script, arguments, expected):
+    mistaken = torchrun(2, ROOT / script, *arguments)
     stdout, lines = said(mistaken)
     assert mistaken.returncode == 1
     assert stdout == ""

@@ -12,15 +12,22 @@ from omegaconf import DictConfig, OmegaConf
 from trimtab.commands import sweep_progress
 from trimtab.commands.folders import claimed
 from trimtab.commands.launch import choices, launch, output_folder, typed
-from trimtab.commands.messages import one_line
+from trimtab.commands.messages import one_line, stop
 from trimtab.commands.search import objective
 from trimtab.commands.sweep import in_sweep, sweep_folder, sweep_name, tries_all, without_foreign
+from trimtab.commands.torchrun import is_launched, one_speaks
 from trimtab.config import EvaluateConfig, OnMissing
+from trimtab.errors import TrimtabError
 from trimtab.files import REPEAT, require_writable, write_json
 from trimtab.method import Method
 from trimtab.progress import answer, say, waiting
 from trimtab.registry import build
 from trimtab.sweep_state import more_jobs
+
+NO_TORCHRUN = (
+    "torchrun: its processes would measure the same beside each other; start evaluate.py alone, "
+    "and spread a model over GPUs with model.device_map=auto"
+)
 
 
 def run(config: DictConfig) -> float | None:
@@ -183,6 +190,9 @@ def label(config: DictConfig) -> str:
 
 def main() -> None:
     """Enter from the command line."""
+    with one_speaks():
+        if is_launched():
+            stop(TrimtabError(NO_TORCHRUN))
     launch(run, "evaluate")
 
 
