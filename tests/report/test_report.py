@@ -101,6 +101,16 @@ def test_plots_wait_for_the_last_job_of_a_sweep(tmp_path, name, age, more):
     assert "The numbers" in page
 
 
+@pytest.mark.parametrize("name", ["environment", "kernel", "methods"])
+def test_a_result_without_what_every_result_has_is_damaged(sweep, name):
+    file = sweep / "3" / "result.json"
+    content = json.loads(file.read_text("utf-8"))
+    del content[name]
+    file.write_text(json.dumps(content), "utf-8")
+    report = build_report(sweep).read_text("utf-8")
+    assert "| `3` | **failed**: result.json is damaged: " in report
+
+
 def test_failed_jobs_are_shown_as_failed(sweep):
     text = build_report(sweep).read_text("utf-8")
     assert "12 jobs, 1 failed." in text

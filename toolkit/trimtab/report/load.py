@@ -57,10 +57,21 @@ def _content(folder: Path) -> dict[str, Any]:
     path = result if result.exists() else folder / "error.json"
     with suppress(ValueError, FileNotFoundError):
         content = json.loads(path.read_text("utf-8"))
-        if isinstance(content, dict) and {"status", "label"} <= content.keys():
+        if _is_whole(content):
             return content | derived(content)
     message = f"{path.name} is damaged: truncated or edited since it was written; run the job again"
     return {"status": "error", "label": folder.name, "type": "Damaged", "message": message}
+
+
+def _is_whole(content: Any) -> bool:
+    """Return whether a job's content has what every job's has."""
+    if not isinstance(content, dict) or not {"status", "label"} <= content.keys():
+        return False
+    if content["status"] != "ok":
+        return True
+    environment = content.get("environment")
+    packages = environment.get("packages") if isinstance(environment, dict) else None
+    return isinstance(packages, dict) and {"kernel", "methods"} <= content.keys()
 
 
 def _order(folder: Path) -> tuple[int, str]:
