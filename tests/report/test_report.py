@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -101,11 +102,23 @@ def test_plots_wait_for_the_last_job_of_a_sweep(tmp_path, name, age, more):
     assert "The numbers" in page
 
 
-@pytest.mark.parametrize("name", ["environment", "kernel", "methods"])
-def test_a_result_without_what_every_result_has_is_damaged(sweep, name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("environment", None),
+        ("environment", {}),
+        ("kernel", None),
+        ("methods", None),
+        ("speed", {"speedup": 1.1}),
+        ("speed", {"speedup": {"estimate": 0, "low": 1, "high": 1}}),
+        ("speed", {"speedup": {"estimate": math.nan, "low": 1, "high": 1}}),
+        ("quality", {"bits_per_byte": {"baseline": 1, "difference": {"estimate": "1"}}}),
+    ],
+)
+def test_a_result_without_what_every_result_has_is_damaged(sweep, name, value):
     file = sweep / "3" / "result.json"
     content = json.loads(file.read_text("utf-8"))
-    del content[name]
+    content[name] = value
     file.write_text(json.dumps(content), "utf-8")
     report = build_report(sweep).read_text("utf-8")
     assert "| `3` | **failed**: result.json is damaged: " in report

@@ -8,6 +8,7 @@ import pytest
 
 from trimtab.errors import TrimtabError
 from trimtab.report import wandb_report
+from trimtab.report.load import ENVIRONMENT
 from trimtab.tracking.job import Record
 
 GROUP = "2026-01-01/lr=0.1,it's <5>"  # what the library reads as Python, after replacing signs
@@ -18,7 +19,8 @@ def sweep(tmp_path: Path) -> Path:
     """Return a sweep's folder as its jobs leave it: two results and an error."""
     for number, (label, speedup) in enumerate({"larosa": 1.2, "vattention": 1.7}.items()):
         result = {
-            "status": "ok", "label": label, "overrides": [],
+            "status": "ok", "label": label, "overrides": [], "methods": [label],
+            "kernel": "torch", "environment": dict.fromkeys(ENVIRONMENT),
             "speed": {"speedup": {"estimate": speedup, "low": 1.1, "high": 1.8}},
             "quality": {"bits_per_byte": {"difference": {"estimate": 0.1, "low": 0, "high": 0.2}}},
             "tokens": {"saving": None},

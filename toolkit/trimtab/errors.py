@@ -31,6 +31,11 @@ class ConfigError(TrimtabError):
 
     def __init__(self, key: str, value: Any, expected: str) -> None:
         super().__init__(f"{key}={value}: {expected}")
+        self._given = key, value, expected
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how launchers hand the error to another process."""
+        return type(self), self._given
 
 
 class ArtifactError(TrimtabError):

@@ -61,15 +61,19 @@ def _outline(tensor: Tensor) -> list[object]:
     return [list(tensor.shape), list(tensor.stride()), str(tensor.dtype), str(tensor.device)]
 
 
-def kept(subject: str) -> tuple[tuple[float, ...], str] | None:
-    """Return relative times and when they were measured; None where they are not known any more."""
+def kept(subject: str, rows: int) -> tuple[tuple[float, ...], str] | None:
+    """Return the relative times of steps over 1 to `rows` rows, and when they were measured.
+
+    None where they are not known any more.
+    """
     try:
         found = json.loads(_file(subject).read_text("utf-8"))
         times, measured = tuple(map(float, found["relative"])), str(found["measured"])
         age = datetime.now(UTC) - datetime.fromisoformat(measured)
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return (times, measured) if timedelta(0) <= age < LIFETIME else None
+    whole = len(times) == rows and times[0] == 1 and list(times) == sorted(times)
+    return (times, measured) if whole and timedelta(0) <= age < LIFETIME else None
 
 
 def keep(subject: str, relative: tuple[float, ...], measured: str) -> None:

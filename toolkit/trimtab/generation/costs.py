@@ -68,12 +68,13 @@ def step_costs(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: in
     room : int
         The most tokens of a slot.
     """
-    key = forward.parts, forward.executor.name, torch.get_num_threads(), len(kv.lengths)
+    depth, threads = min(DEPTH, room), torch.get_num_threads()
+    key = forward.parts, forward.executor.name, threads, len(kv.lengths), depth
     if model not in _measured or _measured[model][0] != key:
-        subject = subject_of(model, forward.executor.name, kv, min(DEPTH, room))
-        found = kept(subject)
+        subject = subject_of(model, forward.executor.name, kv, depth)
+        found = kept(subject, min(MOST_ROWS, depth))
         if found is None:
-            found = _measure(model, forward, kv, room), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+            found = _measure(model, forward, kv, depth), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
             keep(subject, *found)
         _measured[model] = key, StepCosts(*found)
     return _measured[model][1]
@@ -81,14 +82,13 @@ def step_costs(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: in
 
 @torch.inference_mode()
 def _measure(
-    model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: int
+    model: PreTrainedModel, forward: Forward, kv: VirtualKV, depth: int
 ) -> tuple[float, ...]:
     """Time steps over `ROWS` rows in turn; the fastest of each counts, or of more rows.
 
     The rows are different tokens of one text: where a method skips weights, a step skips those
     that none of its rows needs, and equal rows would need the same.
     """
-    depth = min(DEPTH, room)
     embedding = cast(Tensor, model.get_input_embeddings().weight)
     tokens = np.random.default_rng(0).integers(len(embedding), size=depth).tolist()
     rows = sorted({min(number, depth) for number in ROWS})

@@ -14,6 +14,8 @@ from trimtab.report.derive import derived
 from trimtab.report.job import Job
 from trimtab.report.labels import labelled
 
+ENVIRONMENT = {"cpu", "threads", "gpu", "commit", "seed", "packages"}  # of every result
+
 
 def load_jobs(*folders: Path) -> list[Job]:
     """Return the jobs of output folders and of sweeps, in the order they ran.
@@ -55,12 +57,16 @@ def _jobs_in(root: Path) -> list[Path]:
 def _content(folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
     path = result if result.exists() else folder / "error.json"
-    with suppress(ValueError, FileNotFoundError):
-        content = json.loads(path.read_text("utf-8"))
+    with suppress(ValueError, TypeError, ArithmeticError, LookupError, FileNotFoundError):
+        content = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
         if _is_whole(content):
             return content | derived(content)
     message = f"{path.name} is damaged: truncated or edited since it was written; run the job again"
     return {"status": "error", "label": folder.name, "type": "Damaged", "message": message}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _is_whole(content: Any) -> bool:
@@ -70,8 +76,12 @@ def _is_whole(content: Any) -> bool:
     if content["status"] != "ok":
         return True
     environment = content.get("environment")
-    packages = environment.get("packages") if isinstance(environment, dict) else None
-    return isinstance(packages, dict) and {"kernel", "methods"} <= content.keys()
+    return (
+        isinstance(content.get("kernel"), str)
+        and isinstance(content.get("methods"), list)
+        and isinstance(environment, dict)
+        and environment.keys() >= ENVIRONMENT
+    )
 
 
 def _order(folder: Path) -> tuple[int, str]:
