@@ -287,6 +287,13 @@ def test_a_mistyped_setting_leaves_nothing(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_experiment_without_a_sweep_needs_a_stack(command):
+    done = command("evaluate.py", "experiment=ablation", *TINY)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("sweeps over stacks, which needs -m; one job of it needs methods=STACK")
+
+
 def test_a_mistyped_experiment_comes_with_the_one_that_was_meant(command, tmp_path):
     done = command("evaluate.py", "-m", "experiment=ablaton")
     assert done.returncode == 1

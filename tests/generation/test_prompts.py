@@ -57,7 +57,10 @@ def test_padding_without_its_mask_is_no_text(padding, side, tensors):
     assert prompt_tokens(padding, [[0, 1], [2]]) == [[0, 1], [2]]
     ending = copy.deepcopy(padding)
     ending.eos_token = ending.pad_token
-    assert prompt_tokens(ending, [[0, 1], [2, 3]]) == [[0, 1], [2, 3]]
+    for rows in ([[0, 1], [2, 3]], torch.tensor([[0, 1], [0, 3]]), torch.tensor([[2], [3]])):
+        assert prompt_tokens(ending, rows) == [[*map(int, row)] for row in rows]
+    with pytest.raises(TrimtabError, match="prompts hold the padding token 0: give the tokenizer"):
+        prompt_tokens(ending, torch.tensor([[0, 1], [2, 3]]))
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class FilesCorpus(CorpusSource):
 
     def documents(self) -> Iterator[Document]:
         for path in self._paths():
-            if path.suffix == ".jsonl":
+            if path.suffix.lower() == ".jsonl":
                 for number, text in json_lines(path, self.text_field):
                     yield Document(f"{path}:{number}", text)
             else:
@@ -125,7 +125,7 @@ class FilesCorpus(CorpusSource):
             found = [named]
         elif named.is_dir():
             inside = glob.glob("**/*", root_dir=named, recursive=True)
-            found = [named / name for name in sorted(inside) if Path(name).suffix in KINDS]
+            found = [named / name for name in sorted(inside) if Path(name).suffix.lower() in KINDS]
         else:
             found = [Path(name) for name in sorted(glob.glob(str(named), recursive=True))]
         paths = [path for path in found if path.is_file()]
@@ -136,7 +136,7 @@ class FilesCorpus(CorpusSource):
                 expected = f"there is none of {', '.join(KINDS)} below it"
             raise ConfigError("corpus.glob", self.glob, expected)
         for path in paths:
-            if path.suffix not in KINDS:
+            if path.suffix.lower() not in KINDS:
                 expected = f"{path} is none of {', '.join(KINDS[:-1])} and {KINDS[-1]}"
                 raise ConfigError("corpus.glob", self.glob, expected)
         return paths

@@ -18,7 +18,7 @@ from trimtab.commands.messages import is_mistake, nearest, program, stop
 from trimtab.commands.overrides import expand
 from trimtab.commands.resume import finished, to_resume, unfinished
 from trimtab.commands.summary import summarised
-from trimtab.commands.sweep import in_sweep
+from trimtab.commands.sweep import in_sweep, require_sweep
 from trimtab.config import CommandConfig
 from trimtab.corpora import CorpusSource
 from trimtab.errors import ConfigError, TrimtabError
@@ -86,6 +86,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
         composed = True
         register()  # a launcher may run this in a Python of its own
         try:
+            require_sweep()
             return task(config)
         except Exception as error:
             # One job: stop here, before Hydra adds a line of its own. In a sweep Hydra has to

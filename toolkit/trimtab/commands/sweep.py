@@ -26,6 +26,22 @@ def in_sweep() -> bool:
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
+def require_sweep() -> None:
+    """Refuse a single job of an experiment that sweeps over stacks, unless its stack is given.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    hydra = HydraConfig.get()
+    given = any(one.startswith("methods=") for one in hydra.overrides.task)
+    if not in_sweep() and not given and "methods" in (hydra.sweeper.get("params") or ()):
+        raise TrimtabError(
+            f"experiment={hydra.runtime.choices['experiment']} sweeps over stacks, which needs -m; "
+            "one job of it needs methods=STACK"
+        )
+
+
 def sweep_folder() -> Path:
     """Return the folder that the folders of the running job and of the others are in."""
     hydra = HydraConfig.get()

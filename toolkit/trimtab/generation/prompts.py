@@ -39,10 +39,11 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[
             f"prompts is a {type(prompts).__name__}: expected a list of texts or of lists of token "
             "ids, or the tokenizer's BatchEncoding of several texts"
         )
+    rectangular = isinstance(prompts, Tensor | np.ndarray)
     prompts = list(prompts)
     ids = [token_ids(tokenizer, prompt) for prompt in prompts]
     if len(ids) > 1 and not any(isinstance(prompt, str) for prompt in prompts):
-        _require_unpadded(tokenizer, ids)
+        _require_unpadded(tokenizer, ids, rectangular=rectangular)
     return ids
 
 
@@ -105,12 +106,21 @@ def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def _require_unpadded(tokenizer: PreTrainedTokenizerBase, ids: list[list[int]]) -> None:
-    """Refuse rows of one length that begin or end with what is there for padding alone."""
+def _require_unpadded(
+    tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], *, rectangular: bool
+) -> None:
+    """Refuse rows of one length that begin or end with padding.
+
+    A token that begins or ends texts as well is taken for padding where it is at some, not all, of
+    the rows of one tensor.
+    """
     pad = tokenizer.pad_token_id
-    if pad in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):
+    padded = [pad in (*row[:1], *row[-1:]) for row in ids]
+    if pad in (tokenizer.bos_token_id, tokenizer.eos_token_id) and not (
+        rectangular and not all(padded)
+    ):
         return
-    if len(set(map(len, ids))) == 1 and any(pad in (*row[:1], *row[-1:]) for row in ids):
+    if pad is not None and len(set(map(len, ids))) == 1 and any(padded):
         raise TrimtabError(
             f"prompts hold the padding token {pad}: give the tokenizer's BatchEncoding, whose "
             "attention_mask tells it from the text, or lists without it"
