@@ -126,6 +126,11 @@ def test_a_job_of_its_own_is_resumed(command, tmp_path):
     resumed = command("evaluate.py", "resume=job")
     assert resumed.returncode == 0, resumed.stderr
     assert not (tmp_path / "job" / "error.json").exists()
+    result = tmp_path / "job" / "result.json"
+    result.write_bytes(result.read_bytes()[:100])
+    resumed = command("evaluate.py", "resume=job")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(result.read_text())["status"] == "ok"
     before = state(tmp_path)
     again = command("evaluate.py", "resume=job")
     assert (again.returncode, again.stdout) == (0, "job/report/report.md\n")

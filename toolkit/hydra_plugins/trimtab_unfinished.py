@@ -22,7 +22,7 @@ class Unfinished(BasicSweeper):
         """Return the overrides of the jobs to run, in batches."""
         from trimtab.commands.folders import is_running
         from trimtab.errors import ConfigError
-        from trimtab.files import FINISHED
+        from trimtab.sweep_state import is_finished
 
         assert self.config is not None
         (jobs,) = super().split_arguments(overrides, None)
@@ -32,7 +32,7 @@ class Unfinished(BasicSweeper):
             folder = Path(self.config.hydra.sweep.dir) / name
             if is_running(folder):
                 raise ConfigError("resume", folder, "is still running: wait until it has ended")
-            if not any((folder / one).exists() for one in FINISHED):
+            if not is_finished(folder):
                 quoted = QuotedString(name, Quote.single).with_quotes()
                 left.append([*job, f"hydra.sweep.subdir={quoted}"])
         return list(self.split_overrides_to_chunks(left, max_batch_size)) if left else []

@@ -18,6 +18,7 @@ from trimtab.commands.messages import is_mistake, stop
 from trimtab.commands.sweep import count_jobs
 from trimtab.errors import ConfigError
 from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, write_json
+from trimtab.sweep_state import read_whole
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def claimed(
     below : bool
         Whether results in folders below count too.
     resume : bool
-        Whether what the folder holds is to be gone on with, unless it is a job's result.
+        Whether what the folder holds is to be gone on with, unless it is a job's whole result.
 
     Raises
     ------
@@ -47,23 +48,23 @@ def claimed(
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, folder, setting)
-        for name in _refused(below, resume):
-            pattern = f"**/{name}" if below and name in RESULTS else name
-            if found := next(folder.glob(pattern), None):
-                raise ConfigError(
-                    setting, folder, f"holds another job's {found.relative_to(folder)}: name a "
-                    "new folder, or remove this one"
-                )  # fmt: skip
+        if found := _refused(folder, below, resume):
+            raise ConfigError(
+                setting, folder, f"holds another job's {found.relative_to(folder)}: name a "
+                "new folder, or remove this one"
+            )  # fmt: skip
         yield
     finally:
         os.close(descriptor)
 
 
-def _refused(below: bool, resume: bool) -> tuple[str, ...]:
-    """Return the names of what may not be there already."""
+def _refused(folder: Path, below: bool, resume: bool) -> Path | None:
+    """Return what is there already and may not be."""
     if resume:
-        return () if below else (RESULT,)
-    return (*RESULTS, REPORT)
+        result = folder / RESULT
+        return None if below or read_whole(result) is None else result
+    patterns = [f"**/{name}" if below else name for name in RESULTS]
+    return next((path for one in [*patterns, REPORT] for path in folder.glob(one)), None)
 
 
 def _lock(descriptor: int, folder: Path, setting: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from trimtab.commands.sweep import BASIC, SEARCH, UNFINISHED
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.files import COMMAND, FINISHED
 from trimtab.progress import answer, may_go_unread, say
+from trimtab.sweep_state import is_finished
 
 RESUME = "resume"
 
@@ -73,7 +73,7 @@ def unfinished(folder: Path, arguments: list[str]) -> list[str]:
     if started["folder"] != str(here) and Path(started["folder"]).is_dir():
         reason = f"its paths are from {started['folder']}, where it was started: resume it there"
         raise ConfigError(RESUME, folder, reason)
-    if len(list(_results(folder))) >= started["jobs"]:
+    if sum(map(is_finished, _begun(folder))) >= started["jobs"]:
         return []
     place = QuotedString(str(folder), Quote.single).with_quotes()
     ours = ["hydra.callbacks.folder.resume=true", *filter(_is_tracking, arguments)]
@@ -93,10 +93,9 @@ def finished(folder: Path) -> None:
         answer(str(build_report(folder)))
 
 
-def _results(folder: Path) -> Iterator[Path]:
-    """Yield what finished jobs left below a folder."""
-    for name in FINISHED:
-        yield from folder.glob(f"**/{name}")
+def _begun(folder: Path) -> set[Path]:
+    """Return the folders of finished jobs, some of them perhaps damaged since."""
+    return {path.parent for name in FINISHED for path in folder.glob(f"**/{name}")}
 
 
 def _started(folder: Path) -> dict[str, Any]:

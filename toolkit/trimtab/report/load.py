@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from trimtab.files import FINISHED, RESULTS
 from trimtab.report.derive import derived
 from trimtab.report.job import Job
 from trimtab.report.labels import labelled
+from trimtab.sweep_state import read_whole
 
 
 def load_jobs(*folders: Path) -> list[Job]:
@@ -55,23 +55,10 @@ def _jobs_in(root: Path) -> list[Path]:
 def _content(folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
     path = result if result.exists() else folder / "error.json"
-    with suppress(ValueError, FileNotFoundError):
-        content = json.loads(path.read_text("utf-8"))
-        if _is_whole(content):
-            return content | derived(content)
+    if (content := read_whole(path)) is not None:
+        return content | derived(content)
     message = f"{path.name} is damaged: truncated or edited since it was written; run the job again"
     return {"status": "error", "label": folder.name, "type": "Damaged", "message": message}
-
-
-def _is_whole(content: Any) -> bool:
-    """Return whether a job's content has what every job's has."""
-    if not isinstance(content, dict) or not {"status", "label"} <= content.keys():
-        return False
-    if content["status"] != "ok":
-        return True
-    environment = content.get("environment")
-    packages = environment.get("packages") if isinstance(environment, dict) else None
-    return isinstance(packages, dict) and {"kernel", "methods"} <= content.keys()
 
 
 def _order(folder: Path) -> tuple[int, str]:
