@@ -7,14 +7,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trimtab.files import COMMAND, FINISHED, REPEAT, RESULT, RESULTS
+from trimtab.files import COMMAND, ERROR, REPEAT, RESULT
 
 
 def jobs_of(sweep: Path) -> int | None:
     """Return how many jobs a sweep that was started in this folder has; None where nobody knows."""
-    content = json.loads((sweep / COMMAND).read_text("utf-8"))
-    jobs: int | None = content["jobs"]
+    jobs: int | None = _command(sweep)["jobs"]
     return jobs
+
+
+def started(sweep: Path) -> dict[str, list[str]]:
+    """Return the overrides of the jobs of a sweep over every combination, by their folders."""
+    return dict(_command(sweep)["started"])
+
+
+def job_folders(sweep: Path) -> list[Path]:
+    """Return the folders of a sweep's jobs, begun or not; one that was copied beside them is none.
+
+    None is known of a sweeper of others.
+    """
+    content = _command(sweep)
+    names = content.get("started") or range(content["jobs"] or 0)
+    return [sweep / str(name) for name in names]
 
 
 def read_whole(path: Path) -> dict[str, Any] | None:
@@ -36,18 +50,23 @@ def ended(sweep: Path) -> set[Path]:
 
     An error from before the sweep was started or resumed is of a job that is run again.
     """
-    found = set()
-    for name in {*FINISHED, *RESULTS}:
-        for path in sweep.glob(f"**/{name}"):
-            with suppress(FileNotFoundError):  # a job that is run again takes its error away
-                if is_finished(path.parent) or modified(path) >= modified(sweep / COMMAND):
-                    found.add(path.parent)
-    return found
+    return {one for one in job_folders(sweep) if is_finished(one) or _has_failed(one, sweep)}
 
 
 def more_jobs(sweep: Path) -> int:
     """Return how many jobs of a sweep have not ended; 0 where nobody knows how many there are."""
     return max(0, (jobs_of(sweep) or 0) - len(ended(sweep)))
+
+
+def _has_failed(folder: Path, sweep: Path) -> bool:
+    with suppress(FileNotFoundError):  # a job that is run again takes its error away
+        return modified(folder / ERROR) >= modified(sweep / COMMAND)
+    return False
+
+
+def _command(sweep: Path) -> dict[str, Any]:
+    """Return what was typed, and what came of it."""
+    return dict(json.loads((sweep / COMMAND).read_text("utf-8")))
 
 
 def _is_whole(content: Any) -> bool:
