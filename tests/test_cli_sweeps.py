@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def test_a_sweep_that_was_killed_goes_on_and_not_while_it_runs(command, zygote, 
     zygote.kill()
     assert [(job / "result.json").exists() for job in jobs] == [True, False, False]
     first = state(jobs[0])
+    for number in range(2):  # copies are no jobs
+        shutil.copytree(jobs[0], tmp_path / "sweep" / f"job-0-old-{number}")
 
     resumed = command("evaluate.py", "resume=sweep/", "tracking.mode=offline")
     assert resumed.returncode == 0, resumed.stderr
@@ -113,6 +116,29 @@ def test_a_sweep_that_was_killed_goes_on_and_not_while_it_runs(command, zygote, 
     given = [json.loads((job / "result.json").read_text())["overrides"] for job in jobs]
     assert [one[-1] for one in given] == ["seed=0", "seed=1", "seed=2"]
     assert len(list(tmp_path.glob("outputs/wandb/offline-run-*"))) == 3  # two jobs, the sweep
+
+
+def test_a_sweep_over_options_of_the_users_is_resumed_as_it_was_started(command, tmp_path):
+    """An option that is new since would shift the numbers of the jobs."""
+    own = tmp_path / "mine" / "methods"
+    own.mkdir(parents=True)
+    for name in ("bb", "bc"):
+        (own / f"{name}.yaml").write_text("defaults: [/method@vattention: vattention]\n")
+    given = ["--config-dir", "mine", "methods=glob(b?)", "layout=mega", *JOB]
+    done = command("evaluate.py", "-m", *given, "hydra.sweep.dir=sweep")
+    assert done.returncode == 0, done.stderr
+    assert "Job 2 of 2: bc" in done.stderr
+    assert json.loads((tmp_path / "sweep" / "command.json").read_text())["jobs"] == 2
+
+    first = state(tmp_path / "sweep" / "0")
+    result = tmp_path / "sweep" / "1" / "result.json"
+    result.write_bytes(result.read_bytes()[:100])
+    shutil.copy(own / "bb.yaml", own / "ba.yaml")
+    resumed = command("evaluate.py", "resume=sweep")
+    assert resumed.returncode == 0, resumed.stderr
+    assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
+    assert json.loads(result.read_text())["label"].startswith("bc")
+    assert state(tmp_path / "sweep" / "0") == first
 
 
 def test_a_job_of_its_own_is_resumed(command, tmp_path):
@@ -126,6 +152,11 @@ def test_a_job_of_its_own_is_resumed(command, tmp_path):
     resumed = command("evaluate.py", "resume=job")
     assert resumed.returncode == 0, resumed.stderr
     assert not (tmp_path / "job" / "error.json").exists()
+    result = tmp_path / "job" / "result.json"
+    result.write_bytes(result.read_bytes()[:100])
+    resumed = command("evaluate.py", "resume=job")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(result.read_text())["status"] == "ok"
     before = state(tmp_path)
     again = command("evaluate.py", "resume=job")
     assert (again.returncode, again.stdout) == (0, "job/report/report.md\n")

@@ -8,7 +8,7 @@ import pytest
 
 from trimtab.errors import TrimtabError
 from trimtab.report import wandb_report
-from trimtab.report.load import ENVIRONMENT
+from trimtab.sweep_state import ENVIRONMENT
 from trimtab.tracking.job import Record
 
 GROUP = "2026-01-01/lr=0.1,it's <5>"  # what the library reads as Python, after replacing signs

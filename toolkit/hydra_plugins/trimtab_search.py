@@ -7,7 +7,6 @@ all its programs: what is heavy is imported where it is used.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,11 +115,14 @@ class Search(Sweeper):
         return study
 
     def _reopen(self, study: Study) -> None:
-        """Put trials in line again whose job failed or was killed."""
+        """Put trials in line again whose job failed, was killed or left a damaged result."""
+        from trimtab.sweep_state import is_finished
+
         last = {t.user_attrs["job"]: t for t in study.trials if "job" in t.user_attrs}
         for trial in last.values():
             ended = self._tell(study, trial) if trial.state.name == "RUNNING" else trial
-            if ended.state.name == "FAIL":
+            folder = self.folder / str(trial.user_attrs["job"])
+            if ended.state.is_finished() and not is_finished(folder):
                 study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
 
     def _ask(self, study: Study, overrides: Mapping[str, Override]) -> Trial | None:
@@ -143,11 +145,12 @@ class Search(Sweeper):
     def _tell(self, study: Study, trial: Trial | FrozenTrial) -> FrozenTrial:
         """Close a trial by what its job left."""
         from trimtab.commands.search import objective
+        from trimtab.sweep_state import read_whole
 
-        path = self.folder / str(trial.user_attrs["job"]) / "result.json"
-        if not path.exists():
+        result = read_whole(self.folder / str(trial.user_attrs["job"]) / "result.json")
+        if result is None:
             return study.tell(trial.number, state=_state("FAIL"))
-        return study.tell(trial.number, objective(json.loads(path.read_text("utf-8")), self.budget))
+        return study.tell(trial.number, objective(result, self.budget))
 
 
 def _numbers(study: Study) -> set[int]:

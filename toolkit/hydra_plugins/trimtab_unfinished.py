@@ -10,7 +10,6 @@ from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override, Quote, QuotedString
-from omegaconf import open_dict
 
 
 class Unfinished(BasicSweeper):
@@ -19,30 +18,25 @@ class Unfinished(BasicSweeper):
     def split_arguments(  # type: ignore[override]
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
-        """Return the overrides of the jobs to run, in batches."""
+        """Return the overrides of the jobs to run, in batches; tracking's are those of now."""
         from trimtab.commands.folders import is_running
+        from trimtab.commands.parsing import parsed
         from trimtab.errors import ConfigError
-        from trimtab.files import FINISHED
+        from trimtab.sweep_state import is_finished, started
 
         assert self.config is not None
-        (jobs,) = super().split_arguments(overrides, None)
+        sweep = Path(self.config.hydra.sweep.dir)
+        now = [one for one in overrides if one.key_or_group.startswith("tracking.")]
+        tracking = {
+            one.key_or_group: str(one.input_line) for one in now if not one.is_sweep_override()
+        }
         left = []
-        for number, job in enumerate(jobs):
-            name = self._folder(number, job)
-            folder = Path(self.config.hydra.sweep.dir) / name
+        for name, job in started(sweep).items():
+            folder = sweep / name
             if is_running(folder):
                 raise ConfigError("resume", folder, "is still running: wait until it has ended")
-            if not any((folder / one).exists() for one in FINISHED):
+            if not is_finished(folder):
+                own = {one.key_or_group: str(one.input_line) for one in parsed(job)} | tracking
                 quoted = QuotedString(name, Quote.single).with_quotes()
-                left.append([*job, f"hydra.sweep.subdir={quoted}"])
+                left.append([*own.values(), f"hydra.sweep.subdir={quoted}"])
         return list(self.split_overrides_to_chunks(left, max_batch_size)) if left else []
-
-    def _folder(self, number: int, job: list[str]) -> str:
-        """Return the name of the folder that a job of this number has."""
-        assert self.hydra_context is not None
-        assert self.config is not None
-        loader = self.hydra_context.config_loader
-        config = loader.load_sweep_config(self.config, job)
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        return str(config.hydra.sweep.subdir)

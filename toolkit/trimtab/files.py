@@ -20,7 +20,8 @@ from torch import Tensor
 from trimtab.errors import FULL, ConfigError
 
 RESULT = "result.json"
-RESULTS = RESULT, "error.json"  # what a job of evaluate.py leaves, one of the two
+ERROR = "error.json"
+RESULTS = RESULT, ERROR  # what a job of evaluate.py leaves, one of the two
 REPEAT = "repeat.json"  # what it leaves where another job of its sweep measures the same
 FINISHED = RESULT, REPEAT  # what a job leaves that needs not run again
 COMMAND = "command.json"  # what was typed, beside the results of a job or the folders of a sweep's

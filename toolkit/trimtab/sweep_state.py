@@ -5,15 +5,46 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from trimtab.files import COMMAND, FINISHED, RESULTS
+from trimtab.files import COMMAND, ERROR, REPEAT, RESULT
+
+ENVIRONMENT = {"cpu", "threads", "gpu", "commit", "seed", "packages"}  # of every result
 
 
 def jobs_of(sweep: Path) -> int | None:
     """Return how many jobs a sweep that was started in this folder has; None where nobody knows."""
-    content = json.loads((sweep / COMMAND).read_text("utf-8"))
-    jobs: int | None = content["jobs"]
+    jobs: int | None = _command(sweep)["jobs"]
     return jobs
+
+
+def started(sweep: Path) -> dict[str, list[str]]:
+    """Return the overrides of the jobs of a sweep over every combination, by their folders."""
+    return dict(_command(sweep)["started"])
+
+
+def job_folders(sweep: Path) -> list[Path]:
+    """Return the folders of a sweep's jobs, begun or not; one that was copied beside them is none.
+
+    None is known of a sweeper of others.
+    """
+    content = _command(sweep)
+    names = content.get("started") or range(content["jobs"] or 0)
+    return [sweep / str(name) for name in names]
+
+
+def read_whole(path: Path) -> dict[str, Any] | None:
+    """Return what a job left in a file; None where that is damaged or missing."""
+    with suppress(ValueError, FileNotFoundError):
+        content = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
+        if _is_whole(content):
+            return dict(content)
+    return None
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a job has left what it need not be run again for."""
+    return (folder / REPEAT).exists() or read_whole(folder / RESULT) is not None
 
 
 def ended(sweep: Path) -> set[Path]:
@@ -21,18 +52,42 @@ def ended(sweep: Path) -> set[Path]:
 
     An error from before the sweep was started or resumed is of a job that is run again.
     """
-    found = set()
-    for name in {*FINISHED, *RESULTS}:
-        for path in sweep.glob(f"**/{name}"):
-            with suppress(FileNotFoundError):  # a job that is run again takes its error away
-                if name in FINISHED or modified(path) >= modified(sweep / COMMAND):
-                    found.add(path.parent)
-    return found
+    return {one for one in job_folders(sweep) if is_finished(one) or _has_failed(one, sweep)}
 
 
 def more_jobs(sweep: Path) -> int:
     """Return how many jobs of a sweep have not ended; 0 where nobody knows how many there are."""
     return max(0, (jobs_of(sweep) or 0) - len(ended(sweep)))
+
+
+def _has_failed(folder: Path, sweep: Path) -> bool:
+    with suppress(FileNotFoundError):  # a job that is run again takes its error away
+        return modified(folder / ERROR) >= modified(sweep / COMMAND)
+    return False
+
+
+def _command(sweep: Path) -> dict[str, Any]:
+    """Return what was typed, and what came of it."""
+    return dict(json.loads((sweep / COMMAND).read_text("utf-8")))
+
+
+def _is_whole(content: Any) -> bool:
+    """Return whether a job's content has what every job's has."""
+    if not isinstance(content, dict) or not {"status", "label"} <= content.keys():
+        return False
+    if content["status"] != "ok":
+        return True
+    environment = content.get("environment")
+    return (
+        isinstance(content.get("kernel"), str)
+        and isinstance(content.get("methods"), list)
+        and isinstance(environment, dict)
+        and environment.keys() >= ENVIRONMENT
+    )
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def modified(path: Path) -> float:

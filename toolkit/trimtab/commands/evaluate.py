@@ -18,7 +18,7 @@ from trimtab.commands.sweep import in_sweep, sweep_folder, sweep_name, tries_all
 from trimtab.commands.torchrun import is_launched, one_speaks
 from trimtab.config import EvaluateConfig, OnMissing
 from trimtab.errors import TrimtabError
-from trimtab.files import REPEAT, require_writable, write_json
+from trimtab.files import REPEAT, RESULTS, require_writable, write_json
 from trimtab.method import Method
 from trimtab.progress import answer, say, waiting
 from trimtab.registry import build
@@ -46,7 +46,8 @@ def run(config: DictConfig) -> float | None:
     resume = HydraConfig.get().callbacks["folder"].resume
     with claimed(folder, setting, resume=resume):
         if resume:
-            (folder / "error.json").unlink(missing_ok=True)
+            for name in RESULTS:  # a result that is there is damaged
+                (folder / name).unlink(missing_ok=True)
         try:
             config, repeats = without_foreign(config)
             if repeats:

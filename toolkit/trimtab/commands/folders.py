@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.conf import HydraConf
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands.messages import is_mistake, stop
-from trimtab.commands.sweep import count_jobs
+from trimtab.commands.sweep import jobs_of_sweep
 from trimtab.errors import ConfigError
 from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, write_json
+from trimtab.sweep_state import read_whole
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def claimed(
     below : bool
         Whether results in folders below count too.
     resume : bool
-        Whether what the folder holds is to be gone on with, unless it is a job's result.
+        Whether what the folder holds is to be gone on with, unless it is a job's whole result.
 
     Raises
     ------
@@ -47,23 +47,23 @@ def claimed(
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, folder, setting)
-        for name in _refused(below, resume):
-            pattern = f"**/{name}" if below and name in RESULTS else name
-            if found := next(folder.glob(pattern), None):
-                raise ConfigError(
-                    setting, folder, f"holds another job's {found.relative_to(folder)}: name a "
-                    "new folder, or remove this one"
-                )  # fmt: skip
+        if found := _refused(folder, below, resume):
+            raise ConfigError(
+                setting, folder, f"holds another job's {found.relative_to(folder)}: name a "
+                "new folder, or remove this one"
+            )  # fmt: skip
         yield
     finally:
         os.close(descriptor)
 
 
-def _refused(below: bool, resume: bool) -> tuple[str, ...]:
-    """Return the names of what may not be there already."""
+def _refused(folder: Path, below: bool, resume: bool) -> Path | None:
+    """Return what is there already and may not be."""
     if resume:
-        return () if below else (RESULT,)
-    return (*RESULTS, REPORT)
+        result = folder / RESULT
+        return None if below or read_whole(result) is None else result
+    patterns = [f"**/{name}" if below else name for name in RESULTS]
+    return next((path for one in [*patterns, REPORT] for path in folder.glob(one)), None)
 
 
 def _lock(descriptor: int, folder: Path, setting: str) -> None:
@@ -114,30 +114,32 @@ class Claim(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a job's folder; the job itself claims it."""
-        self._claim(config.hydra.run.dir, "hydra.run.dir")
+        self._claim(config, "hydra.run.dir")
         self._held.close()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim a sweep's folder."""
-        self._claim(config.hydra.sweep.dir, "hydra.sweep.dir", sweep=config.hydra)
+        self._claim(config, "hydra.sweep.dir", sweep=True)
 
-    def _claim(self, name: str, setting: str, sweep: HydraConf | None = None) -> None:
-        folder, below = Path(name), sweep is not None
+    def _claim(self, config: DictConfig, setting: str, *, sweep: bool = False) -> None:
+        folder = Path(OmegaConf.select(config, setting))
         try:
-            self._held.enter_context(claimed(folder, setting, below=below, resume=self._resume))
+            self._held.enter_context(claimed(folder, setting, below=sweep, resume=self._resume))
             if self._resume:
                 (folder / COMMAND).touch()  # tells what has ended since from what had before
             else:
-                write_json(folder / COMMAND, _command(sweep))
+                write_json(folder / COMMAND, _command(config, sweep))
         except Exception as error:  # Hydra makes a warning of what a callback raises
             if not is_mistake(error):
                 raise
             stop(error)
 
 
-def _command(sweep: HydraConf | None) -> dict[str, Any]:
-    """Return what was typed, where, and what came of it: a job, or a sweep."""
+def _command(config: DictConfig, sweep: bool) -> dict[str, Any]:
+    """Return what was typed, where, and what came of it: a job, or the jobs of a sweep."""
     typed = {"arguments": sys.argv[1:], "folder": os.getcwd()}
-    if sweep is None:
+    if not sweep:
         return {**typed, "jobs": 1}
-    return {**typed, "jobs": count_jobs(sweep), "sweeper": sweep.sweeper._target_}
+    sweeper, jobs = config.hydra.sweeper, jobs_of_sweep(config)
+    number = sweeper.get("n_trials") if jobs is None else len(jobs)
+    return {**typed, "jobs": number, "sweeper": sweeper._target_, "started": jobs}

@@ -12,17 +12,17 @@ from os.path import expanduser
 from typing import Any, get_type_hints
 
 from hydra.conf import HydraConf
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from trimtab.commands.messages import nearest
-from trimtab.commands.parsing import MULTIRUN, choices, key_of, parsed
+from trimtab.commands.parsing import MULTIRUN, choices, key_of, loader_of, parsed
 from trimtab.config import CalibrateConfig
 from trimtab.errors import TrimtabError
 from trimtab.registry import (
     COMMANDS,
     default_options,
-    group_options,
     method_names,
     stack_members,
     targets,
@@ -59,9 +59,10 @@ def expand(arguments: list[str], command: str) -> list[str]:
                 f"{one:.60}...: expected a number of less than 300 digits, not {len(number[0])}"
             )
     given = [_as_text(one, sweep) for one in arguments]
+    loader = loader_of(given)
     for one in given:
-        _require_values(one)
-    one_method, stacks = _asked("method", given), _asked("methods", given)
+        _require_values(one, loader)
+    one_method, stacks = _asked("method", given, loader), _asked("methods", given, loader)
     if command == "calibrate" and not stacks:
         methods = {name for one in one_method for name in choices(one)}
         methods = methods or {default_options()["method"]}
@@ -95,13 +96,13 @@ def _as_text(argument: str, sweep: bool) -> str:
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
-def _require_values(argument: str) -> None:
+def _require_values(argument: str, loader: ConfigLoader) -> None:
     """Refuse a sweep that no job would come of, as over a pattern that matches no option."""
     if key_of(argument) is None:
         return
-    (override,) = parsed([argument])
+    (override,) = parsed([argument], loader)
     if override.is_discrete_sweep() and not choices(override):
-        options = group_options(override.key_or_group)
+        options = loader.get_group_options(override.key_or_group)
         there = f"; there are: {', '.join(options)}" if options else ""
         raise TrimtabError(f"{argument}: a sweep over no value{there}")
 
@@ -151,8 +152,8 @@ def _held(stacks: list[Override]) -> set[str]:
     return {member for stack in named for member in stack_members(stack)} or set(method_names())
 
 
-def _asked(group: str, arguments: list[str]) -> list[Override]:
-    return parsed([one for one in arguments if one.startswith(f"{group}=")])
+def _asked(group: str, arguments: list[str], loader: ConfigLoader) -> list[Override]:
+    return parsed([one for one in arguments if one.startswith(f"{group}=")], loader)
 
 
 def _for_stacks(argument: str, sweep: bool, held: set[str], command: str) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Override
 
-from trimtab.registry import group_options
+from trimtab.registry import config_folder
 
 MULTIRUN = ("-m", "--multirun")
 
@@ -19,22 +24,36 @@ def key_of(argument: str) -> str | None:
     return match[1] if match else None
 
 
-def parsed(overrides: Iterable[str]) -> list[Override]:
+def loader_of(arguments: list[str]) -> ConfigLoader:
+    """Return what lists the options of groups before Hydra starts: ours, those of --config-dir."""
+    known, _ = get_args_parser().parse_known_args(arguments)
+    search_path = create_config_search_path(str(config_folder()))
+    if known.config_dir is not None:
+        search_path.append("command-line", f"file://{os.path.abspath(known.config_dir)}")
+    return ConfigLoaderImpl(search_path)
+
+
+def parsed(overrides: Iterable[str], loader: ConfigLoader | None = None) -> list[Override]:
     """Return the overrides as Hydra reads them.
+
+    Parameters
+    ----------
+    loader : ConfigLoader, optional
+        Lists the options that a pattern may match; by default Hydra's, once it has started.
 
     Raises
     ------
     hydra.errors.HydraException
         If its grammar cannot read one.
     """
-    return list(OverridesParser.create().parse_overrides(list(overrides)))
+    hydra = GlobalHydra.instance()
+    if loader is None and hydra.is_initialized():
+        loader = hydra.config_loader()
+    return list(OverridesParser.create(loader).parse_overrides(list(overrides)))
 
 
 def choices(override: Override) -> list[str]:
     """Return the values of an override: of one that does not sweep, its only one."""
-    value = override.value()
-    if isinstance(value, Glob):
-        return value.filter(group_options(override.key_or_group))
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
     return [str(override.get_value_element_as_str())]

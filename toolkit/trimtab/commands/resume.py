@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from trimtab.commands.folders import is_running
-from trimtab.commands.parsing import MULTIRUN, key_of
+from trimtab.commands.parsing import MULTIRUN, key_of, parsed
 from trimtab.commands.sweep import BASIC, SEARCH, UNFINISHED
 from trimtab.errors import ConfigError, TrimtabError
-from trimtab.files import COMMAND, FINISHED
+from trimtab.files import COMMAND
 from trimtab.progress import answer, may_go_unread, say
+from trimtab.sweep_state import is_finished, job_folders
 
 RESUME = "resume"
 
@@ -46,7 +46,9 @@ def to_resume(arguments: list[str], command: str) -> Path | None:
 
 
 def _is_tracking(argument: str) -> bool:
-    return (key_of(argument) or "").startswith("tracking.")
+    """Return whether an argument is one setting of tracking."""
+    tracking = (key_of(argument) or "").startswith("tracking.")
+    return tracking and not parsed([argument])[0].is_sweep_override()
 
 
 def unfinished(folder: Path, arguments: list[str]) -> list[str]:
@@ -73,7 +75,7 @@ def unfinished(folder: Path, arguments: list[str]) -> list[str]:
     if started["folder"] != str(here) and Path(started["folder"]).is_dir():
         reason = f"its paths are from {started['folder']}, where it was started: resume it there"
         raise ConfigError(RESUME, folder, reason)
-    if len(list(_results(folder))) >= started["jobs"]:
+    if all(map(is_finished, job_folders(folder) if started.get("sweeper") else [folder])):
         return []
     place = QuotedString(str(folder), Quote.single).with_quotes()
     ours = ["hydra.callbacks.folder.resume=true", *filter(_is_tracking, arguments)]
@@ -93,12 +95,6 @@ def finished(folder: Path) -> None:
         answer(str(build_report(folder)))
 
 
-def _results(folder: Path) -> Iterator[Path]:
-    """Yield what finished jobs left below a folder."""
-    for name in FINISHED:
-        yield from folder.glob(f"**/{name}")
-
-
 def _started(folder: Path) -> dict[str, Any]:
     """Return what was typed."""
     path = folder / COMMAND
@@ -109,9 +105,10 @@ def _started(folder: Path) -> dict[str, Any]:
         raise ConfigError(RESUME, folder, reason)
     try:
         content = json.loads(path.read_text("utf-8"))
-        if {"arguments", "folder", "jobs"} <= content.keys():
+        needed = {"arguments", "folder", "jobs"}
+        if needed <= content.keys() and (content.get("sweeper") != BASIC or content["started"]):
             return dict(content)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, KeyError):
         pass
     raise ConfigError(RESUME, folder, f"{COMMAND} is damaged: start the sweep again")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from trimtab.errors import ConfigError
 from trimtab.progress import answer, say
 from trimtab.registry import method_names
+from trimtab.sweep_state import read_whole
 
 BUDGET = "search.max_bpb_increase"
 
@@ -52,16 +52,17 @@ def _increase(result: dict[str, Any]) -> float | None:
 
 def tell_winner(folder: Path, budget: float | None) -> None:
     """Print the command that measures the fastest configuration of a search again."""
-    results = [json.loads(path.read_text("utf-8")) for path in folder.glob("*/result.json")]
+    found = map(read_whole, folder.glob("*/result.json"))
+    results = [result for result in found if result is not None]
     within = "" if budget is None else f" within {BUDGET}={budget}"
     best = max(results, key=lambda one: objective(one, budget), default=None)
     if best is None or objective(best, budget) < 0:
         say(f"None of {len(results)} configurations is{within or ' measured'}")
         return
-    found = best["speed"]["speedup"]
+    speedup = best["speed"]["speedup"]
     say(
-        f"The fastest of {len(results)} configurations{within} is {found['estimate']:.3f} "
-        f"[{found['low']:.3f}, {found['high']:.3f}] times as fast as the unmodified model:"
+        f"The fastest of {len(results)} configurations{within} is {speedup['estimate']:.3f} "
+        f"[{speedup['low']:.3f}, {speedup['high']:.3f}] times as fast as the unmodified model:"
     )
     answer(shlex.join(["python", "evaluate.py", *_own(best)]))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
@@ -15,9 +18,11 @@ from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import choices, parsed
 from trimtab.errors import TrimtabError
 from trimtab.registry import method_names, stack_members
+from trimtab.sweep_state import started
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 UNFINISHED = "hydra_plugins.trimtab_unfinished.Unfinished"
+BY_NUMBER = "${hydra.job.num}"
 SEARCH = "hydra_plugins.trimtab_search.Search"
 
 
@@ -58,11 +63,35 @@ def tries_all(hydra: HydraConf) -> bool:
     return hydra.sweeper._target_ in (BASIC, UNFINISHED)
 
 
-def count_jobs(hydra: HydraConf) -> int | None:
-    """Return how many jobs a sweep that is about to start will have; None where nobody knows."""
-    if not tries_all(hydra):
-        return hydra.sweeper.get("n_trials")
-    return prod(len(choices(one)) for one in _overrides(hydra))
+def jobs_of_sweep(config: DictConfig) -> dict[str, list[str]] | None:
+    """Return the overrides of the jobs of a sweep that is about to start, by their folders.
+
+    None where the sweeper chooses as it goes.
+
+    Raises
+    ------
+    TrimtabError
+        If there is no job.
+    """
+    if not tries_all(config.hydra):
+        return None
+    overrides = _overrides(config.hydra)
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    if not jobs:
+        empty = next(one for one in overrides if not choices(one))
+        raise TrimtabError(f"{empty.input_line}: a sweep over no value")
+    return {_folder(config, number, job): job for number, job in enumerate(jobs)}
+
+
+def _folder(config: DictConfig, number: int, job: list[str]) -> str:
+    """Return the name of the folder that Hydra gives a job of this number."""
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep)
+    if sweep["subdir"] == BY_NUMBER:
+        return str(number)
+    own = GlobalHydra.instance().config_loader().load_sweep_config(config, job)
+    with open_dict(own):
+        own.hydra.job.id = own.hydra.job.num = number
+    return str(own.hydra.sweep.subdir)
 
 
 def without_foreign(config: DictConfig) -> tuple[DictConfig, str]:
@@ -100,22 +129,26 @@ def without_foreign(config: DictConfig) -> tuple[DictConfig, str]:
     hydra = HydraConfig.get()
     if not tries_all(hydra):
         return kept, ""
-    whole = OmegaConf.load(sweep_folder() / "multirun.yaml").hydra
-    sweep = _overrides(whole)
-    stacks = [stack for one in sweep if one.key_or_group == "methods" for stack in choices(one)]
+    jobs = [_values(job) for job in started(sweep_folder()).values()]
+    stacks = {job["methods"] for job in jobs if "methods" in job}
     held = {member for stack in stacks for member in stack_members(stack)}
     for name in foreign:
         if name not in held:
             raise TrimtabError(
                 f"methods.{name}: {name} is in no stack of the sweep, write methods={name}"
             )
-    mine = {one.key_or_group: choices(one)[0] for one in parsed(hydra.overrides.task)}
+    mine = _values(hydra.overrides.task)
     firsts = [
-        f"{one.key_or_group.removeprefix('methods.')}={choices(one)[0]}"
-        for one in sweep
-        if _names(one.key_or_group, foreign) and choices(one)[0] != mine[one.key_or_group]
+        f"{key.removeprefix('methods.')}={value}"
+        for key, value in jobs[0].items()
+        if _names(key, foreign) and value != mine[key]
     ]
     return kept, " ".join(firsts)
+
+
+def _values(job: Sequence[str]) -> dict[str, str]:
+    """Return what the overrides of one job set, by their keys."""
+    return {one.key_or_group: choices(one)[0] for one in parsed(job)}
 
 
 def _names(key: str, methods: list[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +12,7 @@ from trimtab.files import FINISHED, RESULTS
 from trimtab.report.derive import derived
 from trimtab.report.job import Job
 from trimtab.report.labels import labelled
-
-ENVIRONMENT = {"cpu", "threads", "gpu", "commit", "seed", "packages"}  # of every result
+from trimtab.sweep_state import read_whole
 
 
 def load_jobs(*folders: Path) -> list[Job]:
@@ -57,31 +55,11 @@ def _jobs_in(root: Path) -> list[Path]:
 def _content(folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
     path = result if result.exists() else folder / "error.json"
-    with suppress(ValueError, TypeError, ArithmeticError, LookupError, FileNotFoundError):
-        content = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
-        if _is_whole(content):
+    with suppress(ValueError, TypeError, ArithmeticError, LookupError):
+        if (content := read_whole(path)) is not None:
             return content | derived(content)
     message = f"{path.name} is damaged: truncated or edited since it was written; run the job again"
     return {"status": "error", "label": folder.name, "type": "Damaged", "message": message}
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _is_whole(content: Any) -> bool:
-    """Return whether a job's content has what every job's has."""
-    if not isinstance(content, dict) or not {"status", "label"} <= content.keys():
-        return False
-    if content["status"] != "ok":
-        return True
-    environment = content.get("environment")
-    return (
-        isinstance(content.get("kernel"), str)
-        and isinstance(content.get("methods"), list)
-        and isinstance(environment, dict)
-        and environment.keys() >= ENVIRONMENT
-    )
 
 
 def _order(folder: Path) -> tuple[int, str]:
