@@ -45,9 +45,8 @@ def run(config: DictConfig) -> float | None:
     setting = "hydra.sweep.subdir" if in_sweep() else "hydra.run.dir"
     resume = HydraConfig.get().callbacks["folder"].resume
     with claimed(folder, setting, resume=resume):
-        if resume:
-            for name in RESULTS:  # a result that is there is damaged
-                (folder / name).unlink(missing_ok=True)
+        for name in RESULTS if resume else ():  # a result that is there is damaged
+            (folder / name).unlink(missing_ok=True)
         try:
             config, repeats = without_foreign(config)
             if repeats:
