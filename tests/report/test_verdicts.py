@@ -69,6 +69,27 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     assert "piqa: +0.000" in alike
 
 
+def test_what_the_noise_hides_is_not_known_and_not_unchanged(tmp_path):
+    job = serving(result("vattention", (1.4, 0.5, 4.0), same=True), (1.0, 0.6, 1.6))
+    job["speed"]["verdict"] = "too noisy to say"
+    gained, cost, alike = weighed(tmp_path, job)
+    assert "times" not in gained + cost + alike
+    (job,) = load_jobs(tmp_path)
+    speed, server = balance(job, [job]).unknown
+    assert speed == "speed: too noisy to say, 1.40 [0.50, 4.00] times"
+    assert server.startswith("serving: 1.00 [0.60, 1.60] times")
+
+
+def test_of_stacks_that_hold_as_little_one_that_changes_no_text_is_chosen(tmp_path):
+    jobs = [
+        result("larosa vattention", (2.0, 1.9, 2.1), committed=1000),
+        result("vattention", (1.5, 1.4, 1.6), lost=0.0, same=True, committed=1000),
+    ]
+    assert chosen(written(tmp_path, jobs))["least KV memory"] == (
+        "vattention", ["larosa vattention"]
+    )  # fmt: skip
+
+
 def test_what_was_not_measured_is_neither_gained_nor_lost(tmp_path):
     job = result("larosa") | {"quality": None, "kv": None, "energy": None, "tokens": None}
     job["speed"] = None
@@ -79,7 +100,7 @@ def test_what_was_not_measured_is_neither_gained_nor_lost(tmp_path):
 
 @pytest.mark.parametrize(
     ("speedup", "told"),
-    [((1.0, 0.9, 1.1), "the noise"), ((1.1, 1.05, 1.2), "should hold 1 and does not")],
+    [((1.0, 0.9, 1.1), "the noise"), ((1.1, 1.05, 1.2), "should contain 1 and does not")],
 )
 def test_the_unmodified_model_against_itself_is_the_noise(tmp_path, speedup, told):
     (job,) = load_jobs(written(tmp_path, [result("baseline", speedup)]))

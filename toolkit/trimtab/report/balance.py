@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from trimtab.report.choice import same_text
 from trimtab.report.figures import code, interval
 from trimtab.report.job import Job
-from trimtab.report.verdict import FASTER, SLOWER, verdict
+from trimtab.report.verdict import FASTER, NOISY, SLOWER, verdict
 
 NOTICED = 0.005  # smaller shares are not worth a sentence
+WIDE = 1.22  # the ends of an interval whose half-width is 10 %, one over the other
 UNPAIRED = " (unpaired: the two were timed one after another)"
 
 
@@ -20,25 +21,25 @@ class Balance:
 
     Attributes
     ----------
-    gained, cost, alike : tuple of str
-        What got better, what got worse, and what was measured and did neither.
+    gained, cost, alike, unknown : tuple of str
+        What got better, what got worse, what did neither, and what the noise hides.
     """
 
     gained: tuple[str, ...]
     cost: tuple[str, ...]
     alike: tuple[str, ...]
+    unknown: tuple[str, ...]
 
 
 def balance(job: Job, rows: Sequence[Job]) -> Balance:
     """Weigh what was measured of a stack against the unmodified model."""
     found = [item for say in SAYINGS for item in say(job, rows)]
-    gained, cost, alike = (
-        tuple(text for kind, text in found if kind == sign) for sign in (1, -1, 0)
+    return Balance(
+        *(tuple(text for kind, text in found if kind == sign) for sign in (1, -1, 0, None))
     )
-    return Balance(gained, cost, alike)
 
 
-Item = tuple[int, str]  # 1 gained, -1 cost, 0 neither; and the words
+Item = tuple[int | None, str]  # 1 gained, -1 cost, 0 neither, None not known; and the words
 
 
 def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -54,7 +55,8 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     elif found == SLOWER:
         yield -1, f"slower, {told} times the speed{amounts}{unpaired}"
     else:
-        yield 0, f"speed: {found}, {told} times{unpaired}"
+        sign = None if found == NOISY else 0
+        yield sign, f"speed: {found}, {told} times{unpaired}"
     prefill, first = job.get("speed.prefill_speedup"), job.get("speed.ttft_ms")
     if prefill and (prefill["high"] < 1 or prefill["low"] > 1):
         sign, word = (1, "sooner") if prefill["low"] > 1 else (-1, "later")
@@ -91,7 +93,7 @@ def _text(job: Job) -> Iterator[Item]:
     if job.get("quality.exact_match") == 1:
         yield 0, "the greedy texts are the unmodified model's"
     elif share is not None:
-        yield -1, f"other greedy texts: the first {share:.0%} of a text are as before, on average"
+        yield -1, f"other greedy texts: the first {share:.0%} of a text are the same, on average"
 
 
 def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -123,7 +125,8 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     speedup = job.get("serving.speedup")
     if speedup is not None:
-        sign = 1 if speedup["low"] > 1 else -1 if speedup["high"] < 1 else 0
+        wide = speedup["high"] / speedup["low"] > WIDE
+        sign = 1 if speedup["low"] > 1 else -1 if speedup["high"] < 1 else None if wide else 0
         told = interval(speedup, ".2f")
         yield sign, f"serving: {told} times the tokens per second of padded generate"
 
@@ -158,6 +161,7 @@ def control_told(job: Job) -> str:
     holds = speedup["low"] <= 1 <= speedup["high"]
     return (
         f"{code(job.label)} is the unmodified model against itself: {interval(speedup)}. "
-        + ("That is the noise of the measurement." if holds else
-           "It should hold 1 and does not: differences as small as this mean nothing here.")
+        + ("That is the noise of its measurement; every other job has a control of its own."
+           if holds else
+           "It should contain 1 and does not: differences as small as this mean nothing here.")
     )  # fmt: skip

@@ -88,7 +88,7 @@ def _speed(job: Job) -> tuple[float, ...]:
 
 
 def _memory(job: Job) -> tuple[float, ...]:
-    return -(kv_share(job) or 1.0), *_speed(job)
+    return -(kv_share(job) or 1.0), float(same_text(job)), *_speed(job)
 
 
 def _faster(job: Job, rows: Sequence[Job]) -> bool:
@@ -141,7 +141,7 @@ RULES = (
         "least KV memory",
         "the stack that holds the least for the same work, where that is less than transformers' "
         "own cache: for the most requests at once where serving was measured, else for one text. "
-        "Of several, the fastest",
+        "Of several, one that changes no text, then the fastest",
         "derived.kv_bytes_per_byte",
         lambda job, rows: (kv_share(job) or 1) < 1,
         _memory,

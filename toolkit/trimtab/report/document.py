@@ -85,10 +85,12 @@ class Document:
 READING = (
     "Every row is measured against the unmodified model under transformers' own `generate`. "
     "Brackets are 95 % intervals; those of a mean over seeds span the intervals of all seeds. "
-    "`faster` and `slower` are said only where the interval is clear of 1 and of the interval of "
-    "the unmodified model against itself. Stacks with `vattention` or drafts run on Trimtab's own "
-    "engine: what the engine alone gives is the row `vattention`. docs/reports.md says how to read "
-    "a report, and docs/results.md explains every field."
+    "`faster` and `slower` are said only where the interval is clear of 1 and of that of the job's "
+    "own control, the unmodified model timed once more beside it. The speedup is the typical ratio "
+    "of pairs; times and rates are means, which a few slow generations move. Stacks with "
+    "`vattention` or drafts run on Trimtab's own engine: what the engine alone gives is the row "
+    "`vattention`. docs/reports.md says how to read a report, and docs/results.md explains every "
+    "field."
 )
 
 

@@ -46,7 +46,7 @@ def facts(row: Job) -> str:
     return (
         f"{row.get('model.name')} ({row.get('model.dtype')}) on {row.get('corpus.name')}, "
         f"measured on {machine(row)}{spread}{_pages(row)}; torch {packages['torch']}, transformers "
-        f"{packages['transformers']}, commit {commit(row)}"
+        f"{packages['transformers']}" + (f", commit {own}" if (own := commit(row)) else "")
     )
 
 
