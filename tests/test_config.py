@@ -415,6 +415,11 @@ def test_a_sweep_over_nothing_is_refused(name, given, there):
     ("name", "given", "expected"),
     [
         ("evaluate", "method=larosa", "evaluate.py takes a stack of methods, write methods=larosa"),
+        (
+            "evaluate",
+            "method.tokens=5",
+            "write methods.adaptivocab.tokens=5 or methods.larosa.tokens=5",
+        ),
         ("evaluate", "+method=larosa", "write methods=larosa"),
         ("evaluate", "method.sparsity=0.2", "write sparsity=0.2"),
         ("calibrate", "methods.larosa.sparsity=0.2", "write sparsity=0.2"),

@@ -164,7 +164,10 @@ def _for_stacks(argument: str, sweep: bool, held: set[str], command: str) -> str
     head, _, rest = key.partition(".")
     if head == "method":
         value = argument.partition("=")[2]
+        owners = [name for name in _owners(rest) if name in held] or _owners(rest)
         write = f"{rest}={value}" if rest else f"methods={value}"
+        if len(owners) > 1:
+            write = " or ".join(f"methods.{name}.{write}" for name in owners)
         raise TrimtabError(f"{argument}: {command}.py takes a stack of methods, write {write}")
     if rest and head in methods:
         argument, key = _prefixed(argument, "methods"), f"methods.{key}"
