@@ -165,8 +165,9 @@ with one_speaks():
 def test_all_end_where_one_fails_and_that_one_says_why(torchrun, tmp_path):
     (tmp_path / "together.py").write_text(TOGETHER)
     failing = torchrun(3, tmp_path / "together.py")
-    assert said(failing) == (
-        "process 0 of 3\n",
-        ["together.py: error: only this process failed"],
-    )
+    stdout, lines = said(failing)
+    assert stdout == "process 0 of 3\n"
+    # A thread of PyTorch's that is ended with its process may say so.
+    ours = [line for line in lines if not line.startswith("terminate called")]
+    assert ours == ["together.py: error: only this process failed"]
     assert failing.returncode == 1
