@@ -194,6 +194,7 @@ def refusal(monkeypatch, capsys, tmp_path):
         (["resume=sweep"], "resume=sweep: is of ax, which cannot be resumed"),
         (["resume=nowhere"], "resume=nowhere: there is no such folder"),
         (["resume=."], "resume=.: holds no command.json: expected the folder of a sweep or a job"),
+        (["resume="], "resume=: expected the folder of a sweep or a job of evaluate.py"),
         (["resume=moved"], "resume=moved: its paths are from /"),
         (["resume=damaged"], "resume=damaged: command.json is damaged: start the sweep again"),
     ],

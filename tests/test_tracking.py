@@ -151,7 +151,7 @@ def test_two_jobs_are_two_runs_that_do_not_mix(tmp_path):
 
 
 def test_what_variables_of_wandb_say_comes_first(monkeypatch, tmp_path):
-    given = {"NAME": "mine", "RUN_GROUP": "ours", "TAGS": "larosa,quiet"}
+    given = {"NAME": "mine", "RUN_GROUP": "ours", "TAGS": "larosa, ,,quiet,"}
     for name, value in given.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     job = Job("evaluate", "a label", tags=("larosa",), group="a sweep", folder=tmp_path)

@@ -26,7 +26,7 @@ def requests(tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[
     drawn.shuffle(prompts)
     drawn.shuffle(news)
     lengths = [Length(new, prompt_tokens=size) for size, new in zip(prompts, news, strict=True)]
-    found = stretches(python_docs().documents(Split.test), tokenizer, lengths)
+    found = stretches(python_docs().documents(Split.test), tokenizer, lengths, "PROMPT, NEW")
     return [
         Request(encode(tokenizer, one.text)[:size], new)
         for one, size, new in zip(found, prompts, news, strict=True)

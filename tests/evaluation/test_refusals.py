@@ -92,6 +92,22 @@ def test_a_text_that_the_cache_would_cut_is_refused_instead_of_compared(corpus):
     assert measure(model, corpus, [cached], 92, window_bytes=64)["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("changes", "dtype", "message"),
+    [
+        ({"page_group": 1000}, DType.float32, "vattention.page_group=1000: expected a multiple of"),
+        ({"budget": 4096}, DType.float32, "vattention.budget=4096: expected at least one page of"),
+        ({}, DType.float64, "no KV cache in float64: load the model in float32, float16 or bfloat"),
+    ],
+)
+def test_a_cache_that_cannot_be_made_is_refused_before_anything_is_calibrated(
+    changes, dtype, message
+):
+    model = tiny(dtype=dtype).model
+    with pytest.raises(TrimtabError, match=message):
+        trimtab.VAttention(**changes).check(model)
+
+
 @pytest.mark.parametrize("name", ["larosa", "adaptivocab"])
 def test_a_calibration_window_longer_than_the_positions_is_refused(corpus, short, name):
     method = {"larosa": trimtab.LaRoSA, "adaptivocab": trimtab.AdaptiVocab}[name]()

@@ -33,7 +33,7 @@ def test_lengths_reach_from_the_least_to_the_most_with_constant_ratios(count):
 
 def test_a_request_is_as_long_as_asked_for_and_goes_on_as_its_document_does():
     lengths = [Length(7, prompt_bytes=20), Length(5, prompt_tokens=11), Length(4, prompt_bytes=9)]
-    first, second, third = requests(DOCUMENTS, BYTES, lengths)
+    first, second, third = requests(DOCUMENTS, BYTES, lengths, "x")
     assert (first.document, second.document, third.document) == ("a", "b", "ü")
     assert (first.text, first.continuation) == ("a" * 20, "a" * 7)
     assert (second.text, second.continuation) == ("b" * 11, "b" * 5)
@@ -43,13 +43,13 @@ def test_a_request_is_as_long_as_asked_for_and_goes_on_as_its_document_does():
 
 def test_stretches_follow_each_other_and_a_used_up_document_begins_again():
     document = Document("d", "".join(map(chr, range(32, 92))))
-    found = requests([document], BYTES, [Length(5, prompt_bytes=20)] * 3)
+    found = requests([document], BYTES, [Length(5, prompt_bytes=20)] * 3, "x")
     assert [one.text[0] for one in found] == [" ", chr(32 + 25), " "]
 
 
 def test_where_no_document_is_long_enough_the_length_is_named():
-    with pytest.raises(TrimtabError, match="for a prompt of 200 bytes and 5 tokens after it"):
-        requests(DOCUMENTS, BYTES, [Length(5, prompt_bytes=200)])
+    with pytest.raises(TrimtabError, match="^a setting: .* a prompt of 200 bytes and 5 tokens"):
+        requests(DOCUMENTS, BYTES, [Length(5, prompt_bytes=200)], "a setting")
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_where_no_document_is_long_enough_the_length_is_named():
     [
         ("trace.jsonl", '{"prompt_tokens": 12, "new_tokens": 3}\n\n{"new_tokens": 4, '
          '"prompt_tokens": 5, "at": 0.5}\n'),
-        ("trace.csv", "at,prompt_tokens,new_tokens\n0,12,3\n0.5,5,4\n"),
+        ("trace.CSV", "at, prompt_tokens ,new_tokens\n0,12,3\n0.5, 5.0,4.0\n"),
     ],
 )  # fmt: skip
 def test_a_trace_gives_the_lengths_of_its_lines(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    found = read_trace("serving.trace", str(tmp_path / name))
+    found = read_trace(str(tmp_path / name))
     assert found == [Length(3, prompt_tokens=12), Length(4, prompt_tokens=5)]
 
 
@@ -74,16 +74,13 @@ def test_a_trace_gives_the_lengths_of_its_lines(tmp_path, name, text):
         ("t.jsonl", '{"prompt_tokens": 1.5, "new_tokens": 3}', "t.jsonl:1: .* whole numbers"),
         ("t.jsonl", "prompt_tokens", "t.jsonl:1: no JSON"),
         ("t.csv", "prompt_tokens,new_tokens\n1,2\n1\n", "t.csv:3: expected prompt_tokens"),
-        ("t.csv", "prompt,new\n1,2\n", "t.csv:2: expected prompt_tokens"),
+        ("t.csv", "prompt_tokens, new\n1,2\n", "t.csv:1: has no new_tokens; it has: prompt_to"),
+        ("t.jsonl", '{"a": 1}', "t.jsonl:1: has no prompt_tokens and no new_tokens; it has: a"),
+        ("t.tsv", "", r"serving.trace=.*t.tsv: expected a name that ends in .jsonl or .csv"),
         ("t.csv", "prompt_tokens,new_tokens\n", "holds no line with prompt_tokens and new_tokens"),
     ],
 )
 def test_a_bad_line_of_a_trace_is_refused_by_its_number(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(TrimtabError, match=message):
-        read_trace("serving.trace", str(tmp_path / name))
-
-
-def test_a_trace_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(TrimtabError, match="serving.trace=.*: cannot be read"):
-        read_trace("serving.trace", str(tmp_path / "none.csv"))
+        read_trace(str(tmp_path / name))

@@ -12,7 +12,7 @@ from tests.evaluation.test_result import configured
 from tests.evaluation.vocabulary import node
 from trimtab.commands.evaluate import evaluate
 from trimtab.config import METRICS
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import TrimtabError
 from trimtab.evaluation import serving
 from trimtab.evaluation.schema import json_schema
 
@@ -183,10 +183,25 @@ def test_a_trace_is_served_line_by_line(tmp_path):
     result = served(tmp_path, f"serving.trace={file}", "serving.requests=[2]")
     asked = result["samples"]["serving_requests"]
     assert [(one["prompt_tokens"], one["new_tokens"]) for one in asked] == [(30, 4), (9, 6)]
-    with pytest.raises(ConfigError, match="serving.requests=4: serving.trace holds 2"):
-        served(tmp_path, f"serving.trace={file}")
-    file.write_text("prompt_tokens,new_tokens\n30,none\n")
-    with pytest.raises(TrimtabError, match="mine.csv:2: expected"):
+    file.write_text("prompt_tokens,new_tokens\n4000,4\n")
+    reasons = served(tmp_path, f"serving.trace={file}", "serving.requests=[1]")["reasons"]
+    assert reasons["serving"].startswith(f"serving.trace={file}: a text has 4005 tokens")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "serving.trace=.*mine.csv: cannot be read"),
+        ("prompt_tokens,new_tokens\n30,none\n", "mine.csv:2: expected"),
+        ("prompt_tokens,new_tokens\n30,4\n9,6\n", "serving.requests=4: serving.trace holds 2"),
+    ],
+)
+def test_a_bad_trace_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr("trimtab.models.loading.load_model", None)
+    file = tmp_path / "mine.csv"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(TrimtabError, match=message):
         served(tmp_path, f"serving.trace={file}")
 
 

@@ -278,6 +278,16 @@ def test_the_command_compares_sweeps_and_prints_the_path(tmp_path):
     assert "| `b` |" in text
 
 
+@pytest.mark.parametrize("out", [[], ["--out", "file"], ["--out", "file/below"]])
+def test_a_file_where_the_report_is_to_be_is_named_with_the_way_out(sweep, tmp_path, out):
+    file = tmp_path / "file" if out else sweep / "report"
+    file.touch()
+    done = command(sweep, *out, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"{file.name} is a file; remove it, or name another folder: " in line
+
+
 def test_a_folder_without_jobs_is_refused_by_name(sweep, tmp_path):
     with pytest.raises(TrimtabError, match="empty holds no result.json"):
         build_report(sweep, tmp_path / "empty", out=tmp_path / "out")

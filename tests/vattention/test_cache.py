@@ -111,6 +111,17 @@ def test_a_finished_generation_is_continued(name):
             assert_same(generate(model, longer, cache, eos_token_id=None), expected)
 
 
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
+def test_another_text_in_a_cache_that_is_not_reset_is_refused(name):
+    model, ids = model_of(name), prompts(1)
+    with make(model) as cache:
+        first = generate(model, ids, cache)
+        with pytest.raises(TrimtabError, match=r"holds \d+ tokens of an earlier .* call reset\(\)"):
+            generate(model, ids[:, -10:], cache)
+        cache.reset()
+        assert_same(generate(model, ids, cache), first)
+
+
 def test_bfloat16_as_in_a_dynamic_cache():
     model = tiny(dtype=DType.bfloat16).model
     ids = prompts(2)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from trimtab.config import TrackingConfig, TrackingMode
+from trimtab.errors import ConfigError
 from trimtab.settings import defaults, path_of
 
 TRUE = "1", "true", "yes", "on"
@@ -16,6 +17,11 @@ def tracking_default(variable: str, key: str) -> Any:
     """Return a variable of W&B; the setting's default where it is not set or empty.
 
     Under ``wandb agent``, which waits for the figures of its runs, the mode is online by default.
+
+    Raises
+    ------
+    ConfigError
+        If the variable holds no mode.
     """
     given = os.environ.get(variable)
     found = given or defaults(TrackingConfig)[key]
@@ -24,6 +30,9 @@ def tracking_default(variable: str, key: str) -> Any:
             return TrackingMode.disabled.value
         if os.environ.get("WANDB_SWEEP_ID") and not given:
             return TrackingMode.online.value
+        known = [*TrackingMode, *OLD_MODES]
+        if found not in known:
+            raise ConfigError(variable, found, f"expected {', '.join(known[:-1])} or {known[-1]}")
         return OLD_MODES.get(found, found)
     return str(path_of(found)) if key == "folder" else found
 

@@ -127,6 +127,7 @@ def evaluate(
     from trimtab.environment import prepare
     from trimtab.evaluation.memory import copied, require_room_for_copy
     from trimtab.evaluation.run import Subject
+    from trimtab.evaluation.trace import trace_of
     from trimtab.models.loading import load_model
     from trimtab.stack import Stack
 
@@ -135,6 +136,7 @@ def evaluate(
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
     corpus.documents(Split.test)  # refused here, before minutes of calibration
+    trace_of(settings.serving)  # likewise
     loaded = load_model(settings.model)
     stack.check(loaded.model)
     if settings.paired:

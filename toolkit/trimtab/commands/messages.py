@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from safetensors import SafetensorError
 
 from trimtab.errors import FULL, TrimtabError
@@ -68,6 +68,11 @@ def one_line(error: BaseException) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
+    origin: BaseException | None = cause
+    while isinstance(origin, InterpolationResolutionError):  # OmegaConf drops the cause
+        origin = origin.__context__
+    if isinstance(origin, TrimtabError):
+        return one_line(origin)
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return _describe(cause)
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())

@@ -42,7 +42,10 @@ def to_resume(arguments: list[str], command: str) -> Path | None:
             f"{given[0]}: goes on with the settings it was started with: leave out "
             f"{' '.join(others)}; only tracking.mode and others of tracking may differ"
         )
-    return Path(expanduser(given[0].partition("=")[2]))
+    folder = given[0].partition("=")[2]
+    if not folder.strip():
+        raise TrimtabError(f"{given[0]}: expected the folder of a sweep or a job of evaluate.py")
+    return Path(expanduser(folder))
 
 
 def _is_tracking(argument: str) -> bool:

@@ -55,7 +55,10 @@ def log_spaced(bounds: Sequence[int], count: int) -> list[int]:
 
 
 def requests(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, lengths: Sequence[Length]
+    documents: Sequence[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: Sequence[Length],
+    setting: str,
 ) -> list[Prompt]:
     """Return a stretch of a document for every length: a prompt, and the text that follows it.
 
@@ -65,7 +68,7 @@ def requests(
     Raises
     ------
     TrimtabError
-        If no document is long enough for one of the lengths.
+        If no document is long enough for one of the lengths; naming `setting`, where they are from.
     """
     left = [document.text for document in documents]
     found: list[Prompt] = []
@@ -81,8 +84,8 @@ def requests(
                 break
         else:
             raise TrimtabError(
-                f"no held-out document is long enough for {_said(length)}: lower "
-                "serving.prompt_bytes or new_tokens, or use longer documents"
+                f"{setting}: no held-out document is long enough for {_said(length)}; make it "
+                "shorter, or use longer documents"
             )
     return found
 

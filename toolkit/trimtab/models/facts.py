@@ -103,7 +103,7 @@ def require_positions(config: PreTrainedConfig, tokens: int, setting: str) -> No
     if tokens > room:
         raise MisfitError(
             f"{setting}: a text has {tokens} tokens, and the model has positions for {room}; "
-            "lower it"
+            "make it shorter"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from trimtab.errors import TrimtabError
 from trimtab.files import REPORT, replacing
 from trimtab.report.attribution import Attribution, attributions
 from trimtab.report.choice import choices
@@ -52,9 +53,14 @@ def build_report(*folders: Path, out: Path | None = None, last_draws: bool = Fal
     Raises
     ------
     TrimtabError
-        If a folder holds no job.
+        If a folder holds no job, or a file is where the report's is to be.
     """
     target = out or (folders[0] / REPORT if len(folders) == 1 else COMPARISON)
+    if file := next((one for one in (target, *target.parents) if one.is_file()), None):
+        raise TrimtabError(
+            f"{target}: no folder for the report: {file} is a file; remove it, or name another "
+            "folder: python -m trimtab.report --out"
+        )
     while True:
         found = state(folders)
         jobs = load_jobs(*folders)

@@ -53,6 +53,8 @@ def run(
     """
     for name in [one for one in os.environ if one.startswith("WANDB_") and not os.environ[one]]:
         del os.environ[name]  # W&B takes an empty variable for a value, and refuses it
+    if tags := os.environ.pop("WANDB_TAGS", "").strip(", "):  # an empty tag likewise
+        os.environ["WANDB_TAGS"] = ",".join(filter(str.strip, tags.split(",")))
     if config.mode is TrackingMode.disabled:
         if variable := disabled_by():
             say(f"No W&B run is kept: {variable}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from trimtab.errors import MisfitError
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.vattention.slot_range import SlotRange
 
 
@@ -109,8 +109,19 @@ class VirtualLayer(CacheLayerMixin):
         return self._slots.kv.geometry.max_len
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many tokens `update` will return, and the position of the first."""
+        """Return how many tokens `update` will return, and the position of the first.
+
+        Raises
+        ------
+        TrimtabError
+            If there is no new token: a prompt that is no longer than what is cached.
+        """
         length = self.get_seq_length()
+        if not query_length:
+            raise TrimtabError(
+                f"the cache holds {length} tokens of an earlier text, and the prompt has no more: "
+                "call reset() on the cache before another text, or give that text with what follows"
+            )
         seen = length if self._window is None else min(length, self._window - 1)
         return seen + query_length, length - seen
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
+from trimtab.errors import MisfitError
 from trimtab.method import KV_CACHE, Method, Stage
 from trimtab.settings import settings
 from trimtab.vattention.settings import CacheSettings
@@ -37,15 +38,38 @@ class VAttention(CacheSettings, Method):
     calibrated: ClassVar[bool] = False
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise `MisfitError` if the model has no adapter, or keeps anything but keys and values.
+        """Refuse a model or settings that the cache cannot be made for.
 
         An engine checks what else it needs when it is made.
-        """
-        from trimtab.models.adapter import adapter_for
-        from trimtab.models.facts import CacheShape
 
-        adapter_for(model)
+        Raises
+        ------
+        MisfitError
+            If the model has no adapter, keeps anything but keys and values, or has another dtype
+            than the cache.
+        ConfigError
+            If the device has no such pages, or the budget is below one.
+        TrimtabError
+            If the device or its driver has no virtual memory management.
+        """
+        from trimtab.models.adapter import adapter_for, module_device
+        from trimtab.models.facts import CacheShape
+        from trimtab.vattention.layout import DTYPES
+        from trimtab.vattention.storage import make_pool
+
+        layers = adapter_for(model).decoder_layers(model)
         CacheShape.of(model.config)
+        if model.dtype not in DTYPES:
+            known = [str(one).removeprefix("torch.") for one in DTYPES]
+            raise MisfitError(
+                f"vattention has no KV cache in {str(model.dtype).removeprefix('torch.')}: load "
+                f"the model in {', '.join(known[:-1])} or {known[-1]} (model.dtype={known[0]})"
+            )
+        with make_pool(module_device(layers[0]), None, None) as pool:
+            unit, page = pool.granularity, self.page_group or pool.page_bytes
+        self.require(page % unit == 0, "page_group", f"a multiple of {unit} on this device")
+        affordable = self.budget is None or self.budget >= page
+        self.require(affordable, "budget", f"at least one page of {page} bytes")
 
     def claims(self, model: PreTrainedModel) -> frozenset[str]:
         """Return the KV cache."""

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, ClassVar
 
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.display import Column
 from trimtab.evaluation.intervals import Estimate, mean_ratio
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows
 from trimtab.evaluation.reach import unseen
-from trimtab.evaluation.requests import Length, requests, spread
+from trimtab.evaluation.requests import requests, spread
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.server_rows import row_of, samples_of
 from trimtab.evaluation.serving import Entrant, answer_in_turn, enough, entrants_of
-from trimtab.evaluation.trace import read_trace
+from trimtab.evaluation.trace import TRACE, trace_of
 from trimtab.evaluation.workload import Prompt
 from trimtab.progress import track
 
@@ -56,26 +56,17 @@ class Serving(Metric):
         self._prompts: dict[int, list[Prompt]] = {}
         self._budget = self._config.budget
         self._unmeasured = "" if self._config.requests else "serving.requests=[]"
-        lengths = {count: self._lengths(count) for count in sorted({*self._config.requests})}
+        trace, seed = trace_of(self._config), job.settings.seed
+        setting = f"{TRACE}={self._config.trace}" if trace else "serving.prompt_bytes, new_tokens"
         try:
-            for count, asked in lengths.items():
-                prompts = requests(job.documents, job.tokenizer, asked)
+            for count in sorted({*self._config.requests}):
+                lengths = trace[:count] or spread(self._config, count, seed)
+                prompts = requests(job.documents, job.tokenizer, lengths, setting)
                 texts = [(one.text, one.continuation) for one in prompts]
-                job.require_positions(texts, "serving.prompt_bytes and new_tokens")
+                job.require_positions(texts, setting)
                 self._prompts[count] = prompts
         except TrimtabError as error:
             self._prompts, self._unmeasured = {}, str(error)
-
-    def _lengths(self, count: int) -> list[Length]:
-        file = self._config.trace
-        if file is None:
-            return spread(self._config, count, self.job.settings.seed)
-        found = read_trace("serving.trace", file)
-        if len(found) < count:
-            raise ConfigError(
-                "serving.requests", count, f"serving.trace holds {len(found)}: lower it"
-            )
-        return found[:count]
 
     def measure(self, contenders: Sequence[Contender]) -> None:
         """See `Metric.measure`."""
