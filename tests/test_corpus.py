@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -21,19 +22,39 @@ def texts_in(corpus: Corpus, split: Split) -> set[str]:
     return {document.text for document in corpus.splits[split]}
 
 
+def bare(text: str) -> str:
+    return re.sub(r"[^\S\n]*(\r\n?|\n|$)", "\n", text.lstrip("\ufeff").strip()).strip()
+
+
 @given(texts)
 @settings(max_examples=50)
 def test_splits_partition_the_distinct_texts(found):
     corpus = corpus_of(found)
-    parts = [document.text for split in Split for document in corpus.splits[split]]
-    assert sorted(parts) == sorted({text for text in found if text.strip()})
+    parts = [bare(document.text) for split in Split for document in corpus.splits[split]]
+    assert sorted(parts) == sorted({bare(text) for text in found if text.strip()})
 
 
 @given(texts, texts)
 @settings(max_examples=50)
 def test_more_documents_move_none_of_the_others(first, more):
+    alone, among = corpus_of(first), corpus_of(first + more)
     for split in Split:
-        assert texts_in(corpus_of(first), split) <= texts_in(corpus_of(first + more), split)
+        assert {*map(bare, texts_in(alone, split))} <= {*map(bare, texts_in(among, split))}
+
+
+@pytest.mark.parametrize("saved", ["{}\n", " \n\n{}", "{}  \n \n", "\t{}\r\n", "\ufeff{}"])
+def test_a_copy_saved_by_another_editor_is_the_same_document(saved):
+    originals = [f"# Title {number}\n\n    indented\n" for number in range(40)]
+    copies = [saved.format(text.replace("\n", " \r\n")) for text in originals]
+    alone, among = corpus_of(originals), corpus_of(originals + copies)
+    for split in Split:
+        assert {*map(bare, texts_in(among, split))} == {*map(bare, texts_in(alone, split))}
+    assert sum(map(len, among.splits.values())) == len(originals)
+
+
+def test_white_space_within_a_text_tells_documents_apart():
+    corpus = corpus_of(["if a:\n    b\nc", "if a:\n    b\n    c", "if a:\n\n    b\nc"])
+    assert sum(map(len, corpus.splits.values())) == 3
 
 
 @given(texts, st.randoms())

@@ -34,7 +34,20 @@ class Document:
     @property
     def digest(self) -> str:
         """SHA-256 of the text alone: the same text is the same document anywhere."""
-        return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
+        return _sha256(self.text)
+
+    @property
+    def likeness(self) -> str:
+        """SHA-256 of the text with Unix line ends, and no white space at their or the text's ends.
+
+        Copies that another editor or system saved are alike.
+        """
+        lines = self.text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        return _sha256("\n".join(line.rstrip() for line in lines).strip() + "\n")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @settings

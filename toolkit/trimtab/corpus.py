@@ -1,4 +1,4 @@
-"""Text: documents without exact duplicates, divided by document into three splits."""
+"""Text: documents without duplicates, divided by document into three splits."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class Corpus:
     """Documents in three disjoint splits.
 
     A document's split depends on its own text only: adding documents moves none of the
-    others. Exact duplicates are dropped, so no text stands in two splits. Within a split the
-    documents are in the order of their hashes, which is a fixed shuffle.
+    others. Of documents that differ in line ends, or in white space at the ends of lines and of
+    the text, one is kept, so no text stands in two splits. Within a split the documents are
+    in the order of their hashes, which is a fixed shuffle.
 
     Parameters
     ----------
@@ -59,15 +60,18 @@ class Corpus:
         documents = list(documents)
         if others := [one for one in documents if not isinstance(one, Document)]:
             raise TrimtabError(f"documents holds {others[0]!r:.60}: expected Documents")
-        unique = {document.digest: document for document in documents if document.text.strip()}
-        for digest, document in sorted(unique.items()):
+        unique: dict[str, Document] = {}
+        for document in sorted(documents, key=lambda document: document.digest, reverse=True):
+            if document.text.strip():
+                unique[document.likeness] = document
+        for likeness, document in sorted(unique.items(), key=lambda item: item[1].digest):
             if half := HALF_CHARACTER.search(document.text):
                 raise TrimtabError(
                     f"{document.name}: the character {half.start()} is a lone surrogate "
                     f"(\\u{ord(half[0]):04x}), which is no text: write the whole character, or "
                     "drop it"
                 )
-            position = int(digest[:16], 16) / 16**16
+            position = int(likeness[:16], 16) / 16**16
             if position < calibration:
                 split = Split.calibration
             elif position < calibration + validation:
