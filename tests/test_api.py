@@ -281,10 +281,13 @@ def test_text_that_a_method_was_calibrated_on_is_no_held_out_text(
     with trimtab.apply(model, tokenizer, [drafts, larosa]) as optimized:
         result = trimtab.measure(optimized, texts, FAST)
     said = [one for one in result["warnings"] if "calibration" in one]
-    assert said == [
-        f"{seen} of the 6 texts measured on were read by the calibration of adaptivocab and "
-        "larosa: the figures may be better than on new text; measure on others"
-    ][: seen > 0]
+    assert (
+        said
+        == [
+            f"{seen} of the 6 texts measured on were read by the calibration of adaptivocab and "
+            "larosa: the figures may be better than on new text; measure on others"
+        ][: seen > 0]
+    )
     assert capfd.readouterr().err.count("read by the calibration") == len(said)
 
 
