@@ -100,8 +100,8 @@ def measure(
         If a text is longer than the model has positions for, the tokenizer is not its own, every
         token ends a text, or the model is in training mode.
     TrimtabError
-        If there is too little text, no room for a copy of the model, or what a model makes of the
-        text is not finite.
+        If there is too little text, no room for a copy of the model, what a model makes of the text
+        is not finite, or what the methods made of the model was edited.
     """
     config = MeasureConfig() if config is None else config
     if not isinstance(config, MeasureConfig):
