@@ -272,6 +272,25 @@ def test_measuring_leaves_the_model_optimized_and_then_as_it_was(tokenizer, laro
     assert bits["candidate"] != bits["baseline"]
 
 
+@pytest.mark.parametrize("seen", [0, 1, 5])
+def test_text_that_a_method_was_calibrated_on_is_no_held_out_text(
+    tokenizer, larosa, drafts, capfd, seen
+):
+    """Of `TEXTS` some calibrate and some validate."""
+    model, texts = built(), [*HELD_OUT[: 6 - seen], *TEXTS[12 - seen :]]
+    with trimtab.apply(model, tokenizer, [drafts, larosa]) as optimized:
+        result = trimtab.measure(optimized, texts, FAST)
+    said = [one for one in result["warnings"] if "calibration" in one]
+    assert (
+        said
+        == [
+            f"{seen} of the 6 texts measured on were read by the calibration of adaptivocab and "
+            "larosa: the figures may be better than on new text; measure on others"
+        ][: seen > 0]
+    )
+    assert capfd.readouterr().err.count("read by the calibration") == len(said)
+
+
 def test_without_methods_baseline_and_candidate_are_the_same_model(tokenizer):
     with trimtab.apply(built(), tokenizer, []) as optimized:
         result = trimtab.measure(optimized, HELD_OUT, FAST, label="nothing")

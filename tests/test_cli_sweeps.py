@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, SMALL, TINY
 from tests.test_cli_evaluate import FAST, METHOD, VOCABULARY
+from tests.wandb_runs import runs_in
 from trimtab.commands.launch import launch
 from trimtab.commands.parsing import parsed
 from trimtab.commands.resume import unfinished
@@ -149,14 +150,17 @@ def test_a_job_of_its_own_is_resumed(command, tmp_path):
     for number in range(10):
         text = " ".join(f"word{(number * 7 + n * n) % 97}" for n in range(500))
         (tmp_path / f"{number}.txt").write_text(text)
-    resumed = command("evaluate.py", "resume=job")
+    resumed = command("evaluate.py", "resume=job", "tracking.mode=offline")
     assert resumed.returncode == 0, resumed.stderr
     assert not (tmp_path / "job" / "error.json").exists()
     result = tmp_path / "job" / "result.json"
     result.write_bytes(result.read_bytes()[:100])
-    resumed = command("evaluate.py", "resume=job")
+    resumed = command("evaluate.py", "resume=job", "tracking.mode=offline")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(result.read_text())["status"] == "ok"
+    runs = runs_in(tmp_path / "outputs")
+    assert len(runs) == 2
+    assert len({run.page["run_id"] for run in runs}) == 1
     before = state(tmp_path)
     again = command("evaluate.py", "resume=job")
     assert (again.returncode, again.stdout) == (0, "job/report/report.md\n")

@@ -1,5 +1,6 @@
 """W&B runs as they are written: opened, refused, failed, and the runs of a whole sweep."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,24 @@ def test_two_jobs_are_two_runs_that_do_not_mix(tmp_path):
     runs = runs_in(tmp_path)
     assert [run.page["name"] for run in runs] == ["job 0", "job 1"]
     assert [run.config for run in runs] == [{"seed": 0}, {"seed": 1}]
+
+
+def test_a_job_that_runs_again_in_its_folder_replaces_its_run(monkeypatch, tmp_path):
+    job = Job("evaluate", "a label", group="a sweep", folder=tmp_path / "sweep" / "0")
+    with pytest.raises(TrimtabError), tracking.run(configured(tmp_path), job) as log:
+        log.begin()
+        raise TrimtabError("no memory left")
+    begin(configured(tmp_path), job)
+    begin(configured(tmp_path), replace(job, folder=tmp_path / "sweep" / "1"))
+    failed, again, other = runs_in(tmp_path)
+    assert failed.summary["message"] == "no memory left"
+    assert (again.page["run_id"], again.page["exit_code"]) == (failed.page["run_id"], 0)
+    assert "message" not in again.summary
+    assert not again.opened.get("resumed")  # it begins anew: nothing of the failure stays
+    assert other.page["run_id"] != again.page["run_id"]
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    begin(configured(tmp_path), replace(job, group=None))
+    assert runs_in(tmp_path)[-1].page["run_id"] == "mine"
 
 
 def test_what_variables_of_wandb_say_comes_first(monkeypatch, tmp_path):

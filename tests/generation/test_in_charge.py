@@ -22,6 +22,10 @@ from trimtab.vattention import decode_kernel
 PROMPTS = prompts_of(5, 9, 3)
 TEXTS = [" ".join(f"word{(n * 7 + i * i) % 97}" for i in range(300)) for n in range(12)]
 NEW = 6
+SMALL = trimtab.MeasureConfig(
+    quality=trimtab.QualityConfig(windows=2, window_bytes=256, context_bytes=32),
+    generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
+)
 
 
 @pytest.fixture(scope="module")
@@ -297,3 +301,39 @@ def test_two_threads_cannot_apply_one_method_to_one_model(larosa):
         found = sorted(from_threads([apply, apply]))
     assert found[0] == "applied"
     assert found[1] != "applied"
+
+
+@torch.no_grad()
+def scale(model: Any) -> None:
+    model.model.layers[0].mlp.down_proj.weight.data.mul_(0.5)
+
+
+@torch.no_grad()
+def replace_embedding(model: Any) -> None:
+    embedding = model.get_input_embeddings()
+    embedding.weight = torch.nn.Parameter(embedding.weight.flip(0), requires_grad=False)
+
+
+@pytest.mark.parametrize("edit", [scale, replace_embedding])
+@pytest.mark.parametrize("method", ["larosa", "words"])
+def test_an_edit_of_what_methods_made_is_not_lost_in_silence(request, method, edit):
+    model = tiny().model
+    with trimtab.apply(model, TOKENIZER, [request.getfixturevalue(method)]) as optimized:
+        tokens_of(optimized)
+        with optimized.suspended():
+            pass
+        edit(model)
+        expected = tokens_of(optimized)
+        with pytest.raises(TrimtabError, match="the model was edited after .* was put on it"):
+            trimtab.measure(optimized, TEXTS, SMALL)
+        assert tokens_of(optimized) == expected
+
+
+def test_an_edit_under_methods_that_leave_the_weights_alone_stays():
+    model = tiny().model
+    with trimtab.apply(model, TOKENIZER, [trimtab.VAttention()]) as optimized:
+        scale(model)
+        expected = tokens_of(optimized)
+        with optimized.suspended():
+            pass
+        assert tokens_of(optimized) == expected

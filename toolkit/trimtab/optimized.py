@@ -17,6 +17,7 @@ from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
 from trimtab.generation.sampling import sampling_of
 from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.models.facts import longest_text
+from trimtab.models.fingerprint import fingerprint
 from trimtab.models.state import own_precision, require_evaluation
 from trimtab.stack import AppliedStack, Stack
 
@@ -55,6 +56,7 @@ class Optimized:
         self._context: AbstractContextManager[AppliedStack] | None = None
         self._applied: AppliedStack | None = None
         self._changes: tuple[Change, ...] = ()
+        self._made: str | None = None
 
     def __enter__(self) -> Self:
         self._enter()
@@ -175,10 +177,11 @@ class Optimized:
         Raises
         ------
         TrimtabError
-            If other methods were put on the model after these.
+            If other methods were put on the model after these, or what they made of it was edited.
         """
         with lock_of(self.model):
             self._check_in_charge()
+            self._check_unedited()
             self._leave(None, None, None)
             try:
                 yield self.model
@@ -192,6 +195,14 @@ class Optimized:
                 "their `with` first"
             )
 
+    def _check_unedited(self) -> None:
+        if self._made is not None and fingerprint(self.model) != self._made:
+            raise TrimtabError(
+                f"the model was edited after {' and '.join(self.stack.names)} was put on it, so "
+                "that it has no unmodified model to go back to: edit it first, then calibrate and "
+                "apply"
+            )
+
     def _enter(self) -> None:
         with lock_of(self.model):
             if self._context is not None:
@@ -201,6 +212,8 @@ class Optimized:
             )
             self._applied = context.__enter__()
             self._context, self._changes = context, changes_of(self.model)
+            changed = any(method.changes(self.model) for method in self.stack.methods)
+            self._made = fingerprint(self.model) if changed else None
 
     def _leave(self, *error: Any) -> None:
         with lock_of(self.model):

@@ -1,4 +1,7 @@
-"""Progress on standard error: bars where the amount is known, a clock where it is not."""
+"""Progress on standard error: bars where the amount is known, a clock where it is not.
+
+Where standard error is no terminal, lines stand for them, two a minute at most.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import select
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from threading import Event, Thread
 from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
@@ -22,6 +26,7 @@ from rich.progress import (
 
 T = TypeVar("T")
 
+EVERY = 30.0  # seconds between the lines that stand for a bar where there is no terminal
 MUTED: dict[int, int] = {}  # standard streams that are muted, and what they were
 
 
@@ -130,14 +135,16 @@ def _flush() -> None:
 
 def track(items: Iterable[T], description: str, total: int, done: int = 0) -> Iterator[T]:
     """Yield `items` under a bar of `total` steps, `done` of which are taken already."""
-    with Progress(
+    progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-    ) as progress:
+        speed_estimate_period=10 * EVERY,  # a step may take minutes
+    )
+    with progress, _lines(progress):
         task = progress.add_task(description, total=total, completed=done)
         for item in items:
             yield item
@@ -146,15 +153,36 @@ def track(items: Iterable[T], description: str, total: int, done: int = 0) -> It
 
 @contextmanager
 def waiting(description: str) -> Iterator[None]:
-    """Show a spinner and the elapsed time, on a terminal, around a step of unknown length."""
+    """Show a spinner and the elapsed time around a step of unknown length."""
     console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(),
+    progress = Progress(
+        *([SpinnerColumn()] if console.is_terminal else []),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,
-    ) as progress:
+    )
+    with progress, _lines(progress):
         progress.add_task(description, total=None)
         yield
+
+
+@contextmanager
+def _lines(progress: Progress) -> Iterator[None]:
+    """Print every `EVERY` seconds how far it is, where no terminal shows it all the time."""
+    ended = Event()
+
+    def speak() -> None:
+        while not ended.wait(EVERY):
+            progress.console.print(progress.get_renderable())
+
+    thread = Thread(target=speak, daemon=True)
+    if not progress.console.is_terminal:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if thread.is_alive():
+            thread.join()

@@ -14,6 +14,7 @@ from trimtab.corpus import Corpus, Split
 from trimtab.environment import describe_environment
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.held_out import seen_before
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.memory import copied, device_names
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
@@ -77,7 +78,8 @@ def measure(
     optimized : Optimized
         Within its ``with``.
     texts : sequence of str or Corpus
-        Held-out text; of a corpus, its test split.
+        Held-out text; of a corpus, its test split. The result warns of texts that an artifact was
+        calibrated on.
     config : MeasureConfig, optional
         What is generated, read and timed; the defaults of `evaluate.py` where None.
     baseline : PreTrainedModel, optional
@@ -98,8 +100,8 @@ def measure(
         If a text is longer than the model has positions for, the tokenizer is not its own, every
         token ends a text, or the model is in training mode.
     TrimtabError
-        If there is too little text, no room for a copy of the model, or what a model makes of the
-        text is not finite.
+        If there is too little text, no room for a copy of the model, what a model makes of the text
+        is not finite, or what the methods made of the model was edited.
     """
     config = MeasureConfig() if config is None else config
     if not isinstance(config, MeasureConfig):
@@ -153,6 +155,9 @@ def _measured(
     told = ", ".join(names) or "none, the unmodified model again"
     say(f"Stack: {told}; kernel: {optimized.applied.kernel}")
     result = Result()
+    if seen := seen_before(documents, optimized.artifacts):
+        say(f"Warning: {seen}")
+        result.warn(seen)
     for name, value in {
         "schema": SCHEMA,
         "status": "ok",

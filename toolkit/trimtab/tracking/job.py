@@ -31,9 +31,7 @@ class Job:
     group : str, optional
         Name that the jobs of a sweep share.
     folder : Path, optional
-        Where the record of the run is kept.
-    id : str, optional
-        That of an earlier run, which this one replaces.
+        Where the record of the run is kept. A run that one there tells of is replaced.
     """
 
     kind: str
@@ -42,7 +40,6 @@ class Job:
     tags: tuple[str, ...] = ()
     group: str | None = None
     folder: Path | None = None
-    id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -78,17 +78,19 @@ def run(
 
 
 def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Run:
-    """Open a run; what W&B's variables say of its name, group and tags comes first."""
+    """Open a run; what W&B's variables say of its id, name, group and tags comes first."""
     Path(config.folder).mkdir(parents=True, exist_ok=True)
     given = os.environ.get("WANDB_TAGS", "")
     every = [*tags, *job.tags, *filter(None, given.split(","))]
+    earlier = None if job.folder is None else Record.read(job.folder)
     try:
         opened = wandb.init(
             mode=config.mode.value,
             project=config.project,
             entity=config.entity,
             dir=config.folder,
-            id=job.id,
+            # Without `resume` W&B drops what an earlier run of this id has logged.
+            id=os.environ.get("WANDB_RUN_ID") or (earlier.id if earlier else None),
             name=os.environ.get("WANDB_NAME", job.name)[:LONGEST_NAME],
             group=os.environ.get("WANDB_RUN_GROUP", job.group),
             job_type=job.kind,

@@ -31,14 +31,7 @@ def summarise(sweep: Path) -> None:
 
 def write_summary(sweep: Path, config: TrackingConfig, group: str | None) -> None:
     """Write the one summary run of a sweep; it takes the place of an earlier one."""
-    earlier = Record.read(sweep)
-    job = Job(
-        "summary",
-        name=f"summary of {group}",
-        group=group,
-        folder=sweep,
-        id=earlier.id if earlier else None,
-    )
+    job = Job("summary", name=f"summary of {group}", group=group, folder=sweep)
     with run(config, job) as log:
         log.begin()
         log.sweep(sweep)
