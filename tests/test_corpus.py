@@ -1,5 +1,8 @@
 import json
 
+import datasets
+import numpy
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +54,39 @@ def test_shares_are_about_what_was_asked_for():
     corpus = corpus_of([f"text {n}" for n in range(2000)])
     sizes = [len(corpus.splits[split]) / 2000 for split in Split]
     assert sizes == pytest.approx([0.5, 0.2, 0.3], abs=0.04)
+
+
+TABLE = pandas.DataFrame({"text": ["one", "two"], "label": ["a", "b"]})
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        TABLE,
+        datasets.Dataset.from_pandas(TABLE),
+        datasets.Dataset.from_pandas(TABLE).to_iterable_dataset(),
+        TABLE.to_dict("list"),
+        TABLE["text"].to_dict().keys(),
+        "one text",
+        b"bytes",
+        numpy.array("one text"),
+        None,
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_yields_no_texts_is_refused_in_one_line(texts):
+    for make in (Corpus.for_calibration, Corpus.for_test):
+        with pytest.raises(TrimtabError, match=r"^texts=.{1,60}: expected a list of texts, or a C"):
+            make(texts)
+    with pytest.raises(TrimtabError, match=r"^texts holds .{1,60}: expected texts alone$"):
+        Corpus.for_test(["text", texts if not isinstance(texts, str) else 1])
+
+
+@pytest.mark.parametrize(
+    "column", [TABLE["text"], TABLE["text"].to_numpy(), datasets.Dataset.from_pandas(TABLE)["text"]]
+)
+def test_a_column_of_a_table_holds_texts(column):
+    assert Corpus.for_test(column).digest == Corpus.for_test(["one", "two"]).digest
 
 
 def test_an_empty_split_is_refused_by_name():
