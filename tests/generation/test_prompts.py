@@ -66,8 +66,17 @@ def test_padding_without_its_mask_is_no_text(padding, side, tensors):
     ending.eos_token = ending.pad_token
     for rows in ([[0, 1], [2, 3]], torch.tensor([[0, 1], [0, 3]]), torch.tensor([[2], [3]])):
         assert prompt_tokens(ending, rows) == [[*map(int, row)] for row in rows]
-    with pytest.raises(TrimtabError, match="prompts hold the padding token 0: give the tokenizer"):
-        prompt_tokens(ending, torch.tensor([[0, 1], [2, 3]]))
+    for rows in ([[0, 0, 1], [2, 3]], [[1, 0, 0, 2], [1, 2, 3, 4]], [[0, 0, 1]]):
+        assert prompt_tokens(ending, rows) == rows
+    for padded in (
+        torch.tensor([[0, 1], [2, 3]]),
+        torch.tensor([[0, 0, 1], [0, 0, 2]]),  # padded to a length that no text has
+        [[0, 0, 1], [2, 3, 4]],
+        [torch.tensor([1, 0, 0]), torch.tensor([2, 3, 4])],
+        batch["input_ids"],
+    ):
+        with pytest.raises(TrimtabError, match="prompts hold the padding token 0: give the token"):
+            prompt_tokens(ending, padded)
 
 
 @pytest.mark.parametrize(

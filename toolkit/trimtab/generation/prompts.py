@@ -112,16 +112,18 @@ def _require_unpadded(
 ) -> None:
     """Refuse rows of one length that begin or end with padding.
 
-    A token that begins or ends texts as well is taken for padding where it is at some, not all, of
-    the rows of one tensor.
+    A token that begins or ends texts as well is taken for padding where a row has several at one
+    end, and where some, not all, of the rows of one tensor have it there.
     """
     pad = tokenizer.pad_token_id
-    padded = [pad in (*row[:1], *row[-1:]) for row in ids]
-    if pad in (tokenizer.bos_token_id, tokenizer.eos_token_id) and not (
-        rectangular and not all(padded)
-    ):
+    if pad is None or len(set(map(len, ids))) > 1:
         return
-    if pad is not None and len(set(map(len, ids))) == 1 and any(padded):
+    padded = [pad in (*row[:1], *row[-1:]) for row in ids]
+    refused = any(padded)
+    if pad in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        several = any([pad, pad] in (row[:2], row[-2:]) for row in ids)
+        refused = several or (rectangular and refused and not all(padded))
+    if refused:
         raise TrimtabError(
             f"prompts hold the padding token {pad}: give the tokenizer's BatchEncoding, whose "
             "attention_mask tells it from the text, or lists without it"
