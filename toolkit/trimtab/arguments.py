@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypeGuard
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.errors import TrimtabError
 
 NAMED = "keys", "columns", "column_names"  # of tables, whose iteration yields the names
 
@@ -25,3 +32,31 @@ def is_listing(value: object) -> TypeGuard[Iterable[Any]]:
 def shown(value: object) -> str:
     """Return what a value looks like, in one short line."""
     return f"{' '.join(repr(value).split()):.60}"
+
+
+def require_model(model: object, name: str = "model") -> None:
+    """Raise `TrimtabError` unless it is a model with a config, as those of transformers are."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        order = ""
+        if isinstance(model, PreTrainedTokenizerBase):
+            order = "; the model comes first, then the tokenizer"
+        raise TrimtabError(
+            f"{name}={shown(model)}: expected a model that is loaded, as "
+            f"AutoModelForCausalLM.from_pretrained returns it{order}"
+        )
+
+
+def require_tokenizer(tokenizer: object, name: str = "tokenizer") -> None:
+    """Raise `TrimtabError` unless it is a tokenizer of transformers."""
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise TrimtabError(
+            f"{name}={shown(tokenizer)}: expected a tokenizer of transformers, as "
+            "AutoTokenizer.from_pretrained returns it"
+        )
+
+
+def require_path(path: object, name: str = "folder") -> Path:
+    """Return a path as one, or raise `TrimtabError` where it is something else."""
+    if not isinstance(path, str | PathLike):
+        raise TrimtabError(f"{name}={shown(path)}: expected a path")
+    return Path(path)

@@ -140,6 +140,7 @@ class Method(ABC):
             If the corpus is too small.
         """
         from trimtab import shards
+        from trimtab.arguments import require_model, require_tokenizer
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
@@ -148,6 +149,8 @@ class Method(ABC):
         from trimtab.models.fingerprint import fingerprint
         from trimtab.models.state import inferring, own_modes
 
+        require_model(model)
+        require_tokenizer(tokenizer)
         with lock_of(model), own_modes():
             require_free(self, model)
             self.check(model)
@@ -224,10 +227,13 @@ class Method(ABC):
         TrimtabError
             If the method needs an artifact and there is none, or needs none and there is one.
         """
+        from trimtab.arguments import require_model, require_tokenizer
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.models.fingerprint import fingerprint
 
+        require_model(model)
+        require_tokenizer(tokenizer)
         require_free(self, model)
         self.check(model)
         if self.calibrated:
