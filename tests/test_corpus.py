@@ -130,6 +130,12 @@ def test_max_documents_takes_the_first(tmp_path):
         ("x.txt", "text".encode("utf-16-le"), "holds NUL characters: if it is UTF-16 or UTF-32"),
         ("x.jsonl", '{"text": "a"}'.encode("utf-32"), "cannot be read as UTF-8"),
         ("x.jsonl", b'{"text": "a"}\n{broken', "line 2: not JSON"),
+        (
+            "x.jsonl",
+            b'{"text": "a", "n": ' + b"9" * 5000 + b"}",
+            "line 1: JSON that cannot be read",
+        ),
+        ("x.jsonl", b"\n" + b"[" * 99999, "line 2: JSON that cannot be read: .* drop that field"),
         ("x.jsonl", b'{"body": "a"}', r"no text in the field 'text' \(found: body\)"),
         ("x.jsonl", b"[1, 2]", "no text in the field 'text'"),
         ("x.txt", b"  \n", "holds no text"),

@@ -50,6 +50,11 @@ def json_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
             record: Any = json.loads(line)
         except json.JSONDecodeError as error:
             raise TrimtabError(f"{path}, line {number}: not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise TrimtabError(
+                f"{path}, line {number}: JSON that cannot be read: a number of too many digits, or "
+                "too many brackets within each other; drop that field"
+            ) from error
         yield number, text_of(record, field, f"{path}, line {number}")
 
 
