@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any, Never, Self, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -168,6 +168,12 @@ class Engine:
         with lock_of(self._model):
             self._check_idle()
             self._undo.__exit__(*error)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Never:
+        raise TrimtabError(
+            "an Engine is neither copied nor pickled: it holds a model and memory of this process; "
+            "make another"
+        )
 
     @property
     def kv(self) -> VirtualKV:
