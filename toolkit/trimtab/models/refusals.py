@@ -48,7 +48,7 @@ def refusing(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def refuse_to_save(model: nn.Module, reason: str) -> None:
-    """Have ``save_pretrained`` of a model and of those within it raise `MisfitError` from now on."""
+    """Have ``save_pretrained`` of a model and those within it raise `MisfitError` from now on."""
     for one in model.modules():
         if hasattr(one, SAVE):
             vars(one)[SAVE] = partial(_refuse, reason)
