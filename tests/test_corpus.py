@@ -127,8 +127,13 @@ def test_max_documents_takes_the_first(tmp_path):
     [
         ("x.txt", b"\xff", "cannot be read as UTF-8"),
         ("x.txt", "text".encode("utf-16"), "it is UTF-16, convert it: iconv -f UTF-16 -t UTF-8"),
-        ("x.txt", "text".encode("utf-16-le"), "holds NUL characters: if it is UTF-16 or UTF-32"),
-        ("x.jsonl", '{"text": "a"}'.encode("utf-32"), "cannot be read as UTF-8"),
+        ("x.txt", "text".encode("utf-16-le"), "holds NUL characters: if it is UTF-16, convert it"),
+        ("x.txt", "text".encode("utf-32-be"), "holds NUL characters: if it is UTF-32, convert it"),
+        *(
+            ("x.jsonl", "\ufeff[]".encode(f"utf-32-{order}"), "it is UTF-32, .* iconv -f UTF-32 -t")
+            for order in ("le", "be")
+        ),
+        ("x.jsonl", b'{"text": null}', "line 1: the field 'text' is null: drop the record, or"),
         ("x.jsonl", b'{"text": "a"}\n{broken', "line 2: not JSON"),
         (
             "x.jsonl",
@@ -221,6 +226,9 @@ def test_a_dataset_is_loaded_from_a_local_folder(tmp_path):
     assert found == {f"row {n}" for n in range(5)}
     with pytest.raises(TrimtabError, match="no text in the field 'id'"):
         load_corpus(hub(str(tmp_path), "id"))
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    with pytest.raises(TrimtabError, match="the field 'text' is null: drop the record"):
+        load_corpus(hub(str(tmp_path)))
 
 
 def test_a_dataset_that_cannot_be_had_is_named():
