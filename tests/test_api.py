@@ -390,7 +390,9 @@ def test_what_is_no_method_is_refused_when_it_is_given(tokenizer, methods, messa
         trimtab.apply(built(), tokenizer, methods)
 
 
-def test_what_is_no_model_or_no_tokenizer_is_refused_in_one_line(tokenizer, larosa, tmp_path):
+def test_what_is_no_model_or_no_tokenizer_is_refused_in_one_line(
+    tokenizer, larosa, drafts, tmp_path
+):
     model, corpus = built().eval(), trimtab.Corpus.for_calibration(TEXTS)
     method = larosa.method
     wrong_model, no_tokenizer = "^model=.{1,60}: expected a model", "^tokenizer=.{1,60}: expected"
@@ -399,7 +401,8 @@ def test_what_is_no_model_or_no_tokenizer_is_refused_in_one_line(tokenizer, laro
         (lambda one, other: trimtab.calibrate(one, other, method, TEXTS, checkpoint="c"), True),
         (lambda one, other: method.calibrate(one, other, corpus), True),
         (lambda one, other: trimtab.apply(one, other, [larosa]), True),
-        (lambda one, other: method.apply(one, other, larosa), True),
+        (lambda one, other: method.apply(one, other, larosa), False),
+        (lambda one, other: drafts.method.apply(one, other, drafts), True),
         (lambda one, other: trimtab.Engine(one, other, slots=1, max_len=8), True),
         (lambda one, other: larosa.export(one, tmp_path / "a", other or 0), True),
         (lambda one, _: trimtab.decode_kernel(one).__enter__(), False),

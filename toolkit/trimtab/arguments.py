@@ -35,8 +35,8 @@ def shown(value: object) -> str:
 
 
 def require_model(model: object, name: str = "model") -> None:
-    """Raise `TrimtabError` unless it is a model with a config, as those of transformers are."""
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+    """Raise `TrimtabError` unless it is a model that is loaded."""
+    if not isinstance(model, nn.Module):
         order = ""
         if isinstance(model, PreTrainedTokenizerBase):
             order = "; the model comes first, then the tokenizer"

@@ -233,7 +233,6 @@ class Method(ABC):
         from trimtab.models.fingerprint import fingerprint
 
         require_model(model)
-        require_tokenizer(tokenizer)
         require_free(self, model)
         self.check(model)
         if self.calibrated:
@@ -246,6 +245,7 @@ class Method(ABC):
             artifact.require_settings(self)
             artifact.require_model(known or fingerprint(model))
             if self.claims(model) & {TOKENIZER, DRAFTS}:
+                require_tokenizer(tokenizer)
                 artifact.require_tokenizer(tokenizer)
         elif artifact is not None:
             raise TrimtabError(f"{self.name} takes no artifact: apply it without one")
