@@ -150,10 +150,10 @@ class Method(ABC):
         from trimtab.models.state import inferring, own_modes
 
         require_model(model)
-        require_tokenizer(tokenizer)
         with lock_of(model), own_modes():
             require_free(self, model)
             self.check(model)
+            require_tokenizer(tokenizer)
             if any(parameter.is_inference() for parameter in model.parameters()):
                 raise MisfitError(
                     "the model was loaded under torch.inference_mode, where tensors take no part "
