@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -406,6 +407,63 @@ def test_exported_models_are_loaded_as_such(tokenizer, larosa, tmp_path):
 def test_what_is_no_method_is_refused_when_it_is_given(tokenizer, methods, message):
     with pytest.raises(trimtab.TrimtabError, match=message):
         trimtab.apply(built(), tokenizer, methods)
+
+
+def test_what_is_no_model_or_no_tokenizer_is_refused_in_one_line(
+    tokenizer, larosa, drafts, tmp_path
+):
+    model, corpus = built().eval(), trimtab.Corpus.for_calibration(TEXTS)
+    method = larosa.method
+    wrong_model, no_tokenizer = "^model=.{1,60}: expected a model", "^tokenizer=.{1,60}: expected"
+    calls: list[tuple[Callable[[Any, Any], Any], bool]] = [
+        (lambda one, other: trimtab.calibrate(one, other, method, TEXTS), True),
+        (lambda one, other: trimtab.calibrate(one, other, method, TEXTS, checkpoint="c"), True),
+        (lambda one, other: method.calibrate(one, other, corpus), True),
+        (lambda one, other: trimtab.apply(one, other, [larosa]), True),
+        (lambda one, other: method.apply(one, other, larosa), False),
+        (lambda one, other: drafts.method.apply(one, other, drafts), True),
+        (lambda one, other: trimtab.Engine(one, other, slots=1, max_len=8), True),
+        (lambda one, other: larosa.export(one, tmp_path / "a", other or 0), True),
+        (lambda one, _: trimtab.decode_kernel(one).__enter__(), False),
+    ]
+    for call, takes_tokenizer in calls:
+        for one in ("gpt2", None, tokenizer, type(model)):
+            with pytest.raises(trimtab.TrimtabError, match=wrong_model):
+                call(one, tokenizer)
+        with pytest.raises(trimtab.TrimtabError, match="the model comes first, then the tokenizer"):
+            call(tokenizer, model)
+        for other in ("gpt2", None, model) if takes_tokenizer else ():
+            with pytest.raises(trimtab.TrimtabError, match=no_tokenizer):
+                call(model, other)
+    with (
+        trimtab.apply(model, tokenizer, []) as optimized,
+        pytest.raises(trimtab.TrimtabError, match=r"^baseline='gpt2': expected a model"),
+    ):
+        trimtab.measure(optimized, HELD_OUT, FAST, baseline="gpt2")
+    with pytest.raises(
+        trimtab.TrimtabError, match=r"^config=.{1,60}: expected the config of a mod"
+    ):
+        trimtab.VirtualCache(model, batch=1, max_len=8, dtype=torch.float32)
+    for call in (trimtab.load, trimtab.load_model, larosa.save):
+        with pytest.raises(trimtab.TrimtabError, match=r"^folder=.{1,60}: expected a path$"):
+            call(larosa)
+
+
+def test_a_place_that_cannot_be_written_is_named_as_it_was_given(tokenizer, larosa, tmp_path):
+    (tmp_path / "file").touch()
+    for place in (f"{tmp_path}/file/deep/a", "/proc/nowhere/a"):
+        for name, call in (
+            ("folder", lambda place=place: larosa.save(place)),
+            ("folder", lambda place=place: larosa.export(built(), place)),
+            (
+                "checkpoint",
+                lambda place=place: trimtab.calibrate(
+                    built(), tokenizer, larosa.method, TEXTS, checkpoint=place
+                ),
+            ),
+        ):
+            with pytest.raises(trimtab.TrimtabError, match=f"^{name}={place}: cannot be written: "):
+                call()
 
 
 def test_wrong_arguments_of_the_other_functions_are_named(tokenizer, larosa):

@@ -1,6 +1,9 @@
 import json
 import re
 
+import datasets
+import numpy
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +77,39 @@ def test_shares_are_about_what_was_asked_for():
     assert sizes == pytest.approx([0.5, 0.2, 0.3], abs=0.04)
 
 
+TABLE = pandas.DataFrame({"text": ["one", "two"], "label": ["a", "b"]})
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        TABLE,
+        datasets.Dataset.from_pandas(TABLE),
+        datasets.Dataset.from_pandas(TABLE).to_iterable_dataset(),
+        TABLE.to_dict("list"),
+        TABLE["text"].to_dict().keys(),
+        "one text",
+        b"bytes",
+        numpy.array("one text"),
+        None,
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_yields_no_texts_is_refused_in_one_line(texts):
+    for make in (Corpus.for_calibration, Corpus.for_test):
+        with pytest.raises(TrimtabError, match=r"^texts=.{1,60}: expected a list of texts, or a C"):
+            make(texts)
+    with pytest.raises(TrimtabError, match=r"^texts holds .{1,60}: expected texts alone$"):
+        Corpus.for_test(["text", texts if not isinstance(texts, str) else 1])
+
+
+@pytest.mark.parametrize(
+    "column", [TABLE["text"], TABLE["text"].to_numpy(), datasets.Dataset.from_pandas(TABLE)["text"]]
+)
+def test_a_column_of_a_table_holds_texts(column):
+    assert Corpus.for_test(column).digest == Corpus.for_test(["one", "two"]).digest
+
+
 def test_an_empty_split_is_refused_by_name():
     with pytest.raises(TrimtabError, match="no document in its test split"):
         corpus_of([]).documents(Split.test)
@@ -112,9 +148,20 @@ def test_max_documents_takes_the_first(tmp_path):
     [
         ("x.txt", b"\xff", "cannot be read as UTF-8"),
         ("x.txt", "text".encode("utf-16"), "it is UTF-16, convert it: iconv -f UTF-16 -t UTF-8"),
-        ("x.txt", "text".encode("utf-16-le"), "holds NUL characters: if it is UTF-16 or UTF-32"),
-        ("x.jsonl", '{"text": "a"}'.encode("utf-32"), "cannot be read as UTF-8"),
+        ("x.txt", "text".encode("utf-16-le"), "holds NUL characters: if it is UTF-16, convert it"),
+        ("x.txt", "text".encode("utf-32-be"), "holds NUL characters: if it is UTF-32, convert it"),
+        *(
+            ("x.jsonl", "\ufeff[]".encode(f"utf-32-{order}"), "it is UTF-32, .* iconv -f UTF-32 -t")
+            for order in ("le", "be")
+        ),
+        ("x.jsonl", b'{"text": null}', "line 1: the field 'text' is null: drop the record, or"),
         ("x.jsonl", b'{"text": "a"}\n{broken', "line 2: not JSON"),
+        (
+            "x.jsonl",
+            b'{"text": "a", "n": ' + b"9" * 5000 + b"}",
+            "line 1: JSON that cannot be read",
+        ),
+        ("x.jsonl", b"\n" + b"[" * 99999, "line 2: JSON that cannot be read: .* drop that field"),
         ("x.jsonl", b'{"body": "a"}', r"no text in the field 'text' \(found: body\)"),
         ("x.jsonl", b"[1, 2]", "no text in the field 'text'"),
         ("x.txt", b"  \n", "holds no text"),
@@ -200,6 +247,9 @@ def test_a_dataset_is_loaded_from_a_local_folder(tmp_path):
     assert found == {f"row {n}" for n in range(5)}
     with pytest.raises(TrimtabError, match="no text in the field 'id'"):
         load_corpus(hub(str(tmp_path), "id"))
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    with pytest.raises(TrimtabError, match="the field 'text' is null: drop the record"):
+        load_corpus(hub(str(tmp_path)))
 
 
 def test_a_dataset_that_cannot_be_had_is_named():

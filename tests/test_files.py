@@ -1,4 +1,5 @@
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,15 @@ def test_a_folder_appears_only_when_the_block_succeeds(tmp_path):
         (temporary / "whole").write_text("x")
         assert not (tmp_path / "a").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("write", [replacing, publishing])
+def test_a_place_that_cannot_be_is_named_and_no_temporary_one(tmp_path, write):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "a", Path("/proc/nowhere")):
+        with pytest.raises(OSError, match="nowhere|file") as found, write(place):
+            pass
+        assert found.value.filename == str(place)
 
 
 @pytest.mark.parametrize("write", [replacing, publishing])

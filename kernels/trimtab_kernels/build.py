@@ -28,6 +28,8 @@ HEADERS = tuple(
 )
 """Headers that every library may include."""
 
+ELF = b"\x7fELF"  # how a library begins
+
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
 
 
@@ -79,7 +81,7 @@ def load(library: CpuLibrary) -> str | None:
     if not path.exists():
         compiler = _compiler()
         if compiler is None:
-            return "no C++ compiler: none of $CXX, c++, g++ and clang++ is installed"
+            return f"no C++ compiler: none of {_named()}, c++, g++ and clang++ is installed"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The system releases the lock when the process ends, however that happens.
@@ -105,7 +107,7 @@ def describe(library: CpuLibrary, dtype: torch.dtype, kernel: str, otherwise: st
 
 
 def _build(library: CpuLibrary, compiler: list[str], path: Path) -> str | None:
-    """Compile a library, or return why this compiler is too old to."""
+    """Compile a library, or return why this compiler cannot."""
     once = f"once, about {library.seconds} s"
     print(f"Building the CPU kernels ({once}): {library.name}", file=sys.stderr, flush=True)
     torch_folder = Path(torch.__file__).parent
@@ -130,6 +132,8 @@ def _build(library: CpuLibrary, compiler: list[str], path: Path) -> str | None:
                 "The CPU kernels do not compile. This command failed:\n"
                 f"{shlex.join(command)}\n{done.stderr.strip()}"
             )
+        if not target.is_file() or not target.read_bytes().startswith(ELF):
+            return f"{shlex.join(compiler)} made no library: name a C++ compiler in $CXX"
         target.replace(path)
     return None
 
@@ -142,11 +146,23 @@ def _compiles(compiler: list[str]) -> bool:
 
 
 def _compiler() -> list[str] | None:
-    for command in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        parts = shlex.split(command) if command else []
+    """Return the command of $CXX, or else of the first compiler there is; say where it is else."""
+    for command in (wanted := os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        try:
+            parts = shlex.split(command)
+        except ValueError:  # a quotation mark too many
+            continue
         if parts and shutil.which(parts[0]):
+            if wanted.strip() and command != wanted:
+                message = f"{_named()} is no command on this machine: {command} compiles instead"
+                print(message, file=sys.stderr, flush=True)
             return parts
     return None
+
+
+def _named() -> str:
+    """Return what messages call the compiler that the environment names."""
+    return f"CXX={wanted}" if (wanted := os.environ.get("CXX", "").strip()) else "$CXX"
 
 
 def _digest(sources: tuple[Path, ...]) -> str:

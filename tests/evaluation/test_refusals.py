@@ -60,6 +60,31 @@ def test_a_model_that_overflows_is_not_calibrated(corpus, overflowing, method):
         method.calibrate(overflowing, byte_tokenizer(), corpus)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_damaged_weight_is_named_and_no_other_dtype_advised(corpus, value):
+    model = tiny().model
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = value
+    model.requires_grad_(False)
+    drafting = trimtab.AdaptiVocab(mode="full", size=8, max_bpb_increase=None)
+    for call in (
+        lambda: trimtab.LaRoSA(**SMALL).calibrate(model, byte_tokenizer(), corpus),
+        lambda: drafting.calibrate(model, byte_tokenizer(), corpus),
+        lambda: measure(model, corpus, []),
+    ):
+        with pytest.raises(
+            TrimtabError, match=r"finite.*layers\.1\.mlp\.up_proj.* is damaged"
+        ) as said:
+            call()
+        assert "dtype" not in str(said.value)
+
+
+def test_a_model_that_overflows_in_float32_is_not_told_of_another_dtype(corpus):
+    model = tiny().model
+    model.model.norm.weight.data.fill_(3e38)
+    with pytest.raises(TrimtabError, match="it overflows even in float32: use another model"):
+        measure(model, corpus, [])
+
+
 @pytest.fixture
 def short() -> PreTrainedModel:
     """Return a model whose table of positions has 128 rows."""

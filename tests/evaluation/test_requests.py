@@ -73,6 +73,7 @@ def test_a_trace_gives_the_lengths_of_its_lines(tmp_path, name, text):
         ("t.jsonl", '{"prompt_tokens": 1, "new_tokens": 1}', "t.jsonl:1: .* of at least 2"),
         ("t.jsonl", '{"prompt_tokens": 1.5, "new_tokens": 3}', "t.jsonl:1: .* whole numbers"),
         ("t.jsonl", "prompt_tokens", "t.jsonl:1: no JSON"),
+        ("t.jsonl", "[" * 99999, "t.jsonl:1: no JSON"),
         ("t.csv", "prompt_tokens,new_tokens\n1,2\n1\n", "t.csv:3: expected prompt_tokens"),
         ("t.csv", "prompt_tokens, new\n1,2\n", "t.csv:1: has no new_tokens; it has: prompt_to"),
         ("t.jsonl", '{"a": 1}', "t.jsonl:1: has no prompt_tokens and no new_tokens; it has: a"),

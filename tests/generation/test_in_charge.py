@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -337,3 +338,16 @@ def test_an_edit_under_methods_that_leave_the_weights_alone_stays():
         with optimized.suspended():
             pass
         assert tokens_of(optimized) == expected
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_what_is_copied_while_an_engine_is_open_says_so(duplicate):
+    model, ids = model_of(), torch.tensor([PROMPTS[0]])
+    with trimtab.apply(model, TOKENIZER, []) as optimized, engine_for(model) as engine:
+        made = duplicate(model)
+        for one in (engine, optimized):
+            with pytest.raises(TrimtabError, match="is neither copied nor pickled: it holds a mod"):
+                duplicate(one)
+    with pytest.raises(TrimtabError, match="or held it when this copy was made"):
+        made(ids)
+    assert torch.equal(duplicate(model)(ids).logits, model(ids).logits)

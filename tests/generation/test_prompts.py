@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from types import SimpleNamespace
 
+import datasets
+import pandas
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
@@ -14,6 +16,8 @@ from tests.generation.models import TOKENIZER, engine_for, model_of, prompts_of
 from trimtab.errors import TrimtabError
 from trimtab.generation.prompts import prompt_tokens, token_ids
 
+TABLE = pandas.DataFrame({"text": ["one", "two"]})
+NUMBERED = pandas.DataFrame([[5, 6], [7, 8]])  # its columns are named 0 and 1
 TEXTS = ["Hello", "a longer text", "x"]
 IDS = [TOKENIZER(text)["input_ids"] for text in TEXTS]
 
@@ -41,6 +45,9 @@ def test_every_form_generates_the_same_texts(padding):
         tuple(torch.tensor(ids) for ids in IDS),
         padding(TEXTS, padding=True, return_tensors="pt"),
         [TEXTS[0], IDS[1], torch.tensor(IDS[2])],
+        pandas.Series(TEXTS),
+        pandas.Series(IDS),
+        datasets.Dataset.from_dict({"text": TEXTS})["text"],
     ]
     with engine_for(model_of()) as engine:
         found = [[one.tokens for one in engine.generate(form, max_new_tokens=4)] for form in forms]
@@ -59,8 +66,17 @@ def test_padding_without_its_mask_is_no_text(padding, side, tensors):
     ending.eos_token = ending.pad_token
     for rows in ([[0, 1], [2, 3]], torch.tensor([[0, 1], [0, 3]]), torch.tensor([[2], [3]])):
         assert prompt_tokens(ending, rows) == [[*map(int, row)] for row in rows]
-    with pytest.raises(TrimtabError, match="prompts hold the padding token 0: give the tokenizer"):
-        prompt_tokens(ending, torch.tensor([[0, 1], [2, 3]]))
+    for rows in ([[0, 0, 1], [2, 3]], [[1, 0, 0, 2], [1, 2, 3, 4]], [[0, 0, 1]]):
+        assert prompt_tokens(ending, rows) == rows
+    for padded in (
+        torch.tensor([[0, 1], [2, 3]]),
+        torch.tensor([[0, 0, 1], [0, 0, 2]]),  # padded to a length that no text has
+        [[0, 0, 1], [2, 3, 4]],
+        [torch.tensor([1, 0, 0]), torch.tensor([2, 3, 4])],
+        batch["input_ids"],
+    ):
+        with pytest.raises(TrimtabError, match="prompts hold the padding token 0: give the token"):
+            prompt_tokens(ending, padded)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +102,9 @@ def test_padding_without_its_mask_is_no_text(padding, side, tensors):
             BatchEncoding({"input_ids": [[1, 2]], "attention_mask": [[1]]}),
             "expected input_ids of integers and an attention_mask of the same shape",
         ),
+        (TABLE, "prompts is a DataFrame: expected .*; of a table, give one column"),
+        (datasets.Dataset.from_pandas(TABLE), "prompts is a Dataset: expected a list"),
+        ([NUMBERED], r"^prompt .{1,60}: expected a text or token ids$"),
         ([{"input_ids": [1]}], "expected a text or token ids"),
         ([TOKENIZER("one")], "expected a text or token ids"),
         ([b"ab"], "expected a text or token ids"),

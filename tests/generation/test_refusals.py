@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+import pandas
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -15,6 +17,8 @@ from trimtab.models.facts import longest_text
 from trimtab.models.sources import DType
 from trimtab.vattention.layout import Geometry, committed_bytes
 from trimtab.vattention.settings import CacheSettings, Layout
+
+NUMBERED = pandas.DataFrame([[5]])  # its column is named 0
 
 
 @pytest.mark.parametrize(
@@ -36,15 +40,25 @@ from trimtab.vattention.settings import CacheSettings, Layout
         ([[1], [2, 320]], {}, "prompt 1 has the token 320: expected ids from 0 to 319"),
         ([[-1]], {}, "prompt 0 has the token -1"),
         (["a"], {"max_new_tokens": 5.0}, "max_new_tokens=5.0: expected integers"),
-        (["a"], {"max_new_tokens": "5"}, "max_new_tokens=5: expected integers"),
+        (["a"], {"max_new_tokens": "5"}, "max_new_tokens='5': expected integers"),
         (["a"], {"max_new_tokens": 0}, "max_new_tokens=0: expected integers of at least 1"),
         (["a"], {"max_new_tokens": [1, 2]}, "max_new_tokens=.*for each of the 1 prompts"),
+        (["a"], {"max_new_tokens": {0: 4}}, r"max_new_tokens=\{0: 4\}: expected integers"),
+        (["a"], {"max_new_tokens": True}, "max_new_tokens=True: expected integers"),
+        (["a"], {"max_new_tokens": [True]}, r"max_new_tokens=\[True\]: expected integers"),
+        (["a"], {"max_new_tokens": torch.tensor(True)}, r"max_new_tokens=tensor\(True\): exp"),
+        (["a"], {"max_new_tokens": torch.tensor(1.0)}, r"max_new_tokens=tensor\(1\.\): expected"),
+        (["a"], {"max_new_tokens": torch.ones(1)}, r"max_new_tokens=tensor\(\[1\.\]\): expected"),
+        (["a"], {"max_new_tokens": NUMBERED}, r"max_new_tokens=.{1,60}: expected integers"),
+        (["a"], {"stop": NUMBERED.columns.to_frame()}, "stop=.{1,60}: expected a sequence of str"),
         (["a"], {"stop": [""]}, "stop=.*none empty"),
         (["a"], {"stop": "no"}, "stop='no': expected a sequence of strings"),
         (["a"], {"stop": None}, "stop=None: expected a sequence of strings"),
         (["a"], {"stop": [5]}, r"stop=\[5\]: expected a sequence of strings"),
         (["a"], {"sampling": {"temperature": 1.0}}, "sampling=.*: expected a Sampling, such as"),
-        (["a"], {"given": {"input_ids": [[1]]}}, "given=.*: expected the token ids"),
+        (["a"], {"given": {"input_ids": [[1]]}}, "given=.*: expected the token ids of a text"),
+        (["a"], {"given": NUMBERED}, "given=.{1,60}: expected the token ids of a text"),
+        (["a"], {"given": [NUMBERED]}, "given=.{1,60}: expected token ids"),
         (["a"], {"given": [["b"]]}, r"given=\['b'\]: expected token ids"),
         (["a"], {"given": [[320]]}, "given: token 320; expected 0 to 319"),
         (["a"], {"given": torch.ones(2, 2)}, "given=tensor.*: expected token ids"),
@@ -57,6 +71,12 @@ def test_arguments(prompts, settings, message):
             engine.generate(prompts, **{"max_new_tokens": 4, **settings})
         assert engine.stats.prefill_steps == 0
         assert engine.kv.stats().committed == 0
+
+
+@pytest.mark.parametrize("limit", [torch.tensor(2), torch.tensor([2]), np.int64(2), np.array([2])])
+def test_limits_may_be_held_by_tensors_and_arrays(limit):
+    with engine_for(model_of()) as engine:
+        assert len(engine.generate(["a"], max_new_tokens=limit)[0].tokens) == 2
 
 
 @pytest.mark.parametrize(

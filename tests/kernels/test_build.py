@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -124,6 +125,37 @@ def test_with_a_compiler_that_is_no_good_the_reference_runs_and_says_why(tmp_pat
         f"reference: dense masked product in PyTorch {reason}",
         f"reference: one slot at a time in PyTorch {reason}",
     ]
+
+
+@pytest.mark.parametrize("wanted", ["no-such-compiler -O1", "g++ '"])
+def test_a_compiler_that_is_not_there_is_named_and_another_compiles(
+    tmp_path, copying_compiler, wanted
+):
+    script, _ = copying_compiler
+    script.rename(tmp_path / "c++")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    code, out, err = finish(start(tmp_path / "cache", CXX=wanted, PATH=path))
+    assert code == 0, err
+    assert f"CXX={wanted} is no command on this machine: c++ compiles instead\n" in err
+    assert re.fullmatch(r"C\+\+ .* gather-GEMV, .*\nC\+\+ .* decode attention, .*\n", out)
+    code, out, err = finish(start(tmp_path / "none", CXX=wanted, PATH=str(tmp_path / "none")))
+    assert code == 0, err
+    assert f"(no C++ compiler: none of CXX={wanted}, c++, g++ and clang++ is installed)" in out
+
+
+WRITES_TEXT = """sh -c 'while [ "$1" != -o ]; do shift; done; echo text > "$2"'"""
+
+
+@pytest.mark.parametrize("made", ["true", WRITES_TEXT])
+def test_a_compiler_that_makes_no_library_is_named_and_the_reference_runs(tmp_path, made):
+    code, out, err = finish(start(tmp_path / "cache", CXX=made))
+    assert code == 0, err
+    reason = f"{shlex.join(shlex.split(made))} made no library: name a C++ compiler in $CXX"
+    assert out.splitlines() == [
+        f"reference: dense masked product in PyTorch ({reason})",
+        f"reference: one slot at a time in PyTorch ({reason})",
+    ]
+    assert not list((tmp_path / "cache" / "kernels").glob("*.so"))
 
 
 @pytest.mark.parametrize("full", [False, True])

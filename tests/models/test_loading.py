@@ -121,6 +121,16 @@ def described(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def wrapped(folder: Path, prefix: str, place: str = "") -> None:
+    """Name the tensors of a checkpoint, or those in a place, as wrappers of models do."""
+    path = folder / "model.safetensors"
+    tensors = {
+        name.replace(place, f"{place}{prefix}", 1): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 
 
@@ -135,6 +145,18 @@ UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
         (
             lambda at: edited(at, **{NORM: torch.ones(2)}),
             rf"of other shapes than its config says: {NORM} of shape \[2\] for \[64\]",
+        ),
+        *(
+            (
+                lambda at, given=given: wrapped(at, *given),
+                rf"tensors are named with {given[0]}, .*: strip it from their names and save them",
+            )
+            for given in (
+                ("module.",),
+                ("_orig_mod.",),
+                ("module._orig_mod.",),
+                ("_orig_mod.", "model."),
+            )
         ),
         (lambda at: described(at, num_hidden_layers=4), r"lacks model\.layers\.3.* and 6 more"),
         (lambda at: described(at, num_hidden_layers=2), r"no place for: model\.layers\.2"),

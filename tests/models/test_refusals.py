@@ -31,8 +31,9 @@ def test_a_changed_model_is_neither_saved_nor_cast_nor_moved(method, corpus, tmp
         expected = optimized.generate(["word1"], max_new_tokens=4)[0].tokens
         duplicate = copy.deepcopy(model)
         for one in (model, duplicate):
-            with pytest.raises(MisfitError, match=rf"{name} is at work .* Artifact\.export"):
-                one.save_pretrained(tmp_path / "saved")
+            for part in (one, one.base_model):
+                with pytest.raises(MisfitError, match=rf"{name} is at work .* Artifact\.export"):
+                    part.save_pretrained(tmp_path / "saved")
             for convert in CONVERSIONS.values():
                 with pytest.raises(MisfitError, match=rf"{name} is at work .* torch\.float32 on"):
                     convert(one)
@@ -40,6 +41,7 @@ def test_a_changed_model_is_neither_saved_nor_cast_nor_moved(method, corpus, tmp
         assert optimized.generate(["word1"], max_new_tokens=4)[0].tokens == expected
     assert not (tmp_path / "saved").exists()
     assert set(vars(model)) == attributes
+    assert "save_pretrained" not in vars(model.base_model)
     assert all(torch.equal(before[key], one) for key, one in model.state_dict().items())
     assert model.half().dtype == torch.float16
 
@@ -112,7 +114,8 @@ def test_a_sparse_model_of_its_own_is_not_saved_by_transformers(corpus, tmp_path
     sparse = trimtab.calibrate(loaded.model, loaded.tokenizer, METHODS["larosa"], corpus)
     sparse.export(loaded.model, tmp_path / "sparse")
     model = trimtab.load_model(tmp_path / "sparse")
-    with pytest.raises(MisfitError, match="cannot save a sparse model: copy the folder"):
-        model.save_pretrained(tmp_path / "again")
+    for part in (model, model.base_model):
+        with pytest.raises(MisfitError, match="cannot save a sparse model: copy the folder"):
+            part.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
     assert model.half().dtype == torch.float16

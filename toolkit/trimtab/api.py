@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.arguments import require_model, require_path, require_tokenizer
 from trimtab.artifact import Artifact
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, TrimtabError
-from trimtab.files import write_json
+from trimtab.files import require_writable, write_json
 from trimtab.method import EXPORTED, NOT_MADE, Method
 from trimtab.models.fingerprint import fingerprint as fingerprint_of
 from trimtab.models.load_errors import why_not_loaded
@@ -56,6 +57,8 @@ def calibrate(
         If the method needs no calibration, the text is too short, or the checkpoint is of another
         calibration.
     """
+    require_model(model)
+    require_tokenizer(tokenizer)
     if not isinstance(method, Method):
         raise TrimtabError(f"method={method!r:.60}: expected a method, such as trimtab.LaRoSA()")
     if method.name not in targets("method"):
@@ -66,7 +69,7 @@ def calibrate(
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_calibration(texts)
     if checkpoint is None:
         return method.calibrate(model, tokenizer, corpus)
-    folder = Path(checkpoint)
+    folder = require_path(checkpoint, "checkpoint")
     _claim(folder, method.key(fingerprint_of(model), tokenizer, corpus).digest)
     artifact = method.calibrate(model, tokenizer, corpus, folder)
     shutil.rmtree(folder)
@@ -85,6 +88,7 @@ def _claim(folder: Path, digest: str) -> None:
                 f"checkpoint={folder}: holds something else than this calibration (other settings, "
                 "another model or text): name another folder, or remove it"
             )
+    require_writable("checkpoint", folder)
     write_json(stamp, {"digest": digest})
 
 
@@ -120,6 +124,8 @@ def apply(
     MisfitError
         If a method is there twice, or needs an artifact and comes without.
     """
+    require_model(model)
+    require_tokenizer(tokenizer)
     if not isinstance(methods, Iterable) or isinstance(methods, str | Path | Mapping):
         kind = type(methods).__name__
         raise TrimtabError(f"methods is a {kind}: expected several; put a single one in a list")
@@ -150,7 +156,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTra
     ArtifactError
         If the folder is missing, damaged or of another version.
     """
-    folder, place = Path(folder), resolve_device(device)
+    folder, place = require_path(folder), resolve_device(device)
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: there is no such folder; Artifact.export makes it")
     if not (folder / EXPORTED).exists():

@@ -17,9 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.arguments import require_model, require_path, require_tokenizer
 from trimtab.contents import differences, summaries
 from trimtab.errors import ArtifactError
-from trimtab.files import publishing, save_tensors, sha256_of_file, sha256_of_json, write_json
+from trimtab.files import (
+    publishing,
+    require_writable,
+    save_tensors,
+    sha256_of_file,
+    sha256_of_json,
+    write_json,
+)
 from trimtab.method import EXPORTED, Method
 from trimtab.models.fingerprint import tokenizer_fingerprint
 from trimtab.registry import targets
@@ -145,7 +153,12 @@ class Artifact:
         MisfitError
             If what the method makes is no model that can be saved.
         """
-        self.method.export(model, tokenizer, self, Path(folder))
+        require_model(model)
+        if tokenizer is not None:
+            require_tokenizer(tokenizer)
+        path = require_path(folder)
+        require_writable("folder", path)
+        self.method.export(model, tokenizer, self, path)
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Write the artifact as `folder` in one step: a reader never sees a part of it.
@@ -163,8 +176,10 @@ class Artifact:
             If something else is there, or the artifact was edited.
         """
         self.require_unedited()
-        self._require_free(Path(folder), replace)
-        with publishing(Path(folder), replace=replace) as temporary:
+        path = require_path(folder)
+        self._require_free(path, replace)
+        require_writable("folder", path)
+        with publishing(path, replace=replace) as temporary:
             save_tensors(temporary / TENSORS, self.tensors)
             for name, content in self.files.items():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +222,7 @@ class Artifact:
         ArtifactError
             If it is missing, truncated, edited, or of another schema version.
         """
-        folder = Path(folder)
+        folder = require_path(folder)
         content = _verified_description(folder)
         path = folder / TENSORS
         if not path.is_file() or sha256_of_file(path) != content["tensors_sha256"]:

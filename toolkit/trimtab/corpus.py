@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable
 from enum import StrEnum
 from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
+from trimtab.arguments import is_listing, shown
 from trimtab.corpora import CorpusSource, Document
 from trimtab.errors import TrimtabError
 from trimtab.files import sha256_of_json
@@ -100,10 +101,14 @@ class Corpus:
 
     @classmethod
     def _of(cls, texts: Iterable[str], split: Split) -> Corpus:
-        several = isinstance(texts, Iterable) and not isinstance(texts, str | Mapping | Set)
-        found = list(texts) if several else []
-        if not several or not all(isinstance(text, str) for text in found):
-            raise TrimtabError(f"texts={texts!r:.60}: expected a list of texts, or a Corpus")
+        if not is_listing(texts):
+            raise TrimtabError(
+                f"texts={shown(texts)}: expected a list of texts, or a Corpus; of a table, give "
+                "one column"
+            )
+        found = list(texts)
+        if others := [text for text in found if not isinstance(text, str)]:
+            raise TrimtabError(f"texts holds {shown(others[0])}: expected texts alone")
         documents = [Document(f"text {number}", text) for number, text in enumerate(found)]
         corpus = cls("texts", documents, 0, 0)
         corpus.splits[split] = corpus.splits.pop(Split.test)

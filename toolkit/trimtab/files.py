@@ -44,10 +44,20 @@ def _naming(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _called(path: Path) -> Iterator[None]:
+    """Name the path that is asked for where no temporary one can be made beside it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed over it if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with _called(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -66,8 +76,9 @@ def publishing(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Where `path` exists already it is kept (somebody else published the same content
     meanwhile), unless `replace` is true: then the old folder is removed first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _called(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         with _naming(path.parent):
             yield temporary

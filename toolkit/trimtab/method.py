@@ -140,6 +140,7 @@ class Method(ABC):
             If the corpus is too small.
         """
         from trimtab import shards
+        from trimtab.arguments import require_model, require_tokenizer
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
@@ -148,9 +149,11 @@ class Method(ABC):
         from trimtab.models.fingerprint import fingerprint
         from trimtab.models.state import inferring, own_modes
 
+        require_model(model)
         with lock_of(model), own_modes():
             require_free(self, model)
             self.check(model)
+            require_tokenizer(tokenizer)
             if any(parameter.is_inference() for parameter in model.parameters()):
                 raise MisfitError(
                     "the model was loaded under torch.inference_mode, where tensors take no part "
@@ -224,10 +227,12 @@ class Method(ABC):
         TrimtabError
             If the method needs an artifact and there is none, or needs none and there is one.
         """
+        from trimtab.arguments import require_model, require_tokenizer
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.models.fingerprint import fingerprint
 
+        require_model(model)
         require_free(self, model)
         self.check(model)
         if self.calibrated:
@@ -240,6 +245,7 @@ class Method(ABC):
             artifact.require_settings(self)
             artifact.require_model(known or fingerprint(model))
             if self.claims(model) & {TOKENIZER, DRAFTS}:
+                require_tokenizer(tokenizer)
                 artifact.require_tokenizer(tokenizer)
         elif artifact is not None:
             raise TrimtabError(f"{self.name} takes no artifact: apply it without one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Self, cast
+from typing import Any, Never, Self, SupportsIndex, cast
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,6 +64,12 @@ class Optimized:
 
     def __exit__(self, *error: Any) -> None:
         self._leave(*error)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Never:
+        raise TrimtabError(
+            "an Optimized is neither copied nor pickled: it holds a model and its changes; make "
+            "another with trimtab.apply, of a copy of the model as it was before"
+        )
 
     @property
     def applied(self) -> AppliedStack:

@@ -11,8 +11,13 @@ from typing import Any
 from trimtab.errors import TrimtabError
 
 BYTE_ORDER_MARK = "\ufeff"
-UTF_16_MARKS = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
-CONVERT = "convert it: iconv -f UTF-16 -t UTF-8"
+MARKS = {  # the first that a file begins with tells: a mark of UTF-32 begins with one of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+CONVERT = "convert it: iconv -f {} -t UTF-8"
 
 
 def read_text(path: Path) -> str:
@@ -26,11 +31,13 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        utf16 = isinstance(error, UnicodeDecodeError) and error.object[:2] in UTF_16_MARKS
-        reason = f"it is UTF-16, {CONVERT}" if utf16 else error
+        start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
+        kind = next((kind for mark, kind in MARKS.items() if start.startswith(mark)), None)
+        reason = f"it is {kind}, {CONVERT.format(kind)}" if kind else error
         raise TrimtabError(f"{path} cannot be read as UTF-8 text: {reason}") from error
     if "\0" in text:
-        raise TrimtabError(f"{path} holds NUL characters: if it is UTF-16 or UTF-32, {CONVERT}")
+        kind = "UTF-32" if "\0\0\0" in text else "UTF-16"
+        raise TrimtabError(f"{path} holds NUL characters: if it is {kind}, {CONVERT.format(kind)}")
     return text
 
 
@@ -50,6 +57,11 @@ def json_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
             record: Any = json.loads(line)
         except json.JSONDecodeError as error:
             raise TrimtabError(f"{path}, line {number}: not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise TrimtabError(
+                f"{path}, line {number}: JSON that cannot be read: a number of too many digits, or "
+                "too many brackets within each other; drop that field"
+            ) from error
         yield number, text_of(record, field, f"{path}, line {number}")
 
 
@@ -61,6 +73,11 @@ def text_of(record: Any, field: str, place: str) -> str:
     TrimtabError
         If there is none; it names the place that the record is from.
     """
+    if isinstance(record, dict) and field in record and record[field] is None:
+        raise TrimtabError(
+            f"{place}: the field {field!r} is null: drop the record, or give it a text, which may "
+            "be empty"
+        )
     if not isinstance(record, dict) or not isinstance(record.get(field), str):
         fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
         raise TrimtabError(

@@ -18,6 +18,7 @@ from trimtab.evaluation.scoring import Score, score, with_start
 from trimtab.evaluation.workload import Window
 from trimtab.generation import Engine
 from trimtab.models.facts import longest_text
+from trimtab.models.state import mend_not_finite
 from trimtab.stack import AppliedStack
 from trimtab.vattention.settings import CacheSettings
 
@@ -144,7 +145,6 @@ class Contender:
             raise TrimtabError(
                 f"the {self.name}, a {type(self.model).__name__} in "
                 f"{str(self.model.dtype).removeprefix('torch.')}, gives held-out text no finite "
-                "likelihood: its activations overflow, or its weights are damaged; load it with "
-                "model.dtype=float32 or bfloat16"
+                f"likelihood: {mend_not_finite(self.model)}"
             )
         return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from trimtab.arguments import require_model
 from trimtab.config import MeasureConfig
 from trimtab.corpus import Corpus, Split
 from trimtab.environment import describe_environment
@@ -111,6 +112,8 @@ def measure(
             f"optimized is a {type(optimized).__name__}: expected what trimtab.apply returns, "
             "entered by a `with`"
         )
+    if baseline is not None:
+        require_model(baseline, "baseline")
     if baseline is optimized.model:
         raise TrimtabError("baseline is the optimized model itself: give a copy, or leave it out")
     with lock_of(optimized.model), own_precision():

@@ -78,7 +78,7 @@ def _of_json(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise TrimtabError(f"{path}:{number}: no JSON: {error}") from error
             if isinstance(row, dict):
                 _require_columns(path, number, row)

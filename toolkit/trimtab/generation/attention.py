@@ -35,8 +35,8 @@ def attention(
     """Attend with the step of the forward pass, under the signature that transformers expects."""
     if step is None:
         raise TrimtabError(
-            "a generation engine holds the model: call engine.generate, or leave the engine's "
-            "`with` before using the model otherwise"
+            "a generation engine holds the model, or held it when this copy was made: call "
+            "engine.generate, or leave the engine's `with` before using or copying the model"
         )
     require_plain(module, dropout, others)
     spec = AttentionSpec(scaling, sliding_window, softcap)

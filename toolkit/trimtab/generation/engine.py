@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any, Never, Self, SupportsIndex
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.arguments import require_model, require_tokenizer, shown
 from trimtab.capabilities import Drafter
 from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
@@ -107,15 +108,16 @@ class Engine:
         drafter: Drafter | None = None,
         output_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        require_model(model)
+        require_tokenizer(tokenizer)
+        if output_tokenizer is not None:
+            require_tokenizer(output_tokenizer, "output_tokenizer")
         for name, value, kind, expected in (
-            ("tokenizer", tokenizer, PreTrainedTokenizerBase, "a tokenizer of transformers"),
             ("cache", cache, CacheSettings | None, "a trimtab.VAttention, or None"),
             ("drafter", drafter, Drafter | None, "a trimtab.capabilities.Drafter, or None"),
-            ("output_tokenizer", output_tokenizer, PreTrainedTokenizerBase | None,
-             "a tokenizer of transformers, or None"),
-        ):  # fmt: skip
+        ):
             if not isinstance(value, kind):
-                raise TrimtabError(f"{name}={value!r:.60}: expected {expected}")
+                raise TrimtabError(f"{name}={shown(value)}: expected {expected}")
         require_size("slots", slots)
         require_size("max_len", max_len)
         check_model(model, max_len)
@@ -166,6 +168,12 @@ class Engine:
         with lock_of(self._model):
             self._check_idle()
             self._undo.__exit__(*error)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Never:
+        raise TrimtabError(
+            "an Engine is neither copied nor pickled: it holds a model and memory of this process; "
+            "make another"
+        )
 
     @property
     def kv(self) -> VirtualKV:

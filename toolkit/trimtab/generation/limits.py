@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from transformers import PreTrainedModel
 
+from trimtab.arguments import is_listing, shown
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.generation.prompts import whole_numbers
 from trimtab.models.adapter import adapter_for
@@ -113,15 +114,15 @@ def token_limits(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
     TrimtabError
         If a limit is no integer or below 1, or there are not as many limits as prompts.
     """
-    each = max_new_tokens if isinstance(max_new_tokens, Iterable) else [max_new_tokens] * count
+    each: Any = max_new_tokens if is_listing(max_new_tokens) else [max_new_tokens] * count
     try:
-        found = [operator.index(limit) for limit in each]
+        found = whole_numbers(each)
     except TypeError:
         found = [0]
     if len(found) != count or min(found, default=1) < 1:
         raise TrimtabError(
-            f"max_new_tokens={max_new_tokens}: expected integers of at least 1: one, or one for "
-            f"each of the {count} prompts"
+            f"max_new_tokens={shown(max_new_tokens)}: expected integers of at least 1: one, or one "
+            f"for each of the {count} prompts"
         )
     return found
 
@@ -136,8 +137,10 @@ def given_texts(
     TrimtabError
         If there are not as many texts as prompts, or one is not of the model's tokens.
     """
-    if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
-        raise TrimtabError(f"given={given!r:.60}: expected the token ids of a text for each prompt")
+    if not is_listing(given):
+        raise TrimtabError(
+            f"given={shown(given)}: expected the token ids of a text for each prompt"
+        )
     texts = [known_tokens(text, vocabulary, "given") for text in given]
     if texts and len(texts) != len(prompts):
         raise TrimtabError(
@@ -164,7 +167,7 @@ def known_tokens(ids: Iterable[int], vocabulary: int, name: str) -> list[int]:
     try:
         found = whole_numbers(ids)
     except TypeError as error:
-        raise TrimtabError(f"{name}={ids!r:.60}: expected token ids") from error
+        raise TrimtabError(f"{name}={shown(ids)}: expected token ids") from error
     if unknown := [token for token in found if not 0 <= token < vocabulary]:
         raise TrimtabError(
             f"{name}: token {unknown[0]}; expected 0 to {vocabulary - 1}, the model's tokens"

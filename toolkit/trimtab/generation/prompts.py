@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from trimtab.arguments import is_listing, shown
 from trimtab.errors import TrimtabError
 
 Prompt = str | Sequence[int]
@@ -33,11 +35,10 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[
         return _unpadded(prompts)
     if isinstance(prompts, str):
         raise TrimtabError(f"prompts={prompts!r}: expected several; put a single one in a list")
-    single = getattr(prompts, "ndim", 1) == 0
-    if single or not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping | Set):
+    if not is_listing(prompts):
         raise TrimtabError(
             f"prompts is a {type(prompts).__name__}: expected a list of texts or of lists of token "
-            "ids, or the tokenizer's BatchEncoding of several texts"
+            "ids, or the tokenizer's BatchEncoding of several texts; of a table, give one column"
         )
     rectangular = isinstance(prompts, Tensor | np.ndarray)
     prompts = list(prompts)
@@ -72,7 +73,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     try:
         return whole_numbers(prompt)
     except TypeError as error:
-        raise TrimtabError(f"prompt {prompt!r:.60}: expected a text or token ids") from error
+        raise TrimtabError(f"prompt {shown(prompt)}: expected a text or token ids") from error
 
 
 def whole_numbers(tokens: Iterable[int]) -> list[int]:
@@ -83,11 +84,11 @@ def whole_numbers(tokens: Iterable[int]) -> list[int]:
     TypeError
         If they are something else.
     """
-    if isinstance(tokens, str | bytes | Mapping | Set):
+    if not is_listing(tokens):
         raise TypeError
     found = list(tokens.tolist() if isinstance(tokens, Tensor | np.ndarray) else tokens)
-    if any(isinstance(token, bool) for token in found):  # a mask
-        raise TypeError
+    if any(isinstance(one, bool) or getattr(one, "dtype", None) == torch.bool for one in found):
+        raise TypeError  # a mask
     return [operator.index(token) for token in found]
 
 
@@ -99,10 +100,10 @@ def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
     TrimtabError
         If it is a single one, or one of them is empty or no text.
     """
-    several = isinstance(stop, Iterable) and not isinstance(stop, str | bytes | Mapping)
+    several = is_listing(stop) or isinstance(stop, Set)
     found = tuple(stop) if several else ()
     if not several or not all(isinstance(one, str) and one for one in found):
-        raise TrimtabError(f"stop={stop!r}: expected a sequence of strings, none empty")
+        raise TrimtabError(f"stop={shown(stop)}: expected a sequence of strings, none empty")
     return found
 
 
@@ -111,16 +112,18 @@ def _require_unpadded(
 ) -> None:
     """Refuse rows of one length that begin or end with padding.
 
-    A token that begins or ends texts as well is taken for padding where it is at some, not all, of
-    the rows of one tensor.
+    A token that begins or ends texts as well is taken for padding where a row has several at one
+    end, and where some, not all, of the rows of one tensor have it there.
     """
     pad = tokenizer.pad_token_id
-    padded = [pad in (*row[:1], *row[-1:]) for row in ids]
-    if pad in (tokenizer.bos_token_id, tokenizer.eos_token_id) and not (
-        rectangular and not all(padded)
-    ):
+    if pad is None or len(set(map(len, ids))) > 1:
         return
-    if pad is not None and len(set(map(len, ids))) == 1 and any(padded):
+    padded = [pad in (*row[:1], *row[-1:]) for row in ids]
+    refused = any(padded)
+    if pad in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        several = any([pad, pad] in (row[:2], row[-2:]) for row in ids)
+        refused = several or (rectangular and refused and not all(padded))
+    if refused:
         raise TrimtabError(
             f"prompts hold the padding token {pad}: give the tokenizer's BatchEncoding, whose "
             "attention_mask tells it from the text, or lists without it"

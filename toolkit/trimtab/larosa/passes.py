@@ -28,9 +28,8 @@ from trimtab.models.adapter import (
     norm_weight,
 )
 from trimtab.models.layerwise import LayerwiseForward
+from trimtab.models.state import mend_not_finite
 from trimtab.progress import track
-
-NOT_FINITE = "are not finite: load the model in another dtype (model.dtype=float32)"
 
 
 @dataclass
@@ -165,7 +164,7 @@ class Passes:
             if site.name in found and not found[site.name].isfinite().all():
                 raise TrimtabError(
                     f"the calibration {what} at the {site.title} ({site.name}) of layer {index} "
-                    f"{NOT_FINITE}"
+                    f"are not finite: {mend_not_finite(self.model)}"
                 )
 
     def _head_moment(self) -> HeadMoment:
@@ -201,7 +200,9 @@ def _gradient_of_predictions(
         with torch.enable_grad():
             logits = forward.logits(start)[0].float()
             if not logits.isfinite().all():
-                raise TrimtabError(f"the model's predictions {NOT_FINITE}")
+                raise TrimtabError(
+                    f"the model's predictions are not finite: {mend_not_finite(forward.model)}"
+                )
             drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)
             loss = nn.functional.cross_entropy(
                 logits, drawn[:, 0].to(logits.device), reduction="sum"

@@ -10,7 +10,8 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from trimtab.errors import MisfitError
+from trimtab.arguments import shown
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.adapter import head_shape
 
 # Settings of models whose layers keep something else than their own keys and values.
@@ -131,10 +132,16 @@ class CacheShape:
 
         Raises
         ------
+        TrimtabError
+            If it is no config.
         MisfitError
             If layers keep anything but keys and values of their own tokens, compress them, or
             differ in shape.
         """
+        if not isinstance(config, PreTrainedConfig):
+            raise TrimtabError(
+                f"config={shown(config)}: expected the config of a model, model.config"
+            )
         config = config.get_text_config(decoder=True)
         owner = type(config).__name__
         for setting in OTHER_CACHES:

@@ -36,7 +36,7 @@ class LayerwiseForward:
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter, windows: Tensor) -> None:
         self.layers = adapter.decoder_layers(model)
-        self._model = model
+        self.model = model
         self._windows = windows
         self._arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((), {})] * len(
             self.layers
@@ -106,11 +106,9 @@ class LayerwiseForward:
             return hidden.to(hidden_states.device) if index == last else hidden_states
 
         with self._replaced(inject):
-            logits = self._model(
-                input_ids=self._on_device(self._windows[0]), use_cache=False
-            ).logits
+            logits = self.model(input_ids=self._on_device(self._windows[0]), use_cache=False).logits
         assert isinstance(logits, Tensor)
         return logits
 
     def _on_device(self, window: Tensor) -> Tensor:
-        return window[None].to(module_device(self._model.get_input_embeddings()))
+        return window[None].to(module_device(self.model.get_input_embeddings()))

@@ -28,6 +28,7 @@ from trimtab.settings import path_of
 
 ADAPTER = "adapter_config.json"
 OLD_BUFFERS = ("attn.masked_bias",)  # a constant in checkpoints of GPT-2 that are some years old
+WRAPPED = re.compile(r"(?<![^.])(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+")
 
 
 def short_name(name: str) -> str:
@@ -114,11 +115,26 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
         "has weights that are no float16, bfloat16, float32 or float64, and its config no "
         "quantization_config to read them by:": _quantized(model, folder, options.get("revision")),
     }
+    if prefix := _wrapped(found["missing_keys"], found["unexpected_keys"]):
+        raise TrimtabError(
+            f"the checkpoint's tensors are named with {prefix}, of a model saved within "
+            "a wrapper (DistributedDataParallel, torch.compile): strip it from their names and "
+            "save them again"
+        )
     if said := [f"{what} {_some(names)}" for what, names in differences.items() if names]:
         raise TrimtabError(
             f"the checkpoint {'; it '.join(said)}: download it again, and its config.json"
         )
     return model
+
+
+def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> str:
+    """Return the prefix without which tensors of unknown names would be some that are missing."""
+    for name in sorted(unexpected):
+        found, plain = WRAPPED.search(name), WRAPPED.sub("", name)
+        if found and any(f".{one}".endswith(f".{plain}") for one in missing):
+            return found[0]
+    return ""
 
 
 def _quantized(model: PreTrainedModel, folder: str | Path, revision: str | None) -> list[str]:

@@ -48,8 +48,10 @@ def refusing(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def refuse_to_save(model: nn.Module, reason: str) -> None:
-    """Have ``model.save_pretrained`` raise `MisfitError` from now on."""
-    vars(model)[SAVE] = partial(_refuse, reason)
+    """Have ``save_pretrained`` of a model and those within it raise `MisfitError` from now on."""
+    for one in model.modules():
+        if hasattr(one, SAVE):
+            vars(one)[SAVE] = partial(_refuse, reason)
 
 
 def _refuse(reason: str, *args: Any, **kwargs: Any) -> NoReturn:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError
 from trimtab.models.changes import undone_in_order
@@ -38,6 +39,20 @@ def require_evaluation(model: nn.Module) -> None:
         if module.training:
             part = "the model" if module is model else f"the model's {name}"
             raise MisfitError(f"{part} is in training mode: call model.eval() first")
+
+
+def mend_not_finite(model: PreTrainedModel) -> str:
+    """Say what to do where what a model computes is not finite."""
+    wide = model.dtype in (torch.float32, torch.float64)
+    for name, tensor in model.state_dict().items():
+        if tensor.isnan().any() or (wide and tensor.isinf().any()):
+            return (
+                f"{name} holds NaN or infinite values, so the checkpoint is damaged: download it "
+                "or save it again"
+            )
+    if wide:
+        return f"it overflows even in {str(model.dtype).removeprefix('torch.')}: use another model"
+    return "load the model in another dtype (model.dtype=float32)"
 
 
 @contextmanager

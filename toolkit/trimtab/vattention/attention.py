@@ -22,6 +22,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from trimtab.arguments import require_model
 from trimtab.errors import MisfitError
 from trimtab.models.changes import undone_in_order
 from trimtab_kernels.decode_attention import decode_attention
@@ -145,9 +146,12 @@ def decode_kernel(model: PreTrainedModel) -> Iterator[None]:
 
     Raises
     ------
+    TrimtabError
+        If it is no model.
     MisfitError
         In a forward pass with dropout, attention to later tokens, or terms added to the scores.
     """
+    require_model(model)
     with using_attention(model, NAME):
         yield
 

@@ -17,6 +17,7 @@ from trimtab.corpus import encode, start_token
 from trimtab.errors import TrimtabError
 from trimtab.models.adapter import module_device
 from trimtab.models.facts import final_softcap
+from trimtab.models.state import mend_not_finite
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def predict(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple[Ten
     hidden = seen[0].float()
     if not hidden.isfinite().all():
         raise TrimtabError(
-            f"what {type(model).__name__} makes of the text in {model.dtype} is not finite: load "
-            "the model in another dtype (model.dtype=float32)"
+            f"what {type(model).__name__} makes of the text in {model.dtype} is not finite: "
+            f"{mend_not_finite(model)}"
         )
     if start is None:
         logits, hidden = (torch.cat([torch.zeros_like(x[:1]), x]) for x in (logits, hidden))
