@@ -4,12 +4,12 @@
                                 [--nominal 0.4 …] [--out FOLDER]
 
 Every method runs in this toolkit's sparse model, at every site and on every token but the first of
-a text, and is scored on the same windows of two texts, Python's documentation and its standard library's source code:
-held-out documents of the one it was calibrated on (--calibrate), and of the other, which it never
-saw. Two axes: at equal bytes of block weights
-read per token (transforms and adapters counted, as measured while scoring), and at equal nominal
-sparsity, the papers' convention, where transforms are not counted. Writes larosa.json with every
-window's likelihood, larosa.md and the plots.
+a text, and is scored on the same windows of two texts, Python's documentation and its standard
+library's source code: held-out documents of the one it was calibrated on (--calibrate), and of the
+other, which it never saw. Two axes: at equal bytes of block weights read per token (transforms and
+adapters counted, as measured while scoring), and at equal nominal sparsity, the papers' convention,
+where transforms are not counted. Writes larosa.json with every window's likelihood, larosa.md and
+the plots.
 """
 
 from __future__ import annotations
