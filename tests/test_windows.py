@@ -1,5 +1,6 @@
 """Text cut into windows, at bytes and at tokens."""
 
+import copy
 import time
 from itertools import pairwise
 
@@ -74,19 +75,27 @@ def test_token_windows_are_whole_disjoint_and_spread_over_the_text(tokenizer):
     documents = [Document("a", "abcdefghij" * 10), Document("b", "0123456789" * 10)]
     windows = token_windows(documents, tokenizer, count=4, length=8)
     assert windows.shape == (4, 8)
-    texts = [tokenizer.decode(row) for row in windows]
-    assert texts[0] == "abcdefgh"
+    assert windows[:, 0].tolist() == [tokenizer.bos_token_id] * 4
+    texts = [tokenizer.decode(row[1:]) for row in windows]
+    assert texts[0] == "abcdefg"
     assert texts[-1].isdigit()
-    everything = token_windows(documents, tokenizer, count=25, length=8).flatten()
+    everything = token_windows(documents, tokenizer, count=28, length=8)[:, 1:].flatten()
     joined = tokenizer(documents[0].text)["input_ids"] + [tokenizer.eos_token_id]
     assert everything[: len(joined)].tolist() == joined
+
+
+def test_windows_of_a_tokenizer_without_a_start_token_are_text_alone(tokenizer):
+    plain = copy.deepcopy(tokenizer)
+    plain.bos_token = plain.eos_token = None
+    windows = token_windows([Document("a", "abcdefgh" * 4)], plain, count=4, length=8)
+    assert [plain.decode(row) for row in windows] == ["abcdefgh"] * 4
 
 
 def test_too_little_text_is_an_error_that_says_how_much_there_is(tokenizer):
     with pytest.raises(
         TrimtabError, match="3 windows of 8 tokens are asked for and the text holds 2"
     ):
-        token_windows([Document("a", "x" * 20)], tokenizer, count=3, length=8)
+        token_windows([Document("a", "x" * 19)], tokenizer, count=3, length=8)
 
 
 def documents(texts: list[str]) -> list[Document]:

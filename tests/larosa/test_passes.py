@@ -17,7 +17,7 @@ from trimtab.larosa.passes import Passes
 from trimtab.models.adapter import adapter_for, head_shape, norm_bias, norm_weight
 from trimtab.models.sources import DType
 
-WINDOWS, LENGTH, PROBES = 5, 12, 3
+WINDOWS, LENGTH, PROBES, PREFIX = 5, 12, 3, 2
 
 
 @pytest.fixture(params=["tiny-llama", "tiny-gpt2", "tiny-gemma2", "tiny-opt"])
@@ -42,21 +42,26 @@ def read(model) -> Iterator[dict[tuple[int, str], Tensor]]:
         handle.remove()
 
 
+def counted(x: Tensor) -> Tensor:
+    """Return the rows of texts' tokens, but for those that drop nothing."""
+    return x.reshape(-1, LENGTH, x.shape[-1])[:, PREFIX:].flatten(0, 1)
+
+
 def mean_products(x: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
+    rows = counted(x)
     return torch.einsum("ti,tj->ij", rows, rows) / len(rows)
 
 
 def mean_head_products(model, x: Tensor) -> Tensor:
     shape = head_shape(model.config)
     shared = shape.heads // shape.kv_heads
-    rows = x.reshape(-1, shape.kv_heads, shared, shape.head_dim)
+    rows = counted(x).reshape(-1, shape.kv_heads, shared, shape.head_dim)
     return torch.einsum("tgsi,tgsj->gij", rows, rows) / len(rows)
 
 
 def test_moments_are_those_of_the_whole_models_forward(model, tmp_path):
     windows = random_inputs(WINDOWS, LENGTH)
-    passes = Passes(model, windows, PROBES, Checkpoint(tmp_path))
+    passes = Passes(model, windows, PROBES, Checkpoint(tmp_path), PREFIX)
     passes.moments()
     adapter = adapter_for(model)
     mixed = adapter.sites.attention_output.name
@@ -80,7 +85,7 @@ def test_moments_are_those_of_the_whole_models_forward(model, tmp_path):
 
 def test_fisher_second_moments_are_those_of_one_backward_through_the_whole_model(model, tmp_path):
     windows = random_inputs(WINDOWS, LENGTH)
-    passes = Passes(model, windows, PROBES, Checkpoint(tmp_path))
+    passes = Passes(model, windows, PROBES, Checkpoint(tmp_path), PREFIX)
     passes.moments()
     passes.fisher()
     gradients: dict[tuple[int, str], list[Tensor]] = {}
@@ -106,7 +111,7 @@ def test_fisher_second_moments_are_those_of_one_backward_through_the_whole_model
             elif site is adapter.sites.attention_output:
                 expected = mean_head_products(model, gradient)
             else:
-                expected = gradient.flatten(0, -2).square().mean(0)
+                expected = counted(gradient).square().mean(0)
             scale = expected.abs().max()
             torch.testing.assert_close(found[site.name] / scale, expected / scale, **CLOSE)
 
@@ -119,10 +124,11 @@ def test_activations_and_gradients_that_are_not_finite_are_named_with_their_plac
     layers[1].self_attn.v_proj.weight.data[0, 0] = torch.inf
     place = r"activations at the attention output \(h2\) of layer 1 are not finite"
     with pytest.raises(TrimtabError, match=place):
-        Passes(loaded.model, windows, PROBES, Checkpoint(tmp_path / "activations")).moments()
+        passes = Passes(loaded.model, windows, PROBES, Checkpoint(tmp_path / "activations"), PREFIX)
+        passes.moments()
     assert not (tmp_path / "activations" / "moments" / "001.safetensors").exists()
     layers[1].self_attn.v_proj.weight.data = weight
-    passes = Passes(loaded.model, windows, PROBES, Checkpoint(tmp_path / "gradients"))
+    passes = Passes(loaded.model, windows, PROBES, Checkpoint(tmp_path / "gradients"), PREFIX)
     passes.moments()
     handle = layers[0].mlp.down_proj.register_full_backward_hook(
         lambda module, inputs, outputs: (inputs[0] * torch.inf,)

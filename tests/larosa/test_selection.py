@@ -148,7 +148,7 @@ def made_sparse(name: str, dtype: DType, corpus):
     common = {
         "sparsity": 0.6, "count": Count.nominal, "transforms": Transforms.all, "tokens": 512,
         "window": 64, "probe_tokens": 128, "selection": Selection.topk,
-        "allocation": Allocation.uniform,
+        "allocation": Allocation.uniform, "dense_prefix": 0,
     }  # fmt: skip
     artifact = LaRoSA(**common).calibrate(loaded.model, loaded.tokenizer, corpus)
 

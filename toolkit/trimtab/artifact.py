@@ -32,7 +32,7 @@ from trimtab.method import EXPORTED, Method
 from trimtab.models.fingerprint import tokenizer_fingerprint
 from trimtab.registry import targets
 
-SCHEMA = 6
+SCHEMA = 7
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
 
 

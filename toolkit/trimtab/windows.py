@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.corpora import Document
-from trimtab.corpus import encode
+from trimtab.corpus import encode, start_token
 from trimtab.errors import TrimtabError
 
 T = TypeVar("T")
@@ -56,7 +56,9 @@ def token_windows(
 ) -> Tensor:
     """Return `count` windows of `length` tokens, spread evenly over the documents' text.
 
-    The documents are joined with the end-of-text token and cut without padding or overlap.
+    The documents are joined with the end-of-text token and cut without padding or overlap. Every
+    window begins with the tokenizer's start token, if it has one, as the texts do that are
+    measured: models make something very much their own of the first position.
 
     Parameters
     ----------
@@ -77,15 +79,18 @@ def token_windows(
     joined: list[int] = []
     for document in documents:
         joined += encode(tokenizer, document.text) + separator
-    available = len(joined) // length
+    start = start_token(tokenizer)
+    opening = [] if start is None else [start]
+    size = length - len(opening)
+    available = len(joined) // size
     count = min(count, available) if fewer else count
     if available < count:
         raise TrimtabError(
             f"{count} windows of {length} tokens are asked for and the text holds {available}: "
             "lower tokens or window, or use a larger corpus"
         )
-    starts = [index * length for index in evenly(range(available), count)]
-    windows = [joined[start : start + length] for start in starts]
+    starts = [index * size for index in evenly(range(available), count)]
+    windows = [opening + joined[start : start + size] for start in starts]
     return torch.tensor(windows, dtype=torch.int64).reshape(count, length)
 
 

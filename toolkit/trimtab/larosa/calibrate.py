@@ -48,7 +48,9 @@ class Calibrator:
         self, model: PreTrainedModel, windows: Tensor, checkpoint: Path, config: LaRoSASettings
     ) -> None:
         self.probes = min(len(windows), config.probe_tokens // windows.shape[1])
-        self.passes = Passes(model, windows, self.probes, Checkpoint(checkpoint))
+        self.passes = Passes(
+            model, windows, self.probes, Checkpoint(checkpoint), config.dense_prefix
+        )
         self.costs = Costs(self.passes, config)
         self.rotation_group = self.costs.rotation_group
         self.config = config

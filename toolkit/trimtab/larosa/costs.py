@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab import shards
 from trimtab.larosa.candidate import Candidate, packed, unpacked
 from trimtab.larosa.candidates import candidates
-from trimtab.larosa.observation import observing
+from trimtab.larosa.observation import after_prefix, observing
 from trimtab.larosa.passes import Passes
 from trimtab.larosa.residual import group_start, residual_rotation, rotation_group_size
 from trimtab.larosa.settings import LaRoSASettings, RotationScope
@@ -108,7 +108,8 @@ class Costs:
         with ExitStack() as hooks:
             for name, parts in sites.items():
                 for part in parts:
-                    hooks.enter_context(observing(adapter, layer, {name: part.update}))
+                    observer = after_prefix(self.config.dense_prefix, part.update)
+                    hooks.enter_context(observing(adapter, layer, {name: observer}))
             forward.outputs(index)
         found = {}
         for name, parts in sites.items():

@@ -99,7 +99,7 @@ class LaRoSA(LaRoSASettings, Method):
         if self.selection is not Selection.topk:
             if found_on is Split.calibration:
                 say("No validation text: thresholds are found on the calibration text")
-            plan = find_thresholds(model, plan, tensors, held_out)
+            plan = find_thresholds(model, plan, tensors, held_out, self.dense_prefix)
             statistics |= {"thresholds": found_on.value, "threshold_tokens": held_out.numel()}
         return Calibration(tensors, {"plan": plan.to_json()}, statistics)
 

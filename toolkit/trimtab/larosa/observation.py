@@ -44,6 +44,15 @@ def observing(
             handle.remove()
 
 
+def after_prefix(prefix: int, observer: Observer) -> Observer:
+    """Return an observer of one text that is not shown its first `prefix` tokens."""
+
+    def observe(x: Tensor) -> None:
+        observer(x.flatten(0, -2)[prefix:])
+
+    return observe
+
+
 def _showing(
     observer: Observer, norm: nn.Module | None = None
 ) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from trimtab import shards
 from trimtab.errors import TrimtabError
 from trimtab.larosa.checkpoint import Checkpoint
-from trimtab.larosa.observation import capturing, observing
+from trimtab.larosa.observation import after_prefix, capturing, observing
 from trimtab.larosa.statistics import HeadMoment, SecondMoment, SquareSum
 from trimtab.models.adapter import (
     Adapter,
@@ -45,12 +45,15 @@ class Passes:
         How many of the windows gradients and costs are measured on.
     checkpoint : Checkpoint
         For the files of every layer.
+    dense_prefix : int
+        Leading tokens of every window that drop nothing and so count for nothing.
     """
 
     model: PreTrainedModel
     windows: Tensor
     probes: int
     checkpoint: Checkpoint
+    dense_prefix: int
 
     def __post_init__(self) -> None:
         self.adapter: Adapter = adapter_for(self.model)
@@ -84,10 +87,14 @@ class Passes:
                 if site.norm is not None
             }
             sums[self.adapter.sites.attention_output.name] = self._head_moment()
-            updates = {name: part.update for name, part in sums.items()}
+            updates = {
+                name: after_prefix(self.dense_prefix, part.update) for name, part in sums.items()
+            }
             with observing(self.adapter, layer, updates):
                 outputs = forward.outputs(index)
-            found = {name: part.total() / self.windows.numel() for name, part in sums.items()}
+            found = {
+                name: part.total() / self._counted(self.windows) for name, part in sums.items()
+            }
             self._require_finite("activations", index, found)
             self.checkpoint.save("moments", index, found)
             self.checkpoint.save("entering", index, {"hidden": entering[: self.probes]})
@@ -150,8 +157,8 @@ class Passes:
             )
             entering.append(first[0].cpu())
             for name, part in zip(captured, others, strict=True):
-                sums[name].update(part)
-        tokens = self.windows[: self.probes].numel()
+                after_prefix(self.dense_prefix, sums[name].update)(part)
+        tokens = self._counted(self.windows[: self.probes])
         found = {name: part.total() / tokens for name, part in sums.items()}
         for site in self.adapter.sites:
             if site.norm is not None:
@@ -166,6 +173,10 @@ class Passes:
                     f"the calibration {what} at the {site.title} ({site.name}) of layer {index} "
                     f"are not finite: {mend_not_finite(self.model)}"
                 )
+
+    def _counted(self, windows: Tensor) -> int:
+        """Return how many tokens of the windows may drop something."""
+        return len(windows) * (windows.shape[1] - self.dense_prefix)
 
     def _head_moment(self) -> HeadMoment:
         return HeadMoment(self.heads.kv_heads, self.heads.head_dim)

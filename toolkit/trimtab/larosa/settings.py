@@ -136,7 +136,7 @@ class LaRoSASettings(Settings):
         at_least=1,
     )
     dense_prefix: int = setting(
-        default=0, meaning="leading tokens of a text that drop nothing", at_least=0, unit="tokens"
+        default=1, meaning="leading tokens of a text that drop nothing", at_least=0, unit="tokens"
     )
     prefill: Prefill = setting(
         default=Prefill.sparse, meaning="whether the tokens of a prompt are sparse too"
@@ -156,6 +156,7 @@ class LaRoSASettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.tokens >= self.window, "tokens", "at least one window")
+        self.require(self.dense_prefix < self.window, "dense_prefix", "less than larosa.window")
         self.require(self.probe_tokens >= self.window, "probe_tokens", "at least one window")
         if self.basis is Basis.none:
             rotates = self.residual is not RotationScope.none or self.transforms is Transforms.all

@@ -28,6 +28,10 @@ class ThresholdFinder:
     ----------
     sparsity : float
         Share of them to drop.
+    length : int
+        Tokens of a text.
+    dense_prefix : int
+        How many of them, from the first on, drop nothing.
 
     Attributes
     ----------
@@ -36,12 +40,16 @@ class ThresholdFinder:
     """
 
     sparsity: float
+    length: int
+    dense_prefix: int
     threshold: float = 0.0
 
     def __call__(self, z: Tensor) -> Tensor:
         """Zero the share of activations [..., d] with the smallest magnitudes; ties are kept."""
-        self.threshold = smallest_kept(z.abs().float(), self.sparsity)
-        return keep_above(z, self.threshold)
+        texts = z.reshape(-1, self.length, z.shape[-1])
+        prefix, rest = texts[:, : self.dense_prefix], texts[:, self.dense_prefix :]
+        self.threshold = smallest_kept(rest.abs().float(), self.sparsity)
+        return torch.cat([prefix, keep_above(rest, self.threshold)], dim=1).reshape(z.shape)
 
 
 def smallest_kept(magnitudes: Tensor, share: float) -> float:
@@ -71,7 +79,11 @@ def smallest_kept(magnitudes: Tensor, share: float) -> float:
 
 
 def find_thresholds(
-    model: PreTrainedModel, plan: Plan, tensors: Mapping[str, Tensor], windows: Tensor
+    model: PreTrainedModel,
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    windows: Tensor,
+    dense_prefix: int,
 ) -> Plan:
     """Return the plan with thresholds that drop the planned shares in the sparse model.
 
@@ -83,11 +95,13 @@ def find_thresholds(
     ----------
     windows : Tensor
         Token ids, int64 of shape [windows, length].
+    dense_prefix : int
+        Leading tokens of every window that drop nothing.
     """
     finders: dict[str, list[ThresholdFinder]] = {}
 
     def finder(site: str, layer: int) -> ThresholdFinder:
-        part = ThresholdFinder(plan.sites[site][layer].sparsity)
+        part = ThresholdFinder(plan.sites[site][layer].sparsity, windows.shape[1], dense_prefix)
         finders.setdefault(site, []).append(part)
         return part
 
