@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ from tests.evaluation.vocabulary import node
 from trimtab.commands.evaluate import evaluate
 from trimtab.config import METRICS
 from trimtab.evaluation import reach
-from trimtab.evaluation.reach import unseen
+from trimtab.evaluation.reach import held_back, unseen
 from trimtab.generation.executor import MOST_ROWS
 
 PAGE = 100  # tokens
@@ -45,6 +47,32 @@ def test_an_effect_that_a_scenario_is_too_small_for_is_named(
     found = [*unseen("latency", "generation", contender(*members), texts, decoding)]
     assert [part in one for one, part in zip(found, expected, strict=True)] == [True] * len(found)
     assert all(one.startswith("scenario latency: ") and "raise generation." in one for one in found)
+
+
+class Skips:
+    """A method at work that leaves weights unread."""
+
+    recording = nullcontext
+
+    def extra_step_bytes(self) -> int:
+        return -1
+
+
+@pytest.mark.parametrize(
+    ("members", "head", "expected"),
+    [
+        ([Skips()], 30, "the head is 38% of the bytes .* at most 1.60 times as fast"),
+        ([Skips()], 26, None),
+        ([object()], 30, None),
+    ],
+)
+def test_a_head_that_bounds_the_gain_is_named(members, head, expected):
+    weight = SimpleNamespace(nbytes=head)
+    model = SimpleNamespace(get_output_embeddings=lambda: SimpleNamespace(weight=weight))
+    one: Any = SimpleNamespace(stack=SimpleNamespace(members=members), model=model)
+    found = [*held_back(one, {"baseline": 80, "candidate": 50})]
+    assert len(found) == (expected is not None)
+    assert not found or re.search(expected, found[0])
 
 
 def test_latency_says_what_it_cannot_show(tmp_path, monkeypatch):

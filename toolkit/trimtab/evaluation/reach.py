@@ -1,14 +1,16 @@
-"""What a scenario cannot show of a stack: its texts are too short for it."""
+"""What cannot be seen of a stack: a scenario's texts are too short, or the head is too large."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from trimtab.capabilities import SkipsBytes
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.pages import Pages
 from trimtab.generation.executor import MOST_ROWS
 
 LEAST_DECODING = 0.25  # share of the time
+LARGE_HEAD = 1 / 3  # of the bytes that a decode step reads
 
 
 def unseen(
@@ -44,4 +46,25 @@ def unseen(
         yield (
             f"scenario {scenario}: {1 - decoding:.0%} of the unmodified model's time is prefill, "
             f"so that what the stack does for decoding hardly shows; raise {setting}.new_tokens"
+        )
+
+
+def held_back(one: Contender, step_bytes: Mapping[str, int]) -> Iterator[str]:
+    """Yield a sentence if the head bounds what skipping the layers' weights can gain.
+
+    Parameters
+    ----------
+    one : Contender
+        The candidate.
+    step_bytes : mapping of str to int
+        What a decode step of each contender reads.
+    """
+    if not any(isinstance(member, SkipsBytes) for member in one.stack.members):
+        return
+    share = one.model.get_output_embeddings().weight.nbytes / step_bytes["baseline"]
+    if share >= LARGE_HEAD:
+        yield (
+            f"the head is {share:.0%} of the bytes that a decode step of the unmodified model "
+            "reads, and none of it is skipped: by the bytes that the two read, decoding is at most "
+            f"{step_bytes['baseline'] / step_bytes['candidate']:.2f} times as fast"
         )

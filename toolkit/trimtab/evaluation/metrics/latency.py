@@ -18,7 +18,7 @@ from trimtab.evaluation.load import Load
 from trimtab.evaluation.memory import step_bytes
 from trimtab.evaluation.metrics.greedy import Greedy
 from trimtab.evaluation.metrics.metric import Both, Metric, Rows
-from trimtab.evaluation.reach import unseen
+from trimtab.evaluation.reach import held_back, unseen
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.rounds import Rounds, Timed
 from trimtab.evaluation.speed import Verdict, outliers, per_text, verdict
@@ -149,6 +149,8 @@ class Latency(Metric):
         stock = self.timings["baseline"]
         decoding = sum(joined(stock, "gaps")) / total(stock, "total")
         for text in unseen("latency", "generation", candidate, texts, decoding):
+            result.warn(text)
+        for text in held_back(candidate, self._step_bytes):
             result.warn(text)
         rows = [
             {"model": name, "prompt": index % len(self._prompts), **timing.row()}
