@@ -10,7 +10,8 @@ from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
-from trimtab.commands.launch import launch, typed
+from trimtab.commands.check import typed
+from trimtab.commands.launch import launch
 from trimtab.commands.messages import Mistake, one_line
 from trimtab.commands.overrides import expand
 from trimtab.config import CalibrateConfig, EvaluateConfig, TrackingConfig

@@ -30,11 +30,11 @@ Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
 
 def is_mistake(error: Exception) -> bool:
     """Return whether the user can put it right; any other exception is a defect."""
+    if isinstance(error, Mistake):  # some of Hydra's are system errors, too
+        return True
     if isinstance(error, OSError):
         return error.filename is not None or error.errno in FULL
-    if isinstance(error, SafetensorError):
-        return "I/O error" in str(error)
-    return isinstance(error, Mistake)
+    return isinstance(error, SafetensorError) and "I/O error" in str(error)
 
 
 def stop(error: BaseException) -> NoReturn:
