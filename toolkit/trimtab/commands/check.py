@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from trimtab.commands.messages import nearest
 from trimtab.config import CalibrateConfig, CommandConfig, EvaluateConfig
 from trimtab.corpora import CorpusSource
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import TrimtabError
 from trimtab.method import NOT_CALIBRATED, Method
 from trimtab.models.sources import ModelSource
 from trimtab.registry import SECTIONS, build
@@ -62,7 +62,8 @@ def typed(config: DictConfig, kind: type[Config]) -> Config:
     for key in sorted(OmegaConf.missing_keys(config)):
         if key == "methods":  # has a default: only an empty choice leaves none
             raise TrimtabError("methods is empty: write methods=baseline for no method")
-        raise ConfigError(key, "???", f"is required: write {key}=VALUE")
+        if "." not in key:  # `build` says what another one means
+            raise TrimtabError(f"{key} is required: write {key}=VALUE")
     _require_known(config, kind)
     value = OmegaConf.to_object(config)
     if not isinstance(value, kind):

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import choices, parsed
-from trimtab.errors import TrimtabError
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.registry import method_names
 from trimtab.sweep_state import started
 
@@ -60,10 +60,20 @@ def tries_all(hydra: HydraConf) -> bool:
 
 
 def foreign_methods(config: DictConfig) -> list[str]:
-    """Return the methods that a job has settings of and does not hold in its stack."""
+    """Return the methods that a job has settings of and does not hold in its stack.
+
+    Raises
+    ------
+    ConfigError
+        If a method has a value instead of settings.
+    """
     if OmegaConf.is_missing(config, "methods"):
         return []
-    return [name for name, node in config.methods.items() if "_target_" not in (node or {})]
+    for name, node in config.methods.items():
+        if not isinstance(node, DictConfig):
+            write = f"write methods.{name}.SETTING=VALUE"
+            raise ConfigError(f"methods.{name}", node, f"expected one of its settings: {write}")
+    return [name for name, node in config.methods.items() if "_target_" not in node]
 
 
 def without_foreign(config: DictConfig, hydra: HydraConf) -> DictConfig:
