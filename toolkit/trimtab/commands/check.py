@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,7 +13,7 @@ from trimtab.corpora import CorpusSource
 from trimtab.errors import TrimtabError
 from trimtab.method import NOT_CALIBRATED, Method
 from trimtab.models.sources import ModelSource
-from trimtab.registry import SECTIONS, build
+from trimtab.registry import SECTIONS, TARGETED, build
 
 Config = TypeVar("Config", bound=CommandConfig)
 
@@ -62,8 +62,10 @@ def typed(config: DictConfig, kind: type[Config]) -> Config:
     for key in sorted(OmegaConf.missing_keys(config)):
         if key == "methods":  # has a default: only an empty choice leaves none
             raise TrimtabError("methods is empty: write methods=baseline for no method")
-        if "." not in key:  # `build` says what another one means
-            raise TrimtabError(f"{key} is required: write {key}=VALUE")
+        if (group := key.partition(".")[0]) in TARGETED and group != key:
+            node: Any = OmegaConf.to_container(config[group])
+            build(node, object)  # says what it means
+        raise TrimtabError(f"{key} is required: write {key}=VALUE")
     _require_known(config, kind)
     value = OmegaConf.to_object(config)
     if not isinstance(value, kind):
