@@ -17,7 +17,7 @@ from trimtab.commands.launch import launch
 from trimtab.commands.parsing import parsed
 from trimtab.commands.resume import unfinished
 from trimtab.commands.search import objective
-from trimtab.commands.search_space import arguments_of, suggest
+from trimtab.commands.search_space import arguments_of, size, suggest
 from trimtab.errors import ConfigError
 
 JOB = [*TINY, *FAST, "corpus.max_documents=40", "threads=1", "tracking.mode=disabled"]
@@ -279,6 +279,28 @@ RAN_NOTHING = "; no job was started: correct this and run it again"
         ),
         ("evaluate", ["seed=interval(0,9)"], "seed=interval(0,9): is for experiment=search; name"),
         (
+            "evaluate",
+            ["experiment=search", *TINY],
+            "search.max_bpb_increase=0.02: the model has no quality to hold to a budget, as its "
+            f"weights are random: write null, or choose another model{RAN_NOTHING}",
+        ),
+        (
+            "evaluate",
+            ["experiment=search", "sparsity=0.2,1.5", "methods=larosa,vattention"],
+            "larosa.sparsity=1.5: expected at least 0 and below 1 "
+            "(1 of 3 jobs: methods=larosa methods.larosa.sparsity=1.5)" + RAN_NOTHING,
+        ),
+        (
+            "evaluate",
+            ["experiment=search", "sparsity=interval(0.2,1.5)", "methods=larosa"],
+            "larosa.sparsity=1.5: expected at least 0 and below 1 (1 of 2 jobs: methods.larosa.sp",
+        ),
+        (
+            "evaluate",
+            ["experiment=search", "methods=larosa", "~metrics.likelihood"],
+            "metrics has no trimtab.evaluation.metrics.likelihood.Likelihood: a search needs it",
+        ),
+        (
             "calibrate",
             ["method=larosa,vattention"],
             "vattention needs no calibration: evaluate it with evaluate.py methods=vattention "
@@ -338,11 +360,12 @@ def test_a_search_goes_on_and_ends_in_the_command_of_the_best(command, tmp_path)
     pytest.importorskip("optuna")
     search = [
         "-m", "experiment=search", "methods=vattention,larosa", "sparsity=0.4", *METHOD, *JOB,
-        "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep", "search.max_bpb_increase=null",
+        "hydra.sweeper.n_trials=9", "hydra.sweep.dir=sweep", "search.max_bpb_increase=null",
     ]  # fmt: skip
     failed = command("evaluate.py", *search, "on_missing=error")
     assert failed.returncode == 1, failed.stderr
     assert "evaluate.py: error: no artifact of larosa" in failed.stderr
+    assert "Job 2 of 2: " in failed.stderr  # all that there are
     assert sorted(statuses(tmp_path / "sweep").values()) == ["error", "ok"]
     (path,) = tmp_path.glob("sweep/*/error.json")
     assert "python evaluate.py methods=vattention" in failed.stdout.splitlines()[-1]
@@ -392,6 +415,20 @@ def test_a_trial_has_values_for_what_its_stack_reads():
             assert larosa[0] in ("0.125", "0.25", "0.375")
             assert larosa[1] in ("512", "1024")
     assert stacks == {"vattention", "[larosa,vattention]"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["methods=vattention,[larosa,vattention]"], 2),
+        (["methods=vattention,larosa,all", "methods.larosa.sparsity=range(1,4)"], 1 + 3 + 3),
+        (["methods=larosa", "++methods.larosa.sparsity=1,2", "seed=1,2,3"], 6),
+        (["seed=1,2", "methods.larosa.sparsity=1,2"], 2),
+        (["methods=vattention,larosa", "methods.larosa.sparsity=interval(0,1)"], None),
+    ],
+)
+def test_a_space_has_as_many_configurations_as_its_stacks_read(given, expected):
+    assert size({one.key_or_group: one for one in parsed(given)}) == expected
 
 
 def measured(speedup: float, rise: float) -> dict[str, Any]:

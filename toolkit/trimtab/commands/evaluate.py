@@ -14,7 +14,7 @@ from trimtab.commands.check import checked, methods_of
 from trimtab.commands.folders import claimed
 from trimtab.commands.launch import choices, launch, output_folder
 from trimtab.commands.messages import one_line, stop
-from trimtab.commands.search import objective
+from trimtab.commands.search import objective, require_objective
 from trimtab.commands.sweep import (
     in_sweep,
     repeats,
@@ -80,6 +80,9 @@ def run(config: DictConfig) -> float | None:
 
 def _evaluate(config: DictConfig, folder: Path) -> float | None:
     settings = checked(config, EvaluateConfig)
+    search = in_sweep() and not tries_all(HydraConfig.get())
+    if search:
+        require_objective(settings)
     # Heavy imports wait until the configuration is known to be sound.
     with waiting("Importing PyTorch and transformers"):
         from trimtab import tracking
@@ -100,7 +103,6 @@ def _evaluate(config: DictConfig, folder: Path) -> float | None:
         report = _report(folder)
         log.result(result, folder, settings.artifacts)
     answer(str(report))
-    search = in_sweep() and not tries_all(HydraConfig.get())
     return objective(result, settings.search.max_bpb_increase) if search else None
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from trimtab.commands.jobs import jobs_of_sweep, require_sound
+from trimtab.commands.jobs import jobs_of_sweep, overrides_of, require_sound
 from trimtab.commands.messages import is_mistake, stop
-from trimtab.commands.sweep import UNFINISHED, tries_all
+from trimtab.commands.search_space import samples, size
+from trimtab.commands.sweep import SEARCH, UNFINISHED, tries_all
 from trimtab.errors import ConfigError
 from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, write_json
 from trimtab.sweep_state import read_whole
@@ -163,7 +164,13 @@ def _command(config: DictConfig) -> dict[str, Any]:
     sweeper, jobs = config.hydra.sweeper, jobs_of_sweep(config)
     if jobs is not None:
         require_sound(config, list(jobs.values()))
-    number = sweeper.get("n_trials") if jobs is None else len(jobs)
+        number = len(jobs)
+    elif sweeper._target_ == SEARCH:
+        overrides = {one.key_or_group: one for one in overrides_of(config.hydra)}
+        require_sound(config, samples(overrides))
+        number = min(sweeper.n_trials, size(overrides) or sweeper.n_trials)
+    else:
+        number = sweeper.get("n_trials")
     return {
         "command": config.hydra.job.name, "jobs": number, "sweeper": sweeper._target_,
         "started": jobs,

@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from trimtab.commands.check import checked
 from trimtab.commands.messages import is_mistake, one_line
 from trimtab.commands.parsing import choices, parsed
+from trimtab.commands.search import require_objective
 from trimtab.commands.sweep import BY_NUMBER, foreign_methods, tries_all, without_foreign
+from trimtab.config import EvaluateConfig
 from trimtab.errors import ConfigError, TrimtabError
 
 Job = list[str]
@@ -62,7 +64,9 @@ def require_sound(config: DictConfig, jobs: Sequence[Job]) -> None:
             foreign.append(foreign_methods(own))
             kind = OmegaConf.get_type(own)
             assert kind is not None
-            checked(without_foreign(own, hydra), kind)
+            settings = checked(without_foreign(own, hydra), kind)
+            if isinstance(settings, EvaluateConfig) and not tries_all(hydra):
+                require_objective(settings)
         except Exception as error:
             if not is_mistake(error):
                 raise
