@@ -202,3 +202,18 @@ def test_what_needs_no_calibration_is_refused_by_name(command, tmp_path, chosen)
     name = chosen.partition("=")[2]
     assert f"{name} needs no calibration: evaluate it with evaluate.py" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_over_stacks_leaves_out_what_a_stack_does_not_hold(command, tmp_path):
+    done = command(
+        "calibrate.py", "-m", *TINY, "methods=larosa,[larosa,vattention],fused", "sparsity=0.3",
+        "methods.larosa.tokens=512", "methods.larosa.window=64", "size=20", "mode=draft",
+        "methods.adaptivocab.tokens=256", "methods.adaptivocab.window=64",
+        "methods.adaptivocab.validation_tokens=128", "tracking.mode=disabled",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folders = [one for one in done.stdout.splitlines() if one.startswith("artifacts/")]
+    first, second, other = folders
+    assert first == second  # found again
+    assert Artifact.load(tmp_path / first).key.config["sparsity"] == 0.3
+    assert Path(other).parent.name == "adaptivocab"

@@ -45,11 +45,11 @@ def test_calibrate_then_evaluate(fresh_command, tmp_path):
 
 def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
     done = command(
-        "evaluate.py", "-m", *TINY, "methods=larosa", *METHOD,
-        "methods.larosa.sparsity=0.4,1.4,0.6", *FAST,
+        "evaluate.py", "-m", *TINY, "methods=larosa", *METHOD, "model.device=cpu,cuda:99,auto",
+        *FAST,
     )  # fmt: skip
     assert done.returncode == 1
-    refusal = "larosa.sparsity=1.4: expected at least 0 and below 1"
+    refusal = "model.device=cuda:99: this machine has"
     assert f"evaluate.py: error: {refusal}" in done.stderr
     assert "Traceback" not in done.stderr
     (sweep,) = tmp_path.glob("multirun/*/*")
@@ -62,9 +62,8 @@ def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
     changed = "larosa tokens=512 window=64"
     overrides = json.loads((sweep / "1" / "error.json").read_text())["overrides"]
     assert overrides[:2] == TINY
-    assert f"| `{changed} sparsity=0.4` | -" in report
-    assert f"| `{changed} sparsity=1.4` | **failed**: {refusal}" in report
-    assert f"| `{changed} sparsity=0.6` | -" in report
+    assert report.count(f"| `{changed}") >= 3
+    assert report.count(f"| **failed**: {refusal}") == 1
 
 
 def test_a_stack_that_an_experiment_of_the_users_names_is_the_label(command, tmp_path):
@@ -119,21 +118,6 @@ def test_what_fails_after_the_result_leaves_it_alone(monkeypatch, tmp_path):
     with pytest.raises(OSError, match="closed"):
         evaluate.run(OmegaConf.create({"methods": {}}))
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_the_jobs_of_a_sweep_have_a_folder_each(command, tmp_path):
-    done = command(
-        "evaluate.py", "-m", "methods=baseline", *TINY, *FAST, "tracking.mode=disabled",
-        "seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=same",
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "hydra.sweep.subdir=" in done.stderr
-    assert "holds another job's result.json" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert (
-        json.loads((tmp_path / "sweep/same/result.json").read_text())["overrides"][-1] == "seed=0"
-    )
-    assert not (tmp_path / "sweep/same/error.json").exists()
 
 
 def test_a_folder_is_claimed_until_its_job_ends(tmp_path):
@@ -200,15 +184,6 @@ def test_a_setting_in_a_sweep_is_for_the_stacks_that_hold_its_method(command, tm
     again = command("evaluate.py", f"resume={sweep}")
     assert (again.returncode, again.stdout) == (0, f"{sweep / 'report' / 'report.md'}\n")
     assert "Nothing to run" in again.stderr
-
-
-def test_a_setting_that_no_stack_of_a_sweep_takes_is_refused(command, tmp_path):
-    done = command("evaluate.py", "-m", "methods=baseline,larosa", *TINY, *FAST, "size=20")
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    refusal = "adaptivocab is in no stack of the sweep, write methods=adaptivocab"
-    assert f"evaluate.py: error: methods.adaptivocab: {refusal}" in done.stderr
-    assert not list(tmp_path.glob("multirun/*/*/*/result.json"))
 
 
 def test_larosa_on_an_adapted_vocabulary_is_calibrated_on_it(command, tmp_path):

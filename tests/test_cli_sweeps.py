@@ -18,7 +18,7 @@ from trimtab.commands.launch import launch
 from trimtab.commands.parsing import parsed
 from trimtab.commands.resume import unfinished
 from trimtab.commands.search import objective
-from trimtab.commands.search_space import arguments_of, suggest
+from trimtab.commands.search_space import arguments_of, size, suggest
 from trimtab.errors import ConfigError
 
 JOB = [*TINY, *FAST, "corpus.max_documents=40", "threads=1", "tracking.mode=disabled"]
@@ -142,6 +142,27 @@ def test_a_sweep_over_options_of_the_users_is_resumed_as_it_was_started(command,
     assert state(tmp_path / "sweep" / "0") == first
 
 
+def test_a_shuffled_sweep_runs_and_resumes_the_jobs_that_were_written_down(command, tmp_path):
+    given = ["methods=baseline", *JOB, "seed=shuffle(range(0,4))", "hydra.sweep.dir=sweep"]
+    done = command("evaluate.py", "-m", *given)
+    assert done.returncode == 0, done.stderr
+    sweep = tmp_path / "sweep"
+    started = json.loads((sweep / "command.json").read_text())["started"]
+
+    def ran() -> dict[str, str]:
+        results = {p.parent.name: json.loads(p.read_text()) for p in sweep.glob("*/result.json")}
+        return {name: result["overrides"][-1] for name, result in sorted(results.items())}
+
+    asked = {name: job[-1] for name, job in started.items()}
+    assert ran() == asked
+    assert sorted(asked.values()) == [f"seed={n}" for n in range(4)]
+    for name in "13":
+        (sweep / name / "result.json").unlink()
+    resumed = command("evaluate.py", "resume=sweep")
+    assert resumed.returncode == 0, resumed.stderr
+    assert ran() == asked
+
+
 def test_a_job_of_its_own_is_resumed(command, tmp_path):
     job = ["methods=baseline", *TINY, *FAST, "corpus=files", "corpus.glob=*.txt"]
     failed = command("evaluate.py", *job, "tracking.mode=disabled", "hydra.run.dir=job")
@@ -174,7 +195,11 @@ def refusal(monkeypatch, capsys, tmp_path):
     started = {"arguments": ["-m", "seed=0,1"], "folder": str(tmp_path), "jobs": 2}
     (tmp_path / "sweep" / "command.json").write_text(json.dumps({**started, "sweeper": "ax"}))
     elsewhere = {**started, "folder": str(tmp_path.parent), "sweeper": None}
-    for name, content in (("moved", json.dumps(elsewhere)), ("damaged", '{"arguments": ["-m"')):
+    made = {**started, "command": "calibrate"}
+    for name, content in (
+        ("moved", json.dumps(elsewhere)), ("damaged", '{"arguments": ["-m"'),
+        ("calibrated", json.dumps(made)),
+    ):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "command.json").write_text(content)
     monkeypatch.chdir(tmp_path)
@@ -200,6 +225,7 @@ def refusal(monkeypatch, capsys, tmp_path):
         (["resume=."], "resume=.: holds no command.json: expected the folder of a sweep or a job"),
         (["resume="], "resume=: expected the folder of a sweep or a job of evaluate.py"),
         (["resume=moved"], "resume=moved: its paths are from /"),
+        (["resume=calibrated"], "resume=calibrated: is of calibrate.py: a calibration goes on by"),
         (["resume=damaged"], "resume=damaged: command.json is damaged: start the sweep again"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -209,6 +235,97 @@ def test_what_cannot_be_resumed_is_refused(refusal, tmp_path, arguments, expecte
     line = refusal("evaluate", *arguments)
     assert line.startswith("evaluate.py: error: resume=")
     assert expected in line
+    assert state(tmp_path) == before
+
+
+RAN_NOTHING = "; no job was started: correct this and run it again"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        (
+            "evaluate",
+            ["methods=baseline,larosa", "sparsity=0.4,1.5"],
+            "larosa.sparsity=1.5: expected at least 0 and below 1 "
+            f"(1 of 4 jobs: methods=larosa methods.larosa.sparsity=1.5){RAN_NOTHING}",
+        ),
+        (
+            "evaluate",
+            ["quality.context_bytes=16,512", "quality.window_bytes=128,1024"],
+            "quality.context_bytes=512: expected at least 0 and less than quality.window_bytes "
+            f"(1 of 4 jobs: quality.context_bytes=512 quality.window_bytes=128){RAN_NOTHING}",
+        ),
+        (
+            "evaluate",
+            ["seed=0,-1", "methods=larosa,lorasa"],
+            "methods=lorasa: no such option, did you mean larosa?; there are: adaptivocab, all, "
+            "baseline, fused, larosa, vattention (2 of 4 jobs: methods=lorasa); seed=-1: expected "
+            "at least 0 and below 4294967296 (1 of 4 jobs: seed=-1 methods=larosa)"
+            f"{RAN_NOTHING}",
+        ),
+        (
+            "evaluate",
+            ["methods=larosa", "sparsity=1.5", "seed=0,1"],
+            f"larosa.sparsity=1.5: expected at least 0 and below 1{RAN_NOTHING}",
+        ),
+        ("evaluate", ["seed=-1"], "seed=-1: expected at least 0 and below 4294967296"),
+        ("evaluate", ["experiment=ablation", "model=hub", "model.name=/no"], "model.name=/no: the"),
+        (
+            "evaluate",
+            ["methods=baseline,larosa", "size=20"],
+            "methods.adaptivocab: adaptivocab is in no stack of the sweep, write methods=adaptivo",
+        ),
+        (
+            "evaluate",
+            ["seed=0,1", "hydra.sweep.subdir=same"],
+            "hydra.sweep.subdir=same: same would be the folder of two jobs: leave it out",
+        ),
+        ("evaluate", ["seed=interval(0,9)"], "seed=interval(0,9): is for experiment=search; name"),
+        (
+            "evaluate",
+            ["experiment=search", *TINY],
+            "search.max_bpb_increase=0.02: the model has no quality to hold to a budget, as its "
+            f"weights are random: write null, or choose another model{RAN_NOTHING}",
+        ),
+        (
+            "evaluate",
+            ["experiment=search", "sparsity=0.2,1.5", "methods=larosa,vattention"],
+            "larosa.sparsity=1.5: expected at least 0 and below 1 "
+            "(1 of 3 jobs: methods=larosa methods.larosa.sparsity=1.5)" + RAN_NOTHING,
+        ),
+        (
+            "evaluate",
+            ["experiment=search", "sparsity=interval(0.2,1.5)", "methods=larosa"],
+            "larosa.sparsity=1.5: expected at least 0 and below 1 (1 of 2 jobs: methods.larosa.sp",
+        ),
+        (
+            "evaluate",
+            ["experiment=search", "methods=larosa", "~metrics.likelihood"],
+            "metrics has no trimtab.evaluation.metrics.likelihood.Likelihood: a search needs it",
+        ),
+        (
+            "calibrate",
+            ["method=larosa,vattention"],
+            "vattention needs no calibration: evaluate it with evaluate.py methods=vattention "
+            f"(1 of 2 jobs: method=vattention){RAN_NOTHING}",
+        ),
+        (
+            "calibrate",
+            ["methods=larosa,all", "sparsity=0.4,1.5"],
+            "larosa.sparsity=1.5: expected at least 0 and below 1 "
+            f"(2 of 4 jobs: methods.larosa.sparsity=1.5){RAN_NOTHING}",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_sweep_with_a_job_that_can_never_run_is_refused_before_any_has(
+    refusal, tmp_path, name, arguments, expected
+):
+    before = state(tmp_path)
+    line = refusal(name, "-m", *arguments)
+    assert line.startswith(f"{name}.py: error: {expected}")
+    assert not expected.endswith(RAN_NOTHING) or line.endswith(RAN_NOTHING)
     assert state(tmp_path) == before
 
 
@@ -247,11 +364,12 @@ def test_a_search_goes_on_and_ends_in_the_command_of_the_best(command, tmp_path)
     pytest.importorskip("optuna")
     search = [
         "-m", "experiment=search", "methods=vattention,larosa", "sparsity=0.4", *METHOD, *JOB,
-        "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep", "search.max_bpb_increase=null",
+        "hydra.sweeper.n_trials=9", "hydra.sweep.dir=sweep", "search.max_bpb_increase=null",
     ]  # fmt: skip
     failed = command("evaluate.py", *search, "on_missing=error")
     assert failed.returncode == 1, failed.stderr
     assert "evaluate.py: error: no artifact of larosa" in failed.stderr
+    assert "Job 2 of 2: " in failed.stderr  # all that there are
     assert sorted(statuses(tmp_path / "sweep").values()) == ["error", "ok"]
     (path,) = tmp_path.glob("sweep/*/error.json")
     assert "python evaluate.py methods=vattention" in failed.stdout.splitlines()[-1]
@@ -301,6 +419,20 @@ def test_a_trial_has_values_for_what_its_stack_reads():
             assert larosa[0] in ("0.125", "0.25", "0.375")
             assert larosa[1] in ("512", "1024")
     assert stacks == {"vattention", "[larosa,vattention]"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["methods=vattention,[larosa,vattention]"], 2),
+        (["methods=vattention,larosa,all", "methods.larosa.sparsity=range(1,4)"], 1 + 3 + 3),
+        (["methods=larosa", "++methods.larosa.sparsity=1,2", "seed=1,2,3"], 6),
+        (["seed=1,2", "methods.larosa.sparsity=1,2"], 2),
+        (["methods=vattention,larosa", "methods.larosa.sparsity=interval(0,1)"], None),
+    ],
+)
+def test_a_space_has_as_many_configurations_as_its_stacks_read(given, expected):
+    assert size({one.key_or_group: one for one in parsed(given)}) == expected
 
 
 def measured(speedup: float, rise: float) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
-from trimtab.commands.launch import launch, typed
+from trimtab.commands.check import checked, typed
+from trimtab.commands.launch import launch
 from trimtab.commands.messages import Mistake, one_line
 from trimtab.commands.overrides import expand
+from trimtab.commands.sweep import foreign_methods
 from trimtab.config import CalibrateConfig, EvaluateConfig, TrackingConfig
 from trimtab.errors import TrimtabError
 from trimtab.method import Method
@@ -100,7 +102,11 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
     [
         ("evaluate", ["qualty.windows=3"], "unknown setting qualty"),
         ("evaluate", ["quality.window=3"], "unknown setting quality.window, did you mean windows?"),
-        ("evaluate", ["quality.windows=many"], "quality.windows: Value 'many'"),
+        (
+            "evaluate",
+            ["quality.windows=many"],
+            "quality.windows=many: expected a whole number, at least 2",
+        ),
         ("evaluate", ["quality.windows=1"], "quality.windows=1: expected at least 2"),
         ("evaluate", ["quality.window_bytes=10"], "quality.window_bytes=10: expected at least 64"),
         ("evaluate", ["quality.context_bytes=4096"], "quality.context_bytes=4096: expected"),
@@ -118,11 +124,21 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["speed.repeats=2", "generation.prompts=2"], "over 4 means nothing"),
         ("evaluate", ["speed.warmup=-1"], "speed.warmup=-1: expected at least 0"),
         ("evaluate", ["serving.requests=[8,0]"], "serving.requests=[8, 0]: expected each at least"),
-        ("evaluate", ["serving.requests=8"], "serving.requests: "),
+        (
+            "evaluate",
+            ["serving.requests=8"],
+            "serving.requests=8: expected a list of whole numbers: [1,2], e",
+        ),
         ("evaluate", ["serving.new_tokens=[9,3]"], "serving.new_tokens=[9, 3]: expected the least"),
         ("evaluate", ["serving.prompt_bytes=[64]"], "prompt_bytes=[64]: expected the least and"),
-        ("evaluate", ["on_missing=guess"], "on_missing: Invalid value 'guess'"),
-        ("evaluate", ["paired=maybe"], "paired: Value 'maybe'"),
+        ("evaluate", ["on_missing=guess"], "on_missing=guess: expected calibrate or error"),
+        ("evaluate", ["seed=null"], "seed=null: expected a whole number, at least 0 and below"),
+        ("evaluate", ["threads=x"], "threads=x: expected null or a whole number, at least 1"),
+        ("evaluate", ["search.max_bpb_increase=x"], "=x: expected null or a number, at least 0"),
+        ("evaluate", ["quality.tasks=a"], "quality.tasks=a: expected a list of texts: [A,B]"),
+        ("evaluate", ["serving.requests=[a]"], "serving.requests[0]=a: expected a list of whole"),
+        ("evaluate", ["quality=3"], "quality=3: expected one of its settings: write quality.SETT"),
+        ("evaluate", ["paired=maybe"], "paired=maybe: expected true or false"),
         ("evaluate", ["threads=0"], "threads=0: expected null or at least 1"),
         ("evaluate", [f"threads={CORES + 1}"], f"at most {CORES}, the cores this process may use"),
         ("calibrate", ["threads=100000"], "threads=100000: expected null or at least 1"),
@@ -189,8 +205,12 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("calibrate", ["corpus=/texts"], "write corpus=files corpus.glob=/texts"),
         ("evaluate", ["methods=larosa", "methods.larosa.p=1"], "unknown setting methods.larosa.p"),
         ("calibrate", ["model.device=tpu"], "model.device=tpu: expected auto, cpu, cuda"),
-        ("calibrate", ["model.dtype=int8"], "model.dtype: Invalid value 'int8'"),
-        ("calibrate", ["model=hub"], "model.name=???: is required"),
+        ("calibrate", ["model.dtype=int8"], "model.dtype=int8: expected one of auto, float64, "),
+        (
+            "calibrate",
+            ["model=hub"],
+            "model.name is required: write model.name=VALUE (org/model on",
+        ),
         ("calibrate", ["model=hub", "model.name=/nope"], "model.name=/nope: there is no such"),
         ("calibrate", ["model.name=gpt2"], "unknown setting model.name, it belongs to model=hub"),
         (
@@ -200,7 +220,7 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ),
         ("calibrate", ["corpus.validation=0.5"], "corpus.validation=0.5: expected less than"),
         ("calibrate", ["corpus.max_documents=0"], "corpus.max_documents=0: expected null or"),
-        ("calibrate", ["tracking.mode=of"], "tracking.mode: Invalid value 'of'"),
+        ("calibrate", ["tracking.mode=of"], "tracking.mode=of: expected one of offline, online"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
@@ -372,8 +392,8 @@ def test_what_is_added_to_hydras_own_settings_has_to_be_read(command, added, mes
 def test_a_value_that_hydra_cannot_read_is_a_text_as_it_stands(value):
     overrides = expand(["corpus=files", f"corpus.glob={value}"], "calibrate")
     assert composed("calibrate", *overrides).corpus.glob == value
-    overrides = expand(["-m", "+corpus=files", f"++corpus.glob={value}"], "evaluate")
-    assert overrides[:2] == ["-m", "+corpus=files"]
+    overrides = expand(["-m", "corpus=files", f"++corpus.glob={value}"], "evaluate")
+    assert overrides[:2] == ["-m", "corpus=files"]
 
 
 def test_the_home_folder_may_be_written_short_in_any_value(monkeypatch):
@@ -409,6 +429,64 @@ def test_a_number_with_hundreds_of_digits_is_one_short_line(command, key, value)
 def test_a_sweep_over_nothing_is_refused(name, given, there):
     with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: a sweep over no value{there}"):
         expand(["-m", given], name)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("evaluate", ["larosa"], "expected SETTING=VALUE, did you mean methods=larosa?"),
+        ("calibrate", ["seed=1", "larosa"], "expected SETTING=VALUE, did you mean method=larosa?"),
+        ("evaluate", ["seed=1", "-m", "a,b"], "expected SETTING=VALUE"),
+        ("evaluate", ["methods=null"], "is no option, methods=baseline is no method; there are"),
+        ("evaluate", ["methods=3"], "is no option, methods=baseline is no method; there are: ad"),
+        ("calibrate", ["model=null"], "is no option, leave model out for the default; there are"),
+        (
+            "evaluate",
+            ["methods=larosa", "+methods=vattention"],
+            "methods has one value, nothing is added: write methods=vattention, and sever",
+        ),
+        ("calibrate", ["++model=hub"], "model has one value, nothing is added: write mode"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_can_mean_nothing_is_refused_as_it_stands(name, given, expected):
+    with pytest.raises(TrimtabError) as error:
+        expand(given, name)
+    assert str(error.value).startswith(f"{given[-1].removeprefix('--config-name=')}: {expected}")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_configuration_of_the_other_command_is_refused(name):
+    (other,) = KINDS.keys() - {name}
+    for given in (["--config-name", other], ["-cn", f"{other}.yaml"]):
+        with pytest.raises(TrimtabError, match=f"{given[1]}: is what {other}.py reads: write py"):
+            expand(given, name)
+    assert expand(["--config-name", name], name) == ["--config-name", name]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        (
+            "evaluate",
+            "methods.larosa=3",
+            "methods.larosa=3: expected one of its settings: write me",
+        ),
+        (
+            "evaluate",
+            "methods.larosa.tokens=abc",
+            "larosa.tokens=abc: expected a whole number of tokens",
+        ),
+        ("calibrate", "method.basis=x", "larosa.basis=x: expected one of fisher_pca, output_pca"),
+    ],
+)
+def test_a_value_of_a_method_that_is_of_another_type_is_refused(name, given, expected):
+    stack = ["methods=larosa"] if name == "evaluate" else []
+    with pytest.raises(Mistake) as error:
+        config = composed(name, *stack, given)
+        foreign_methods(config)
+        checked(config, KINDS[name])
+    assert one_line(error.value).startswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT, tiny
 from tests.models.contract import AdapterContract
 from tests.models.larosa_contract import LaRoSAContract
-from trimtab.commands.launch import typed
+from trimtab.commands.check import typed
 from trimtab.commands.overrides import expand
 from trimtab.config import CalibrateConfig, EvaluateConfig
 from trimtab.method import Method

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, TINY
 from tests.test_cli_evaluate import FAST, METHOD
 from tests.test_config import composed
 from tests.wandb_runs import runs_in
-from trimtab.commands.launch import typed
+from trimtab.commands.check import typed
 from trimtab.commands.overrides import expand
 from trimtab.config import METRICS, EvaluateConfig
 from trimtab.evaluation.metrics import metrics_of

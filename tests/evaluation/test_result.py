@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 
 from tests.conftest import ROOT
 from tests.evaluation.vocabulary import node
+from trimtab.commands.check import typed
 from trimtab.commands.evaluate import evaluate
-from trimtab.commands.launch import typed
 from trimtab.config import EvaluateConfig
 from trimtab.errors import ArtifactError, ConfigError
 from trimtab.evaluation.intervals import half_width, typical_ratio

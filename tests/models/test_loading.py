@@ -89,6 +89,22 @@ def test_a_json_file_that_is_none_is_named(tmp_path, tiny_llama, file, content):
         load_model(source)
 
 
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"num_return_sequences": 4}, "num_return_sequences"),
+        ({"num_beams": 2, "num_return_sequences": 4}, "num_beams"),
+        ({"early_stopping": 7}, "early_stopping"),
+    ],
+)
+def test_a_generation_config_that_contradicts_itself_is_named(tmp_path, tiny_llama, asked, named):
+    source = saved(tiny_llama, tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(asked))
+    expected = f"generation_config.json asks for what cannot be: .*{named}.* Correct or remove it$"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
 def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, tiny_llama, monkeypatch):
     source = saved(tiny_llama, tmp_path)
     own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}

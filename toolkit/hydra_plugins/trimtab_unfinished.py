@@ -18,7 +18,11 @@ class Unfinished(BasicSweeper):
     def split_arguments(  # type: ignore[override]
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
-        """Return the overrides of the jobs to run, in batches; tracking's are those of now."""
+        """Return the overrides of the jobs to run, in batches; tracking's are those of now.
+
+        The jobs are those that were written down when the sweep was started: the values of a
+        ``shuffle`` come in another order every time they are read.
+        """
         from trimtab.commands.folders import is_running
         from trimtab.commands.parsing import parsed
         from trimtab.errors import ConfigError
@@ -38,6 +42,9 @@ class Unfinished(BasicSweeper):
                 quoted = QuotedString(name, Quote.single).with_quotes()
                 left.append([*own.values(), f"hydra.sweep.subdir={quoted}"])
         return list(self.split_overrides_to_chunks(left, max_batch_size)) if left else []
+
+    def validate_batch_is_legal(self, batch: object) -> None:
+        """Leave it: the jobs were checked before the sweep was started."""
 
 
 def _key(override: Override) -> str:

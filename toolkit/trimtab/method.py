@@ -145,6 +145,7 @@ class Method(ABC):
         from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
         from trimtab.models.changes import lock_of
+        from trimtab.models.dtypes import require_dtypes_that_work
         from trimtab.models.facts import require_known_tokens
         from trimtab.models.fingerprint import fingerprint
         from trimtab.models.state import inferring, own_modes
@@ -154,6 +155,7 @@ class Method(ABC):
             require_free(self, model)
             self.check(model)
             require_tokenizer(tokenizer)
+            require_dtypes_that_work(model)
             if any(parameter.is_inference() for parameter in model.parameters()):
                 raise MisfitError(
                     "the model was loaded under torch.inference_mode, where tensors take no part "

@@ -8,6 +8,9 @@ from enum import StrEnum
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "a text, not empty"}
+LISTS = {int: "a list of whole numbers: [1,2]", str: "a list of texts: [A,B]"}
+
 
 def within(value: Any, bounds: Mapping[str, float]) -> bool:
     """Return whether a value is within bounds, by their names."""
@@ -35,6 +38,16 @@ def accepted(metadata: Mapping[str, Any], hint: Any) -> str:
         text = f"{text} {unit}" if text and unit else text or unit
         text = f"each {text}" if text and get_origin(hint) is list else text
     return f"null or {text}" if text and NoneType in kinds else text
+
+
+def described(metadata: Mapping[str, Any], hint: Any) -> str:
+    """Say what is accepted, with the type: ``null or a whole number, at least 1 token``."""
+    (kind,) = [part for part in get_args(hint) or (hint,) if part is not NoneType]
+    name = LISTS[kind] if get_origin(hint) is list else KIND.get(kind, "")
+    limits = accepted(metadata, hint).removeprefix("null or ")
+    link = ", " if metadata["bounds"] else " of "  # a unit alone
+    null = "null or " if NoneType in get_args(hint) else ""
+    return null + link.join(filter(None, (name, limits)))
 
 
 def written(value: Any) -> str:

@@ -16,8 +16,8 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from trimtab import config
-from trimtab.errors import ConfigError
-from trimtab.settings import defaults, describe
+from trimtab.errors import ConfigError, TrimtabError
+from trimtab.settings import defaults, describe, told
 from trimtab.wandb_variables import tracking_default
 
 T = TypeVar("T")
@@ -127,7 +127,7 @@ def build(node: Mapping[str, Any], kind: type[T]) -> T:
 
     Raises
     ------
-    ConfigError
+    TrimtabError
         For a value out of range, or a required one that is missing.
     omegaconf.errors.OmegaConfBaseException
         For an unknown setting or a value of the wrong type.
@@ -139,7 +139,8 @@ def build(node: Mapping[str, Any], kind: type[T]) -> T:
     place = target.place
     typed = OmegaConf.merge({place: OmegaConf.structured(target)}, {place: settings})
     for key in sorted(OmegaConf.missing_keys(typed)):
-        raise ConfigError(key, "???", f"is required: write {key}=VALUE")
+        meaning, _ = told(target, key.rpartition(".")[2])
+        raise TrimtabError(f"{key} is required: write {key}=VALUE ({meaning})")
     built = OmegaConf.to_object(typed)
     assert isinstance(built, dict)
     made = built[place]

@@ -29,11 +29,9 @@ from typing import (
 )
 
 from trimtab.errors import ConfigError
-from trimtab.ranges import accepted, within, written
+from trimtab.ranges import KIND, LISTS, accepted, described, within, written
 
 T = TypeVar("T")
-KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "a text, not empty"}
-LISTS = {int: "a list of whole numbers: [1,2]", str: "a list of texts: [A,B]"}
 
 
 def setting(
@@ -175,6 +173,12 @@ def defaults(kind: type) -> dict[str, Any]:
         default = one.default if one.default_factory is MISSING else one.default_factory()
         found[one.name] = "???" if default is MISSING else default
     return found
+
+
+def told(kind: type, name: str) -> tuple[str, str]:
+    """Return what a setting of a class means, and what it takes, its type included."""
+    (one,) = [one for one in _explained(kind) if one.name == name]
+    return one.metadata["meaning"], described(one.metadata, get_type_hints(kind)[name])
 
 
 def _explained(kind: Any) -> list[Field[Any]]:

@@ -24,6 +24,7 @@ from trimtab.capabilities import (
 from trimtab.errors import MisfitError
 from trimtab.method import Method
 from trimtab.models.changes import lock_of
+from trimtab.models.dtypes import require_dtypes_that_work
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.state import inferring
 from trimtab.vattention.settings import CacheSettings
@@ -130,7 +131,10 @@ class Stack:
         return [method.name for method in self.methods]
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise `MisfitError` if a method does not fit the model, or two of them each other."""
+        """Raise `MisfitError` if a method does not fit the model, or two of them each other.
+
+        So it is for a model that cannot run, see `require_dtypes_that_work`.
+        """
         for method in self.methods:
             method.check(model)
         for first, second in combinations(self.methods, 2):
@@ -139,6 +143,7 @@ class Stack:
                     f"{first.name} and {second.name} both change the model's {shared}: a stack "
                     "takes one of them"
                 )
+        require_dtypes_that_work(model)
 
     @contextmanager
     def apply(

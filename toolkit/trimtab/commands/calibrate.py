@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from trimtab.commands.launch import choices, launch, typed
+from trimtab.commands.check import checked, methods_of
+from trimtab.commands.launch import choices, launch
 from trimtab.commands.messages import one_line, stop
 from trimtab.commands.sweep import sweep_name, without_foreign
 from trimtab.commands.torchrun import is_launched, one_speaks
 from trimtab.config import CalibrateConfig, TrackingMode
 from trimtab.errors import TrimtabError
-from trimtab.method import NOT_CALIBRATED, Method
-from trimtab.progress import answer, say, waiting
-from trimtab.registry import build
+from trimtab.progress import answer, waiting
 
 if TYPE_CHECKING:
     from trimtab.stack import Stack
@@ -31,21 +30,14 @@ def run(config: DictConfig) -> None:
     The artifacts of a stack are made in the order in which evaluating it would need them, each on
     the model that the methods before make.
     """
-    config, repeats = without_foreign(config)
-    if repeats:
-        say(f"Not run: the job with {repeats} makes the same")
-        return
-    settings = typed(config, CalibrateConfig)
+    config = without_foreign(config, HydraConfig.get())
+    settings = checked(config, CalibrateConfig)
     # Heavy imports wait until the configuration is known to be sound.
     with waiting("Importing PyTorch and transformers"):
         from trimtab import shards
         from trimtab.stack import Stack
 
-    nodes = [settings.method] if settings.method else list((settings.methods or {}).values())
-    stack = Stack(build(node, Method) for node in nodes)
-    if not any(method.calibrated for method in stack.methods):
-        names = " and ".join(stack.names) or "baseline"
-        raise TrimtabError(NOT_CALIBRATED.format(name=names))
+    stack = Stack(methods_of(settings))
     with shards.joined():
         _calibrate(config, settings, stack)
 

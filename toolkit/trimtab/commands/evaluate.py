@@ -10,18 +10,24 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands import sweep_progress
+from trimtab.commands.check import checked, methods_of
 from trimtab.commands.folders import claimed
-from trimtab.commands.launch import choices, launch, output_folder, typed
+from trimtab.commands.launch import choices, launch, output_folder
 from trimtab.commands.messages import one_line, stop
-from trimtab.commands.search import objective
-from trimtab.commands.sweep import in_sweep, sweep_folder, sweep_name, tries_all, without_foreign
+from trimtab.commands.search import objective, require_objective
+from trimtab.commands.sweep import (
+    in_sweep,
+    repeats,
+    sweep_folder,
+    sweep_name,
+    tries_all,
+    without_foreign,
+)
 from trimtab.commands.torchrun import is_launched, one_speaks
 from trimtab.config import EvaluateConfig, OnMissing
 from trimtab.errors import TrimtabError
 from trimtab.files import REPEAT, RESULTS, require_writable, write_json
-from trimtab.method import Method
 from trimtab.progress import answer, say, waiting
-from trimtab.registry import build
 from trimtab.sweep_state import more_jobs
 
 NO_TORCHRUN = (
@@ -48,10 +54,11 @@ def run(config: DictConfig) -> float | None:
         for name in RESULTS if resume else ():  # a result that is there is damaged
             (folder / name).unlink(missing_ok=True)
         try:
-            config, repeats = without_foreign(config)
-            if repeats:
-                say(f"Not run: {label(config)} is what the job with {repeats} measures")
-                write_json(folder / REPEAT, {"status": "repeat", "of": repeats})
+            repeated = repeats(config)
+            config = without_foreign(config, HydraConfig.get())
+            if repeated:
+                say(f"Not run: {label(config)} is what the job with {repeated} measures")
+                write_json(folder / REPEAT, {"status": "repeat", "of": repeated})
                 if more_jobs(sweep_folder()) == 0:
                     _report(folder)
                 return None
@@ -72,8 +79,10 @@ def run(config: DictConfig) -> float | None:
 
 
 def _evaluate(config: DictConfig, folder: Path) -> float | None:
-    settings = typed(config, EvaluateConfig)
-    built(settings)
+    settings = checked(config, EvaluateConfig)
+    search = in_sweep() and not tries_all(HydraConfig.get())
+    if search:
+        require_objective(settings)
     # Heavy imports wait until the configuration is known to be sound.
     with waiting("Importing PyTorch and transformers"):
         from trimtab import tracking
@@ -94,13 +103,7 @@ def _evaluate(config: DictConfig, folder: Path) -> float | None:
         report = _report(folder)
         log.result(result, folder, settings.artifacts)
     answer(str(report))
-    search = in_sweep() and not tries_all(HydraConfig.get())
     return objective(result, settings.search.max_bpb_increase) if search else None
-
-
-def built(settings: EvaluateConfig) -> list[Method]:
-    """Return the methods of the stack, their settings checked."""
-    return [build(node, Method) for node in settings.methods.values()]
 
 
 def evaluate(
@@ -131,7 +134,7 @@ def evaluate(
     from trimtab.models.loading import load_model
     from trimtab.stack import Stack
 
-    stack = Stack(built(settings))
+    stack = Stack(methods_of(settings))
     use_pages(settings.memory)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)

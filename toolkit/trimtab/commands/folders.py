@@ -13,8 +13,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from trimtab.commands.jobs import jobs_of_sweep, overrides_of, require_sound
 from trimtab.commands.messages import is_mistake, stop
-from trimtab.commands.sweep import jobs_of_sweep
+from trimtab.commands.search_space import samples, size
+from trimtab.commands.sweep import SEARCH, UNFINISHED, tries_all
 from trimtab.errors import ConfigError
 from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, write_json
 from trimtab.sweep_state import read_whole
@@ -93,8 +95,8 @@ def is_running(folder: Path) -> bool:
     return False
 
 
-class Claim(Callback):
-    """Refuses a folder before Hydra writes into it; a sweep's stays claimed until the end.
+class ClaimSweep(Callback):
+    """Refuses a sweep, or its folder, before Hydra writes into it; it stays claimed until the end.
 
     What was typed is kept in the folder, for who resumes.
 
@@ -112,34 +114,64 @@ class Claim(Callback):
         """Leave claims to this process: a launcher may send callbacks to others."""
         return {"_resume": self._resume, "_held": ExitStack()}
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claim a sweep's folder, once all its jobs are known to be sound."""
+        with _refusals():
+            command = {} if self._resume else _command(config)
+            self._claim(config, "hydra.sweep.dir", command, sweep=True)
+            if tries_all(config.hydra):  # the jobs that were checked, and no others
+                config.hydra.sweeper._target_ = UNFINISHED
+
+    def _claim(
+        self, config: DictConfig, setting: str, command: dict[str, Any], *, sweep: bool = False
+    ) -> None:
+        folder = Path(OmegaConf.select(config, setting))
+        self._held.enter_context(claimed(folder, setting, below=sweep, resume=self._resume))
+        if self._resume:
+            (folder / COMMAND).touch()  # tells what has ended since from what had before
+        else:
+            write_json(folder / COMMAND, _typed() | command)
+
+
+class Claim(ClaimSweep):
+    """Refuses the folder of a single job, too."""
+
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a job's folder; the job itself claims it."""
-        self._claim(config, "hydra.run.dir")
+        with _refusals():
+            self._claim(config, "hydra.run.dir", {"jobs": 1})
         self._held.close()
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Claim a sweep's folder."""
-        self._claim(config, "hydra.sweep.dir", sweep=True)
 
-    def _claim(self, config: DictConfig, setting: str, *, sweep: bool = False) -> None:
-        folder = Path(OmegaConf.select(config, setting))
-        try:
-            self._held.enter_context(claimed(folder, setting, below=sweep, resume=self._resume))
-            if self._resume:
-                (folder / COMMAND).touch()  # tells what has ended since from what had before
-            else:
-                write_json(folder / COMMAND, _command(config, sweep))
-        except Exception as error:  # Hydra makes a warning of what a callback raises
-            if not is_mistake(error):
-                raise
-            stop(error)
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """End the process where something is refused: Hydra makes a warning of it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_mistake(error):
+            raise
+        stop(error)
 
 
-def _command(config: DictConfig, sweep: bool) -> dict[str, Any]:
-    """Return what was typed, where, and what came of it: a job, or the jobs of a sweep."""
-    typed = {"arguments": sys.argv[1:], "folder": os.getcwd()}
-    if not sweep:
-        return {**typed, "jobs": 1}
+def _typed() -> dict[str, Any]:
+    """Return what was typed, and where."""
+    return {"arguments": sys.argv[1:], "folder": os.getcwd()}
+
+
+def _command(config: DictConfig) -> dict[str, Any]:
+    """Return the jobs that came of what was typed, all of them sound."""
     sweeper, jobs = config.hydra.sweeper, jobs_of_sweep(config)
-    number = sweeper.get("n_trials") if jobs is None else len(jobs)
-    return {**typed, "jobs": number, "sweeper": sweeper._target_, "started": jobs}
+    if jobs is not None:
+        require_sound(config, list(jobs.values()))
+        number = len(jobs)
+    elif sweeper._target_ == SEARCH:
+        overrides = {one.key_or_group: one for one in overrides_of(config.hydra)}
+        require_sound(config, samples(overrides))
+        number = min(sweeper.n_trials, size(overrides) or sweeper.n_trials)
+    else:
+        number = sweeper.get("n_trials")
+    return {
+        "command": config.hydra.job.name, "jobs": number, "sweeper": sweeper._target_,
+        "started": jobs,
+    }  # fmt: skip

@@ -6,64 +6,20 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from trimtab.commands.messages import is_mistake, nearest, program, stop
+from trimtab.commands.messages import is_mistake, program, stop
 from trimtab.commands.overrides import expand
 from trimtab.commands.resume import finished, to_resume, unfinished
 from trimtab.commands.summary import summarised
 from trimtab.commands.sweep import in_sweep, require_sweep
-from trimtab.config import CommandConfig
-from trimtab.corpora import CorpusSource
-from trimtab.errors import ConfigError, TrimtabError
-from trimtab.models.sources import ModelSource
 from trimtab.progress import may_go_unread, prepare_streams
-from trimtab.registry import SECTIONS, build, config_folder, register
-
-Config = TypeVar("Config", bound=CommandConfig)
-
-
-def typed(config: DictConfig, kind: type[Config]) -> Config:
-    """Return the composed configuration as its dataclass, every value present and in range.
-
-    The model and the corpus are their sources then; methods are nodes still, see `build`.
-
-    Raises
-    ------
-    TrimtabError
-        For a value that is required and missing, or out of range.
-    """
-    for key in sorted(OmegaConf.missing_keys(config)):
-        if key == "methods":  # has a default: only an empty choice leaves none
-            raise TrimtabError("methods is empty: write methods=baseline for no method")
-        raise ConfigError(key, "???", f"is required: write {key}=VALUE")
-    _require_known(config, kind)
-    value = OmegaConf.to_object(config)
-    if not isinstance(value, kind):
-        raise TypeError(f"the composed configuration is a {type(value)}, not a {kind}")
-    value.model = build(value.model, ModelSource)
-    value.corpus = build(value.corpus, CorpusSource)
-    return value
-
-
-def _require_known(config: DictConfig, kind: type[CommandConfig]) -> None:
-    """Refuse what was added to the configuration and no setting reads."""
-    sections = ((name, config.get(name), section) for name, section in SECTIONS.items())
-    for name, node, known in [("", config, kind), *sections]:
-        names = [one.name for one in fields(known)]
-        for key in node or ():
-            if key not in names:
-                place = f"{name}." if name else ""
-                raise TrimtabError(
-                    f"unknown setting {place}{key}{nearest(str(key), names)}; "
-                    f"{name or 'the top level'} has: {', '.join(names)}"
-                )
+from trimtab.registry import config_folder, register
 
 
 def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:

@@ -11,12 +11,25 @@ from typing import Any, NoReturn
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 from safetensors import SafetensorError
 
 from trimtab.errors import FULL, TrimtabError
-from trimtab.registry import TARGETED, group_options, method_names, stack_members, targets
-from trimtab.settings import defaults
+from trimtab.ranges import written
+from trimtab.registry import (
+    COMMANDS,
+    SECTIONS,
+    TARGETED,
+    group_options,
+    method_names,
+    stack_members,
+    targets,
+)
+from trimtab.settings import defaults, told
 
 OF_A_FOLDER = {"model": "model=hub model.name", "corpus": "corpus=files corpus.glob"}
 EXTRAS = {
@@ -30,11 +43,11 @@ Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
 
 def is_mistake(error: Exception) -> bool:
     """Return whether the user can put it right; any other exception is a defect."""
+    if isinstance(error, Mistake):  # some of Hydra's are system errors, too
+        return True
     if isinstance(error, OSError):
         return error.filename is not None or error.errno in FULL
-    if isinstance(error, SafetensorError):
-        return "I/O error" in str(error)
-    return isinstance(error, Mistake)
+    return isinstance(error, SafetensorError) and "I/O error" in str(error)
 
 
 def stop(error: BaseException) -> NoReturn:
@@ -96,17 +109,33 @@ def _no_such_option(missing: str, options: Sequence[str] | None) -> str:
 def _describe(error: OmegaConfBaseException) -> str:
     first = (error.msg or str(error)).splitlines()[0]
     if not re.match(r"Key '.*' (is not in struct|not in)", first):
+        if error.full_key in SECTIONS:
+            write = f"write {error.full_key}.SETTING=VALUE"
+            return f"{error.full_key}={written(error.value)}: expected one of its settings: {write}"
+        place, _, name = re.sub(r"\[\d+\]$", "", str(error.full_key)).rpartition(".")
+        if isinstance(error, ValidationError) and (kind := _owner(place, name)):
+            _, expected = told(kind, name)
+            return f"{error.full_key}={written(error.value)}: expected {expected}"
         return f"{error.full_key}: {first}"
     place, _, key = str(error.full_key).rpartition(".")
     siblings = [name for name in _keys(error.parent_node) if not name.startswith("_")]
     if place == "methods" and key in method_names():
         stack = f"'methods=[{','.join([*siblings, key])}]'" if siblings else f"methods={key}"
         return f"{error.full_key}: {key} is not in the stack, write {stack}"
+    if place.startswith("hydra.") and not siblings:  # a dictionary
+        return f"{error.full_key}: is not set yet, write +{error.full_key}=VALUE"
     hint = nearest(key, siblings) or _elsewhere(place, key)
     return (
         f"unknown setting {error.full_key}{hint}; {place or 'the top level'} has: "
         f"{', '.join(siblings)}"
     )
+
+
+def _owner(place: str, name: str) -> type | None:
+    """Return a class that has a setting of this name, by where it stands: ``model``, ``larosa``."""
+    kinds: list[Any] = [*COMMANDS.values(), *SECTIONS.values()]
+    kinds += [kind for group in TARGETED for kind in targets(group).values()]
+    return next((one for one in kinds if one.place == place and name in defaults(one)), None)
 
 
 def _keys(node: Any) -> list[str]:

@@ -7,15 +7,14 @@ for those stacks that hold it.
 from __future__ import annotations
 
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from os.path import expanduser
-from typing import Any, get_type_hints
 
-from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from trimtab.commands.arguments import require_own, require_readable, require_values
 from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import MULTIRUN, choices, key_of, loader_of, parsed
 from trimtab.config import CalibrateConfig
@@ -28,9 +27,6 @@ from trimtab.registry import (
     targets,
 )
 from trimtab.settings import defaults
-
-# No float is as large, and Python reads no number of some thousand digits.
-TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
 
 
 def expand(arguments: list[str], command: str) -> list[str]:
@@ -45,23 +41,18 @@ def expand(arguments: list[str], command: str) -> list[str]:
     ------
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if a
-        setting is the other command's, or added to Hydra's own and read by nothing; if both one
-        method and a stack are named; if a sweep is over no value; or if a number has hundreds of
-        digits.
+        setting is the other command's; if both one method and a stack are named; or for what
+        `trimtab.commands.arguments` refuses.
     """
+    require_own(arguments, command)
     sweep = any(one in MULTIRUN for one in arguments)
     arguments = sorted(arguments, key=lambda one: one not in MULTIRUN)  # argparse wants it first
     for one in arguments:
-        if one.startswith("+"):
-            _require_read(one)
-        if number := TOO_LONG.search(one):
-            raise TrimtabError(
-                f"{one:.60}...: expected a number of less than 300 digits, not {len(number[0])}"
-            )
+        require_readable(one, command)
     given = [_as_text(one, sweep) for one in arguments]
     loader = loader_of(given)
     for one in given:
-        _require_values(one, loader)
+        require_values(one, loader, command)
     one_method, stacks = _asked("method", given, loader), _asked("methods", given, loader)
     if command == "calibrate" and not stacks:
         methods = {name for one in one_method for name in choices(one)}
@@ -94,33 +85,6 @@ def _as_text(argument: str, sweep: bool) -> str:
                 f'\'{key}="FIRST","SECOND"\''
             ) from error
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
-
-
-def _require_values(argument: str, loader: ConfigLoader) -> None:
-    """Refuse a sweep that no job would come of, as over a pattern that matches no option."""
-    if key_of(argument) is None:
-        return
-    (override,) = parsed([argument], loader)
-    if override.is_discrete_sweep() and not choices(override):
-        options = loader.get_group_options(override.key_or_group)
-        there = f"; there are: {', '.join(options)}" if options else ""
-        raise TrimtabError(f"{argument}: a sweep over no value{there}")
-
-
-def _require_read(argument: str) -> None:
-    """Refuse what is added to Hydra's own settings where nothing reads it."""
-    first, *rest = (key_of(argument) or "").split(".")
-    kind: Any = HydraConf
-    for place, name in enumerate(rest if first == "hydra" else ()):
-        if not is_dataclass(kind):  # a dictionary, or what a plugin reads
-            return
-        known = get_type_hints(kind)
-        if name not in known:
-            raise TrimtabError(
-                f"unknown setting {key_of(argument)}{nearest(name, list(known))}; "
-                f"{'.'.join(['hydra', *rest[:place]])} has: {', '.join(known)}"
-            )
-        kind = known[name]
 
 
 def _for_method(argument: str, methods: set[str]) -> str:

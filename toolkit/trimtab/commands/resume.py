@@ -11,13 +11,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from trimtab.commands.folders import is_running
 from trimtab.commands.parsing import MULTIRUN, key_of, parsed
-from trimtab.commands.sweep import BASIC, SEARCH, UNFINISHED
+from trimtab.commands.sweep import BASIC, SEARCH
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.files import COMMAND
 from trimtab.progress import answer, may_go_unread, say
 from trimtab.sweep_state import is_finished, job_folders
 
 RESUME = "resume"
+BY_ITSELF = "a calibration goes on by itself when the same command is typed again"
 
 
 def to_resume(arguments: list[str], command: str) -> Path | None:
@@ -33,9 +34,7 @@ def to_resume(arguments: list[str], command: str) -> Path | None:
     if not given:
         return None
     if command != "evaluate":
-        raise TrimtabError(
-            f"{given[0]}: a calibration goes on by itself when the same command is typed again"
-        )
+        raise TrimtabError(f"{given[0]}: {BY_ITSELF}")
     kept = [*MULTIRUN, given[0]]
     if others := [one for one in arguments if one not in kept and not _is_tracking(one)]:
         raise TrimtabError(
@@ -70,6 +69,8 @@ def unfinished(folder: Path, arguments: list[str]) -> list[str]:
         If nothing was started in `folder`, it still runs, or was started elsewhere.
     """
     started = _started(folder)
+    if started.get("command") == "calibrate":
+        raise ConfigError(RESUME, folder, f"is of calibrate.py: {BY_ITSELF}")
     if started.get("sweeper") not in (None, BASIC, SEARCH):
         raise ConfigError(RESUME, folder, f"is of {started['sweeper']}, which cannot be resumed")
     if is_running(folder):
@@ -84,8 +85,6 @@ def unfinished(folder: Path, arguments: list[str]) -> list[str]:
     ours = ["hydra.callbacks.folder.resume=true", *filter(_is_tracking, arguments)]
     sweeper = started.get("sweeper")
     ours.append(f"hydra.{'sweep' if sweeper else 'run'}.dir={place}")
-    if sweeper == BASIC:
-        ours.append(f"hydra.sweeper._target_={UNFINISHED}")
     return _with(ours, started["arguments"])
 
 

@@ -6,12 +6,31 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import ConfigError
+from trimtab.config import METRICS, EvaluateConfig
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.progress import answer, say
 from trimtab.registry import method_names
 from trimtab.sweep_state import read_whole
 
 BUDGET = "search.max_bpb_increase"
+
+
+def require_objective(settings: EvaluateConfig) -> None:
+    """Refuse a search whose jobs would not measure what it looks for.
+
+    Raises
+    ------
+    TrimtabError
+        If there is a budget and the weights are random, or a metric that is needed is left out.
+    """
+    budget = settings.search.max_bpb_increase
+    if budget is not None and settings.model.random_weights:
+        reason = "has no quality to hold to a budget, as its weights are random: write null"
+        raise ConfigError(BUDGET, budget, f"the model {reason}, or choose another model")
+    needed = ["latency"] if budget is None else ["latency", "likelihood"]
+    for name in needed:
+        if METRICS[name] not in settings.metrics.values():
+            raise TrimtabError(f"metrics has no {METRICS[name]}: a search needs it")
 
 
 def objective(result: dict[str, Any], budget: float | None) -> float:

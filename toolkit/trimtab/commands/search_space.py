@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Override
@@ -40,15 +41,68 @@ def arguments_of(trial: Trial, overrides: Mapping[str, Override]) -> list[str]:
     return job
 
 
+def size(overrides: Mapping[str, Override]) -> int | None:
+    """Return how many configurations there are to choose from; None where there is no end."""
+    swept = {key: one for key, one in overrides.items() if one.is_sweep_override()}
+    if any(one.is_interval_sweep() for one in swept.values()):
+        return None
+    return sum(
+        prod(len(values) for values in _read(stack, swept).values()) for stack in _stacks(overrides)
+    )
+
+
+def samples(overrides: Mapping[str, Override]) -> list[list[str]]:
+    """Return jobs in which every value that may be chosen is, each with every stack that reads it.
+
+    Of an interval they have the ends. All else in a job is the first of its values.
+    """
+    swept = {key: one for key, one in overrides.items() if one.is_sweep_override()}
+    fixed = [
+        str(one.input_line) if one.is_delete() else f"{one.get_key_element()}={choices(one)[0]}"
+        for key, one in overrides.items()
+        if key not in swept
+    ]
+    jobs = []
+    for stack in _stacks(overrides):
+        read = _read(stack, swept)
+        first = {key: values[0] for key, values in read.items()}
+        of_stack = {"methods": stack} if "methods" in swept else {}
+        changed = [{key: one} for key, values in read.items() for one in values[1:]]
+        for change in [{}, *changed]:
+            values = {**of_stack, **first, **change}
+            typed = [f"{swept[key].get_key_element()}={one}" for key, one in values.items()]
+            jobs.append([*fixed, *typed])
+    return jobs
+
+
+def _stacks(overrides: Mapping[str, Override]) -> list[str]:
+    return choices(overrides["methods"]) if "methods" in overrides else ["baseline"]
+
+
+def _read(stack: str, swept: Mapping[str, Override]) -> dict[str, list[str]]:
+    """Return the values that may be chosen of each setting that a stack reads."""
+    return {
+        key: _values(one) for key, one in swept.items() if key != "methods" and _reads(stack, key)
+    }
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_interval_sweep():
+        return choices(override)
+    sweep: Any = override.value()
+    return [str(sweep.start), str(sweep.end)]
+
+
 def _is_read(key: str, trial: Trial, overrides: Mapping[str, Override]) -> bool:
     """Return whether a setting is not one of a method that the trial's stack leaves out."""
+    chosen = [trial.params["methods"]] if "methods" in trial.params else _stacks(overrides)
+    return _reads(chosen[0], key)
+
+
+def _reads(stack: str, key: str) -> bool:
     head, _, rest = key.partition(".")
     method = rest.partition(".")[0]
-    if head != "methods" or method not in method_names():
-        return True
-    chosen = [trial.params["methods"]] if "methods" in trial.params else []
-    fixed = choices(overrides["methods"]) if "methods" in overrides else []
-    return method in stack_members([*chosen, *fixed, "baseline"][0])
+    return head != "methods" or method not in method_names() or method in stack_members(stack)
 
 
 def _take(trial: Trial, key: str, override: Override) -> None:

@@ -60,7 +60,7 @@ class CalibrateConfig(CommandConfig):
     """Everything `calibrate.py` reads: one method or a stack."""
 
     method: Any = None
-    methods: dict[str, Any] | None = None
+    methods: dict[str, Any] = field(default_factory=dict)
     force: bool = setting(default=False, meaning="calibrate again even if the artifact exists")
 
 

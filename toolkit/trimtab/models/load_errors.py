@@ -7,6 +7,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 from safetensors import SafetensorError
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 
@@ -28,7 +30,7 @@ def why_not_loaded(folder: Path, error: Exception) -> str:
             "its architecture is code of the checkpoint's own, which is not run here: choose a "
             "model that transformers has the architecture of"
         )
-    reason = _missing_file(folder) or _damaged_file(folder) or said
+    reason = _missing_file(folder) or _damaged_file(folder) or _contradiction(folder) or said
     if isinstance(error, ImportError):
         reason += "; install what is missing, or choose a checkpoint that does without"
     return f"cannot be loaded as a causal language model: {reason}"
@@ -52,4 +54,16 @@ def _damaged_file(folder: Path) -> str:
             json.loads(path.read_text("utf-8"))
         except ValueError:
             return f"{path.name} is incomplete or damaged, download it again"
+    return ""
+
+
+def _contradiction(folder: Path) -> str:
+    """Say which settings of a local folder's generation config exclude each other, if any do."""
+    if not (folder / GENERATION_CONFIG_NAME).is_file():
+        return ""
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        return f"{GENERATION_CONFIG_NAME} asks for what cannot be: {said} Correct or remove it"
     return ""

@@ -1,0 +1,113 @@
+"""Arguments of the command line that can mean nothing, each refused with what to write instead."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
+
+from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
+from hydra.core.config_loader import ConfigLoader
+
+from trimtab.commands.messages import nearest
+from trimtab.commands.parsing import choices, key_of, parsed
+from trimtab.errors import TrimtabError
+from trimtab.registry import COMMANDS, config_folder, group_options
+
+# No float is as large, and Python reads no number of some thousand digits.
+TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
+
+
+def require_own(arguments: list[str], command: str) -> None:
+    """Refuse words that set nothing, and the configuration of the other command.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    known, apart = get_args_parser().parse_known_args(arguments)
+    name = str(known.config_name).removesuffix(".yaml")
+    if name in COMMANDS and name != command:
+        raise TrimtabError(
+            f"--config-name {known.config_name}: is what {name}.py reads: write python {name}.py"
+        )
+    for word in [*known.overrides, *apart]:
+        if "=" not in word and not word.startswith(("~", "-")):
+            raise TrimtabError(f"{word}: expected SETTING=VALUE{_meant(word, command)}")
+
+
+def require_readable(argument: str, command: str) -> None:
+    """Refuse what is added and nothing reads, and a number with hundreds of digits.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    if number := TOO_LONG.search(argument):
+        raise TrimtabError(
+            f"{argument:.60}...: expected a number of less than 300 digits, not {len(number[0])}"
+        )
+    if not argument.startswith("+"):
+        return
+    key = key_of(argument) or ""
+    if key in _groups(command):
+        write = f"write {argument.lstrip('+')}"
+        if key == "methods":
+            write += ", and several methods as one stack: 'methods=[larosa,vattention]'"
+        raise TrimtabError(f"{argument}: {key} has one value, nothing is added: {write}")
+    _require_read(key)
+
+
+def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
+    """Refuse what names no option of a group, and a sweep over nothing.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    if (key := key_of(argument)) is None:
+        return
+    (override,) = parsed([argument], loader)
+    if override.is_sweep_override():
+        if override.is_discrete_sweep() and not choices(override):
+            options = loader.get_group_options(override.key_or_group)
+            there = f"; there are: {', '.join(options)}" if options else ""
+            raise TrimtabError(f"{argument}: a sweep over no value{there}")
+    elif key in _groups(command) and not isinstance(override.value(), str | list):
+        fix = (
+            "methods=baseline is no method"
+            if key == "methods"
+            else f"leave {key} out for the default"
+        )
+        there = ", ".join(group_options(key))
+        raise TrimtabError(f"{argument}: is no option, {fix}; there are: {there}")
+
+
+def _groups(command: str) -> set[str]:
+    """Return the groups of options that a command takes one of each from."""
+    others = {"hydra", "sweeps"} | ({"method"} if command == "evaluate" else {"experiment"})
+    return {path.name for path in config_folder().iterdir() if path.is_dir()} - others
+
+
+def _meant(word: str, command: str) -> str:
+    """Name the group that has an option of this name."""
+    groups = sorted(_groups(command), key=lambda one: (one != "method", one != "methods", one))
+    group = next((one for one in groups if word in group_options(one)), None)
+    return f", did you mean {group}={word}?" if group else ""
+
+
+def _require_read(key: str) -> None:
+    """Refuse what is added to Hydra's own settings where nothing reads it."""
+    first, *rest = key.split(".")
+    kind: Any = HydraConf
+    for place, name in enumerate(rest if first == "hydra" else ()):
+        if not is_dataclass(kind):  # a dictionary, or what a plugin reads
+            return
+        known = get_type_hints(kind)
+        if name not in known:
+            raise TrimtabError(
+                f"unknown setting {key}{nearest(name, list(known))}; "
+                f"{'.'.join(['hydra', *rest[:place]])} has: {', '.join(known)}"
+            )
+        kind = known[name]

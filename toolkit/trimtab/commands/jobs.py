@@ -1,0 +1,132 @@
+"""The jobs of a sweep that is about to start: which there are, and whether each can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from trimtab.commands.check import checked
+from trimtab.commands.messages import is_mistake, one_line
+from trimtab.commands.parsing import choices, parsed
+from trimtab.commands.search import require_objective
+from trimtab.commands.sweep import BY_NUMBER, foreign_methods, tries_all, without_foreign
+from trimtab.config import EvaluateConfig
+from trimtab.errors import ConfigError, TrimtabError
+
+Job = list[str]
+
+
+def jobs_of_sweep(config: DictConfig) -> dict[str, Job] | None:
+    """Return the overrides of the jobs of a sweep that is about to start, by their folders.
+
+    None where the sweeper chooses as it goes.
+
+    Raises
+    ------
+    TrimtabError
+        If there is no job, or two would share a folder.
+    """
+    if not tries_all(config.hydra):
+        return None
+    values = [_arguments(one) for one in overrides_of(config.hydra)]
+    found: dict[str, Job] = {}
+    for number, job in enumerate(map(list, product(*values))):
+        folder = _folder(config, number, job)
+        if folder in found:
+            subdir = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
+            raise ConfigError(
+                "hydra.sweep.subdir", subdir, f"{folder} would be the folder of two jobs: leave it "
+                "out, and each has a number"
+            )  # fmt: skip
+        found[folder] = job
+    return found
+
+
+def require_sound(config: DictConfig, jobs: Sequence[Job]) -> None:
+    """Refuse a sweep of which a job can never be run, before any has begun.
+
+    Raises
+    ------
+    TrimtabError
+        Naming what is wrong, and the overrides of the jobs that it is wrong in.
+    """
+    refused: dict[str, list[Job]] = {}
+    foreign: list[list[str]] = []
+    for job in jobs:
+        try:
+            hydra, own = _composed(config, job)
+            foreign.append(foreign_methods(own))
+            kind = OmegaConf.get_type(own)
+            assert kind is not None
+            settings = checked(without_foreign(own, hydra), kind)
+            if isinstance(settings, EvaluateConfig) and not tries_all(hydra):
+                require_objective(settings)
+        except Exception as error:
+            if not is_mistake(error):
+                raise
+            refused.setdefault(one_line(error), []).append(job)
+    if refused:
+        told = [f"{line}{_where(of, jobs)}" for line, of in refused.items()]
+        stopped = "; no job was started: correct this and run it again" if len(jobs) > 1 else ""
+        raise TrimtabError("; ".join(told) + stopped)
+    for name in foreign[0]:
+        if all(name in names for names in foreign):
+            raise TrimtabError(
+                f"methods.{name}: {name} is in no stack of the sweep, write methods={name}"
+            )
+
+
+def overrides_of(hydra: HydraConf) -> list[Override]:
+    """Return the overrides of a sweep: its experiment's, then those of the command line."""
+    params = hydra.sweeper.get("params") or {}
+    every = parsed([*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task])
+    return list({one.get_key_element(): one for one in every}.values())  # the last of a key counts
+
+
+def _arguments(override: Override) -> list[str]:
+    """Return an override with each of its values."""
+    if override.is_delete():
+        return [str(override.input_line)]
+    if override.is_sweep_override() and not override.is_discrete_sweep():
+        raise TrimtabError(
+            f"{override.input_line}: is for experiment=search; name the values of a sweep, A,B"
+        )
+    if not (values := choices(override)):
+        raise TrimtabError(f"{override.input_line}: a sweep over no value")
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _folder(config: DictConfig, number: int, job: Job) -> str:
+    """Return the name of the folder that Hydra gives a job of this number."""
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep)
+    if sweep["subdir"] == BY_NUMBER:
+        return str(number)
+    own = GlobalHydra.instance().config_loader().load_sweep_config(config, job)
+    with open_dict(own):
+        own.hydra.job.id = own.hydra.job.num = number
+    return str(own.hydra.sweep.subdir)
+
+
+def _composed(config: DictConfig, job: Job) -> tuple[HydraConf, DictConfig]:
+    """Return Hydra's part of a job's configuration, and ours."""
+    own = GlobalHydra.instance().config_loader().load_sweep_config(config, job)
+    hydra = own.hydra
+    with read_write(own), open_dict(own):
+        del own["hydra"]
+    return hydra, own
+
+
+def _where(refused: Sequence[Job], jobs: Sequence[Job]) -> str:
+    """Say which jobs of a sweep these are, unless they are all."""
+    if len(refused) == len(jobs):
+        return ""
+    common = [one for one in refused[0] if all(one in job for job in refused)]
+    own = [one.lstrip("+") for one in common if not all(one in job for job in jobs)]
+    count = f"{len(refused)} of {len(jobs)} jobs"
+    return f" ({count}: {' '.join(own)})" if own else f" ({count})"
