@@ -240,6 +240,18 @@ def test_serving_is_a_table_of_servers(tmp_path):
     assert "| `vattention` | 16 | padded | 8.00 | 160.0 | 8.00 | 50 | 90 | 32.0 | 8.0 | 0 |" in text
 
 
+def test_the_summary_says_how_much_was_measured(tmp_path):
+    longer = serving(result("vattention"), (2.0, 1.9, 2.1))
+    longer["speed"]["rounds"] = {"done": 5}
+    text = build_report(written(tmp_path, [result("larosa"), longer])).read_text()
+    assert (
+        "These figures rest on: for speed and greedy texts, 2 prompts of 60 to 61 tokens, "
+        "continued by 24 tokens, in 2 to 5 rounds; for quality, 2 windows of held-out text with "
+        "200 bytes scored, from 2 of 18 documents; for serving, 8 and 16 requests together, "
+        "in 3 rounds."
+    ) in text.partition("## What each stack")[0]
+
+
 def test_one_report_of_several_folders_names_commit_and_machine_where_they_differ(tmp_path):
     later, gpu = result("larosa", (1.2, 1.1, 1.3)), result("larosa", (1.3, 1.2, 1.4))
     later["environment"]["commit"] = "d" * 40 + "+changes"

@@ -14,6 +14,7 @@ from trimtab.report.attribution_table import attribution_table
 from trimtab.report.balance import Balance, balance, control_told
 from trimtab.report.choice import choices
 from trimtab.report.claims import claims_table
+from trimtab.report.extent import extent
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
 from trimtab.report.notices import facts, warnings
@@ -50,12 +51,15 @@ class Setting:
         A wish, the stack to use for it and what it gains and costs, and how it was found.
     stacks : tuple of Stack
     controls : tuple of str
+    extent : str
+        How much was measured.
     """
 
     name: str
     advice: tuple[tuple[str, str, str], ...]
     stacks: tuple[Stack, ...]
     controls: tuple[str, ...]
+    extent: str
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def _setting(group: Sequence[Job], name: str) -> Setting:
     )
     advice = tuple(_advice(group)) if stacks else ()
     controls = tuple(control_told(row) for row in group if not row.methods)
-    return Setting(name, advice, stacks, controls)
+    return Setting(name, advice, stacks, controls, extent(group))
 
 
 def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
