@@ -17,6 +17,7 @@ from trimtab.report.claims import claims_table
 from trimtab.report.extent import extent
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
+from trimtab.report.labels import shared
 from trimtab.report.notices import facts, warnings
 from trimtab.report.plots.panel import Plot
 from trimtab.report.published import published_table
@@ -68,6 +69,7 @@ class Document:
 
     title: str
     counted: str
+    shared: str
     warnings: tuple[str, ...]
     failures: tuple[tuple[str, str], ...]
     settings: tuple[Setting, ...]
@@ -115,6 +117,7 @@ def document(
         title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
         or "no job succeeded",
         counted=_counted(rows, failed, more),
+        shared=", ".join(code(one.removeprefix("methods.")) for one in shared(rows)),
         drawn=not more,
         warnings=tuple(dict.fromkeys(warnings(measured))),
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),
