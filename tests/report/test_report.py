@@ -159,7 +159,7 @@ def test_what_was_not_measured_is_a_dash_and_what_no_job_has_no_column(tmp_path)
     jobs = load_jobs(written(tmp_path, [result("larosa"), sparse(result("sparse"))]))
     names, _, row, _ = markdown(main_table(jobs)).splitlines()
     cells = dict(zip(names.split(" | "), row.split(" | "), strict=True))
-    assert (cells["sparsity"], cells["tokens saved"], cells["steps saved"]) == (
+    assert (cells["dropped share"], cells["tokens saved"], cells["steps saved"]) == (
         "-", "12.3%", "34.5%"
     )  # fmt: skip
     assert "perplexity" not in cells

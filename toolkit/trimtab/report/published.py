@@ -70,7 +70,7 @@ class Comparison:
         return self.row.reason(self.published.reason) or "not in the result"
 
 
-LAROSA = "larosa", "arXiv 2507.01299", "LLaMA2-7B at 40 % sparsity"
+LAROSA = "larosa", "arXiv 2507.01299", "LLaMA2-7B, 40 % of activations dropped"
 ADAPTIVOCAB = "adaptivocab", "arXiv 2503.19693", "two 7B models on three domains, fine-tuned"
 VATTENTION = (
     "vattention", "arXiv 2405.04437", "against FlashAttention's and FlashInfer's paged kernels"
