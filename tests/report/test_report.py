@@ -174,6 +174,14 @@ def test_the_csv_holds_every_scalar_under_its_dotted_name(sweep):
     assert not any(name.startswith(("samples", "reasons")) for name in rows[0])
 
 
+def test_no_column_of_the_csv_is_empty_for_every_job(tmp_path):
+    jobs = load_jobs(written(tmp_path, [result("larosa"), sparse(result("sparse"))]))
+    rows = list(csv.DictReader(io.StringIO(csv_table(jobs))))
+    assert [row["sparsity.achieved"] for row in rows] == ["", "0.1"]
+    assert not {"sparsity", "energy", "environment.gpu"} & rows[0].keys()
+    assert rows[0].keys() >= {"status", "label", "methods"}
+
+
 def test_the_json_holds_all_jobs_without_samples_and_the_machines(sweep):
     build_report(sweep)
     content = json.loads((sweep / "report" / "comprehensive_benchmark_results.json").read_text())
