@@ -70,7 +70,7 @@ def test_a_job_that_ends_while_a_report_is_built_is_in_it(monkeypatch, tmp_path)
     written(tmp_path, [result("first")])
     builds = []
 
-    def write(jobs, target, more):
+    def write(jobs, target, *_):
         builds.append([job.label for job in jobs])
         if len(builds) == 1:
             (tmp_path / "1").mkdir()
@@ -148,6 +148,25 @@ def test_a_damaged_result_is_a_failed_job_beside_the_healthy_ones(sweep, text):
     assert "| `3` | **failed**: result.json is damaged: " in report
     assert "`quick`: **faster than the unmodified model**" in report
     assert "result.json is damaged" in (sweep / "report" / "results.csv").read_text("utf-8")
+
+
+def test_a_result_of_another_schema_is_left_out_by_name_and_the_rest_is_reported(sweep):
+    file = sweep / "3" / "result.json"
+    file.write_text(json.dumps({"schema": 3, "status": "ok", "label": "old"}))
+    text = build_report(sweep).read_text("utf-8")
+    assert f"## Left out\n\n- {file} has schema 3, expected 4: measure it again" in text
+    assert "12 jobs" not in text
+    assert "`old`" not in text
+    assert "`quick`: **faster than the unmodified model**" in text
+    assert "schema 3, expected 4" in (sweep / "report" / "report.html").read_text("utf-8")
+
+
+def test_where_all_results_are_of_another_schema_the_command_says_so(tmp_path):
+    written(tmp_path, [result("old") | {"schema": 3}])
+    done = command(tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"{tmp_path / '0' / 'result.json'} has schema 3, expected 4" in line
 
 
 def test_every_row_has_every_column(sweep):

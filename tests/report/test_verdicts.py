@@ -191,7 +191,7 @@ def test_what_was_not_measured_is_told_with_its_reason(tmp_path):
     found = unmeasured(load_jobs(written(tmp_path, [one, two])))
     assert "energy (in `larosa`): no meter" in found
     assert "memory of the GPU: no GPU" in found
-    assert "serving many requests at once: not in the result (schema 4)" in found
+    assert "serving many requests at once: the job left it out" in found
     assert not any(one.startswith("quality") for one in found)
 
 

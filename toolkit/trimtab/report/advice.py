@@ -34,7 +34,7 @@ def unmeasured(rows: Sequence[Job]) -> list[str]:
     for row in measured:
         for name, field in ASKED.items():
             if row.get(field) is None:
-                why = row.reason(field) or f"not in the result (schema {row.get('schema')})"
+                why = row.reason(field) or "the job left it out"
                 found.setdefault((name, why), []).append(row)
     said = []
     for (name, why), those in found.items():

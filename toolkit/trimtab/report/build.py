@@ -13,7 +13,7 @@ from trimtab.report.columns import CHARTS, DASHBOARD
 from trimtab.report.data import csv_table, json_summary
 from trimtab.report.document import document
 from trimtab.report.job import Job
-from trimtab.report.load import load_jobs, state
+from trimtab.report.load import load, load_jobs, state
 from trimtab.report.notices import facts
 from trimtab.report.pages import write_html, write_markdown
 from trimtab.report.plots import compression, pareto, serving, single, waterfall
@@ -63,9 +63,9 @@ def build_report(*folders: Path, out: Path | None = None, last_draws: bool = Fal
         )
     while True:
         found = state(folders)
-        jobs = load_jobs(*folders)
+        jobs, left_out = load(*folders)
         more = more_jobs(folders[0]) if last_draws else 0
-        _write(jobs, target, more)
+        _write(jobs, target, more, left_out)
         if state(folders) == found:
             return target / "report.md"
 
@@ -77,12 +77,12 @@ def draw(job: Path, target: Path) -> None:
         write_png(plot, target / plot.file)
 
 
-def _write(jobs: Sequence[Job], target: Path, more: int) -> None:
+def _write(jobs: Sequence[Job], target: Path, more: int, left_out: Sequence[str]) -> None:
     """Write all files of a report; with more jobs to come, without pictures."""
     rows = rows_of(jobs)
     attributed = attributions(rows)
     plots = list(_plots(rows, attributed))
-    said = document(rows, attributed, plots, more)
+    said = document(rows, attributed, plots, more, left_out)
     target.mkdir(parents=True, exist_ok=True)
     drawn = [] if more else plots
     for plot in drawn:

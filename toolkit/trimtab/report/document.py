@@ -70,6 +70,7 @@ class Document:
     title: str
     counted: str
     shared: str
+    left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     failures: tuple[tuple[str, str], ...]
     settings: tuple[Setting, ...]
@@ -102,9 +103,21 @@ READING = (
 
 
 def document(
-    rows: Sequence[Job], attributed: Sequence[Attribution], plots: Sequence[Plot], more: int = 0
+    rows: Sequence[Job],
+    attributed: Sequence[Attribution],
+    plots: Sequence[Plot],
+    more: int = 0,
+    left_out: Sequence[str] = (),
 ) -> Document:
-    """Return what a report says of its rows, of a sweep with so many more jobs to come."""
+    """Return what a report says of its rows.
+
+    Parameters
+    ----------
+    more : int
+        Jobs of the sweep that are still to come.
+    left_out : sequence of str
+        A line for each result that is not among the rows.
+    """
     measured = [row for row in rows if row.ok]
     failed = [row for row in rows if not row.ok]
     groups = groups_of(measured)
@@ -119,6 +132,7 @@ def document(
         counted=_counted(rows, failed, more),
         shared=", ".join(code(one.removeprefix("methods.")) for one in shared(rows)),
         drawn=not more,
+        left_out=tuple(left_out),
         warnings=tuple(dict.fromkeys(warnings(measured))),
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),
         settings=tuple(map(_setting, groups, names_of(groups))),
