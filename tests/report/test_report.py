@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,17 @@ def test_pictures_that_there_is_nothing_for_any_more_are_removed_and_others_stay
     text = build_report(tmp_path).read_text()
     assert not any(name in text for name in own)
     assert names(tmp_path / "report") & {*own, "mine.png"} == {"mine.png"}
+
+
+def test_pictures_of_a_job_have_the_number_of_its_folder(tmp_path):
+    first = written(tmp_path / "first", [result("a"), result("b"), sparse(result("c"))])
+    shutil.rmtree(first / "1")
+    assert "](sparsity_by_layer_2.png)" in build_report(first).read_text()
+    second = written(tmp_path / "second", [sparse(result("d"))])
+    text = build_report(first, second, out=tmp_path / "out").read_text()
+    assert "](sparsity_by_layer_1.png)" in text
+    assert "](sparsity_by_layer_2.png)" in text
+    assert "](sparsity_by_layer_0.png)" in build_report(first / "2").read_text()
 
 
 def test_a_job_that_ends_while_a_report_is_built_is_in_it(monkeypatch, tmp_path):
@@ -246,14 +258,16 @@ def test_without_quality_its_plot_is_left_out_and_the_report_says_why(tmp_path):
     text = build_report(written(tmp_path, [job])).read_text("utf-8")
     assert "quality_versus_speed" not in text
     assert "- quality: its weights are random\n" in text
-    assert "- the text must not change: cannot be said" in text
+    assert "- the text must not change: no answer, as the figures" in text
 
 
 def test_compression_is_told_with_its_control(tmp_path):
     jobs = [compressing("better", -0.03, -0.01), compressing("unclear", -0.03, 0.01)]
     text = build_report(written(tmp_path, [result("baseline"), *jobs])).read_text("utf-8")
-    assert "gained: its shorter prompts **beat the prompt cut**: of 1000 prompt tokens" in text
-    assert "cost: its shorter prompts **do not beat the prompt cut**" in text
+    assert (
+        "gained: its shorter prompts **beat a prompt that was cut**: of 1000 prompt tokens" in text
+    )
+    assert "cost: its shorter prompts **do not beat a prompt that was cut**" in text
     assert "0.900 bits per byte, 0.920 after a cut prompt" in text
     assert (
         "| `better` | 1000 | 800 | 0.8770 | 0.9000 | 0.9200 | -0.0200 [-0.0300, -0.0100] |" in text

@@ -117,6 +117,14 @@ def _plots(rows: Sequence[Job], attributed: Sequence[Attribution]) -> Iterator[P
         serving.serving_plot(measured, note),
         compression.compression_plot(measured, note),
         *(draw(row, number, facts(row)) for draw in (single.sparsity_map, single.operating_points)
-          for number, row in enumerate(rows) if row.ok),
+          for number, row in zip(_numbers(rows), rows, strict=True) if row.ok),
     )  # fmt: skip
     yield from (plot for plot in drawn if plot is not None)
+
+
+def _numbers(rows: Sequence[Job]) -> list[int]:
+    """Return the numbers that the folders of one sweep's jobs have; else the places of the rows."""
+    inside = all(row.folder.parent == rows[0].root for row in rows)
+    if inside and all(row.folder.name.isdigit() for row in rows):
+        return [int(row.folder.name) for row in rows]
+    return [*range(len(rows))]
