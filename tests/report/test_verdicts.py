@@ -58,12 +58,12 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     gained, cost, alike = weighed(tmp_path, job)
     assert "1.60 [1.50, 1.70] times as fast: 2.50 ms per byte of text instead of 4.00" in gained
     assert "34.5% fewer forward passes" in gained
-    assert "50% less KV memory held while serving" in gained
+    assert "50% less KV memory while serving" in gained
     assert "25% less energy per byte" in gained
     assert "the first token comes later, after 100 ms instead of 80 ms" in cost
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
-    assert "other greedy texts: the first 50% of a text" in cost
-    assert "50% more memory held by the KV cache of one text" in cost
+    assert "greedy texts differ: on average, the first 50% of a text" in cost
+    assert "50% more memory for the KV cache of one text" in cost
     assert "serving: 0.90 [0.80, 0.95] times the tokens" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost
     assert "piqa: +0.000" in alike

@@ -171,7 +171,7 @@ def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
     for choice in choices(group):
         best, rule = choice.best, choice.rule
         if all(row.get(rule.field) is None for row in group):
-            told = "cannot be said: what it depends on was not measured"
+            told = "no answer, as the figures that decide it were not measured"
         elif best is None:
             told = "no stack: stay with the unmodified model"
         elif best in told_of:
@@ -182,10 +182,11 @@ def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
             told = f"**{code(best.label)}**: {rule.told(best)}; "
             told += f"it costs: {cost}" if cost else "nothing measured got worse"
         if choice.equal:
-            told += f". Not told apart from it: {listed([code(row.label) for row in choice.equal])}"
+            equal = listed([code(row.label) for row in choice.equal])
+            told += f". No measurable difference from it: {equal}"
         yield rule.wish, told, rule.how
 
 
 def _ran(row: Job) -> str:
     step = row.get("engine.decode_step")
-    return f"kernel: {row.content['kernel']}" + (f"; decode steps: {step}" if step else "")
+    return str(row.content["kernel"]) + (f"; decode steps: {step}" if step else "")

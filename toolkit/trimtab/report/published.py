@@ -14,7 +14,8 @@ TITLE = "What was published, and what was measured here"
 NOTE = (
     "Published: the abstract's figure. Measured: every stack that holds the method and the fewest "
     "others, whose effects are in its figures. Models, machines and text are not the same, so that "
-    "a difference refutes no paper. No paper has a figure of several of these methods together."
+    "a difference does not refute a paper. No paper has a figure of several of these methods "
+    "together."
 )
 
 
