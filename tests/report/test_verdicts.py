@@ -195,6 +195,32 @@ def test_what_was_not_measured_is_told_with_its_reason(tmp_path):
     assert not any(one.startswith("quality") for one in found)
 
 
+def test_what_was_disturbed_is_to_be_measured_again_with_its_command(tmp_path):
+    typed = ["++methods.larosa.sparsity=0.3", "experiment=demo"]
+    baseline, larosa, fine, noisy = (
+        result(name, speedup, overrides=[f"methods={name}", *typed])
+        for name, speedup in (("baseline", (1.1, 1.05, 1.2)), ("larosa", (1.5, 1.4, 1.6)),
+                              ("fine", (1.0, 0.99, 1.01)), ("noisy", (1.5, 0.5, 4.0)))
+    )  # fmt: skip
+    larosa["environment"]["load"] = {"busy": True, "reason": "others"}
+    noisy["speed"]["verdict"] = "too noisy to say"
+    biased = result("vattention", (1.5, 1.4, 1.6), overrides=["methods=vattention", *typed])
+    biased["speed"]["control"] = interval(1.1, 1.05, 1.2)
+    rows = load_jobs(written(tmp_path, [baseline, larosa, fine, noisy, biased]))
+    told = [one for one in next_steps(rows, []) if "again" in one]
+    command, off = "`python evaluate.py", "unmodified model against itself, does not contain 1:"
+    assert told == [
+        f"Measure `baseline` again on a quiet machine, as its control, the {off} {command} "
+        "experiment=demo methods=baseline`",
+        f"Measure `larosa` again on a quiet machine, as the machine was busy: {command} "
+        "methods.larosa.sparsity=0.3 experiment=demo methods=larosa`",
+        "Measure `noisy` again on a quiet machine, as its speed is too noisy to tell: "
+        f"{command} experiment=demo methods=noisy`",
+        f"Measure `vattention` again on a quiet machine, as its control, the {off} {command} "
+        "experiment=demo methods=vattention`",
+    ]
+
+
 def test_the_next_steps_are_commands(tmp_path):
     typed = ["experiment=demo", "tracking.mode=disabled", "++methods.adaptivocab.size=8"]
     jobs = [

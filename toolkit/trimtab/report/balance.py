@@ -163,5 +163,6 @@ def control_told(job: Job) -> str:
         f"{code(job.label)} is the unmodified model against itself: {interval(speedup)}. "
         + ("That is the noise of its measurement; every other job has a control of its own."
            if holds else
-           "It should contain 1 and does not: differences as small as this mean nothing here.")
+           "It should contain 1 and does not: differences as small as this mean nothing here. "
+           "Measure it again on a quiet machine.")
     )  # fmt: skip
