@@ -58,10 +58,10 @@ def test_of_every_stack_one_fails_and_is_resumed(command, tmp_path):
     assert "](all_methods_comprehensive_dashboard.png)" in table
     told = [line for line in done.stderr.splitlines() if line.startswith("Job ")]
     left = r" \(about [\d.]+ (s|min|h) left for the sweep\)"
-    assert re.fullmatch(r"Job 1 of 6: adaptivocab [^()]+", told[0])
-    assert re.fullmatch(rf"Job 1 of 6: finished after \d+ s{left}", told[1])
-    assert re.fullmatch(rf"Job 5 of 6: failed after \d+ s: .* is damaged.*{left}", told[9])
-    assert re.fullmatch(r"Job 6 of 6: finished after \d+ s", told[11])
+    assert re.fullmatch(r"Job 0 \(0 to 5\): adaptivocab [^()]+", told[0])
+    assert re.fullmatch(rf"Job 0 \(0 to 5\): finished after \d+ s{left}", told[1])
+    assert re.fullmatch(rf"Job 4 \(0 to 5\): failed after \d+ s: .* is damaged.*{left}", told[9])
+    assert re.fullmatch(r"Job 5 \(0 to 5\): finished after \d+ s", told[11])
 
     tensors.write_bytes(whole)
     before = state(sweep)
@@ -79,7 +79,7 @@ def test_of_every_stack_one_fails_and_is_resumed(command, tmp_path):
         "larosa tokens=512 window=64",
         "vattention",
     ]
-    assert resumed.stderr.count("Job 5 of 6: larosa tokens=512 window=64 (about") == 1
+    assert resumed.stderr.count("Job 4 (0 to 5): larosa tokens=512 window=64 (about") == 1
     assert len(re.findall("^Job ", resumed.stderr, flags=re.M)) == 2
     after = state(sweep)
     changed = {name for name in before | after if before.get(name) != after.get(name)}
@@ -128,7 +128,7 @@ def test_a_sweep_over_options_of_the_users_is_resumed_as_it_was_started(command,
     given = ["--config-dir", "mine", "methods=glob(b?)", "layout=mega", *JOB]
     done = command("evaluate.py", "-m", *given, "hydra.sweep.dir=sweep")
     assert done.returncode == 0, done.stderr
-    assert "Job 2 of 2: bc" in done.stderr
+    assert "Job 1 (0 to 1): bc" in done.stderr
     assert json.loads((tmp_path / "sweep" / "command.json").read_text())["jobs"] == 2
 
     first = state(tmp_path / "sweep" / "0")
@@ -348,7 +348,7 @@ def test_jobs_that_run_beside_each_other(fresh_command, tmp_path, launcher):
     if launcher != "workers":
         return  # its jobs write to files
     told = [line for line in done.stderr.splitlines() if line.startswith("Job ")]
-    both = [f"Job {n} of 2: {what}" for n in (1, 2) for what in ("baseline", "finished after")]
+    both = [f"Job {n} (0 to 1): {what}" for n in (0, 1) for what in ("baseline", "finished after")]
     assert all(sum(line.startswith(one) for line in told) == 1 for one in both)
     assert len(told) == 4
 

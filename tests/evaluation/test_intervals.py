@@ -10,6 +10,7 @@ from trimtab.evaluation.intervals import (
     mean_ratio,
     rate_difference,
     ratio,
+    typical,
     typical_ratio,
 )
 
@@ -55,6 +56,18 @@ def test_a_typical_ratio_is_that_of_the_signed_rank_test():
         {"estimate": 1 / found["estimate"], "low": 1 / found["high"], "high": 1 / found["low"]}
     )
     assert half_width(found) == pytest.approx(half_width(swapped))
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=lambda one: one.__name__)
+def test_what_is_typical_of_each_agrees_with_what_is_typical_of_pairs(noise):
+    for seed in range(JOBS):
+        baseline, candidate = timed(noise, 8, seed, 1.3)
+        found = typical_ratio(baseline, candidate)
+        assert found["low"] <= typical(baseline) / typical(candidate) <= found["high"]
+
+
+def test_two_disturbed_samples_of_eight_move_what_is_typical_little():
+    assert typical([1.0, 1.01, 0.99, 1.0, 20.0, 1.02, 0.98, 30.0]) == pytest.approx(1, abs=0.03)
 
 
 def test_one_disturbed_pair_of_eight_moves_a_typical_ratio_little():

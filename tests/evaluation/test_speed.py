@@ -3,7 +3,7 @@
 import pytest
 
 from tests.evaluation.test_rounds import timing
-from trimtab.evaluation.speed import outliers, per_text, verdict
+from trimtab.evaluation.speed import outliers, verdict
 
 
 def estimate(low: float, high: float) -> dict[str, float]:
@@ -26,11 +26,6 @@ def estimate(low: float, high: float) -> dict[str, float]:
 )
 def test_a_verdict_is_clear_of_one_and_of_the_control(speedup, control, expected):
     assert verdict(estimate(*speedup), estimate(*control)) == expected
-
-
-def test_what_is_typical_is_the_mean_of_the_prompts_medians():
-    timings = [timing(seconds) for seconds in (1.0, 10.0, 2.0, 30.0, 90.0, 20.0)]
-    assert per_text(timings, 2, lambda one: one.total) == pytest.approx((2 + 20) / 2)
 
 
 def test_outliers_are_unlike_others_of_their_prompt():

@@ -48,7 +48,7 @@ def result(
         "methods": list(methods),
         "kernel": "the kernel that ran",
         "model": {"name": "tiny", "dtype": "float32", "fingerprint": "f"},
-        "corpus": {"name": "words", "digest": "d"},
+        "corpus": {"name": "words", "digest": "d", "documents": 18},
         "environment": {
             "cpu": "A CPU", "threads": 2, "gpu": None, "commit": "c" * 40, "seed": seed,
             "packages": {"torch": "2", "transformers": "5"},
@@ -59,6 +59,8 @@ def result(
                 "candidate": 1.25 + lost,
                 "difference": interval(lost, lost / 2, lost * 2),
             },
+            "windows": 2,
+            "scored_bytes": 200,
             "greedy_agreement": 1.0 if same else 0.5,
             "exact_match": 1.0 if same else 0.0,
         },
@@ -82,6 +84,7 @@ def result(
         },
         "speed": {
             "paired": True,
+            "rounds": {"done": 2},
             "speedup": interval(*speedup),
             "ms_per_byte": {"baseline": 4.0, "candidate": 4.0 / speedup[0]},
             "decode_tokens_per_s": {"baseline": 10.0, "candidate": 10 * speedup[0]},
@@ -89,7 +92,8 @@ def result(
         "energy": None,
         "samples": {
             "timings": [
-                {"model": model, "prompt": number % 2, "total": total}
+                {"model": model, "prompt": number % 2, "total": total, "new_tokens": 24,
+                 "prompt_tokens": 60 + number % 2}
                 for number, noise in enumerate(NOISE)
                 for model, total in (
                     ("baseline", 1.0),
@@ -113,7 +117,8 @@ def result(
 
 def server(requests: int, name: str, tokens: float, held: float) -> dict[str, Any]:
     return {
-        "requests": requests, "server": name, "requests_per_s": tokens / 20, "tokens_per_s": tokens,
+        "requests": requests, "server": name, "rounds": 3, "requests_per_s": tokens / 20,
+        "tokens_per_s": tokens,
         "texts_per_s": tokens / 20, "ttft_p50_ms": 50.0, "ttft_p99_ms": 90.0,
         "kv_committed_bytes": held, "kv_wasted_bytes": held / 4, "refused": 0,
     }  # fmt: skip

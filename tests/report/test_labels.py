@@ -44,6 +44,12 @@ ALIKE = "quality.windows=4"
             [ran("x p=1", "methods=x", "++methods.x.p=1"), ran("x p=1", "methods=x", "+threads=1")],
             ["x p=1", "x p=1 threads=1"],
         ),
+        (
+            [ran("x p=1", "methods=x", "++methods.x.p=1", ALIKE),
+             ran("[x,y] x.p=1 y.q=2", "methods=[x,y]", "++methods.x.p=1", "methods.y.q=2", ALIKE)],
+            ["x", "[x,y] y.q=2"],
+        ),
+        ([ran("x p=1", "methods.x.p=1", ALIKE), result("y")], [f"x p=1 {ALIKE}", "y"]),
         # Where files go is no setting of a measurement.
         ([ran("a", "tracking.mode=disabled"), ran("b", "artifacts=x")], ["a", "b"]),
         # Another stack's settings say nothing about a job; what is alike is told by its folder.
@@ -58,6 +64,15 @@ ALIKE = "quality.windows=4"
 def test_every_row_says_what_its_job_alone_has(tmp_path, jobs, labels):
     written(tmp_path, jobs)
     assert [job.label for job in load_jobs(tmp_path)] == labels
+
+
+def test_what_all_rows_share_is_said_once(tmp_path):
+    typed = ["++methods.x.p=1", ALIKE]
+    jobs = [ran("x p=1", "methods=x", *typed), ran("[x,y] x.p=1", "methods=[x,y]", *typed)]
+    text = build_report(written(tmp_path, jobs)).read_text()
+    assert f"2 jobs.\n\nSettings of all rows: `x.p=1`, `{ALIKE}`.\n" in text
+    assert "Settings of all" in (tmp_path / "report" / "report.html").read_text()
+    assert text.partition("## What each stack")[2].count("p=1") == 0
 
 
 def test_jobs_alike_in_several_sweeps_are_told_by_their_commit_or_their_sweep(tmp_path):

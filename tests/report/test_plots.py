@@ -132,18 +132,39 @@ def test_the_summary_of_several_models_has_a_heading_for_each(tmp_path, models, 
 
 @pytest.mark.parametrize(
     ("whole", "told"),
-    [(4.0, "more than one by one"), (2.5, "what they do one by one"), (1.5, "less than")],
-)
+    [
+        (4.0, "b does most for time; together they do more than one by one"),
+        (2.5, "b does most for time; what they do to each other cannot be told from noise "
+              "(× 0.965 to × 1.036)"),
+        (1.5, "b does most for time; together they do less than one by one"),
+    ],
+)  # fmt: skip
 def test_the_waterfall_says_what_methods_do_to_each_other(tmp_path, whole, told):
     jobs = [result("a", (1.25, 1.2, 1.3)), result("b", (2.0, 1.9, 2.1)),
             result("ab", (whole, whole - 0.1, whole + 0.1), methods=("a", "b"))]  # fmt: skip
     plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
     assert plot is not None
-    assert plot.title.startswith("ab: b does most for time; together they do")
-    assert told in plot.title
+    assert plot.title == f"ab: {told}"
     text = markdown(plot.panels[0].table)
     assert "| `unmodified model` | 4.00 |" in text
     assert "| `b alone` | 1.60 | × 0.500 |" in text
+
+
+@pytest.mark.parametrize(
+    ("speedup", "samples", "told"),
+    [
+        ((1.1, 0.5, 2.0), True, "whether a method alone lowers time cannot be told from noise; "),
+        ((0.5, 0.4, 0.6), True, "no method alone lowers time; "),
+        ((2.0, 1.9, 2.1), False, "; what they do to each other has no interval"),
+    ],
+)
+def test_the_waterfall_says_nothing_of_what_it_cannot_tell(tmp_path, speedup, samples, told):
+    jobs = [result("a", speedup), result("b", speedup), result("ab", methods=("a", "b"))]
+    if not samples:
+        del jobs[-1]["samples"]
+    plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
+    assert plot is not None
+    assert told in plot.title
 
 
 def test_the_waterfall_is_of_the_largest_stacks_whose_methods_were_all_measured(tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,11 +67,22 @@ def test_pictures_that_there_is_nothing_for_any_more_are_removed_and_others_stay
     assert names(tmp_path / "report") & {*own, "mine.png"} == {"mine.png"}
 
 
+def test_pictures_of_a_job_have_the_number_of_its_folder(tmp_path):
+    first = written(tmp_path / "first", [result("a"), result("b"), sparse(result("c"))])
+    shutil.rmtree(first / "1")
+    assert "](sparsity_by_layer_2.png)" in build_report(first).read_text()
+    second = written(tmp_path / "second", [sparse(result("d"))])
+    text = build_report(first, second, out=tmp_path / "out").read_text()
+    assert "](sparsity_by_layer_1.png)" in text
+    assert "](sparsity_by_layer_2.png)" in text
+    assert "](sparsity_by_layer_0.png)" in build_report(first / "2").read_text()
+
+
 def test_a_job_that_ends_while_a_report_is_built_is_in_it(monkeypatch, tmp_path):
     written(tmp_path, [result("first")])
     builds = []
 
-    def write(jobs, target, more):
+    def write(jobs, target, *_):
         builds.append([job.label for job in jobs])
         if len(builds) == 1:
             (tmp_path / "1").mkdir()
@@ -150,6 +162,25 @@ def test_a_damaged_result_is_a_failed_job_beside_the_healthy_ones(sweep, text):
     assert "result.json is damaged" in (sweep / "report" / "results.csv").read_text("utf-8")
 
 
+def test_a_result_of_another_schema_is_left_out_by_name_and_the_rest_is_reported(sweep):
+    file = sweep / "3" / "result.json"
+    file.write_text(json.dumps({"schema": 3, "status": "ok", "label": "old"}))
+    text = build_report(sweep).read_text("utf-8")
+    assert f"## Left out\n\n- {file} has schema 3, expected 4: measure it again" in text
+    assert "12 jobs" not in text
+    assert "`old`" not in text
+    assert "`quick`: **faster than the unmodified model**" in text
+    assert "schema 3, expected 4" in (sweep / "report" / "report.html").read_text("utf-8")
+
+
+def test_where_all_results_are_of_another_schema_the_command_says_so(tmp_path):
+    written(tmp_path, [result("old") | {"schema": 3}])
+    done = command(tmp_path, cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"{tmp_path / '0' / 'result.json'} has schema 3, expected 4" in line
+
+
 def test_every_row_has_every_column(sweep):
     lines = markdown(main_table(load_jobs(sweep))).replace("\\|", "").splitlines()
     assert len({line.count("|") for line in lines}) == 1
@@ -159,7 +190,7 @@ def test_what_was_not_measured_is_a_dash_and_what_no_job_has_no_column(tmp_path)
     jobs = load_jobs(written(tmp_path, [result("larosa"), sparse(result("sparse"))]))
     names, _, row, _ = markdown(main_table(jobs)).splitlines()
     cells = dict(zip(names.split(" | "), row.split(" | "), strict=True))
-    assert (cells["sparsity"], cells["tokens saved"], cells["steps saved"]) == (
+    assert (cells["dropped share"], cells["tokens saved"], cells["steps saved"]) == (
         "-", "12.3%", "34.5%"
     )  # fmt: skip
     assert "perplexity" not in cells
@@ -172,6 +203,14 @@ def test_the_csv_holds_every_scalar_under_its_dotted_name(sweep):
     assert rows[1]["derived.bits_increase.estimate"] == "0.008"
     assert rows[2]["status"] == "error"
     assert not any(name.startswith(("samples", "reasons")) for name in rows[0])
+
+
+def test_no_column_of_the_csv_is_empty_for_every_job(tmp_path):
+    jobs = load_jobs(written(tmp_path, [result("larosa"), sparse(result("sparse"))]))
+    rows = list(csv.DictReader(io.StringIO(csv_table(jobs))))
+    assert [row["sparsity.achieved"] for row in rows] == ["", "0.1"]
+    assert not {"sparsity", "energy", "environment.gpu"} & rows[0].keys()
+    assert rows[0].keys() >= {"status", "label", "methods"}
 
 
 def test_the_json_holds_all_jobs_without_samples_and_the_machines(sweep):
@@ -219,14 +258,16 @@ def test_without_quality_its_plot_is_left_out_and_the_report_says_why(tmp_path):
     text = build_report(written(tmp_path, [job])).read_text("utf-8")
     assert "quality_versus_speed" not in text
     assert "- quality: its weights are random\n" in text
-    assert "- the text must not change: cannot be said" in text
+    assert "- the text must not change: no answer, as the figures" in text
 
 
 def test_compression_is_told_with_its_control(tmp_path):
     jobs = [compressing("better", -0.03, -0.01), compressing("unclear", -0.03, 0.01)]
     text = build_report(written(tmp_path, [result("baseline"), *jobs])).read_text("utf-8")
-    assert "gained: its shorter prompts **beat the prompt cut**: of 1000 prompt tokens" in text
-    assert "cost: its shorter prompts **do not beat the prompt cut**" in text
+    assert (
+        "gained: its shorter prompts **beat a prompt that was cut**: of 1000 prompt tokens" in text
+    )
+    assert "cost: its shorter prompts **do not beat a prompt that was cut**" in text
     assert "0.900 bits per byte, 0.920 after a cut prompt" in text
     assert (
         "| `better` | 1000 | 800 | 0.8770 | 0.9000 | 0.9200 | -0.0200 [-0.0300, -0.0100] |" in text
@@ -238,6 +279,18 @@ def test_serving_is_a_table_of_servers(tmp_path):
     text = build_report(written(tmp_path, [job])).read_text()
     assert "gained: serving: 2.00 [1.90, 2.10] times the tokens per second" in text
     assert "| `vattention` | 16 | padded | 8.00 | 160.0 | 8.00 | 50 | 90 | 32.0 | 8.0 | 0 |" in text
+
+
+def test_the_summary_says_how_much_was_measured(tmp_path):
+    longer = serving(result("vattention"), (2.0, 1.9, 2.1))
+    longer["speed"]["rounds"] = {"done": 5}
+    text = build_report(written(tmp_path, [result("larosa"), longer])).read_text()
+    assert (
+        "These figures rest on: for speed and greedy texts, 2 prompts of 60 to 61 tokens, "
+        "continued by 24 tokens, in 2 to 5 rounds; for quality, 2 windows of held-out text with "
+        "200 bytes scored, from 2 of 18 documents; for serving, 8 and 16 requests together, "
+        "in 3 rounds."
+    ) in text.partition("## What each stack")[0]
 
 
 def test_one_report_of_several_folders_names_commit_and_machine_where_they_differ(tmp_path):

@@ -58,12 +58,12 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     gained, cost, alike = weighed(tmp_path, job)
     assert "1.60 [1.50, 1.70] times as fast: 2.50 ms per byte of text instead of 4.00" in gained
     assert "34.5% fewer forward passes" in gained
-    assert "50% less KV memory held while serving" in gained
+    assert "50% less KV memory while serving" in gained
     assert "25% less energy per byte" in gained
     assert "the first token comes later, after 100 ms instead of 80 ms" in cost
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
-    assert "other greedy texts: the first 50% of a text" in cost
-    assert "50% more memory held by the KV cache of one text" in cost
+    assert "greedy texts differ: on average, the first 50% of a text" in cost
+    assert "50% more memory for the KV cache of one text" in cost
     assert "serving: 0.90 [0.80, 0.95] times the tokens" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost
     assert "piqa: +0.000" in alike
@@ -191,8 +191,34 @@ def test_what_was_not_measured_is_told_with_its_reason(tmp_path):
     found = unmeasured(load_jobs(written(tmp_path, [one, two])))
     assert "energy (in `larosa`): no meter" in found
     assert "memory of the GPU: no GPU" in found
-    assert "serving many requests at once: not in the result (schema 4)" in found
+    assert "serving many requests at once: the job left it out" in found
     assert not any(one.startswith("quality") for one in found)
+
+
+def test_what_was_disturbed_is_to_be_measured_again_with_its_command(tmp_path):
+    typed = ["++methods.larosa.sparsity=0.3", "experiment=demo"]
+    baseline, larosa, fine, noisy = (
+        result(name, speedup, overrides=[f"methods={name}", *typed])
+        for name, speedup in (("baseline", (1.1, 1.05, 1.2)), ("larosa", (1.5, 1.4, 1.6)),
+                              ("fine", (1.0, 0.99, 1.01)), ("noisy", (1.5, 0.5, 4.0)))
+    )  # fmt: skip
+    larosa["environment"]["load"] = {"busy": True, "reason": "others"}
+    noisy["speed"]["verdict"] = "too noisy to say"
+    biased = result("vattention", (1.5, 1.4, 1.6), overrides=["methods=vattention", *typed])
+    biased["speed"]["control"] = interval(1.1, 1.05, 1.2)
+    rows = load_jobs(written(tmp_path, [baseline, larosa, fine, noisy, biased]))
+    told = [one for one in next_steps(rows, []) if "again" in one]
+    command, off = "`python evaluate.py", "unmodified model against itself, does not contain 1:"
+    assert told == [
+        f"Measure `baseline` again on a quiet machine, as its control, the {off} {command} "
+        "experiment=demo methods=baseline`",
+        f"Measure `larosa` again on a quiet machine, as the machine was busy: {command} "
+        "methods.larosa.sparsity=0.3 experiment=demo methods=larosa`",
+        "Measure `noisy` again on a quiet machine, as its speed is too noisy to tell: "
+        f"{command} experiment=demo methods=noisy`",
+        f"Measure `vattention` again on a quiet machine, as its control, the {off} {command} "
+        "experiment=demo methods=vattention`",
+    ]
 
 
 def test_the_next_steps_are_commands(tmp_path):

@@ -35,10 +35,14 @@ def job_folders(sweep: Path) -> list[Path]:
 
 def read_whole(path: Path) -> dict[str, Any] | None:
     """Return what a job left in a file; None where that is damaged or missing."""
+    content = read_json(path)
+    return dict(content) if is_whole(content) else None
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file holds, whole or not; None where it is missing or no JSON."""
     with suppress(ValueError, FileNotFoundError):
-        content = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
-        if _is_whole(content):
-            return dict(content)
+        return json.loads(path.read_text("utf-8"), parse_constant=_refuse)
     return None
 
 
@@ -71,7 +75,7 @@ def _command(sweep: Path) -> dict[str, Any]:
     return dict(json.loads((sweep / COMMAND).read_text("utf-8")))
 
 
-def _is_whole(content: Any) -> bool:
+def is_whole(content: Any) -> bool:
     """Return whether a job's content has what every job's has."""
     if not isinstance(content, dict) or not {"status", "label"} <= content.keys():
         return False

@@ -38,9 +38,10 @@ def duration(seconds: float) -> str:
 
 
 def _place(folder: Path) -> str:
-    """Return the number of a job among all of its sweep, where its folder has a number."""
+    """Return the number of a job, its folder's where that has one, and those of its sweep."""
     number = int(folder.name) if folder.name.isdigit() else HydraConfig.get().job.num
-    return f"Job {number + 1} of {jobs_of(sweep_folder()) or 'a search'}"
+    jobs = jobs_of(sweep_folder())
+    return f"Job {number} ({f'0 to {jobs - 1}' if jobs else 'of a search'})"
 
 
 def _left() -> str:

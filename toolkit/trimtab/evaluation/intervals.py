@@ -44,8 +44,7 @@ def typical_ratio(numerator: Samples, denominator: Samples) -> Estimate:
     if len(numerator) < LEAST_TIMED:
         raise ValueError(f"{len(numerator)} pairs: an interval needs at least {LEAST_TIMED}")
     logs = np.log(numerator) - np.log(denominator)
-    first, second = np.triu_indices(len(logs))
-    means = np.sort((logs[first] + logs[second]) / 2)
+    means = np.sort(_means_of_two(logs))
     outside = _means_outside(len(logs))
     low, high = means[outside - 1], means[-outside]
     return {
@@ -53,6 +52,14 @@ def typical_ratio(numerator: Samples, denominator: Samples) -> Estimate:
         "low": float(np.exp(low)),
         "high": float(np.exp(high)),
     }
+
+
+def typical(samples: Samples) -> float:
+    """Return what positive samples typically are: the Hodges-Lehmann estimate of their logarithms.
+
+    The same as `typical_ratio` has of pairs, so that a few disturbed samples move neither.
+    """
+    return float(np.exp(np.median(_means_of_two(np.log(samples)))))
 
 
 def mean_ratio(numerator: Samples, denominator: Samples, *, paired: bool) -> Estimate:
@@ -111,6 +118,12 @@ def rate_difference(
         return (second.sum(axis=axis) - first.sum(axis=axis)) / weight.sum(axis=axis)
 
     return _interval((baseline, candidate, weights), statistic, True, seed)
+
+
+def _means_of_two(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the means of any two of the numbers, each with itself too."""
+    first, second = np.triu_indices(len(logs))
+    return (logs[first] + logs[second]) / 2
 
 
 @cache

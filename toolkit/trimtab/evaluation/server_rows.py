@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,14 @@ def row_of(count: int, one: Entrant, size: int) -> dict[str, Any]:
     row |= dict.fromkeys(MEASURED)
     if one.failure is not None:
         return row | {"reason": one.failure}
-    seconds = sum(answer.seconds for answer in one.answers)
+    seconds = geometric_mean(answer.seconds for answer in one.answers)
     first = 1e3 * np.array([answer.first for answer in one.answers])
     answered = count - one.refused
     tokens = sum(map(len, one.answers[0].tokens))
     memory = [answer.memory for answer in one.answers]
     committed, live = max(held.committed for held in memory), max(held.live for held in memory)
     sums = dict(zip(RATES, (answered, answered, tokens, size), strict=True))
-    row |= {name: value * len(one.answers) / seconds for name, value in sums.items()}
+    row |= {name: value / seconds for name, value in sums.items()}
     row |= {
         "ttft_p50_ms": float(np.percentile(first, 50)),
         "ttft_p99_ms": float(np.percentile(first, 99)),

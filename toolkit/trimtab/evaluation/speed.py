@@ -1,11 +1,10 @@
-"""What timings say: what is typical, which are outliers, which model is faster."""
+"""What timings say: which are outliers, which model is faster."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from statistics import fmean, median
 
 import numpy as np
 
@@ -42,19 +41,6 @@ def verdict(speedup: Estimate, control: Estimate) -> Verdict:
     if biased or half_width(speedup) > TOO_WIDE:
         return Verdict.too_noisy
     return Verdict.no_difference
-
-
-def per_text(timings: Sequence[Timing], prompts: int, value: Callable[[Timing], float]) -> float:
-    """Return what a generation typically takes: a prompt's median over rounds, its prompts' mean.
-
-    Parameters
-    ----------
-    timings : sequence of Timing
-        Rounds in order, prompts within.
-    prompts : int
-        How many.
-    """
-    return fmean(median(map(value, timings[place::prompts])) for place in range(prompts))
 
 
 def outliers(timings: Sequence[Timing], prompts: int) -> int:

@@ -82,7 +82,7 @@ class LaRoSASettings(Settings):
 
     sparsity: float = setting(
         default=0.4,
-        meaning="share of the block weights that a token does not read",
+        meaning="share of the block weights' bytes that a token does not read",
         at_least=0,
         below=1,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from trimtab.report.attribution import missing, wholes
@@ -11,7 +12,7 @@ from trimtab.report.choice import Choice
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
 from trimtab.report.labels import overrides
-from trimtab.report.verdict import FASTER, SLOWER, verdict
+from trimtab.report.verdict import FASTER, NOISY, SLOWER, verdict
 
 ASKED = {
     "quality": "quality.bits_per_byte",
@@ -34,7 +35,7 @@ def unmeasured(rows: Sequence[Job]) -> list[str]:
     for row in measured:
         for name, field in ASKED.items():
             if row.get(field) is None:
-                why = row.reason(field) or f"not in the result (schema {row.get('schema')})"
+                why = row.reason(field) or "the job left it out"
                 found.setdefault((name, why), []).append(row)
     said = []
     for (name, why), those in found.items():
@@ -59,7 +60,7 @@ def command(job: Job, methods: Sequence[str], *more: str, without: tuple[str, ..
         for one in overrides(job)
         if _belongs(one, methods) and one.partition("=")[0].partition(".")[0] not in without
     ]
-    stack = methods[0] if len(methods) == 1 else f"[{','.join(methods)}]"
+    stack = f"[{','.join(methods)}]" if len(methods) > 1 else "".join(methods) or "baseline"
     return shlex.join(["python", "evaluate.py", *kept, f"methods={stack}", *more])
 
 
@@ -80,13 +81,9 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
     steps = []
     for root in dict.fromkeys(row.root for row in rows if not row.ok):
         steps.append(f"Run what failed again: {code(f'python evaluate.py resume={_typed(root)}')}")
-    unsure = [
-        row for row in rows
-        if row.ok and row.methods and verdict(row, rows) not in (FASTER, SLOWER)
-    ]  # fmt: skip
-    if unsure:
-        again = command(unsure[0], unsure[0].methods)
-        steps.append(f"Measure {code(unsure[0].label)} again on a quiet machine: {code(again)}")
+    for row, why in _again(rows):
+        again = code(command(row, row.methods))
+        steps.append(f"Measure {code(row.label)} again on a quiet machine, as {why}: {again}")
     best = next((choice.best for choice in found if choice.best is not None), None)
     if best is not None:
         own = command(best, best.methods, *OWN, without=("model", "corpus"))
@@ -95,6 +92,24 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
     if lacking:
         steps.append(f"Complete the attribution: {code(lacking[0])}")
     return steps
+
+
+def _again(rows: Sequence[Job]) -> list[tuple[Job, str]]:
+    """Return the rows that were disturbed and what shows it; else one whose speed is not clear."""
+    measured = [row for row in rows if row.ok]
+    disturbed = [(row, why) for row in measured if (why := _disturbed(row, rows))]
+    unsure = (row for row in measured if row.methods and verdict(row, rows) not in (FASTER, SLOWER))
+    return disturbed or [(row, "no difference was found") for row in islice(unsure, 1)]
+
+
+def _disturbed(row: Job, rows: Sequence[Job]) -> str:
+    """Return what shows that the timing of a row was disturbed; empty where nothing does."""
+    control = row.get("speed.control" if row.methods else "speed.speedup")
+    if row.get("environment.load.busy"):
+        return "the machine was busy"
+    if control is not None and not control["low"] <= 1 <= control["high"]:
+        return "its control, the unmodified model against itself, does not contain 1"
+    return "its speed is too noisy to tell" if verdict(row, rows) == NOISY else ""
 
 
 def _typed(root: Path) -> str:

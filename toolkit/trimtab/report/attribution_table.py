@@ -11,8 +11,8 @@ EFFECTS = (
     "`alone`: the method by itself over the unmodified model. `in the stack`: the whole stack over "
     "the stack without it. `interaction`: what the whole stack has beyond the product of what its "
     "methods do alone (× 1: nothing), of bits per byte beyond their sum. `amount`: what such a "
-    "change makes of the unmodified model's figure. A dash: no interval, as it was counted, or as "
-    "no pairs of samples say."
+    "change makes of the unmodified model's figure. A dash: no interval, because "
+    "it was counted or there are no pairs of samples."
 )
 
 

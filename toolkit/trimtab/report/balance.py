@@ -76,7 +76,7 @@ def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     if change is None:
         return
     if same_text(job):
-        yield 0, "the greedy texts are the unmodified model's, and so are the bits per byte"
+        yield 0, "the greedy texts and the bits per byte are the same as the unmodified model's"
     else:
         told = f"{interval(change, '+.1%')} bits per byte"
         sign = -1 if change["low"] > 0 else 1 if change["high"] < 0 else 0
@@ -91,9 +91,9 @@ def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 def _text(job: Job) -> Iterator[Item]:
     share = job.get("quality.greedy_agreement")
     if job.get("quality.exact_match") == 1:
-        yield 0, "the greedy texts are the unmodified model's"
+        yield 0, "the greedy texts are the same as the unmodified model's"
     elif share is not None:
-        yield -1, f"other greedy texts: the first {share:.0%} of a text are the same, on average"
+        yield -1, f"greedy texts differ: on average, the first {share:.0%} of a text is the same"
 
 
 def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -106,8 +106,8 @@ def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 
 def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     for field, what in (
-        ("derived.kv_bytes_per_byte", "memory held by the KV cache of one text"),
-        ("derived.serving_kv_bytes", "KV memory held while serving, than by padded batches"),
+        ("derived.kv_bytes_per_byte", "memory for the KV cache of one text"),
+        ("derived.serving_kv_bytes", "KV memory while serving than padded batches hold"),
         ("memory.parameter_bytes", "memory for the weights"),
         ("energy.joules_per_1000_bytes", "energy per byte of text"),
     ):
@@ -139,7 +139,7 @@ def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     beats = found["beats_control"]
     yield (
         1 if beats else -1,
-        f"its shorter prompts **{'beat' if beats else 'do not beat'} the prompt cut**: "
+        f"its shorter prompts **{'beat' if beats else 'do not beat'} a prompt that was cut**: "
         f"of {tokens['baseline']} prompt tokens it saves "
         f"{1 - tokens['candidate'] / tokens['baseline']:.1%}, and the text after them needs "
         f"{bits['candidate']:.3f} bits per byte, {bits['prompt_cut']:.3f} after a cut prompt "
@@ -163,5 +163,6 @@ def control_told(job: Job) -> str:
         f"{code(job.label)} is the unmodified model against itself: {interval(speedup)}. "
         + ("That is the noise of its measurement; every other job has a control of its own."
            if holds else
-           "It should contain 1 and does not: differences as small as this mean nothing here.")
+           "It should contain 1 and does not: differences as small as this mean nothing here. "
+           "Measure it again on a quiet machine.")
     )  # fmt: skip

@@ -13,7 +13,7 @@ from trimtab.report.columns import CHARTS, DASHBOARD
 from trimtab.report.data import csv_table, json_summary
 from trimtab.report.document import document
 from trimtab.report.job import Job
-from trimtab.report.load import load_jobs, state
+from trimtab.report.load import load, load_jobs, state
 from trimtab.report.notices import facts
 from trimtab.report.pages import write_html, write_markdown
 from trimtab.report.plots import compression, pareto, serving, single, waterfall
@@ -63,9 +63,9 @@ def build_report(*folders: Path, out: Path | None = None, last_draws: bool = Fal
         )
     while True:
         found = state(folders)
-        jobs = load_jobs(*folders)
+        jobs, left_out = load(*folders)
         more = more_jobs(folders[0]) if last_draws else 0
-        _write(jobs, target, more)
+        _write(jobs, target, more, left_out)
         if state(folders) == found:
             return target / "report.md"
 
@@ -77,12 +77,12 @@ def draw(job: Path, target: Path) -> None:
         write_png(plot, target / plot.file)
 
 
-def _write(jobs: Sequence[Job], target: Path, more: int) -> None:
+def _write(jobs: Sequence[Job], target: Path, more: int, left_out: Sequence[str]) -> None:
     """Write all files of a report; with more jobs to come, without pictures."""
     rows = rows_of(jobs)
     attributed = attributions(rows)
     plots = list(_plots(rows, attributed))
-    said = document(rows, attributed, plots, more)
+    said = document(rows, attributed, plots, more, left_out)
     target.mkdir(parents=True, exist_ok=True)
     drawn = [] if more else plots
     for plot in drawn:
@@ -117,6 +117,14 @@ def _plots(rows: Sequence[Job], attributed: Sequence[Attribution]) -> Iterator[P
         serving.serving_plot(measured, note),
         compression.compression_plot(measured, note),
         *(draw(row, number, facts(row)) for draw in (single.sparsity_map, single.operating_points)
-          for number, row in enumerate(rows) if row.ok),
+          for number, row in zip(_numbers(rows), rows, strict=True) if row.ok),
     )  # fmt: skip
     yield from (plot for plot in drawn if plot is not None)
+
+
+def _numbers(rows: Sequence[Job]) -> list[int]:
+    """Return the numbers that the folders of one sweep's jobs have; else the places of the rows."""
+    inside = all(row.folder.parent == rows[0].root for row in rows)
+    if inside and all(row.folder.name.isdigit() for row in rows):
+        return [int(row.folder.name) for row in rows]
+    return [*range(len(rows))]

@@ -110,7 +110,8 @@ def _within(budget: float) -> Rule:
 
     return Rule(
         f"at most {budget:.0%} more bits per byte",
-        f"the fastest whose whole 95 % interval of the change is at most +{budget:.0%}",
+        f"the fastest stack whose change is at most +{budget:.0%} at the upper end of its 95 % "
+        "interval",
         BITS,
         admits,
         _speed,
@@ -121,8 +122,8 @@ def _within(budget: float) -> Rule:
 RULES = (
     Rule(
         "the text must not change",
-        "the fastest whose greedy texts are all the unmodified model's, and whose bits per byte "
-        f"differ by less than {SAME:.1%}",
+        "the fastest stack with the same greedy texts as the unmodified model, and with bits per "
+        f"byte that differ by less than {SAME:.1%}",
         BITS,
         lambda job, rows: _faster(job, rows) and same_text(job),
         _speed,
@@ -131,7 +132,7 @@ RULES = (
     *map(_within, BUDGETS),
     Rule(
         "speed alone",
-        "the fastest, whatever it costs",
+        "the fastest stack, whatever it costs",
         "speed.speedup",
         _faster,
         _speed,
@@ -139,9 +140,9 @@ RULES = (
     ),
     Rule(
         "least KV memory",
-        "the stack that holds the least for the same work, where that is less than transformers' "
-        "own cache: for the most requests at once where serving was measured, else for one text. "
-        "Of several, one that changes no text, then the fastest",
+        "the stack with the smallest KV cache for the same work, if it is smaller than "
+        "transformers' own: with the most requests at once if serving was measured, else for one "
+        "text. Among equals, one that does not change the text, then the fastest",
         "derived.kv_bytes_per_byte",
         lambda job, rows: (kv_share(job) or 1) < 1,
         _memory,

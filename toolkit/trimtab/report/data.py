@@ -18,11 +18,14 @@ SCHEMA = 1
 
 
 def csv_table(jobs: Sequence[Job]) -> str:
-    """Return every scalar field of every job, one row a job, under its dotted name."""
+    """Return every scalar field of every job, one row a job, under its dotted name.
+
+    What is null in every job has no column.
+    """
     rows = [_scalars({**job.content, "label": job.label}) for job in jobs]
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row if row[name] is not None))
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -14,8 +14,10 @@ from trimtab.report.attribution_table import attribution_table
 from trimtab.report.balance import Balance, balance, control_told
 from trimtab.report.choice import choices
 from trimtab.report.claims import claims_table
+from trimtab.report.extent import extent
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
+from trimtab.report.labels import shared
 from trimtab.report.notices import facts, warnings
 from trimtab.report.plots.panel import Plot
 from trimtab.report.published import published_table
@@ -50,12 +52,15 @@ class Setting:
         A wish, the stack to use for it and what it gains and costs, and how it was found.
     stacks : tuple of Stack
     controls : tuple of str
+    extent : str
+        How much was measured.
     """
 
     name: str
     advice: tuple[tuple[str, str, str], ...]
     stacks: tuple[Stack, ...]
     controls: tuple[str, ...]
+    extent: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Document:
 
     title: str
     counted: str
+    shared: str
+    left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     failures: tuple[tuple[str, str], ...]
     settings: tuple[Setting, ...]
@@ -86,8 +93,9 @@ READING = (
     "Every row is measured against the unmodified model under transformers' own `generate`. "
     "Brackets are 95 % intervals; those of a mean over seeds span the intervals of all seeds. "
     "`faster` and `slower` are said only where the interval is clear of 1 and of that of the job's "
-    "own control, the unmodified model timed once more beside it. The speedup is the typical ratio "
-    "of pairs; times and rates are means, which a few slow generations move. Stacks with "
+    "own control, the unmodified model timed once more beside it. The speedup is what is "
+    "typical of pairs, and rates and times per byte are what is typical of one generation: a few "
+    "that were disturbed move neither. Stacks with "
     "`vattention` or drafts run on Trimtab's own engine: what the engine alone gives is the row "
     "`vattention`. docs/reports.md says how to read a report, and docs/results.md explains every "
     "field."
@@ -95,9 +103,21 @@ READING = (
 
 
 def document(
-    rows: Sequence[Job], attributed: Sequence[Attribution], plots: Sequence[Plot], more: int = 0
+    rows: Sequence[Job],
+    attributed: Sequence[Attribution],
+    plots: Sequence[Plot],
+    more: int = 0,
+    left_out: Sequence[str] = (),
 ) -> Document:
-    """Return what a report says of its rows, of a sweep with so many more jobs to come."""
+    """Return what a report says of its rows.
+
+    Parameters
+    ----------
+    more : int
+        Jobs of the sweep that are still to come.
+    left_out : sequence of str
+        A line for each result that is not among the rows.
+    """
     measured = [row for row in rows if row.ok]
     failed = [row for row in rows if not row.ok]
     groups = groups_of(measured)
@@ -110,7 +130,9 @@ def document(
         title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
         or "no job succeeded",
         counted=_counted(rows, failed, more),
+        shared=", ".join(code(one.removeprefix("methods.")) for one in shared(rows)),
         drawn=not more,
+        left_out=tuple(left_out),
         warnings=tuple(dict.fromkeys(warnings(measured))),
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),
         settings=tuple(map(_setting, groups, names_of(groups))),
@@ -140,7 +162,7 @@ def _setting(group: Sequence[Job], name: str) -> Setting:
     )
     advice = tuple(_advice(group)) if stacks else ()
     controls = tuple(control_told(row) for row in group if not row.methods)
-    return Setting(name, advice, stacks, controls)
+    return Setting(name, advice, stacks, controls, extent(group))
 
 
 def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
@@ -149,7 +171,7 @@ def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
     for choice in choices(group):
         best, rule = choice.best, choice.rule
         if all(row.get(rule.field) is None for row in group):
-            told = "cannot be said: what it depends on was not measured"
+            told = "no answer, as the figures that decide it were not measured"
         elif best is None:
             told = "no stack: stay with the unmodified model"
         elif best in told_of:
@@ -160,10 +182,11 @@ def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
             told = f"**{code(best.label)}**: {rule.told(best)}; "
             told += f"it costs: {cost}" if cost else "nothing measured got worse"
         if choice.equal:
-            told += f". Not told apart from it: {listed([code(row.label) for row in choice.equal])}"
+            equal = listed([code(row.label) for row in choice.equal])
+            told += f". No measurable difference from it: {equal}"
         yield rule.wish, told, rule.how
 
 
 def _ran(row: Job) -> str:
     step = row.get("engine.decode_step")
-    return f"kernel: {row.content['kernel']}" + (f"; decode steps: {step}" if step else "")
+    return str(row.content["kernel"]) + (f"; decode steps: {step}" if step else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from trimtab.report.job import Job
@@ -51,12 +52,11 @@ def commit(job: Job) -> str | None:
 def labelled(jobs: Iterable[Job]) -> list[Job]:
     """Return the jobs, each with a label that no other has.
 
-    It is the stack and its settings, then the overrides that not all jobs have, then the model or
+    It is the stack, then its settings and the overrides that not all jobs have, then the model or
     the corpus where jobs have several and the overrides do not say which.
     """
     jobs = list(jobs)
-    typed = [set(overrides(job)) for job in jobs if "overrides" in job.content]
-    common = set.intersection(*typed) if typed else set()
+    common = shared(jobs)
     several = [
         name
         for name in ("model", "corpus")
@@ -69,14 +69,33 @@ def labelled(jobs: Iterable[Job]) -> list[Job]:
     return [replace(job, label=label) for job, label in zip(jobs, labels, strict=True)]
 
 
-def _label(job: Job, common: set[str], several: Sequence[str]) -> str:
+def shared(jobs: Iterable[Job]) -> list[str]:
+    """Return the overrides that all jobs have, but for the stack, in the order they were typed.
+
+    There are none where a result does not say what was typed for it.
+    """
+    typed = [overrides(job) for job in jobs if job.ok or "overrides" in job.content]
+    kept = (one for one in dict.fromkeys(chain(*typed[:1])) if not one.startswith("methods="))
+    return [one for one in kept if all(one in other for other in typed)]
+
+
+def _label(job: Job, common: Sequence[str], several: Sequence[str]) -> str:
     told = [one for one in overrides(job) if not one.startswith(("methods=", "methods."))]
     own = list(dict.fromkeys(one for one in told if one not in common))
     for name in several:
         if job.ok and not any(one.startswith((f"{name}=", f"{name}.")) for one in own):
             own.append(str(job.get(f"{name}.name")))
     seeds = [f"(mean of {len(job.seeds)} seeds)"] if job.seeds else []
-    return " ".join([str(job.content["label"]), *own, *seeds])
+    return " ".join([_stack(str(job.content["label"]), common), *own, *seeds])
+
+
+def _stack(label: str, common: Sequence[str]) -> str:
+    """Return a job's own label without the settings of methods that all jobs have."""
+    stack = label.partition(" ")[0]
+    for one in common:
+        setting = one.removeprefix("methods.").removeprefix(f"{stack}.")
+        label = f"{label} ".replace(f" {setting} ", " ").rstrip()
+    return label
 
 
 def told_apart(labels: Sequence[str], facts: Sequence[str]) -> list[str]:

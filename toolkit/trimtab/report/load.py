@@ -8,31 +8,47 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
+from trimtab.evaluation.schema import SCHEMA
 from trimtab.files import FINISHED, RESULTS
 from trimtab.report.derive import derived
 from trimtab.report.job import Job
 from trimtab.report.labels import labelled
-from trimtab.sweep_state import read_whole
+from trimtab.sweep_state import is_whole, read_json
 
 
 def load_jobs(*folders: Path) -> list[Job]:
-    """Return the jobs of output folders and of sweeps, in the order they ran.
+    """Return the jobs of output folders and of sweeps, as `load` does."""
+    return load(*folders)[0]
+
+
+def load(*folders: Path) -> tuple[list[Job], list[str]]:
+    """Return the jobs of output folders and of sweeps in the order they ran, and what is left out.
 
     Each is labelled by its own content, see `trimtab.report.labels`. A job whose file is damaged
-    counts as failed; one that is in several folders counts once.
+    counts as failed; one that is in several folders counts once. A result of another version of
+    the format is left out, with a line that names it.
 
     Raises
     ------
     TrimtabError
-        If a folder holds none.
+        If a folder holds none, or there is none but those left out.
     """
     roots: dict[Path, Path] = {}
     for root in folders:
         for folder in _jobs_in(root):
             if folder.resolve() not in {one.resolve() for one in roots}:
                 roots[folder] = root
-    read = ((folder, root, _content(folder)) for folder, root in roots.items())
-    return labelled(Job(folder, content, content["label"], root) for folder, root, content in read)
+    jobs, left_out = [], []
+    for folder, root in roots.items():
+        try:
+            content = _content(folder)
+        except _OtherSchemaError as error:
+            left_out.append(str(error))
+        else:
+            jobs.append(Job(folder, content, content["label"], root))
+    if not jobs:
+        raise TrimtabError("; ".join(left_out))
+    return labelled(jobs), left_out
 
 
 def state(folders: Iterable[Path]) -> dict[Path, int]:
@@ -52,12 +68,23 @@ def _jobs_in(root: Path) -> list[Path]:
     return [root] if root in found else sorted(found, key=_order)
 
 
+class _OtherSchemaError(Exception):
+    """A result is of a version of the format that this one cannot read."""
+
+
 def _content(folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
     path = result if result.exists() else folder / "error.json"
+    found = read_json(path)
+    schema = found.get("schema", SCHEMA) if isinstance(found, dict) else SCHEMA
+    if schema != SCHEMA:
+        raise _OtherSchemaError(
+            f"{path} has schema {schema}, expected {SCHEMA}: measure it again, or report it with "
+            "the version of Trimtab that wrote it"
+        )
     with suppress(ValueError, TypeError, ArithmeticError, LookupError):
-        if (content := read_whole(path)) is not None:
-            return content | derived(content)
+        if is_whole(found):
+            return found | derived(found)
     message = f"{path.name} is damaged: truncated or edited since it was written; run the job again"
     return {"status": "error", "label": folder.name, "type": "Damaged", "message": message}
 

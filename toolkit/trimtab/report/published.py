@@ -14,7 +14,8 @@ TITLE = "What was published, and what was measured here"
 NOTE = (
     "Published: the abstract's figure. Measured: every stack that holds the method and the fewest "
     "others, whose effects are in its figures. Models, machines and text are not the same, so that "
-    "a difference refutes no paper. No paper has a figure of several of these methods together."
+    "a difference does not refute a paper. No paper has a figure of several of these methods "
+    "together."
 )
 
 
@@ -70,7 +71,7 @@ class Comparison:
         return self.row.reason(self.published.reason) or "not in the result"
 
 
-LAROSA = "larosa", "arXiv 2507.01299", "LLaMA2-7B at 40 % sparsity"
+LAROSA = "larosa", "arXiv 2507.01299", "LLaMA2-7B, 40 % of activations dropped"
 ADAPTIVOCAB = "adaptivocab", "arXiv 2503.19693", "two 7B models on three domains, fine-tuned"
 VATTENTION = (
     "vattention", "arXiv 2405.04437", "against FlashAttention's and FlashInfer's paged kernels"

@@ -43,7 +43,7 @@ def _setting(job: Job) -> Any:
     if not job.ok:
         return job.folder
     typed = tuple(one for one in overrides(job) if not one.startswith("seed="))
-    facts = ("model.name", "model.dtype", "corpus.name", "schema", "speed.paired")
+    facts = ("model.name", "model.dtype", "corpus.name", "speed.paired")
     return (job.content["label"], job.methods, typed, machine(job), commit(job),
             *(job.get(name) for name in facts))  # fmt: skip
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.display import Column
-from trimtab.evaluation.intervals import Estimate, half_width
+from trimtab.evaluation.intervals import Estimate, half_width, typical
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.load import Load
 from trimtab.evaluation.memory import step_bytes
@@ -21,7 +21,7 @@ from trimtab.evaluation.metrics.metric import Both, Metric, Rows
 from trimtab.evaluation.reach import held_back, unseen
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.rounds import Rounds, Timed
-from trimtab.evaluation.speed import Verdict, outliers, per_text, verdict
+from trimtab.evaluation.speed import Verdict, outliers, verdict
 from trimtab.evaluation.timing import Timing
 
 UNPAIRED = (
@@ -167,9 +167,8 @@ class Latency(Metric):
         }
 
     def _rate(self, count: Callable[[Timing], float], of: Callable[[Timing], float]) -> Both[float]:
-        """Return a ratio of what a generation typically takes, of both contenders."""
-        prompts = len(self._prompts)
-        return self._figure(lambda own: per_text(own, prompts, count) / per_text(own, prompts, of))
+        """Return what a ratio of two amounts of a generation typically is, of both contenders."""
+        return self._figure(lambda own: typical([count(one) / of(one) for one in own]))
 
     def _decoding(self, result: Result) -> None:
         def percentile(point: int) -> Both[float]:

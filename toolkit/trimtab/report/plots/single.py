@@ -41,7 +41,7 @@ def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
         site: sum(row["achieved"] for row in strip) / len(strip) for site, strip in strips.items()
     }
     rows = Rows([Row(f"{SITE_TITLES[site]} ({site})", f"{means[site]:.0%}") for site in sites]
-                + [Row("share dropped", "0 to 100 %")])  # fmt: skip
+                + [Row("dropped share", "0 to 100 %")])  # fmt: skip
 
     def draw(axes: Axes) -> None:
         count = 1 + max(row["layer"] for row in layers)
@@ -65,8 +65,8 @@ def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
     title = f"{job.label} drops most at the {SITE_TITLES[most]}: {means[most]:.0%} on average"
     lines = [(f"layer {row['layer']}, {SITE_TITLES[row['site']]} ({row['site']})",
               [cell(row["basis"]), cell(row["achieved"], ".3f")]) for row in layers]  # fmt: skip
-    table = numbers("share dropped", ("basis", "dropped"), lines, "site")
-    panel = Panel("share of the activations' bytes that was dropped", rows.height, draw, table,
+    table = numbers("dropped share", ("basis", "dropped share"), lines, "site")
+    panel = Panel("dropped share of the activations", rows.height, draw, table,
                   bottom=0.48)  # fmt: skip
     return Plot(SPARSITY.format(number), title, (panel,), note)
 

@@ -39,19 +39,28 @@ def waterfall_plot(found: Sequence[Attribution], note: str) -> Plot | None:
 
 
 def _title(one: Attribution) -> str:
-    """Say what contributes most to the first figure, and what the interaction is."""
+    """Say what contributes most to a figure, and what the interaction is, where intervals tell."""
     alone = [effect for effect in one.steps if effect.kind != TOGETHER]
     most = min(alone, key=lambda effect: effect.change)
     together = next(effect for effect in one.steps if effect.kind == TOGETHER)
-    if together.low is None or together.high is None or together.low <= 0 <= together.high:
-        beyond = "together they do what they do one by one, within the interval"
+    figure = one.metric.name.split(",")[0]
+    low, high = (most.change if end is None else end for end in (most.low, most.high))
+    if high < 0:
+        single = f"{most.method} does most for {figure}"
+    elif low > 0:
+        single = f"no method alone lowers {figure}"
+    else:
+        single = f"whether a method alone lowers {figure} cannot be told from noise"
+    if together.low is None or together.high is None:
+        beyond = "what they do to each other has no interval"
+    elif together.low <= 0 <= together.high:
+        ends = f"{one.metric.told(together.low)} to {one.metric.told(together.high)}"
+        beyond = f"what they do to each other cannot be told from noise ({ends})"
     elif together.high < 0:
         beyond = "together they do more than one by one"
     else:
         beyond = "together they do less than one by one"
-    return (
-        f"{one.whole.label}: {most.method} does most for {one.metric.name.split(',')[0]}; {beyond}"
-    )
+    return f"{one.whole.label}: {single}; {beyond}"
 
 
 def _panel(one: Attribution, several: int) -> Panel:
