@@ -49,10 +49,10 @@ def test_an_artifact_is_made_once_and_found_again(command, tmp_path):
         (["corpus.glob=/nope/*.txt"], "corpus.glob, it belongs to corpus=files"),
         (["corpus=files", "corpus.glob=/nope/*.txt"], "corpus.glob=/nope/*.txt: no file matches"),
         (["model=hub", "model.name=/nope"], "model.name=/nope: there is no such folder"),
-        (["method=3"], "Got int"),
+        (["method=3"], "method=3: is no option, leave method out for the default; there are: "),
         (["--config-name", "nope"], "--config-name=nope: no such option; there are: calibrate, ev"),
         (["+seeed=3"], "unknown setting seeed, did you mean seed?"),
-        (["sparsity"], "missing EQUAL"),
+        (["sparsity"], "sparsity: expected SETTING=VALUE"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
