@@ -36,7 +36,8 @@ def test_calibrate_then_evaluate(fresh_command, tmp_path):
     result = json.loads((folder / "result.json").read_text())
     assert result["methods"] == ["larosa"]
     assert set(result["quality"].values()) == {None}  # of random weights
-    assert result["sparsity"]["bytes_fraction"] == pytest.approx(0.6, abs=0.03)
+    # The first token of every text is dense.
+    assert result["sparsity"]["bytes_fraction"] == pytest.approx(0.6, abs=0.05)
     assert done.stdout.splitlines() == [str(folder / "report" / "report.md")]
     assert (folder / "report" / "report.md").exists()
     assert not (folder / "error.json").exists()
@@ -59,10 +60,9 @@ def test_a_sweep_goes_on_after_a_failure_and_reports_it(command, tmp_path):
     }
     assert status == {"0": "ok", "1": "error", "2": "ok"}
     report = (sweep / "report" / "report.md").read_text()
-    changed = "larosa tokens=512 window=64"
     overrides = json.loads((sweep / "1" / "error.json").read_text())["overrides"]
     assert overrides[:2] == TINY
-    assert report.count(f"| `{changed}") >= 3
+    assert report.count("| `larosa model.device=") >= 3
     assert report.count(f"| **failed**: {refusal}") == 1
 
 

@@ -369,7 +369,7 @@ def test_a_search_goes_on_and_ends_in_the_command_of_the_best(command, tmp_path)
     failed = command("evaluate.py", *search, "on_missing=error")
     assert failed.returncode == 1, failed.stderr
     assert "evaluate.py: error: no artifact of larosa" in failed.stderr
-    assert "Job 2 of 2: " in failed.stderr  # all that there are
+    assert "Job 1 (0 to 1): " in failed.stderr  # all that there are
     assert sorted(statuses(tmp_path / "sweep").values()) == ["error", "ok"]
     (path,) = tmp_path.glob("sweep/*/error.json")
     assert "python evaluate.py methods=vattention" in failed.stdout.splitlines()[-1]
