@@ -177,6 +177,21 @@ def test_stop_strings_and_sampling_are_the_same_words_for_both(tokenizer, larosa
             assert drawn[0] == drawn[1] != free.tokens
 
 
+@pytest.mark.parametrize("stack", [[], [trimtab.VAttention()]])
+def test_seeds_beside_each_other_draw_nothing_alike(tokenizer, stack):
+    with trimtab.apply(built(), tokenizer, stack) as optimized:
+        drawn = [
+            tuple(found.tokens)
+            for seed in (0, 1)
+            for found in optimized.generate(
+                ["word1"] * 4,
+                max_new_tokens=12,
+                sampling=trimtab.Sampling(temperature=1.0, seed=seed),
+            )
+        ]
+    assert len(set(drawn)) == 8
+
+
 def test_one_text_is_no_list_of_prompts(tokenizer, larosa):
     with trimtab.apply(built(), tokenizer, [larosa]) as optimized:
         with pytest.raises(trimtab.TrimtabError, match="put a single one in a list"):

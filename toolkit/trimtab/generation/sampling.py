@@ -100,6 +100,12 @@ def sampling_of(given: Sampling | None) -> Sampling:
     return given or Sampling()
 
 
+def seed_of(sampling: Sampling, index: int) -> int:
+    """Return what the draws of a prompt begin with: no other seed or prompt has the same."""
+    (seed,) = np.random.SeedSequence((sampling.seed, index)).generate_state(1, np.uint64)
+    return int(seed)
+
+
 class Sampler:
     """Chooses the tokens of one sequence, one after the other.
 
@@ -130,8 +136,7 @@ class Sampler:
         self._warpers: Any = sampling.warpers()
         self._generator = None
         if not sampling.greedy:
-            (seed,) = np.random.SeedSequence((sampling.seed, index)).generate_state(1, np.uint64)
-            self._generator = torch.Generator(device).manual_seed(int(seed))
+            self._generator = torch.Generator(device).manual_seed(seed_of(sampling, index))
         self.plain = processors is None and self._generator is None
 
     def __call__(self, ids: Sequence[int], logits: Tensor) -> int:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.streamers import BaseStreamer
 
 from trimtab.generation.request import Completion, Finish, allowed
-from trimtab.generation.sampling import Sampling
+from trimtab.generation.sampling import Sampling, seed_of
 from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
 from trimtab.models.changes import lock_of
@@ -142,7 +142,7 @@ def _seeded(sampling: Sampling, index: int, device: torch.device) -> Iterator[No
         yield
         return
     with _RANDOM, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(sampling.seed + index)
+        torch.manual_seed(seed_of(sampling, index))
         yield
 
 

@@ -36,7 +36,8 @@ class LaRoSA(LaRoSASettings, Method):
         adapter = adapter_for(model)
         if any(isinstance(module, SparseNorm) for module in model.modules()):
             raise MisfitError(
-                "the model is sparse already: load the original one to calibrate or apply LaRoSA"
+                "the model is sparse already: leave the `with` that made it so, or load the "
+                "original one, to calibrate or apply LaRoSA"
             )
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MisfitError(
