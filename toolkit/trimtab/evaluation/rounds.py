@@ -45,9 +45,9 @@ class Rounds:
     """Times contenders in rounds: every prompt once for each of them.
 
     The baseline is timed twice in every round, the second time as the control, each time by Python
-    objects made for it: a model that has run before is up to 1 % faster at first. The order of the models is
-    drawn for every prompt: when each runs, and after whom, favours none of them. Before each,
-    memory is read, which takes what the last one left in the caches out of the way.
+    objects made for it, so that none of the models has run before. Their order is drawn for every
+    prompt: when each runs, and after whom, favours none of them. Before each, memory is read, which
+    takes what the last one left in the caches out of the way.
 
     Parameters
     ----------
