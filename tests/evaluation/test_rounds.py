@@ -138,3 +138,15 @@ def test_stopping_when_the_interval_is_narrow_leaves_it_true(time_rounds, noise)
         interval = found.speedup(lambda one: one.total)
         held += interval["low"] <= 1 <= interval["high"]
     assert held >= 0.9 * jobs
+
+
+def test_the_baseline_and_its_control_are_objects_that_have_not_run(time_rounds, monkeypatch):
+    made: list[Any] = []
+    monkeypatch.setattr(rounds, "twin", lambda model: made.append(model) or model)
+    machine = Machine(lambda *_: 1.0)
+    time_rounds(machine, "baseline", "candidate", warmup=0, repeats=3, more_repeats=0)
+    assert len(made) == 2
+    assert sorted({name for name, _ in machine.ran}) == ["baseline", "candidate", "control"]
+    made.clear()
+    time_rounds(machine, "candidate", warmup=0, repeats=3, more_repeats=0)
+    assert not made

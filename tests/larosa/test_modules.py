@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from trimtab.errors import TrimtabError
-from trimtab.larosa.modules import SparseLinear, SparseNorm, replaced
+from trimtab.larosa.modules import SparseLinear, SparseNorm, replaced, side_by_side
 from trimtab.larosa.precision import stored_transform, transform_matrix
 from trimtab.larosa.settings import Precision
+from trimtab.models.decode_parts import joined
+from trimtab_kernels.decode_step import Linear
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -133,3 +135,27 @@ def test_a_norm_transforms_before_it_selects(precision):
     plain = SparseNorm(norm, None, None, lambda z: z.clamp(min=0))
     torch.testing.assert_close(plain(x), norm(x).clamp(min=0))
     assert plain.transform_bytes == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(5, 3), (512, 512), (1024, 1024), (2048,)])
+def test_layers_side_by_side_share_rows_that_are_not_whole_pages_apart(sizes, dtype):
+    weights = [torch.randn(7, size).to(dtype) for size in sizes]
+    found = side_by_side([(weight, None) for weight in weights])
+    for (weight, bias), given in zip(found, weights, strict=True):
+        assert torch.equal(weight, given)
+        assert bias is None
+    first, last = found[0][0], found[-1][0]
+    assert (first.stride(0) * first.element_size()) % 4096 != 0
+    assert (first.stride(0) - sum(sizes)) * first.element_size() in (0, 64)
+    (one,) = joined([Linear(weight) for weight, _ in found])  # as decode steps read them
+    assert torch.equal(one.weight, torch.cat(weights, dim=1))
+    assert last.stride(1) == 1
+
+
+def test_biases_lie_side_by_side_where_all_layers_have_one():
+    parts = [(torch.ones(2, 3), torch.arange(3.0)), (torch.ones(2, 1), torch.tensor([7.0]))]
+    (_, first), (_, last) = side_by_side(parts)
+    assert torch.equal(first, torch.arange(3.0))
+    assert last.data_ptr() == first.data_ptr() + first.nbytes
+    assert [bias for _, bias in side_by_side([parts[0], (torch.ones(2, 1), None)])][1] is None

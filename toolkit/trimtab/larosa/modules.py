@@ -18,6 +18,7 @@ from trimtab_kernels.decode_step import Linear, Selection, SiteInput
 from trimtab_kernels.sparse_linear import int8_linear, sparse_linear
 
 Keep = Callable[[Tensor], Tensor]
+CACHE_LINE, PAGE = 64, 4096  # bytes
 
 
 @runtime_checkable
@@ -84,10 +85,21 @@ def side_by_side(
     """
     weights, biases = zip(*linears, strict=True)
     sizes = [weight.shape[1] for weight in weights]
-    if any(bias is None for bias in biases):
-        return list(zip(torch.cat(weights, dim=1).split(sizes, dim=1), biases, strict=True))
-    beside = (torch.cat(parts, dim=-1).split(sizes, dim=-1) for parts in (weights, biases))
-    return list(zip(*beside, strict=True))
+    beside = torch.cat(weights, dim=1, out=_rows(weights[0], sum(sizes))).split(sizes, dim=1)
+    if all(bias is not None for bias in biases):
+        biases = torch.cat(biases).split(sizes)
+    return list(zip(beside, biases, strict=True))
+
+
+def _rows(like: Tensor, length: int) -> Tensor:
+    """Return room for rows as long as that, as many as `like` has, and none whole pages apart.
+
+    Rows at the same place of their pages take each other's few lines of a processor's first cache,
+    and the library's product with a prompt is 10 to 30 % slower.
+    """
+    size = like.element_size()
+    apart = length + (CACHE_LINE // size if length * size % PAGE == 0 else 0)
+    return like.new_empty(len(like), apart)[:, :length]
 
 
 class SparseNorm(nn.Module):

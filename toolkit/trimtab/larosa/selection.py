@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -164,8 +164,9 @@ class Selector:
         else:
             # Some architectures flatten batch and positions before their MLP.
             rows = z.reshape(-1, self.positions.length, z.shape[-1])
-            head, tail = rows[:, : self.positions.dense], rows[:, self.positions.dense :]
-            selected = cat([head, self._keep(tail)], dim=1).reshape(z.shape)
+            kept = self._keep(rows)
+            kept[:, : self.positions.dense] = rows[:, : self.positions.dense]
+            selected = kept.reshape(z.shape)
         if self.recorder.on:
             counted = torch.tensor([int(selected.count_nonzero()), selected.numel()])
             self.counts += counted.to(self.counts.device)
