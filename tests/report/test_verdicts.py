@@ -1,5 +1,7 @@
 """What a report says of stacks: verdicts, gains and costs, which to use, what to do next."""
 
+from typing import Any
+
 import pytest
 
 from tests.report.cases import ERROR, interval, result, serving, written
@@ -8,6 +10,7 @@ from trimtab.report.balance import balance, control_told
 from trimtab.report.choice import choices
 from trimtab.report.document import document
 from trimtab.report.load import load_jobs
+from trimtab.report.notices import warnings
 from trimtab.report.verdict import groups_of, verdict
 
 
@@ -130,11 +133,66 @@ def test_the_stack_to_use_is_chosen_by_its_intervals(tmp_path):
     ]
     assert chosen(written(tmp_path, jobs)) == {
         "the text must not change": ("lossless", []),
-        "at most 1% more bits per byte": ("little", ["lossless", "beside"]),
+        "at most 1% more bits per byte": ("lossless", ["little", "beside"]),
         "at most 5% more bits per byte": ("unsure", []),
         "speed alone": ("costly", []),
+        "the first token soon": (None, []),
+        "many requests at once": (None, []),
         "least KV memory": ("saver", []),
     }
+
+
+def first_token(content: dict[str, Any], speedup: tuple[float, float, float]) -> dict[str, Any]:
+    content["speed"]["prefill_speedup"] = interval(*speedup)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("lossless", "stack"),
+    [((1.3, 1.15, 1.4), "lossless"), ((1.1, 1.05, 1.15), "larosa"), ((1.3, 0.9, 1.4), "larosa")],
+    ids=["cannot be told from it", "is later", "may be later than the unmodified model's"],
+)
+def test_the_first_token_is_soonest_without_a_change_of_text_if_intervals_allow(
+    tmp_path, lossless, stack
+):
+    jobs = [
+        first_token(result("larosa"), (1.4, 1.2, 1.5)),
+        first_token(result("lossless", lost=0, same=True), lossless),
+        first_token(result("slow"), (0.7, 0.6, 0.8)),
+    ]
+    assert chosen(written(tmp_path, jobs))["the first token soon"][0] == stack
+
+
+def test_what_serves_best_beats_both_of_transformers_servers(tmp_path):
+    jobs = [
+        serving(result("larosa"), (3.0, 2.8, 3.2)),
+        serving(result("vattention", lost=0, same=True), (2.0, 1.9, 2.1)),
+    ]
+    for job, continuous in zip(jobs, [(1.0, 0.9, 1.1), (1.5, 1.4, 1.6)], strict=True):
+        job["serving"]["speedup_continuous"] = interval(*continuous)
+    folder = written(tmp_path, jobs)
+    assert chosen(folder)["many requests at once"] == ("vattention", [])
+    (setting,) = document(load_jobs(folder), [], []).settings
+    (told,) = (told for wish, told, _ in setting.advice if wish == "many requests at once")
+    assert told.startswith(
+        "**`vattention`**: 16 requests together at 2.00 [1.90, 2.10] times the tokens per second "
+        "of transformers' padded generate, 1.50 [1.40, 1.60] times continuous batching's"
+    )
+
+
+def test_a_job_beside_which_the_unmodified_model_was_slower_is_told(tmp_path):
+    jobs = [result(name, (1.5, 1.4, 1.6)) for name in ("a", "b", "c", "moved")]
+    jobs[-1]["speed"]["ms_per_byte"] = {"baseline": 5.0, "candidate": 3.0}
+    longer = result("d", (1.5, 1.4, 1.6))  # of other texts
+    longer["speed"]["ms_per_byte"], longer["tokens"]["baseline"] = {"baseline": 9.0}, 4000
+    rows = load_jobs(written(tmp_path, [*jobs, longer]))
+    (warning,) = warnings(rows)
+    assert warning.startswith("`moved`: the unmodified model took 5.00 ms per byte of text beside")
+    assert "4.00 in the middle" in warning
+    (again, *_) = next_steps(rows, [])
+    assert again.startswith("Measure `moved` again on a quiet machine")
+    assert not warnings(rows[2:4])  # two are too few to say which of them is the odd one
+    assert not warnings(rows[:3])
 
 
 def test_memory_is_chosen_by_serving_where_it_was_measured_and_ties_by_speed(tmp_path):
@@ -234,6 +292,6 @@ def test_the_next_steps_are_commands(tmp_path):
     failed, again, own, more = next_steps(rows, choices(rows))
     assert failed.endswith(f"`python evaluate.py resume={tmp_path}`")
     assert again.endswith("`python evaluate.py experiment=demo methods=noisy`")
-    assert "python evaluate.py experiment=demo methods=larosa model=hub model.name=/path" in own
+    assert "python evaluate.py methods=larosa model=hub model.name=/path" in own
     lacking = "model=x experiment=demo methods.adaptivocab.size=8 methods=adaptivocab"
     assert more.endswith(f"`python evaluate.py {lacking}`")

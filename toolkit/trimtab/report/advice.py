@@ -12,6 +12,7 @@ from trimtab.report.choice import Choice
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
 from trimtab.report.labels import overrides
+from trimtab.report.notices import moved
 from trimtab.report.verdict import FASTER, NOISY, SLOWER, verdict
 
 ASKED = {
@@ -86,7 +87,7 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
         steps.append(f"Measure {code(row.label)} again on a quiet machine, as {why}: {again}")
     best = next((choice.best for choice in found if choice.best is not None), None)
     if best is not None:
-        own = command(best, best.methods, *OWN, without=("model", "corpus"))
+        own = command(best, best.methods, *OWN, without=("model", "corpus", "experiment"))
         steps.append(f"Measure {code(best.label)} on your own model and text: {code(own)}")
     lacking = added(rows)
     if lacking:
@@ -109,6 +110,8 @@ def _disturbed(row: Job, rows: Sequence[Job]) -> str:
         return "the machine was busy"
     if control is not None and not control["low"] <= 1 <= control["high"]:
         return "its control, the unmodified model against itself, does not contain 1"
+    if moved(row, rows):
+        return "the unmodified model's speed beside it was another than in the other jobs"
     return "its speed is too noisy to tell" if verdict(row, rows) == NOISY else ""
 
 

@@ -10,9 +10,8 @@ from trimtab.report.table import Cell, Table, cell, stack_cell
 EFFECTS = (
     "`alone`: the method by itself over the unmodified model. `in the stack`: the whole stack over "
     "the stack without it. `interaction`: what the whole stack has beyond the product of what its "
-    "methods do alone (× 1: nothing), of bits per byte beyond their sum. `amount`: what such a "
-    "change makes of the unmodified model's figure. A dash: no interval, because "
-    "it was counted or there are no pairs of samples."
+    "methods do alone (× 1: nothing), of bits per byte beyond their sum. A dash: no interval, "
+    "because it was counted or there are no pairs of samples."
 )
 
 
@@ -29,10 +28,9 @@ def attribution_table(found: Sequence[Attribution]) -> Table | None:
                 if effect.low is None or effect.high is None
                 else f"{one.metric.told(effect.low)} to {one.metric.told(effect.high)}"
             ),
-            cell(one.metric.value(one.start, effect.change) - one.start, "+" + one.metric.form),
         )
         for one in found
         for effect in one.effects
     ]
-    heads = ("stack", "figure", "effect", "change", "95 % interval", "amount")
+    heads = ("stack", "figure", "effect", "change", "95 % interval")
     return Table("Attribution", heads, tuple(lines), note=EFFECTS) if lines else None

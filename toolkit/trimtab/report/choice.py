@@ -10,6 +10,9 @@ from trimtab.report.job import Job
 from trimtab.report.verdict import FASTER, verdict
 
 BITS = "derived.bits_increase"
+SPEED, FIRST = "speed.speedup", "speed.prefill_speedup"
+SERVING, CONTINUOUS = "serving.speedup", "serving.speedup_continuous"
+TIES = "Among those that its interval cannot tell from it, one that does not change the text"
 SAME = 1e-3  # a difference of bits per byte, as a share, that is rounding
 BUDGETS = (0.01, 0.05)
 
@@ -32,6 +35,8 @@ class Rule:
         What is largest for the best row: first what the wish is about, then what decides a tie.
     told : callable
         What the best row is best at, in words.
+    figure : str or None
+        The estimate that `value` takes, by whose intervals rows tie; None where `value` is counted.
     """
 
     wish: str
@@ -40,6 +45,7 @@ class Rule:
     admits: Callable[[Job, Sequence[Job]], bool]
     value: Callable[[Job], tuple[float, ...]]
     told: Callable[[Job], str]
+    figure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,37 +76,75 @@ def choices(rows: Sequence[Job]) -> list[Choice]:
     for rule in RULES:
         fit = [row for row in rows if row.ok and row.methods and rule.admits(row, rows)]
         best = max(fit, key=rule.value, default=None)
-        equal = () if best is None else tuple(_equal(best, fit, rule))
-        found.append(Choice(rule, best, equal))
+        equal = [] if best is None else _equal(best, fit, rule)
+        alike = [row for row in equal if same_text(row)]
+        if best is not None and rule.figure and alike and not same_text(best):
+            best = max(alike, key=rule.value)
+            equal = _equal(best, fit, rule)
+        found.append(Choice(rule, best, tuple(equal)))
     return found
 
 
 def _equal(best: Job, fit: Sequence[Job], rule: Rule) -> list[Job]:
     others = [row for row in fit if row is not best]
-    if rule.value is not _speed:
+    if rule.figure is None:
         return [row for row in others if rule.value(row)[0] == rule.value(best)[0]]
-    low = best.get("speed.speedup")["low"]
-    return [row for row in others if row.get("speed.speedup")["high"] >= low]
+    mine, field = best.get(rule.figure), rule.figure
+    return [
+        row
+        for row in others
+        if row.get(field)["high"] >= mine["low"] and row.get(field)["low"] <= mine["high"]
+    ]
 
 
-def _speed(job: Job) -> tuple[float, ...]:
-    return (job.get("speed.speedup.estimate") or 0.0,)
+def _largest(figure: str) -> Callable[[Job], tuple[float, ...]]:
+    return lambda job: (job.get(f"{figure}.estimate") or 0.0,)
 
 
 def _memory(job: Job) -> tuple[float, ...]:
-    return -(kv_share(job) or 1.0), float(same_text(job)), *_speed(job)
+    return -(kv_share(job) or 1.0), float(same_text(job)), *_largest(SPEED)(job)
 
 
 def _faster(job: Job, rows: Sequence[Job]) -> bool:
     return verdict(job, rows) == FASTER
 
 
+def _sooner(job: Job, rows: Sequence[Job]) -> bool:
+    found = job.get(FIRST)
+    return found is not None and bool(found["low"] > 1)
+
+
+def _serves(job: Job, rows: Sequence[Job]) -> bool:
+    found, other = job.get(SERVING), job.get(CONTINUOUS)
+    return found is not None and found["low"] > 1 and (other is None or other["low"] > 1)
+
+
+def _requests(job: Job) -> str:
+    """Return with how many requests a job served most."""
+    most = max((one["requests"] for one in job.get("serving.servers") or ()), default=0)
+    return f"{most} requests together"
+
+
 def _speed_told(job: Job) -> str:
-    return f"{interval(job.get('speed.speedup'), '.2f')} times the speed"
+    return f"{interval(job.get(SPEED), '.2f')} times the speed"
+
+
+def _first_told(job: Job) -> str:
+    return f"the first token {interval(job.get(FIRST), '.2f')} times as fast"
+
+
+def _serving_told(job: Job) -> str:
+    told = (
+        f"{_requests(job)} at {interval(job.get(SERVING), '.2f')} times the tokens per second of "
+        "transformers' padded generate"
+    )
+    other = job.get(CONTINUOUS)
+    return told + (f", {interval(other, '.2f')} times continuous batching's" if other else "")
 
 
 def _memory_told(job: Job) -> str:
-    return f"{kv_share(job):.0%} of transformers' KV memory, at {_speed_told(job)}"
+    of = _requests(job) if job.get("derived.serving_kv_bytes") else "one text"
+    return f"{kv_share(job):.0%} of transformers' KV memory, of {of}, at {_speed_told(job)}"
 
 
 def _within(budget: float) -> Rule:
@@ -111,11 +155,12 @@ def _within(budget: float) -> Rule:
     return Rule(
         f"at most {budget:.0%} more bits per byte",
         f"the fastest stack whose change is at most +{budget:.0%} at the upper end of its 95 % "
-        "interval",
+        f"interval. {TIES}",
         BITS,
         admits,
-        _speed,
+        _largest(SPEED),
         _speed_told,
+        SPEED,
     )
 
 
@@ -126,17 +171,40 @@ RULES = (
         f"byte that differ by less than {SAME:.1%}",
         BITS,
         lambda job, rows: _faster(job, rows) and same_text(job),
-        _speed,
+        _largest(SPEED),
         _speed_told,
+        SPEED,
     ),
     *map(_within, BUDGETS),
     Rule(
         "speed alone",
-        "the fastest stack, whatever it costs",
-        "speed.speedup",
+        f"the fastest stack, whatever it costs. {TIES}",
+        SPEED,
         _faster,
-        _speed,
+        _largest(SPEED),
         _speed_told,
+        SPEED,
+    ),
+    Rule(
+        "the first token soon",
+        "the stack with the shortest time to the first token, one text at a time, if the whole "
+        f"interval says that it is shorter than the unmodified model's. {TIES}",
+        FIRST,
+        _sooner,
+        _largest(FIRST),
+        _first_told,
+        FIRST,
+    ),
+    Rule(
+        "many requests at once",
+        "the stack that serves most tokens per second, if the whole intervals say that these are "
+        "more than those of transformers' padded generate and of its continuous batching. "
+        f"{TIES}",
+        SERVING,
+        _serves,
+        _largest(SERVING),
+        _serving_told,
+        SERVING,
     ),
     Rule(
         "least KV memory",

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from math import log
+from statistics import median
 from typing import Any
 
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
+from trimtab.report.verdict import setting
+
+TIME = "speed.ms_per_byte.baseline"
+MOVED = 0.1  # a larger difference of the unmodified model's time is not that of two quiet jobs
+FEWEST = 3  # jobs, for a middle to mean something
 
 
 def warnings(rows: Sequence[Job]) -> list[str]:
@@ -17,8 +24,32 @@ def warnings(rows: Sequence[Job]) -> list[str]:
     for row in rows:
         for text in _own(row):
             found.setdefault(text, []).append(code(row.label))
+        if text := moved(row, rows):
+            found.setdefault(text, []).append(code(row.label))
     told = [f"{listed(labels)}: {text}" for text, labels in found.items()]
     return told + [_set_aside(row) for row in rows if row.get("generation.set_aside")]
+
+
+def moved(row: Job, rows: Sequence[Job]) -> str:
+    """Return how the unmodified model's time differs from that in most jobs like this one.
+
+    Empty where it does not differ by more than `MOVED`, or there are too few of them to say.
+    """
+    own = row.get(TIME)
+    alike = [other.get(TIME) for other in rows if _work(other) == _work(row) and other.get(TIME)]
+    if not own or len(alike) < FEWEST or abs(log(own / median(alike))) <= log(1 + MOVED):
+        return ""
+    return (
+        f"the unmodified model took {own:.2f} ms per byte of text beside it, and "
+        f"{median(alike):.2f} in the middle of all jobs of this kind: the machine was not the same "
+        "for it, so that its ratios compare with the others' only roughly"
+    )
+
+
+def _work(row: Job) -> tuple[Any, ...]:
+    """Return what the unmodified model's time depends on."""
+    pages = (row.get("memory.huge_page_bytes") or 0) > 0
+    return setting(row), row.root, row.get("tokens.baseline"), row.get("speed.paired"), pages
 
 
 def _own(row: Job) -> Iterator[str]:
