@@ -258,6 +258,15 @@ def test_a_dataset_that_cannot_be_had_is_named():
         load_corpus(hub("nobody/nothing"))
 
 
+def test_a_dataset_that_fails_without_a_word_is_named(monkeypatch):
+    def fails(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr("datasets.load_dataset", fails)
+    with pytest.raises(ConfigError, match="=a/b: cannot be loaded: NotImplementedError"):
+        load_corpus(hub("a/b"))
+
+
 def test_half_a_character_is_refused_with_its_place(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "not \\ud83d this"}\n')
     with pytest.raises(TrimtabError, match=r"a\.jsonl:2: the character 4 is a lone surrogate"):

@@ -58,10 +58,13 @@ def test_where_no_document_is_long_enough_the_length_is_named():
         ("trace.jsonl", '{"prompt_tokens": 12, "new_tokens": 3}\n\n{"new_tokens": 4, '
          '"prompt_tokens": 5, "at": 0.5}\n'),
         ("trace.CSV", "at, prompt_tokens ,new_tokens\n0,12,3\n0.5, 5.0,4.0\n"),
+        ("t.jsonl", '{"prompt_tokens": 12, "new_tokens": 3, "text": "a\u2028b"}\r\n'
+         '{"prompt_tokens": 5, "new_tokens": 4, "text": "\x85"}'),
+        ("t.csv", 'prompt_tokens,new_tokens,text\n12,3,"a\n7,8"\n5,4,a\u20289,9\x0c1,6\n'),
     ],
 )  # fmt: skip
 def test_a_trace_gives_the_lengths_of_its_lines(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, "utf-8", newline="")
     found = read_trace(str(tmp_path / name))
     assert found == [Length(3, prompt_tokens=12), Length(4, prompt_tokens=5)]
 

@@ -15,6 +15,7 @@ import pytest
 from tests.report.cases import ERROR, budgeted, compressing, result, serving, sparse, written
 from trimtab.errors import TrimtabError
 from trimtab.report import build, build_report
+from trimtab.report.__main__ import main as report_main
 from trimtab.report.data import csv_table
 from trimtab.report.load import load_jobs
 from trimtab.report.table import main_table, markdown
@@ -347,3 +348,20 @@ def test_a_folder_without_jobs_is_refused_by_name(sweep, tmp_path):
     done = command(tmp_path / "empty", cwd=tmp_path)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_result_named_in_place_of_its_folder_is_not_told_to_be_removed(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(TrimtabError, match="result.json is a file: name the folder of the job"):
+        build_report(tmp_path / "result.json")
+
+
+def test_a_report_may_go_below_the_home_folder(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["trimtab.report", "~/a", "--out=~/b"])
+    monkeypatch.setattr(
+        "trimtab.report.__main__.build_report", lambda *folders, out: given.extend([*folders, out])
+    )
+    report_main()
+    assert given == [tmp_path / "a", tmp_path / "b"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import ConfigError, TrimtabError, first_line
 from trimtab.progress import waiting
 from trimtab.settings import Settings, path_of, setting, settings
 from trimtab.text_files import BYTE_ORDER_MARK, json_lines, read_text, text_of
@@ -182,8 +182,8 @@ class HubCorpus(CorpusSource):
                     self.name, self.subset, split=self.split, revision=self.revision
                 )
         except Exception as error:  # datasets raises many unrelated types for "cannot be had"
-            reason = str(error).splitlines()[0]
-            raise ConfigError("corpus.name", self.name, f"cannot be loaded: {reason}") from error
+            reason = f"cannot be loaded: {first_line(error)}"
+            raise ConfigError("corpus.name", self.name, reason) from error
         for number, row in enumerate(rows):
             text = text_of(row, self.text_field, f"{self.name}[{number}]")
             yield Document(f"{self.name}:{number}", text)

@@ -16,6 +16,12 @@ class TrimtabError(Exception):
     """Something the user can put right; the message says what and how."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says; its type where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 class ConfigError(TrimtabError):
     """A configuration value that cannot be used.
 

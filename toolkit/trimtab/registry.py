@@ -16,7 +16,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from trimtab import config
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import ConfigError, TrimtabError, first_line
 from trimtab.settings import defaults, describe, told
 from trimtab.wandb_variables import tracking_default
 
@@ -153,10 +153,8 @@ def _class(name: Any, place: str) -> Any:
     try:
         return get_class(name)
     except Exception as error:  # Hydra raises many types, and a module may raise any
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"{place}: _target_", name, f"expected the dotted name of a class ({reason})"
-        ) from error
+        expected = f"expected the dotted name of a class ({first_line(error)})"
+        raise ConfigError(f"{place}: _target_", name, expected) from error
 
 
 def _options(group: str) -> str:

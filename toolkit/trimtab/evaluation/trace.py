@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,7 +66,7 @@ def read_trace(file: str) -> list[Length]:
 
 
 def _of_csv(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(io.StringIO(text))
     try:
         _require_columns(path, 1, reader.fieldnames or ())
         yield from ((reader.line_num, row) for row in reader)
@@ -74,7 +75,7 @@ def _of_csv(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _of_json(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from trimtab.errors import TrimtabError
 from trimtab.progress import answer, may_go_unread
 from trimtab.report import build_report
+from trimtab.settings import path_of
 
 
 def main() -> None:
@@ -22,9 +22,11 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, nargs="+", help="output folder of a job or of a sweep")
     parser.add_argument(
-        "--out", type=Path,
+        "folder", type=path_of, nargs="+", help="output folder of a job or of a sweep"
+    )
+    parser.add_argument(
+        "--out", type=path_of,
         help="where the report goes; without it report/ in the folder, or, of several, "
         "outputs/comparison",
     )  # fmt: skip

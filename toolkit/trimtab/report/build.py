@@ -55,6 +55,8 @@ def build_report(*folders: Path, out: Path | None = None, last_draws: bool = Fal
     TrimtabError
         If a folder holds no job, or a file is where the report's is to be.
     """
+    if named := next((one for one in folders if one.is_file()), None):
+        raise TrimtabError(f"{named} is a file: name the folder of the job or sweep")
     target = out or (folders[0] / REPORT if len(folders) == 1 else COMPARISON)
     if file := next((one for one in (target, *target.parents) if one.is_file()), None):
         raise TrimtabError(

@@ -15,7 +15,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedConfig, set_seed
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, first_line
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.harness.model import ContenderLM
 from trimtab.generation.transformers import plain_generation
@@ -60,7 +60,7 @@ def load_tasks(
             try:
                 tasks |= manager.load([name])["tasks"]
             except Exception as error:  # datasets raises many types, and a task's code may any
-                reason = str(error).partition("\n")[0] or type(error).__name__
+                reason = first_line(error)
                 raise ConfigError("quality.tasks", name, f"cannot be loaded: {reason}") from error
         for name, task in tasks.items():
             _require_fit(name, task, config)

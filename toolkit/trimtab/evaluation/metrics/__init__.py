@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hydra.utils import get_class
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, first_line
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric
 
@@ -25,8 +25,8 @@ def metrics_of(paths: dict[str, str]) -> list[type[Metric]]:
         try:
             kind = get_class(path)
         except Exception as error:  # Hydra raises the import's own errors, of any type
-            reason = str(error).splitlines()[0]
-            raise ConfigError(setting, path, f"expected the path of a class: {reason}") from error
+            reason = f"expected the path of a class: {first_line(error)}"
+            raise ConfigError(setting, path, reason) from error
         if not issubclass(kind, Metric):
             raise ConfigError(setting, path, "expected a trimtab.evaluation.metrics.Metric")
         for other in kind.needs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from trimtab.errors import first_line
 from trimtab.evaluation.cache_memory import PAGEMAP, CacheKind, CacheMemory
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.display import Column
@@ -72,7 +73,7 @@ class KV(Metric):
                         one.model, one.tokenizer, prompt, timing.new_tokens, kind
                     )
                 except Exception as error:  # not every attention takes every cache
-                    reason = str(error).partition("\n")[0]
+                    reason = first_line(error)
                     self._failed[kind] = f"transformers' {kind} cache fails on it: {reason}"
 
     def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:
