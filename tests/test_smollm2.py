@@ -69,6 +69,7 @@ def excess(smollm2: LoadedModel, tmp_path_factory) -> Excess:
     return measure
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("all_cores")
 def test_the_nominal_targets_are_reached_and_magnitude_alone_loses_twice_as_much(excess):
     """Every token sparse; what transforms read is not counted, which is the papers' convention."""
