@@ -140,7 +140,7 @@ def test_a_norm_transforms_before_it_selects(precision):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [(5, 3), (512, 512), (1024, 1024), (2048,)])
 def test_layers_side_by_side_share_rows_that_are_not_whole_pages_apart(sizes, dtype):
-    weights = [torch.randn(7, size).to(dtype) for size in sizes]
+    weights = [torch.randn(7, size, dtype=dtype, requires_grad=True) for size in sizes]
     found = side_by_side([(weight, None) for weight in weights])
     for (weight, bias), given in zip(found, weights, strict=True):
         assert torch.equal(weight, given)

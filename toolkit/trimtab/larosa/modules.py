@@ -75,6 +75,7 @@ class SparseLinear(nn.Module):
         return SiteInput(selection=_in_decode_step(self.selector, *_input_of(self.weight)))
 
 
+@torch.no_grad()
 def side_by_side(
     linears: Sequence[tuple[Tensor, Tensor | None]],
 ) -> list[tuple[Tensor, Tensor | None]]:
