@@ -69,6 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--exhaustive", action="store_true", help=told)
 
 
+@pytest.hookimpl(trylast=True)  # after -m and -k have left their tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run what takes longest first, beside all else; skip what needs a GPU where there is none.
 
