@@ -96,7 +96,7 @@ def _rows(like: Tensor, length: int) -> Tensor:
     """Return room for rows as long as that, as many as `like` has, and none whole pages apart.
 
     Rows at the same place of their pages take each other's few lines of a processor's first cache,
-    and the library's product with a prompt is 10 to 30 % slower.
+    which slows down the library's product with a prompt.
     """
     size = like.element_size()
     apart = length + (CACHE_LINE // size if length * size % PAGE == 0 else 0)
