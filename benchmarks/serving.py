@@ -27,6 +27,7 @@ from arguments import command, one_line, positive
 from decode_parts.contenders import Setting, artifacts, endless
 from decode_parts.machine import data_file, environment, pages
 from kv_parts.generating import EMBEDDED, model_config
+from serving_parts.rounds import answers
 from serving_parts.servers import Contender, contenders
 from serving_parts.workload import NEW, PROMPT, new_tokens, requests
 from serving_report import write_report
@@ -40,7 +41,6 @@ from trimtab.files import write_json
 from trimtab.models.facts import longest_text
 from trimtab.models.loading import load_model
 from trimtab.models.sources import DType
-from trimtab.progress import track
 
 SEED = 0
 
@@ -68,13 +68,7 @@ def parse() -> argparse.Namespace:
 
 def measure(compared: list[Contender], given: list[Request], rounds: int) -> list[dict[str, Any]]:
     """Return a row a contender; the first is what the others are compared with."""
-    found: dict[str, list[Answer]] = {one.name: [] for one in compared}
-    for one in track(compared, "Warm-up", len(compared)):
-        one.server.warm_up(given)
-    for number in track(range(rounds), f"{len(given)} requests", rounds):
-        for place in range(len(compared)):
-            one = compared[(number + place) % len(compared)]
-            found[one.name].append(one.server.serve(given))
+    found = answers(compared, given, rounds, f"{len(given)} requests")
     reference, tokens = found[compared[0].name], new_tokens(given)
     return [_row(one, found[one.name], reference, tokens) for one in compared]
 

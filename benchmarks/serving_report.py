@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from result_tables import drawn, errors, report_command, table, with_interval
+from result_plots import Bar, draw_bars
+from result_tables import drawn, report_command, table, with_interval
 
 COLUMNS = (
     "contender", "tokens/s", "times padded generate", "first token, s: median", "99th percentile",
     "same texts",
 )  # fmt: skip
-INK = "#1f5f8b"
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -53,30 +52,23 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def draw(content: dict[str, Any], path: Path) -> None:
     """Draw tokens a second with 95 % intervals, a panel a number of requests."""
-    runs = content["runs"]
-    names = [row["contender"] for row in runs[0]["rows"]]
-    figure = Figure(figsize=(4.6 * len(runs) + 2, 1.5 + 0.42 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
-    for axes, run in zip(panels, runs, strict=True):
-        rates = [row["tokens_per_s"] for row in run["rows"]]
-        values = [one["estimate"] for one in rates]
-        axes.barh(range(len(names)), values, xerr=errors(rates), height=0.6, color=INK, alpha=0.55)
-        for place, (row, rate) in enumerate(zip(run["rows"], rates, strict=True)):
-            label = f" {rate['estimate']:.0f}, {row['speedup']['estimate']:.2f}x"
-            axes.text(rate["high"], place, label, va="center", fontsize=8)
-        axes.set_xlim(0, 1.3 * max(one["high"] for one in rates))
-        axes.set_xlabel("tokens a second, with 95 % interval")
-        axes.set_title(f"{len(run['requests'])} requests", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(names)), names, fontsize=8)
-    panels[0].invert_yaxis()
+    panels = {
+        f"{len(run['requests'])} requests": [
+            Bar(
+                row["contender"],
+                row["tokens_per_s"],
+                f"{row['tokens_per_s']['estimate']:.0f}, {row['speedup']['estimate']:.2f}x",
+            )
+            for row in run["rows"]
+        ]
+        for run in content["runs"]
+    }
     machine, settings = content["environment"], content["settings"]
-    figure.suptitle(
+    title = (
         f"Requests that arrive together, and times the speed of padded `generate`\n"
-        f"{content['model']}, {settings['dtype']}; {machine['cpu']}, {machine['threads']} threads",
-        fontsize=11,
+        f"{content['model']}, {settings['dtype']}; {machine['cpu']}, {machine['threads']} threads"
     )
-    figure.savefig(path, dpi=130)
+    draw_bars(panels, "tokens a second", title, path)
 
 
 write_report = partial(drawn, draw, markdown)

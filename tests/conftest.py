@@ -30,7 +30,8 @@ from trimtab.corpus import Corpus, Document
 from trimtab.generation.costs import StepCosts
 from trimtab.generation.executor import MOST_ROWS
 from trimtab.models.loading import LoadedModel, load_model
-from trimtab.models.random import byte_tokenizer, shapes
+from trimtab.models.random import byte_tokenizer
+from trimtab.models.shapes import shapes
 from trimtab.models.sources import DType, EmbeddedModel, RandomModel
 from trimtab.vattention import host
 

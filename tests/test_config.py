@@ -149,6 +149,11 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             ["model=random", "model.config=tiny-llama", f"model.seed={10**26}"],
             f"model.seed={10**26}: expected at least 0",
         ),
+        (
+            "evaluate",
+            ["model=random", "model.config=tiny-lama"],
+            "model.config=tiny-lama: expected one of tiny-llama, tiny-mistral",
+        ),
         ("evaluate", ["+foo=3"], "unknown setting foo; the top level has: seed"),
         ("evaluate", ["+tracking.foo=3"], "unknown setting tracking.foo; tracking has: mode"),
         ("calibrate", ["model._target_=os.system"], "_target_=os.system: expected the dotted name"),

@@ -26,7 +26,7 @@ from trimtab.commands.check import typed
 from trimtab.commands.overrides import expand
 from trimtab.config import CalibrateConfig, EvaluateConfig
 from trimtab.method import Method
-from trimtab.models import adapter, architectures, random
+from trimtab.models import adapter, architectures, shapes
 from trimtab.registry import build, config_folder, register
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks/RESULTS.md"]
@@ -174,8 +174,8 @@ def _extended_as_written():
         exec(files["toolkit/trimtab/models/architectures.py"], vars(architectures))
         patch.setattr(adapter, "ADAPTERS", architectures.ADAPTERS)
         new = OmegaConf.to_container(OmegaConf.create(files["toolkit/trimtab/models/shapes.yaml"]))
-        every = {**random.shapes(), **new}
-        patch.setattr(random, "shapes", lambda: every)
+        every = {**shapes.shapes(), **new}
+        patch.setattr(shapes, "shapes", lambda: every)
         yield
 
 

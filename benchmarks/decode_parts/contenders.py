@@ -101,8 +101,8 @@ class Setting:
     def token_bytes(self) -> int:
         return self.shape.token_bytes(self.loaded.model.dtype)
 
-    def apply(self, *methods: str) -> Optimized:
-        """Return the model with a KV cache and other methods on it.
+    def apply(self, *methods: str, cache: bool = True) -> Optimized:
+        """Return the model with other methods on it, and a KV cache where one is wanted.
 
         A copy, if there are others, which may take weights out of memory; else with the same
         weights, in the same pages, as transformers has.
@@ -111,7 +111,7 @@ class Setting:
         optimized = trimtab.apply(
             copied(one.model) if methods else twin(one.model),
             one.tokenizer,
-            [*chosen, trimtab.VAttention()],
+            [*chosen, *([trimtab.VAttention()] if cache else [])],
             fingerprint=one.fingerprint,
         )
         applied = self.undo.enter_context(optimized)

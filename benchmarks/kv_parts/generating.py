@@ -15,7 +15,7 @@ from trimtab.evaluation.generators.transformers import Clock
 from trimtab.generation import Engine
 from trimtab.generation.stopping import stop_tokens
 from trimtab.models.loading import load_model
-from trimtab.models.random import shapes
+from trimtab.models.shapes import shapes
 from trimtab.models.sources import (
     DType,
     EmbeddedModel,

@@ -33,14 +33,14 @@ def contenders(setting: Setting, given: Sequence[Request]) -> Iterator[Contender
     setting.undo.callback(continuous.close)
     yield Contender("transformers, continuous batching", continuous)
     sparsity = f"larosa {setting.options.sparsity:g}"
-    yield _engine(setting, "vattention", given)
-    yield _engine(setting, f"{sparsity}, vattention", given, "larosa")
-    yield _engine(setting, "all, drafting", given, "adaptivocab", "larosa")
+    yield engine(setting, "vattention", given)
+    yield engine(setting, f"{sparsity}, vattention", given, "larosa")
+    yield engine(setting, "all, drafting", given, "adaptivocab", "larosa")
 
 
-def _engine(setting: Setting, name: str, given: Sequence[Request], *methods: str) -> Contender:
+def engine(setting: Setting, name: str, given: Sequence[Request], *methods: str) -> Contender:
+    """Return the engine on a model with methods."""
     optimized = setting.apply(*methods)
     longest = max(request.tokens for request in given)
-    engine = optimized.engine(slots=len(given), max_len=longest)
-    running = setting.undo.enter_context(engine)
+    running = setting.undo.enter_context(optimized.engine(slots=len(given), max_len=longest))
     return Contender(name, EngineServer(running), running.decode_step)

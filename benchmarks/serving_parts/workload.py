@@ -25,8 +25,21 @@ def requests(tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> list[
     prompts, news = (log_spaced(bounds, count) for bounds in (PROMPT, NEW))
     drawn.shuffle(prompts)
     drawn.shuffle(news)
+    return held_out(tokenizer, prompts, news, "PROMPT, NEW")
+
+
+def held_out(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[int], news: Sequence[int], setting: str
+) -> list[Request]:
+    """Return requests with so many tokens of held-out documents, and so many to generate.
+
+    Raises
+    ------
+    TrimtabError
+        If no document is long enough; naming `setting`, where the lengths are from.
+    """
     lengths = [Length(new, prompt_tokens=size) for size, new in zip(prompts, news, strict=True)]
-    found = stretches(python_docs().documents(Split.test), tokenizer, lengths, "PROMPT, NEW")
+    found = stretches(python_docs().documents(Split.test), tokenizer, lengths, setting)
     return [
         Request(encode(tokenizer, one.text)[:size], new)
         for one, size, new in zip(found, prompts, news, strict=True)

@@ -28,7 +28,8 @@ HEADERS = tuple(
 )
 """Headers that every library may include."""
 
-ELF = b"\x7fELF"  # how a library begins
+ELF = b"\x7fELF"  # how what a compiler makes begins
+SHARED = 3  # the kind that a library is, by its 16th byte or, big-endian, its 17th
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
 
@@ -132,10 +133,16 @@ def _build(library: CpuLibrary, compiler: list[str], path: Path) -> str | None:
                 "The CPU kernels do not compile. This command failed:\n"
                 f"{shlex.join(command)}\n{done.stderr.strip()}"
             )
-        if not target.is_file() or not target.read_bytes().startswith(ELF):
+        if not _is_library(target):
             return f"{shlex.join(compiler)} made no library: name a C++ compiler in $CXX"
         target.replace(path)
     return None
+
+
+def _is_library(path: Path) -> bool:
+    """Return whether a file is a shared library: not an object, a program or a script."""
+    head = path.read_bytes()[:18] if path.is_file() else b""
+    return head.startswith(ELF) and SHARED in head[16:]
 
 
 def _compiles(compiler: list[str]) -> bool:

@@ -26,7 +26,7 @@ from trimtab.corpus import Corpus, Document, Split, encode
 from trimtab.errors import ArtifactError, ConfigError, MisfitError
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel
-from trimtab.models.random import shapes
+from trimtab.models.shapes import shapes
 
 OUTSIDE = """
 import json, sys
@@ -191,21 +191,26 @@ def test_export_is_a_command(corpus: Corpus, tiny_llama: LoadedModel, tmp_path: 
 
 
 def test_export_reads_the_model_from_where_it_moved(
-    corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Corpus,
+    tiny_llama: LoadedModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An artifact made in Python does not say where its model is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name, seed in (("right", 0), ("wrong", 1)):
         tiny(seed=seed).model.save_pretrained(tmp_path / name)
         tiny_llama.tokenizer.save_pretrained(tmp_path / name)
     calibrated(method(), tiny_llama, corpus).save(tmp_path / "artifact")
-    arguments = [str(tmp_path / "artifact"), str(tmp_path / "out")]
+    arguments = ["~/artifact", "~/out"]
     for more, error in (
         ([], "--model=None: is required"),
-        (["--model", str(tmp_path / "wrong")], "name the right one with --model"),
+        (["--model", "~/wrong"], "name the right one with --model"),
     ):
         with pytest.raises(SystemExit, match="1"):
             main([*arguments, *more])
         assert error in capsys.readouterr().err
-    main([*arguments, "--model", str(tmp_path / "right")])
+    main([*arguments, "--model", "~/right"])
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out")
     assert (tmp_path / "out" / MAP).is_file()

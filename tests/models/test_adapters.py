@@ -7,7 +7,7 @@ from tests.models.contract import AdapterContract
 from tests.models.larosa_contract import LaRoSAContract
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import ADAPTERS, adapter_for, head_shape
-from trimtab.models.random import shapes
+from trimtab.models.shapes import shapes
 
 
 class TestLlama(AdapterContract, LaRoSAContract):

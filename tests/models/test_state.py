@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import trimtab
 from tests.conftest import random_inputs
-from trimtab.models.random import shapes
+from trimtab.models.shapes import shapes
 
 DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.5)
 WORDS = {"size": 8, "validation_tokens": 128, "window": 64, "max_bpb_increase": None}

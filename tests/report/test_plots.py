@@ -33,6 +33,10 @@ def loaded(folder, *jobs):
     [
         (SPEED, [("a", (1.5, 1.4, 1.6)), ("b", (1.2, 1.1, 1.3))],
          "Fastest: a, 1.50 times the unmodified model"),
+        (SPEED, [("a", (1.5, 1.4, 1.6)), ("b", (1.4, 1.3, 1.5)), ("c", (1.3, 1.2, 1.39))],
+         "Fastest: a, 1.50 times the unmodified model; cannot be told from it: b"),
+        (SPEED, [(name, (1.5 - 0.1 * at, 1.1, 1.6)) for at, name in enumerate("abcd")],
+         "Fastest: a, 1.50 times the unmodified model; cannot be told from it: b and 2 more"),
         (SPEED, [("a", (1.5, 0.9, 1.6))],
          "No stack is measurably faster than the unmodified model"),
         (SPEED, [("baseline", (1.5, 1.4, 1.6))],
@@ -178,13 +182,23 @@ def test_the_waterfall_is_of_the_largest_stacks_whose_methods_were_all_measured(
 
 def test_the_sites_of_a_sparsity_map_are_named_as_people_call_them(tmp_path):
     (job,) = loaded(tmp_path, sparse(result("larosa")))
-    plot = single.sparsity_map(job, 0, "")
-    assert plot is not None
+    (plot,) = single.sparsity_maps({0: job})
     assert plot.title == "larosa drops most at the attention input: 10% on average"
     text = markdown(plot.panels[0].table)
     for name in ("attention input (h1)", "attention output (h2)", "MLP input (h3)",
                  "MLP activation (h4)"):  # fmt: skip
         assert f"layer 2, {name}` | " in text
+
+
+def test_jobs_that_drop_the_same_share_one_sparsity_map(tmp_path):
+    labels = [("larosa", 3), ("larosa, vattention", 3), ("other", 4)]
+    jobs = loaded(tmp_path, *(sparse(result(label), layers) for label, layers in labels))
+    jobs[1].content["sparsity"]["layers"][0]["achieved"] += 0.004  # less than the map can show
+    first, second = single.sparsity_maps(dict(enumerate(jobs, 5)))
+    assert first.title.startswith("larosa and larosa, vattention drop most at the ")
+    assert first.file == "sparsity_by_layer_5.png"
+    assert second.title.startswith("other drops most at the ")
+    assert second.file == "sparsity_by_layer_7.png"
 
 
 def test_no_shade_of_a_sparsity_map_follows_the_colours_of_the_page():
@@ -194,7 +208,7 @@ def test_no_shade_of_a_sparsity_map_follows_the_colours_of_the_page():
 
 def test_operating_points_say_what_the_most_n_grams_save_and_cost(tmp_path):
     (job,) = loaded(tmp_path, budgeted(result("adaptivocab")))
-    plot = single.operating_points(job, 0, "")
+    plot = single.operating_points(job, 0)
     assert plot is not None
     assert plot.title.endswith("500 n-grams saves 20% of the tokens, for +30% bits per byte")
 

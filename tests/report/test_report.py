@@ -72,7 +72,7 @@ def test_pictures_of_a_job_have_the_number_of_its_folder(tmp_path):
     first = written(tmp_path / "first", [result("a"), result("b"), sparse(result("c"))])
     shutil.rmtree(first / "1")
     assert "](sparsity_by_layer_2.png)" in build_report(first).read_text()
-    second = written(tmp_path / "second", [sparse(result("d"))])
+    second = written(tmp_path / "second", [sparse(result("d"), layers=4)])
     text = build_report(first, second, out=tmp_path / "out").read_text()
     assert "](sparsity_by_layer_1.png)" in text
     assert "](sparsity_by_layer_2.png)" in text

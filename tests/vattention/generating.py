@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from tests.conftest import SHAPES, random_inputs, tiny
-from trimtab.models.random import shapes
+from trimtab.models.shapes import shapes
 from trimtab.vattention.cache import VirtualCache
 
 PAGE = 4096

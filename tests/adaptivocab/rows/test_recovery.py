@@ -27,7 +27,8 @@ from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.corpus import Corpus, Document
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import adapter_for
-from trimtab.models.random import byte_tokenizer, shapes
+from trimtab.models.random import byte_tokenizer
+from trimtab.models.shapes import shapes
 
 every = pytest.mark.parametrize("name", SHAPES)
 SPELLING = [kind for kind in EVERY if kind != "wordpiece"]  # where strings in a row spell a token

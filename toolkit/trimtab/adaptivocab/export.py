@@ -38,6 +38,7 @@ from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
 from trimtab.progress import answer, may_go_unread
+from trimtab.settings import path_of
 
 MAP, BASE_TOKENIZER = "vocabulary_map.json", "base_tokenizer"
 
@@ -170,10 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Write an adapted model as an ordinary Hugging Face folder.",
     )
     parser.add_argument(
-        "artifact", metavar="ARTIFACT", type=Path, help="folder that calibrate.py printed"
+        "artifact", metavar="ARTIFACT", type=path_of, help="folder that calibrate.py printed"
     )
     parser.add_argument(
-        "out", metavar="OUT", type=Path, help="folder to write, which does not exist yet"
+        "out", metavar="OUT", type=path_of, help="folder to write, which does not exist yet"
     )
     parser.add_argument("--model", help="folder of the base model, where it moved")
     with may_go_unread():

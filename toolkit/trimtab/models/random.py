@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from typing import Any
-
 import torch
-from omegaconf import OmegaConf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -16,17 +12,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trimtab.errors import ConfigError
+from trimtab.models.shapes import shape_of
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-
-
-def shapes() -> dict[str, dict[str, Any]]:
-    """Return the shipped shapes by name, as arguments of ``AutoConfig.for_model``."""
-    text = files("trimtab.models").joinpath("shapes.yaml").read_text("utf-8")
-    loaded = OmegaConf.to_container(OmegaConf.create(text))
-    assert isinstance(loaded, dict)
-    return {str(name): shape for name, shape in loaded.items()}
 
 
 def random_model(
@@ -39,12 +27,10 @@ def random_model(
     ConfigError
         If no shape has that name.
     """
-    known = shapes()
-    if name not in known:
-        raise ConfigError("model.config", name, f"expected one of {', '.join(known)}")
+    shape = shape_of(name)
     tokenizer = byte_tokenizer()
     config = AutoConfig.for_model(
-        **known[name],
+        **shape,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from trimtab.errors import ConfigError
+from trimtab.models.shapes import shape_of
 from trimtab.settings import Settings, path_of, setting, settings
 
 if TYPE_CHECKING:
@@ -127,6 +128,10 @@ class RandomModel(ModelSource):
         meaning="a name in toolkit/trimtab/models/shapes.yaml: tiny-llama, llama-1b, llama2-7b, ..."
     )
     seed: int = setting(default=0, meaning="seed of the weights", at_least=0, below=2**32)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shape_of(self.config)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Pretrained:
         """Draw the weights."""

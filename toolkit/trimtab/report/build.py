@@ -111,6 +111,7 @@ def _plots(rows: Sequence[Job], attributed: Sequence[Attribution]) -> Iterator[P
     note = "; ".join(dict.fromkeys(map(facts, measured)))
     groups = groups_of(measured)
     found = [*zip(names_of(groups), map(choices, groups), strict=True)]
+    own = {number: row for number, row in zip(_numbers(rows), rows, strict=True) if row.ok}
     drawn = (
         dashboard(measured, found, note),
         *(comparison(chart, measured, note) for chart in CHARTS),
@@ -118,9 +119,9 @@ def _plots(rows: Sequence[Job], attributed: Sequence[Attribution]) -> Iterator[P
         waterfall.waterfall_plot(attributed, note),
         serving.serving_plot(measured, note),
         compression.compression_plot(measured, note),
-        *(draw(row, number, facts(row)) for draw in (single.sparsity_map, single.operating_points)
-          for number, row in zip(_numbers(rows), rows, strict=True) if row.ok),
-    )  # fmt: skip
+        *single.sparsity_maps(own),
+        *(single.operating_points(row, number) for number, row in own.items()),
+    )
     yield from (plot for plot in drawn if plot is not None)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NONE = "-"
+NAMED = 2  # more than that are counted
 
 
 def code(text: str) -> str:
@@ -46,3 +47,9 @@ def written(value: Any, form: str, scale: float = 1) -> str:
 def listed(words: list[str]) -> str:
     """Return words as a sentence lists them."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def named(labels: list[str]) -> str:
+    """Return a few labels as a title lists them, and of more the first and how many."""
+    more = f"{labels[0]} and {len(labels) - 1} more"
+    return listed(labels) if len(labels) <= NAMED else more

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from trimtab.evaluation.display import Chart, Series
 from trimtab.report.balance import NOTICED
-from trimtab.report.figures import is_interval, listed, number
+from trimtab.report.figures import is_interval, named, number
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (
     ACCENT,
@@ -26,7 +26,6 @@ from trimtab.report.plots.panel import (
 from trimtab.report.table import amount, cell
 from trimtab.report.verdict import FASTER, verdict
 
-NAMED = 2  # more stacks than that are counted
 KEY = "Upright line: the unmodified model, measured beside the stack. "
 MEANS = {"more": "more is better", "less": "less is better"}
 
@@ -39,19 +38,28 @@ def comparison(chart: Chart, jobs: Sequence[Job], note: str) -> Plot | None:
 
 
 def finding(chart: Chart, jobs: Sequence[Job]) -> str:
-    """Return the title of a chart: the best stack by its first panel that has one."""
+    """Return the title of a chart: the best stack by its first panel that has one.
+
+    It names those, too, that the intervals cannot tell from it.
+    """
     if not any(job.methods for job in jobs):
         return "The unmodified model against itself: no stack was measured"
     for series in chart.panels:
-        best = _best(series, jobs) if series.finding else []
-        if best:
-            value = _number(best[0].get(series.field))
-            labels = [job.label for job in best]
-            names = (
-                listed(labels) if len(best) <= NAMED else f"{labels[0]} and {len(best) - 1} more"
-            )
-            return series.finding.format(best=names, value=number(value, series.form, series.scale))
+        better = _better(series, jobs) if series.finding else []
+        if better:
+            choose = max if series.better == "more" else min
+            first = choose(better, key=lambda job: _number(job.get(series.field)))
+            value = first.get(series.field)
+            best = [job for job in better if _number(job.get(series.field)) == _number(value)]
+            told = number(_number(value), series.form, series.scale)
+            title = series.finding.format(best=_of(best), value=told)
+            near = [job for job in better if job not in best and _overlap(job, first, series)]
+            return title + (f"; cannot be told from it: {_of(near)}" if near else "")
     return chart.nothing
+
+
+def _of(jobs: Sequence[Job]) -> str:
+    return named([job.label for job in jobs])
 
 
 def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
@@ -113,14 +121,17 @@ def _marks(
         axes.set_xticks(sorted([origin, *(tick for tick in ticks if first <= tick <= last)]))
 
 
-def _best(series: Series, jobs: Sequence[Job]) -> list[Job]:
-    """Return the stacks with the best figure, those alone that are better than the baseline's."""
-    better = [job for job in jobs if job.methods and _beats(series, job, jobs)]
-    if not better:
-        return []
-    choose = max if series.better == "more" else min
-    value = choose(_number(job.get(series.field)) for job in better)
-    return [job for job in better if _number(job.get(series.field)) == value]
+def _better(series: Series, jobs: Sequence[Job]) -> list[Job]:
+    """Return the stacks whose figure is better than the baseline's."""
+    return [job for job in jobs if job.methods and _beats(series, job, jobs)]
+
+
+def _overlap(one: Job, other: Job, series: Series) -> bool:
+    """Return whether two figures have intervals, and these have values in common."""
+    mine, theirs = one.get(series.field), other.get(series.field)
+    if not (is_interval(mine) and is_interval(theirs)):
+        return False
+    return bool(mine["low"] <= theirs["high"] and theirs["low"] <= mine["high"])
 
 
 def _beats(series: Series, job: Job, jobs: Sequence[Job]) -> bool:

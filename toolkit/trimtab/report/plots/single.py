@@ -1,15 +1,17 @@
-"""Plots of one job: where activations were dropped, and what merging n-grams saves and costs."""
+"""Plots of single jobs: where activations were dropped, what merging n-grams saves and costs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from trimtab.models.sites import SITE_TITLES
+from trimtab.report.figures import named
 from trimtab.report.job import Job
+from trimtab.report.notices import facts
 from trimtab.report.plots.panel import (
     ACCENT,
     INK,
@@ -26,15 +28,46 @@ from trimtab.report.plots.panel import (
 from trimtab.report.table import cell
 
 SPARSITY, OPERATING = "sparsity_by_layer_{}.png", "vocabulary_operating_points_{}.png"
+SITE, SAME = ("layer", "site", "basis"), 0.01
 # No shade is a colour of the page's, which would follow its scheme.
 SHADES = LinearSegmentedColormap.from_list("dropped", ["#e8eef3", "#205f8c", "#0b2239"])
 
 
-def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
-    """Return what was dropped at every site of every layer, transforms marked."""
-    layers: list[dict[str, Any]] = job.get("sparsity.layers") or []
-    if not layers:
-        return None
+def sparsity_maps(jobs: Mapping[int, Job]) -> Iterator[Plot]:
+    """Yield what was dropped at every site of every layer: one map for jobs that look alike.
+
+    Parameters
+    ----------
+    jobs : mapping of int to Job
+        By their numbers; the first of those that look alike names the file.
+    """
+    alike: list[dict[int, Job]] = []
+    for number, job in jobs.items():
+        if job.get("sparsity.layers"):
+            groups = (group for group in alike if _look_alike(next(iter(group.values())), job))
+            if (group := next(groups, None)) is None:
+                alike.append(group := {})
+            group[number] = job
+    for group in alike:
+        number, first = next(iter(group.items()))
+        yield _sparsity_map([*group.values()], number, facts(first))
+
+
+def _look_alike(one: Job, other: Job) -> bool:
+    """Return whether jobs of one machine dropped the same at every site, as far as shades show."""
+    first, second = one.get("sparsity.layers"), other.get("sparsity.layers")
+    if facts(one) != facts(other) or len(first) != len(second):
+        return False
+    return all(
+        [mine[key] for key in SITE] == [theirs[key] for key in SITE]
+        and abs(mine["achieved"] - theirs["achieved"]) < SAME
+        for mine, theirs in zip(first, second, strict=True)
+    )
+
+
+def _sparsity_map(jobs: Sequence[Job], number: int, note: str) -> Plot:
+    """Return the map of jobs that look alike, transforms marked."""
+    layers: list[dict[str, Any]] = jobs[0].get("sparsity.layers")
     sites = list(dict.fromkeys(row["site"] for row in layers))
     strips = {site: [row for row in layers if row["site"] == site] for site in sites}
     means = {
@@ -62,7 +95,8 @@ def sparsity_map(job: Job, number: int, note: str) -> Plot | None:
                         color=MUTED)  # fmt: skip
 
     most = max(means, key=lambda site: means[site])
-    title = f"{job.label} drops most at the {SITE_TITLES[most]}: {means[most]:.0%} on average"
+    drops = f"{named([job.label for job in jobs])} drop{'s' * (len(jobs) == 1)}"
+    title = f"{drops} most at the {SITE_TITLES[most]}: {means[most]:.0%} on average"
     lines = [(f"layer {row['layer']}, {SITE_TITLES[row['site']]} ({row['site']})",
               [cell(row["basis"]), cell(row["achieved"], ".3f")]) for row in layers]  # fmt: skip
     table = numbers("dropped share", ("basis", "dropped share"), lines, "site")
@@ -76,7 +110,7 @@ def _shade(axes: Axes, edges: Sequence[float], place: float, shares: Sequence[fl
     axes.pcolormesh(edges, [place - 0.08, place + 0.08], [shares], cmap=SHADES, vmin=0, vmax=1)
 
 
-def operating_points(job: Job, number: int, note: str) -> Plot | None:
+def operating_points(job: Job, number: int) -> Plot | None:
     """Return what merging more and more n-grams saves and costs, as calibration measured it."""
     found: list[dict[str, Any]] = job.get("vocabulary.operating_points") or []
     if not found:
@@ -111,4 +145,4 @@ def operating_points(job: Job, number: int, note: str) -> Plot | None:
              f"tokens, for {most['increase']:+.0%} bits per byte")  # fmt: skip
     panel = Panel("merged n-grams, on validation text", 2.6, draw,
                   numbers("operating points", heads, lines), left=0.62, bottom=0.5)  # fmt: skip
-    return Plot(OPERATING.format(number), title, (panel,), note)
+    return Plot(OPERATING.format(number), title, (panel,), facts(job))
