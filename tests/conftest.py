@@ -131,13 +131,21 @@ def any_draft_pays() -> Iterator[None]:
         yield
 
 
+def in_checkout(script: str) -> str:
+    """Return the path of a script, and an option of Python as it is."""
+    return script if script.startswith("-") else str(ROOT / script)
+
+
 @pytest.fixture
 def fresh_command(tmp_path: Path) -> Command:
-    """Run a script of the checkout as a user would, in a folder of its own and a new Python."""
+    """Run a script of the checkout as a user would, in a folder of its own and a new Python.
+
+    Or a module, after ``-m``, or code, after ``-c``.
+    """
 
     def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(ROOT / script), *arguments],
+            [sys.executable, in_checkout(script), *arguments],
             cwd=tmp_path,
             env={**variables(), **environment},
             capture_output=True,
@@ -163,7 +171,7 @@ def command(fresh_command: Command, zygote: Zygote, tmp_path: Path) -> Command:
         return fresh_command
 
     def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return zygote.run(str(ROOT / script), *arguments, cwd=tmp_path, **environment)
+        return zygote.run(in_checkout(script), *arguments, cwd=tmp_path, **environment)
 
     return run
 

@@ -161,7 +161,16 @@ def test_standard_output_may_be_closed_from_the_start(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("stderr", ["os.dup(2)", "writer", "os.open('/dev/full', os.O_WRONLY)"])
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "writer",
+        *(
+            pytest.param(one, marks=pytest.mark.exhaustive)
+            for one in ("os.dup(2)", "os.open('/dev/full', os.O_WRONLY)")
+        ),
+    ],
+)
 def test_an_artifact_is_made_where_nobody_reads_what_is_said(tmp_path, stderr):
     code = (
         "import os; reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1);"

@@ -336,7 +336,9 @@ def test_a_calibration_is_resumed_by_its_own_command(refusal):
 PLUGINS = {"workers": "hydra_joblib_launcher", "submitit_local": "hydra_submitit_launcher"}
 
 
-@pytest.mark.parametrize("launcher", PLUGINS)
+@pytest.mark.parametrize(
+    "launcher", [pytest.param("workers", marks=pytest.mark.exhaustive), "submitit_local"]
+)
 def test_jobs_that_run_beside_each_other(fresh_command, tmp_path, launcher):
     """In a Python of its own: loky's processes outlive a fork that has started them."""
     pytest.importorskip(f"hydra_plugins.{PLUGINS[launcher]}")

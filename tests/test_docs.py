@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +125,7 @@ def test_there_are_commands_on_the_pages():
     assert len(commands()) > 15
 
 
-def test_the_method_of_the_page_works_as_written(tmp_path):
+def test_the_method_of_the_page_works_as_written(command, tmp_path):
     for name in ("toolkit", "kernels", "conf", "calibrate.py", "evaluate.py"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
@@ -139,11 +137,7 @@ def test_the_method_of_the_page_works_as_written(tmp_path):
     path = f"{tmp_path / 'toolkit'}:{tmp_path / 'kernels'}"
 
     def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(tmp_path / script), *arguments],
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
-            capture_output=True, text=True,
-        )  # fmt: skip
+        return command(str(tmp_path / script), *arguments, PYTHONPATH=path)
 
     shown = run("calibrate.py", "--help").stdout
     assert "share of the weights that are zero (at least 0 and below 1)" in shown

@@ -62,8 +62,15 @@ def artifacts(root: Path) -> list[Path]:
 
 @pytest.mark.parametrize(
     ("arguments", "processes"),
-    [([*LAROSA, "residual=group", "group=2", "selection=capped"], 3), (STACK, 2)],
-    ids=["larosa", "stack"],
+    [
+        pytest.param(
+            [*LAROSA, "residual=group", "group=2", "selection=capped"],
+            3,
+            id="larosa",
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(STACK, 2, id="stack"),
+    ],
 )
 def test_several_processes_make_the_artifacts_of_one(
     torchrun, command, tmp_path, arguments, processes

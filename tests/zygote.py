@@ -46,7 +46,7 @@ class Zygote:
         )  # fmt: skip
 
     def run(self, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-        """Run ``python SCRIPT ...`` or ``python -c CODE ...`` to its end; what it wrote is text."""
+        """Run ``python SCRIPT ...``, ``-m MODULE ...`` or ``-c CODE ...`` to its end."""
         with tempfile.TemporaryDirectory() as output:
             self.start(*arguments, cwd=cwd, output=Path(output), **environment)
             code = self.wait(300)
@@ -92,10 +92,14 @@ def become(arguments: list[str], cwd: str, output: str, environment: dict[str, s
         os.dup2(file, stream.fileno())
     script, *rest = arguments
     path = environment.get("PYTHONPATH", "").split(os.pathsep)
-    sys.path[:0] = [cwd if script == "-c" else str(Path(script).parent), *filter(None, path)]
+    own = script in ("-c", "-m")
+    sys.path[:0] = [cwd if own else str(Path(script).parent), *filter(None, path)]
+    if own:
+        sys.argv = [script, *rest[1:]]
     if script == "-c":
-        sys.argv = ["-c", *rest[1:]]
         exec(rest[0], {"__name__": "__main__"})
+    elif script == "-m":
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments
         runpy.run_path(script, run_name="__main__")

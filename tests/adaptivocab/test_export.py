@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from tests.adaptivocab.test_method import calibrated, method
 from tests.adaptivocab.tokenizers import DOCUMENTS, TEXTS, base
-from tests.conftest import tiny
+from tests.conftest import Command, tiny
 from trimtab.adaptivocab import Mode, Rows
 from trimtab.adaptivocab.export import BASE_TOKENIZER, MAP, main, ordinary
 from trimtab.adaptivocab.vocabulary import Vocabulary
@@ -53,20 +51,14 @@ print(json.dumps([ids, logits[0, -1].tolist()]))
     "name", ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gpt2", "tiny-opt"]
 )
 def test_an_exported_folder_needs_nothing_of_ours(
-    name: str, corpus: Corpus, tmp_path: Path
+    name: str, corpus: Corpus, command: Command, tmp_path: Path
 ) -> None:
     loaded = tiny(name)
     artifact, folder = calibrate(loaded, method(), corpus, tmp_path)
     out = tmp_path / "exported"
     method().export(loaded.model, loaded.tokenizer, Artifact.load(folder), out)
     text = corpus.documents(Split.test)[0].text[:200]
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", OUTSIDE, str(out), text],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    process = command("-c", OUTSIDE, str(out), text)
     assert process.returncode == 0, process.stderr
     ids, logits = json.loads(process.stdout.splitlines()[-1])
     with method().apply(loaded.model, loaded.tokenizer, artifact) as applied:
@@ -177,14 +169,16 @@ def test_a_wrapped_tokenizer_is_not_exported(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_is_a_command(corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path) -> None:
+def test_export_is_a_command(
+    corpus: Corpus, tiny_llama: LoadedModel, command: Command, tmp_path: Path
+) -> None:
     _, folder = calibrate(tiny_llama, method(), corpus, tmp_path)
-    command = [sys.executable, "-m", "trimtab.adaptivocab.export", str(folder), str(tmp_path / "o")]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    arguments = "-m", "trimtab.adaptivocab.export", str(folder), str(tmp_path / "o")
+    process = command(*arguments)
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == str(tmp_path / "o")
     assert (tmp_path / "o" / MAP).is_file()
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = command(*arguments)
     assert again.returncode == 1
     assert "exists already" in again.stderr
     assert "Traceback" not in again.stderr

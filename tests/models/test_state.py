@@ -14,7 +14,9 @@ from tests.conftest import random_inputs
 from trimtab.models.shapes import shapes
 
 DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.5)
-WORDS = {"size": 8, "validation_tokens": 128, "window": 64, "max_bpb_increase": None}
+WORDS = {
+    "size": 8, "tokens": 256, "validation_tokens": 128, "window": 64, "max_bpb_increase": None,
+}  # fmt: skip
 METHODS = {
     "larosa": trimtab.LaRoSA(tokens=256, window=64, probe_tokens=128),
     "draft": trimtab.AdaptiVocab(mode="draft", **WORDS),

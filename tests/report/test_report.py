@@ -6,8 +6,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -174,9 +172,9 @@ def test_a_result_of_another_schema_is_left_out_by_name_and_the_rest_is_reported
     assert "schema 3, expected 4" in (sweep / "report" / "report.html").read_text("utf-8")
 
 
-def test_where_all_results_are_of_another_schema_the_command_says_so(tmp_path):
+def test_where_all_results_are_of_another_schema_the_command_says_so(report, tmp_path):
     written(tmp_path, [result("old") | {"schema": 3}])
-    done = command(tmp_path, cwd=tmp_path)
+    done = report(tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert f"{tmp_path / '0' / 'result.json'} has schema 3, expected 4" in line
@@ -317,15 +315,16 @@ def test_a_job_that_is_in_two_folders_counts_once(tmp_path):
     assert [job.label for job in load_jobs(sweep / "1", sweep)] == ["b", "a"]
 
 
-def command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "trimtab.report", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, cwd=cwd)
+@pytest.fixture
+def report(command):
+    """Run ``python -m trimtab.report``."""
+    return lambda *arguments: command("-m", "trimtab.report", *map(str, arguments))
 
 
-def test_the_command_compares_sweeps_and_prints_the_path(tmp_path):
+def test_the_command_compares_sweeps_and_prints_the_path(report, tmp_path):
     written(tmp_path / "one", [result("a")])
     written(tmp_path / "other", [result("b")])
-    done = command("one", "other", cwd=tmp_path)
+    done = report("one", "other")
     assert done.stdout.strip() == "outputs/comparison/report.md"
     text = (tmp_path / done.stdout.strip()).read_text()
     assert "| `a` |" in text
@@ -333,19 +332,19 @@ def test_the_command_compares_sweeps_and_prints_the_path(tmp_path):
 
 
 @pytest.mark.parametrize("out", [[], ["--out", "file"], ["--out", "file/below"]])
-def test_a_file_where_the_report_is_to_be_is_named_with_the_way_out(sweep, tmp_path, out):
+def test_a_file_where_the_report_is_to_be_is_named_with_the_way_out(report, sweep, tmp_path, out):
     file = tmp_path / "file" if out else sweep / "report"
     file.touch()
-    done = command(sweep, *out, cwd=tmp_path)
+    done = report(sweep, *out)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert f"{file.name} is a file; remove it, or name another folder: " in line
 
 
-def test_a_folder_without_jobs_is_refused_by_name(sweep, tmp_path):
+def test_a_folder_without_jobs_is_refused_by_name(report, sweep, tmp_path):
     with pytest.raises(TrimtabError, match="empty holds no result.json"):
         build_report(sweep, tmp_path / "empty", out=tmp_path / "out")
-    done = command(tmp_path / "empty", cwd=tmp_path)
+    done = report(tmp_path / "empty")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
 
