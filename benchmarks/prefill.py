@@ -3,7 +3,7 @@
     python benchmarks/prefill.py [--model smollm2-135m] [--prompts 64 256 1024 32+73+167+384]
                                  [--dtype float32] [--repeats 12] [--out FILE]
 
-Prompts are stretches of held-out documents of Python's documentation. In rotating order, every
+Prompts are stretches of held-out documents of Python's documentation. In drawn order, every
 contender reads the same ones, which arrive together, and gives one token after each: transformers'
 `generate` on one batch padded on the left, twice, so that the noise shows, and with LaRoSA on the
 model; the engine on the unmodified model (`vattention`), and with LaRoSA. LaRoSA's time is also

@@ -3,7 +3,7 @@
     python benchmarks/serving.py [--requests 8 16] [--dtype float32] [--repeats 6] [--out FILE]
 
 Requests of ragged prompts (32 to 384 tokens of held-out passages) and ragged texts (16 to 96 new
-tokens) arrive together, and in rotating order every contender answers all of them greedily:
+tokens) arrive together, and in drawn order every contender answers all of them greedily:
 transformers' `generate` on one batch padded on the left, twice, so that the noise shows; its
 continuous batching on a paged cache with room for all; the engine on the unmodified model
 (`vattention`), with LaRoSA, and with LaRoSA and AdaptiVocab's drafts (`all`). No text ends early.
