@@ -1,7 +1,7 @@
 """What is kept of a text's first token, site by site, where that token is sparse like the others.
 
     python benchmarks/larosa_first_token.py [--model gemma3-270m] [--windows 6]
-                                            [--sparsity 0.4] [--out FOLDER]
+                                            [--sparsity 0.4] [--tokens 4096] [--out FOLDER]
 
 LaRoSA is calibrated on Python's documentation with no token dense, and the model reads held-out
 windows of it. Writes first-token.json with the share of the activations that every site of every
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> list[Counting]:
     loaded, corpus = load_model(model_config(options)), python_docs()
     model, tokenizer = loaded.model, loaded.tokenizer
     config = QualityConfig(windows=options.windows, window_bytes=2048, context_bytes=256)
-    method = LaRoSA(sparsity=options.sparsity, dense_prefix=0)
+    method = LaRoSA(sparsity=options.sparsity, dense_prefix=0, tokens=options.tokens)
     with tempfile.TemporaryDirectory() as folder:
         artifact = method.calibrate(model, tokenizer, corpus, Path(folder))
     plan = Plan.from_json(artifact.parameters["plan"])
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED, help="or gemma3-270m, a name, a folder")
     parser.add_argument("--windows", type=positive, default=6)
     parser.add_argument("--sparsity", type=float, default=0.4)
+    parser.add_argument("--tokens", type=positive, default=4096, help="of calibration")
     parser.add_argument("--out", type=Path, default=Path("larosa-first-token"))
     options = parser.parse_args()
     options.device, options.seed = "auto", 0

@@ -23,7 +23,7 @@ MAGNITUDE = {
     "count": Count.nominal, "basis": Basis.none, "transforms": Transforms.none,
     "allocation": Allocation.uniform, "selection": Selection.topk,
 }  # fmt: skip
-TEXT = {"tokens": 4096, "probe_tokens": 1024}
+TEXT = {"tokens": 2048, "probe_tokens": 1024}
 
 Excess = Callable[..., tuple[float, dict]]
 
@@ -38,7 +38,7 @@ def excess(smollm2: LoadedModel, tmp_path_factory) -> Excess:
     on the basis only: every measurement goes on from the same sums.
     """
     corpus = load_corpus(PythonDocs(calibration=0.7, validation=0.1, max_documents=None))
-    config = QualityConfig(windows=6, window_bytes=2048, context_bytes=256)
+    config = QualityConfig(windows=4, window_bytes=2048, context_bytes=256)
     windows = quality_windows(corpus.documents(Split.test), config)
     root = tmp_path_factory.mktemp("checkpoints")
 
