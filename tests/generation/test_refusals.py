@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList
 
 from tests.generation.models import engine_for, model_of, prompts_of
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
@@ -56,6 +56,13 @@ NUMBERED = pandas.DataFrame([[5]])  # its column is named 0
         (["a"], {"stop": None}, "stop=None: expected a sequence of strings"),
         (["a"], {"stop": [5]}, r"stop=\[5\]: expected a sequence of strings"),
         (["a"], {"sampling": {"temperature": 1.0}}, "sampling=.*: expected a Sampling, such as"),
+        (
+            ["a"],
+            {"logits_processors": LogitsProcessorList()},
+            r"logits_processors=\[\]: expected a function, called with the index of a prompt",
+        ),
+        (["a"], {"logits_processors": [print]}, "logits_processors=.*: expected a function"),
+        (["a"], {"on_token": "print"}, "on_token='print': expected a function"),
         (["a"], {"given": {"input_ids": [[1]]}}, "given=.*: expected the token ids of a text"),
         (["a"], {"given": NUMBERED}, "given=.{1,60}: expected the token ids of a text"),
         (["a"], {"given": [NUMBERED]}, "given=.{1,60}: expected token ids"),

@@ -46,6 +46,20 @@ def test_a_changed_model_is_neither_saved_nor_cast_nor_moved(method, corpus, tmp
     assert model.half().dtype == torch.float16
 
 
+@pytest.mark.parametrize("method", ["larosa", "exponential"])
+def test_a_changed_model_keeps_its_rows(method, corpus):
+    loaded = tiny("tiny-mistral")
+    artifact = trimtab.calibrate(loaded.model, loaded.tokenizer, METHODS[method], corpus)
+    model, name = loaded.model, artifact.key.method
+    before = copy.deepcopy(model.state_dict())
+    with trimtab.apply(model, loaded.tokenizer, [artifact]):
+        for part in (model, model.base_model):
+            with pytest.raises(MisfitError, match=rf"{name} is at work .* the rows that it had"):
+                part.resize_token_embeddings(400)
+    assert all(torch.equal(before[key], one) for key, one in model.state_dict().items())
+    assert model.resize_token_embeddings(400).weight.shape[0] == 400
+
+
 def test_two_methods_on_a_model_refuse_until_both_have_left(corpus):
     loaded = tiny()
     words = trimtab.calibrate(loaded.model, loaded.tokenizer, METHODS["exponential"], corpus)

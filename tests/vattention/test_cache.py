@@ -11,7 +11,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import count, product
 from unittest.mock import patch
 
@@ -50,6 +50,7 @@ from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.loading import load_model
 from trimtab.models.sources import DType, RandomModel
 from trimtab.vattention.cache import VirtualCache
+from trimtab.vattention.cache_layer import VirtualLayer
 from trimtab.vattention.pages import KVOutOfMemory
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
@@ -594,6 +595,39 @@ def test_a_text_does_not_go_on_after_another_thread_has_dropped_its_tokens():
         assert_same(thread.submit(generate, model, ids, cache).result(), expected)
         thread.submit(cache.reset).result()
         thread.submit(model, ids[:, :1], past_key_values=cache).result()
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_tokens_dropped_in_the_middle_of_a_step_are_missed_by_the_layers_after_it(layer):
+    model, ids = copy.deepcopy(model_of("tiny-llama")), prompts(1)
+    with make(model) as cache, ThreadPoolExecutor(1) as thread:
+
+        def drop(*_: object) -> None:
+            once.remove()
+            thread.submit(cache.reset).result()
+
+        once = model.model.layers[layer].register_forward_hook(drop)
+        with pytest.raises(TrimtabError, match=r"dropped by another thread's reset\(\)"):
+            generate(model, ids, cache)
+        assert cache.kv.lengths.tolist() == [0]
+        assert_same(generate(model, ids, cache), generate(model, ids))
+
+
+def test_a_reset_is_not_cut_in_two_by_another_thread():
+    model, ids = model_of("tiny-llama"), prompts(1)
+    with make(model) as cache, ThreadPoolExecutor(1) as thread:
+        generate(model, ids, cache)
+        begun = []
+
+        def reset(layer, original=VirtualLayer.reset) -> None:
+            original(layer)
+            if not begun:
+                begun.append(thread.submit(generate, model, ids, cache))
+                wait(begun, timeout=0.2)
+
+        with patch.object(VirtualLayer, "reset", reset):
+            cache.reset()
+        assert_same(begun[0].result(), generate(model, ids))
 
 
 @pytest.mark.parametrize("batch", [0, -1, 1.0, "1", True, None])

@@ -25,6 +25,7 @@ from trimtab.generation.limits import (
     check_prompts,
     given_texts,
     known_tokens,
+    require_callables,
     require_size,
     token_limits,
 )
@@ -268,6 +269,7 @@ class Engine:
             sampling = sampling_of(sampling)
             ids = prompt_tokens(self._tokenizer, prompts)
             stop = stop_strings(stop)
+            require_callables(on_token=on_token, logits_processors=logits_processors)
             room = self.capacity
             embedding: Any = self._model.get_input_embeddings()
             check_prompts(ids, room, len(embedding.weight), *self._limit())

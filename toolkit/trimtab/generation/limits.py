@@ -23,6 +23,16 @@ def require_size(name: str, value: object) -> None:
         raise TrimtabError(f"{name}={value!r:.60}: expected a whole number of at least 1")
 
 
+def require_callables(**given: object) -> None:
+    """Raise `TrimtabError` unless every argument is a function of a prompt's index, or None."""
+    for name, value in given.items():
+        if value is not None and (isinstance(value, list) or not callable(value)):
+            raise TrimtabError(
+                f"{name}={shown(value)}: expected a function, called with the index of a prompt "
+                "first, or None"
+            )
+
+
 def check_model(model: PreTrainedModel, max_len: int) -> None:
     """Refuse a model that an engine cannot run, or cannot run on texts of `max_len` tokens.
 

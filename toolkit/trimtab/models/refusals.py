@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from trimtab.errors import MisfitError
 from trimtab.models.changes import undone_in_order
 
-KEYS = SAVE, CONVERT = "save_pretrained", "_apply"  # `to`, `half`, ... call the latter
+KEYS = SAVE, RESIZE, CONVERT = (
+    "save_pretrained", "resize_token_embeddings", "_apply",  # `to`, `half`, ... call the latter
+)  # fmt: skip
 
 
 @undone_in_order
 def refusing(model: nn.Module, name: str) -> Iterator[None]:
-    """Have a model refuse to be saved, cast and moved for the time of the ``with``.
+    """Have a model refuse to be saved, resized, cast and moved for the time of the ``with``.
 
     Weights that are not in the model meanwhile would be missing in what is saved, and would come
     back in their former dtype, where they were. So each module of the model refuses to be cast and
@@ -31,6 +33,12 @@ def refusing(model: nn.Module, name: str) -> Iterator[None]:
     """
     modules = list(model.modules())
     before = [{key: vars(one)[key] for key in KEYS if key in vars(one)} for one in modules]
+    _refuse_to(
+        RESIZE,
+        model,
+        f"{name} is at work on the model, which goes back to the rows that it had: leave the "
+        f"`with` of {name} first, resize the model, and calibrate again",
+    )
     refuse_to_save(
         model,
         f"{name} is at work on the model, whose weights are not its own meanwhile: leave the "
@@ -49,9 +57,13 @@ def refusing(model: nn.Module, name: str) -> Iterator[None]:
 
 def refuse_to_save(model: nn.Module, reason: str) -> None:
     """Have ``save_pretrained`` of a model and those within it raise `MisfitError` from now on."""
+    _refuse_to(SAVE, model, reason)
+
+
+def _refuse_to(key: str, model: nn.Module, reason: str) -> None:
     for one in model.modules():
-        if hasattr(one, SAVE):
-            vars(one)[SAVE] = partial(_refuse, reason)
+        if hasattr(one, key):
+            vars(one)[key] = partial(_refuse, reason)
 
 
 def _refuse(reason: str, *args: Any, **kwargs: Any) -> NoReturn:

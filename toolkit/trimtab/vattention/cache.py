@@ -151,6 +151,11 @@ class VirtualCache(Cache):
             "VirtualCache.over, or a DynamicCache"
         )
 
+    def reset(self) -> None:
+        """Drop all tokens, in all layers at once; the next ones begin another text."""
+        with self._slots.exclusive():
+            super().reset()
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some sequences, given by index or by a mask."""
         super().batch_select_indices(indices)

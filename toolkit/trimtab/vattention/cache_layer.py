@@ -85,7 +85,8 @@ class VirtualLayer(CacheLayerMixin):
             dropped those of this one.
         """
         tokens = key_states.shape[-2]
-        with self._slots.claimed(tokens):
+        # A text begins in the first layer, and with one token only where nothing was dropped.
+        with self._slots.claimed(going_on=tokens == 1 or self._index > 0):
             length = self.get_seq_length()
             if not length:
                 self.lazy_initialization(key_states, value_states)

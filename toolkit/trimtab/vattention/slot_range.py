@@ -77,15 +77,15 @@ class SlotRange:
             self._closed = True
 
     @contextmanager
-    def claimed(self, tokens: int = 0) -> Iterator[None]:
+    def claimed(self, *, going_on: bool = False) -> Iterator[None]:
         """Change the sequences within the block, alone.
 
         Other threads are kept from it until the sequences are empty again, or this one ends.
 
         Parameters
         ----------
-        tokens : int
-            How many are to be appended.
+        going_on : bool
+            Whether tokens are to be appended that begin no text.
 
         Raises
         ------
@@ -102,7 +102,7 @@ class SlotRange:
                     f"the cache holds tokens of thread {other.name!r}, and thread "
                     f"{current.name!r} changes it: give each a cache of its own, or reset() it"
                 )
-            if tokens == 1 and current in self._interrupted and not self.length:
+            if going_on and current in self._interrupted and not self.length:
                 raise TrimtabError(
                     f"the tokens of thread {current.name!r} were dropped by another thread's "
                     "reset(), so that its text cannot go on: reset() in this one to begin another"
