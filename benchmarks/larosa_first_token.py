@@ -26,10 +26,9 @@ from texts import python_docs
 from torch import Tensor
 
 from trimtab.config import QualityConfig
-from trimtab.corpus import Split
+from trimtab.corpus import Split, encode
 from trimtab.environment import describe_environment, prepare
-from trimtab.evaluation.generators import TransformersGenerator
-from trimtab.evaluation.scoring import score
+from trimtab.evaluation.scoring import with_start
 from trimtab.evaluation.workload import quality_windows
 from trimtab.files import write_json
 from trimtab.larosa import LaRoSA
@@ -86,10 +85,11 @@ def measure(options: argparse.Namespace) -> list[Counting]:
         found.append(Counting(selectors.selector(site, layer), site, layer))
         return found[-1]
 
-    predict = TransformersGenerator(model, tokenizer).logits
+    read: Any = model
     with sparsified(model, plan, artifact.tensors, counting), torch.inference_mode():
         for window in quality_windows(corpus.documents(Split.test), config):
-            score(predict, tokenizer, window)
+            ids = with_start(tokenizer, encode(tokenizer, window.context + window.text))
+            read(torch.tensor([ids]), logits_to_keep=1)  # in one pass: its first row is the token
     return found
 
 
