@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import command, one_line, positive
+from arguments import one_line, positive
 from decode_parts.contenders import Setting, calibrated, endless
-from decode_parts.machine import data_file, environment, pages
+from decode_parts.machine import data_file, pages
 from kv_parts.generating import EMBEDDED, model_config
 from prefill_report import write_report
+from serving_parts.content import beginning
 from serving_parts.rounds import answers
 from serving_parts.servers import Contender, engine
 from serving_parts.workload import held_out
@@ -145,15 +146,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     made = calibrated(loaded, options)
     loaded.model.generation_config.eos_token_id = None
-    names = ("model", "dtype", "repeats", "sparsity", "memory")
-    content: dict[str, Any] = {
-        "command": command(),
-        "settings": {name: getattr(options, name) for name in names},
-        "environment": environment(options.seed),
-        "model": loaded.name,
-        "artifacts": {name: artifact.key.digest for name, artifact in made.items()},
-        "runs": [],
-    }
+    content = beginning(options, loaded, made)
     out = options.out or data_file("prefill")
     for given in batches:
         with ExitStack() as undo, endless(loaded.tokenizer):

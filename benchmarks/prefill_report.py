@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from result_plots import Bar, draw_bars
+from result_plots import contender_bars, draw_bars
 from result_tables import drawn, report_command, table, with_interval
 
 COLUMNS = (
@@ -49,15 +49,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def draw(content: dict[str, Any], path: Path) -> None:
     """Draw milliseconds with 95 % intervals, a panel for the prompts of each run."""
     panels = {
-        f"{_prompts(run)} tokens": [
-            Bar(
-                row["contender"],
-                row["ms"],
-                f"{row['ms']['estimate']:.0f}, {row['speedup']['estimate']:.2f}x",
-            )
-            for row in run["rows"]
-        ]
-        for run in content["runs"]
+        f"{_prompts(run)} tokens": contender_bars(run["rows"], "ms") for run in content["runs"]
     }
     machine = content["environment"]
     title = (

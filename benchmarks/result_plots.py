@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from result_tables import Estimate, errors
@@ -19,6 +20,18 @@ class Bar:
     name: str
     value: Estimate
     label: str
+
+
+def contender_bars(rows: Iterable[dict[str, Any]], field: str) -> list[Bar]:
+    """Return a bar a contender: one of its figures, labelled with that and its speedup."""
+    return [
+        Bar(
+            row["contender"],
+            row[field],
+            f"{row[field]['estimate']:.0f}, {row['speedup']['estimate']:.2f}x",
+        )
+        for row in rows
+    ]
 
 
 def draw_bars(panels: Mapping[str, Sequence[Bar]], unit: str, title: str, path: Path) -> None:

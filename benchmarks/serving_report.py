@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from result_plots import Bar, draw_bars
+from result_plots import contender_bars, draw_bars
 from result_tables import drawn, report_command, table, with_interval
 
 COLUMNS = (
@@ -53,14 +53,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def draw(content: dict[str, Any], path: Path) -> None:
     """Draw tokens a second with 95 % intervals, a panel a number of requests."""
     panels = {
-        f"{len(run['requests'])} requests": [
-            Bar(
-                row["contender"],
-                row["tokens_per_s"],
-                f"{row['tokens_per_s']['estimate']:.0f}, {row['speedup']['estimate']:.2f}x",
-            )
-            for row in run["rows"]
-        ]
+        f"{len(run['requests'])} requests": contender_bars(run["rows"], "tokens_per_s")
         for run in content["runs"]
     }
     machine, settings = content["environment"], content["settings"]
