@@ -345,8 +345,8 @@ def launched(monkeypatch, folder, error):
 def test_a_methods_setting_by_itself_is_its_own_in_both_commands():
     given = ["method=larosa", "sparsity=0.4", "--cfg", "job", "+new=1", "model.dtype=float32", "-m"]
     assert expand(given, "calibrate") == [
-        "-m", "method=larosa", "method.sparsity=0.4", "--cfg", "job", "+method.new=1",
-        "model.dtype=float32",
+        "-m", "method=larosa", "method.sparsity=0.4", "+method.new=1", "model.dtype=float32",
+        "--cfg", "job",
     ]  # fmt: skip
     given = ["methods=all", "sparsity=0.4", "layout=mega", "seed=1", "nonsense=2"]
     assert expand(given, "evaluate") == [
@@ -451,6 +451,9 @@ def test_a_sweep_over_nothing_is_refused(name, given, there):
             "methods has one value, nothing is added: write methods=vattention, and sever",
         ),
         ("calibrate", ["++model=hub"], "model has one value, nothing is added: write mode"),
+        ("calibrate", ["--sparsity=0.4"], "no such option; a setting has no dashes: sparsity=V"),
+        ("evaluate", ["seed=1", "0.4", "--sparsity"], "no such option; a setting has no dashes"),
+        ("calibrate", ["+experiment=demo"], "experiments are evaluate.py's"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -458,6 +461,19 @@ def test_what_can_mean_nothing_is_refused_as_it_stands(name, given, expected):
     with pytest.raises(TrimtabError) as error:
         expand(given, name)
     assert str(error.value).startswith(f"{given[-1].removeprefix('--config-name=')}: {expected}")
+
+
+def test_settings_may_stand_on_both_sides_of_an_option():
+    given = ["seed=1", "--cfg", "job", "sparsity=0.3", "-m", "--config-name", "calibrate", "~force"]
+    assert expand(given, "calibrate") == [
+        "-m", "seed=1", "method.sparsity=0.3", "~force", "--cfg", "job",
+        "--config-name", "calibrate",
+    ]  # fmt: skip
+
+
+def test_a_folder_of_configurations_is_added_not_put_in_place_of_ours():
+    with pytest.raises(TrimtabError, match="^--config-path /tmp: the .* added by --config-dir$"):
+        expand(["--config-path", "/tmp", "seed=1"], "evaluate")
 
 
 @pytest.mark.parametrize("name", KINDS)

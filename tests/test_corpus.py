@@ -147,7 +147,11 @@ def test_max_documents_takes_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.txt", b"\xff", "cannot be read as UTF-8"),
+        (
+            "x.txt",
+            "café crème".encode("iso-8859-1"),
+            "as UTF-8 text: invalid continuation byte at byte 3; if it is ISO-8859-1, convert it: ",
+        ),
         ("x.txt", "text".encode("utf-16"), "it is UTF-16, convert it: iconv -f UTF-16 -t UTF-8"),
         ("x.txt", "text".encode("utf-16-le"), "holds NUL characters: if it is UTF-16, convert it"),
         ("x.txt", "text".encode("utf-32-be"), "holds NUL characters: if it is UTF-32, convert it"),
@@ -164,6 +168,7 @@ def test_max_documents_takes_the_first(tmp_path):
         ),
         ("x.jsonl", b"\n" + b"[" * 99999, "line 2: JSON that cannot be read: .* drop that field"),
         ("x.jsonl", b'{"body": "a"}', r"no text in the field 'text' \(found: body\)"),
+        ("x.jsonl", b'{"text": ["a"]}', "line 1: the field 'text' holds a list: expected a text"),
         ("x.jsonl", b"[1, 2]", "no text in the field 'text'"),
         ("x.txt", b"  \n", "holds no text"),
         ("x.pdf", b"a", "is none of .txt, .md and .jsonl"),
@@ -211,7 +216,7 @@ def test_a_folder_is_all_the_text_below_it(tmp_path):
     with pytest.raises(ConfigError, match=r"no file matches, only folders: end it in /\*\*/"):
         texts_of(f"{tmp_path}/t*")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"there is none of .txt, .md, .jsonl below it"):
+    with pytest.raises(ConfigError, match=r"none of .txt, .md, .jsonl below it, hidden .* aside"):
         texts_of(str(tmp_path / "empty"))
 
 
@@ -246,7 +251,7 @@ def test_a_dataset_is_loaded_from_a_local_folder(tmp_path):
     corpus = load_corpus(hub(str(tmp_path)))
     found = {document.text for split in Split for document in corpus.splits[split]}
     assert found == {f"row {n}" for n in range(5)}
-    with pytest.raises(TrimtabError, match="no text in the field 'id'"):
+    with pytest.raises(TrimtabError, match="the field 'id' holds a number: expected a text"):
         load_corpus(hub(str(tmp_path), "id"))
     (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
     with pytest.raises(TrimtabError, match="the field 'text' is null: drop the record"):

@@ -146,7 +146,9 @@ class FilesCorpus(CorpusSource):
             folders = any(path.is_dir() for path in found)
             expected = "no file matches" + (", only folders: end it in /**/*.txt" * folders)
             if named.is_dir():
-                expected = f"there is none of {', '.join(KINDS)} below it"
+                expected = (
+                    f"there is none of {', '.join(KINDS)} below it, hidden files and folders aside"
+                )
             raise ConfigError("corpus.glob", self.glob, expected)
         for path in paths:
             if path.suffix.lower() not in KINDS:

@@ -17,6 +17,9 @@ MARKS = {  # the first that a file begins with tells: a mark of UTF-32 begins wi
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+CALLED = {
+    bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object",
+}  # fmt: skip
 CONVERT = "convert it: iconv -f {} -t UTF-8"
 
 
@@ -31,14 +34,21 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        start = error.object[:4] if isinstance(error, UnicodeDecodeError) else b""
-        kind = next((kind for mark, kind in MARKS.items() if start.startswith(mark)), None)
-        reason = f"it is {kind}, {CONVERT.format(kind)}" if kind else error
+        reason = _undecoded(error) if isinstance(error, UnicodeDecodeError) else error
         raise TrimtabError(f"{path} cannot be read as UTF-8 text: {reason}") from error
     if "\0" in text:
         kind = "UTF-32" if "\0\0\0" in text else "UTF-16"
         raise TrimtabError(f"{path} holds NUL characters: if it is {kind}, {CONVERT.format(kind)}")
     return text
+
+
+def _undecoded(error: UnicodeDecodeError) -> str:
+    """Say what bytes may be that are no UTF-8, and how to convert them."""
+    for mark, kind in MARKS.items():
+        if error.object.startswith(mark):
+            return f"it is {kind}, {CONVERT.format(kind)}"
+    what = f"{error.reason} at byte {error.start}"
+    return f"{what}; if it is ISO-8859-1, {CONVERT.format('ISO-8859-1')}"
 
 
 def json_lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
@@ -78,7 +88,11 @@ def text_of(record: Any, field: str, place: str) -> str:
             f"{place}: the field {field!r} is null: drop the record, or give it a text, which may "
             "be empty"
         )
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+    if isinstance(record, dict) and field in record and not isinstance(record[field], str):
+        kind = type(record[field])
+        holds = CALLED.get(kind, f"a {kind.__name__}")
+        raise TrimtabError(f"{place}: the field {field!r} holds {holds}: expected a text")
+    if not isinstance(record, dict) or field not in record:
         fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
         raise TrimtabError(
             f"{place}: no text in the field {field!r} (found: {fields}); set corpus.text_field"

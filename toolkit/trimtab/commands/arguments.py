@@ -11,7 +11,7 @@ from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
 
 from trimtab.commands.messages import nearest
-from trimtab.commands.parsing import choices, key_of, parsed
+from trimtab.commands.parsing import MULTIRUN, choices, key_of, parsed
 from trimtab.errors import TrimtabError
 from trimtab.registry import COMMANDS, config_folder, group_options
 
@@ -19,14 +19,36 @@ from trimtab.registry import COMMANDS, config_folder, group_options
 TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
 
 
+def ordered(arguments: list[str]) -> list[str]:
+    """Return the arguments as argparse takes them: settings together, options after them.
+
+    What says that it is a sweep comes first. An option's value stays behind it.
+    """
+    known, apart = get_args_parser().parse_known_args(arguments)
+    options = list(arguments)
+    for word in (overrides := [*known.overrides, *apart]):
+        options.remove(word)
+    sweep = [one for one in options if one in MULTIRUN]
+    return [*sweep, *overrides, *(one for one in options if one not in MULTIRUN)]
+
+
 def require_own(arguments: list[str], command: str) -> None:
-    """Refuse words that set nothing, and the configuration of the other command.
+    """Refuse words that set nothing, and what is not of this command.
 
     Raises
     ------
     TrimtabError
     """
     known, apart = get_args_parser().parse_known_args(arguments)
+    for word in apart:
+        if word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0]
+            raise TrimtabError(f"{word}: no such option; a setting has no dashes: {name}=VALUE")
+    if known.config_path is not None:
+        raise TrimtabError(
+            f"--config-path {known.config_path}: the configuration is Trimtab's own; options of "
+            "yours are added by --config-dir"
+        )
     name = str(known.config_name).removesuffix(".yaml")
     if name in COMMANDS and name != command:
         raise TrimtabError(
@@ -35,6 +57,8 @@ def require_own(arguments: list[str], command: str) -> None:
     for word in [*known.overrides, *apart]:
         if "=" not in word and not word.startswith(("~", "-")):
             raise TrimtabError(f"{word}: expected SETTING=VALUE{_meant(word, command)}")
+        if command == "calibrate" and key_of(word) == "experiment":
+            raise TrimtabError(f"{word}: experiments are evaluate.py's")
 
 
 def require_readable(argument: str, command: str) -> None:

@@ -14,7 +14,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from trimtab.commands.arguments import require_own, require_readable, require_values
+from trimtab.commands.arguments import ordered, require_own, require_readable, require_values
 from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import MULTIRUN, choices, key_of, loader_of, parsed
 from trimtab.config import CalibrateConfig
@@ -46,7 +46,7 @@ def expand(arguments: list[str], command: str) -> list[str]:
     """
     require_own(arguments, command)
     sweep = any(one in MULTIRUN for one in arguments)
-    arguments = sorted(arguments, key=lambda one: one not in MULTIRUN)  # argparse wants it first
+    arguments = ordered(arguments)
     for one in arguments:
         require_readable(one, command)
     given = [_as_text(one, sweep) for one in arguments]
