@@ -20,7 +20,8 @@ from trimtab.models import embedded
 from trimtab.models.fingerprint import fingerprint, tokenizer_fingerprint
 from trimtab.models.loading import LoadedModel, load_model, resolve_dtype
 from trimtab.models.pretrained import short_name
-from trimtab.models.random import SPECIALS, byte_tokenizer, shapes
+from trimtab.models.random import SPECIALS, byte_tokenizer
+from trimtab.models.shapes import shapes
 from trimtab.models.sources import DType, EmbeddedModel, Gemma3Model, HubModel, RandomModel
 
 ACTIVATION = "hidden_act", "activation_function", "hidden_activation"
