@@ -22,7 +22,7 @@ TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
 def ordered(arguments: list[str]) -> list[str]:
     """Return the arguments as argparse takes them: settings together, options after them.
 
-    What says that it is a sweep comes first. An option's value stays behind it.
+    The option that asks for a sweep comes first. The value of an option follows it.
     """
     known, apart = get_args_parser().parse_known_args(arguments)
     options = list(arguments)
