@@ -1,9 +1,9 @@
-"""Decoding at batch 1: transformers, llama.cpp and our engine in turn, and the memory floor.
+"""Decoding at batch 1: transformers, llama.cpp, our engine, and the memory floor.
 
     python benchmarks/decode.py [--model smollm2-135m] [--dtypes float32,bfloat16]
                                 [--repeats 12] [--out FILE]
 
-In one process and in rotating order, every contender continues the same prompts greedily: stock
+In one process and in drawn order, every contender continues the same prompts greedily: stock
 transformers, twice, so that the noise shows, and once with its weights in pages of 4 KB, so that it
 shows what pages alone do; transformers with a static cache and torch.compile; llama.cpp (pip
 install xllamacpp) on as many threads, with the weights of the embedded model in float32, or float16

@@ -6,9 +6,9 @@
 All slots have the same length, which torch's function supports without a mask. It runs on keys and
 values in its preferred layout, contiguous [slots, kv_heads, length, head_dim], and on transposed
 views of the memory that our kernel reads, [slots, length, kv_heads, head_dim]; both with
-enable_gqa. The three run in turn in one process, on so many caches that each reads its keys and
-values from memory and not from the processor's caches, as a decode step of a model does. Prints a
-table; the file keeps every sample.
+enable_gqa. The three run in one process in drawn order, on so many caches that each reads its keys
+and values from memory and not from the processor's caches, as a decode step of a model does. Prints
+a table; the file keeps every sample.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -51,11 +52,11 @@ def measure(shape: str, length: int, slots: int, dtype: torch.dtype, device: str
     query = torch.randn(slots, heads, width, device=device).to(dtype)
     lengths = torch.full((slots,), length, dtype=torch.int32, device=device)
     samples: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    order = Random(SEED)
     for sample in range(-WARM_UP, SAMPLES):
         turn = sample % count
         steps = three(query, lengths, ours[turn], theirs[turn])
-        for place in range(len(KINDS)):
-            kind = KINDS[(sample + place) % len(KINDS)]
+        for kind in order.sample(KINDS, len(KINDS)):
             (time,) = clock([steps[kind]])
             if sample >= 0:
                 samples[kind].append(time)

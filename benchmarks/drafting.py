@@ -4,7 +4,7 @@
 
 Every contender writes the same text after the same prompt, token by token given, and drafts are
 accepted where they are that text: held-out documents of what AdaptiVocab counted (Python's
-documentation), source files, random bytes, and files that --text names. In rotating order: the
+documentation), source files, random bytes, and files that --text names. In drawn order: the
 stack without drafts, the same once more, so that the noise shows, and with them. The time is from
 the first new token to the last. Methods are calibrated first where --artifacts has none of them.
 Prints a table; the file keeps every sample.
@@ -128,9 +128,9 @@ def measured(name: str, setting: Setting, options: argparse.Namespace) -> Iterat
             chosen = passages(documents, tokenizer, options)
             turns = [ids for _ in range(1 + options.repeats) for ids in chosen]
             found: dict[str, list[tuple[float, int]]] = {one: [] for one in engines}
+            order = random.Random(SEED)
             for number, ids in enumerate(track(turns, f"{name}, {text}", len(turns))):
-                for place in range(len(engines)):
-                    one = CONTENDERS[(number + place) % len(engines)]
+                for one in order.sample(CONTENDERS, len(CONTENDERS)):
                     sample = seconds(engines[one], ids, options)
                     if number >= len(chosen):  # the first time is the warm-up
                         found[one].append(sample)

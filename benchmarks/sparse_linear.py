@@ -2,9 +2,9 @@
 
     python benchmarks/sparse_linear.py [--device cpu|cuda] [--shapes 4096x4096 …] [--out FILE.json]
 
-Both run in one process, in alternating order, on so many weights that every product reads its
-weight from memory and not from a cache, as a decode step of a model does. Prints a table; the file
-keeps every sample.
+Both run in one process, in drawn order, on so many weights that every product reads its weight from
+memory and not from a cache, as a decode step of a model does. Prints a table; the file keeps every
+sample.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -73,14 +74,14 @@ def measure(d: int, n: int, dtype: torch.dtype, device: str) -> Iterator[dict[st
     input_major = [torch.randn(d, n, device=device).to(dtype) for _ in range(count)]
     output_major = [weight.t().contiguous() for weight in input_major]
     x = torch.randn(1, d, device=device).to(dtype)
-    turn = 0
+    turn, order = 0, Random(SEED)
     for sparsity in SPARSITIES:
         keep = round((1 - sparsity) * d)
         row: dict[str, Any] = {"dense_us": [], "selection_us": [], "product_us": []}
         for sample in range(-WARM_UP, SAMPLES):
             turn = (turn + 1) % count
             dense, sparse = pair(x, output_major[turn], input_major[turn], keep)
-            if sample % 2:
+            if order.random() < 0.5:
                 times = clock(dense) + clock(sparse)
             else:
                 selection, product = clock(sparse)

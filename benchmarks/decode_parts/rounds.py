@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from decode_parts.continuation import Continuation
 from decode_parts.machine import pages
 from trimtab.evaluation.bandwidth import Reader
 from trimtab.evaluation.intervals import ratio
+from trimtab.evaluation.metrics.metric import drawn
 from trimtab.progress import track
 
 Row = dict[str, Any]
@@ -22,12 +24,11 @@ def measure(
 ) -> Row:
     """Return a row a contender; the first is what the others are compared with.
 
-    A round reads memory, and then has every contender continue the same prompt; who is first
-    changes from round to round. Before, every contender continues every prompt once, and counts
-    what it reads.
+    A round reads memory, and then has every contender continue the same prompt, in an order that
+    is drawn. Before, every contender continues every prompt once, and counts what it reads.
     """
-    count, read = len(contenders), Reader(torch.device("cpu"))
-    for one in track(contenders, "Warm-up", count):
+    read, order = Reader(torch.device("cpu")), Random(seed)
+    for one in track(contenders, "Warm-up", len(contenders)):
         with one.recording():
             for prompt in prompts:
                 one.run(prompt)
@@ -37,8 +38,7 @@ def measure(
     for number in track(range(rounds), "Rounds", rounds):
         read()  # what the last contender left in the caches is out of the way
         rates.append(read())
-        for place in range(count):
-            one = contenders[(number + place) % count]
+        for one in drawn(order, contenders):
             found[one.name].append(one.run(prompts[number % len(prompts)]))
     reference, context = found[contenders[0].name], len(prompts[0])
     rows = [_row(one, found[one.name], reference, rates, context, seed) for one in contenders]

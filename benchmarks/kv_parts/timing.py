@@ -1,9 +1,10 @@
-"""Fair timing: steps run in turn, in rotating order, and comparisons of their times."""
+"""Fair timing: steps run in turn, in drawn order, and comparisons of their times."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 
 from kv_parts.setting import Record
 from trimtab.evaluation.intervals import ratio
+from trimtab.evaluation.metrics.metric import drawn
 
+SEED = 0  # of the order
 WARM_UP = 3
 REFERENCES = ("dynamic", "static")  # with whose times the others are compared
 Samples = dict[str, list[float]]
@@ -31,13 +34,12 @@ def interleave(
 ) -> Samples:
     """Return the microseconds of steps run in turn, so that disturbances affect them alike.
 
-    The order rotates from sample to sample. The first `warm_up` samples are discarded.
+    The order is drawn for every sample. The first `warm_up` samples are discarded.
     """
-    names = list(steps)
-    times: Samples = {name: [] for name in names}
+    order = Random(SEED)
+    times: Samples = {name: [] for name in steps}
     for sample in range(-warm_up, samples):
-        for place in range(len(names)):
-            name = names[(sample + place) % len(names)]
+        for name in drawn(order, [*steps]):
             taken = microseconds(steps[name], device)
             if sample >= 0:
                 times[name].append(round(taken, 3))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from itertools import product, takewhile
 from operator import eq
+from random import Random
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +15,7 @@ from trimtab.adaptivocab.drafting.drafter import ContextDrafter
 from trimtab.adaptivocab.settings import NGramSelection
 from trimtab.corpus import Split, encode
 from trimtab.evaluation.intervals import ratio
+from trimtab.evaluation.metrics.metric import drawn
 from trimtab.generation.costs import StepCosts
 from trimtab.generation.drafts import Drafts
 from trimtab.generation.request import Request
@@ -56,9 +58,9 @@ def encoding(bench: Bench) -> Iterator[Record]:
         ngrams = bench.mine(NGramSelection.merging, size)
         tokenizers = {"base": bench.tokenizer, "extended": bench.extender.build(ngrams)}
         seconds: dict[str, list[float]] = {name: [] for name in tokenizers}
-        for number, document in enumerate(bench.other.documents(Split.calibration)):
-            names = list(tokenizers) if number % 2 else list(tokenizers)[::-1]
-            for name in names:
+        order = Random(0)
+        for document in bench.other.documents(Split.calibration):
+            for name in drawn(order, [*tokenizers]):
                 started = time.perf_counter()
                 encode(tokenizers[name], document.text)
                 seconds[name].append(time.perf_counter() - started)

@@ -77,7 +77,7 @@ class Metric:
         raise NotImplementedError
 
 
-def drawn(order: Random, models: Sequence[Contender]) -> list[Contender]:
+def drawn(order: Random, models: Sequence[T]) -> list[T]:
     """Return the models in an order that is drawn: when each runs, and after whom, favours none."""
     return order.sample(models, len(models))
 
