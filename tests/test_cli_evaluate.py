@@ -269,6 +269,14 @@ def test_an_experiment_without_a_sweep_needs_a_stack(command):
     assert line.endswith("sweeps over stacks, which needs -m; one job of it needs methods=STACK")
 
 
+@pytest.mark.parametrize("setting", ["hydra/launcher=workers", "hydra.sweep.dir=elsewhere"])
+def test_what_only_a_sweep_reads_is_refused_without_one(command, setting):
+    done = command("evaluate.py", setting, *TINY)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(f"{setting}: only a sweep reads it, which needs -m")
+
+
 def test_a_mistyped_experiment_comes_with_the_one_that_was_meant(command, tmp_path):
     done = command("evaluate.py", "-m", "experiment=ablaton")
     assert done.returncode == 1

@@ -233,6 +233,13 @@ def test_what_is_neither_a_file_nor_a_folder_is_said_to_match_nothing():
         texts_of("/dev/null")
 
 
+def test_a_field_of_records_is_refused_where_no_file_holds_records(tmp_path):
+    (tmp_path / "a.txt").write_text("plain")
+    config = FilesCorpus(glob=str(tmp_path), text_field="body", **SHARES)
+    with pytest.raises(ConfigError, match=r"corpus.text_field=body: is of \.jsonl files"):
+        load_corpus(config)
+
+
 def test_no_file_is_an_error(tmp_path):
     config = FilesCorpus(glob=str(tmp_path / "*.txt"), text_field="text", **SHARES)
     with pytest.raises(ConfigError, match="no file matches"):

@@ -16,10 +16,11 @@ from trimtab.config import METRICS
 from trimtab.errors import TrimtabError
 from trimtab.evaluation import serving
 from trimtab.evaluation.schema import json_schema
+from trimtab.evaluation.speed import verdict
 
 ONLY = [f"~metrics.{name}" for name in METRICS if name != "serving"]
 VATTENTION = {"vattention": {"_target_": "trimtab.vattention.VAttention", "page_group": 4096}}
-SERVERS = ["candidate", "padded", "static", "continuous"]
+SERVERS = ["candidate", "padded", "control", "static", "continuous"]
 
 
 def served(
@@ -80,15 +81,21 @@ def test_figures_are_those_of_the_samples(result):
         assert own["tokens_per_s"] == pytest.approx(tokens * rate)
         if name != "continuous":
             assert own["bytes_per_s"] == pytest.approx(size * rate)
-    for name, other in (("speedup", "padded"), ("speedup_continuous", "continuous")):
+    for name, own, other in (
+        ("speedup", "candidate", "padded"),
+        ("speedup_continuous", "candidate", "continuous"),
+        ("control", "control", "padded"),
+    ):
         found = result["serving"][name]
         assert found["low"] <= found["estimate"] <= found["high"]
         low, *_, high = sorted(
-            theirs / ours for theirs, ours in zip(seconds[other], seconds["candidate"], strict=True)
+            theirs / ours for theirs, ours in zip(seconds[other], seconds[own], strict=True)
         )
         assert low <= found["estimate"] <= high
-        rates = row(result, "candidate")["texts_per_s"] / row(result, other)["texts_per_s"]
+        rates = row(result, own)["texts_per_s"] / row(result, other)["texts_per_s"]
         assert found["estimate"] == pytest.approx(rates)
+    speedup, control = (result["serving"][name] for name in ("speedup", "control"))
+    assert result["serving"]["verdict"] == verdict(speedup, control)
 
 
 def test_pages_take_less_than_padding_and_all_keep_within_the_budget(result):

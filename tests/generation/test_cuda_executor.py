@@ -25,9 +25,16 @@ from trimtab_kernels.decode_step.reference import decode_step
 gpu = pytest.importorskip("trimtab_kernels.decode_step.gpu")
 
 
-def test_every_plan_is_computed_on_the_interpreter():
+@pytest.mark.parametrize(
+    "variants",
+    [
+        pytest.param(triton_step_cases.FEW, id="few"),
+        pytest.param(triton_step_cases.ALL, id="all", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_every_plan_is_computed_on_the_interpreter(variants):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.generation.triton_step_cases"],
+        [sys.executable, "-m", "tests.generation.triton_step_cases", *variants],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONFAULTHANDLER": "1"},
         capture_output=True,

@@ -109,6 +109,7 @@ def test_samples_do_not_depend_on_the_batch():
     [
         ({"temperature": -1.0}, "temperature=-1.0: expected"),
         ({"temperature": math.nan}, "temperature=nan: expected"),
+        ({"temperature": 1e-40}, "temperature=1e-40: expected a number from 1e-06 on, or 0"),
         ({"temperature": 1.0, "top_k": 0}, "top_k=0: expected"),
         ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0: expected"),
         ({"temperature": 1.0, "top_p": 1.1}, "top_p=1.1: expected"),

@@ -7,6 +7,8 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+from trimtab.evaluation.schema import SCHEMA
+
 NOISE = (-0.02, 0.01, 0.02, -0.01)  # of the logarithms of the ratios; their sum is 0
 ERROR = {"status": "error", "label": "broken", "type": "X", "message": "it broke\nhere | there"}
 
@@ -42,7 +44,7 @@ def result(
     if methods is None:
         methods = () if label == "baseline" else (label.split()[0],)
     content: dict[str, Any] = {
-        "schema": 4,
+        "schema": SCHEMA,
         "status": "ok",
         "label": label,
         "methods": list(methods),

@@ -12,6 +12,7 @@ import pytest
 
 from tests.report.cases import ERROR, budgeted, compressing, result, serving, sparse, written
 from trimtab.errors import TrimtabError
+from trimtab.evaluation.schema import SCHEMA
 from trimtab.report import build, build_report
 from trimtab.report.__main__ import main as report_main
 from trimtab.report.data import csv_table
@@ -165,11 +166,11 @@ def test_a_result_of_another_schema_is_left_out_by_name_and_the_rest_is_reported
     file = sweep / "3" / "result.json"
     file.write_text(json.dumps({"schema": 3, "status": "ok", "label": "old"}))
     text = build_report(sweep).read_text("utf-8")
-    assert f"## Left out\n\n- {file} has schema 3, expected 4: measure it again" in text
+    assert f"## Left out\n\n- {file} has schema 3, expected {SCHEMA}: measure it again" in text
     assert "12 jobs" not in text
     assert "`old`" not in text
     assert "`quick`: **faster than the unmodified model**" in text
-    assert "schema 3, expected 4" in (sweep / "report" / "report.html").read_text("utf-8")
+    assert f"schema 3, expected {SCHEMA}" in (sweep / "report" / "report.html").read_text("utf-8")
 
 
 def test_where_all_results_are_of_another_schema_the_command_says_so(report, tmp_path):
@@ -177,7 +178,7 @@ def test_where_all_results_are_of_another_schema_the_command_says_so(report, tmp
     done = report(tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert f"{tmp_path / '0' / 'result.json'} has schema 3, expected 4" in line
+    assert f"{tmp_path / '0' / 'result.json'} has schema 3, expected {SCHEMA}" in line
 
 
 def test_every_row_has_every_column(sweep):

@@ -74,7 +74,7 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
 
 def test_what_the_noise_hides_is_not_known_and_not_unchanged(tmp_path):
     job = serving(result("vattention", (1.4, 0.5, 4.0), same=True), (1.0, 0.6, 1.6))
-    job["speed"]["verdict"] = "too noisy to say"
+    job["speed"]["verdict"] = job["serving"]["verdict"] = "too noisy to say"
     gained, cost, alike = weighed(tmp_path, job)
     assert "times" not in gained + cost + alike
     (job,) = load_jobs(tmp_path)
@@ -161,6 +161,31 @@ def test_the_first_token_is_soonest_without_a_change_of_text_if_intervals_allow(
         first_token(result("slow"), (0.7, 0.6, 0.8)),
     ]
     assert chosen(written(tmp_path, jobs))["the first token soon"][0] == stack
+
+
+def test_a_first_token_is_sooner_where_its_interval_is_clear_of_its_control(tmp_path):
+    job = first_token(result("larosa"), (1.1, 1.05, 1.15))
+    job["speed"]["ttft_ms"] = {"baseline": 110, "candidate": 100}
+    assert "the first token comes sooner" in weighed(tmp_path / "clear", job)[0]
+    job["speed"]["prefill_control"] = interval(1.02, 0.9, 1.12)
+    assert "first token" not in "".join(weighed(tmp_path / "within", job))
+    assert chosen(tmp_path / "within")["the first token soon"] == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("speedup", "control", "continuous", "stack"),
+    [
+        ((1.5, 1.4, 1.6), (1.0, 0.9, 1.3), (1.4, 1.35, 1.5), "larosa"),
+        ((1.5, 1.4, 1.6), (1.0, 0.9, 1.3), (1.3, 1.25, 1.4), None),
+        ((1.2, 1.1, 1.3), (1.0, 0.9, 1.3), (1.4, 1.35, 1.5), None),
+    ],
+)
+def test_what_serves_best_is_clear_of_the_control(tmp_path, speedup, control, continuous, stack):
+    job = serving(result("larosa"), speedup)
+    job["serving"] |= {
+        "control": interval(*control), "speedup_continuous": interval(*continuous)
+    }  # fmt: skip
+    assert chosen(written(tmp_path, [job]))["many requests at once"][0] == stack
 
 
 def test_what_serves_best_beats_both_of_transformers_servers(tmp_path):

@@ -15,7 +15,9 @@ from trimtab.progress import waiting
 from trimtab.settings import Settings, path_of, setting, settings
 from trimtab.text_files import BYTE_ORDER_MARK, json_lines, read_text, text_of
 
-KINDS = (".txt", ".md", ".jsonl")
+RECORDS = ".jsonl"
+KINDS = (".txt", ".md", RECORDS)
+TEXT_FIELD = "text"
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class FilesCorpus(CorpusSource):
         meaning="which files, such as '/texts/**/*.md' (quote it), or a folder for all below it"
     )
     text_field: str = setting(
-        default="text", meaning="the field of a .jsonl line that holds the text"
+        default=TEXT_FIELD, meaning="the field of a .jsonl line that holds the text"
     )
 
     @property
@@ -126,7 +128,7 @@ class FilesCorpus(CorpusSource):
 
     def documents(self) -> Iterator[Document]:
         for path in self._paths():
-            if path.suffix.lower() == ".jsonl":
+            if _of_records(path):
                 for number, text in json_lines(path, self.text_field):
                     yield Document(f"{path}:{number}", text)
             else:
@@ -154,7 +156,14 @@ class FilesCorpus(CorpusSource):
             if path.suffix.lower() not in KINDS:
                 expected = f"{path} is none of {', '.join(KINDS[:-1])} and {KINDS[-1]}"
                 raise ConfigError("corpus.glob", self.glob, expected)
+        if self.text_field != TEXT_FIELD and not any(map(_of_records, paths)):
+            expected = f"is of {RECORDS} files, of which there is none: leave it out"
+            raise ConfigError("corpus.text_field", self.text_field, expected)
         return paths
+
+
+def _of_records(path: Path) -> bool:
+    return path.suffix.lower() == RECORDS
 
 
 @settings
@@ -165,7 +174,7 @@ class HubCorpus(CorpusSource):
     subset: str | None = setting(default=None, meaning="configuration of the dataset")
     split: str = setting(default="train", meaning="split of the dataset")
     revision: str | None = setting(default=None, meaning="branch, tag or commit on the hub")
-    text_field: str = setting(default="text", meaning="the column that holds the text")
+    text_field: str = setting(default=TEXT_FIELD, meaning="the column that holds the text")
 
     @property
     def title(self) -> str:

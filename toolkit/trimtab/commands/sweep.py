@@ -18,6 +18,7 @@ from trimtab.sweep_state import started
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 UNFINISHED = "hydra_plugins.trimtab_unfinished.Unfinished"
+OF_SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
 BY_NUMBER = "${hydra.job.num}"
 SEARCH = "hydra_plugins.trimtab_search.Search"
 
@@ -28,15 +29,23 @@ def in_sweep() -> bool:
 
 
 def require_sweep() -> None:
-    """Refuse a single job of an experiment that sweeps over stacks, unless its stack is given.
+    """Refuse for a single job what only a sweep reads.
+
+    Settings of launchers and sweepers are, and an experiment that sweeps over stacks, unless the
+    job's stack is given.
 
     Raises
     ------
     TrimtabError
     """
     hydra = HydraConfig.get()
+    if in_sweep():
+        return
+    for one in hydra.overrides.hydra:
+        if one.lstrip("+~").startswith(OF_SWEEPS):
+            raise TrimtabError(f"{one}: only a sweep reads it, which needs -m")
     given = any(one.startswith("methods=") for one in hydra.overrides.task)
-    if not in_sweep() and not given and "methods" in (hydra.sweeper.get("params") or ()):
+    if not given and "methods" in (hydra.sweeper.get("params") or ()):
         raise TrimtabError(
             f"experiment={hydra.runtime.choices['experiment']} sweeps over stacks, which needs -m; "
             "one job of it needs methods=STACK"

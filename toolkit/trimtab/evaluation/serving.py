@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from random import Random
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.corpus import encode
 from trimtab.errors import TrimtabError
@@ -18,6 +19,8 @@ from trimtab.evaluation.generators.engine_server import EngineServer
 from trimtab.evaluation.generators.generator import prompt_ids
 from trimtab.evaluation.generators.padded import PaddedServer, padded_tokens
 from trimtab.evaluation.generators.server import Answer, Request, Server
+from trimtab.evaluation.memory import twin
+from trimtab.evaluation.metrics.metric import drawn
 from trimtab.evaluation.pages import Pages
 from trimtab.evaluation.workload import Prompt
 from trimtab.models.facts import CacheShape
@@ -32,7 +35,8 @@ class Entrant:
     Attributes
     ----------
     name : str
-        ``candidate``, or the unmodified model as ``padded``, ``static`` or ``continuous``.
+        ``candidate``, or the unmodified model as ``padded``, once more as ``control``, ``static``
+        or ``continuous``.
     requests : list of Request
         What arrives, in the contender's tokens.
     make : callable
@@ -89,14 +93,13 @@ class Entrant:
             self.answers.clear()
 
 
-def answer_in_turn(entrants: Sequence[Entrant], repeats: int) -> Iterator[int]:
-    """Have entrants answer in rounds, and yield the number of each; the order rotates."""
+def answer_in_turn(entrants: Sequence[Entrant], repeats: int, order: Random) -> Iterator[int]:
+    """Have entrants answer in rounds, each in an order that is drawn; yield their numbers."""
     with ExitStack() as running:
         for one in entrants:
             one.prepare(running)
         for number in range(repeats):
-            for place in range(len(entrants)):
-                one = entrants[(number + place) % len(entrants)]
+            for one in drawn(order, entrants):
                 if one.failure is None:
                     one.serve()
             yield number
@@ -106,7 +109,8 @@ def entrants_of(one: Contender, prompts: Sequence[Prompt], budget: int) -> list[
     """Return the servers of a contender.
 
     The candidate has one: the engine, where the stack needs it, or a padded batch. The baseline is
-    served in all of transformers' ways.
+    served in all of transformers' ways, in the first of them twice: how far the second differs
+    from it is noise.
     """
     given = requests_of(prompts, one.tokenizer, one.output_tokenizer)
     size = CacheShape.of(one.model.config).token_bytes(one.model.dtype)
@@ -116,8 +120,8 @@ def entrants_of(one: Contender, prompts: Sequence[Prompt], budget: int) -> list[
         slots = min(len(given), max(budget // Pages.of(one, longest).row, 1))
         return EngineServer(running.enter_context(one.make_engine(slots, longest, budget)))
 
-    def padded(kind: CacheKind) -> Callable[[ExitStack], Server]:
-        return lambda _: PaddedServer(one.model, one.tokenizer, kind, budget, size)
+    def padded(model: PreTrainedModel, kind: CacheKind) -> Callable[[ExitStack], Server]:
+        return lambda _: PaddedServer(model, one.tokenizer, kind, budget, size)
 
     def continuous(running: ExitStack) -> Server:
         running.enter_context(quiet())
@@ -126,11 +130,13 @@ def entrants_of(one: Contender, prompts: Sequence[Prompt], budget: int) -> list[
         return server
 
     if one.name == "candidate":
-        own = engine if one.stack.needs_engine else padded(CacheKind.dynamic)
+        own = engine if one.stack.needs_engine else padded(one.model, CacheKind.dynamic)
         return [Entrant("candidate", given, own)]
+    kinds = {
+        "padded": CacheKind.dynamic, "control": CacheKind.dynamic, "static": CacheKind.static,
+    }  # fmt: skip
     return [
-        Entrant("padded", given, padded(CacheKind.dynamic)),
-        Entrant("static", given, padded(CacheKind.static)),
+        *(Entrant(name, given, padded(twin(one.model), kind)) for name, kind in kinds.items()),
         Entrant("continuous", given, continuous, own_text=True),
     ]
 

@@ -21,6 +21,7 @@ from transformers import (
 from trimtab.errors import TrimtabError
 
 LARGEST = sys.float_info.max
+LEAST_TEMPERATURE = 1e-6  # logits over a smaller one may be no finite float32
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Sampling:
     Parameters
     ----------
     temperature : float
-        Divides the logits; 0 takes the most probable token (greedy).
+        Divides the logits, at least 1e-6; 0 takes the most probable token (greedy).
     top_k : int, optional
         Draw only from this many of the most probable tokens.
     top_p : float, optional
@@ -52,7 +53,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks: tuple[tuple[str, type, Callable[[Any], bool], str], ...] = (
-            ("temperature", Real, lambda one: 0 <= one <= LARGEST, "a number from 0 on"),
+            (
+                "temperature",
+                Real,
+                lambda one: one == 0 or LEAST_TEMPERATURE <= one <= LARGEST,
+                f"a number from {LEAST_TEMPERATURE:g} on, or 0, which is greedy",
+            ),
             ("top_k", Integral, lambda one: one >= 1, "a whole number of at least 1, or None"),
             ("top_p", Real, lambda one: 0 < one <= 1, "a number above 0 and at most 1, or None"),
             ("seed", Integral, lambda one: 0 <= one < 2**63, "a whole number from 0 to 2**63 - 1"),

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from trimtab.report.choice import same_text
 from trimtab.report.figures import code, interval
 from trimtab.report.job import Job
-from trimtab.report.verdict import FASTER, NOISY, SLOWER, verdict
+from trimtab.report.verdict import ALIKE, FASTER, NOISY, SLOWER, first_token, serves, verdict
 
 NOTICED = 0.005  # smaller shares are not worth a sentence
-WIDE = 1.22  # the ends of an interval whose half-width is 10 %, one over the other
 UNPAIRED = " (unpaired: the two were timed one after another)"
 
 
@@ -40,6 +39,7 @@ def balance(job: Job, rows: Sequence[Job]) -> Balance:
 
 
 Item = tuple[int | None, str]  # 1 gained, -1 cost, 0 neither, None not known; and the words
+SIGNS = {FASTER: 1, SLOWER: -1, ALIKE: 0, NOISY: None}
 
 
 def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -55,11 +55,10 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     elif found == SLOWER:
         yield -1, f"slower, {told} times the speed{amounts}{unpaired}"
     else:
-        sign = None if found == NOISY else 0
-        yield sign, f"speed: {found}, {told} times{unpaired}"
-    prefill, first = job.get("speed.prefill_speedup"), job.get("speed.ttft_ms")
-    if prefill and (prefill["high"] < 1 or prefill["low"] > 1):
-        sign, word = (1, "sooner") if prefill["low"] > 1 else (-1, "later")
+        yield SIGNS[found], f"speed: {found}, {told} times{unpaired}"
+    prefill, first = first_token(job), job.get("speed.ttft_ms")
+    if prefill in (FASTER, SLOWER):
+        sign, word = (1, "sooner") if prefill == FASTER else (-1, "later")
         yield (
             sign,
             f"the first token comes {word}, after {_ms(first['candidate'])} ms instead of "
@@ -125,10 +124,11 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     speedup = job.get("serving.speedup")
     if speedup is not None:
-        wide = speedup["high"] / speedup["low"] > WIDE
-        sign = 1 if speedup["low"] > 1 else -1 if speedup["high"] < 1 else None if wide else 0
         told = interval(speedup, ".2f")
-        yield sign, f"serving: {told} times the tokens per second of padded generate"
+        yield (
+            SIGNS[serves(job)],
+            f"serving: {told} times the tokens per second of padded generate",
+        )
 
 
 def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:

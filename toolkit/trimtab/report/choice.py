@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trimtab.report.figures import interval
 from trimtab.report.job import Job
-from trimtab.report.verdict import FASTER, verdict
+from trimtab.report.verdict import FASTER, clear, first_token, serves, verdict
 
 BITS = "derived.bits_increase"
 SPEED, FIRST = "speed.speedup", "speed.prefill_speedup"
@@ -110,13 +110,14 @@ def _faster(job: Job, rows: Sequence[Job]) -> bool:
 
 
 def _sooner(job: Job, rows: Sequence[Job]) -> bool:
-    found = job.get(FIRST)
-    return found is not None and bool(found["low"] > 1)
+    return first_token(job) == FASTER
 
 
 def _serves(job: Job, rows: Sequence[Job]) -> bool:
-    found, other = job.get(SERVING), job.get(CONTINUOUS)
-    return found is not None and found["low"] > 1 and (other is None or other["low"] > 1)
+    other = job.get(CONTINUOUS)
+    return serves(job) == FASTER and (
+        other is None or clear(other, job.get("serving.control")) == FASTER
+    )
 
 
 def _requests(job: Job) -> str:
@@ -187,8 +188,8 @@ RULES = (
     ),
     Rule(
         "the first token soon",
-        "the stack with the shortest time to the first token, one text at a time, if the whole "
-        f"interval says that it is shorter than the unmodified model's. {TIES}",
+        "the stack with the shortest time to the first token, one text at a time, if its interval "
+        f"is clear of 1 and of its control's. {TIES}",
         FIRST,
         _sooner,
         _largest(FIRST),
@@ -197,8 +198,8 @@ RULES = (
     ),
     Rule(
         "many requests at once",
-        "the stack that serves most tokens per second, if the whole intervals say that these are "
-        "more than those of transformers' padded generate and of its continuous batching. "
+        "the stack that serves most tokens per second, if the intervals over transformers' padded "
+        "generate and over its continuous batching are clear of 1 and of the control's. "
         f"{TIES}",
         SERVING,
         _serves,

@@ -13,7 +13,10 @@ from trimtab.report.labels import commit, labelled, machine, overrides
 from trimtab.report.verdict import ALIKE
 
 INTERVAL = ("estimate", "low", "high")
-RATIOS = ("speedup", "prefill_speedup", "decode_speedup", "ratio", "control")
+RATIOS = (
+    "speedup", "prefill_speedup", "decode_speedup", "speedup_continuous", "ratio", "control",
+    "prefill_control",
+)  # fmt: skip
 
 
 def rows(jobs: Sequence[Job]) -> list[Job]:

@@ -69,7 +69,8 @@ AMOUNTS = (
 )
 SERVING = (
     "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
-    "the others are transformers' own: `padded` generate, a `static` cache, `continuous` batching."
+    "the others are transformers' own: `padded` generate, the same once more as `control`, whose "
+    "difference is noise, a `static` cache, `continuous` batching."
 )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.report.job import Job
 from trimtab.report.labels import machine, told_apart
 
+Estimate = Mapping[str, float]
 FASTER, SLOWER, ALIKE = "faster", "slower", "no difference found"
 NOISY, UNMEASURED = "too noisy to say", "speed not measured"
 SAID = {
@@ -52,8 +53,11 @@ def verdict(job: Job, rows: Sequence[Job]) -> str:
     if own is not None:
         return own
     speedup, control = job.get("speed.speedup"), _control(job, rows)
-    if speedup is None:
-        return UNMEASURED
+    return UNMEASURED if speedup is None else clear(speedup, control)
+
+
+def clear(speedup: Estimate, control: Estimate | None) -> str:
+    """Return `faster` or `slower` where an interval is clear of 1 and of the control's."""
     high = max(1.0, control["high"]) if control else 1.0
     low = min(1.0, control["low"]) if control else 1.0
     if speedup["low"] > high:
@@ -61,17 +65,32 @@ def verdict(job: Job, rows: Sequence[Job]) -> str:
     return SLOWER if speedup["high"] < low else ALIKE
 
 
+def serves(job: Job) -> str:
+    """Return what the intervals say of many requests at once, over padded `generate`."""
+    own: str | None = job.get("serving.verdict")
+    speedup = job.get("serving.speedup")
+    if own is not None or speedup is None:
+        return own or UNMEASURED
+    return clear(speedup, job.get("serving.control"))
+
+
+def first_token(job: Job) -> str:
+    """Return what the intervals say of the time to the first token of one text."""
+    speedup = job.get("speed.prefill_speedup")
+    return UNMEASURED if speedup is None else clear(speedup, job.get("speed.prefill_control"))
+
+
 def said(verdict: str) -> str:
     """Return a verdict in words that stand for themselves."""
     return SAID.get(verdict, verdict)
 
 
-def _control(job: Job, rows: Sequence[Job]) -> dict[str, float] | None:
+def _control(job: Job, rows: Sequence[Job]) -> Estimate | None:
     """Return the interval of the unmodified model against itself, measured nearest to the job."""
-    own: dict[str, float] | None = job.get("speed.control")
+    own: Estimate | None = job.get("speed.control")
     if own is not None:
         return own
     alike = [one for one in rows if one.ok and not one.methods and setting(one) == setting(job)]
     alike.sort(key=lambda one: one.root != job.root)
-    found: dict[str, float] | None = alike[0].get("speed.speedup") if alike else None
+    found: Estimate | None = alike[0].get("speed.speedup") if alike else None
     return found

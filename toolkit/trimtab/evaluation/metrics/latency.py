@@ -82,6 +82,7 @@ class Latency(Metric):
         "speed.rounds": Timed,
         "speed.outliers": Both[int],
         "speed.prefill_speedup": Estimate,
+        "speed.prefill_control": Estimate,
         "speed.read_bytes_per_s": float,
         "speed.step_bytes": Both[int],
         **DECODING,
@@ -133,6 +134,7 @@ class Latency(Metric):
             },
             "outliers": self._figure(lambda own: outliers(own, len(self._prompts))),
             "prefill_speedup": rounds.speedup(first),
+            "prefill_control": rounds.speedup(first, of="control"),
             "read_bytes_per_s": median(rounds.read),
             "step_bytes": self._step_bytes,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from statistics import median
 from typing import Any, ClassVar
 
@@ -17,9 +18,16 @@ from trimtab.evaluation.requests import requests, spread
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.server_rows import row_of, samples_of
 from trimtab.evaluation.serving import Entrant, answer_in_turn, enough, entrants_of
+from trimtab.evaluation.speed import Verdict, verdict
 from trimtab.evaluation.trace import TRACE, trace_of
 from trimtab.evaluation.workload import Prompt
 from trimtab.progress import track
+
+RATIOS = (  # of the times of the third over those of the second
+    ("speedup", "candidate", "padded"),
+    ("speedup_continuous", "candidate", "continuous"),
+    ("control", "control", "padded"),
+)
 
 
 class Serving(Metric):
@@ -44,6 +52,8 @@ class Serving(Metric):
         "serving.kv_budget_bytes": int,
         "serving.speedup": Estimate,
         "serving.speedup_continuous": Estimate,
+        "serving.control": Estimate,
+        "serving.verdict": Verdict,
         "serving.servers": Rows,
         "samples.serving": Rows,
         "samples.serving_requests": Rows,
@@ -55,6 +65,7 @@ class Serving(Metric):
         self.entrants: dict[int, dict[str, Entrant]] = {}
         self._prompts: dict[int, list[Prompt]] = {}
         self._budget = self._config.budget
+        self._order = Random(job.settings.seed)
         self._unmeasured = "" if self._config.requests else "serving.requests=[]"
         trace, seed = trace_of(self._config), job.settings.seed
         setting = f"{TRACE}={self._config.trace}" if trace else "serving.prompt_bytes, new_tokens"
@@ -81,7 +92,7 @@ class Serving(Metric):
                 ]
                 self.entrants.setdefault(count, {}).update({one.name: one for one in entrants})
                 repeats = self._config.repeats
-                rounds = answer_in_turn(entrants, repeats)
+                rounds = answer_in_turn(entrants, repeats, self._order)
                 for _ in track(rounds, f"Serving {count} requests together", repeats):
                     pass
         except TrimtabError as error:  # the model has no such cache, or the device no such memory
@@ -96,8 +107,7 @@ class Serving(Metric):
             return
         result.put("serving.kv_budget_bytes", self._budget)
         largest = self.entrants[max(self.entrants)]
-        for name, other in (("speedup", "padded"), ("speedup_continuous", "continuous")):
-            self._speedup(result, f"serving.{name}", largest["candidate"], largest[other])
+        self._compare(result, largest)
         rows, samples = [], []
         for count, entrants in self.entrants.items():
             sizes = [len(one.continuation.encode()) for one in self._prompts[count]]
@@ -109,16 +119,20 @@ class Serving(Metric):
         result.put("samples.serving_requests", self._requests())
         self._warn(result, candidate, largest)
 
-    def _speedup(self, result: Result, name: str, ours: Entrant, theirs: Entrant) -> None:
-        for one in (ours, theirs):
-            if one.failure is not None:
-                result.missing(name, f"{one.name}: {one.failure}")
-                return
-            if one.refused:
-                result.missing(name, f"{one.name} had no room for {one.refused} of the requests")
-                return
-        taken = [[answer.seconds for answer in one.answers] for one in (theirs, ours)]
-        result.put(name, mean_ratio(*taken, paired=self.job.paired))
+    def _compare(self, result: Result, largest: dict[str, Entrant]) -> None:
+        found: dict[str, Estimate] = {}
+        for name, *compared in RATIOS:
+            ours, theirs = (largest[one] for one in compared)
+            if reason := _unanswered(ours) or _unanswered(theirs):
+                result.missing(f"serving.{name}", reason)
+            else:
+                taken = [[answer.seconds for answer in one.answers] for one in (theirs, ours)]
+                found[name] = mean_ratio(*taken, paired=self.job.paired)
+                result.put(f"serving.{name}", found[name])
+        if {"speedup", "control"} <= {*found}:
+            result.put("serving.verdict", verdict(found["speedup"], found["control"]))
+        else:
+            result.missing("serving.verdict", "serving.speedup or serving.control is missing")
 
     def _requests(self) -> Rows:
         rows: Rows = []
@@ -143,3 +157,10 @@ class Serving(Metric):
         texts = [(len(one.prompt), one.new) for one in largest["candidate"].requests]
         for text in unseen("serving", "serving", candidate, texts, median(shares or [1.0])):
             result.warn(text)
+
+
+def _unanswered(one: Entrant) -> str | None:
+    """Say why a server's times are not those of all requests."""
+    if one.failure is not None:
+        return f"{one.name}: {one.failure}"
+    return f"{one.name} had no room for {one.refused} of the requests" if one.refused else None

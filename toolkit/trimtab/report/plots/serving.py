@@ -22,6 +22,7 @@ from trimtab.report.plots.panel import (
     plain,
 )
 from trimtab.report.table import cell
+from trimtab.report.verdict import FASTER, serves
 
 FILE = "serving_comparison.png"
 PEERS = {
@@ -44,7 +45,7 @@ def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
         return None
     stacks = [job for job in having if job.methods and job.get("serving.speedup")]
     best = max(stacks, key=lambda job: job.get("serving.speedup.estimate"), default=None)
-    if best is not None and best.get("serving.speedup.low") > 1:
+    if best is not None and serves(best) == FASTER:
         told = interval(best.get("serving.speedup"), ".2f")
         title = f"{best.label} serves {told} times the tokens per second of padded generate"
     else:
