@@ -23,7 +23,7 @@ MAGNITUDE = {
     "count": Count.nominal, "basis": Basis.none, "transforms": Transforms.none,
     "allocation": Allocation.uniform, "selection": Selection.topk,
 }  # fmt: skip
-TEXT = {"tokens": 2048, "probe_tokens": 1024}
+TEXT = {"tokens": 1024, "probe_tokens": 512}
 
 Excess = Callable[..., tuple[float, dict]]
 

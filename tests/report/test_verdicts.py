@@ -188,6 +188,25 @@ def test_what_serves_best_is_clear_of_the_control(tmp_path, speedup, control, co
     assert chosen(written(tmp_path, [job]))["many requests at once"][0] == stack
 
 
+def test_where_noise_hides_the_answer_no_stack_is_advised_against(tmp_path):
+    noisy = serving(result("noisy", (1.2, 0.6, 2.0), lost=0.1), (1.5, 0.5, 4.0))
+    noisy["speed"] |= {"verdict": "too noisy to say", "prefill_speedup": interval(1.0, 0.5, 2.0)}
+    slow = result("slow", (0.5, 0.4, 0.6), lost=0, same=True)
+    (setting,) = document(load_jobs(written(tmp_path, [noisy, slow])), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    assert told["the text must not change"] == "no stack: stay with the unmodified model"
+    for wish in ("speed alone", "the first token soon", "many requests at once"):
+        assert told[wish] == "cannot be said: the measurement was too noisy for `noisy`"
+
+
+def test_what_serves_worse_than_continuous_batching_costs_that(tmp_path):
+    job = serving(result("larosa"), (3.0, 2.8, 3.2))
+    job["serving"]["speedup_continuous"] = interval(0.5, 0.4, 0.6)
+    gained, cost, _ = weighed(tmp_path, job)
+    assert "serving: 3.00 [2.80, 3.20] times the tokens per second of padded generate" in gained
+    assert "0.50 [0.40, 0.60] times the tokens per second of continuous batching" in cost
+
+
 def test_what_serves_best_beats_both_of_transformers_servers(tmp_path):
     jobs = [
         serving(result("larosa"), (3.0, 2.8, 3.2)),

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from trimtab.report.choice import same_text
 from trimtab.report.figures import code, interval
 from trimtab.report.job import Job
-from trimtab.report.verdict import ALIKE, FASTER, NOISY, SLOWER, first_token, serves, verdict
+from trimtab.report.verdict import (
+    ALIKE,
+    FASTER,
+    NOISY,
+    SLOWER,
+    first_token,
+    serves,
+    serves_continuously,
+    verdict,
+)
 
 NOTICED = 0.005  # smaller shares are not worth a sentence
 UNPAIRED = " (unpaired: the two were timed one after another)"
@@ -122,13 +131,14 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 
 
 def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
-    speedup = job.get("serving.speedup")
-    if speedup is not None:
-        told = interval(speedup, ".2f")
-        yield (
-            SIGNS[serves(job)],
-            f"serving: {told} times the tokens per second of padded generate",
-        )
+    for field, found, other in (
+        ("serving.speedup", serves(job), "padded generate"),
+        ("serving.speedup_continuous", serves_continuously(job), "continuous batching"),
+    ):
+        speedup = job.get(field)
+        if speedup is not None:
+            told = interval(speedup, ".2f")
+            yield SIGNS[found], f"serving: {told} times the tokens per second of {other}"
 
 
 def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:

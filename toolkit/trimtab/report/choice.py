@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from trimtab.report.figures import interval
 from trimtab.report.job import Job
-from trimtab.report.verdict import FASTER, clear, first_token, serves, verdict
+from trimtab.report.verdict import (
+    ALIKE,
+    FASTER,
+    NOISY,
+    UNMEASURED,
+    first_token,
+    serves,
+    serves_continuously,
+    verdict,
+)
 
 BITS = "derived.bits_increase"
 SPEED, FIRST = "speed.speedup", "speed.prefill_speedup"
@@ -30,13 +39,15 @@ class Rule:
     field : str
         What rows are judged by: where none has it, nothing can be said.
     admits : callable
-        Whether a row meets the wish at all.
+        Whether a row meets the wish, its speed aside.
     value : callable
         What is largest for the best row: first what the wish is about, then what decides a tie.
     told : callable
         What the best row is best at, in words.
     figure : str or None
         The estimate that `value` takes, by whose intervals rows tie; None where `value` is counted.
+    judged : callable or None
+        A row's verdict, which has to be `faster`; None where the wish is not about speed.
     """
 
     wish: str
@@ -46,15 +57,17 @@ class Rule:
     value: Callable[[Job], tuple[float, ...]]
     told: Callable[[Job], str]
     figure: str | None = None
+    judged: Callable[[Job, Sequence[Job]], str] | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The best row by a rule, and those that the intervals cannot tell from it."""
+    """The best row by a rule, those that the intervals cannot tell from it, and the noisy ones."""
 
     rule: Rule
     best: Job | None
     equal: tuple[Job, ...]
+    noisy: tuple[Job, ...]
 
 
 def same_text(job: Job) -> bool:
@@ -74,14 +87,17 @@ def choices(rows: Sequence[Job]) -> list[Choice]:
     """Return one choice a rule among rows of one model, text and machine."""
     found = []
     for rule in RULES:
-        fit = [row for row in rows if row.ok and row.methods and rule.admits(row, rows)]
+        admitted = [row for row in rows if row.ok and row.methods and rule.admits(row, rows)]
+        said = [rule.judged(row, rows) if rule.judged else FASTER for row in admitted]
+        fit = [row for row, one in zip(admitted, said, strict=True) if one == FASTER]
+        noisy = tuple(row for row, one in zip(admitted, said, strict=True) if one == NOISY)
         best = max(fit, key=rule.value, default=None)
         equal = [] if best is None else _equal(best, fit, rule)
         alike = [row for row in equal if same_text(row)]
         if best is not None and rule.figure and alike and not same_text(best):
             best = max(alike, key=rule.value)
             equal = _equal(best, fit, rule)
-        found.append(Choice(rule, best, tuple(equal)))
+        found.append(Choice(rule, best, tuple(equal), noisy))
     return found
 
 
@@ -105,19 +121,15 @@ def _memory(job: Job) -> tuple[float, ...]:
     return -(kv_share(job) or 1.0), float(same_text(job)), *_largest(SPEED)(job)
 
 
-def _faster(job: Job, rows: Sequence[Job]) -> bool:
-    return verdict(job, rows) == FASTER
+def _any(job: Job, rows: Sequence[Job]) -> bool:
+    return True
 
 
-def _sooner(job: Job, rows: Sequence[Job]) -> bool:
-    return first_token(job) == FASTER
-
-
-def _serves(job: Job, rows: Sequence[Job]) -> bool:
-    other = job.get(CONTINUOUS)
-    return serves(job) == FASTER and (
-        other is None or clear(other, job.get("serving.control")) == FASTER
-    )
+def _serves(job: Job, rows: Sequence[Job]) -> str:
+    found = {serves(job), serves_continuously(job)}
+    if found <= {FASTER, UNMEASURED}:
+        return serves(job)
+    return NOISY if found <= {FASTER, NOISY, UNMEASURED} else ALIKE
 
 
 def _requests(job: Job) -> str:
@@ -151,7 +163,7 @@ def _memory_told(job: Job) -> str:
 def _within(budget: float) -> Rule:
     def admits(job: Job, rows: Sequence[Job]) -> bool:
         change = job.get(BITS)
-        return _faster(job, rows) and change is not None and change["high"] <= budget
+        return change is not None and bool(change["high"] <= budget)
 
     return Rule(
         f"at most {budget:.0%} more bits per byte",
@@ -162,6 +174,7 @@ def _within(budget: float) -> Rule:
         _largest(SPEED),
         _speed_told,
         SPEED,
+        verdict,
     )
 
 
@@ -171,30 +184,33 @@ RULES = (
         "the fastest stack with the same greedy texts as the unmodified model, and with bits per "
         f"byte that differ by less than {SAME:.1%}",
         BITS,
-        lambda job, rows: _faster(job, rows) and same_text(job),
+        lambda job, rows: same_text(job),
         _largest(SPEED),
         _speed_told,
         SPEED,
+        verdict,
     ),
     *map(_within, BUDGETS),
     Rule(
         "speed alone",
         f"the fastest stack, whatever it costs. {TIES}",
         SPEED,
-        _faster,
+        _any,
         _largest(SPEED),
         _speed_told,
         SPEED,
+        verdict,
     ),
     Rule(
         "the first token soon",
         "the stack with the shortest time to the first token, one text at a time, if its interval "
         f"is clear of 1 and of its control's. {TIES}",
         FIRST,
-        _sooner,
+        _any,
         _largest(FIRST),
         _first_told,
         FIRST,
+        lambda job, rows: first_token(job),
     ),
     Rule(
         "many requests at once",
@@ -202,10 +218,11 @@ RULES = (
         "generate and over its continuous batching are clear of 1 and of the control's. "
         f"{TIES}",
         SERVING,
-        _serves,
+        _any,
         _largest(SERVING),
         _serving_told,
         SERVING,
+        _serves,
     ),
     Rule(
         "least KV memory",

@@ -11,8 +11,9 @@ from trimtab.evaluation.metrics import metrics_of
 # Of what methods, and no metric, measured.
 METHODS = (
     Column("dropped share", "sparsity.achieved", ".3f",
-           "share of the activations that were dropped, each by the bytes of its weights; larger "
-           "than the sparsity that was asked for by what transforms and basis changes read"),
+           "share of the activations that were dropped, each by the bytes of its weights, on the "
+           "text that was scored; calibration aims it above the sparsity that was asked for by "
+           "what transforms and basis changes read"),
     Column("bytes needed", "sparsity.bytes_fraction", ".3f",
            "weight bytes of the decoder blocks that the activations kept need, transforms counted, "
            "over dense, on the text that was scored: 1 minus the sparsity found there"),

@@ -172,6 +172,9 @@ def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
         best, rule = choice.best, choice.rule
         if all(row.get(rule.field) is None for row in group):
             told = "no answer, as the figures that decide it were not measured"
+        elif best is None and choice.noisy:
+            noisy = listed([code(row.label) for row in choice.noisy])
+            told = f"cannot be said: the measurement was too noisy for {noisy}"
         elif best is None:
             told = "no stack: stay with the unmodified model"
         elif best in told_of:

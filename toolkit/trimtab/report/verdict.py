@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from trimtab.evaluation.intervals import Estimate
+from trimtab.evaluation.speed import verdict as of_intervals
 from trimtab.report.job import Job
 from trimtab.report.labels import machine, told_apart
 
-Estimate = Mapping[str, float]
+ONE: Estimate = {"estimate": 1.0, "low": 1.0, "high": 1.0}
 FASTER, SLOWER, ALIKE = "faster", "slower", "no difference found"
 NOISY, UNMEASURED = "too noisy to say", "speed not measured"
 SAID = {
@@ -53,11 +55,8 @@ def verdict(job: Job, rows: Sequence[Job]) -> str:
     if own is not None:
         return own
     speedup, control = job.get("speed.speedup"), _control(job, rows)
-    return UNMEASURED if speedup is None else clear(speedup, control)
-
-
-def clear(speedup: Estimate, control: Estimate | None) -> str:
-    """Return `faster` or `slower` where an interval is clear of 1 and of the control's."""
+    if speedup is None:
+        return UNMEASURED
     high = max(1.0, control["high"]) if control else 1.0
     low = min(1.0, control["low"]) if control else 1.0
     if speedup["low"] > high:
@@ -65,19 +64,24 @@ def clear(speedup: Estimate, control: Estimate | None) -> str:
     return SLOWER if speedup["high"] < low else ALIKE
 
 
-def serves(job: Job) -> str:
-    """Return what the intervals say of many requests at once, over padded `generate`."""
-    own: str | None = job.get("serving.verdict")
-    speedup = job.get("serving.speedup")
-    if own is not None or speedup is None:
-        return own or UNMEASURED
-    return clear(speedup, job.get("serving.control"))
-
-
 def first_token(job: Job) -> str:
     """Return what the intervals say of the time to the first token of one text."""
-    speedup = job.get("speed.prefill_speedup")
-    return UNMEASURED if speedup is None else clear(speedup, job.get("speed.prefill_control"))
+    return _judged(job, "speed.prefill_speedup", "speed.prefill_control")
+
+
+def serves(job: Job) -> str:
+    """Return what the intervals say of many requests at once, over padded `generate`."""
+    return _judged(job, "serving.speedup", "serving.control")
+
+
+def serves_continuously(job: Job) -> str:
+    """Return what they say of many requests at once, over transformers' continuous batching."""
+    return _judged(job, "serving.speedup_continuous", "serving.control")
+
+
+def _judged(job: Job, speedup: str, control: str) -> str:
+    found = job.get(speedup)
+    return UNMEASURED if found is None else str(of_intervals(found, job.get(control) or ONE))
 
 
 def said(verdict: str) -> str:
