@@ -91,8 +91,27 @@ def test_a_json_file_that_is_none_is_named(tmp_path, tiny_llama, file, content):
 
 
 @pytest.mark.parametrize(
+    "file",
+    [
+        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "model.safetensors.index.json",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("content", ["[]", "null", '"text"', "5"])
+def test_a_json_file_that_holds_no_object_is_named(tmp_path, tiny_llama, file, content):
+    source = saved(tiny_llama, tmp_path)
+    if file.endswith(".index.json"):
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / file).write_text(content)
+    (tmp_path / "modules.json").write_text("[]")  # of another package, and right
+    with pytest.raises(ConfigError, match=f": {file} holds no JSON object, download it again$"):
+        load_model(source)
+
+
+@pytest.mark.parametrize(
     ("asked", "named"),
     [
+        ({"watermarking_config": 5}, ""),
         ({"num_return_sequences": 4}, "num_return_sequences"),
         ({"num_beams": 2, "num_return_sequences": 4}, "num_beams"),
         ({"early_stopping": 7}, "early_stopping"),
