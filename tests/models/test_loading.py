@@ -192,6 +192,8 @@ UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
                 ("_orig_mod.",),
                 ("module._orig_mod.",),
                 ("_orig_mod.", "model."),
+                ("base_model.model.",),
+                ("net.",),
             )
         ),
         (lambda at: described(at, num_hidden_layers=4), r"lacks model\.layers\.3.* and 6 more"),
@@ -199,6 +201,10 @@ UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
         (lambda at: described(at, hidden_size=32), r"embed_tokens\.weight of shape \[320, 64\]"),
         (lambda at: described(at, num_attention_heads=3), "not a multiple of the number of att"),
         (lambda at: described(at, tie_word_embeddings=False), r"lacks lm_head\.weight"),
+        (
+            lambda at: described(at, rope_parameters={"rope_type": "yarn"}),
+            r"Missing required keys in `rope_parameters` [^,]*\"$",
+        ),
         (lambda at: described(at, hidden_act="none"), "'none' is unknown, or missing"),
         (
             lambda at: described(at, _attn_implementation="flash_attention_2"),

@@ -27,7 +27,7 @@ OBJECTS = (
 def why_not_loaded(folder: Path, error: Exception) -> str:
     """Say in one line what `error`, of any type that transformers raises, says of a checkpoint."""
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError) and len(said.split()) == 1:  # a name, and no sentence
         said = f"{said} is unknown, or missing"
     if isinstance(error, SafetensorError):
         return f"a .safetensors file is incomplete or damaged, download it again ({said})"
