@@ -281,6 +281,18 @@ RAN_NOTHING = "; no job was started: correct this and run it again"
             ["seed=0,1", "hydra.sweep.subdir=same"],
             "hydra.sweep.subdir=same: same would be the folder of two jobs: leave it out",
         ),
+        *(
+            ("evaluate", [seeds, f"hydra.sweep.subdir={name}"], f"{refused}: expected a folder of")
+            for seeds, name, refused in (
+                ("seed=0", ".", "hydra.sweep.subdir=."),
+                ("seed=0", "report", "hydra.sweep.subdir=report"),
+                ("seed=0,1", "report/${seed}", "hydra.sweep.subdir=report/0"),
+                ("seed=0,1", "../job${seed}", "hydra.sweep.subdir=../job0"),
+                ("seed=0,1", "a/../../${seed}", "hydra.sweep.subdir=../0"),
+                ("seed=0,1", "/tmp/job${seed}", "hydra.sweep.subdir=/tmp/job0"),
+            )
+        ),
+        ("evaluate", ["seed=0,1", "hydra.sweep.subdir=./a"], "hydra.sweep.subdir=./a: a would be"),
         ("evaluate", ["seed=interval(0,9)"], "seed=interval(0,9): is for experiment=search; name"),
         (
             "evaluate",

@@ -91,8 +91,27 @@ def test_a_json_file_that_is_none_is_named(tmp_path, tiny_llama, file, content):
 
 
 @pytest.mark.parametrize(
+    "file",
+    [
+        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "model.safetensors.index.json",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("content", ["[]", "null", '"text"', "5"])
+def test_a_json_file_that_holds_no_object_is_named(tmp_path, tiny_llama, file, content):
+    source = saved(tiny_llama, tmp_path)
+    if file.endswith(".index.json"):
+        (tmp_path / "model.safetensors").unlink()
+    (tmp_path / file).write_text(content)
+    (tmp_path / "modules.json").write_text("[]")  # of another package, and right
+    with pytest.raises(ConfigError, match=f": {file} holds no JSON object, download it again$"):
+        load_model(source)
+
+
+@pytest.mark.parametrize(
     ("asked", "named"),
     [
+        ({"watermarking_config": 5}, ""),
         ({"num_return_sequences": 4}, "num_return_sequences"),
         ({"num_beams": 2, "num_return_sequences": 4}, "num_beams"),
         ({"early_stopping": 7}, "early_stopping"),
@@ -173,6 +192,8 @@ UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
                 ("_orig_mod.",),
                 ("module._orig_mod.",),
                 ("_orig_mod.", "model."),
+                ("base_model.model.",),
+                ("net.",),
             )
         ),
         (lambda at: described(at, num_hidden_layers=4), r"lacks model\.layers\.3.* and 6 more"),
@@ -180,6 +201,10 @@ UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
         (lambda at: described(at, hidden_size=32), r"embed_tokens\.weight of shape \[320, 64\]"),
         (lambda at: described(at, num_attention_heads=3), "not a multiple of the number of att"),
         (lambda at: described(at, tie_word_embeddings=False), r"lacks lm_head\.weight"),
+        (
+            lambda at: described(at, rope_parameters={"rope_type": "yarn"}),
+            r"Missing required keys in `rope_parameters` [^,]*\"$",
+        ),
         (lambda at: described(at, hidden_act="none"), "'none' is unknown, or missing"),
         (
             lambda at: described(at, _attn_implementation="flash_attention_2"),

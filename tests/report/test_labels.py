@@ -127,6 +127,17 @@ def test_samples_that_no_seed_has_are_none(tmp_path):
     assert mean.get("samples.windows") == []
 
 
+@pytest.mark.parametrize("without", [(0,), (1,), (0, 1)])
+def test_samples_that_a_seed_was_stored_without_stand_for_none(tmp_path, without):
+    jobs = [seeded(2.0, 0), seeded(3.0, 1)]
+    for seed in without:
+        del jobs[seed]["samples"]
+    folder = written(tmp_path, jobs)
+    (mean,) = rows(load_jobs(folder))
+    assert mean.get("samples") is None
+    assert build_report(folder).is_file()
+
+
 def test_what_one_seed_lacks_is_null_and_every_warning_is_kept(tmp_path):
     lacking = seeded(2.0, 1) | {"energy": None, "warnings": ["busy"], "kernel": "another"}
     having = seeded(2.0, 0) | {"energy": {"joules_per_1000_bytes": {"baseline": 2, "candidate": 1}}}

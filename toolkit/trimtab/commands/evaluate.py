@@ -18,6 +18,7 @@ from trimtab.commands.search import objective, require_objective
 from trimtab.commands.sweep import (
     in_sweep,
     repeats,
+    require_below,
     sweep_folder,
     sweep_name,
     tries_all,
@@ -50,6 +51,8 @@ def run(config: DictConfig) -> float | None:
     folder = output_folder()
     setting = "hydra.sweep.subdir" if in_sweep() else "hydra.run.dir"
     resume = HydraConfig.get().callbacks["folder"].resume
+    if in_sweep():  # other sweepers than those that try all choose their folders as they go
+        require_below(sweep_folder(), str(folder))
     with claimed(folder, setting, resume=resume):
         for name in RESULTS if resume else ():  # a result that is there is damaged
             (folder / name).unlink(missing_ok=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from os.path import normpath
+from pathlib import Path
 from typing import Any
 
 from hydra.conf import HydraConf
@@ -15,7 +17,13 @@ from trimtab.commands.check import checked
 from trimtab.commands.messages import is_mistake, one_line
 from trimtab.commands.parsing import choices, parsed
 from trimtab.commands.search import require_objective
-from trimtab.commands.sweep import BY_NUMBER, foreign_methods, tries_all, without_foreign
+from trimtab.commands.sweep import (
+    BY_NUMBER,
+    foreign_methods,
+    require_below,
+    tries_all,
+    without_foreign,
+)
 from trimtab.config import EvaluateConfig
 from trimtab.errors import ConfigError, TrimtabError
 
@@ -30,7 +38,7 @@ def jobs_of_sweep(config: DictConfig) -> dict[str, Job] | None:
     Raises
     ------
     TrimtabError
-        If there is no job, or two would share a folder.
+        If there is no job, two would share a folder, or one would have none below the sweep's.
     """
     if not tries_all(config.hydra):
         return None
@@ -38,6 +46,7 @@ def jobs_of_sweep(config: DictConfig) -> dict[str, Job] | None:
     found: dict[str, Job] = {}
     for number, job in enumerate(map(list, product(*values))):
         folder = _folder(config, number, job)
+        require_below(Path(config.hydra.sweep.dir), folder)
         if folder in found:
             subdir = OmegaConf.to_container(config.hydra.sweep)["subdir"]  # type: ignore[call-overload, index]
             raise ConfigError(
@@ -110,7 +119,7 @@ def _folder(config: DictConfig, number: int, job: Job) -> str:
     own = GlobalHydra.instance().config_loader().load_sweep_config(config, job)
     with open_dict(own):
         own.hydra.job.id = own.hydra.job.num = number
-    return str(own.hydra.sweep.subdir)
+    return normpath(str(own.hydra.sweep.subdir))
 
 
 def _composed(config: DictConfig, job: Job) -> tuple[HydraConf, DictConfig]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import abspath, relpath
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import choices, parsed
 from trimtab.errors import ConfigError, TrimtabError
+from trimtab.files import REPORT
 from trimtab.registry import method_names
 from trimtab.sweep_state import started
 
@@ -56,6 +58,26 @@ def sweep_folder() -> Path:
     """Return the folder that the folders of the running job and of the others are in."""
     hydra = HydraConfig.get()
     return Path(hydra.runtime.cwd) / hydra.sweep.dir
+
+
+def require_below(sweep: Path, name: str) -> None:
+    """Refuse a folder of a job that is not among those of its sweep, or would be its report's.
+
+    Parameters
+    ----------
+    name : str
+        What `hydra.sweep.subdir` makes of the job.
+
+    Raises
+    ------
+    ConfigError
+    """
+    place = relpath(abspath(sweep / name), abspath(sweep))
+    if place.split("/")[0] in (".", "..", REPORT):
+        raise ConfigError(
+            "hydra.sweep.subdir", name, "expected a folder of the job's own below the sweep's, "
+            f"and not below its {REPORT}/: leave it out, and each job has a number"
+        )  # fmt: skip
 
 
 def sweep_name() -> str | None:

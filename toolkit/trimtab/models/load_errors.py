@@ -8,15 +8,26 @@ from pickle import UnpicklingError
 
 from safetensors import SafetensorError
 from transformers import GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    WEIGHTS_INDEX_NAME,
+)
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+OBJECTS = (
+    CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME,
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json",
+)  # fmt: skip
+"""Files that transformers reads names and values from; others of a folder may hold lists."""
 
 
 def why_not_loaded(folder: Path, error: Exception) -> str:
     """Say in one line what `error`, of any type that transformers raises, says of a checkpoint."""
     said = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError) and len(said.split()) == 1:  # a name, and no sentence
         said = f"{said} is unknown, or missing"
     if isinstance(error, SafetensorError):
         return f"a .safetensors file is incomplete or damaged, download it again ({said})"
@@ -51,9 +62,11 @@ def _damaged_file(folder: Path) -> str:
     """Say which JSON file of a local folder of a model is none; nothing where all are."""
     for path in sorted(folder.glob("*.json")):
         try:
-            json.loads(path.read_text("utf-8"))
+            content = json.loads(path.read_text("utf-8"))
         except ValueError:
             return f"{path.name} is incomplete or damaged, download it again"
+        if path.name in OBJECTS and not isinstance(content, dict):
+            return f"{path.name} holds no JSON object, download it again"
     return ""
 
 
@@ -63,7 +76,7 @@ def _contradiction(folder: Path) -> str:
         return ""
     try:
         GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except ValueError as error:
+    except Exception as error:  # a value of another type fails in any way
         said = " ".join(str(error).split())
         return f"{GENERATION_CONFIG_NAME} asks for what cannot be: {said} Correct or remove it"
     return ""

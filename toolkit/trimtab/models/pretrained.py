@@ -118,8 +118,8 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     if prefix := _wrapped(found["missing_keys"], found["unexpected_keys"]):
         raise TrimtabError(
             f"the checkpoint's tensors are named with {prefix}, of a model saved within "
-            "a wrapper (DistributedDataParallel, torch.compile): strip it from their names and "
-            "save them again"
+            "a wrapper (DistributedDataParallel, torch.compile, PEFT, a trainer's module): strip "
+            "it from their names and save them again"
         )
     if said := [f"{what} {_some(names)}" for what, names in differences.items() if names]:
         raise TrimtabError(
@@ -134,7 +134,10 @@ def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> str:
         found, plain = WRAPPED.search(name), WRAPPED.sub("", name)
         if found and any(f".{one}".endswith(f".{plain}") for one in missing):
             return found[0]
-    return ""
+    first = next(iter(unexpected), "")
+    prefixes = [first.removesuffix(one) for one in missing if first.endswith(f".{one}")]
+    whole = (one for one in prefixes if all(name.startswith(one) for name in unexpected))
+    return next(whole, "")
 
 
 def _quantized(model: PreTrainedModel, folder: str | Path, revision: str | None) -> list[str]:

@@ -67,6 +67,8 @@ def _mean(jobs: Sequence[Job]) -> Job:
 def _merged(values: Sequence[Any], name: str) -> Any:
     first = values[0]
     if name == "samples":
+        if not all(values):
+            return None  # those that are left would stand for all seeds
         return {part: list(chain(*(one.get(part) or () for one in values))) for part in first}
     if name in ("warnings", "overrides"):
         return list(dict.fromkeys(chain(*(one or () for one in values))))
