@@ -16,12 +16,12 @@ from transformers.utils import (
 )
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+# What transformers reads names and values from; other files of a folder may hold lists.
 OBJECTS = (
     CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME,
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json",
 )  # fmt: skip
-"""Files that transformers reads names and values from; others of a folder may hold lists."""
 
 
 def why_not_loaded(folder: Path, error: Exception) -> str:
