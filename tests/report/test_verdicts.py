@@ -231,8 +231,8 @@ def test_a_job_beside_which_the_unmodified_model_was_slower_is_told(tmp_path):
     longer["speed"]["ms_per_byte"], longer["tokens"]["baseline"] = {"baseline": 9.0}, 4000
     rows = load_jobs(written(tmp_path, [*jobs, longer]))
     (warning,) = warnings(rows)
-    assert warning.startswith("`moved`: the unmodified model took 5.00 ms per byte of text beside")
-    assert "4.00 in the middle" in warning
+    assert warning.startswith("`moved`: while it was timed, the unmodified model took 5.00 ms")
+    assert "in the median of all jobs of this kind it took 4.00" in warning
     (again, *_) = next_steps(rows, [])
     assert again.startswith("Measure `moved` again on a quiet machine")
     assert not warnings(rows[2:4])  # two are too few to say which of them is the odd one

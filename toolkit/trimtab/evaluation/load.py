@@ -61,7 +61,7 @@ class LoadWatch:
             "busy": busy,
             "reason": (
                 f"others took the time of {beside:.2f} of {cores} cores while models were timed "
-                f"({'over' if busy else 'not over'} {BUSY:.0%}); processes seen at it: {count}"
+                f"({'over' if busy else 'not over'} {BUSY:.0%}); other processes seen: {count}"
             ),
         }
 

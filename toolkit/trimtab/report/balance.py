@@ -170,7 +170,7 @@ def control_told(job: Job) -> str:
         return f"{code(job.label)} is the unmodified model; its speed was not measured."
     holds = speedup["low"] <= 1 <= speedup["high"]
     return (
-        f"{code(job.label)} is the unmodified model against itself: {interval(speedup)}. "
+        f"{code(job.label)} is the unmodified model against itself, speedup {interval(speedup)}. "
         + ("That is the noise of its measurement; every other job has a control of its own."
            if holds else
            "It should contain 1 and does not: differences as small as this mean nothing here. "

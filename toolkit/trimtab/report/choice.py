@@ -18,7 +18,7 @@ from trimtab.report.verdict import (
     verdict,
 )
 
-BITS = "derived.bits_increase"
+BITS, QUALITY = "derived.bits_increase", "quality.bits_per_byte"
 SPEED, FIRST = "speed.speedup", "speed.prefill_speedup"
 SERVING, CONTINUOUS = "serving.speedup", "serving.speedup_continuous"
 TIES = "Among those that its interval cannot tell from it, one that does not change the text"
@@ -169,7 +169,7 @@ def _within(budget: float) -> Rule:
         f"at most {budget:.0%} more bits per byte",
         f"the fastest stack whose change is at most +{budget:.0%} at the upper end of its 95 % "
         f"interval. {TIES}",
-        BITS,
+        QUALITY,
         admits,
         _largest(SPEED),
         _speed_told,
@@ -183,7 +183,7 @@ RULES = (
         "the text must not change",
         "the fastest stack with the same greedy texts as the unmodified model, and with bits per "
         f"byte that differ by less than {SAME:.1%}",
-        BITS,
+        QUALITY,
         lambda job, rows: same_text(job),
         _largest(SPEED),
         _speed_told,
@@ -229,7 +229,7 @@ RULES = (
         "the stack with the smallest KV cache for the same work, if it is smaller than "
         "transformers' own: with the most requests at once if serving was measured, else for one "
         "text. Among equals, one that does not change the text, then the fastest",
-        "derived.kv_bytes_per_byte",
+        "kv.committed_bytes",
         lambda job, rows: (kv_share(job) or 1) < 1,
         _memory,
         _memory_told,

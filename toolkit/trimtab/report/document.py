@@ -171,7 +171,9 @@ def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
     for choice in choices(group):
         best, rule = choice.best, choice.rule
         if all(row.get(rule.field) is None for row in group):
-            told = "no answer, as the figures that decide it were not measured"
+            reasons = dict.fromkeys(row.reason(rule.field) for row in group)
+            why = "; ".join(filter(None, reasons)) or "the jobs left it out"
+            told = f"no answer, as what decides it was not measured: {why}"
         elif best is None and choice.noisy:
             noisy = listed([code(row.label) for row in choice.noisy])
             told = f"cannot be said: the measurement was too noisy for {noisy}"

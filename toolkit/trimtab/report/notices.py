@@ -40,9 +40,9 @@ def moved(row: Job, rows: Sequence[Job]) -> str:
     if not own or len(alike) < FEWEST or abs(log(own / median(alike))) <= log(1 + MOVED):
         return ""
     return (
-        f"the unmodified model took {own:.2f} ms per byte of text beside it, and "
-        f"{median(alike):.2f} in the middle of all jobs of this kind: the machine was not the same "
-        "for it, so that its ratios compare with the others' only roughly"
+        f"while it was timed, the unmodified model took {own:.2f} ms per byte of text; in the "
+        f"median of all jobs of this kind it took {median(alike):.2f}. The machine was not the "
+        "same for it: do not rank its ratios with the others'"
     )
 
 
