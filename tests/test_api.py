@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 import trimtab
 from tests.conftest import tiny
 from trimtab.evaluation.generators import TransformersGenerator
+from trimtab.evaluation.schema import SCHEMA
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation.transformers import set_aside
 from trimtab.models.random import byte_tokenizer
@@ -278,7 +279,7 @@ def test_measuring_leaves_the_model_optimized_and_then_as_it_was(tokenizer, laro
         (second,) = optimized.generate(["word1"], max_new_tokens=8)
         assert first.tokens == second.tokens
     assert same(before, state(model))
-    assert result["schema"] == 4
+    assert result["schema"] == SCHEMA
     assert (result["status"], result["label"]) == ("ok", "larosa vattention")
     assert result["model"]["fingerprint"] == larosa.key.model_fingerprint
     assert result["model"]["parameters"] == model.num_parameters()
