@@ -182,6 +182,11 @@ def test_export_is_a_command(
     assert again.returncode == 1
     assert "exists already" in again.stderr
     assert "Traceback" not in again.stderr
+    below = tmp_path / "o" / MAP / "x"  # of a file
+    inside = command(*arguments[:-1], str(below))
+    assert inside.returncode == 1
+    assert inside.stderr.splitlines()[-1].startswith(f"export: error: {below}: ")
+    assert "Errno" not in inside.stderr
 
 
 def test_export_reads_the_model_from_where_it_moved(

@@ -22,6 +22,13 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def on_one_line(error: TrimtabError | OSError) -> str:
+    """Return all that an error says: of one of the system's, which file it is about, and why."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
 class ConfigError(TrimtabError):
     """A configuration value that cannot be used.
 

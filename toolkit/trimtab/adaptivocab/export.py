@@ -31,7 +31,7 @@ from trimtab.adaptivocab.rows.extended import extended
 from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
-from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError
+from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError, on_one_line
 from trimtab.files import publishing, write_json
 from trimtab.models.changes import lock_of
 from trimtab.models.derived import require_derived
@@ -201,7 +201,7 @@ def _export(options: argparse.Namespace) -> None:
         artifact.require_tokenizer(loaded.tokenizer)
         _write(loaded.model, loaded.tokenizer, vocabulary, options.out)
     except (TrimtabError, OSError) as error:
-        print(f"export: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"export: error: {on_one_line(error)}", file=sys.stderr)
         sys.exit(1)
     answer(str(options.out))
 

@@ -18,7 +18,7 @@ from omegaconf.errors import (
 )
 from safetensors import SafetensorError
 
-from trimtab.errors import FULL, TrimtabError
+from trimtab.errors import FULL, TrimtabError, on_one_line
 from trimtab.ranges import written
 from trimtab.registry import (
     COMMANDS,
@@ -63,10 +63,8 @@ def program() -> str:
 
 def one_line(error: BaseException) -> str:
     """Say in one line what was refused and what was expected instead."""
-    if isinstance(error, TrimtabError):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, TrimtabError) or (isinstance(error, OSError) and error.strerror):
+        return on_one_line(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_such_option(error.missing_cfg_file, error.options)
     if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):

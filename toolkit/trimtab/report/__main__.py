@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import TrimtabError, on_one_line
 from trimtab.progress import answer, may_go_unread
 from trimtab.report import build_report
 from trimtab.settings import path_of
@@ -42,7 +42,7 @@ def main() -> None:
 
                 answer(publish(options.folder, options.wandb))
     except (TrimtabError, OSError) as error:
-        print(f"trimtab.report: error: {error}", file=sys.stderr)
+        print(f"trimtab.report: error: {on_one_line(error)}", file=sys.stderr)
         sys.exit(1)
 
 
