@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -111,6 +113,7 @@ def test_what_fails_after_the_result_leaves_it_alone(monkeypatch, tmp_path):
         raise OSError("the run cannot be closed")
 
     monkeypatch.setattr(evaluate, "_evaluate", measured)
+    monkeypatch.setattr(evaluate, "checked", lambda config, kind: config)
     job = SimpleNamespace(callbacks={"folder": SimpleNamespace(resume=False)})
     monkeypatch.setattr(evaluate.HydraConfig, "get", lambda: job)
     monkeypatch.setattr(evaluate, "in_sweep", lambda: False)
@@ -224,6 +227,22 @@ def test_a_missing_artifact_is_one_line_with_the_command_that_makes_it(command, 
     error = json.loads((job_folder(tmp_path) / "error.json").read_text())
     assert error["status"] == "error"
     assert error["type"] == "ArtifactError"
+
+
+@pytest.mark.parametrize("command", ["calibrate", "evaluate"])
+def test_a_mistyped_value_is_refused_without_the_heavy_imports(command, tmp_path):
+    script = f"""
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers", "scipy", "wandb")))  # not to be had
+sys.argv = ["{command}.py", "sparsity=40", "method{"" if command == "calibrate" else "s"}=larosa"]
+from trimtab.commands.{command} import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 1
+    line = f"{command}.py: error: larosa.sparsity=40.0: expected at least 0 and below 1\n"
+    assert done.stderr.decode() == line
+    assert not [*tmp_path.rglob("error.json")]
 
 
 def test_a_corpus_without_test_documents_is_refused_before_it_is_calibrated_on(command, tmp_path):

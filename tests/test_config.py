@@ -437,6 +437,14 @@ def test_a_sweep_over_nothing_is_refused(name, given, there):
 
 
 @pytest.mark.parametrize(
+    "given", ["methods=larosa,vattention,larosa", "seed=1,1", "methods.larosa.sparsity=.4,0.4"]
+)
+def test_a_value_that_is_swept_over_twice_is_refused(given):
+    with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: .* is there 2 times: name it"):
+        expand(["-m", given], "evaluate")
+
+
+@pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
         ("evaluate", ["larosa"], "expected SETTING=VALUE, did you mean methods=larosa?"),

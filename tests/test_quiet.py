@@ -11,10 +11,12 @@ from trimtab.quiet import GPUS, take_gpu, timing_turn
 
 HOLD = """
 import sys, time
+import os
 from pathlib import Path
 from trimtab.quiet import timing_turn
 with timing_turn():
-    Path("timing").touch()
+    Path("started").write_text(str(os.getpid()))
+    Path("started").rename("timing")
     time.sleep(600)
 """
 
@@ -38,7 +40,8 @@ def test_a_turn_is_waited_for_and_ends_with_its_process(zygote, monkeypatch, cap
     waiting = threading.Thread(target=take)
     waiting.start()
     assert not had.wait(0.2)
-    assert "Another process is timing on this machine: waiting" in capsys.readouterr().err
+    holder = f"Process {(tmp_path / 'timing').read_text()}, -c in {tmp_path},"
+    assert f"{holder} is timing on this machine: waiting" in capsys.readouterr().err
     zygote.kill()
     assert had.wait(60)
     waiting.join()

@@ -173,6 +173,14 @@ def test_a_result_of_another_schema_is_left_out_by_name_and_the_rest_is_reported
     assert f"schema 3, expected {SCHEMA}" in (sweep / "report" / "report.html").read_text("utf-8")
 
 
+def test_a_result_that_names_no_schema_is_left_out_too(sweep):
+    file = sweep / "3" / "result.json"
+    content = json.loads(file.read_text())
+    del content["schema"]
+    file.write_text(json.dumps(content))
+    assert f"{file} has schema None, expected {SCHEMA}" in build_report(sweep).read_text("utf-8")
+
+
 def test_where_all_results_are_of_another_schema_the_command_says_so(report, tmp_path):
     written(tmp_path, [result("old") | {"schema": 3}])
     done = report(tmp_path)
@@ -349,6 +357,16 @@ def test_a_folder_without_jobs_is_refused_by_name(report, sweep, tmp_path):
     done = report(tmp_path / "empty")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_sweep_without_a_job_that_has_ended_is_left_out_beside_another(sweep, tmp_path):
+    (begun := tmp_path / "begun").mkdir()
+    (begun / "command.json").write_text("{}")
+    text = build_report(sweep, begun, out=tmp_path / "out").read_text("utf-8")
+    assert f"- {begun} holds no result.json and no error.json: none of its jobs has ended" in text
+    assert "`quick`: **faster than the unmodified model**" in text
+    with pytest.raises(TrimtabError, match="none of its jobs has ended"):
+        build_report(begun)
 
 
 def test_a_result_named_in_place_of_its_folder_is_not_told_to_be_removed(tmp_path):

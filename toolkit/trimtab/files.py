@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from trimtab.errors import FULL, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESULT = "result.json"
 ERROR = "error.json"
@@ -124,6 +125,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], **metadata: str) -> None:
     """Write tensors, and strings about them, as safetensors, atomically."""
+    from safetensors.torch import save_file  # imports PyTorch, which a command's checks do without
+
     with replacing(path) as temporary:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=metadata or None)

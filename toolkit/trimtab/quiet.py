@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import IO
 
 import torch
@@ -28,9 +30,11 @@ def timing_turn() -> Iterator[None]:
     """
     file = _opened("timing")
     with file or nullcontext():
-        if file is not None and not _locked(file):
-            say("Another process is timing on this machine: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+        if file is not None:
+            if not _locked(file):
+                say(f"{_holder(file)} is timing on this machine: waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            _sign(file)
         yield
 
 
@@ -61,9 +65,22 @@ def _opened(name: str) -> IO[bytes] | None:
     path = cache_folder() / f"{name}-{socket.gethostname()}.lock"  # machines may share the folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("ab")
+        return path.open("a+b", buffering=0)
     except OSError:
         return None
+
+
+def _sign(file: IO[bytes]) -> None:
+    """Write into a locked file which process has it; a full disk is no reason to fail."""
+    with suppress(OSError):
+        file.truncate(0)
+        file.write(f"Process {os.getpid()}, {Path(sys.argv[0]).name} in {Path.cwd()},".encode())
+
+
+def _holder(file: IO[bytes]) -> str:
+    """Return which process has a locked file."""
+    file.seek(0)
+    return file.read().decode(errors="replace") or "Another process"
 
 
 def _locked(file: IO[bytes]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
@@ -84,7 +85,7 @@ def require_readable(argument: str, command: str) -> None:
 
 
 def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
-    """Refuse what names no option of a group, and a sweep over nothing.
+    """Refuse what names no option of a group, and a sweep over nothing or one value twice.
 
     Raises
     ------
@@ -93,12 +94,22 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
     if (key := key_of(argument)) is None:
         return
     (override,) = parsed([argument], loader)
-    if override.is_sweep_override():
-        if override.is_discrete_sweep() and not choices(override):
+    if override.is_discrete_sweep():
+        if not (values := Counter(choices(override))):
             options = loader.get_group_options(override.key_or_group)
             there = f"; there are: {', '.join(options)}" if options else ""
             raise TrimtabError(f"{argument}: a sweep over no value{there}")
-    elif key in _groups(command) and not isinstance(override.value(), str | list):
+        (most, count), *_ = values.most_common(1)
+        if count > 1:
+            raise TrimtabError(
+                f"{argument}: {most} is there {count} times: name it once, and sweep over "
+                "seed=0,1 to measure it again"
+            )
+    elif (
+        key in _groups(command)
+        and not override.is_sweep_override()
+        and not isinstance(override.value(), str | list)
+    ):
         fix = (
             "methods=baseline is no method"
             if key == "methods"

@@ -41,7 +41,8 @@ def run(config: DictConfig) -> float | None:
     """Evaluate as `config` says and print the report's path on standard output.
 
     Writes result.json, or error.json where it fails before; repeat.json where another job of the
-    sweep does the same.
+    sweep does the same. What can never be run is refused before anything is written: here, or, of
+    a sweep, before it starts.
 
     Returns
     -------
@@ -53,6 +54,8 @@ def run(config: DictConfig) -> float | None:
     resume = HydraConfig.get().callbacks["folder"].resume
     if in_sweep():  # other sweepers than those that try all choose their folders as they go
         require_below(sweep_folder(), str(folder))
+    else:
+        checked(without_foreign(config, HydraConfig.get()), EvaluateConfig)
     with claimed(folder, setting, resume=resume):
         for name in RESULTS if resume else ():  # a result that is there is damaged
             (folder / name).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.schema import SCHEMA
-from trimtab.files import FINISHED, RESULTS
+from trimtab.files import COMMAND, FINISHED, RESULTS
 from trimtab.report.derive import derived
 from trimtab.report.job import Job
 from trimtab.report.labels import labelled
@@ -26,19 +26,24 @@ def load(*folders: Path) -> tuple[list[Job], list[str]]:
 
     Each is labelled by its own content, see `trimtab.report.labels`. A job whose file is damaged
     counts as failed; one that is in several folders counts once. A result of another version of
-    the format is left out, with a line that names it.
+    the format is left out, with a line that names it, and so is a sweep of which no job has ended.
 
     Raises
     ------
     TrimtabError
-        If a folder holds none, or there is none but those left out.
+        If a folder holds none and is no sweep's, or there is none but those left out.
     """
     roots: dict[Path, Path] = {}
+    jobs, left_out = [], []
     for root in folders:
-        for folder in _jobs_in(root):
+        if not (found := _jobs_in(root)):
+            lacks = f"{root} holds no {' and no '.join(RESULTS)}"
+            if not (root / COMMAND).exists():
+                raise TrimtabError(lacks)
+            left_out.append(f"{lacks}: none of its jobs has ended")
+        for folder in found:
             if folder.resolve() not in {one.resolve() for one in roots}:
                 roots[folder] = root
-    jobs, left_out = [], []
     for folder, root in roots.items():
         try:
             content = _content(folder)
@@ -63,8 +68,6 @@ def state(folders: Iterable[Path]) -> dict[Path, int]:
 
 def _jobs_in(root: Path) -> list[Path]:
     found = {path.parent for name in RESULTS for path in root.glob(f"**/{name}")}
-    if not found:
-        raise TrimtabError(f"{root} holds no {' and no '.join(RESULTS)}")
     return [root] if root in found else sorted(found, key=_order)
 
 
@@ -76,11 +79,10 @@ def _content(folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
     path = result if result.exists() else folder / "error.json"
     found = read_json(path)
-    schema = found.get("schema", SCHEMA) if isinstance(found, dict) else SCHEMA
-    if schema != SCHEMA:
+    if isinstance(found, dict) and found.get("status") == "ok" and found.get("schema") != SCHEMA:
         raise _OtherSchemaError(
-            f"{path} has schema {schema}, expected {SCHEMA}: measure it again, or report it with "
-            "the version of Trimtab that wrote it"
+            f"{path} has schema {found.get('schema')}, expected {SCHEMA}: measure it again, or "
+            "report it with the version of Trimtab that wrote it"
         )
     with suppress(ValueError, TypeError, ArithmeticError, LookupError):
         if is_whole(found):
