@@ -19,6 +19,7 @@ from trimtab.commands.parsing import parsed
 from trimtab.commands.resume import unfinished
 from trimtab.commands.search import objective
 from trimtab.commands.search_space import arguments_of, size, suggest
+from trimtab.commands.sweep import BASIC
 from trimtab.errors import ConfigError
 
 JOB = [*TINY, *FAST, "corpus.max_documents=40", "threads=1", "tracking.mode=disabled"]
@@ -194,6 +195,7 @@ def refusal(monkeypatch, capsys, tmp_path):
     (tmp_path / "sweep").mkdir()
     started = {"arguments": ["-m", "seed=0,1"], "folder": str(tmp_path), "jobs": 2}
     (tmp_path / "sweep" / "command.json").write_text(json.dumps({**started, "sweeper": "ax"}))
+    (tmp_path / "sweep" / "0").mkdir()
     elsewhere = {**started, "folder": str(tmp_path.parent), "sweeper": None}
     made = {**started, "command": "calibrate"}
     for name, content in (
@@ -223,6 +225,7 @@ def refusal(monkeypatch, capsys, tmp_path):
         (["resume=sweep"], "resume=sweep: is of ax, which cannot be resumed"),
         (["resume=nowhere"], "resume=nowhere: there is no such folder"),
         (["resume=."], "resume=.: holds no command.json: expected the folder of a sweep or a job"),
+        (["resume=sweep/0"], "holds no command.json: expected the sweep's, resume=sweep"),
         (["resume="], "resume=: expected the folder of a sweep or a job of evaluate.py"),
         (["resume=moved"], "resume=moved: its paths are from /"),
         (["resume=calibrated"], "resume=calibrated: is of calibrate.py: a calibration goes on by"),
@@ -236,6 +239,21 @@ def test_what_cannot_be_resumed_is_refused(refusal, tmp_path, arguments, expecte
     assert line.startswith("evaluate.py: error: resume=")
     assert expected in line
     assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"jobs": "two"}, {"arguments": "x"}, {"arguments": [1]}, {"folder": 5}, {"started": ["x"]},
+        {"started": {"0": "x"}}, {"started": {"0": [1]}}, {"started": {}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_command_that_was_edited_is_damaged(refusal, tmp_path, edited):
+    file = tmp_path / "sweep" / "command.json"
+    sound = json.loads(file.read_text()) | {"sweeper": BASIC, "started": {"0": ["seed=0"]}}
+    file.write_text(json.dumps(sound | edited))
+    assert "command.json is damaged: start the sweep again" in refusal("evaluate", "resume=sweep")
 
 
 RAN_NOTHING = "; no job was started: correct this and run it again"

@@ -450,6 +450,7 @@ def test_a_value_that_is_swept_over_twice_is_refused(given):
         ("evaluate", ["larosa"], "expected SETTING=VALUE, did you mean methods=larosa?"),
         ("calibrate", ["seed=1", "larosa"], "expected SETTING=VALUE, did you mean method=larosa?"),
         ("evaluate", ["seed=1", "-m", "a,b"], "expected SETTING=VALUE"),
+        ("calibrate", ["sparsity =0.4"], "expected SETTING=VALUE, without a space before the ="),
         ("evaluate", ["methods=null"], "is no option, methods=baseline is no method; there are"),
         ("evaluate", ["methods=3"], "is no option, methods=baseline is no method; there are: ad"),
         ("calibrate", ["model=null"], "is no option, leave model out for the default; there are"),

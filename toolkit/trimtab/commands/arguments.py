@@ -58,6 +58,8 @@ def require_own(arguments: list[str], command: str) -> None:
     for word in [*known.overrides, *apart]:
         if "=" not in word and not word.startswith(("~", "-")):
             raise TrimtabError(f"{word}: expected SETTING=VALUE{_meant(word, command)}")
+        if re.match(r"[^=\s]+\s+=", word):
+            raise TrimtabError(f"{word}: expected SETTING=VALUE, without a space before the =")
         if command == "calibrate" and key_of(word) == "experiment":
             raise TrimtabError(f"{word}: experiments are evaluate.py's")
 

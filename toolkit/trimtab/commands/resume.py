@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from trimtab.commands.sweep import BASIC, SEARCH
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.files import COMMAND
 from trimtab.progress import answer, may_go_unread, say
-from trimtab.sweep_state import is_finished, job_folders
+from trimtab.settings import is_whole
+from trimtab.sweep_state import is_finished, job_folders, read_json
 
 RESUME = "resume"
 BY_ITSELF = "a calibration goes on by itself when the same command is typed again"
@@ -103,16 +103,36 @@ def _started(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(RESUME, folder, "there is no such folder")
     if not path.is_file():
-        reason = f"holds no {COMMAND}: expected the folder of a sweep or a job of evaluate.py"
-        raise ConfigError(RESUME, folder, reason)
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        needed = {"arguments", "folder", "jobs"}
-        if needed <= content.keys() and (content.get("sweeper") != BASIC or content["started"]):
-            return dict(content)
-    except (ValueError, AttributeError, KeyError):
-        pass
-    raise ConfigError(RESUME, folder, f"{COMMAND} is damaged: start the sweep again")
+        expected = "the folder of a sweep or a job of evaluate.py"
+        if (folder.parent / COMMAND).is_file():
+            expected = f"the sweep's, {RESUME}={folder.parent}"
+        raise ConfigError(RESUME, folder, f"holds no {COMMAND}: expected {expected}")
+    content = read_json(path)
+    if not _is_command(content):
+        raise ConfigError(RESUME, folder, f"{COMMAND} is damaged: start the sweep again")
+    return dict(content)
+
+
+def _is_command(content: Any) -> bool:
+    """Return whether a file's content is what `trimtab.commands.folders` writes."""
+    if not isinstance(content, dict):
+        return False
+    started, jobs = content.get("started"), content.get("jobs")
+    return (
+        _are_texts(content.get("arguments"))
+        and isinstance(content.get("folder"), str)
+        and "jobs" in content
+        and (jobs is None or is_whole(jobs))
+        and (
+            started is None
+            or (isinstance(started, dict) and all(map(_are_texts, started.values())))
+        )
+        and (content.get("sweeper") != BASIC or bool(started))
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _with(ours: list[str], arguments: list[str]) -> list[str]:
