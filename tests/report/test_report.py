@@ -153,13 +153,28 @@ def test_a_sweep_of_failures_alone_is_a_report_without_pictures(tmp_path):
     assert not list((tmp_path / "report").glob("*.png"))
 
 
-@pytest.mark.parametrize("text", ['{"status": "ok", "lab', "", "[]", "{}", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    ['{"status": "ok", "lab', "", "[]", "{}", "\xff", pytest.param("[" * 100_000, id="deep")],
+)
 def test_a_damaged_result_is_a_failed_job_beside_the_healthy_ones(sweep, text):
     (sweep / "3" / "result.json").write_text(text, "latin-1")
     report = build_report(sweep).read_text("utf-8")
     assert "| `3` | **failed**: result.json is damaged: " in report
     assert "`quick`: **faster than the unmodified model**" in report
     assert "result.json is damaged" in (sweep / "report" / "results.csv").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("methods", [1]), ("environment", {}), ("packages", None)]
+)
+def test_an_edited_result_is_damaged(sweep, key, value):
+    file = sweep / "3" / "result.json"
+    content = json.loads(file.read_text())
+    place = content if key in content else content["environment"]
+    place[key] = value
+    file.write_text(json.dumps(content))
+    assert "| `3` | **failed**: result.json is damaged: " in build_report(sweep).read_text("utf-8")
 
 
 def test_a_result_of_another_schema_is_left_out_by_name_and_the_rest_is_reported(sweep):

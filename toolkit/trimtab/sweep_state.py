@@ -41,7 +41,7 @@ def read_whole(path: Path) -> dict[str, Any] | None:
 
 def read_json(path: Path) -> Any:
     """Return what a file holds, whole or not; None where it is missing or no JSON."""
-    with suppress(ValueError, FileNotFoundError):
+    with suppress(ValueError, FileNotFoundError, RecursionError):
         return json.loads(path.read_text("utf-8"), parse_constant=_refuse)
     return None
 
@@ -85,8 +85,10 @@ def is_whole(content: Any) -> bool:
     return (
         isinstance(content.get("kernel"), str)
         and isinstance(content.get("methods"), list)
+        and all(isinstance(one, str) for one in content["methods"])
         and isinstance(environment, dict)
         and environment.keys() >= ENVIRONMENT
+        and isinstance(environment["packages"], dict)
     )
 
 
