@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from trimtab.errors import TrimtabError
+from trimtab.evaluation.schema import SCHEMA
 from trimtab.report import wandb_report
 from trimtab.sweep_state import ENVIRONMENT
 from trimtab.tracking.job import Record
@@ -19,8 +20,8 @@ def sweep(tmp_path: Path) -> Path:
     """Return a sweep's folder as its jobs leave it: two results and an error."""
     for number, (label, speedup) in enumerate({"larosa": 1.2, "vattention": 1.7}.items()):
         result = {
-            "status": "ok", "label": label, "overrides": [], "methods": [label],
-            "kernel": "torch", "environment": dict.fromkeys(ENVIRONMENT),
+            "schema": SCHEMA, "status": "ok", "label": label, "overrides": [], "methods": [label],
+            "kernel": "torch", "environment": dict.fromkeys(ENVIRONMENT) | {"packages": {}},
             "speed": {"speedup": {"estimate": speedup, "low": 1.1, "high": 1.8}},
             "quality": {"bits_per_byte": {"difference": {"estimate": 0.1, "low": 0, "high": 0.2}}},
             "tokens": {"saving": None},
