@@ -179,6 +179,14 @@ def test_stop_strings_and_sampling_are_the_same_words_for_both(tokenizer, larosa
 
 
 @pytest.mark.parametrize("stack", [[], [trimtab.VAttention()]])
+def test_a_stop_string_does_not_begin_in_the_prompt(tokenizer, stack):
+    with trimtab.apply(built(), tokenizer, stack) as optimized:
+        (free,) = optimized.generate(["word1"], max_new_tokens=12)
+        (stopped,) = optimized.generate(["word1"], max_new_tokens=12, stop=["1" + free.text[:2]])
+        assert stopped.tokens == free.tokens
+
+
+@pytest.mark.parametrize("stack", [[], [trimtab.VAttention()]])
 def test_seeds_beside_each_other_draw_nothing_alike(tokenizer, stack):
     with trimtab.apply(built(), tokenizer, stack) as optimized:
         drawn = [

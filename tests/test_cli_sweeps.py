@@ -164,6 +164,16 @@ def test_a_shuffled_sweep_runs_and_resumes_the_jobs_that_were_written_down(comma
     assert ran() == asked
 
 
+def test_jobs_that_keep_no_record_of_hydras_are_measured(command, tmp_path):
+    done = command(
+        "evaluate.py", "-m", "methods=baseline", *TINY, *FAST, "seed=0,1", "hydra.sweep.dir=sweep",
+        "hydra.output_subdir=null", "tracking.mode=disabled",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len([*tmp_path.glob("sweep/*/result.json")]) == 2
+    assert "Job 1 (0 to 1): finished\n" in done.stderr
+
+
 def test_a_job_of_its_own_is_resumed(command, tmp_path):
     job = ["methods=baseline", *TINY, *FAST, "corpus=files", "corpus.glob=*.txt"]
     failed = command("evaluate.py", *job, "tracking.mode=disabled", "hydra.run.dir=job")

@@ -15,8 +15,8 @@ from trimtab.commands.launch import launch
 from trimtab.commands.messages import Mistake, one_line
 from trimtab.commands.overrides import expand
 from trimtab.commands.sweep import foreign_methods
-from trimtab.config import CalibrateConfig, EvaluateConfig, TrackingConfig
-from trimtab.errors import TrimtabError
+from trimtab.config import CalibrateConfig, EvaluateConfig, GenerationConfig, TrackingConfig
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.method import Method
 from trimtab.registry import (
     SECTIONS,
@@ -434,6 +434,11 @@ def test_a_number_with_hundreds_of_digits_is_one_short_line(command, key, value)
 def test_a_sweep_over_nothing_is_refused(name, given, there):
     with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: a sweep over no value{there}"):
         expand(["-m", given], name)
+
+
+def test_a_prompt_holds_a_character_of_any_text():
+    with pytest.raises(ConfigError, match=r"generation.prompt_bytes=3: expected at least 4 bytes"):
+        GenerationConfig(prompt_bytes=3)
 
 
 @pytest.mark.parametrize(

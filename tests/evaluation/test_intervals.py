@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import norm, wilcoxon
 
 from tests.evaluation.noise import NOISES, beside_a_process
 from trimtab.evaluation.intervals import (
+    RANKS_CONFIDENCE,
+    _means_outside,
     half_width,
     mean_ratio,
     rate_difference,
@@ -64,6 +66,13 @@ def test_what_is_typical_of_each_agrees_with_what_is_typical_of_pairs(noise):
         baseline, candidate = timed(noise, 8, seed, 1.3)
         found = typical_ratio(baseline, candidate)
         assert found["low"] <= typical(baseline) / typical(candidate) <= found["high"]
+
+
+def test_the_signed_ranks_of_a_thousand_pairs_are_nearly_normal():
+    pairs = 1000
+    mean, spread = pairs * (pairs + 1) / 4, (pairs * (pairs + 1) * (2 * pairs + 1) / 24) ** 0.5
+    lower = norm.ppf((1 - RANKS_CONFIDENCE) / 2, mean, spread)
+    assert _means_outside(pairs) == pytest.approx(lower, abs=0.01 * spread)
 
 
 def test_two_disturbed_samples_of_eight_move_what_is_typical_little():

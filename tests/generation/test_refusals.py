@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList
 
 from tests.generation.models import engine_for, model_of, prompts_of
+from tests.generation.toys import Guesses
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.generation.limits import capacity
 from trimtab.models.facts import longest_text
@@ -115,6 +116,13 @@ def test_a_prompt_that_the_budget_cannot_hold():
         )
         with pytest.raises(TrimtabError, match=message):
             engine.generate(prompts_of(3, 32), max_new_tokens=1)
+
+
+def test_an_engine_that_drafts_without_room_refuses_prompts():
+    with engine_for(model_of(), budget=4096, drafter=Guesses(0, 3)) as engine:
+        assert engine.capacity == 0
+        with pytest.raises(TrimtabError, match="the budget of the KV cache allows 0"):
+            engine.generate(prompts_of(3), max_new_tokens=1)
 
 
 @pytest.mark.parametrize(

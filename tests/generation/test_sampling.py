@@ -54,6 +54,14 @@ def test_tokens_are_drawn_from_the_distribution(sampling):
     assert chisquare(counts[inside], expected[inside]).pvalue > 1e-3
 
 
+def test_numbers_of_every_kind_are_read_as_pythons_own():
+    given = Sampling(temperature=2, top_k=np.int64(3), top_p=np.float32(0.5), seed=np.uint8(7))
+    assert given == Sampling(temperature=2.0, top_k=3, top_p=0.5, seed=7)
+    kinds = [type(getattr(given, name)) for name in ("temperature", "top_k", "top_p", "seed")]
+    assert kinds == [float, int, float, int]
+    assert 0 <= Sampler(given, 0, CPU)([], torch.tensor([LOGITS])) < len(LOGITS)
+
+
 def test_the_first_of_equal_logits_is_taken_where_nothing_is_drawn():
     assert Sampler(Sampling(), 0, CPU)([], torch.tensor([[0.0, 2.0, 2.0]])) == 1
 

@@ -130,6 +130,15 @@ def test_stop_strings_are_found_as_by_brute_force(tokens, stops):
     assert detokenizer.text == (decode(LETTERS, tokens) if expected is None else expected[0])
 
 
+def test_a_special_token_among_the_stop_strings_ends_a_text():
+    detokenizer = Detokenizer(METASPACE, ["neither", "<special>"])
+    pieces = [detokenizer.push(token) for token in (0, 1, 1, SPECIAL)]
+    assert (pieces[-1], detokenizer.text, detokenizer.stopped) == ("", "one two two", True)
+    assert detokenizer.push(0) == detokenizer.close() == ""
+    with pytest.raises(TrimtabError, match="stop='<special> one': holds the special token <spec"):
+        Detokenizer(METASPACE, ["<special> one"])
+
+
 def test_text_after_a_stop_string_in_the_same_token_is_dropped():
     detokenizer = Detokenizer(LETTERS, ["b"])
     assert detokenizer.push(7) == "ca"

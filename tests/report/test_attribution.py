@@ -10,6 +10,7 @@ from tests.report.cases import NOISE, result, written
 from trimtab.report import build_report
 from trimtab.report.attribution import attributions, missing
 from trimtab.report.load import load_jobs
+from trimtab.report.seeds import rows
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -81,6 +82,24 @@ def test_intervals_of_times_add_up_the_variances_of_the_jobs(effects):
 def test_intervals_of_bits_are_of_the_same_windows(effects):
     # Per byte, the interaction's windows are at 0.005 and 0.015: mean 0.01, error 0.005.
     found = effects["bits_per_byte", "interaction", ""]
+    half = t.ppf(0.975, 1) * 0.005
+    assert (found.low, found.high) == pytest.approx((0.01 - half, 0.01 + half))
+
+
+def test_seeds_that_scored_the_same_windows_count_as_one(tmp_path):
+    def seeds(job):
+        typed = [f"methods={job['label']}"]
+        return [
+            job
+            | {"overrides": [*typed, f"seed={seed}"]}
+            | {"environment": job["environment"] | {"seed": seed}}
+            for seed in range(3)
+        ]
+
+    jobs = [one for job in sweep(*SINGLES, BOTH) for one in seeds(job)]
+    (bits,) = [one for one in attributions(rows(load_jobs(written(tmp_path, jobs))))
+               if one.metric.key == "bits_per_byte"]  # fmt: skip
+    (found,) = [one for one in bits.effects if one.kind == "interaction"]
     half = t.ppf(0.975, 1) * 0.005
     assert (found.low, found.high) == pytest.approx((0.01 - half, 0.01 + half))
 

@@ -86,6 +86,12 @@ def test_jobs_alike_in_several_sweeps_are_told_by_their_commit_or_their_sweep(tm
     ]  # fmt: skip
 
 
+def test_sweeps_whose_folders_have_one_name_are_told_by_where_these_are(tmp_path):
+    folders = [written(tmp_path / place / "out", [result("a")]) for place in ("before", "after")]
+    labels = [job.label for job in load_jobs(*folders)]
+    assert labels == ["a sweep=before/out", "a sweep=after/out"]
+
+
 def seeded(speedup: float, seed: int, *, lost: float = 0.01, **changed) -> dict:
     return ran("larosa", "methods=larosa", f"seed={seed}", seed=seed, lost=lost,
                speedup=(speedup, speedup - 0.1, speedup + 0.1), **changed)  # fmt: skip

@@ -15,7 +15,7 @@ from trimtab.files import COMMAND, RESULT
 from trimtab.progress import say
 from trimtab.sweep_state import ended, jobs_of, modified, more_jobs
 
-START = ".hydra/overrides.yaml"  # what Hydra writes as a job begins
+START = ".hydra/overrides.yaml"  # what Hydra writes as a job begins, unless told not to
 
 
 def begins(folder: Path, label: str) -> None:
@@ -25,8 +25,9 @@ def begins(folder: Path, label: str) -> None:
 
 def ends(folder: Path, error: str = "") -> None:
     """Say that a job has ended, once what it leaves is written."""
-    took = duration(time.time() - modified(folder / START))
-    how = f"failed after {took}: {error}" if error else f"finished after {took}"
+    start = folder / START
+    after = f" after {duration(time.time() - modified(start))}" if start.exists() else ""
+    how = f"failed{after}: {error}" if error else f"finished{after}"
     say(f"{_place(folder)}: {how}{_left()}")
 
 
@@ -51,7 +52,7 @@ def _left() -> str:
     took = [
         modified(folder / RESULT) - modified(folder / START)
         for folder in folders
-        if (folder / RESULT).exists()
+        if (folder / RESULT).exists() and (folder / START).exists()
     ]
     left = more_jobs(sweep)
     if not took or left == 0:

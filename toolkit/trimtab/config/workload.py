@@ -17,7 +17,7 @@ class GenerationConfig(Settings):
     prompts: int = setting(
         default=4, meaning="prompts, spread evenly over the held-out documents", at_least=1
     )
-    prompt_bytes: int = setting(default=256, meaning="text in a prompt", at_least=1, unit="bytes")
+    prompt_bytes: int = setting(default=256, meaning="text in a prompt", at_least=4, unit="bytes")
     new_tokens: int = setting(
         default=32, meaning="tokens generated per prompt", at_least=2, unit="tokens"
     )

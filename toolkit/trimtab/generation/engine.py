@@ -342,7 +342,7 @@ class Engine:
 
     def _drafts(self, kv: VirtualKV, forward: Forward) -> Drafts | None:
         """Return what drafts, if anything does, by costs measured once."""
-        if self._drafter is None:
+        if self._drafter is None or self.capacity < 1:  # without room every prompt is refused
             return None
         costs = step_costs(self._model, forward, kv, self.capacity)
         self.stats.step_costs = list(costs.relative)

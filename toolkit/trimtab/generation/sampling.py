@@ -69,6 +69,14 @@ class Sampling:
                 continue
             if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
                 raise TrimtabError(f"{name}={getattr(self, name)}: expected {expected}")
+        for name, plain in (
+            ("temperature", float),
+            ("top_k", int),
+            ("top_p", float),
+            ("seed", int),
+        ):
+            if (value := getattr(self, name)) is not None:  # the warpers take no number of NumPy's
+                object.__setattr__(self, name, plain(value))
         if self.greedy and (self.top_k, self.top_p) != (None, None):
             raise TrimtabError(
                 f"temperature=0 is greedy, which top_k={self.top_k} and top_p={self.top_p} do not "
@@ -83,7 +91,7 @@ class Sampling:
         """Return transformers' own warpers, in the order in which its `generate` applies them."""
         if self.greedy:
             return LogitsProcessorList()
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
         if self.top_k is not None:
             warpers.append(TopKLogitsWarper(self.top_k))
         if self.top_p is not None:

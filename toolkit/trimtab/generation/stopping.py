@@ -24,7 +24,7 @@ class Detokenizer:
         Its special tokens have no text.
     stops : sequence of str
         The text ends before the first stop string to be completed; where one token completes
-        several, before the one that begins first.
+        several, before the one that begins first. One may be a special token.
 
     Attributes
     ----------
@@ -32,11 +32,17 @@ class Detokenizer:
         What has been handed out.
     stopped : bool
         Whether a stop string was found.
+
+    Raises
+    ------
+    TrimtabError
+        If a stop string holds a special token, which has no text, and something else.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._stops = tuple(stops)
+        self._special_stops = _special_stops(tokenizer, stops)
         # Decoders may treat the first token of a text differently. So new tokens are decoded
         # together with earlier ones that have text: the first `_seen` tokens of the window. Of the
         # window's text, the first `_known` characters are accounted for.
@@ -49,6 +55,10 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Take the next token, and return the text that it makes final, often empty."""
+        if token in self._special_stops:
+            final = self.close()
+            self.stopped = True
+            return final
         self._window.append(token)
         decoded = self._decode(self._window)
         certain = decoded.rstrip(REPLACEMENT)
@@ -89,6 +99,21 @@ class Detokenizer:
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
                 return length
         return 0
+
+
+def _special_stops(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> frozenset[int]:
+    """Return the special tokens among the stop strings."""
+    if not stops:
+        return frozenset()
+    special = {str(one): id for id, one in tokenizer.added_tokens_decoder.items() if one.special}
+    for stop in stops:
+        for token in special:
+            if token in stop and stop not in special:
+                raise TrimtabError(
+                    f"stop={stop!r}: holds the special token {token}, which has no text: give "
+                    "that alone"
+                )
+    return frozenset(special[stop] for stop in stops if stop in special)
 
 
 def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from trimtab.generation.request import Completion, Finish, allowed
@@ -90,6 +96,31 @@ class Clock(BaseStreamer):
         pass
 
 
+class _Reader(StoppingCriteria):
+    """Reads what is generated after a prompt, and ends it where the engine would.
+
+    transformers' own stop strings also match across the end of the prompt.
+
+    Parameters
+    ----------
+    text : Detokenizer
+    read : int
+        Tokens of the prompt.
+    ends : frozenset of int
+        Tokens that end a text, and are not part of it.
+    """
+
+    def __init__(self, text: Detokenizer, read: int, ends: frozenset[int]) -> None:
+        self._text, self._read, self._ends = text, read, ends
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        for token in input_ids[0, self._read :].tolist():
+            if token not in self._ends:
+                self._text.push(token)
+        self._read = input_ids.shape[1]
+        return torch.tensor([self._text.stopped], device=input_ids.device)
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -119,19 +150,19 @@ def generate(
     ids = torch.tensor([list(prompt)], device=device)
     clock = Clock()
     limit, at_limit = allowed(max_new_tokens, room - len(prompt))
+    text = Detokenizer(output_tokenizer, stop)
+    reader = StoppingCriteriaList([_Reader(text, len(prompt), ends)])
     run: Any = model.generate
     with _seeded(sampling, index, device), plain_generation(model, output_tokenizer):
         output = run(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=limit,
-            stop_strings=list(stop) or None,
-            tokenizer=output_tokenizer if stop else None,
+            stopping_criteria=reader,
             streamer=clock,
             **_drawing(sampling),
         )
     tokens = output[0, len(prompt) :].tolist()
-    text = Detokenizer(output_tokenizer, stop)
     return _completion(tokens, clock.times[1:], len(prompt), text, ends, at_limit)
 
 
@@ -171,9 +202,6 @@ def _completion(
     ends: frozenset[int],
     at_limit: Finish,
 ) -> Completion:
-    for token in tokens:
-        if token not in ends:
-            text.push(token)
     text.close()
     finish = Finish.stop if tokens and tokens[-1] in ends else at_limit
     if text.stopped:

@@ -49,11 +49,10 @@ def _kv_bytes_per_byte(content: Mapping[str, Any]) -> dict[str, float] | None:
     if not live or not per_byte:
         return None
     text = live / per_byte
-    held = {
-        "baseline": content["kv"]["dynamic_bytes"],
-        "candidate": content["kv"]["committed_bytes"],
-    }
-    return {name: value / text for name, value in held.items() if value is not None}
+    baseline, candidate = content["kv"]["dynamic_bytes"], content["kv"]["committed_bytes"]
+    if not baseline or candidate is None:
+        return None
+    return {"baseline": baseline / text, "candidate": candidate / text}
 
 
 def _serving_kv_bytes(content: Mapping[str, Any]) -> dict[str, float] | None:

@@ -132,19 +132,34 @@ def _bits_half_width(terms: Terms) -> float | None:
     differences: Any = 0.0
     known: list[tuple[str, int]] | None = None
     for sign, job in terms:
-        rows: list[dict[str, Any]] = job.get("samples.windows") or []
-        first, second = ([row for row in rows if row["model"] == name]
-                         for name in ("baseline", "candidate"))  # fmt: skip
-        windows = [(row["document"], row["bytes"]) for row in first]
-        if len(windows) < 2 or len(second) != len(first) or (known or windows) != windows:
+        windows, bits = _changes(job)
+        if len(windows) < 2 or (known or windows) != windows:
             return None
         known = windows
-        bits = [two["bits"] - one["bits"] for one, two in zip(first, second, strict=True)]
-        differences = differences + sign * np.array(bits)
+        differences = differences + sign * bits
     sizes = np.array([size for _, size in known or ()], dtype=np.float64)
     residuals = differences - sizes * differences.sum() / sizes.sum()
     error = np.sqrt(len(sizes) * np.var(residuals, ddof=1)) / sizes.sum()
     return _quantile(len(sizes) - 1) * float(error)
+
+
+def _changes(job: Job) -> tuple[list[tuple[str, int]], Any]:
+    """Return a job's windows, and by how many bits each changed; none where they do not fit.
+
+    Seeds that were averaged have scored the same windows, and count as one.
+    """
+    rows: list[dict[str, Any]] = job.get("samples.windows") or []
+    first, second = ([row for row in rows if row["model"] == name]
+                     for name in ("baseline", "candidate"))  # fmt: skip
+    windows = [(row["document"], row["bytes"]) for row in first]
+    if len(second) != len(first):
+        return [], None
+    bits = np.array([two["bits"] - one["bits"] for one, two in zip(first, second, strict=True)])
+    seeds = len(job.seeds) or 1
+    own = windows[: len(windows) // seeds]
+    if own * seeds == windows:
+        return own, bits.reshape(seeds, -1).mean(0)
+    return windows, bits
 
 
 def _quantile(freedom: float) -> float:

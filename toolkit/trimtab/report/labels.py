@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from trimtab.report.job import Job
@@ -16,7 +17,6 @@ FACTS: tuple[tuple[str, Callable[[Job], Any]], ...] = (
     ("dtype", lambda job: job.get("model.dtype")),
     ("machine", lambda job: machine(job)),
     ("commit", lambda job: commit(job)),
-    ("sweep", lambda job: job.root.name),
 )
 
 
@@ -65,6 +65,7 @@ def labelled(jobs: Iterable[Job]) -> list[Job]:
     labels = [_label(job, common, several) for job in jobs]
     for name, fact in FACTS:
         labels = told_apart(labels, [f"{name}={fact(job)}" if job.ok else "" for job in jobs])
+    labels = told_apart(labels, [f"sweep={name}" for name in _sweeps(jobs)])
     labels = told_apart(labels, [f"({_place(job)})" for job in jobs])
     return [replace(job, label=label) for job, label in zip(jobs, labels, strict=True)]
 
@@ -103,6 +104,17 @@ def told_apart(labels: Sequence[str], facts: Sequence[str]) -> list[str]:
     pairs = list(zip(labels, facts, strict=True))
     known = {label: {two for one, two in pairs if one == label and two} for label in labels}
     return [f"{label} {fact}" if fact and len(known[label]) > 1 else label for label, fact in pairs]
+
+
+def _sweeps(jobs: Sequence[Job]) -> list[str]:
+    """Return the end of each job's sweep folder, as long as it takes to tell them apart."""
+    roots = [job.root.absolute().parts for job in jobs]
+    ends: list[Path] = []
+    for length in range(1, max(map(len, roots), default=0) + 1):
+        ends = [Path(*root[-length:]) for root in roots]
+        if len(set(ends)) == len(set(roots)):
+            break
+    return list(map(str, ends))
 
 
 def _place(job: Job) -> str:
