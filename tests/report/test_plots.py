@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from tests.report.cases import budgeted, compressing, interval, result, serving, sparse, written
 from trimtab.report import build_report
 from trimtab.report.attribution import attributions
-from trimtab.report.choice import choices
+from trimtab.report.choice import choices, kv_share
 from trimtab.report.columns import CHARTS, SPEEDUP
 from trimtab.report.load import load_jobs
 from trimtab.report.plots import compression, pareto, single, waterfall
@@ -132,6 +132,23 @@ def test_the_summary_of_several_models_has_a_heading_for_each(tmp_path, models, 
     bold = [one.get_text() for one in axes.texts if one.get_fontweight() == "bold"]
     assert [one for one in bold if one.startswith("model-")] == headings
     assert f"| `{wish}` | larosa" in markdown(panel.table)
+
+
+def test_the_summary_has_the_figure_of_each_wish_and_says_what_noise_hides(tmp_path):
+    job = serving(result("larosa", (1.5, 1.4, 1.6), committed=1000), (3.0, 2.8, 3.2))
+    job["serving"] |= {"verdict": "faster"}
+    job["speed"] |= {"prefill_speedup": interval(1.2, 0.6, 2.4),
+                     "prefill_control": interval(1.0, 0.5, 2.0)}  # fmt: skip
+    (row,) = measured = loaded(tmp_path, job)
+    table = markdown(dashboard(measured, [("", choices(measured))], "").panels[-1].table)
+    assert "| `speed alone` | larosa | 1.50 [1.40, 1.60] |" in table
+    assert "| `many requests at once` | larosa | 3.00 [2.80, 3.20] |" in table
+    assert f"| `least KV memory` | larosa | {kv_share(row):.0%} of the memory |" in table
+    assert "| `the first token soon` | too noisy to say | " in table
+    del job["speed"]["prefill_speedup"]
+    measured = loaded(tmp_path / "again", job)
+    table = markdown(dashboard(measured, [("", choices(measured))], "").panels[-1].table)
+    assert "| `the first token soon` | not measured | " in table
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,11 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
             f"the first token comes {word}, after {_ms(first['candidate'])} ms instead of "
             f"{_ms(first['baseline'])} ms",
         )
+    elif prefill == NOISY:
+        yield (
+            None,
+            f"the first token: {interval(job.get('speed.prefill_speedup'), '.2f')} times as fast",
+        )
 
 
 def _ms(time: float) -> str:

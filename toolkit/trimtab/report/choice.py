@@ -62,12 +62,35 @@ class Rule:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best row by a rule, those that the intervals cannot tell from it, and the noisy ones."""
+    """What a rule says of some rows.
+
+    Attributes
+    ----------
+    rule : Rule
+    best : Job or None
+        The best row.
+    equal : tuple of Job
+        Those that the intervals cannot tell from it.
+    noisy : tuple of Job
+        Those whose measurement was too noisy to say.
+    measured : bool
+        Whether any row has what decides.
+    """
 
     rule: Rule
     best: Job | None
     equal: tuple[Job, ...]
     noisy: tuple[Job, ...]
+    measured: bool
+
+    @property
+    def figure(self) -> str:
+        """What the best row is best at, as a number; empty without one."""
+        if self.best is None:
+            return ""
+        if self.rule.figure is None:
+            return f"{kv_share(self.best):.0%} of the memory"
+        return interval(self.best.get(self.rule.figure), ".2f")
 
 
 def same_text(job: Job) -> bool:
@@ -97,7 +120,8 @@ def choices(rows: Sequence[Job]) -> list[Choice]:
         if best is not None and rule.figure and alike and not same_text(best):
             best = max(alike, key=rule.value)
             equal = _equal(best, fit, rule)
-        found.append(Choice(rule, best, tuple(equal), noisy))
+        measured = any(row.get(rule.field) is not None for row in rows)
+        found.append(Choice(rule, best, tuple(equal), noisy, measured))
     return found
 
 
@@ -214,8 +238,9 @@ RULES = (
     ),
     Rule(
         "many requests at once",
-        "the stack that serves most tokens per second, if the intervals over transformers' padded "
-        "generate and over its continuous batching are clear of 1 and of the control's. "
+        "the stack that serves most tokens per second over those of transformers' padded generate "
+        "beside it, if the intervals over that and over its continuous batching are clear of 1 and "
+        "of the control's. "
         f"{TIES}",
         SERVING,
         _any,

@@ -36,6 +36,7 @@ class Stack:
     """One stack in words."""
 
     label: str
+    methods: str
     verdict: str
     balance: Balance
     ran: str
@@ -156,7 +157,13 @@ def _counted(rows: Sequence[Job], failed: Sequence[Job], more: int) -> str:
 
 def _setting(group: Sequence[Job], name: str) -> Setting:
     stacks = tuple(
-        Stack(row.label, said(verdict(row, group)), balance(row, group), _ran(row))
+        Stack(
+            row.label,
+            listed(list(row.methods)),
+            said(verdict(row, group)),
+            balance(row, group),
+            _ran(row),
+        )
         for row in group
         if row.methods
     )
@@ -170,7 +177,7 @@ def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
     told_of: list[Job] = []
     for choice in choices(group):
         best, rule = choice.best, choice.rule
-        if all(row.get(rule.field) is None for row in group):
+        if not choice.measured:
             reasons = dict.fromkeys(row.reason(rule.field) for row in group)
             why = "; ".join(filter(None, reasons)) or "the jobs left it out"
             told = f"no answer, as what decides it was not measured: {why}"

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 
 from trimtab.report.choice import Choice
 from trimtab.report.columns import CHARTS, DASHBOARD, DASHBOARD_PANELS
-from trimtab.report.figures import interval
 from trimtab.report.job import Job
 from trimtab.report.plots.comparison import KEY, comparison_panel, finding
 from trimtab.report.plots.panel import Panel, Plot, Row, Rows, numbers
 from trimtab.report.table import cell
+from trimtab.report.verdict import NOISY
 
 NONE_FITS = "none: the unmodified model"
 
@@ -36,15 +36,24 @@ def _summary(found: Sequence[Group]) -> Panel:
         rows += [Row(name, mark=0, heads=True)] * several
         for choice in chosen:
             wish = choice.rule.wish
-            stack = choice.best.label if choice.best else NONE_FITS
-            speed = interval(choice.best.get("speed.speedup"), ".2f") if choice.best else ""
-            rows += [Row(f"{wish}:", mark=0), Row(f"→ {stack}", speed)]
-            cells.append((f"{name}: {wish}" if several else wish, [cell(stack), cell(speed)]))
+            stack, figure = _said(choice), choice.figure
+            rows += [Row(f"{wish}:", mark=0), Row(f"→ {stack}", figure)]
+            cells.append((f"{name}: {wish}" if several else wish, [cell(stack), cell(figure)]))
     lines = Rows(rows)
 
     def draw(axes: Axes) -> None:
         axes.set_axis_off()
         lines.label(axes)
 
-    table = numbers("which stack to use", ("use", "speedup"), cells, "wish")
-    return Panel("summary: which stack to use, and its speedup", lines.height, draw, table)
+    table = numbers("which stack to use", ("use", "times as fast"), cells, "wish")
+    title = "summary: which stack to use, times as fast"
+    return Panel(title, lines.height, draw, table)
+
+
+def _said(choice: Choice) -> str:
+    """Return which stack meets a wish, or why none is named."""
+    if choice.best is not None:
+        return choice.best.label
+    if not choice.measured:
+        return "not measured"
+    return NOISY if choice.noisy else NONE_FITS
