@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, SMALL, TINY
+from tests.report.cases import result, written
 from tests.test_cli_evaluate import FAST, METHOD, VOCABULARY
 from tests.wandb_runs import runs_in
 from trimtab.commands.launch import launch
 from trimtab.commands.parsing import parsed
 from trimtab.commands.resume import unfinished
-from trimtab.commands.search import objective
+from trimtab.commands.search import objective, tell_winner
 from trimtab.commands.search_space import arguments_of, size, suggest
 from trimtab.commands.sweep import BASIC
 from trimtab.errors import ConfigError
@@ -367,6 +368,17 @@ def test_a_sweep_with_a_job_that_can_never_run_is_refused_before_any_has(
     assert line.startswith(f"{name}.py: error: {expected}")
     assert not expected.endswith(RAN_NOTHING) or line.endswith(RAN_NOTHING)
     assert state(tmp_path) == before
+
+
+def test_the_winners_command_has_all_that_its_figure_depends_on(tmp_path, capsys):
+    for number, experiment in enumerate(("search", "mine")):
+        job = result("larosa", (1.5, 1.4, 1.6), overrides=[
+            "methods=larosa", "++methods.larosa.sparsity=0.4", "methods.adaptivocab.mode=draft",
+            "search.max_bpb_increase=null", f"experiment={experiment}",
+        ])  # fmt: skip
+        tell_winner(written(tmp_path / str(number), [job]), None)
+    kept = "python evaluate.py methods=larosa methods.larosa.sparsity=0.4"
+    assert capsys.readouterr().out.splitlines() == [kept, f"{kept} experiment=mine"]
 
 
 def test_a_calibration_is_resumed_by_its_own_command(refusal):

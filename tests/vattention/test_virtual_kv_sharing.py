@@ -58,6 +58,25 @@ def test_whole_pages_are_shared_and_the_partial_one_is_copied(mirror):
     assert rows(kv, kv.stats().shared_saving) == 3
 
 
+def test_a_row_that_all_its_slots_leave_in_one_growth_is_given_back(pool):
+    pages = pool()
+    kv = make_cache(pool(budget=13 * 4 * pages.page_bytes))
+    mirror = Mirror(kv)
+    a = mirror.acquire()
+    mirror.ensure({a: tokens_in(kv, 4) + 1})
+    b, c = (mirror.fork(a, tokens_in(kv, 4) + 1) for _ in range(2))
+    d = mirror.acquire()
+    mirror.ensure({d: tokens_in(kv, 6)})
+    for slot in (c, d):  # what they held is cached
+        mirror.release(slot)
+    for slot in (a, b):  # into the last row that they share with c
+        mirror.truncate(slot, tokens_in(kv, 3) + 2)
+    mirror.check()
+    mirror.ensure({a: tokens_in(kv, 4), b: tokens_in(kv, 4)})  # reclaims all that c had
+    mirror.check()
+    close(kv)
+
+
 @pytest.mark.parametrize("length", ["nothing", "one", "bound - 1", "bound", "bound + 1", "all"])
 def test_forks_of_every_length_grow_apart(mirror, length):
     kv = mirror.kv

@@ -87,8 +87,8 @@ def tell_winner(folder: Path, budget: float | None) -> None:
 
 
 def _own(result: dict[str, Any]) -> list[str]:
-    """Return the overrides that a stack reads by itself."""
+    """Return the overrides that a stack reads by itself; an experiment of yours may set others."""
     foreign = [f"methods.{one}." for one in method_names() if one not in result["methods"]]
-    left_out = (*foreign, "experiment=", "search.")
+    left_out = (*foreign, "search.")
     given = [str(one).lstrip("+") for one in result["overrides"]]
-    return [one for one in given if not one.startswith(left_out)]
+    return [one for one in given if one != "experiment=search" and not one.startswith(left_out)]

@@ -65,9 +65,7 @@ def make_writable(
     """
     for slot, index in missing(table, lengths, wanted):
         _take_over(table, lengths, slot, index)
-    # Determined again, because that may have cut cached rows.
-    new, own = _plan(table, missing(table, lengths, wanted))
-    rows = supply.rows(undo, new, needs)
+    new, own, rows = _supplied(undo, table, supply, lengths, wanted, needs)
     for slot, group in groupby(zip(new, rows, strict=True), key=lambda pair: pair[0][0]):
         added: list[PageRow] = []
         for (_, index), row in group:
@@ -81,6 +79,28 @@ def make_writable(
             table.extend(undo, slot, added)
     for slot, index in own:
         table.allow(undo, slot, index, index + 1, Access.write)
+
+
+def _supplied(
+    undo: ExitStack,
+    table: PageTable,
+    supply: Supply,
+    lengths: Sequence[int],
+    wanted: Mapping[int, int],
+    needs: Sequence[int],
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[PageRow]]:
+    """Return the places that need a new row, those that take theirs over, and the new rows.
+
+    Cached rows that are reclaimed for the new ones may have been the last to share a row with a
+    place, which can take it over then.
+    """
+    while True:
+        new, own = _plan(table, missing(table, lengths, wanted))
+        with ExitStack() as attempt:
+            rows = supply.rows(attempt, new, needs)
+            if (new, own) == _plan(table, missing(table, lengths, wanted)):
+                undo.push(attempt.pop_all())
+                return new, own, rows
 
 
 def fork(
