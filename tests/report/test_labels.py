@@ -9,6 +9,7 @@ import pytest
 from tests.report.cases import ERROR, result, written
 from trimtab.report import build_report
 from trimtab.report.attribution import attributions
+from trimtab.report.labels import machine
 from trimtab.report.load import load_jobs
 from trimtab.report.seeds import rows
 
@@ -64,6 +65,15 @@ ALIKE = "quality.windows=4"
 def test_every_row_says_what_its_job_alone_has(tmp_path, jobs, labels):
     written(tmp_path, jobs)
     assert [job.label for job in load_jobs(tmp_path)] == labels
+
+
+def test_a_job_on_the_processor_of_a_machine_with_a_gpu_is_told_by_the_processor(tmp_path):
+    jobs = []
+    for device in ("cpu", "cuda:0 100 %"):
+        jobs.append(result("a") | {"device": device})
+        jobs[-1]["environment"]["gpu"] = "A GPU"
+    found = load_jobs(written(tmp_path, jobs))
+    assert [machine(job) for job in found] == ["A CPU, 2 threads", "A GPU"]
 
 
 def test_what_all_rows_share_is_said_once(tmp_path):
@@ -123,6 +133,18 @@ def test_seeds_that_disagree_found_no_difference(tmp_path, verdicts, told):
         job["speed"]["verdict"] = verdict
     (mean,) = rows(load_jobs(written(tmp_path, jobs)))
     assert mean.get("speed.verdict") == told
+
+
+def test_what_one_seed_lacks_or_was_disturbed_by_is_told_of_the_mean(tmp_path):
+    jobs = [seeded(2.0, 0), seeded(3.0, 1)]
+    jobs[0]["serving"], jobs[1]["serving"] = {"speedup": None}, None
+    jobs[1]["reasons"] = {**jobs[1]["reasons"], "serving": "no room"}
+    for job, busy in zip(jobs, (False, True), strict=True):
+        job["environment"]["load"] = {"busy": busy}
+    (mean,) = rows(load_jobs(written(tmp_path, jobs)))
+    assert mean.get("environment.load.busy") is True
+    assert mean.reason("serving") == "no room"
+    assert mean.reason("energy") == "no meter"
 
 
 def test_samples_that_no_seed_has_are_none(tmp_path):

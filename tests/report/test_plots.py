@@ -236,6 +236,11 @@ def test_serving_is_shown_at_the_most_requests(tmp_path):
     assert plot is not None
     assert plot.title == "a serves 2.00 [1.90, 2.10] times the tokens per second of padded generate"
     assert "| `a` | 320 | 160 | - | 192 |" in markdown(plot.panels[0].table)
+    wide = loaded(tmp_path / "wide", serving(result("a"), (1.5, 0.8, 2.8)),
+                  serving(result("b"), (1.3, 1.2, 1.4)))  # fmt: skip
+    plot = serving_plot(wide, "")
+    assert plot is not None
+    assert plot.title.startswith("b serves 1.30 [1.20, 1.40] times")
     slower = loaded(tmp_path / "slower", serving(result("a"), (1.0, 0.9, 1.1)))
     plot = serving_plot(slower, "")
     assert plot is not None

@@ -57,12 +57,12 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
         "arc": {"metric": "acc", "difference": interval(-0.05, -0.08, -0.02)},
         "piqa": {"metric": "acc", "difference": interval(0.0, -0.03, 0.03)},
     }
-    job["energy"] = {"joules_per_1000_bytes": {"baseline": 8.0, "candidate": 6.0}}
+    job["energy"] = {"ratio": interval(0.75, 0.7, 0.8)}
     gained, cost, alike = weighed(tmp_path, job)
     assert "1.60 [1.50, 1.70] times as fast: 2.50 ms per byte of text instead of 4.00" in gained
     assert "34.5% fewer forward passes" in gained
     assert "50% less KV memory while serving" in gained
-    assert "25% less energy per byte" in gained
+    assert "energy per byte of text: 0.75 [0.70, 0.80] times the unmodified model's" in gained
     assert "the first token comes later, after 100 ms instead of 80 ms" in cost
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
     assert "greedy texts differ: on average, the first 50% of a text" in cost
@@ -285,6 +285,22 @@ def test_settings_of_one_name_are_told_apart(tmp_path):
     assert names == [
         f"tiny on words, A CPU, 2 threads (model.fingerprint {mark})" for mark in ("f", "g" * 12)
     ]
+
+
+def test_energy_whose_interval_holds_1_is_no_gain(tmp_path):
+    job = result("larosa") | {"energy": {"ratio": interval(0.99, 0.95, 1.04)}}
+    (row,) = rows = load_jobs(written(tmp_path, [job]))
+    found = balance(row, rows)
+    assert "energy" in "; ".join(found.unknown)
+    assert "energy" not in "; ".join([*found.gained, *found.cost])
+
+
+def test_what_no_stack_has_was_not_measured(tmp_path):
+    baseline = serving(result("baseline"), (1.0, 0.9, 1.1))
+    rows = load_jobs(written(tmp_path, [baseline, result("vattention")]))
+    measured = {one.rule.wish: one.measured for one in choices(rows)}
+    assert measured["many requests at once"] is False
+    assert measured["speed alone"] is True
 
 
 def test_what_was_not_measured_is_told_with_its_reason(tmp_path):

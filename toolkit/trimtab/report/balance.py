@@ -117,12 +117,21 @@ def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
             yield sign, f"{abs(saving):.1%} {word} {what} for the same text"
 
 
+def _energy(job: Job) -> Iterator[Item]:
+    ratio = job.get("energy.ratio")
+    if ratio is not None:
+        sign = 1 if ratio["high"] < 1 else -1 if ratio["low"] > 1 else None
+        yield (
+            sign,
+            f"energy per byte of text: {interval(ratio, '.2f')} times the unmodified model's",
+        )
+
+
 def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     for field, what in (
         ("derived.kv_bytes_per_byte", "memory for the KV cache of one text"),
         ("derived.serving_kv_bytes", "KV memory while serving than padded batches hold"),
         ("memory.parameter_bytes", "memory for the weights"),
-        ("energy.joules_per_1000_bytes", "energy per byte of text"),
     ):
         amounts = job.get(field)
         share = amounts["candidate"] / amounts["baseline"] - 1 if amounts else 0.0
@@ -130,6 +139,7 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
             yield (
                 (-1, f"{share:.0%} more {what}") if share > 0 else (1, f"{-share:.0%} less {what}")
             )
+    yield from _energy(job)
     read = job.get("sparsity.bytes_read_fraction")
     if read is not None and read < 1:
         yield 1, f"{1 - read:.0%} of the block weights' bytes are not read when a token is decoded"

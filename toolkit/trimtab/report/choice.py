@@ -120,7 +120,8 @@ def choices(rows: Sequence[Job]) -> list[Choice]:
         if best is not None and rule.figure and alike and not same_text(best):
             best = max(alike, key=rule.value)
             equal = _equal(best, fit, rule)
-        measured = any(row.get(rule.field) is not None for row in rows)
+        stacks = [row for row in rows if row.methods] or rows
+        measured = any(row.get(rule.field) is not None for row in stacks)
         found.append(Choice(rule, best, tuple(equal), noisy, measured))
     return found
 

@@ -37,7 +37,12 @@ def machine(job: Job) -> str | None:
         return None
     threads = environment["threads"]
     cpu = f"{environment['cpu']}, {threads} thread{'' if threads == 1 else 's'}"
-    return str(environment["gpu"] or cpu)
+    return str(environment["gpu"] or cpu) if on_gpu(job) else cpu
+
+
+def on_gpu(job: Job) -> bool:
+    """Return whether part of the model lay on a GPU; so does one of a job that does not say."""
+    return "cuda" in str(job.get("device") or "cuda")
 
 
 def commit(job: Job) -> str | None:

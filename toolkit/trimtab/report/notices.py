@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
-from trimtab.report.labels import commit, machine
+from trimtab.report.labels import commit, machine, on_gpu
 from trimtab.report.verdict import setting
 
 TIME = "speed.ms_per_byte.baseline"
@@ -84,7 +84,8 @@ def facts(row: Job) -> str:
 def _pages(row: Job) -> str:
     """Return where the weights of both models lay, by what was counted."""
     held: dict[str, int] | None = row.get("memory.parameter_bytes")
-    if held is None or row.get("memory.huge_page_bytes") is None:
+    in_memory = row.get("environment.gpu") is None or not on_gpu(row)
+    if held is None or row.get("memory.huge_page_bytes") is None or not in_memory:
         return ""
     weights = sum(held.values()) if row.get("speed.paired") else max(held.values())
     share = row.get("memory.huge_page_bytes") / weights

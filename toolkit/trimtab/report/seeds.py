@@ -72,8 +72,15 @@ def _merged(values: Sequence[Any], name: str) -> Any:
         return {part: list(chain(*(one.get(part) or () for one in values))) for part in first}
     if name in ("warnings", "overrides"):
         return list(dict.fromkeys(chain(*(one or () for one in values))))
+    if name == "reasons":  # what any seed lacks, the mean lacks
+        parts = dict.fromkeys(chain(*(one or () for one in values)))
+        told = [one or {} for one in values]
+        return {part: " / ".join(dict.fromkeys(filter(None, (one.get(part) for one in told))))
+                for part in parts}  # fmt: skip
     if all(value == first for value in values):
         return first
+    if name == "busy":
+        return any(values)
     if all(isinstance(value, dict) for value in values):
         if all(set(INTERVAL) <= value.keys() for value in values):
             return _spread(values, name)

@@ -43,9 +43,8 @@ def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     panels = tuple(panel for one in FIGURES if (panel := _panel(having, *one)))
     if not panels:
         return None
-    stacks = [job for job in having if job.methods and job.get("serving.speedup")]
-    best = max(stacks, key=lambda job: job.get("serving.speedup.estimate"), default=None)
-    if best is not None and serves(best) == FASTER:
+    faster = [job for job in having if job.methods and serves(job) == FASTER]
+    if best := max(faster, key=lambda job: job.get("serving.speedup.estimate"), default=None):
         told = interval(best.get("serving.speedup"), ".2f")
         title = f"{best.label} serves {told} times the tokens per second of padded generate"
     else:
