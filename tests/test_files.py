@@ -70,3 +70,12 @@ def test_views_of_one_tensor_are_saved_as_their_content(tmp_path):
     loaded = load_file(tmp_path / "x.safetensors")
     assert torch.equal(loaded["transposed"], base.T)
     assert torch.equal(loaded["row"], base[0])
+
+
+def test_an_empty_folder_is_published_into_and_a_full_one_is_kept(tmp_path):
+    (tmp_path / "made").mkdir()
+    for text in ("first", "second"):
+        with publishing(tmp_path / "made") as folder:
+            (folder / "file").write_text(text)
+    assert (tmp_path / "made" / "file").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

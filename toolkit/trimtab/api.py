@@ -72,7 +72,7 @@ def calibrate(
     folder = require_path(checkpoint, "checkpoint")
     _claim(folder, method.key(fingerprint_of(model), tokenizer, corpus).digest)
     artifact = method.calibrate(model, tokenizer, corpus, folder)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     return artifact
 
 

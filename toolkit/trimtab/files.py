@@ -75,7 +75,7 @@ def publishing(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, renamed to it if the block succeeds.
 
     Where `path` exists already it is kept (somebody else published the same content
-    meanwhile), unless `replace` is true: then the old folder is removed first.
+    meanwhile), unless it is empty, or `replace` is true: then the old folder is removed first.
     """
     with _called(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def publishing(path: Path, *, replace: bool = False) -> Iterator[Path]:
         temporary.chmod(0o755)
         if replace and path.exists():
             shutil.rmtree(path)
-        if not path.exists():
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
