@@ -81,6 +81,10 @@ def test_a_damaged_file_is_refused(tmp_path, name, damage):
         path.unlink()
     with pytest.raises(ArtifactError, match=r"is damaged: .*calibrate\.py .*force=true"):
         Artifact.load(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="holds a damaged artifact: .* replace=True"):
+        artifact().save(tmp_path / "a")
+    artifact().save(tmp_path / "a", replace=True)
+    assert Artifact.load(tmp_path / "a").run == artifact().run
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "3", "null", '{"content_sha256": "", "x": NaN}'])

@@ -72,6 +72,25 @@ def test_views_of_one_tensor_are_saved_as_their_content(tmp_path):
     assert torch.equal(loaded["row"], base[0])
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_symbolic_link_is_followed(tmp_path, there):
+    if there:
+        (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to("target")
+    for text in ("first", "second"):
+        with publishing(tmp_path / "link", replace=True) as folder:
+            (folder / "file").write_text(text)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target" / "file").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]
+
+
+def test_a_mount_point_is_refused_before_anything_is_written():
+    refused = pytest.raises(OSError, match="mounted there: name a folder within it")
+    with refused, publishing(Path("/proc")):
+        pytest.fail("not refused")
+
+
 def test_an_empty_folder_is_published_into_and_a_full_one_is_kept(tmp_path):
     (tmp_path / "made").mkdir()
     for text in ("first", "second"):

@@ -169,6 +169,19 @@ def test_a_wrapped_tokenizer_is_not_exported(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_exported_tokenizer_is_set_as_the_callers_is(
+    corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
+) -> None:
+    artifact = calibrated(method(), tiny_llama, corpus)
+    tiny_llama.tokenizer.pad_token = tiny_llama.tokenizer.eos_token
+    tiny_llama.tokenizer.chat_template = "{{ messages }}"
+    tiny_llama.tokenizer.model_max_length = 77
+    method().export(tiny_llama.model, tiny_llama.tokenizer, artifact, tmp_path / "exported")
+    found = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert found.pad_token == tiny_llama.tokenizer.eos_token
+    assert (found.chat_template, found.model_max_length) == ("{{ messages }}", 77)
+
+
 def test_export_is_a_command(
     corpus: Corpus, tiny_llama: LoadedModel, command: Command, tmp_path: Path
 ) -> None:

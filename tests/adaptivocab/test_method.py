@@ -230,6 +230,35 @@ def test_a_tokenizer_keeps_all_its_chat_templates(
     assert loaded.chat_template == templates
 
 
+@pytest.mark.parametrize("mode", [Mode.full, Mode.input])
+def test_a_tokenizer_is_set_as_the_callers_is_when_applied(
+    mode: Mode, corpus: Corpus, tiny_llama: LoadedModel
+) -> None:
+    """Padding on another side would have transformers' generate continue the padding."""
+    tokenizer = tiny_llama.tokenizer
+    artifact = calibrated(method(mode=mode), tiny_llama, corpus)
+    own: dict[str, Any] = {
+        "padding_side": "left",
+        "truncation_side": "left",
+        "model_max_length": 77,
+        "pad_token": tokenizer.eos_token,
+        "chat_template": "{{ messages }}",
+    }
+    for name, value in own.items():
+        assert getattr(tokenizer, name) != value
+        setattr(tokenizer, name, value)
+    with artifact.method.apply(tiny_llama.model, tokenizer, artifact) as applied:
+        assert {name: getattr(applied.tokenizer, name) for name in own} == own
+        texts = [corpus.documents(Split.test)[0].text[:size] for size in (40, 90)]
+        batch = applied.tokenizer(texts, padding=True, return_tensors="pt")
+        assert not batch["attention_mask"].all()
+        with torch.inference_mode():
+            together = tiny_llama.model.generate(**batch, max_new_tokens=4, do_sample=False)
+        for row, text in zip(together[:, -4:].tolist(), texts, strict=True):
+            ids = applied.tokenizer(text, return_tensors="pt")["input_ids"]
+            assert generated(tiny_llama, ids, max_new_tokens=4)[-4:] == row
+
+
 def test_larosa_on_top_learns_from_the_adapted_text(
     corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import random_inputs, tiny
 from tests.generation.models import TOKENIZER
 from tests.models.contract import draw, stepwise
+from trimtab.adaptivocab import AdaptiVocab, Mode
 from trimtab.artifact import Artifact
 from trimtab.errors import ArtifactError, MisfitError, TrimtabError
 from trimtab.files import sha256_of_json
@@ -32,9 +33,11 @@ from trimtab.larosa import (
 from trimtab.larosa import export as exporting
 from trimtab.larosa.export import load_exported
 from trimtab.larosa.modules import SparseLinear, SparseNorm
+from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel
 from trimtab.models.sources import DType
 
+VOCABULARY = {"tokens": 128, "validation_tokens": 128, "window": 64}
 SMALL = {"sparsity": 0.5, "tokens": 512, "window": 64, "probe_tokens": 128}
 
 
@@ -221,6 +224,21 @@ def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_not(corpus
             exported(loaded, method, artifact, target)
     assert [path.name for path in full.iterdir()] == ["note"]
     load_exported(exported(loaded, method, artifact, empty))
+
+
+def test_a_head_of_another_size_than_the_embedding_is_refused(corpus, tmp_path):
+    """No folder that transformers' configuration describes can hold such a model."""
+    loaded = tiny()
+    vocabulary = AdaptiVocab(mode=Mode.input, size=20, max_bpb_increase=None, **VOCABULARY)
+    merged = vocabulary.calibrate(loaded.model, loaded.tokenizer, corpus)
+    with vocabulary.apply(loaded.model, loaded.tokenizer, merged) as applied:
+        adapted = LoadedModel(
+            loaded.model, applied.tokenizer, "a", fingerprint(loaded.model), True, {}
+        )
+        method, artifact = calibrated(adapted, corpus)
+        with pytest.raises(MisfitError, match="embedding has 323 rows and its head 320"):
+            exported(adapted, method, artifact, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_export_leaves_nothing(corpus, tmp_path, monkeypatch):

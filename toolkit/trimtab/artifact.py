@@ -7,7 +7,6 @@ other files a method adds (a tokenizer).
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,7 +172,7 @@ class Artifact:
         Raises
         ------
         ArtifactError
-            If something else is there, or the artifact was edited.
+            If something else is there, or a damaged copy, or the artifact was edited.
         """
         self.require_unedited()
         path = require_path(folder)
@@ -208,7 +207,15 @@ class Artifact:
             return
         if not any((folder / name).is_file() for name in (DESCRIPTION, TENSORS)):
             raise ArtifactError(f"{folder} is there and no artifact: name another folder")
-        if not replace and _digest(folder) != self.key.digest:
+        if replace:
+            return
+        try:
+            other = _digest(folder) != self.key.digest or Artifact.load(folder).key != self.key
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{folder} holds a damaged artifact: name another folder, or save with replace=True"
+            ) from error
+        if other:
             raise ArtifactError(
                 f"{folder} holds another artifact: name another folder, or save with replace=True"
             )
@@ -302,11 +309,12 @@ class Artifact:
             )
 
 
-def _digest(folder: Path) -> str | None:
-    with suppress(ValueError, OSError, AttributeError):
-        digest = json.loads((folder / DESCRIPTION).read_text("utf-8")).get("digest")
-        return str(digest)
-    return None
+def _digest(folder: Path) -> str:
+    """Return the digest in an artifact's description, of any schema version and yet unverified."""
+    try:
+        return str(json.loads((folder / DESCRIPTION).read_text("utf-8"))["digest"])
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise _damaged(folder) from error
 
 
 def _verified_description(folder: Path) -> dict[str, Any]:

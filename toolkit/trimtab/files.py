@@ -76,8 +76,13 @@ def publishing(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Where `path` exists already it is kept (somebody else published the same content
     meanwhile), unless it is empty, or `replace` is true: then the old folder is removed first.
+    Where it is a symbolic link, this is said of what it leads to.
     """
+    path = path.resolve()
     with _called(path):
+        if path.is_mount():
+            reason = "A file system is mounted there: name a folder within it"
+            raise OSError(errno.EBUSY, reason, str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:

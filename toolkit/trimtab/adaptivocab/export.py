@@ -29,6 +29,7 @@ from transformers import (
 
 from trimtab.adaptivocab.rows.extended import extended
 from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode
+from trimtab.adaptivocab.tokenizer.extender import with_settings_of
 from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
 from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError, on_one_line
@@ -84,6 +85,8 @@ def _write(
     with lock_of(model), publishing(folder) as temporary:
         with extended(model, vocabulary.rows, output=True):
             ordinary(model).save_pretrained(temporary)
+        if tokenizer is not None:
+            with_settings_of(vocabulary.tokenizer, tokenizer)
         vocabulary.tokenizer.save_pretrained(temporary)
         _check_tokenizer(temporary, vocabulary.tokenizer)
         if tokenizer is not None:

@@ -97,6 +97,7 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
         """Extend the vocabulary, offer a drafter, or both, for the time of the ``with``."""
         from trimtab.adaptivocab.applied import Drafting, Merging, MergingAndDrafting, Unchanged
         from trimtab.adaptivocab.rows.extended import extended
+        from trimtab.adaptivocab.tokenizer.extender import with_settings_of
         from trimtab.adaptivocab.vocabulary import Vocabulary
 
         assert artifact is not None
@@ -107,12 +108,13 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
             yield Drafting(section, **drafting) if drafting else Unchanged(section)
             return
         output = self.mode is not Mode.input
+        merged = with_settings_of(found.tokenizer, tokenizer)
         head: Any = model.get_output_embeddings()
         merging: dict[str, Any] = {
             "model": model,
             "base_head": head.weight,
-            "tokenizer": found.tokenizer,
-            "output_tokenizer": found.tokenizer if output else tokenizer,
+            "tokenizer": merged,
+            "output_tokenizer": merged if output else tokenizer,
             "ngram_tokens": found.merged.by_id() if output else {},
         }
         kind = MergingAndDrafting if drafting else Merging

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.artifact import Artifact
 from trimtab.environment import package_versions
-from trimtab.errors import ArtifactError, TrimtabError
+from trimtab.errors import ArtifactError, MisfitError, TrimtabError
 from trimtab.files import publishing, sha256_of_file, sha256_of_json, write_json
 from trimtab.larosa.apply import sparsified
 from trimtab.larosa.modules import SparseNorm
@@ -58,6 +58,7 @@ def export(
         raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
     artifact.require_model(fingerprint(model))
     require_derived(model)
+    _require_one_vocabulary(model)
     plan = Plan.from_json(artifact.parameters["plan"])
     selector = Selectors(plan, settings).selector
     with (
@@ -83,8 +84,6 @@ def export(
             "files_sha256": {name: sha256_of_file(temporary / name) for name in files},
         }
         write_json(temporary / EXPORTED, {**content, "content_sha256": sha256_of_json(content)})
-        if folder.exists():
-            folder.rmdir()
 
 
 def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> PreTrainedModel:
@@ -127,6 +126,18 @@ def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> Pre
         nn.Module.to(model.eval(), device)
         refuse_to_save(model, f"{folder}: transformers cannot save a sparse model: copy the folder")
         return model
+
+
+def _require_one_vocabulary(model: PreTrainedModel) -> None:
+    """Raise `MisfitError` where a configuration cannot give the embedding's and the head's size."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(head, nn.Linear) and head.out_features != embedding.num_embeddings:
+        raise MisfitError(
+            f"the model's embedding has {embedding.num_embeddings} rows and its head "
+            f"{head.out_features}, as "
+            "adaptivocab.mode=input makes them, and the configuration of a Hugging Face folder has "
+            "one size for both: export LaRoSA on the unmodified model or on mode=full"
+        )
 
 
 def _save_config(model: PreTrainedModel, folder: Path) -> None:

@@ -23,6 +23,18 @@ from trimtab.errors import MisfitError
 from trimtab.files import write_json
 
 CONFIG = "tokenizer_config.json"
+# What can be set on a tokenizer without changing the tokens of a text.
+SETTINGS = (
+    *PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES,
+    "padding_side",
+    "truncation_side",
+    "model_max_length",
+    "model_input_names",
+    "clean_up_tokenization_spaces",
+    "split_special_tokens",
+    "chat_template",
+    "name_or_path",
+)
 
 
 class TokenizerExtender:
@@ -165,8 +177,7 @@ class TokenizerExtender:
             write_json(folder / CONFIG, {**config, **settings, "tokenizer_class": kind.__name__})
             write_json(folder / "tokenizer.json", content)
             extended = kind.from_pretrained(folder)
-        extended.name_or_path = self.tokenizer.name_or_path
-        return extended
+        return with_settings_of(extended, self.tokenizer)
 
     def _find_excluded(self) -> set[int | None]:
         """Return the ids of tokens that have no text, or none of their own."""
@@ -178,6 +189,18 @@ class TokenizerExtender:
             fallback = (t for t in self._file.vocab if re.fullmatch("<0x[0-9A-F]{2}>", t))
             excluded |= {self._file.vocab[token] for token in fallback}
         return excluded
+
+
+def with_settings_of(
+    extended: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase
+) -> PreTrainedTokenizerBase:
+    """Return `extended`, made to pad, truncate and format chats as `base` is set to now.
+
+    Saving keeps some of these settings as they were loaded, and others not at all.
+    """
+    for name in SETTINGS:
+        setattr(extended, name, getattr(base, name))
+    return extended
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
