@@ -225,6 +225,11 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ),
         ("calibrate", ["corpus.validation=0.5"], "corpus.validation=0.5: expected less than"),
         ("calibrate", ["corpus.max_documents=0"], "corpus.max_documents=0: expected null or"),
+        ("evaluate", ["~timing.tokens"], "~timing.tokens: there is nothing of this name to take"),
+        ("evaluate", ["~method"], "~method: there is nothing of this name to take out"),
+        ("evaluate", ["~speed.repeats"], "~speed.repeats: a setting is not taken out"),
+        ("evaluate", ["metrics=kv"], "metrics: they are not set as a whole: take one out with ~"),
+        ("evaluate", ["metrics=[kv]"], "metrics: they are not set as a whole: take one out wit"),
         ("calibrate", ["tracking.mode=of"], "tracking.mode=of: expected one of offline, online"),
     ],
 )
@@ -434,6 +439,27 @@ def test_a_number_with_hundreds_of_digits_is_one_short_line(command, key, value)
 def test_a_sweep_over_nothing_is_refused(name, given, there):
     with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: a sweep over no value{there}"):
         expand(["-m", given], name)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "refused"),
+    [
+        ("evaluate", "paired=5", "paired=5"),
+        ("evaluate", "paired=true,-1", "paired=-1"),
+        ("evaluate", "fold_norms=2", "fold_norms=2"),
+        ("evaluate", "methods.larosa.fold_norms=12", "methods.larosa.fold_norms=12"),
+        ("calibrate", "force=3", "force=3"),
+        ("calibrate", "method.fold_norms=7", "method.fold_norms=7"),
+    ],
+)
+def test_a_number_is_not_taken_for_true(name, given, refused):
+    with pytest.raises(TrimtabError, match=f"^{re.escape(refused)}: expected true or false$"):
+        expand([given], name)
+
+
+@pytest.mark.parametrize("given", ["paired=0", "paired=1,false", "force=true", "seed=2"])
+def test_truth_may_be_a_digit(given):
+    assert expand([given], "calibrate" if given.startswith("force") else "evaluate") == [given]
 
 
 def test_a_prompt_holds_a_character_of_any_text():

@@ -10,11 +10,13 @@ from typing import Any, get_type_hints
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
 
-from trimtab.commands.messages import nearest
+from trimtab.commands.messages import nearest, owner
 from trimtab.commands.parsing import MULTIRUN, choices, key_of, parsed
 from trimtab.errors import TrimtabError
-from trimtab.registry import COMMANDS, config_folder, group_options
+from trimtab.registry import COMMANDS, config_folder, group_options, method_names
+from trimtab.settings import defaults
 
 # No float is as large, and Python reads no number of some thousand digits.
 TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
@@ -87,7 +89,7 @@ def require_readable(argument: str, command: str) -> None:
 
 
 def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
-    """Refuse what names no option of a group, and a sweep over nothing or one value twice.
+    """Refuse what no option or setting can be, and a sweep over nothing or one value twice.
 
     Raises
     ------
@@ -96,6 +98,7 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
     if (key := key_of(argument)) is None:
         return
     (override,) = parsed([argument], loader)
+    _require_truth(override, key)
     if override.is_discrete_sweep():
         if not (values := Counter(choices(override))):
             options = loader.get_group_options(override.key_or_group)
@@ -119,6 +122,17 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
         )
         there = ", ".join(group_options(key))
         raise TrimtabError(f"{argument}: is no option, {fix}; there are: {there}")
+
+
+def _require_truth(override: Override, key: str) -> None:
+    """Refuse a number for true, which OmegaConf makes of any but zero."""
+    place, _, name = re.sub(r"^methods?\.", "", key).rpartition(".")
+    found = [owner(one, name) for one in ([place] if place else ["", *method_names()])]
+    if not any(one and isinstance(defaults(one)[name], bool) for one in found):
+        return
+    for value in choices(override):
+        if re.fullmatch(r"[+-]?\d+", value) and int(value) not in (0, 1):
+            raise TrimtabError(f"{key}={value}: expected true or false")
 
 
 def _groups(command: str) -> set[str]:

@@ -76,6 +76,8 @@ def one_line(error: BaseException) -> str:
         return f"{key}={values}: a sweep over these needs -m; {one}"
     if twice := re.match(r"schema/method@methods\.(\w+) appears more than once", str(error)):
         return _named_twice(twice[1])
+    if absent := re.match(r"Could not delete (?:from config\. )?'([^']+)'", str(error)):
+        return f"~{absent[1]}: there is nothing of this name to take out"
     cause: BaseException = error
     while cause.__cause__ is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
@@ -107,11 +109,15 @@ def _no_such_option(missing: str, options: Sequence[str] | None) -> str:
 def _describe(error: OmegaConfBaseException) -> str:
     first = (error.msg or str(error)).splitlines()[0]
     if not re.match(r"Key '.*' (is not in struct|not in)", first):
+        if first.endswith("does not support deletion"):
+            return f"~{error.full_key}: a setting is not taken out: leave it out for its default"
+        if error.full_key == "metrics":
+            return "metrics: they are not set as a whole: take one out with ~metrics.NAME"
         if error.full_key in SECTIONS:
             write = f"write {error.full_key}.SETTING=VALUE"
             return f"{error.full_key}={written(error.value)}: expected one of its settings: {write}"
         place, _, name = re.sub(r"\[\d+\]$", "", str(error.full_key)).rpartition(".")
-        if isinstance(error, ValidationError) and (kind := _owner(place, name)):
+        if isinstance(error, ValidationError) and (kind := owner(place, name)):
             _, expected = told(kind, name)
             return f"{error.full_key}={written(error.value)}: expected {expected}"
         return f"{error.full_key}: {first}"
@@ -129,7 +135,7 @@ def _describe(error: OmegaConfBaseException) -> str:
     )
 
 
-def _owner(place: str, name: str) -> type | None:
+def owner(place: str, name: str) -> type | None:
     """Return a class that has a setting of this name, by where it stands: ``model``, ``larosa``."""
     kinds: list[Any] = [*COMMANDS.values(), *SECTIONS.values()]
     kinds += [kind for group in TARGETED for kind in targets(group).values()]
