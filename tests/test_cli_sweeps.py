@@ -121,6 +121,7 @@ def test_a_sweep_that_was_killed_goes_on_and_not_while_it_runs(command, zygote, 
     assert len(list(tmp_path.glob("outputs/wandb/offline-run-*"))) == 3  # two jobs, the sweep
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_over_options_of_the_users_is_resumed_as_it_was_started(command, tmp_path):
     """An option that is new since would shift the numbers of the jobs."""
     own = tmp_path / "mine" / "methods"
@@ -144,6 +145,7 @@ def test_a_sweep_over_options_of_the_users_is_resumed_as_it_was_started(command,
     assert state(tmp_path / "sweep" / "0") == first
 
 
+@pytest.mark.exhaustive
 def test_a_shuffled_sweep_runs_and_resumes_the_jobs_that_were_written_down(command, tmp_path):
     given = ["methods=baseline", *JOB, "seed=shuffle(range(0,4))", "hydra.sweep.dir=sweep"]
     done = command("evaluate.py", "-m", *given)

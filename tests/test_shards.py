@@ -89,6 +89,7 @@ def test_several_processes_make_the_artifacts_of_one(
     assert len(list(tmp_path.glob("outputs/wandb/offline-run-*"))) == 2
 
 
+@pytest.mark.exhaustive
 def test_what_several_processes_began_one_can_finish(torchrun, command, tmp_path):
     arguments = [*TINY, "tokens=8192", "window=64", "probe_tokens=512"]
     shared = torchrun(2, ROOT / "calibrate.py", *arguments)

@@ -85,6 +85,7 @@ def test_the_nominal_targets_are_reached_and_magnitude_alone_loses_twice_as_much
 
 
 @pytest.mark.usefixtures("all_cores")
+@pytest.mark.exhaustive
 def test_at_equal_bytes_rotations_pay_for_themselves(excess):
     """65 % of the dense bytes read, transforms counted."""
     ours, sparsity = excess(sparsity=0.35)

@@ -146,7 +146,9 @@ def test_a_compiler_that_is_not_there_is_named_and_another_compiles(
 WRITES_TEXT = """sh -c 'while [ "$1" != -o ]; do shift; done; echo text > "$2"'"""
 
 
-@pytest.mark.parametrize("made", ["true", WRITES_TEXT, "c++ -c"])
+@pytest.mark.parametrize(
+    "made", ["true", WRITES_TEXT, pytest.param("c++ -c", marks=pytest.mark.exhaustive)]
+)
 def test_a_compiler_that_makes_no_library_is_named_and_the_reference_runs(tmp_path, made):
     code, out, err = finish(start(tmp_path / "cache", CXX=made))
     assert code == 0, err
