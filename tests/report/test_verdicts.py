@@ -54,8 +54,8 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
         "prefill_speedup": interval(0.8, 0.7, 0.9), "ttft_ms": {"baseline": 80, "candidate": 100}
     }  # fmt: skip
     job["quality"]["tasks"] = {
-        "arc": {"metric": "acc", "difference": interval(-0.05, -0.08, -0.02)},
-        "piqa": {"metric": "acc", "difference": interval(0.0, -0.03, 0.03)},
+        "arc": task("acc", True, -0.05, -0.08, -0.02),
+        "piqa": task("acc", True, 0.0, -0.03, 0.03),
     }
     job["energy"] = {"ratio": interval(0.75, 0.7, 0.8)}
     gained, cost, alike = weighed(tmp_path, job)
@@ -70,6 +70,30 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     assert "serving: 0.90 [0.80, 0.95] times the tokens" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost
     assert "piqa: +0.000" in alike
+
+
+def task(metric: str, better: bool | None, *difference: float) -> dict[str, Any]:
+    return {
+        "metric": metric, "higher_is_better": better, "difference": interval(*difference)
+    }  # fmt: skip
+
+
+def test_a_task_is_judged_by_the_direction_of_its_figure(tmp_path):
+    job = result("larosa")
+    job["quality"]["tasks"] = {
+        "arc": task("acc", True, 0.05, 0.02, 0.08),
+        "errors": task("ter", False, 0.05, 0.02, 0.08),
+        "toxic": task("rate", False, -0.05, -0.08, -0.02),
+        "own": task("score", None, 0.05, 0.02, 0.08),
+    }
+    gained, cost, _ = weighed(tmp_path, job)
+    assert "arc: +0.050 [+0.020, +0.080] acc" in gained
+    assert "errors: +0.050 [+0.020, +0.080] ter (less is better)" in cost
+    assert "toxic: -0.050 [-0.080, -0.020] rate (less is better)" in gained
+    (job,) = load_jobs(tmp_path)
+    assert balance(job, [job]).unknown == (
+        "own: +0.050 [+0.020, +0.080] score, and the task does not say whether more is better",
+    )
 
 
 def test_what_the_noise_hides_is_not_known_and_not_unchanged(tmp_path):

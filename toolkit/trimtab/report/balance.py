@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from trimtab.report.choice import same_text
 from trimtab.report.figures import code, interval
@@ -96,9 +97,18 @@ def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         yield sign, told if sign else f"no difference in quality found: {told}"
         yield from _text(job)
     for task, found in (job.get("quality.tasks") or {}).items():
-        difference = found["difference"]
-        sign = -1 if difference["high"] < 0 else 1 if difference["low"] > 0 else 0
-        yield sign, f"{task}: {interval(difference, '+.3f')} {found['metric']}"
+        yield _task(task, found)
+
+
+def _task(task: str, found: Mapping[str, Any]) -> Item:
+    difference, better = found["difference"], found.get("higher_is_better")
+    told = f"{task}: {interval(difference, '+.3f')} {found['metric']}"
+    if difference["low"] <= 0 <= difference["high"]:
+        return 0, told
+    if better is None:
+        return None, f"{told}, and the task does not say whether more is better"
+    sign = 1 if (difference["low"] > 0) == better else -1
+    return sign, told if better else f"{told} (less is better)"
 
 
 def _text(job: Job) -> Iterator[Item]:
