@@ -67,7 +67,7 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
     assert "greedy texts differ: on average, the first 50% of a text" in cost
     assert "50% more memory for the KV cache of one text" in cost
-    assert "serving: 0.90 [0.80, 0.95] times the tokens" in cost
+    assert "serving: 0.90 [0.80, 0.95] times the requests" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost
     assert "piqa: +0.000" in alike
 
@@ -227,8 +227,8 @@ def test_what_serves_worse_than_continuous_batching_costs_that(tmp_path):
     job = serving(result("larosa"), (3.0, 2.8, 3.2))
     job["serving"]["speedup_continuous"] = interval(0.5, 0.4, 0.6)
     gained, cost, _ = weighed(tmp_path, job)
-    assert "serving: 3.00 [2.80, 3.20] times the tokens per second of padded generate" in gained
-    assert "0.50 [0.40, 0.60] times the tokens per second of continuous batching" in cost
+    assert "serving: 3.00 [2.80, 3.20] times the requests per second of padded generate" in gained
+    assert "0.50 [0.40, 0.60] times the requests per second of continuous batching" in cost
 
 
 def test_what_serves_best_beats_both_of_transformers_servers(tmp_path):
@@ -243,8 +243,8 @@ def test_what_serves_best_beats_both_of_transformers_servers(tmp_path):
     (setting,) = document(load_jobs(folder), [], []).settings
     (told,) = (told for wish, told, _ in setting.advice if wish == "many requests at once")
     assert told.startswith(
-        "**`vattention`**: 16 requests together at 2.00 [1.90, 2.10] times the tokens per second "
-        "of transformers' padded generate, 1.50 [1.40, 1.60] times continuous batching's"
+        "**`vattention`**: 16 requests together at 2.00 [1.90, 2.10] times the requests per "
+        "second of transformers' padded generate, 1.50 [1.40, 1.60] times continuous batching's"
     )
 
 

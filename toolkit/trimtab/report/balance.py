@@ -163,7 +163,7 @@ def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         speedup = job.get(field)
         if speedup is not None:
             told = interval(speedup, ".2f")
-            yield SIGNS[found], f"serving: {told} times the tokens per second of {other}"
+            yield SIGNS[found], f"serving: {told} times the requests per second of {other}"
 
 
 def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:

@@ -173,8 +173,8 @@ def _first_told(job: Job) -> str:
 
 def _serving_told(job: Job) -> str:
     told = (
-        f"{_requests(job)} at {interval(job.get(SERVING), '.2f')} times the tokens per second of "
-        "transformers' padded generate"
+        f"{_requests(job)} at {interval(job.get(SERVING), '.2f')} times the requests per second "
+        "of transformers' padded generate"
     )
     other = job.get(CONTINUOUS)
     return told + (f", {interval(other, '.2f')} times continuous batching's" if other else "")
@@ -239,9 +239,9 @@ RULES = (
     ),
     Rule(
         "many requests at once",
-        "the stack that serves most tokens per second over those of transformers' padded generate "
-        "beside it, if the intervals over that and over its continuous batching are clear of 1 and "
-        "of the control's. "
+        "the stack that answers most requests per second over those of transformers' padded "
+        "generate beside it, if the intervals over that and over its continuous batching are clear "
+        "of 1 and of the control's. "
         f"{TIES}",
         SERVING,
         _any,
