@@ -41,7 +41,8 @@ def loaded(folder, *jobs):
          "No stack is measurably faster than the unmodified model"),
         (SPEED, [("baseline", (1.5, 1.4, 1.6))],
          "The unmodified model against itself: no stack was measured"),
-        (THROUGHPUT, [("a", (1.5, 1.4, 1.6))], "Fastest decoding: a, 15.0 tokens per second"),
+        (THROUGHPUT, [("a", (1.5, 1.4, 1.6))],
+         "Most tokens per second while decoding: a, 15.0"),
         (THROUGHPUT, [("a", (1.5, 0.9, 1.6))],
          "No stack is measurably faster than the unmodified model"),
         (TOKENS, [("a", (1, 0.9, 1.1)), ("b", (1, 0.9, 1.1))],
@@ -60,6 +61,41 @@ def test_a_title_is_of_the_first_panel_in_which_a_stack_is_better(tmp_path):
     job["tokens"]["candidate"] = 1000
     found = loaded(tmp_path, job)
     assert finding(TOKENS, found) == "Fewest forward passes for the same text: drafting, 131"
+
+
+def test_a_stack_that_is_faster_with_fewer_tokens_has_the_most_texts(tmp_path):
+    job = result("merging", (1.5, 1.4, 1.6))
+    job["speed"] |= {"decode_tokens_per_s": {"baseline": 10.0, "candidate": 8.0},
+                     "texts_per_s": {"baseline": 2.0, "candidate": 3.0}}  # fmt: skip
+    found = loaded(tmp_path, job)
+    assert finding(THROUGHPUT, found) == "Most texts per second, one at a time: merging, 3.00"
+
+
+@pytest.mark.parametrize(
+    ("section", "changed"),
+    [("model", {"fingerprint": "g"}), ("corpus", {"digest": "e"}), ("tokens", {"baseline": 4000}),
+     ("environment", {"cpu": "Another CPU"})],
+)  # fmt: skip
+def test_a_title_ranks_no_rows_that_do_not_compare(tmp_path, section, changed):
+    jobs = [serving(result("a", (1.5, 1.4, 1.6), committed=1000), (1.2, 1.1, 1.3)) for _ in "ab"]
+    jobs[1]["label"] = "b"
+    jobs[1][section] |= changed
+    found = loaded(tmp_path, *jobs)
+    for chart, series in ((SPEED, "speedup per byte of text"), (THROUGHPUT, "decoding, tokens/s"),
+                          (MEMORY, "KV cache held for one text, MB")):  # fmt: skip
+        assert finding(chart, found) == (
+            f"Better than the unmodified model: {found[0].label} and {found[1].label} ({series}); "
+            "not ranked, as models, machines, texts or their lengths differ"
+        )
+
+
+def test_kv_caches_of_requests_of_other_lengths_are_not_ranked(tmp_path):
+    jobs = [serving(result(name), (1.2, 1.1, 1.3)) for name in "ab"]
+    for job, size in zip(jobs, (100, 200), strict=True):
+        job["samples"]["serving_requests"] = [{"requests": 8, "prompt_bytes": size, "bytes": 9}]
+    found = loaded(tmp_path, *jobs)
+    assert "(KV cache held while serving, MB); not ranked" in finding(MEMORY, found)
+    assert finding(MEMORY, found[:1]) == "Smallest KV cache while serving: a, 16.0 MB"
 
 
 def test_a_panel_holds_the_jobs_that_have_its_figure_and_their_numbers(tmp_path):
