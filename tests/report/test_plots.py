@@ -208,6 +208,31 @@ def test_the_waterfall_says_what_methods_do_to_each_other(tmp_path, whole, told)
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ((1.8, 1.4, 2.3), (2.0, 1.9, 2.1), "a and b alone lower time"),
+        ((1.8, 0.9, 3.6), (1.4, 1.3, 1.5), "b alone lowers time"),
+        ((1.3, 1.2, 1.4), (2.0, 1.9, 2.1), "b does most for time"),
+        ((0.9, 0.5, 1.6), (0.95, 0.93, 0.97), "whether a method alone lowers time cannot"),
+    ],
+)  # fmt: skip
+def test_the_waterfall_looks_at_every_method(tmp_path, first, second, told):
+    jobs = [result("a", first), result("b", second), result("ab", methods=("a", "b"))]
+    plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
+    assert plot is not None
+    assert plot.title.startswith(f"ab: {told}")
+
+
+def test_memory_that_two_methods_leave_as_it_is_is_lowered_by_none(tmp_path):
+    jobs = [result(name, methods=tuple(name)) for name in ("a", "b", "ab")]
+    for job in jobs:
+        job["speed"] = None
+    plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
+    assert plot is not None
+    assert plot.title.startswith("ab: no method alone lowers KV cache; ")
+
+
+@pytest.mark.parametrize(
     ("speedup", "samples", "told"),
     [
         ((1.1, 0.5, 2.0), True, "whether a method alone lowers time cannot be told from noise; "),
@@ -263,7 +288,12 @@ def test_operating_points_say_what_the_most_n_grams_save_and_cost(tmp_path):
     (job,) = loaded(tmp_path, budgeted(result("adaptivocab")))
     plot = single.operating_points(job, 0)
     assert plot is not None
-    assert plot.title.endswith("500 n-grams saves 20% of the tokens, for +30% bits per byte")
+    told = "merging 500 n-grams saves 20.0% of the tokens, for +30.0% bits per byte"
+    assert plot.title == f"adaptivocab: {told}; the stack merges 8"
+    job.content["vocabulary"]["merged"] = 500
+    plot = single.operating_points(job, 0)
+    assert plot is not None
+    assert plot.title == f"adaptivocab: {told}"
 
 
 def test_serving_is_shown_at_the_most_requests(tmp_path):

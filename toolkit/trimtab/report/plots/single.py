@@ -10,6 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from trimtab.models.sites import SITE_TITLES
 from trimtab.report.figures import named
+from trimtab.report.figures import number as number_of
 from trimtab.report.job import Job
 from trimtab.report.notices import facts
 from trimtab.report.plots.panel import (
@@ -141,8 +142,10 @@ def operating_points(job: Job, number: int) -> Plot | None:
     lines = [(job.label, [cell(one["ngrams"], ""), cell(one["saving"], ".1%"),
                           cell(one["increase"], "+.1%")]) for one in points]  # fmt: skip
     most = points[-1]
-    title = (f"{job.label}: merging {most['ngrams']} n-grams saves {most['saving']:.0%} of the "
-             f"tokens, for {most['increase']:+.0%} bits per byte")  # fmt: skip
+    title = (f"{job.label}: merging {most['ngrams']} n-grams saves {most['saving']:.1%} of the "
+             f"tokens, for {number_of(most['increase'], '+.1%')} bits per byte")  # fmt: skip
+    if (merged := job.get("vocabulary.merged")) != most["ngrams"]:
+        title += f"; the stack merges {merged}"
     panel = Panel("merged n-grams, on validation text", 2.6, draw,
                   numbers("operating points", heads, lines), left=0.62, bottom=0.5)  # fmt: skip
     return Plot(OPERATING.format(number), title, (panel,), facts(job))
