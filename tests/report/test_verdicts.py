@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from tests.report.cases import ERROR, interval, result, serving, written
-from trimtab.report.advice import next_steps, unmeasured
+from tests.report.cases import ERROR, interval, result, serving, sparse, written
+from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.balance import balance, control_told
 from trimtab.report.choice import choices
 from trimtab.report.document import document
 from trimtab.report.load import load_jobs
 from trimtab.report.notices import warnings
+from trimtab.report.seeds import rows as rows_of
 from trimtab.report.verdict import groups_of, verdict
 
 
@@ -94,6 +95,23 @@ def test_a_task_is_judged_by_the_direction_of_its_figure(tmp_path):
     assert balance(job, [job]).unknown == (
         "own: +0.050 [+0.020, +0.080] score, and the task does not say whether more is better",
     )
+
+
+@pytest.mark.parametrize(
+    ("read", "gain", "loss"),
+    [
+        (0.6, "40.0% of the block weights' bytes are not read when a token is decoded", ""),
+        (1.012, "", "1.2% more bytes than those of the block weights are read for a token"),
+        (1.001, "", ""),
+    ],
+)
+def test_weight_bytes_that_are_read_beyond_the_dense_ones_are_a_cost(tmp_path, read, gain, loss):
+    job = sparse(result("larosa"))
+    job["sparsity"]["bytes_read_fraction"] = read
+    gained, cost, _ = weighed(tmp_path, job)
+    assert [("block weights" in text) for text in (gained, cost)] == [bool(gain), bool(loss)]
+    assert gain in gained
+    assert loss in cost
 
 
 def test_what_the_noise_hides_is_not_known_and_not_unchanged(tmp_path):
@@ -360,6 +378,32 @@ def test_what_was_disturbed_is_to_be_measured_again_with_its_command(tmp_path):
         f"{command} experiment=demo methods=noisy`",
         f"Measure `vattention` again on a quiet machine, as its control, the {off} {command} "
         "experiment=demo methods=vattention`",
+    ]
+
+
+def test_what_python_measured_has_no_command(tmp_path):
+    jobs = [
+        result("larosa", (1.5, 1.4, 1.6), methods=("larosa",), lost=0, same=True),
+        result("both", (1.0, 0.9, 1.1), methods=("adaptivocab", "larosa")),
+    ]
+    jobs[1]["environment"]["load"] = {"busy": True, "reason": "others"}
+    rows = load_jobs(written(tmp_path, jobs))
+    assert next_steps(rows, choices(rows)) == [
+        "Measure `both` again on a quiet machine, as the machine was busy",
+        "Measure `larosa` on your own model and text",
+    ]
+    assert added(rows) == []
+
+
+def test_a_mean_over_seeds_is_measured_again_with_all_of_them(tmp_path):
+    jobs = [
+        result("both", (1.5, 1.4, 1.6), methods=("adaptivocab", "larosa"), seed=seed,
+               overrides=["methods=[adaptivocab,larosa]", f"seed={seed}", "threads=2"])
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert added(rows_of(load_jobs(written(tmp_path, jobs)))) == [
+        "python evaluate.py -m threads=2 methods=adaptivocab seed=0,1",
+        "python evaluate.py -m threads=2 methods=larosa seed=0,1",
     ]
 
 

@@ -150,9 +150,11 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
                 (-1, f"{share:.0%} more {what}") if share > 0 else (1, f"{-share:.0%} less {what}")
             )
     yield from _energy(job)
-    read = job.get("sparsity.bytes_read_fraction")
-    if read is not None and read < 1:
-        yield 1, f"{1 - read:.0%} of the block weights' bytes are not read when a token is decoded"
+    more = (job.get("sparsity.bytes_read_fraction") or 1.0) - 1
+    if more <= -NOTICED:
+        yield 1, f"{-more:.1%} of the block weights' bytes are not read when a token is decoded"
+    elif more >= NOTICED:
+        yield -1, f"{more:.1%} more bytes than those of the block weights are read for a token"
 
 
 def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
