@@ -124,7 +124,9 @@ def test_the_front_is_what_nothing_beats_in_both(tmp_path):
     assert [job.label for job in pareto.front(jobs, pareto.SPEED)] == ["lossless", "quick"]
     plot = pareto.quality_plot(jobs, "")
     assert plot is not None
-    assert plot.title.endswith("closer to the unmodified model than lossless and quick")
+    assert plot.title == (
+        "Nothing is both faster and better in bits per byte than lossless and quick"
+    )
     assert len(plot.panels) == 1  # all hold the same KV memory
 
 
@@ -133,6 +135,9 @@ def test_every_model_has_a_front_of_its_own(tmp_path):
     other["model"]["fingerprint"] = "g"
     jobs = loaded(tmp_path, result("a", (1.5, 1.4, 1.6)), other)
     assert len(pareto.front(jobs, pareto.SPEED)) == 2
+    plot = pareto.quality_plot(jobs, "")
+    assert plot is not None
+    assert plot.title.startswith("Nothing of the same model, text and machine is both faster and")
 
 
 def test_memory_is_weighed_against_quality_where_stacks_differ_in_it(tmp_path):
@@ -261,7 +266,11 @@ def test_the_waterfall_is_of_the_largest_stacks_whose_methods_were_all_measured(
 def test_the_sites_of_a_sparsity_map_are_named_as_people_call_them(tmp_path):
     (job,) = loaded(tmp_path, sparse(result("larosa")))
     (plot,) = single.sparsity_maps({0: job})
-    assert plot.title == "larosa drops most at the attention input: 10% on average"
+    assert plot.title == "larosa drops about the same at every site: 10% on average"
+    for row in job.content["sparsity"]["layers"]:
+        row["achieved"] += 0.3 * (row["site"] in ("h1", "h3"))
+    (plot,) = single.sparsity_maps({0: job})
+    assert plot.title == "larosa drops most at the attention input and MLP input: 40% on average"
     text = markdown(plot.panels[0].table)
     for name in ("attention input (h1)", "attention output (h2)", "MLP input (h3)",
                  "MLP activation (h4)"):  # fmt: skip
@@ -273,9 +282,9 @@ def test_jobs_that_drop_the_same_share_one_sparsity_map(tmp_path):
     jobs = loaded(tmp_path, *(sparse(result(label), layers) for label, layers in labels))
     jobs[1].content["sparsity"]["layers"][0]["achieved"] += 0.004  # less than the map can show
     first, second = single.sparsity_maps(dict(enumerate(jobs, 5)))
-    assert first.title.startswith("larosa and larosa, vattention drop most at the ")
+    assert first.title.startswith("larosa and larosa, vattention drop about the same ")
     assert first.file == "sparsity_by_layer_5.png"
-    assert second.title.startswith("other drops most at the ")
+    assert second.title.startswith("other drops about the same ")
     assert second.file == "sparsity_by_layer_7.png"
 
 

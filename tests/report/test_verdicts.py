@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from tests.report.cases import ERROR, interval, result, serving, sparse, written
+from tests.report.cases import (
+    ERROR,
+    compressing,
+    interval,
+    result,
+    serving,
+    sparse,
+    written,
+)
 from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.balance import balance, control_told
 from trimtab.report.choice import choices
@@ -66,11 +74,11 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     assert "energy per byte of text: 0.75 [0.70, 0.80] times the unmodified model's" in gained
     assert "the first token comes later, after 100 ms instead of 80 ms" in cost
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
-    assert "greedy texts differ: on average, the first 50% of a text" in cost
+    assert "greedy texts differ: on average, the first 50.0% of a text" in cost
     assert "50% more memory for the KV cache of one text" in cost
     assert "serving: 0.90 [0.80, 0.95] times the requests" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost
-    assert "piqa: +0.000" in alike
+    assert "piqa: no difference found, +0.000" in alike
 
 
 def task(metric: str, better: bool | None, *difference: float) -> dict[str, Any]:
@@ -95,6 +103,35 @@ def test_a_task_is_judged_by_the_direction_of_its_figure(tmp_path):
     assert balance(job, [job]).unknown == (
         "own: +0.050 [+0.020, +0.080] score, and the task does not say whether more is better",
     )
+
+
+def test_a_share_of_texts_that_differ_is_not_rounded_to_all(tmp_path):
+    job = result("larosa")
+    job["quality"] |= {"greedy_agreement": 0.998, "exact_match": 0.99}
+    assert "the first 99.8% of a text is the same" in weighed(tmp_path, job)[1]
+
+
+def test_bits_that_differ_little_are_not_called_the_same(tmp_path):
+    alike = weighed(tmp_path, result("larosa", lost=0.001, same=True))[2]
+    assert "and the bits per byte differ by less than 0.1%" in alike
+
+
+def test_prompts_that_are_no_shorter_are_not_called_shorter(tmp_path):
+    job = compressing("adaptivocab", -0.01, 0.01)
+    job["quality"]["compression"]["tokens"]["candidate"] = 1000
+    gained, cost, alike = weighed(tmp_path, job)
+    assert "its prompts are no shorter: 1000 tokens instead of 1000" in alike
+    assert "shorter" not in gained + cost
+
+
+def test_a_speed_that_was_not_measured_is_no_speed_without_a_difference(tmp_path):
+    job = result("larosa", lost=0, same=True)
+    job["speed"], job["reasons"]["speed"] = None, "no timings"
+    (setting,) = document(rows := load_jobs(written(tmp_path, [job])), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    for wish in ("the text must not change", "at most 1% more bits per byte", "speed alone"):
+        assert told[wish] == "no answer, as what decides it was not measured: no timings"
+    assert next_steps(rows, choices(rows)) == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
 from trimtab.report.labels import overrides, typed
 from trimtab.report.notices import moved
-from trimtab.report.verdict import FASTER, NOISY, SLOWER, verdict
+from trimtab.report.verdict import ALIKE, NOISY, verdict
 
 ASKED = {
     "quality": "quality.bits_per_byte",
@@ -110,7 +110,7 @@ def _again(rows: Sequence[Job]) -> list[tuple[Job, str]]:
     """Return the rows that were disturbed and what shows it; else one whose speed is not clear."""
     measured = [row for row in rows if row.ok]
     disturbed = [(row, why) for row in measured if (why := _disturbed(row, rows))]
-    unsure = (row for row in measured if row.methods and verdict(row, rows) not in (FASTER, SLOWER))
+    unsure = (row for row in measured if row.methods and verdict(row, rows) == ALIKE)
     return disturbed or [(row, "no difference was found") for row in islice(unsure, 1)]
 
 

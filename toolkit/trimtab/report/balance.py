@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.report.choice import same_text
+from trimtab.report.choice import SAME, same_text
 from trimtab.report.figures import code, interval
 from trimtab.report.job import Job
 from trimtab.report.verdict import (
@@ -90,7 +90,11 @@ def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     if change is None:
         return
     if same_text(job):
-        yield 0, "the greedy texts and the bits per byte are the same as the unmodified model's"
+        yield (
+            0,
+            "the greedy texts are the same as the unmodified model's, and the bits per byte differ "
+            f"by less than {SAME:.1%}",
+        )
     else:
         told = f"{interval(change, '+.1%')} bits per byte"
         sign = -1 if change["low"] > 0 else 1 if change["high"] < 0 else 0
@@ -102,9 +106,10 @@ def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 
 def _task(task: str, found: Mapping[str, Any]) -> Item:
     difference, better = found["difference"], found.get("higher_is_better")
-    told = f"{task}: {interval(difference, '+.3f')} {found['metric']}"
+    amount = f"{interval(difference, '+.3f')} {found['metric']}"
     if difference["low"] <= 0 <= difference["high"]:
-        return 0, told
+        return 0, f"{task}: no difference found, {amount}"
+    told = f"{task}: {amount}"
     if better is None:
         return None, f"{told}, and the task does not say whether more is better"
     sign = 1 if (difference["low"] > 0) == better else -1
@@ -116,7 +121,7 @@ def _text(job: Job) -> Iterator[Item]:
     if job.get("quality.exact_match") == 1:
         yield 0, "the greedy texts are the same as the unmodified model's"
     elif share is not None:
-        yield -1, f"greedy texts differ: on average, the first {share:.0%} of a text is the same"
+        yield -1, f"greedy texts differ: on average, the first {share:.1%} of a text is the same"
 
 
 def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -173,6 +178,10 @@ def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     if found is None:
         return
     tokens, bits = found["tokens"], found["bits_per_byte"]
+    if tokens["candidate"] >= tokens["baseline"]:
+        told = f"{tokens['candidate']} tokens instead of {tokens['baseline']}"
+        yield 0, f"its prompts are no shorter: {told}"
+        return
     beats = found["beats_control"]
     yield (
         1 if beats else -1,
