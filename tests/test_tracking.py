@@ -113,6 +113,25 @@ def test_the_runs_of_a_sweep(command, zygote, tmp_path):
     assert published.stderr == f"trimtab.report: error: {UNPUBLISHED}\n"
 
 
+def test_the_summary_of_a_resumed_sweep_goes_where_the_resumed_runs_go(command, tmp_path):
+    sweep = tmp_path / "sweep"
+    given = ["-m", "methods=baseline", *TINY, *FAST, "seed=0,1", "hydra.sweep.dir=sweep"]
+    done = command("evaluate.py", *given, "tracking.project=first")
+    assert done.returncode == 0, done.stderr
+
+    def resumed(*tracking: str) -> list[tuple[str, str]]:
+        (sweep / "1" / "result.json").unlink()
+        again = command("evaluate.py", "resume=sweep", *tracking)
+        assert again.returncode == 0, again.stderr
+        runs = runs_in(tmp_path / "outputs")
+        return [(run.opened["job_type"], run.opened["project"]) for run in runs]
+
+    first = [("evaluate", "first"), ("evaluate", "first"), ("summary", "first")]
+    assert resumed("tracking.mode=disabled") == first
+    second = [("evaluate", "second"), ("summary", "second")]
+    assert resumed("tracking.project=second") == first + second
+
+
 def test_settings_have_the_names_that_are_typed():
     composed = OmegaConf.create(
         {"seed": 1, "methods": {"larosa": {"_target_": "x.Y", "sparsity": "${half}"}}, "half": 0.5}

@@ -38,7 +38,9 @@ DECLARED = {
     "continuations": {
         "output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": "{{text}}",
         "generation_kwargs": {"until": ["\n\n"], "max_gen_toks": 8},
-        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [
+            {"metric": "exact_match", "aggregation": "mean", "higher_is_better": False}
+        ],
         "filter_list": [
             {"name": "whole", "filter": [{"function": "take_first"}]},
             {"name": "upper", "filter": [{"function": "uppercase"}, {"function": "take_first"}]},
@@ -121,6 +123,7 @@ def test_the_baseline_is_scored_as_lm_eval_scores_it_and_its_copy_alike(measured
     for name, metric in (("operations", "acc_norm,none"), ("continuations", "exact_match,whole")):
         found = result["quality"]["tasks"][name]
         assert found["metric"] == metric.removesuffix(",none")
+        assert found["higher_is_better"] is (name == "operations")
         assert found["baseline"] == found["candidate"] == own[name][metric]
         deviation = own[name][metric.replace(",", "_stderr,")]
         assert found["stderr"] == pytest.approx({"baseline": deviation, "candidate": deviation})

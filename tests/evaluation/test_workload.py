@@ -1,6 +1,8 @@
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,8 @@ from trimtab.config import GenerationConfig, QualityConfig
 from trimtab.corpora import Document
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.metrics.compression import compression_windows
-from trimtab.evaluation.metrics.out_of_domain import source_windows
+from trimtab.evaluation.metrics.out_of_domain import OutOfDomain, source_windows
+from trimtab.evaluation.result import Result
 from trimtab.evaluation.workload import prompts, quality_windows
 
 
@@ -94,6 +97,29 @@ def test_text_of_another_domain_is_source_of_the_running_python():
         assert window.context + window.text in source
     config = replace(config, out_of_domain_windows=0)
     assert source_windows(config) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "reason"),
+    [
+        (2, {"out_of_domain_windows": 0}, "quality.out_of_domain_windows=0"),
+        (0, {}, "this Python comes without the source files"),
+        (2, {"window_bytes": 10**6}, "quality.window_bytes=1000000: the source files of .* hold"),
+    ],
+)
+def test_why_another_domain_is_not_measured_is_true(tmp_path, monkeypatch, files, settings, reason):
+    for number in range(files):
+        (tmp_path / f"{number}.py").write_text("x = 1\n" * 1000)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    quality = QualityConfig(**settings)
+    metric = OutOfDomain(
+        SimpleNamespace(  # type: ignore[arg-type]
+            settings=SimpleNamespace(quality=quality, seed=0), require_positions=lambda *_: None
+        )
+    )
+    result = Result()
+    metric.summarise(result, None, None)  # type: ignore[arg-type]
+    assert re.match(reason, result.reasons["quality.out_of_domain"])
 
 
 def test_a_continuation_is_what_follows_and_has_the_tokens_asked_for(tokenizer):

@@ -185,6 +185,22 @@ def test_jobs_that_differ_in_more_are_rows_of_their_own(tmp_path, change):
     assert not any(row.seeds for row in found)
 
 
+@pytest.mark.parametrize(
+    ("section", "changed"),
+    [("model", {"fingerprint": "g"}), ("corpus", {"digest": "e"}), ("tokens", {"baseline": 4000})],
+)
+def test_seeds_of_another_model_or_text_are_rows_of_their_own(tmp_path, section, changed):
+    jobs = [seeded(2.0, 0), seeded(3.0, 1), seeded(4.0, 2)]
+    jobs[2][section] |= changed
+    found = rows(load_jobs(written(tmp_path, jobs)))
+    assert [row.seeds for row in found] == [(0, 1), ()]
+
+
+def test_a_result_from_python_is_no_seed_of_a_command_s(tmp_path):
+    jobs = [ran("larosa", "seed=0"), result("larosa", seed=1)]
+    assert len(rows(load_jobs(written(tmp_path, jobs)))) == 2
+
+
 def test_seeds_are_averaged_over_sweeps_or_within_each_where_they_are_the_same(tmp_path):
     first = written(tmp_path / "first", [seeded(2.0, 0), seeded(3.0, 1)])
     more = written(tmp_path / "more", [seeded(4.0, 2)])

@@ -41,7 +41,8 @@ def loaded(folder, *jobs):
          "No stack is measurably faster than the unmodified model"),
         (SPEED, [("baseline", (1.5, 1.4, 1.6))],
          "The unmodified model against itself: no stack was measured"),
-        (THROUGHPUT, [("a", (1.5, 1.4, 1.6))], "Fastest decoding: a, 15.0 tokens per second"),
+        (THROUGHPUT, [("a", (1.5, 1.4, 1.6))],
+         "Most tokens per second while decoding: a, 15.0"),
         (THROUGHPUT, [("a", (1.5, 0.9, 1.6))],
          "No stack is measurably faster than the unmodified model"),
         (TOKENS, [("a", (1, 0.9, 1.1)), ("b", (1, 0.9, 1.1))],
@@ -60,6 +61,41 @@ def test_a_title_is_of_the_first_panel_in_which_a_stack_is_better(tmp_path):
     job["tokens"]["candidate"] = 1000
     found = loaded(tmp_path, job)
     assert finding(TOKENS, found) == "Fewest forward passes for the same text: drafting, 131"
+
+
+def test_a_stack_that_is_faster_with_fewer_tokens_has_the_most_texts(tmp_path):
+    job = result("merging", (1.5, 1.4, 1.6))
+    job["speed"] |= {"decode_tokens_per_s": {"baseline": 10.0, "candidate": 8.0},
+                     "texts_per_s": {"baseline": 2.0, "candidate": 3.0}}  # fmt: skip
+    found = loaded(tmp_path, job)
+    assert finding(THROUGHPUT, found) == "Most texts per second, one at a time: merging, 3.00"
+
+
+@pytest.mark.parametrize(
+    ("section", "changed"),
+    [("model", {"fingerprint": "g"}), ("corpus", {"digest": "e"}), ("tokens", {"baseline": 4000}),
+     ("environment", {"cpu": "Another CPU"})],
+)  # fmt: skip
+def test_a_title_ranks_no_rows_that_do_not_compare(tmp_path, section, changed):
+    jobs = [serving(result("a", (1.5, 1.4, 1.6), committed=1000), (1.2, 1.1, 1.3)) for _ in "ab"]
+    jobs[1]["label"] = "b"
+    jobs[1][section] |= changed
+    found = loaded(tmp_path, *jobs)
+    for chart, series in ((SPEED, "speedup per byte of text"), (THROUGHPUT, "decoding, tokens/s"),
+                          (MEMORY, "KV cache held for one text, MB")):  # fmt: skip
+        assert finding(chart, found) == (
+            f"Better than the unmodified model: {found[0].label} and {found[1].label} ({series}); "
+            "not ranked, as models, machines, texts or their lengths differ"
+        )
+
+
+def test_kv_caches_of_requests_of_other_lengths_are_not_ranked(tmp_path):
+    jobs = [serving(result(name), (1.2, 1.1, 1.3)) for name in "ab"]
+    for job, size in zip(jobs, (100, 200), strict=True):
+        job["samples"]["serving_requests"] = [{"requests": 8, "prompt_bytes": size, "bytes": 9}]
+    found = loaded(tmp_path, *jobs)
+    assert "(KV cache held while serving, MB); not ranked" in finding(MEMORY, found)
+    assert finding(MEMORY, found[:1]) == "Smallest KV cache while serving: a, 16.0 MB"
 
 
 def test_a_panel_holds_the_jobs_that_have_its_figure_and_their_numbers(tmp_path):
@@ -88,7 +124,9 @@ def test_the_front_is_what_nothing_beats_in_both(tmp_path):
     assert [job.label for job in pareto.front(jobs, pareto.SPEED)] == ["lossless", "quick"]
     plot = pareto.quality_plot(jobs, "")
     assert plot is not None
-    assert plot.title.endswith("closer to the unmodified model than lossless and quick")
+    assert plot.title == (
+        "Nothing is both faster and better in bits per byte than lossless and quick"
+    )
     assert len(plot.panels) == 1  # all hold the same KV memory
 
 
@@ -97,6 +135,9 @@ def test_every_model_has_a_front_of_its_own(tmp_path):
     other["model"]["fingerprint"] = "g"
     jobs = loaded(tmp_path, result("a", (1.5, 1.4, 1.6)), other)
     assert len(pareto.front(jobs, pareto.SPEED)) == 2
+    plot = pareto.quality_plot(jobs, "")
+    assert plot is not None
+    assert plot.title.startswith("Nothing of the same model, text and machine is both faster and")
 
 
 def test_memory_is_weighed_against_quality_where_stacks_differ_in_it(tmp_path):
@@ -172,6 +213,31 @@ def test_the_waterfall_says_what_methods_do_to_each_other(tmp_path, whole, told)
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ((1.8, 1.4, 2.3), (2.0, 1.9, 2.1), "a and b alone lower time"),
+        ((1.8, 0.9, 3.6), (1.4, 1.3, 1.5), "b alone lowers time"),
+        ((1.3, 1.2, 1.4), (2.0, 1.9, 2.1), "b does most for time"),
+        ((0.9, 0.5, 1.6), (0.95, 0.93, 0.97), "whether a method alone lowers time cannot"),
+    ],
+)  # fmt: skip
+def test_the_waterfall_looks_at_every_method(tmp_path, first, second, told):
+    jobs = [result("a", first), result("b", second), result("ab", methods=("a", "b"))]
+    plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
+    assert plot is not None
+    assert plot.title.startswith(f"ab: {told}")
+
+
+def test_memory_that_two_methods_leave_as_it_is_is_lowered_by_none(tmp_path):
+    jobs = [result(name, methods=tuple(name)) for name in ("a", "b", "ab")]
+    for job in jobs:
+        job["speed"] = None
+    plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
+    assert plot is not None
+    assert plot.title.startswith("ab: no method alone lowers KV cache; ")
+
+
+@pytest.mark.parametrize(
     ("speedup", "samples", "told"),
     [
         ((1.1, 0.5, 2.0), True, "whether a method alone lowers time cannot be told from noise; "),
@@ -200,7 +266,11 @@ def test_the_waterfall_is_of_the_largest_stacks_whose_methods_were_all_measured(
 def test_the_sites_of_a_sparsity_map_are_named_as_people_call_them(tmp_path):
     (job,) = loaded(tmp_path, sparse(result("larosa")))
     (plot,) = single.sparsity_maps({0: job})
-    assert plot.title == "larosa drops most at the attention input: 10% on average"
+    assert plot.title == "larosa drops about the same at every site: 10% on average"
+    for row in job.content["sparsity"]["layers"]:
+        row["achieved"] += 0.3 * (row["site"] in ("h1", "h3"))
+    (plot,) = single.sparsity_maps({0: job})
+    assert plot.title == "larosa drops most at the attention input and MLP input: 40% on average"
     text = markdown(plot.panels[0].table)
     for name in ("attention input (h1)", "attention output (h2)", "MLP input (h3)",
                  "MLP activation (h4)"):  # fmt: skip
@@ -212,9 +282,9 @@ def test_jobs_that_drop_the_same_share_one_sparsity_map(tmp_path):
     jobs = loaded(tmp_path, *(sparse(result(label), layers) for label, layers in labels))
     jobs[1].content["sparsity"]["layers"][0]["achieved"] += 0.004  # less than the map can show
     first, second = single.sparsity_maps(dict(enumerate(jobs, 5)))
-    assert first.title.startswith("larosa and larosa, vattention drop most at the ")
+    assert first.title.startswith("larosa and larosa, vattention drop about the same ")
     assert first.file == "sparsity_by_layer_5.png"
-    assert second.title.startswith("other drops most at the ")
+    assert second.title.startswith("other drops about the same ")
     assert second.file == "sparsity_by_layer_7.png"
 
 
@@ -227,24 +297,33 @@ def test_operating_points_say_what_the_most_n_grams_save_and_cost(tmp_path):
     (job,) = loaded(tmp_path, budgeted(result("adaptivocab")))
     plot = single.operating_points(job, 0)
     assert plot is not None
-    assert plot.title.endswith("500 n-grams saves 20% of the tokens, for +30% bits per byte")
+    told = "merging 500 n-grams saves 20.0% of the tokens, for +30.0% bits per byte"
+    assert plot.title == f"adaptivocab: {told}; the stack merges 8"
+    job.content["vocabulary"]["merged"] = 500
+    plot = single.operating_points(job, 0)
+    assert plot is not None
+    assert plot.title == f"adaptivocab: {told}"
 
 
 def test_serving_is_shown_at_the_most_requests(tmp_path):
-    jobs = loaded(tmp_path, serving(result("a"), (2.0, 1.9, 2.1)), result("b"))
+    merged = serving(result("a"), (2.0, 1.9, 2.1))
+    for row in merged["serving"]["servers"]:  # half as many tokens for the same texts
+        row["tokens_per_s"] *= 0.5 if row["server"] == "candidate" else 1
+    jobs = loaded(tmp_path, merged, result("b"))
     plot = serving_plot(jobs, "")
     assert plot is not None
-    assert plot.title == "a serves 2.00 [1.90, 2.10] times the tokens per second of padded generate"
-    assert "| `a` | 320 | 160 | - | 192 |" in markdown(plot.panels[0].table)
+    told = "2.00 [1.90, 2.10] times the requests per second of padded generate"
+    assert plot.title == f"a answers {told}"
+    assert "| `a` | 16.00 | 8.00 | - | 9.60 |" in markdown(plot.panels[0].table)
     wide = loaded(tmp_path / "wide", serving(result("a"), (1.5, 0.8, 2.8)),
                   serving(result("b"), (1.3, 1.2, 1.4)))  # fmt: skip
     plot = serving_plot(wide, "")
     assert plot is not None
-    assert plot.title.startswith("b serves 1.30 [1.20, 1.40] times")
+    assert plot.title.startswith("b answers 1.30 [1.20, 1.40] times")
     slower = loaded(tmp_path / "slower", serving(result("a"), (1.0, 0.9, 1.1)))
     plot = serving_plot(slower, "")
     assert plot is not None
-    assert plot.title.startswith("No stack measurably serves more")
+    assert plot.title.startswith("No stack measurably answers more requests")
 
 
 @pytest.mark.parametrize(

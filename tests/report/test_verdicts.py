@@ -4,13 +4,22 @@ from typing import Any
 
 import pytest
 
-from tests.report.cases import ERROR, interval, result, serving, written
-from trimtab.report.advice import next_steps, unmeasured
+from tests.report.cases import (
+    ERROR,
+    compressing,
+    interval,
+    result,
+    serving,
+    sparse,
+    written,
+)
+from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.balance import balance, control_told
 from trimtab.report.choice import choices
 from trimtab.report.document import document
 from trimtab.report.load import load_jobs
 from trimtab.report.notices import warnings
+from trimtab.report.seeds import rows as rows_of
 from trimtab.report.verdict import groups_of, verdict
 
 
@@ -54,8 +63,8 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
         "prefill_speedup": interval(0.8, 0.7, 0.9), "ttft_ms": {"baseline": 80, "candidate": 100}
     }  # fmt: skip
     job["quality"]["tasks"] = {
-        "arc": {"metric": "acc", "difference": interval(-0.05, -0.08, -0.02)},
-        "piqa": {"metric": "acc", "difference": interval(0.0, -0.03, 0.03)},
+        "arc": task("acc", True, -0.05, -0.08, -0.02),
+        "piqa": task("acc", True, 0.0, -0.03, 0.03),
     }
     job["energy"] = {"ratio": interval(0.75, 0.7, 0.8)}
     gained, cost, alike = weighed(tmp_path, job)
@@ -65,11 +74,81 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     assert "energy per byte of text: 0.75 [0.70, 0.80] times the unmodified model's" in gained
     assert "the first token comes later, after 100 ms instead of 80 ms" in cost
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
-    assert "greedy texts differ: on average, the first 50% of a text" in cost
+    assert "greedy texts differ: on average, the first 50.0% of a text" in cost
     assert "50% more memory for the KV cache of one text" in cost
-    assert "serving: 0.90 [0.80, 0.95] times the tokens" in cost
+    assert "serving: 0.90 [0.80, 0.95] times the requests" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost
-    assert "piqa: +0.000" in alike
+    assert "piqa: no difference found, +0.000" in alike
+
+
+def task(metric: str, better: bool | None, *difference: float) -> dict[str, Any]:
+    return {
+        "metric": metric, "higher_is_better": better, "difference": interval(*difference)
+    }  # fmt: skip
+
+
+def test_a_task_is_judged_by_the_direction_of_its_figure(tmp_path):
+    job = result("larosa")
+    job["quality"]["tasks"] = {
+        "arc": task("acc", True, 0.05, 0.02, 0.08),
+        "errors": task("ter", False, 0.05, 0.02, 0.08),
+        "toxic": task("rate", False, -0.05, -0.08, -0.02),
+        "own": task("score", None, 0.05, 0.02, 0.08),
+    }
+    gained, cost, _ = weighed(tmp_path, job)
+    assert "arc: +0.050 [+0.020, +0.080] acc" in gained
+    assert "errors: +0.050 [+0.020, +0.080] ter (less is better)" in cost
+    assert "toxic: -0.050 [-0.080, -0.020] rate (less is better)" in gained
+    (job,) = load_jobs(tmp_path)
+    assert balance(job, [job]).unknown == (
+        "own: +0.050 [+0.020, +0.080] score, and the task does not say whether more is better",
+    )
+
+
+def test_a_share_of_texts_that_differ_is_not_rounded_to_all(tmp_path):
+    job = result("larosa")
+    job["quality"] |= {"greedy_agreement": 0.998, "exact_match": 0.99}
+    assert "the first 99.8% of a text is the same" in weighed(tmp_path, job)[1]
+
+
+def test_bits_that_differ_little_are_not_called_the_same(tmp_path):
+    alike = weighed(tmp_path, result("larosa", lost=0.001, same=True))[2]
+    assert "and the bits per byte differ by less than 0.1%" in alike
+
+
+def test_prompts_that_are_no_shorter_are_not_called_shorter(tmp_path):
+    job = compressing("adaptivocab", -0.01, 0.01)
+    job["quality"]["compression"]["tokens"]["candidate"] = 1000
+    gained, cost, alike = weighed(tmp_path, job)
+    assert "its prompts are no shorter: 1000 tokens instead of 1000" in alike
+    assert "shorter" not in gained + cost
+
+
+def test_a_speed_that_was_not_measured_is_no_speed_without_a_difference(tmp_path):
+    job = result("larosa", lost=0, same=True)
+    job["speed"], job["reasons"]["speed"] = None, "no timings"
+    (setting,) = document(rows := load_jobs(written(tmp_path, [job])), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    for wish in ("the text must not change", "at most 1% more bits per byte", "speed alone"):
+        assert told[wish] == "no answer, as what decides it was not measured: no timings"
+    assert next_steps(rows, choices(rows)) == []
+
+
+@pytest.mark.parametrize(
+    ("read", "gain", "loss"),
+    [
+        (0.6, "40.0% of the block weights' bytes are not read when a token is decoded", ""),
+        (1.012, "", "1.2% more bytes than those of the block weights are read for a token"),
+        (1.001, "", ""),
+    ],
+)
+def test_weight_bytes_that_are_read_beyond_the_dense_ones_are_a_cost(tmp_path, read, gain, loss):
+    job = sparse(result("larosa"))
+    job["sparsity"]["bytes_read_fraction"] = read
+    gained, cost, _ = weighed(tmp_path, job)
+    assert [("block weights" in text) for text in (gained, cost)] == [bool(gain), bool(loss)]
+    assert gain in gained
+    assert loss in cost
 
 
 def test_what_the_noise_hides_is_not_known_and_not_unchanged(tmp_path):
@@ -203,8 +282,8 @@ def test_what_serves_worse_than_continuous_batching_costs_that(tmp_path):
     job = serving(result("larosa"), (3.0, 2.8, 3.2))
     job["serving"]["speedup_continuous"] = interval(0.5, 0.4, 0.6)
     gained, cost, _ = weighed(tmp_path, job)
-    assert "serving: 3.00 [2.80, 3.20] times the tokens per second of padded generate" in gained
-    assert "0.50 [0.40, 0.60] times the tokens per second of continuous batching" in cost
+    assert "serving: 3.00 [2.80, 3.20] times the requests per second of padded generate" in gained
+    assert "0.50 [0.40, 0.60] times the requests per second of continuous batching" in cost
 
 
 def test_what_serves_best_beats_both_of_transformers_servers(tmp_path):
@@ -219,8 +298,8 @@ def test_what_serves_best_beats_both_of_transformers_servers(tmp_path):
     (setting,) = document(load_jobs(folder), [], []).settings
     (told,) = (told for wish, told, _ in setting.advice if wish == "many requests at once")
     assert told.startswith(
-        "**`vattention`**: 16 requests together at 2.00 [1.90, 2.10] times the tokens per second "
-        "of transformers' padded generate, 1.50 [1.40, 1.60] times continuous batching's"
+        "**`vattention`**: 16 requests together at 2.00 [1.90, 2.10] times the requests per "
+        "second of transformers' padded generate, 1.50 [1.40, 1.60] times continuous batching's"
     )
 
 
@@ -336,6 +415,32 @@ def test_what_was_disturbed_is_to_be_measured_again_with_its_command(tmp_path):
         f"{command} experiment=demo methods=noisy`",
         f"Measure `vattention` again on a quiet machine, as its control, the {off} {command} "
         "experiment=demo methods=vattention`",
+    ]
+
+
+def test_what_python_measured_has_no_command(tmp_path):
+    jobs = [
+        result("larosa", (1.5, 1.4, 1.6), methods=("larosa",), lost=0, same=True),
+        result("both", (1.0, 0.9, 1.1), methods=("adaptivocab", "larosa")),
+    ]
+    jobs[1]["environment"]["load"] = {"busy": True, "reason": "others"}
+    rows = load_jobs(written(tmp_path, jobs))
+    assert next_steps(rows, choices(rows)) == [
+        "Measure `both` again on a quiet machine, as the machine was busy",
+        "Measure `larosa` on your own model and text",
+    ]
+    assert added(rows) == []
+
+
+def test_a_mean_over_seeds_is_measured_again_with_all_of_them(tmp_path):
+    jobs = [
+        result("both", (1.5, 1.4, 1.6), methods=("adaptivocab", "larosa"), seed=seed,
+               overrides=["methods=[adaptivocab,larosa]", f"seed={seed}", "threads=2"])
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert added(rows_of(load_jobs(written(tmp_path, jobs)))) == [
+        "python evaluate.py -m threads=2 methods=adaptivocab seed=0,1",
+        "python evaluate.py -m threads=2 methods=larosa seed=0,1",
     ]
 
 

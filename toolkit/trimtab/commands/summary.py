@@ -9,17 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-_begun: list[Path] = []
+from trimtab.commands.jobs import overrides_of
+from trimtab.config import TrackingConfig
+
+_begun: list[tuple[Path, TrackingConfig | None]] = []
 
 
 class Summary(Callback):
     """Notes which sweep begins: where a job fails, Hydra calls nothing at the end."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the sweep's folder."""
-        _begun.append(Path(config.hydra.sweep.dir).resolve())
+        """Note the sweep's folder, and where its runs go unless that differs between its jobs."""
+        swept = [one.key_or_group for one in overrides_of(config.hydra) if one.is_sweep_override()]
+        differs = any(key.startswith("tracking") for key in swept)
+        tracking = None if differs else OmegaConf.to_object(config.tracking)
+        assert tracking is None or isinstance(tracking, TrackingConfig)
+        _begun.append((Path(config.hydra.sweep.dir).resolve(), tracking))
 
 
 @contextmanager
@@ -31,4 +38,4 @@ def summarised() -> Iterator[None]:
         if _begun and not isinstance(sys.exception(), KeyboardInterrupt):
             from trimtab import tracking
 
-            tracking.summarise(_begun.pop())
+            tracking.summarise(*_begun.pop())

@@ -11,9 +11,9 @@ from trimtab.report.attribution import missing, wholes
 from trimtab.report.choice import Choice
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
-from trimtab.report.labels import overrides
+from trimtab.report.labels import overrides, typed
 from trimtab.report.notices import moved
-from trimtab.report.verdict import FASTER, NOISY, SLOWER, verdict
+from trimtab.report.verdict import ALIKE, NOISY, verdict
 
 ASKED = {
     "quality": "quality.bits_per_byte",
@@ -46,8 +46,12 @@ def unmeasured(rows: Sequence[Job]) -> list[str]:
     return said
 
 
-def command(job: Job, methods: Sequence[str], *more: str, without: tuple[str, ...] = ()) -> str:
+def command(
+    job: Job, methods: Sequence[str], *more: str, without: tuple[str, ...] = ()
+) -> str | None:
     """Return the command that measures these methods of a job's stack with its settings.
+
+    None where the job was measured from Python, and its result does not have its settings.
 
     Parameters
     ----------
@@ -56,13 +60,17 @@ def command(job: Job, methods: Sequence[str], *more: str, without: tuple[str, ..
     without : tuple of str
         Groups whose overrides are left out.
     """
+    if not typed(job):
+        return None
     kept = [
         one
         for one in overrides(job)
         if _belongs(one, methods) and one.partition("=")[0].partition(".")[0] not in without
     ]
     stack = f"[{','.join(methods)}]" if len(methods) > 1 else "".join(methods) or "baseline"
-    return shlex.join(["python", "evaluate.py", *kept, f"methods={stack}", *more])
+    sweep, seeds = (["-m"], [f"seed={','.join(map(str, job.seeds))}"]) if job.seeds else ([], [])
+    every = [*sweep, *kept, f"methods={stack}", *seeds, *more]
+    return shlex.join(["python", "evaluate.py", *every])
 
 
 def _belongs(override: str, methods: Sequence[str]) -> bool:
@@ -72,9 +80,8 @@ def _belongs(override: str, methods: Sequence[str]) -> bool:
 
 def added(rows: Sequence[Job]) -> list[str]:
     """Return the commands that measure what the attribution lacks, each once."""
-    return list(
-        dict.fromkeys(command(row, part) for row in wholes(rows) for part in missing(row, rows))
-    )
+    told = (command(row, part) for row in wholes(rows) for part in missing(row, rows))
+    return list(dict.fromkeys(one for one in told if one is not None))
 
 
 def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
@@ -83,23 +90,27 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
     for root in dict.fromkeys(row.root for row in rows if not row.ok):
         steps.append(f"Run what failed again: {code(f'python evaluate.py resume={_typed(root)}')}")
     for row, why in _again(rows):
-        again = code(command(row, row.methods))
-        steps.append(f"Measure {code(row.label)} again on a quiet machine, as {why}: {again}")
+        again = f"Measure {code(row.label)} again on a quiet machine, as {why}"
+        steps.append(_with(again, command(row, row.methods)))
     best = next((choice.best for choice in found if choice.best is not None), None)
     if best is not None:
         own = command(best, best.methods, *OWN, without=("model", "corpus", "experiment"))
-        steps.append(f"Measure {code(best.label)} on your own model and text: {code(own)}")
+        steps.append(_with(f"Measure {code(best.label)} on your own model and text", own))
     lacking = added(rows)
     if lacking:
         steps.append(f"Complete the attribution: {code(lacking[0])}")
     return steps
 
 
+def _with(step: str, told: str | None) -> str:
+    return step if told is None else f"{step}: {code(told)}"
+
+
 def _again(rows: Sequence[Job]) -> list[tuple[Job, str]]:
     """Return the rows that were disturbed and what shows it; else one whose speed is not clear."""
     measured = [row for row in rows if row.ok]
     disturbed = [(row, why) for row in measured if (why := _disturbed(row, rows))]
-    unsure = (row for row in measured if row.methods and verdict(row, rows) not in (FASTER, SLOWER))
+    unsure = (row for row in measured if row.methods and verdict(row, rows) == ALIKE)
     return disturbed or [(row, "no difference was found") for row in islice(unsure, 1)]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from trimtab.report.choice import same_text
+from trimtab.report.choice import SAME, same_text
 from trimtab.report.figures import code, interval
 from trimtab.report.job import Job
 from trimtab.report.verdict import (
@@ -89,16 +90,30 @@ def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     if change is None:
         return
     if same_text(job):
-        yield 0, "the greedy texts and the bits per byte are the same as the unmodified model's"
+        yield (
+            0,
+            "the greedy texts are the same as the unmodified model's, and the bits per byte differ "
+            f"by less than {SAME:.1%}",
+        )
     else:
         told = f"{interval(change, '+.1%')} bits per byte"
         sign = -1 if change["low"] > 0 else 1 if change["high"] < 0 else 0
         yield sign, told if sign else f"no difference in quality found: {told}"
         yield from _text(job)
     for task, found in (job.get("quality.tasks") or {}).items():
-        difference = found["difference"]
-        sign = -1 if difference["high"] < 0 else 1 if difference["low"] > 0 else 0
-        yield sign, f"{task}: {interval(difference, '+.3f')} {found['metric']}"
+        yield _task(task, found)
+
+
+def _task(task: str, found: Mapping[str, Any]) -> Item:
+    difference, better = found["difference"], found.get("higher_is_better")
+    amount = f"{interval(difference, '+.3f')} {found['metric']}"
+    if difference["low"] <= 0 <= difference["high"]:
+        return 0, f"{task}: no difference found, {amount}"
+    told = f"{task}: {amount}"
+    if better is None:
+        return None, f"{told}, and the task does not say whether more is better"
+    sign = 1 if (difference["low"] > 0) == better else -1
+    return sign, told if better else f"{told} (less is better)"
 
 
 def _text(job: Job) -> Iterator[Item]:
@@ -106,7 +121,7 @@ def _text(job: Job) -> Iterator[Item]:
     if job.get("quality.exact_match") == 1:
         yield 0, "the greedy texts are the same as the unmodified model's"
     elif share is not None:
-        yield -1, f"greedy texts differ: on average, the first {share:.0%} of a text is the same"
+        yield -1, f"greedy texts differ: on average, the first {share:.1%} of a text is the same"
 
 
 def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -140,9 +155,11 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
                 (-1, f"{share:.0%} more {what}") if share > 0 else (1, f"{-share:.0%} less {what}")
             )
     yield from _energy(job)
-    read = job.get("sparsity.bytes_read_fraction")
-    if read is not None and read < 1:
-        yield 1, f"{1 - read:.0%} of the block weights' bytes are not read when a token is decoded"
+    more = (job.get("sparsity.bytes_read_fraction") or 1.0) - 1
+    if more <= -NOTICED:
+        yield 1, f"{-more:.1%} of the block weights' bytes are not read when a token is decoded"
+    elif more >= NOTICED:
+        yield -1, f"{more:.1%} more bytes than those of the block weights are read for a token"
 
 
 def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -153,7 +170,7 @@ def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         speedup = job.get(field)
         if speedup is not None:
             told = interval(speedup, ".2f")
-            yield SIGNS[found], f"serving: {told} times the tokens per second of {other}"
+            yield SIGNS[found], f"serving: {told} times the requests per second of {other}"
 
 
 def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -161,6 +178,10 @@ def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     if found is None:
         return
     tokens, bits = found["tokens"], found["bits_per_byte"]
+    if tokens["candidate"] >= tokens["baseline"]:
+        told = f"{tokens['candidate']} tokens instead of {tokens['baseline']}"
+        yield 0, f"its prompts are no shorter: {told}"
+        return
     beats = found["beats_control"]
     yield (
         1 if beats else -1,

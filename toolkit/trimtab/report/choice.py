@@ -73,15 +73,19 @@ class Choice:
         Those that the intervals cannot tell from it.
     noisy : tuple of Job
         Those whose measurement was too noisy to say.
-    measured : bool
-        Whether any row has what decides.
+    lacking : str or None
+        What decides and no row has.
     """
 
     rule: Rule
     best: Job | None
     equal: tuple[Job, ...]
     noisy: tuple[Job, ...]
-    measured: bool
+    lacking: str | None
+
+    @property
+    def measured(self) -> bool:
+        return self.lacking is None
 
     @property
     def figure(self) -> str:
@@ -121,9 +125,15 @@ def choices(rows: Sequence[Job]) -> list[Choice]:
             best = max(alike, key=rule.value)
             equal = _equal(best, fit, rule)
         stacks = [row for row in rows if row.methods] or rows
-        measured = any(row.get(rule.field) is not None for row in stacks)
-        found.append(Choice(rule, best, tuple(equal), noisy, measured))
+        lacking = _lacking(rule, stacks) if best is None and not noisy else None
+        found.append(Choice(rule, best, tuple(equal), noisy, lacking))
     return found
+
+
+def _lacking(rule: Rule, rows: Sequence[Job]) -> str | None:
+    """Return the field that a rule needs and no row has."""
+    fields = filter(None, (rule.field, rule.figure))
+    return next((one for one in fields if all(row.get(one) is None for row in rows)), None)
 
 
 def _equal(best: Job, fit: Sequence[Job], rule: Rule) -> list[Job]:
@@ -173,8 +183,8 @@ def _first_told(job: Job) -> str:
 
 def _serving_told(job: Job) -> str:
     told = (
-        f"{_requests(job)} at {interval(job.get(SERVING), '.2f')} times the tokens per second of "
-        "transformers' padded generate"
+        f"{_requests(job)} at {interval(job.get(SERVING), '.2f')} times the requests per second "
+        "of transformers' padded generate"
     )
     other = job.get(CONTINUOUS)
     return told + (f", {interval(other, '.2f')} times continuous batching's" if other else "")
@@ -239,9 +249,9 @@ RULES = (
     ),
     Rule(
         "many requests at once",
-        "the stack that serves most tokens per second over those of transformers' padded generate "
-        "beside it, if the intervals over that and over its continuous batching are clear of 1 and "
-        "of the control's. "
+        "the stack that answers most requests per second over those of transformers' padded "
+        "generate beside it, if the intervals over that and over its continuous batching are clear "
+        "of 1 and of the control's. "
         f"{TIES}",
         SERVING,
         _any,

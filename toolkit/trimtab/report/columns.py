@@ -58,12 +58,15 @@ KV_HELD = Series(
 DECODING = Series(
     "decoding, tokens/s", "speed.decode_tokens_per_s.candidate", ".1f",
     beside="speed.decode_tokens_per_s.baseline",
-    finding="Fastest decoding: {best}, {value} tokens per second",
+    finding="Most tokens per second while decoding: {best}, {value}",
 )  # fmt: skip
 TEXT_TOKENS = Series(
     "tokens per text", "tokens.per_text.candidate", ",.1f", "less", "tokens.per_text.baseline"
 )
-TEXTS = Series("texts/s", "speed.texts_per_s.candidate", ".2f", beside="speed.texts_per_s.baseline")
+TEXTS = Series(
+    "texts/s", "speed.texts_per_s.candidate", ".2f", beside="speed.texts_per_s.baseline",
+    finding="Most texts per second, one at a time: {best}, {value}",
+)  # fmt: skip
 TIME_SAVED = Series(
     "improvement: time saved per byte of text, %", "derived.time_saved", "+.0f", origin=0, scale=100
 )

@@ -177,8 +177,8 @@ def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
     told_of: list[Job] = []
     for choice in choices(group):
         best, rule = choice.best, choice.rule
-        if not choice.measured:
-            reasons = dict.fromkeys(row.reason(rule.field) for row in group)
+        if choice.lacking is not None:
+            reasons = dict.fromkeys(row.reason(choice.lacking) for row in group)
             why = "; ".join(filter(None, reasons)) or "the jobs left it out"
             told = f"no answer, as what decides it was not measured: {why}"
         elif best is None and choice.noisy:

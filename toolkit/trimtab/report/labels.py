@@ -30,6 +30,11 @@ def overrides(job: Job) -> list[str]:
     return [one for one in given if one.partition("=")[0].partition(".")[0] not in aside]
 
 
+def typed(job: Job) -> bool:
+    """Return whether a result says what was typed for it; one that Python made does not."""
+    return "overrides" in job.content
+
+
 def machine(job: Job) -> str | None:
     """Return what a job ran on: the GPU, or the CPU and its threads; None for a failure."""
     environment = job.get("environment")
@@ -80,9 +85,9 @@ def shared(jobs: Iterable[Job]) -> list[str]:
 
     There are none where a result does not say what was typed for it.
     """
-    typed = [overrides(job) for job in jobs if job.ok or "overrides" in job.content]
-    kept = (one for one in dict.fromkeys(chain(*typed[:1])) if not one.startswith("methods="))
-    return [one for one in kept if all(one in other for other in typed)]
+    told = [overrides(job) for job in jobs if job.ok or typed(job)]
+    kept = (one for one in dict.fromkeys(chain(*told[:1])) if not one.startswith("methods="))
+    return [one for one in kept if all(one in other for other in told)]
 
 
 def _label(job: Job, common: Sequence[str], several: Sequence[str]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from trimtab.report.derive import derived
 from trimtab.report.job import Job
-from trimtab.report.labels import commit, labelled, machine, overrides
-from trimtab.report.verdict import ALIKE
+from trimtab.report.labels import commit, labelled, overrides, typed
+from trimtab.report.verdict import ALIKE, setting
 
 INTERVAL = ("estimate", "low", "high")
 RATIOS = (
@@ -45,10 +45,9 @@ def _setting(job: Job) -> Any:
     """Return everything that jobs must share to be averaged."""
     if not job.ok:
         return job.folder
-    typed = tuple(one for one in overrides(job) if not one.startswith("seed="))
-    facts = ("model.name", "model.dtype", "corpus.name", "speed.paired")
-    return (job.content["label"], job.methods, typed, machine(job), commit(job),
-            *(job.get(name) for name in facts))  # fmt: skip
+    told = tuple(one for one in overrides(job) if not one.startswith("seed="))
+    work = (*setting(job), job.get("tokens.baseline"), job.get("speed.paired"))
+    return job.content["label"], job.methods, typed(job), told, commit(job), *work
 
 
 def _distinct(jobs: Sequence[Job]) -> bool:

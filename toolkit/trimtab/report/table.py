@@ -65,7 +65,7 @@ PROMPT_CUT = (
 )
 AMOUNTS = (
     "What the unmodified model took, measured beside the stack, → what the stack took. Tokens are "
-    "those of the timed texts, in as many rounds as every job has; texts run one at a time."
+    "those of the timed texts in the first `speed.repeats` rounds; texts run one at a time."
 )
 SERVING = (
     "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "

@@ -15,18 +15,23 @@ def records(sweep: Path) -> list[Record]:
     return [record for folder in folders if (record := Record.read(folder))]
 
 
-def summarise(sweep: Path) -> None:
-    """Write the summary run of a sweep where its jobs' runs are; none where they had none."""
+def summarise(sweep: Path, config: TrackingConfig | None = None) -> None:
+    """Write the summary run of a sweep; none where its jobs had no runs.
+
+    Parameters
+    ----------
+    config : TrackingConfig, optional
+        Where it goes; where None, beside the run of the first job.
+    """
     if found := records(sweep):
         first = found[0]
-        mode = TrackingMode(first.mode)
-        write_summary(
-            sweep,
-            TrackingConfig(
-                mode=mode, project=first.project, entity=first.entity, folder=first.folder
-            ),
-            first.group,
+        config = config or TrackingConfig(
+            mode=TrackingMode(first.mode),
+            project=first.project,
+            entity=first.entity,
+            folder=first.folder,
         )
+        write_summary(sweep, config, first.group)
 
 
 def write_summary(sweep: Path, config: TrackingConfig, group: str | None) -> None:

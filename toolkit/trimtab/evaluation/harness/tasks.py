@@ -92,6 +92,12 @@ def metric_of(task: Any) -> str | None:
     return next((name for name in ("acc_norm", *means) if name in means), None)
 
 
+def is_more_better(task: Any, metric: str) -> bool | None:
+    """Return whether more of a task's figure is better; None where lm-eval does not know."""
+    better: bool | None = task.higher_is_better().get(metric)
+    return better
+
+
 def solve(contender: Contender, tasks: dict[str, Any], limit: int | None, seed: int) -> Samples:
     """Have a contender solve tasks.
 

@@ -71,10 +71,8 @@ class OutOfDomain(Metric):
     def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:
         """See `Metric.summarise`."""
         settings = self.job.settings
-        if settings.quality.out_of_domain_windows == 0:
-            result.missing(NAME, "quality.out_of_domain_windows=0")
-        elif len(self.windows) < 2:
-            result.missing(NAME, f"this Python comes without the {TEXT}")
+        if len(self.windows) < 2:
+            result.missing(NAME, _too_few(settings.quality))
         else:
             found = bits_per_byte(self.scores["baseline"], self.scores["candidate"], settings.seed)
             count = len(self.windows)
@@ -89,7 +87,19 @@ def source_windows(quality: QualityConfig) -> list[Window]:
     """
     if quality.out_of_domain_windows == 0:
         return []
-    paths = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
-    documents = [Document(path.name, path.read_text("utf-8", "ignore")) for path in paths]
+    documents = [Document(path.name, path.read_text("utf-8", "ignore")) for path in _files()]
     found = list(windows_of(documents, quality.window_bytes, quality.context_bytes))
     return evenly(found, min(quality.out_of_domain_windows, len(found)))
+
+
+def _files() -> list[Path]:
+    return sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+
+
+def _too_few(quality: QualityConfig) -> str:
+    """Return why there are not two windows."""
+    if quality.out_of_domain_windows == 0:
+        return "quality.out_of_domain_windows=0"
+    if not _files():
+        return f"this Python comes without the {TEXT}"
+    return f"quality.window_bytes={quality.window_bytes}: the {TEXT} hold fewer than 2 such windows"

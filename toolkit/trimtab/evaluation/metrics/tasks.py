@@ -23,6 +23,7 @@ class Task(TypedDict):
     """A figure of a task, a mean over its documents; the difference is candidate minus baseline."""
 
     metric: str
+    higher_is_better: bool | None
     documents: int
     baseline: float
     candidate: float
@@ -41,6 +42,7 @@ class Tasks(Metric):
         super().__init__(job)
         self.scores: dict[str, dict[str, dict[int, float]]] = {"baseline": {}, "candidate": {}}
         self._metrics: dict[str, str] = {}
+        self._better: dict[str, bool | None] = {}
         self._tasks: dict[str, Any] = {}
         quality = job.settings.quality
         if quality.tasks:
@@ -57,7 +59,7 @@ class Tasks(Metric):
         """See `Metric.measure`."""
         if not self._tasks:
             return
-        from trimtab.evaluation.harness.tasks import metric_of, solve
+        from trimtab.evaluation.harness.tasks import is_more_better, metric_of, solve
 
         settings = self.job.settings
         for one in contenders:
@@ -66,6 +68,7 @@ class Tasks(Metric):
                 metric, chosen = metric_of(self._tasks[name]), samples[0]["filter"]
                 assert metric is not None  # load_tasks refuses such a task
                 self._metrics[name] = metric if chosen == "none" else f"{metric},{chosen}"
+                self._better[name] = is_more_better(self._tasks[name], metric)
                 self.scores[one.name][name] = {
                     row["doc_id"]: float(row[metric]) for row in samples if row["filter"] == chosen
                 }
@@ -93,6 +96,7 @@ class Tasks(Metric):
         seed = self.job.settings.seed
         return {
             "metric": self._metrics[name],
+            "higher_is_better": self._better[name],
             "documents": len(documents),
             "baseline": mean(first),
             "candidate": mean(second),

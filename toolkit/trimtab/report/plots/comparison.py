@@ -24,7 +24,7 @@ from trimtab.report.plots.panel import (
     plain,
 )
 from trimtab.report.table import amount, cell
-from trimtab.report.verdict import FASTER, verdict
+from trimtab.report.verdict import FASTER, setting, verdict
 
 KEY = "Upright line: the unmodified model, measured beside the stack. "
 MEANS = {"more": "more is better", "less": "less is better"}
@@ -40,12 +40,18 @@ def comparison(chart: Chart, jobs: Sequence[Job], note: str) -> Plot | None:
 def finding(chart: Chart, jobs: Sequence[Job]) -> str:
     """Return the title of a chart: the best stack by its first panel that has one.
 
-    It names those, too, that the intervals cannot tell from it.
+    It names those, too, that the intervals cannot tell from it. Where the panel's rows do not
+    compare with each other, it says which stacks are better than the unmodified model beside them.
     """
     if not any(job.methods for job in jobs):
         return "The unmodified model against itself: no stack was measured"
     for series in chart.panels:
         better = _better(series, jobs) if series.finding else []
+        if better and len({_work(series, job) for job in jobs if _has(series, job)}) > 1:
+            return (
+                f"Better than the unmodified model: {_of(better)} ({series.title}); not ranked, as "
+                "models, machines, texts or their lengths differ"
+            )
         if better:
             choose = max if series.better == "more" else min
             first = choose(better, key=lambda job: _number(job.get(series.field)))
@@ -64,7 +70,7 @@ def _of(jobs: Sequence[Job]) -> str:
 
 def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
     """Return one figure of the jobs that have it, or None where none has."""
-    having = [job for job in jobs if job.get(series.field) is not None]
+    having = [job for job in jobs if _has(series, job)]
     if not having:
         return None
     beside = [job.get(series.beside) if series.beside else series.origin for job in having]
@@ -121,6 +127,22 @@ def _marks(
         axes.set_xticks(sorted([origin, *(tick for tick in ticks if first <= tick <= last)]))
 
 
+def _has(series: Series, job: Job) -> bool:
+    return job.get(series.field) is not None
+
+
+def _work(series: Series, job: Job) -> tuple[Any, ...]:
+    """Return what rows must share for a figure of theirs to be ranked."""
+    if "serving" not in series.field:
+        return *setting(job), job.get("tokens.baseline")
+    servers = job.get("serving.servers") or ()
+    lengths = [
+        (one["requests"], one["prompt_bytes"], one["bytes"])
+        for one in job.get("samples.serving_requests") or ()
+    ]
+    return *setting(job), *sorted({one["requests"] for one in servers}), *sorted(lengths)
+
+
 def _better(series: Series, jobs: Sequence[Job]) -> list[Job]:
     """Return the stacks whose figure is better than the baseline's."""
     return [job for job in jobs if job.methods and _beats(series, job, jobs)]
@@ -139,10 +161,10 @@ def _beats(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
     other = job.get(series.beside) if series.beside else series.origin
     if value is None or other is None:
         return False
+    change = _number(value) - other if series.better == "more" else other - _number(value)
     if series.field.startswith("speed."):
-        return verdict(job, jobs) == FASTER
-    change = _number(value) - other
-    return (change if series.better == "more" else -change) > NOTICED * abs(other)
+        return change > 0 and verdict(job, jobs) == FASTER
+    return change > NOTICED * abs(other)
 
 
 def _number(value: Any) -> float:

@@ -94,7 +94,8 @@ def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     trades = [SPEED, MEMORY] if len(shares) > 1 else [SPEED]
     best = [job.label for job in front(jobs, SPEED)]
     if best:
-        title = f"Nothing is both faster and closer to the unmodified model than {listed(best)}"
+        of = " of the same model, text and machine" if len(groups_of(jobs)) > 1 else ""
+        title = f"Nothing{of} is both faster and better in bits per byte than {listed(best)}"
     else:
         title = "No stack is faster than the unmodified model: it is the whole front"
     return Plot(FILE, title, tuple(_panel(_points(jobs, one), one) for one in trades), note)

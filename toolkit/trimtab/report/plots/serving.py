@@ -31,7 +31,7 @@ PEERS = {
     "continuous": ("D", "◇ continuous batching"),
 }
 FIGURES = (
-    ("tokens/s (more is better)", "tokens_per_s", ".0f", 1.0),
+    ("requests/s (more is better)", "requests_per_s", ".2f", 1.0),
     ("first token, p99 in ms (less is better)", "ttft_p99_ms", ".0f", 1.0),
     ("KV memory held, MB (less is better)", "kv_committed_bytes", ".1f", 1e-6),
 )
@@ -46,9 +46,9 @@ def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     faster = [job for job in having if job.methods and serves(job) == FASTER]
     if best := max(faster, key=lambda job: job.get("serving.speedup.estimate"), default=None):
         told = interval(best.get("serving.speedup"), ".2f")
-        title = f"{best.label} serves {told} times the tokens per second of padded generate"
+        title = f"{best.label} answers {told} times the requests per second of padded generate"
     else:
-        title = "No stack measurably serves more tokens per second than padded generate"
+        title = "No stack measurably answers more requests per second than padded generate"
     return Plot(FILE, title, panels, note)
 
 

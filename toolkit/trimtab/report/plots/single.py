@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from trimtab.models.sites import SITE_TITLES
-from trimtab.report.figures import named
+from trimtab.report.figures import listed, named
+from trimtab.report.figures import number as number_of
 from trimtab.report.job import Job
 from trimtab.report.notices import facts
 from trimtab.report.plots.panel import (
@@ -94,9 +95,12 @@ def _sparsity_map(jobs: Sequence[Job], number: int, note: str) -> Plot:
         axes.set_xlabel("layer (a dot: the site has a transform of its own)", fontsize=7.5,
                         color=MUTED)  # fmt: skip
 
-    most = max(means, key=lambda site: means[site])
+    most = max(means.values())
+    where = [SITE_TITLES[site] for site in sites if most - means[site] < SAME]
     drops = f"{named([job.label for job in jobs])} drop{'s' * (len(jobs) == 1)}"
-    title = f"{drops} most at the {SITE_TITLES[most]}: {means[most]:.0%} on average"
+    title = f"{drops} most at the {listed(where)}: {most:.0%} on average"
+    if len(where) == len(sites):
+        title = f"{drops} about the same at every site: {most:.0%} on average"
     lines = [(f"layer {row['layer']}, {SITE_TITLES[row['site']]} ({row['site']})",
               [cell(row["basis"]), cell(row["achieved"], ".3f")]) for row in layers]  # fmt: skip
     table = numbers("dropped share", ("basis", "dropped share"), lines, "site")
@@ -141,8 +145,10 @@ def operating_points(job: Job, number: int) -> Plot | None:
     lines = [(job.label, [cell(one["ngrams"], ""), cell(one["saving"], ".1%"),
                           cell(one["increase"], "+.1%")]) for one in points]  # fmt: skip
     most = points[-1]
-    title = (f"{job.label}: merging {most['ngrams']} n-grams saves {most['saving']:.0%} of the "
-             f"tokens, for {most['increase']:+.0%} bits per byte")  # fmt: skip
+    title = (f"{job.label}: merging {most['ngrams']} n-grams saves {most['saving']:.1%} of the "
+             f"tokens, for {number_of(most['increase'], '+.1%')} bits per byte")  # fmt: skip
+    if (merged := job.get("vocabulary.merged")) != most["ngrams"]:
+        title += f"; the stack merges {merged}"
     panel = Panel("merged n-grams, on validation text", 2.6, draw,
                   numbers("operating points", heads, lines), left=0.62, bottom=0.5)  # fmt: skip
     return Plot(OPERATING.format(number), title, (panel,), facts(job))

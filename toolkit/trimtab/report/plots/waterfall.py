@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from trimtab.report.attribution import TOGETHER, Attribution, Effect
-from trimtab.report.figures import number
+from trimtab.report.figures import listed, number
 from trimtab.report.plots.panel import (
     ACCENT,
     INK,
@@ -39,18 +39,10 @@ def waterfall_plot(found: Sequence[Attribution], note: str) -> Plot | None:
 
 
 def _title(one: Attribution) -> str:
-    """Say what contributes most to a figure, and what the interaction is, where intervals tell."""
-    alone = [effect for effect in one.steps if effect.kind != TOGETHER]
-    most = min(alone, key=lambda effect: effect.change)
+    """Say what methods do for a figure, and what the interaction is, where intervals tell."""
     together = next(effect for effect in one.steps if effect.kind == TOGETHER)
-    figure = one.metric.name.split(",")[0]
-    low, high = (most.change if end is None else end for end in (most.low, most.high))
-    if high < 0:
-        single = f"{most.method} does most for {figure}"
-    elif low > 0:
-        single = f"no method alone lowers {figure}"
-    else:
-        single = f"whether a method alone lowers {figure} cannot be told from noise"
+    single = _single([effect for effect in one.steps if effect.kind != TOGETHER],
+                     one.metric.name.split(",")[0])  # fmt: skip
     if together.low is None or together.high is None:
         beyond = "what they do to each other has no interval"
     elif together.low <= 0 <= together.high:
@@ -61,6 +53,26 @@ def _title(one: Attribution) -> str:
     else:
         beyond = "together they do less than one by one"
     return f"{one.whole.label}: {single}; {beyond}"
+
+
+def _single(alone: Sequence[Effect], figure: str) -> str:
+    """Say which method lowers a figure most; which ones lower it, where that cannot be told."""
+    most, *others = sorted(alone, key=lambda effect: effect.change)
+    lowering = [effect.method for effect in alone if _ends(effect)[1] < 0]
+    if most.method in lowering and all(_ends(most)[1] < _ends(other)[0] for other in others):
+        return f"{most.method} does most for {figure}"
+    if lowering:
+        return f"{listed(lowering)} alone lower{'s' * (len(lowering) == 1)} {figure}"
+    if all(_ends(effect)[0] >= 0 for effect in alone):
+        return f"no method alone lowers {figure}"
+    return f"whether a method alone lowers {figure} cannot be told from noise"
+
+
+def _ends(effect: Effect) -> tuple[float, float]:
+    """Return the interval of an effect; of one that was counted, the effect twice."""
+    if effect.low is None or effect.high is None:
+        return effect.change, effect.change
+    return effect.low, effect.high
 
 
 def _panel(one: Attribution, several: int) -> Panel:
