@@ -74,6 +74,7 @@ class Calibrator:
 
         ``residual.<first layer>`` [d, d] is the rotation of the layers from that one on.
         """
+        self.passes.checkpoint.discard_damaged(self.count)
         self.passes.moments()
         if self.config.uses_gradients:
             self.passes.fisher()
