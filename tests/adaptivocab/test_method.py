@@ -88,6 +88,21 @@ def test_a_killed_calibration_does_not_measure_the_operating_points_again(
     assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)
 
 
+@pytest.mark.parametrize("left", [b"", b'{"order": [1,', bytes(20), b"\xff"])
+def test_damaged_operating_points_are_measured_again(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: bytes
+) -> None:
+    limited, loaded = method(max_bpb_increase=0.5), tiny()
+    arguments = loaded.model, loaded.tokenizer, corpus, tmp_path
+    whole = limited.calibrate(*arguments)
+    (measured,) = tmp_path.iterdir()
+    content = measured.read_bytes()
+    measured.write_bytes(left)
+    assert limited.calibrate(*arguments).statistics == whole.statistics
+    assert f"{measured} is damaged: measuring" in capsys.readouterr().err
+    assert measured.read_bytes() == content
+
+
 def test_an_artifact_survives_the_disk(
     corpus: Corpus, tiny_llama: LoadedModel, tmp_path: Path
 ) -> None:
