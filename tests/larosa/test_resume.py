@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_every_layer_leaves_its_files(corpus, tmp_path, disk):
     expected += [f"fisher/{n}" for n in layers] + ["residual/000", "residual/002"]
     expected += ["moments/front"] * 3 + ["fisher/front"] * 3
     assert sorted(disk.written) == sorted(expected)
+
+
+def test_no_tensor_of_an_artifact_is_mapped_from_the_checkpoint(corpus, tmp_path):
+    """It is removed at the end, and with it, on some network file systems, what is mapped."""
+    artifact = calibrated(corpus, tmp_path)
+    gc.collect()
+    assert artifact.tensors
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize(
