@@ -20,6 +20,7 @@ from trimtab.corpus import Corpus, Document, Split, encode
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.generation import Engine
 from trimtab.larosa import Allocation, Basis, LaRoSA, Transforms
+from trimtab.models.facts import longest_text
 from trimtab.models.loading import LoadedModel
 from trimtab.stack import Stack
 
@@ -64,6 +65,17 @@ def test_text_in_ngrams_is_shorter_and_the_model_comes_back(
     after = model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert model.config.to_dict() == config
+
+
+def test_windows_may_reach_the_last_position_of_a_model() -> None:
+    """A window that is cut within a character has that character whole."""
+    loaded = tiny("tiny-gpt2")
+    positions = longest_text(loaded.model.config)
+    texts = [" ".join(f"{n}é{n * i % 7}ÿö" for i in range(positions)) for n in range(4)]
+    long = {"window": positions - 1, "tokens": 4 * positions, "validation_tokens": positions}
+    adaptivocab = method(max_bpb_increase=10, **long)
+    artifact = calibrated(adaptivocab, loaded, Corpus.for_calibration(texts))
+    assert artifact.statistics["merged"]
 
 
 def test_calibration_repeats_to_the_bit(corpus: Corpus) -> None:
