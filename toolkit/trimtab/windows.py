@@ -101,7 +101,8 @@ def text_windows(
     """Return texts of `length` tokens, spread evenly over the documents.
 
     A text by itself may have other tokens than within its document, and more: it is shortened until
-    it has no more than `length`. What is left at the end of a document counts where it is at least half a window.
+    it has no more than `length`. What is left at the end of a document counts where it is at least
+    half a window.
 
     Parameters
     ----------
