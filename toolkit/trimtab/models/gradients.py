@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 10  # a float16 gradient is scaled to be under 2¹⁰, and its products have 2⁶ to grow
+LOSS = 20  # a loss is a mean over many tokens: it is scaled by 2²⁰
 STEP, TRIES = 4, 10  # bits by which the scale is lowered where they grow more, and how often
 
 
@@ -32,8 +33,22 @@ def gradients(output: Tensor, inputs: Sequence[Tensor], at_output: Tensor) -> li
         return list(torch.autograd.grad(output, inputs, at_output.to(output)))
     wide = at_output.float()
     exponent = LARGEST - math.frexp(float(wide.abs().max()))[1]
+    return _finite(output, inputs, wide, exponent)
+
+
+def loss_gradients(loss: Tensor, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return the gradients of a float32 loss at float32 `inputs`, through a model in `dtype`."""
+    if dtype != torch.float16:
+        return list(torch.autograd.grad(loss, inputs))
+    return _finite(loss, inputs, torch.ones_like(loss), LOSS)
+
+
+def _finite(
+    output: Tensor, inputs: Sequence[Tensor], at_output: Tensor, exponent: int
+) -> list[Tensor]:
+    """Return float32 gradients, taken times 2 to that exponent or less, so that all are finite."""
     for tried in range(exponent, exponent - STEP * TRIES, -STEP):
-        scaled = torch.ldexp(wide, torch.tensor(tried)).to(output)
+        scaled = torch.ldexp(at_output, torch.tensor(tried)).to(output)
         found = torch.autograd.grad(output, inputs, scaled, retain_graph=True)
         if all(part.isfinite().all() for part in found):
             break
