@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import trimtab
@@ -350,14 +356,14 @@ def test_the_names_of_the_interface_are_there():
         _ = trimtab.nonsense
 
 
+def killed_at_the_end(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_checkpoint_serves_one_calibration(tokenizer, larosa, tmp_path, monkeypatch):
     folder, method = tmp_path / "checkpoint", trimtab.LaRoSA(**SMALL)
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr("trimtab.larosa.thresholds.find_thresholds", killed)
+        patch.setattr("trimtab.larosa.thresholds.find_thresholds", killed_at_the_end)
         with pytest.raises(KeyboardInterrupt):
             trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=folder)
     for other in (
@@ -380,6 +386,58 @@ def test_a_checkpoint_serves_one_calibration(tokenizer, larosa, tmp_path, monkey
     (tmp_path / "file").touch()
     with pytest.raises(trimtab.TrimtabError, match="holds something else"):
         trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"packages": {"torch": "1.0"}}, "measured with .*torch 1.0, now 2"),
+        ({}, "no calibration.json says which versions"),
+    ],
+)
+def test_what_other_versions_measured_is_measured_anew(
+    tokenizer, larosa, tmp_path, monkeypatch, capsys, changed, told
+):
+    folder, method = tmp_path / "checkpoint", trimtab.LaRoSA(**SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr("trimtab.larosa.thresholds.find_thresholds", killed_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=folder)
+    stamp = json.loads((folder / "calibration.json").read_text())
+    assert stamp["packages"]["torch"] == torch.__version__
+    stamp["packages"] = changed.get("packages")
+    (folder / "calibration.json").write_text(json.dumps(stamp))
+    for path in folder.rglob("*.safetensors"):
+        save_file({name: tensor * 3 for name, tensor in load_file(path).items()}, path)
+    capsys.readouterr()
+    made = trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=folder)
+    assert re.search(rf"checkpoint: {told}.*: measuring all of it anew", capsys.readouterr().err)
+    assert (made.parameters, made.statistics) == (larosa.parameters, larosa.statistics)
+
+
+def test_a_calibration_that_measured_nothing_leaves_no_checkpoint(tokenizer, tmp_path):
+    with pytest.raises(trimtab.TrimtabError, match="windows of 512 tokens"):
+        method = trimtab.LaRoSA(tokens=10_000_000)
+        trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=tmp_path / "checkpoint")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_cannot_be_removed_loses_no_artifact(
+    tokenizer, larosa, tmp_path, monkeypatch
+):
+    """A volume that is mounted there is one."""
+    folder, rmdir = tmp_path / "checkpoint", os.rmdir
+
+    def busy(path: Any, **options: Any) -> None:
+        if Path(path) == folder:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    method = trimtab.LaRoSA(**SMALL)
+    made = trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=folder)
+    assert (made.key, made.parameters) == (larosa.key, larosa.parameters)
+    assert folder.exists()
 
 
 def test_what_is_saved_is_never_lost_and_never_mixed(larosa, drafts, tmp_path):

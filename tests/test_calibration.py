@@ -22,6 +22,7 @@ from trimtab.adaptivocab import AdaptiVocab
 from trimtab.artifact import DESCRIPTION
 from trimtab.calibration import calibrate, find
 from trimtab.corpus import Corpus
+from trimtab.environment import package_versions
 from trimtab.errors import ArtifactError, ConfigError, TrimtabError
 from trimtab.larosa import LaRoSA
 
@@ -133,6 +134,35 @@ def test_a_failed_calibration_leaves_no_lock_and_only_folders_that_were_there(co
         with pytest.raises(TrimtabError, match="windows of 512 tokens"):
             calibrate(tiny(), LaRoSA(tokens=10_000_000), corpus, target)
     assert list(tmp_path.rglob("*")) == [root]
+
+
+@pytest.mark.parametrize("torch_then", ["1.0", None])
+def test_an_unfinished_calibration_of_other_versions_is_not_resumed(
+    monkeypatch, corpus, tmp_path, capsys, torch_then
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    folder = place(corpus, tmp_path)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    with monkeypatch.context() as patch:
+        patch.setattr("trimtab.larosa.thresholds.find_thresholds", killed)
+        if torch_then:
+            versions = package_versions() | {"torch": torch_then}
+            patch.setattr("trimtab.checkpoints.package_versions", lambda: versions)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(tiny(), METHOD, corpus, tmp_path)
+    costs = sorted((unfinished / "costs").iterdir())
+    assert costs
+    (unfinished / "costs" / "foreign").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("trimtab.larosa.thresholds.find_thresholds", killed)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(tiny(), METHOD, corpus, tmp_path)
+    told = f"{unfinished.name}: measured with torch 1.0, now " in capsys.readouterr().err
+    assert told == (not (unfinished / "costs" / "foreign").exists()) == bool(torch_then)
+    calibrate(tiny(), METHOD, corpus, tmp_path)
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_file_system_without_locks_is_refused(monkeypatch, corpus, tmp_path):

@@ -146,3 +146,12 @@ def test_text_windows_hold_no_half_characters(kind):
 def test_special_tokens_around_a_text_are_not_counted():
     parts = text_windows(documents([" the" * 400]), base("llama3"), 10**9, WINDOW)
     assert [len(encode(base("llama3"), part)) for part in parts[:-1]] == [WINDOW] * 5
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("length", [8, WINDOW])
+def test_no_text_has_more_tokens_by_itself_than_it_was_cut_to(kind, length):
+    texts = [*DOCUMENTS[:2], CHARACTERS * 100, " été\u0301" * 100]
+    parts = text_windows(documents(texts), base(kind), 10**9, length)
+    assert len(parts) > 4 * len(texts)
+    assert max(len(encode(base(kind), part)) for part in parts) <= length

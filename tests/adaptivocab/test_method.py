@@ -20,6 +20,7 @@ from trimtab.corpus import Corpus, Document, Split, encode
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.generation import Engine
 from trimtab.larosa import Allocation, Basis, LaRoSA, Transforms
+from trimtab.models.facts import longest_text
 from trimtab.models.loading import LoadedModel
 from trimtab.stack import Stack
 
@@ -66,6 +67,17 @@ def test_text_in_ngrams_is_shorter_and_the_model_comes_back(
     assert model.config.to_dict() == config
 
 
+def test_windows_may_reach_the_last_position_of_a_model() -> None:
+    """A window that is cut within a character has that character whole."""
+    loaded = tiny("tiny-gpt2")
+    positions = longest_text(loaded.model.config)
+    texts = [" ".join(f"{n}é{n * i % 7}ÿö" for i in range(positions)) for n in range(4)]
+    long = {"window": positions - 1, "tokens": 4 * positions, "validation_tokens": positions}
+    adaptivocab = method(max_bpb_increase=10, **long)
+    artifact = calibrated(adaptivocab, loaded, Corpus.for_calibration(texts))
+    assert artifact.statistics["merged"]
+
+
 def test_calibration_repeats_to_the_bit(corpus: Corpus) -> None:
     first, second = (
         calibrated(method(max_bpb_increase=0.5, mode=Mode.auto), tiny(), corpus) for _ in range(2)
@@ -86,6 +98,21 @@ def test_a_killed_calibration_does_not_measure_the_operating_points_again(
     resumed = limited.calibrate(*arguments)
     assert resumed.statistics == whole.statistics
     assert all(torch.equal(resumed.tensors[name], whole.tensors[name]) for name in whole.tensors)
+
+
+@pytest.mark.parametrize("left", [b"", b'{"order": [1,', bytes(20), b"\xff"])
+def test_damaged_operating_points_are_measured_again(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: bytes
+) -> None:
+    limited, loaded = method(max_bpb_increase=0.5), tiny()
+    arguments = loaded.model, loaded.tokenizer, corpus, tmp_path
+    whole = limited.calibrate(*arguments)
+    (measured,) = tmp_path.iterdir()
+    content = measured.read_bytes()
+    measured.write_bytes(left)
+    assert limited.calibrate(*arguments).statistics == whole.statistics
+    assert f"{measured} is damaged: measuring" in capsys.readouterr().err
+    assert measured.read_bytes() == content
 
 
 def test_an_artifact_survives_the_disk(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import resource
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +99,20 @@ def test_bytes_asked_for_count_transforms_and_basis_changes(
     for row in artifact.parameters["plan"]["sites"].values():
         for part in row:
             assert part["sparsity"] == pytest.approx(expected)
+
+
+def test_a_deep_model_needs_no_more_files_than_a_shallow_one(corpus, tiny_llama):
+    """It has three layers of nine modules, and each of them leaves memory."""
+    method = half(transforms=Transforms.all)
+    artifact = method.calibrate(tiny_llama.model, tiny_llama.tokenizer, corpus)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = (n for n in range(soft) if not Path(f"/proc/self/fd/{n}").exists())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next(islice(free, 8, None)), hard))
+    try:
+        with method.apply(tiny_llama.model, tiny_llama.tokenizer, artifact):
+            tiny_llama.model(random_inputs(1, 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.6])

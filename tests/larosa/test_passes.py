@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import random_inputs
+from tests.conftest import random_inputs, tiny
 from tests.models.contract import draw
 from trimtab.errors import TrimtabError
 from trimtab.larosa.checkpoint import Checkpoint
@@ -114,6 +115,25 @@ def test_fisher_second_moments_are_those_of_one_backward_through_the_whole_model
                 expected = counted(gradient).square().mean(0)
             scale = expected.abs().max()
             torch.testing.assert_close(found[site.name] / scale, expected / scale, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2"])
+@pytest.mark.parametrize("size", [1, 2**-10, 2**-14])
+def test_gradients_too_small_for_float16_are_those_of_float32(tmp_path, name, size):
+    """The weight of the final norm sets how small they are."""
+    narrow = tiny(name, DType.float16).model.requires_grad_(False)
+    narrow.get_submodule(adapter_for(narrow).final_norm).weight.fill_(size)
+    wide = copy.deepcopy(narrow).float()
+    found = []
+    for part in (narrow, wide):
+        folder = tmp_path / str(part.dtype)
+        passes = Passes(part, random_inputs(WINDOWS, LENGTH), PROBES, Checkpoint(folder), PREFIX)
+        passes.moments()
+        passes.fisher()
+        found.append([passes.checkpoint.load("fisher", index) for index in range(3)])
+    for own, expected in zip(*found, strict=True):
+        for site, moment in expected.items():
+            assert (own[site] - moment).norm() < 0.004 * moment.norm()
 
 
 def test_activations_and_gradients_that_are_not_finite_are_named_with_their_place(tmp_path):

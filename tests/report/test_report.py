@@ -16,6 +16,7 @@ from trimtab.evaluation.schema import SCHEMA
 from trimtab.report import build, build_report
 from trimtab.report.__main__ import main as report_main
 from trimtab.report.data import csv_table
+from trimtab.report.derive import derived
 from trimtab.report.load import load_jobs
 from trimtab.report.table import main_table, markdown
 
@@ -274,6 +275,38 @@ def test_the_report_says_what_pages_the_weights_were_in(tmp_path, huge, told):
     assert (
         f"2 threads, weights {told}; torch 2" in build_report(written(tmp_path, [job])).read_text()
     )
+
+
+@pytest.mark.parametrize(
+    ("gpu", "device", "told"),
+    [
+        ("A GPU", "cuda:0", False),
+        ("A GPU", None, False),  # a job that does not say
+        ("A GPU", "cpu", True),
+        (None, "cpu", True),
+    ],
+)
+def test_the_pages_of_weights_on_a_gpu_are_not_told(tmp_path, gpu, device, told):
+    job = result("quick")
+    job["environment"]["gpu"] = gpu
+    if device:
+        job["device"] = device
+    text = build_report(written(tmp_path, [job])).read_text()
+    assert ("pages; torch 2" in text) == told
+    assert "; torch 2" in text
+
+
+def test_without_a_dynamic_cache_the_memory_per_byte_is_null(tmp_path):
+    job = result("quick")
+    assert derived(job)["derived"]["kv_bytes_per_byte"] == {"baseline": 20.0, "candidate": 20.0}
+    for name in ("dynamic_bytes", "committed_bytes"):
+        without = job | {"kv": job["kv"] | {name: None}}
+        assert derived(without)["derived"]["kv_bytes_per_byte"] is None
+        report = build_report(written(tmp_path / name, [without, result("slow")]))
+        content = json.loads((report.parent / "comprehensive_benchmark_results.json").read_text())
+        first, second = (one["derived"]["kv_bytes_per_byte"] for one in content["jobs"])
+        assert first is None
+        assert second is not None
 
 
 def test_without_quality_its_plot_is_left_out_and_the_report_says_why(tmp_path):

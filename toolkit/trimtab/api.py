@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.arguments import require_model, require_path, require_tokenizer
 from trimtab.artifact import Artifact
+from trimtab.checkpoints import STAMP, resumable, stamp_in
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, TrimtabError
-from trimtab.files import require_writable, write_json
+from trimtab.files import require_writable
 from trimtab.method import EXPORTED, NOT_MADE, Method
 from trimtab.models.fingerprint import fingerprint as fingerprint_of
 from trimtab.models.load_errors import why_not_loaded
@@ -46,8 +46,9 @@ def calibrate(
     texts : iterable of str or Corpus
         The text to calibrate on. Of a list, a fifth validates.
     checkpoint : str or Path, optional
-        Folder from which a calibration that was killed goes on; without one it starts over. It is
-        removed when the calibration is done.
+        Folder from which a calibration that was killed goes on; without one it starts over. What
+        is damaged, or other versions of the packages measured, is measured anew. It is removed
+        when the calibration is done.
 
     Raises
     ------
@@ -70,26 +71,24 @@ def calibrate(
     if checkpoint is None:
         return method.calibrate(model, tokenizer, corpus)
     folder = require_path(checkpoint, "checkpoint")
-    _claim(folder, method.key(fingerprint_of(model), tokenizer, corpus).digest)
-    artifact = method.calibrate(model, tokenizer, corpus, folder)
+    digest = method.key(fingerprint_of(model), tokenizer, corpus).digest
+    _require_own(folder, digest)
+    with resumable(folder, digest):
+        artifact = method.calibrate(model, tokenizer, corpus, folder)
     shutil.rmtree(folder, ignore_errors=True)
     return artifact
 
 
-def _claim(folder: Path, digest: str) -> None:
-    """Make `folder` the checkpoint of one calibration, or refuse it as another's."""
-    stamp = folder / "calibration.json"
+def _require_own(folder: Path, digest: str) -> None:
+    """Refuse a checkpoint that is another calibration's, or none."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        found = None
-        with suppress(ValueError, OSError):
-            found = json.loads(stamp.read_text("utf-8"))
-        if found != {"digest": digest}:
+        found = stamp_in(folder) or {}
+        if found.get("digest") != digest:
             raise TrimtabError(
                 f"checkpoint={folder}: holds something else than this calibration (other settings, "
-                "another model or text): name another folder, or remove it"
+                f"another model or text, or a damaged {STAMP}): name another folder, or remove it"
             )
     require_writable("checkpoint", folder)
-    write_json(stamp, {"digest": digest})
 
 
 def load(folder: str | Path) -> Artifact:

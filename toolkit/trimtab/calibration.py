@@ -13,6 +13,7 @@ from typing import IO
 
 from trimtab import shards
 from trimtab.artifact import Artifact
+from trimtab.checkpoints import resumable
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, ConfigError
 from trimtab.files import require_writable
@@ -34,7 +35,8 @@ def calibrate(
 ) -> tuple[Artifact, Path]:
     """Return the artifact and its folder, calibrating only where there is none yet.
 
-    A calibration that was killed is resumed, one that another process is at is waited for.
+    A calibration that was killed is resumed, by the same versions of the packages; one that another
+    process is at is waited for.
     Nothing under the artifact's own folder is written before all of it is there. Of processes that
     share it (`trimtab.shards`), one takes the lock and writes.
 
@@ -85,8 +87,9 @@ def _make(
     )
     if force and shards.writes():
         shutil.rmtree(checkpoint, ignore_errors=True)
-    shards.wait()
-    artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
+    with resumable(checkpoint, folder.name) if shards.writes() else nullcontext():
+        shards.wait()
+        artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
     artifact.model["source"] = loaded.source
     shards.wait()  # until nobody needs the checkpoint any more
     if shards.writes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -99,7 +100,9 @@ def text_windows(
 ) -> list[str]:
     """Return texts of `length` tokens, spread evenly over the documents.
 
-    What is left at the end of a document counts where it is at least half a window.
+    A text by itself may have other tokens than within its document, and more: it is shortened until
+    it has no more than `length`. What is left at the end of a document counts where it is at least
+    half a window.
 
     Parameters
     ----------
@@ -129,4 +132,5 @@ def _text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int) ->
     for start in range(0, len(offsets), length):
         part = offsets[start : start + length]
         if len(part) >= length // 2:
-            yield text[part[0][0] : part[-1][1]]
+            texts = (text[part[0][0] : end] for _, end in reversed(part))
+            yield from islice((one for one in texts if len(encode(tokenizer, one)) <= length), 1)

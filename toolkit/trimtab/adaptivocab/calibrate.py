@@ -120,7 +120,7 @@ class Calibrator:
         settings = self._settings
         held_out = self._score(Split.validation, settings.validation_tokens)
         budget = QualityBudget(self._model, fitter, held_out, limit)
-        if not shards.agreed(self._checkpoint.exists()):
+        if not shards.agreed(self._is_measured()):
             few = texts[: max(settings.validation_tokens // settings.window, 1)]
             measured = budget.measure(ngrams, few)
             if shards.writes():  # most of the work, so a killed calibration keeps it
@@ -130,6 +130,17 @@ class Calibrator:
         extension, points = budget.merge(ngrams, measured, texts)
         self.statistics["quality_budget"] = {**measured, "merged": points}
         return extension
+
+    def _is_measured(self) -> bool:
+        """Return whether a killed calibration left the operating points, whole."""
+        try:
+            json.loads(self._checkpoint.read_text("utf-8"))
+            return True
+        except FileNotFoundError:
+            return False
+        except ValueError:
+            say(f"{self._checkpoint} is damaged: measuring the operating points anew")
+            return False
 
     def _mine(self, texts: Sequence[TokenizedText], extender: TokenizerExtender) -> Mined:
         selection = SELECTIONS[self._settings.selection]

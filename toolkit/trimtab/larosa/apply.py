@@ -16,10 +16,10 @@ from trimtab.larosa.modules import (
     SparseLinear,
     SparseNorm,
     basis_changed,
-    replaced,
     side_by_side,
 )
 from trimtab.larosa.plan import Plan
+from trimtab.larosa.replaced import aside, replaced
 from trimtab.larosa.residual import group_start
 from trimtab.models.adapter import adapter_for, centers, head_shape, module_device
 from trimtab.models.changes import undone_in_order
@@ -71,7 +71,7 @@ def sparsified(
     layers = adapter.decoder_layers(model)
     weight_bytes: list[int] = []
     transform_bytes = basis_change_bytes = 0
-    with ExitStack() as undo:
+    with aside() as file, ExitStack() as undo:
         for module, matrix in _basis_changes(model, plan, tensors):
             undo.enter_context(basis_changed(module, matrix))
             basis_change_bytes += matrix.nbytes
@@ -87,12 +87,12 @@ def sparsified(
                 linears = side_by_side([folded.linears.pop(name) for name in site.readers])
                 for name, (weight, bias) in zip(site.readers, linears, strict=True):
                     linear = SparseLinear(weight, bias, None if site.norm else part)
-                    undo.enter_context(replaced(layer, name, linear))
+                    undo.enter_context(replaced(layer, name, linear, file))
                 if site.norm is not None:
                     transform, scale = folded.transforms.get(site.name, (None, None))
                     norm = SparseNorm(folded.norms[site.norm], transform, scale, part)
                     transform_bytes += norm.transform_bytes
-                    undo.enter_context(replaced(layer, site.norm, norm))
+                    undo.enter_context(replaced(layer, site.norm, norm, file))
         del folded, own, rotation  # not to be held for as long as the model is
         kernel = kernel_name(model.device.type, model.dtype)
         skips = not kernel.startswith("reference")

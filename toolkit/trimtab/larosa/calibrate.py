@@ -74,6 +74,7 @@ class Calibrator:
 
         ``residual.<first layer>`` [d, d] is the rotation of the layers from that one on.
         """
+        self.passes.checkpoint.discard_damaged(self.count)
         self.passes.moments()
         if self.config.uses_gradients:
             self.passes.fisher()
@@ -133,14 +134,15 @@ class Calibrator:
         return uniform(only, target)
 
     def _tensors(self, plan: Plan) -> Iterator[tuple[str, Tensor]]:
+        """Yield the plan's tensors, in memory of their own: the checkpoint will be removed."""
         for index in range(self.count):
             found = self.passes.checkpoint.load("costs", index)
             for name, row in plan.sites.items():
                 prefix = f"{name}.{row[index].basis}.saved."
                 for key, tensor in found.items():
                     if key.startswith(prefix):
-                        yield f"layers.{index}.{name}.{key.removeprefix(prefix)}", tensor
+                        yield f"layers.{index}.{name}.{key.removeprefix(prefix)}", tensor.clone()
             if plan.rotation_group and index % plan.rotation_group == 0:
                 rotation = self.costs.rotation(index)
                 assert rotation is not None
-                yield f"residual.{index}", rotation
+                yield f"residual.{index}", rotation.clone()

@@ -6,8 +6,8 @@ calibration by one process, so that any number of processes can go on with them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from trimtab import shards
 from trimtab.files import save_tensors
+from trimtab.progress import say
 
 FRONT = "front.safetensors"  # what the next layer of a pass starts from
+PASSES = ("moments", "entering"), ("fisher",), ("residual", "costs")  # the kinds that each leaves
+BACKWARD = "fisher"  # begins at the last layer
 
 
 class Checkpoint:
@@ -31,6 +34,33 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def discard_damaged(self, layers: int) -> None:
+        """Remove what a pass left where a file of it is lost or damaged, as by a loss of power.
+
+        The other passes keep theirs: what the pass finds again is the same to the bit.
+
+        Parameters
+        ----------
+        layers : int
+            Decoder layers of the model.
+        """
+        if shards.writes():
+            for kinds in PASSES:
+                if damaged := next(self._damaged(kinds, layers), None):
+                    say(f"{damaged} is lost or damaged: measuring its pass over the layers anew")
+                    for kind in kinds:
+                        shutil.rmtree(self._folder / kind, ignore_errors=True)
+        shards.wait()
+
+    def _damaged(self, kinds: Sequence[str], layers: int) -> Iterator[Path]:
+        done = _layers_done(self._folder / kinds[0] / FRONT)
+        indices = range(layers - done, layers) if kinds[0] == BACKWARD else range(done)
+        for kind in kinds:
+            found = set((self._folder / kind).glob("*.safetensors"))
+            for path in sorted(found | {self._file(kind, index) for index in indices}):
+                if not _is_whole(path):
+                    yield path
 
     def save(self, kind: str, index: int, found: Mapping[str, Tensor]) -> None:
         """Keep what a pass found at one layer."""
@@ -56,11 +86,25 @@ class Checkpoint:
 
     def done(self, kind: str) -> int:
         """Return how many layers a pass completed before it was killed."""
-        done, path = 0, self._folder / kind / FRONT
-        if path.exists():
-            with suppress(SafetensorError), safe_open(path, framework="pt") as file:
-                done = int(file.metadata()["done"])
-        return int(shards.agreed(done))
+        return int(shards.agreed(_layers_done(self._folder / kind / FRONT)))
 
     def _file(self, kind: str, index: int) -> Path:
         return self._folder / kind / f"{index:03d}.safetensors"
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file is there, with as many bytes as it says."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, FileNotFoundError):
+        return False
+
+
+def _layers_done(front: Path) -> int:
+    """Return how many layers a pass completed, by what its next layer starts from."""
+    try:
+        with safe_open(front, framework="pt") as file:
+            return int(file.metadata()["done"])
+    except (SafetensorError, FileNotFoundError):
+        return 0

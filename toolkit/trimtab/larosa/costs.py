@@ -53,13 +53,14 @@ class Costs:
 
     def measure(self) -> None:
         """Count, layer by layer, what dropping costs in every basis: ``costs/<layer>``."""
-        layers = range(self.count)
-        start = int(shards.agreed(sum(self.checkpoint.has("costs", index) for index in layers)))
-        if start == self.count:
-            return
         if self.rotation_group and shards.writes():
             self._find_rotations()
         shards.wait()
+        layers = range(self.count)
+        missing = (index for index in layers if not self.checkpoint.has("costs", index))
+        start = int(shards.agreed(next(missing, self.count)))
+        if start == self.count:
+            return
         probes = shards.mine(self.passes.windows[: self.passes.probes])
         forward = LayerwiseForward(self.passes.model, self.passes.adapter, probes)
         sites = self._candidates(start)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import IO, Any, Protocol, cast, runtime_checkable
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from trimtab.errors import MisfitError, TrimtabError
+from trimtab.errors import MisfitError
 from trimtab.models.decode_parts import BASIS_CHANGE, in_plan, norm_part
 from trimtab_kernels.decode_step import Linear, Selection, SiteInput
 from trimtab_kernels.sparse_linear import int8_linear, sparse_linear
@@ -177,80 +175,3 @@ def basis_changed(module: nn.Module, matrix: Tensor) -> Iterator[None]:
     finally:
         handle.remove()
         delattr(module, BASIS_CHANGE)
-
-
-@contextmanager
-def replaced(parent: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
-    """Put `module` in the place of the submodule `name` for the time of the ``with``.
-
-    The parameters of the submodule are not in memory meanwhile: an unnamed temporary file holds
-    them, from which they come back bit for bit. They leave memory once the file has been read
-    back, so that a disk that is full or fails loses nothing.
-
-    Raises
-    ------
-    TrimtabError
-        If the file cannot be written. The submodule is as it was.
-    """
-    original = parent.get_submodule(name)
-    parameters = list(original.parameters())
-    with ExitStack() as open_file:
-        try:
-            file = open_file.enter_context(tempfile.TemporaryFile())
-            _write(file, parameters)
-        except OSError as error:
-            size = sum(parameter.nbytes for parameter in parameters)
-            raise TrimtabError(
-                f"{name} cannot be moved out of memory to a temporary file of {size} bytes: "
-                f"{error.strerror or error}; set TMPDIR to a folder with room for the model"
-            ) from error
-        kept = [(parameter.shape, parameter.dtype, parameter.device) for parameter in parameters]
-        try:
-            for parameter in parameters:
-                parameter.data = parameter.new_empty(0)
-            parent.set_submodule(name, module.eval())
-            yield
-        finally:
-            parent.set_submodule(name, original)
-            file.seek(0)
-            for parameter, (shape, dtype, device) in zip(parameters, kept, strict=True):
-                parameter.data = _read(file, shape, dtype).to(device)
-
-
-def _write(file: IO[bytes], parameters: Sequence[Tensor]) -> None:
-    """Write parameters one after the other, and read them back to see that all is there.
-
-    Raises
-    ------
-    OSError
-        If it is not.
-    """
-    for parameter in parameters:
-        _bytes_of(parameter.data.cpu()).tofile(file)
-    file.flush()
-    file.seek(0)
-    for parameter in parameters:
-        loaded = _read(file, parameter.shape, parameter.dtype)
-        if not np.array_equal(_bytes_of(loaded), _bytes_of(parameter.data.cpu())):
-            raise OSError("the file does not hold what was written to it")
-
-
-def _read(file: IO[bytes], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Return the tensor that comes next in a file.
-
-    Raises
-    ------
-    OSError
-        If the file ends before.
-    """
-    loaded = torch.empty(shape, dtype=dtype)
-    content = np.fromfile(file, dtype=np.uint8, count=loaded.nbytes)
-    if len(content) != loaded.nbytes:
-        raise OSError(f"the file ends after {len(content)} of {loaded.nbytes} bytes")
-    _bytes_of(loaded)[:] = content
-    return loaded
-
-
-def _bytes_of(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    flat = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return cast("np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", flat)

@@ -27,6 +27,7 @@ from trimtab.models.adapter import (
     input_width,
     norm_weight,
 )
+from trimtab.models.gradients import gradients
 from trimtab.models.layerwise import LayerwiseForward
 from trimtab.models.state import mend_not_finite
 from trimtab.progress import track
@@ -152,9 +153,7 @@ class Passes:
             start = hidden[None].requires_grad_()
             with torch.enable_grad(), capturing(self.adapter, layer, captured):
                 output = forward.run(index, start)
-            first, *others = torch.autograd.grad(
-                output, [start, *captured.values()], gradient[None].to(output.device)
-            )
+            first, *others = gradients(output, [start, *captured.values()], gradient[None])
             entering.append(first[0].cpu())
             for name, part in zip(captured, others, strict=True):
                 after_prefix(self.dense_prefix, sums[name].update)(part)
@@ -197,6 +196,8 @@ def _gradient_of_predictions(
 ) -> Tensor:
     """Return the gradient of the drawn tokens' negative log-likelihood [windows, length, width].
 
+    It is in the dtype of `leaving`, or in float32 where that is float16.
+
     Parameters
     ----------
     leaving : Tensor
@@ -204,19 +205,19 @@ def _gradient_of_predictions(
     seeds : sequence of int
         What each window's tokens are drawn with.
     """
-    gradients = []
+    found = []
     for hidden, seed in zip(leaving, seeds, strict=True):
         generator = torch.Generator().manual_seed(seed)
         start = hidden[None].requires_grad_()
         with torch.enable_grad():
-            logits = forward.logits(start)[0].float()
-            if not logits.isfinite().all():
+            logits = forward.logits(start)[0]
+            wide = logits.detach().float().requires_grad_()
+            if not wide.isfinite().all():
                 raise TrimtabError(
                     f"the model's predictions are not finite: {mend_not_finite(forward.model)}"
                 )
-            drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)
-            loss = nn.functional.cross_entropy(
-                logits, drawn[:, 0].to(logits.device), reduction="sum"
-            )
-        gradients.append(torch.autograd.grad(loss, start)[0][0].cpu())
-    return torch.stack(gradients)
+            drawn = torch.multinomial(wide.detach().softmax(-1).cpu(), 1, generator=generator)
+            loss = nn.functional.cross_entropy(wide, drawn[:, 0].to(wide.device), reduction="sum")
+        (at_logits,) = torch.autograd.grad(loss, wide)
+        found.append(gradients(logits, [start], at_logits)[0][0].cpu())
+    return torch.stack(found)
