@@ -46,3 +46,11 @@ def test_every_site_counts_the_same_however_large_its_activations():
     torch.testing.assert_close(turned, turned.diagonal().diag(), atol=1e-12, rtol=0)
     alone = residual_rotation(iter(moments[:1]))
     torch.testing.assert_close(alone, alternating(pca(moments[0])[1]))
+
+
+def test_a_site_whose_activations_are_all_zero_counts_for_nothing():
+    rows = torch.randn(50, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moment = rows.T @ rows
+    torch.testing.assert_close(
+        residual_rotation([moment, torch.zeros_like(moment)]), residual_rotation([moment])
+    )

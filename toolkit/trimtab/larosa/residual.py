@@ -60,6 +60,7 @@ def residual_rotation(moments: Iterable[Tensor]) -> Tensor:
     """
     total: Tensor | int = 0
     for moment in moments:
-        total = total + moment / moment.trace()
+        trace = moment.trace()
+        total = total + (moment / trace if trace > 0 else moment)
     assert isinstance(total, Tensor)
     return alternating(pca(total)[1])
