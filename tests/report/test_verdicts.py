@@ -327,6 +327,18 @@ def test_memory_is_chosen_by_serving_where_it_was_measured_and_ties_by_speed(tmp
     assert chosen(written(tmp_path, jobs[1:]))["least KV memory"] == ("many", ["slower"])
 
 
+def test_memory_that_only_serving_measured_was_measured(tmp_path):
+    job = serving(result("vattention", (1.1, 1.0, 1.2)), (2.0, 1.9, 2.1))
+    for server in job["serving"]["servers"]:
+        server["kv_committed_bytes"] = 100
+    job["kv"] = None
+    (found,) = (
+        one for one in choices(load_jobs(written(tmp_path, [job]))) if "memory" in one.rule.wish
+    )
+    assert found.best is None
+    assert found.measured
+
+
 def test_where_nothing_is_faster_the_unmodified_model_stays(tmp_path):
     found = chosen(written(tmp_path, [result("larosa", (1.0, 0.9, 1.1))]))
     assert all(value == (None, []) for value in found.values())

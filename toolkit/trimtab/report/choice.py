@@ -132,6 +132,8 @@ def choices(rows: Sequence[Job]) -> list[Choice]:
 
 def _lacking(rule: Rule, rows: Sequence[Job]) -> str | None:
     """Return the field that a rule needs and no row has."""
+    if rule.figure is None and any(kv_share(row) is not None for row in rows):
+        return None
     fields = filter(None, (rule.field, rule.figure))
     return next((one for one in fields if all(row.get(one) is None for row in rows)), None)
 
