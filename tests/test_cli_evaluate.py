@@ -123,6 +123,13 @@ def test_what_fails_after_the_result_leaves_it_alone(monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+@pytest.mark.parametrize("folder", ["/dev/null", "/proc/nothing"])
+def test_a_folder_that_cannot_be_is_named_with_its_setting(folder):
+    refused = pytest.raises(ConfigError, match=f"hydra.run.dir={folder}: cannot be written: .*name")
+    with refused, claimed(Path(folder), "hydra.run.dir"):
+        pytest.fail("not refused")
+
+
 def test_a_folder_is_claimed_until_its_job_ends(tmp_path):
     with (
         claimed(tmp_path, "hydra.run.dir"),

@@ -228,9 +228,14 @@ def test_the_home_folder_may_be_written_short(monkeypatch, tmp_path):
         texts_of("~nobody-of-that-name/a.txt")
 
 
-def test_what_is_neither_a_file_nor_a_folder_is_said_to_match_nothing():
-    with pytest.raises(ConfigError, match="corpus.glob=/dev/null: no file matches$"):
+def test_what_is_neither_a_file_nor_a_folder_is_named_and_not_left_out(tmp_path):
+    with pytest.raises(ConfigError, match="corpus.glob=/dev/null: /dev/null is no file, or a link"):
         texts_of("/dev/null")
+    (tmp_path / "a.txt").write_text("plain")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "not mounted.txt")
+    for glob in (tmp_path, tmp_path / "*.txt", tmp_path / "b.txt"):
+        with pytest.raises(ConfigError, match=f"{tmp_path}/b.txt is no file, or a link to none"):
+            texts_of(str(glob))
 
 
 def test_a_field_of_records_is_refused_where_no_file_holds_records(tmp_path):

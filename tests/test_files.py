@@ -5,7 +5,15 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from trimtab.files import canonical_json, publishing, replacing, save_tensors, write_json
+from trimtab.errors import ConfigError
+from trimtab.files import (
+    canonical_json,
+    publishing,
+    replacing,
+    require_writable,
+    save_tensors,
+    write_json,
+)
 
 
 def test_a_file_is_replaced_only_when_the_block_succeeds(tmp_path):
@@ -83,6 +91,15 @@ def test_a_symbolic_link_is_followed(tmp_path, there):
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target" / "file").read_text() == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "target"]
+
+
+def test_what_a_link_leads_to_can_be_written_or_not(tmp_path):
+    (tmp_path / "link").symlink_to("not there yet")
+    require_writable("artifacts", tmp_path / "link")
+    (tmp_path / "broken").symlink_to("/proc/nothing")
+    with pytest.raises(ConfigError, match=r"artifacts=.*broken: cannot be written: .*name a"):
+        require_writable("artifacts", tmp_path / "broken")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "link"]
 
 
 def test_a_mount_point_is_refused_before_anything_is_written():

@@ -186,6 +186,18 @@ def test_the_kernel_reads_nothing_beyond_the_last_token():
     assert in_child(fill_pages) == 0
 
 
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma2", "tiny-gpt2", "tiny-opt"])
+def test_attention_weights_that_it_has_not_are_refused(name):
+    """Transformers would return empty tuples."""
+    model = copy.deepcopy(model_of(name))
+    with pytest.raises(MisfitError, match="no attention weights to return"), decode_kernel(model):
+        generate(model, equally_long(1), output_attentions=True)
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    with pytest.raises(MisfitError, match="no attention weights to return"), decode_kernel(model):
+        generate(model, equally_long(1))
+
+
 def test_after_an_error_the_model_has_its_own_attention_again():
     model = copy.deepcopy(model_of("tiny-llama"))
     before = model.config._attn_implementation

@@ -143,6 +143,9 @@ class FilesCorpus(CorpusSource):
             found = [named / name for name in sorted(inside) if Path(name).suffix.lower() in KINDS]
         else:
             found = [Path(name) for name in sorted(glob.glob(str(named), recursive=True))]
+        if unreadable := [path for path in found if not path.is_file() and not path.is_dir()]:
+            reason = "is no file, or a link to none: remove it, or name files without it"
+            raise ConfigError("corpus.glob", self.glob, f"{unreadable[0]} {reason}")
         paths = [path for path in found if path.is_file()]
         if not paths:
             folders = any(path.is_dir() for path in found)

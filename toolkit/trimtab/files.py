@@ -106,7 +106,7 @@ def require_writable(setting: str, folder: str | Path) -> None:
         Full name of the setting that the folder comes from.
     """
     try:
-        with tempfile.TemporaryFile(dir=_existing(Path(folder).absolute())):
+        with tempfile.TemporaryFile(dir=_existing(Path(folder).resolve())):
             pass
     except OSError as error:
         reason = f"cannot be written: {error.strerror}; name a folder that can"

@@ -18,7 +18,7 @@ from trimtab.commands.messages import is_mistake, stop
 from trimtab.commands.search_space import samples, size
 from trimtab.commands.sweep import SEARCH, UNFINISHED, tries_all
 from trimtab.errors import ConfigError
-from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, write_json
+from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, require_writable, write_json
 from trimtab.sweep_state import read_whole
 
 
@@ -45,6 +45,7 @@ def claimed(
         If another job is at it, or has left its result or error; or if there is a report already,
         of a sweep or of somebody else.
     """
+    require_writable(setting, folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -111,6 +111,9 @@ def _describe(error: OmegaConfBaseException) -> str:
     if not re.match(r"Key '.*' (is not in struct|not in)", first):
         if first.endswith("does not support deletion"):
             return f"~{error.full_key}: a setting is not taken out: leave it out for its default"
+        if unknown := re.match(r"Interpolation key '(.*)' not found", first):
+            text = "${" + unknown[1] + "}"
+            return f"{error.full_key}: {text} names no setting: write a value without it"
         if error.full_key == "metrics":
             return "metrics: they are not set as a whole: take one out with ~metrics.NAME"
         if error.full_key in SECTIONS:

@@ -149,11 +149,25 @@ def decode_kernel(model: PreTrainedModel) -> Iterator[None]:
     TrimtabError
         If it is no model.
     MisfitError
-        In a forward pass with dropout, attention to later tokens, or terms added to the scores.
+        In a forward pass with dropout, attention to later tokens, or terms added to the scores; or
+        that is to return attention weights.
     """
     require_model(model)
-    with using_attention(model, NAME):
-        yield
+    refusing = model.register_forward_pre_hook(_refuse_weights, with_kwargs=True)
+    try:
+        with using_attention(model, NAME):
+            yield
+    finally:
+        refusing.remove()
+
+
+def _refuse_weights(model: nn.Module, _: object, given: dict[str, Any]) -> None:
+    """Raise `MisfitError` for a pass that is to return attention weights: the kernel has none."""
+    if given.get("output_attentions") or getattr(model.config, "output_attentions", False):
+        raise MisfitError(
+            "output_attentions=True: Trimtab's attention has no attention weights to return; leave "
+            "decode_kernel, and set_attn_implementation('eager')"
+        )
 
 
 def _attention(
