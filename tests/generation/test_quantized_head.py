@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,9 @@ from torch import Tensor
 from tests.conftest import random_inputs
 from tests.generation.models import VARIANTS, model_of
 from tests.generation.test_plan import LENGTH, empty_cache, plan_of, steps_of
+from trimtab.corpora import PythonDocs
+from trimtab.corpus import Split, encode, load_corpus
+from trimtab.models.loading import LoadedModel
 from trimtab.models.sources import DType
 from trimtab_kernels.decode_step import DecodePlan, Linear, cpu
 
@@ -151,3 +155,27 @@ def test_a_choice_before_the_copy_is_made_is_refused():
     executor = cpu.CpuExecutor(PLANS[DType.float32], *empty_cache(model_of(), 3))
     with pytest.raises(ValueError, match="the head is not quantized"):
         executor.choose(torch.tensor([7]), torch.tensor([0]), torch.tensor([0]))
+
+
+@pytest.mark.smollm2
+@pytest.mark.usefixtures("all_cores")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("most", [960, pytest.param(None, id="all", marks=pytest.mark.exhaustive)])
+def test_on_held_out_text_a_real_models_token_is_the_argmax_of_its_logits(
+    smollm2: LoadedModel, most, dtype
+):
+    """The text is cut into pieces, as long as the plan's positions, that are read by themselves."""
+    model = smollm2.model
+    if dtype != DType.float32:
+        model = copy.deepcopy(model).to(getattr(torch, dtype))
+    corpus = load_corpus(PythonDocs(calibration=0.7, validation=0.1, max_documents=None))
+    documents = corpus.documents(Split.test)
+    tokens = [token for one in documents for token in encode(smollm2.tokenizer, one.text)]
+    text = torch.tensor(tokens[: len(tokens) if most is None else most])
+    executor = cpu.CpuExecutor(plan_of(model), *empty_cache(model, 1))
+    executor.refresh_head()
+    slots, positions = torch.zeros(LENGTH, dtype=torch.long), torch.arange(LENGTH)
+    for piece in text.split(LENGTH):
+        step = piece, slots[: len(piece)], positions[: len(piece)]
+        expected = executor.step(*step).argmax(-1)
+        assert torch.equal(executor.choose(*step), expected)
