@@ -228,6 +228,8 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["~timing.tokens"], "~timing.tokens: there is nothing of this name to take"),
         ("evaluate", ["~method"], "~method: there is nothing of this name to take out"),
         ("evaluate", ["~speed.repeats"], "~speed.repeats: a setting is not taken out"),
+        ("evaluate", ["hydra.run.dir=null"], "hydra.run.dir=null: expected a value"),
+        ("evaluate", ["~model", "model.device=cpu"], "model.device: ~model takes out what has"),
         ("evaluate", ["artifacts=/a${x}"], "artifacts: ${x} names no setting: write a value witho"),
         ("evaluate", ["metrics=kv"], "metrics: they are not set as a whole: take one out with ~"),
         ("evaluate", ["metrics=[kv]"], "metrics: they are not set as a whole: take one out wit"),

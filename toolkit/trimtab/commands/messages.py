@@ -123,6 +123,8 @@ def _describe(error: OmegaConfBaseException) -> str:
         if isinstance(error, ValidationError) and (kind := owner(place, name)):
             _, expected = told(kind, name)
             return f"{error.full_key}={written(error.value)}: expected {expected}"
+        if first.endswith("is not Optional"):
+            return f"{error.full_key}=null: expected a value"
         return f"{error.full_key}: {first}"
     place, _, key = str(error.full_key).rpartition(".")
     siblings = [name for name in _keys(error.parent_node) if not name.startswith("_")]
@@ -131,6 +133,8 @@ def _describe(error: OmegaConfBaseException) -> str:
         return f"{error.full_key}: {key} is not in the stack, write {stack}"
     if place.startswith("hydra.") and not siblings:  # a dictionary
         return f"{error.full_key}: is not set yet, write +{error.full_key}=VALUE"
+    if place in TARGETED and not siblings:
+        return f"{error.full_key}: ~{place} takes out what has settings: leave it out"
     hint = nearest(key, siblings) or _elsewhere(place, key)
     return (
         f"unknown setting {error.full_key}{hint}; {place or 'the top level'} has: "
