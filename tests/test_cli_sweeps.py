@@ -177,6 +177,7 @@ def test_jobs_that_keep_no_record_of_hydras_are_measured(command, tmp_path):
     assert "Job 1 (0 to 1): finished\n" in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_job_of_its_own_is_resumed(command, tmp_path):
     job = ["methods=baseline", *TINY, *FAST, "corpus=files", "corpus.glob=*.txt"]
     failed = command("evaluate.py", *job, "tracking.mode=disabled", "hydra.run.dir=job")

@@ -113,6 +113,7 @@ def test_the_runs_of_a_sweep(command, zygote, tmp_path):
     assert published.stderr == f"trimtab.report: error: {UNPUBLISHED}\n"
 
 
+@pytest.mark.exhaustive
 def test_the_summary_of_a_resumed_sweep_goes_where_the_resumed_runs_go(command, tmp_path):
     sweep = tmp_path / "sweep"
     given = ["-m", "methods=baseline", *TINY, *FAST, "seed=0,1", "hydra.sweep.dir=sweep"]
