@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -132,6 +133,32 @@ def test_counts_of_a_draft_by_position():
     assert stats.proposed == 9
 
 
+def test_relative_times_do_not_follow_a_stall_nor_a_lucky_sample():
+    samples = [[2.0, 2.1, 1.9, 0.1], [2.4, 2.4, 9.0], [2.2, 2.2, 2.2], [4.0, 30.0, 4.0]]
+    one, two, both = 1.95, 2.4, 2.3
+    assert two > both > one
+    assert costs._relative([1, 2, 3, 5], samples) == pytest.approx(
+        [1, both / one, both / one, (both + 4) / 2 / one, 4 / one]
+    )
+
+
+def test_steps_over_few_rows_are_timed_most(monkeypatch):
+    now, calls = [0.0], [0] * 8
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
+
+    def step(place: int) -> None:
+        now[0] += 0.01 * (place + 1)
+        calls[place] += 1
+
+    samples = costs._timed([partial(step, place) for place in range(8)])
+    assert [len(own) for own in samples[costs.FEW :]] == [costs.LEAST] * 4
+    assert min(map(len, samples[: costs.FEW])) > 5 * costs.LEAST
+    assert now[0] == pytest.approx(costs.ENOUGH, rel=0.1)
+    for place, own in enumerate(samples):
+        assert own == pytest.approx([0.01 * (place + 1)] * len(own))
+    assert calls == [*map(len, samples[:-1]), 1 + len(samples[-1])]  # once to warm up
+
+
 @pytest.fixture
 def measures(monkeypatch, tmp_path):
     """Have engines measure the costs of steps, and keep them in a folder of the test's own."""
@@ -143,8 +170,8 @@ def measures(monkeypatch, tmp_path):
 @pytest.fixture
 def measured(measures, monkeypatch):
     """Return the list of measurements, which grows with each."""
-    made, fastest = [], costs._fastest
-    monkeypatch.setattr(costs, "_fastest", lambda steps: made.append(1) or fastest(steps))
+    made, timed = [], costs._timed
+    monkeypatch.setattr(costs, "_timed", lambda steps: made.append(1) or timed(steps))
     return made
 
 

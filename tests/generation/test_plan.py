@@ -20,6 +20,7 @@ from tests.models.contract import assert_equal, draw, stepwise
 from tests.models.larosa_contract import SMALL, calibrated
 from trimtab.artifact import Artifact
 from trimtab.generation.attention import NAME
+from trimtab.generation.executor import MOST_ROWS
 from trimtab.generation.plan import Observed, decode_plan
 from trimtab.generation.steps import ExtendStep
 from trimtab.larosa import LaRoSA, Precision, RotationScope, Selection, Transforms
@@ -116,6 +117,17 @@ def test_a_row_is_computed_as_if_it_were_alone(variant):
     for step in steps_of(ids):
         rows = [apart.step(*(part[row : row + 1] for part in step)) for row in range(len(step[0]))]
         assert torch.equal(together.step(*step), torch.cat(rows))
+
+
+@pytest.mark.parametrize("variant", ["gemma3", "gpt2"])
+@pytest.mark.parametrize("count", range(2, MOST_ROWS + 1))
+def test_no_number_of_rows_changes_the_bits_of_one(variant, count):
+    model = model_of(variant)
+    plan, (ids, _) = plan_of(model), random_inputs(2, LENGTH)
+    together, apart = (cpu.CpuExecutor(plan, *empty_cache(model, 3)) for _ in range(2))
+    step = ids[:count], torch.zeros(count, dtype=torch.int64), torch.arange(count)
+    rows = [apart.step(*(part[row : row + 1] for part in step)) for row in range(count)]
+    assert torch.equal(together.step(*step), torch.cat(rows))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])

@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 9, 33])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 7, 8, 9, 33])
 def test_products_agree_with_float64_at_odd_shapes(threads, dtype, shape, tokens):
     x, weight, bias = draw(*shape, dtype, tokens)
     kept = keep_topk(x, round(0.6 * shape[0]))
@@ -28,6 +28,15 @@ def test_results_repeat_bit_for_bit(threads, dtype, tokens):
     first = sparse_linear(x, weight, bias, 0.5)
     for _ in range(5):
         assert torch.equal(sparse_linear(x, weight, bias, 0.5), first)
+
+
+@pytest.mark.parametrize("columns", [7, 1101])
+@pytest.mark.parametrize("tokens", range(2, 9))  # more of them are multiplied by the library
+def test_no_number_of_tokens_changes_the_bits_of_one(threads, tokens, columns):
+    x, weight, bias = draw(143, columns, torch.float32, tokens)
+    assert (x != 0).all()  # what one drops and another keeps would be added as zero
+    rows = [sparse_linear(row[None], weight, bias) for row in x]
+    assert torch.equal(sparse_linear(x, weight, bias), torch.cat(rows))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

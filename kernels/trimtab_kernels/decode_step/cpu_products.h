@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <bit>
+
 #include "../decode_attention/cpu_products.h"
 #include "../sparse_linear/cpu_gather.h"
 #include "cpu_parts.h"
@@ -111,7 +113,8 @@ inline void dot(const float* x, const T* const* outputs, int64_t width, int apar
 template <int R, typename T>
 void dots(const float* x, int64_t width, const T* weight, int64_t outputs_apart, int64_t outputs,
           float* out, int64_t stride) {
-  constexpr int kTogether = kLanes / R;  // outputs whose lanes are added up together
+  // Outputs whose lanes are added up together, with the lanes of a row left idle if R is 3, 5, ...
+  constexpr int kTogether = kLanes / std::bit_ceil(unsigned{R});
   constexpr int kBeside = std::min(kTogether, kDotOutputs);
   for (int64_t first = 0; first < outputs; first += kTogether) {
     const int64_t count = std::min<int64_t>(kTogether, outputs - first);
@@ -119,7 +122,7 @@ void dots(const float* x, int64_t width, const T* weight, int64_t outputs_apart,
     for (int o = 0; o < kTogether; ++o) {  // after the end, the last one again: it is not stored
       rows[o] = weight + (first + std::min<int64_t>(o, count - 1)) * outputs_apart;
     }
-    Vector products[kLanes];
+    Vector products[kLanes] = {};
     for (int o = 0; o < kTogether; o += kBeside) {
       dot<R, kBeside>(x, rows + o, width, kTogether, products + o);
     }
@@ -131,17 +134,16 @@ void dots(const float* x, int64_t width, const T* weight, int64_t outputs_apart,
   }
 }
 
-// The same for any number of rows: as many at a time as possible, then half as many, and so on.
+// The same for any number of rows, as many at a time as possible.
 template <int R = kDotRows, typename T>
 void dots_of_rows(const float* x, int64_t rows, int64_t width, const T* weight,
                   int64_t outputs_apart, int64_t outputs, float* out, int64_t stride) {
-  int64_t r = 0;
-  for (; r + R <= rows; r += R) {
-    dots<R>(x + r * width, width, weight, outputs_apart, outputs, out + r * stride, stride);
-  }
-  if constexpr (R > 1) {
-    dots_of_rows<R / 2>(x + r * width, rows - r, width, weight, outputs_apart, outputs,
-                        out + r * stride, stride);
+  if (rows >= R) {
+    dots<R>(x, width, weight, outputs_apart, outputs, out, stride);
+    dots_of_rows<R>(x + R * width, rows - R, width, weight, outputs_apart, outputs,
+                    out + R * stride, stride);
+  } else if constexpr (R > 1) {
+    dots_of_rows<R - 1>(x, rows, width, weight, outputs_apart, outputs, out, stride);
   }
 }
 

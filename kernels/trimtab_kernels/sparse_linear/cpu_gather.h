@@ -17,11 +17,14 @@ namespace trimtab {
 constexpr int64_t kMinColumns = 2048;
 // Columns accumulated at a time: 32 KB of float32, which stay in the nearest caches.
 constexpr int64_t kColumnBlock = 8192;
-// Columns of a group of weight rows that more tokens than fit side by side process in turn: the first
-// ones load them into the first-level cache for the others.
-constexpr int64_t kTokenTile = 512;
-// Weight rows added per pass over the sums of so many tokens, as registers allow. This saves loads and
-// stores of the sums.
+// Weight rows, and columns of them, that more than kMostBeside tokens process in turn: the first tokens
+// load them into the first-level cache for the others.
+constexpr int kTileRows = 8;
+constexpr int64_t kTileColumns = 512;
+// The most tokens whose sums are added to side by side.
+constexpr int kMostBeside = 4;
+// Weight rows added per pass over the sums of so many tokens, or else vectors of their sums that stay in
+// registers, as registers allow. Both save loads and stores of the sums.
 template <int R>
 constexpr int kGroup = std::min(8, kLanes / R);
 
@@ -75,35 +78,13 @@ inline void add_rows(float* sums, int64_t apart, const W* const* rows, const W* 
   }
 }
 
-// The same for any number of tokens, R at least if something is to be fetched: R at a time, then half
-// as many, and so on.
-template <int R, int G, bool kFetch, typename W>
-inline void add_rows_of_tokens(int64_t tokens, float* sums, int64_t apart, const W* const* rows,
-                               const W* const* next, const float* values, int64_t width,
-                               int64_t first, int64_t last) {
-  int64_t t = 0;
-  if constexpr (kFetch) {
-    add_rows<R, G, true>(sums, apart, rows, next, values, width, first, last);
-    t = R;
-  }
-  for (; t + R <= tokens; t += R) {
-    add_rows<R, G, false>(sums + t * apart, apart, rows, next, values + t * width, width, first,
-                          last);
-  }
-  if constexpr (R > 1) {
-    add_rows_of_tokens<R / 2, G, false>(tokens - t, sums + t * apart, apart, rows, next,
-                                        values + t * width, width, first, last);
-  }
-}
-
 // sums[t * apart + c] += values[t * width + first] * row_of(first)[c] + ... up to entry `last`, for
-// columns 0 <= c < columns. R: the most tokens side by side.
+// tokens 0 <= t < R and columns 0 <= c < columns.
 template <int R, typename F>
-void add_entries(int64_t tokens, float* sums, int64_t apart, const F& row_of, int64_t first,
-                 int64_t last, const float* values, int64_t width, int64_t columns) {
+void add_entries(float* sums, int64_t apart, const F& row_of, int64_t first, int64_t last,
+                 const float* values, int64_t width, int64_t columns) {
   using Row = decltype(row_of(0));
   constexpr int G = kGroup<R>;
-  const int64_t tile = tokens == R ? columns : kTokenTile;
   Row rows[G], next[G];
   int64_t i = first;
   for (; i + G <= last; i += G) {
@@ -111,25 +92,99 @@ void add_entries(int64_t tokens, float* sums, int64_t apart, const F& row_of, in
       rows[g] = row_of(i + g);
       next[g] = row_of(std::min(i + G + g, last - 1));
     }
-    for (int64_t c = 0; c < columns; c += tile) {
-      add_rows_of_tokens<R, G, true>(tokens, sums, apart, rows, next, values + i, width, c,
-                                     std::min(c + tile, columns));
-    }
+    add_rows<R, G, true>(sums, apart, rows, next, values + i, width, 0, columns);
   }
   for (; i < last; ++i) {
     rows[0] = row_of(i);
-    add_rows_of_tokens<R, 1, false>(tokens, sums, apart, rows, rows, values + i, width, 0, columns);
+    add_rows<R, 1, false>(sums, apart, rows, rows, values + i, width, 0, columns);
   }
 }
 
-template <typename... Arguments>
-inline void add_entries_of_tokens(int64_t tokens, Arguments... arguments) {
-  if (tokens >= 4) {
-    add_entries<4>(tokens, arguments...);
-  } else if (tokens >= 2) {
-    add_entries<2>(tokens, arguments...);
+// What add_rows does, for `count` weight rows: a few vectors of sums stay in registers meanwhile. Returns
+// the column that it ends before.
+template <int R, bool kFetch, typename W>
+inline int64_t add_tile(float* sums, int64_t apart, const W* const* rows, const W* const* next,
+                        int64_t count, const float* values, int64_t width, int64_t first,
+                        int64_t last) {
+  constexpr int64_t kLine = kCacheLineBytes / sizeof(W);
+  constexpr int C = kGroup<R>;
+  int64_t c = first;
+  for (; c + C * kLanes <= last; c += C * kLanes) {
+    Vector tile[R][C];
+    for (int t = 0; t < R; ++t) {
+      for (int v = 0; v < C; ++v) {
+        tile[t][v] = load(sums + t * apart + c + v * kLanes);
+      }
+    }
+    for (int64_t g = 0; g < count; ++g) {
+      for (int64_t ahead = 0; kFetch && ahead < C * kLanes; ahead += kLine) {
+        __builtin_prefetch(next[g] + c + ahead);
+      }
+      Vector weights[C];
+      for (int v = 0; v < C; ++v) {
+        weights[v] = load(rows[g] + c + v * kLanes);
+      }
+      for (int t = 0; t < R; ++t) {
+        const Vector factor = values[t * width + g] - Vector{};
+        for (int v = 0; v < C; ++v) {
+          tile[t][v] += factor * weights[v];
+        }
+      }
+    }
+    for (int t = 0; t < R; ++t) {
+      for (int v = 0; v < C; ++v) {
+        store(sums + t * apart + c + v * kLanes, tile[t][v]);
+      }
+    }
+  }
+  return c;
+}
+
+// The same for any number of tokens, R at a time, and all columns; at least R if something is fetched.
+template <int R, bool kFetch, typename W>
+void add_tiles(int64_t tokens, float* sums, int64_t apart, const W* const* rows,
+               const W* const* next, int64_t count, const float* values, int64_t width,
+               int64_t first, int64_t last) {
+  if (tokens >= R) {
+    const int64_t rest =
+        add_tile<R, kFetch>(sums, apart, rows, next, count, values, width, first, last);
+    for (int64_t g = 0; g < count && rest < last; ++g) {
+      add_rows<R, 1, false>(sums, apart, rows + g, next, values + g, width, rest, last);
+    }
+    add_tiles<R, false>(tokens - R, sums + R * apart, apart, rows, next, count, values + R * width,
+                        width, first, last);
+  } else if constexpr (R > 1) {
+    add_tiles<R - 1, false>(tokens, sums, apart, rows, next, count, values, width, first, last);
+  }
+}
+
+// What add_entries does, for more than kMostBeside tokens.
+template <typename F>
+void add_entries_in_tiles(int64_t tokens, float* sums, int64_t apart, const F& row_of,
+                          int64_t first, int64_t last, const float* values, int64_t width,
+                          int64_t columns) {
+  decltype(row_of(0)) rows[kTileRows], next[kTileRows];
+  for (int64_t i = first; i < last; i += kTileRows) {
+    const int64_t count = std::min<int64_t>(kTileRows, last - i);
+    for (int64_t g = 0; g < count; ++g) {
+      rows[g] = row_of(i + g);
+      next[g] = row_of(std::min(i + kTileRows + g, last - 1));
+    }
+    for (int64_t c = 0; c < columns; c += kTileColumns) {
+      add_tiles<kMostBeside, true>(tokens, sums, apart, rows, next, count, values + i, width, c,
+                                   std::min(c + kTileColumns, columns));
+    }
+  }
+}
+
+template <int R = 1, typename... Arguments>
+void add_entries_of_tokens(int64_t tokens, Arguments... arguments) {
+  if (tokens == R) {
+    add_entries<R>(arguments...);
+  } else if constexpr (R < kMostBeside) {
+    add_entries_of_tokens<R + 1>(tokens, arguments...);
   } else {
-    add_entries<1>(tokens, arguments...);
+    add_entries_in_tiles(tokens, arguments...);
   }
 }
 

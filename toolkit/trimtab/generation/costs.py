@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -12,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,7 +25,7 @@ from trimtab.vattention.virtual_kv import VirtualKV
 ROWS = (1, 2, 3, 4, 6, 8, 12, MOST_ROWS)  # timed; between them, costs are interpolated
 DEPTH = 128  # tokens of context
 FEW = 4  # the first of them, on which drafts hang most
-LEAST, ENOUGH = 2, 0.8  # rounds over all, and the seconds after which there is none over few
+LEAST, ENOUGH = 3, 3.0  # rounds over all, and the seconds after which there is none over few
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def step_costs(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: in
 def _measure(
     model: PreTrainedModel, forward: Forward, kv: VirtualKV, depth: int
 ) -> tuple[float, ...]:
-    """Time steps over `ROWS` rows in turn; the fastest of each counts, or of more rows.
+    """Time steps over `ROWS` rows in turn.
 
     The rows are different tokens of one text: where a method skips weights, a step skips those
     that none of its rows needs, and equal rows would need the same.
@@ -107,23 +109,37 @@ def _measure(
 
         with uncounted(model):
             forward.prefill([Span(slot, tokens, 0)])
-            best = _fastest([partial(step, number) for number in rows])
+            samples = _timed([partial(step, number) for number in rows])
     finally:
         kv.release(slot)
         kv.trim()
-    known = np.minimum.accumulate(best[::-1])[::-1]
+    return _relative(rows, samples)
+
+
+def _relative(rows: Sequence[int], samples: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Return the time of a step over 1, 2, ... rows, over that of one: by medians of samples.
+
+    Where more rows took less, that is noise, and both take what they take on average.
+    """
+    medians = [float(np.median(own)) for own in samples]
+    known = isotonic_regression(medians, weights=[len(own) for own in samples]).x
     every = np.interp(np.arange(1, rows[-1] + 1), rows, known / known[0])
     return tuple(every.tolist())
 
 
-def _fastest(steps: list[Callable[[], object]]) -> list[float]:
-    """Return the least seconds that each of some steps takes; those over few rows are run more."""
-    best = [float("inf")] * len(steps)
-    started, rounds = time.perf_counter(), 0
+def _timed(steps: list[Callable[[], object]]) -> list[list[float]]:
+    """Return the seconds that each of some steps takes, again and again, in drawn order.
+
+    The last one, which needs the most memory, runs once before; the first few are run more often.
+    """
+    steps[-1]()
+    seconds: list[list[float]] = [[] for _ in steps]
+    draw, started, rounds = random.Random(0), time.perf_counter(), 0
     while rounds < LEAST or time.perf_counter() - started < ENOUGH:
-        for place, step in enumerate(steps if rounds < LEAST else steps[:FEW]):
+        turn = range(len(steps))[: None if rounds < LEAST else FEW]
+        for place in draw.sample(turn, len(turn)):
             begun = time.perf_counter()
-            step()
-            best[place] = min(best[place], time.perf_counter() - begun)
+            steps[place]()
+            seconds[place].append(time.perf_counter() - begun)
         rounds += 1
-    return best
+    return seconds
