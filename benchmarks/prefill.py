@@ -7,9 +7,10 @@ Prompts are stretches of held-out documents of Python's documentation. In drawn 
 contender reads the same ones, which arrive together, and gives one token after each: transformers'
 `generate` on one batch padded on the left, twice, so that the noise shows, and with LaRoSA on the
 model; the engine on the unmodified model (`vattention`), and with LaRoSA. LaRoSA's time is also
-compared with that of the same way without it. Methods are calibrated first where --artifacts has
-no artifact of them. Prints the table, and draws a plot beside the file; prefill_report.py makes
-both again.
+compared with that of the same way without it. Where the engine's time goes is measured by PyTorch's
+profiler, in a few turns after all others. Methods are calibrated first where --artifacts has no
+artifact of them. Prints the tables, and draws a plot beside the file; prefill_report.py makes both
+again.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from prefill_report import write_report
 from serving_parts.content import beginning
 from serving_parts.rounds import answers
 from serving_parts.servers import Contender, engine
+from serving_parts.work import work_ms
 from serving_parts.workload import held_out
 
 from trimtab.backing import Backing, pack, use_pages
 from trimtab.environment import prepare
 from trimtab.errors import TrimtabError
+from trimtab.evaluation.generators.engine_server import EngineServer
 from trimtab.evaluation.generators.padded import PaddedServer
 from trimtab.evaluation.generators.server import Answer, Request
 from trimtab.evaluation.intervals import ratio
@@ -44,6 +47,7 @@ from trimtab.models.loading import load_model
 from trimtab.models.sources import DType
 
 SEED = 0
+PROFILED = 3  # turns
 
 
 def prompts(text: str) -> list[int]:
@@ -97,7 +101,11 @@ def measure(setting: Setting, given: Sequence[Request], rounds: int) -> list[dic
     together = "+".join(str(len(one.prompt)) for one in given)
     found = answers([one for one, _ in pairs], given, rounds, f"{together} tokens")
     first = found[pairs[0][0].name]
-    return [_row(one, found[one.name], first, other, found[other]) for one, other in pairs]
+    rows = [_row(one, found[one.name], first, other, found[other]) for one, other in pairs]
+    for row, (one, _) in zip(rows, pairs, strict=True):
+        if isinstance(one.server, EngineServer):
+            row["work_ms"] = work_ms(one, given, PROFILED)
+    return rows
 
 
 def _row(

@@ -28,7 +28,23 @@ def markdown(content: dict[str, Any]) -> str:
         f"{settings['dtype']}, {settings['repeats']} rounds; 95 % intervals; several prompts "
         "arrive together."
     )
-    return f"{head}\n\n{table(COLUMNS, cells)}\n"
+    return f"{head}\n\n{table(COLUMNS, cells)}\n\n{_work(content['runs'])}"
+
+
+def _work(runs: list[dict[str, Any]]) -> str:
+    """Return where the engine's time goes, as a sentence and a table."""
+    known = [(run, row) for run in runs for row in run["rows"] if "work_ms" in row]
+    kinds = [*known[0][1]["work_ms"]]
+    cells = []
+    for run, row in known:
+        milliseconds = [*row["work_ms"].values()]
+        milliseconds.append(sum(milliseconds))
+        cells.append([_prompts(run), row["contender"], *(f"{one:.1f}" for one in milliseconds)])
+    return (
+        "Where the engine's milliseconds go, by PyTorch's profiler, whose own time is in them: the "
+        "mean of a few turns. Norms and activations are other operators.\n\n"
+        f"{table(('prompt, tokens', 'contender', *kinds, 'in all'), cells)}\n"
+    )
 
 
 def _prompts(run: dict[str, Any]) -> str:
