@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
-from result_tables import Estimate, drawn, errors, report_command, table
+from result_tables import Estimate, commit, drawn, errors, report_command, table
 from scipy.stats import binomtest
 
 Run = dict[str, Any]
@@ -80,7 +80,7 @@ def _setting(content: dict[str, Any]) -> str:
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {settings['threads']} threads; torch "
         f"{packages['torch']}, transformers {packages['transformers']}; commit "
-        f"{str(machine['commit'])[:7]}. {settings['model']} against its own copy; "
+        f"{commit(machine)}. {settings['model']} against its own copy; "
         f"{settings['prompts']} prompts, {settings['new_tokens']} new tokens, "
         f"{settings['seconds']:g} s a run at most."
     )

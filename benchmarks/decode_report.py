@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
-from result_tables import drawn, errors, report_command, table, with_interval
+from result_tables import commit, drawn, errors, report_command, table, with_interval
 
 COLUMNS = (
     "contender", "ms a token", "tokens/s", "tokens a step", "ms a byte of text",
@@ -82,7 +82,7 @@ def _setting(content: dict[str, Any]) -> str:
     other = f"; xllamacpp {llama['xllamacpp']} ({llama['system']})" if llama else ""
     return (
         f"{machine['cpu']}, {machine['threads']} threads; torch {packages['torch']}, transformers "
-        f"{packages['transformers']}{other}; commit {str(machine['commit'])[:7]}. "
+        f"{packages['transformers']}{other}; commit {commit(machine)}. "
         f"{settings['context']} tokens of context, {settings['new_tokens']} new ones, "
         f"{settings['prompts']} prompts, {settings['repeats']} rounds; 95 % intervals."
     )

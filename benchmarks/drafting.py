@@ -25,7 +25,7 @@ from arguments import command, one_line, positive
 from decode_parts.contenders import Setting, artifacts, endless
 from decode_parts.machine import data_file, environment
 from kv_parts.generating import model_config
-from result_tables import table, with_interval
+from result_tables import commit, table, with_interval
 from texts import python_docs, python_source
 
 from trimtab.backing import Backing, pack, use_pages
@@ -168,7 +168,7 @@ def markdown(content: dict[str, Any]) -> str:
         for row in content["rows"]
     ]
     return (
-        f"{machine['cpu']}, {machine['threads']} threads; commit {str(machine['commit'])[:7]}; "
+        f"{machine['cpu']}, {machine['threads']} threads; commit {commit(machine)}; "
         f"95 % intervals.\n\n{table(COLUMNS, rows)}\n"
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from result_plots import contender_bars, draw_bars
-from result_tables import drawn, report_command, table, with_interval
+from result_tables import commit, drawn, report_command, table, with_interval
 
 COLUMNS = (
     "prompt, tokens", "contender", "ms to the first token", "times transformers",
@@ -24,7 +24,7 @@ def markdown(content: dict[str, Any]) -> str:
     cells = [[_prompts(run), *_cells(row)] for run in content["runs"] for row in run["rows"]]
     head = (
         f"{machine['cpu']}, {machine['threads']} threads; torch {packages['torch']}, transformers "
-        f"{packages['transformers']}; commit {str(machine['commit'])[:7]}. {content['model']}, "
+        f"{packages['transformers']}; commit {commit(machine)}. {content['model']}, "
         f"{settings['dtype']}, {settings['repeats']} rounds; 95 % intervals; several prompts "
         "arrive together."
     )

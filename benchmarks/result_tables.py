@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ Estimate = dict[str, float]
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def commit(environment: Mapping[str, Any]) -> str:
+    """Return the beginning of a checkout's commit, and whether the tree differed from it."""
+    name, plus, changes = str(environment["commit"] or "unknown").partition("+")
+    return name[:7] + plus + changes
 
 
 def with_interval(value: Estimate, digits: int) -> str:

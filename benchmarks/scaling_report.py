@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from result_tables import drawn, errors, report_command, table, with_interval
+from result_tables import commit, drawn, errors, report_command, table, with_interval
 
 SCALES = {"context": "tokens of context", "rows": "rows of a step", "threads": "threads"}
 COLUMNS = (
@@ -27,7 +27,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         f"{machine['cpu']}, {settings['threads']} threads unless another number is given; torch "
         f"{packages['torch']}, transformers {packages['transformers']}; commit "
-        f"{str(machine['commit'])[:7]}. {settings['samples']} steps of each kind in turn; "
+        f"{commit(machine)}. {settings['samples']} steps of each kind in turn; "
         f"rows and threads after {settings['at_context']} tokens; 95 % intervals."
     ]
     for model, parts in content["models"].items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from result_plots import contender_bars, draw_bars
-from result_tables import drawn, report_command, table, with_interval
+from result_tables import commit, drawn, report_command, table, with_interval
 
 COLUMNS = (
     "contender", "tokens/s", "times padded generate", "first token, s: median", "99th percentile",
@@ -23,7 +23,7 @@ def markdown(content: dict[str, Any]) -> str:
     packages = machine["packages"]
     parts = [
         f"{machine['cpu']}, {machine['threads']} threads; torch {packages['torch']}, transformers "
-        f"{packages['transformers']}; commit {str(machine['commit'])[:7]}. {content['model']}, "
+        f"{packages['transformers']}; commit {commit(machine)}. {content['model']}, "
         f"{settings['dtype']}, {settings['repeats']} rounds; 95 % intervals."
     ]
     for run in content["runs"]:

@@ -320,7 +320,10 @@ def test_the_help_says_which_methods_need_no_calibration():
     ("error", "line"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied"),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "standard output, or a temporary file: No space left on device",
+        ),
         (SafetensorError("I/O error: No space left"), "I/O error: No space left"),
     ],
 )

@@ -85,6 +85,7 @@ def drafting(bench: Bench) -> Iterator[Record]:
             "tokens_per_step": ratio(lengths, steps, paired=True, seed=0),
             "costs": list(COSTS.relative),
             "gain": ratio(lengths, seconds, paired=True, seed=0),
+            "samples": {"tokens": lengths, "steps": steps, "costs": seconds},
         }  # fmt: skip
 
 

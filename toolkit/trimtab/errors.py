@@ -11,6 +11,8 @@ FULL = (
     errno.EFBIG,
 )  # writing to an open file, the error does not name it
 
+UNNAMED = "standard output, or a temporary file"
+
 
 class TrimtabError(Exception):
     """Something the user can put right; the message says what and how."""
@@ -23,9 +25,16 @@ def first_line(error: BaseException) -> str:
 
 
 def on_one_line(error: TrimtabError | OSError) -> str:
-    """Return all that an error says: of one of the system's, which file it is about, and why."""
+    """Return all that an error says: of one of the system's, which file it is about, and why.
+
+    Files of the toolkit's own are named, so one without a name is a stream or a library's.
+    """
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.filename:
+            return f"{error.filename}: {error.strerror}"
+        if error.errno in FULL:
+            return f"{UNNAMED}: {error.strerror}"
+        return error.strerror
     return " ".join(str(error).split())
 
 
