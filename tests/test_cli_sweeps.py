@@ -255,17 +255,35 @@ def test_what_cannot_be_resumed_is_refused(refusal, tmp_path, arguments, expecte
     assert state(tmp_path) == before
 
 
+@pytest.mark.parametrize("arguments", [["methods=[[larosa]]"], ["-m", "methods=all,[[larosa]]"]])
+def test_a_list_of_lists_is_no_stack(refusal, arguments):
+    line = refusal("evaluate", *arguments)
+    assert line.startswith(f"evaluate.py: error: {arguments[-1]}: is a list of lists; expected")
+
+
+@pytest.mark.parametrize("argument", ["corpus.glob=caf\udce9/*.md", "hydra.run.dir=\udcff"])
+def test_bytes_that_are_no_text_are_refused(refusal, argument):
+    line = refusal("evaluate", argument)
+    assert line.startswith(f"evaluate.py: error: {argument!a}: expected text in utf-8: rename")
+
+
 @pytest.mark.parametrize(
     "edited",
     [
         {"jobs": "two"}, {"arguments": "x"}, {"arguments": [1]}, {"folder": 5}, {"started": ["x"]},
         {"started": {"0": "x"}}, {"started": {"0": [1]}}, {"started": {}},
+        {"jobs": -1}, {"jobs": 0}, {"jobs": 99}, {"started": {"../0": ["seed=0"]}},
+        {"started": {"/0": ["seed=0"]}}, {"started": {"..": ["seed=0"]}}, {"started": {"": []}},
+        {"started": {"0": ["seed=[0"]}},
     ],
     ids=str,
 )  # fmt: skip
 def test_a_command_that_was_edited_is_damaged(refusal, tmp_path, edited):
     file = tmp_path / "sweep" / "command.json"
-    sound = json.loads(file.read_text()) | {"sweeper": BASIC, "started": {"0": ["seed=0"]}}
+    sound = json.loads(file.read_text())
+    sound |= {"sweeper": BASIC, "jobs": 1, "started": {"0": ["seed=0"]}}
+    file.write_text(json.dumps(sound))
+    assert "damaged" not in refusal("evaluate", "resume=sweep", "seed=0")
     file.write_text(json.dumps(sound | edited))
     assert "command.json is damaged: start the sweep again" in refusal("evaluate", "resume=sweep")
 

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,7 +157,16 @@ def test_a_sweep_of_failures_alone_is_a_report_without_pictures(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"status": "ok", "lab', "", "[]", "{}", "\xff", pytest.param("[" * 100_000, id="deep")],
+    [
+        '{"status": "ok", "lab',
+        "",
+        "[]",
+        "{}",
+        "\xff",
+        pytest.param("[" * 100_000, id="deep"),
+        '{"status": "error", "label": "x", "message": 1e999}',
+        '{"status": "error", "label": "x", "message": 1' + "0" * 400 + "}",
+    ],
 )
 def test_a_damaged_result_is_a_failed_job_beside_the_healthy_ones(sweep, text):
     (sweep / "3" / "result.json").write_text(text, "latin-1")
@@ -164,6 +174,31 @@ def test_a_damaged_result_is_a_failed_job_beside_the_healthy_ones(sweep, text):
     assert "| `3` | **failed**: result.json is damaged: " in report
     assert "`quick`: **faster than the unmodified model**" in report
     assert "result.json is damaged" in (sweep / "report" / "results.csv").read_text("utf-8")
+
+
+def test_a_folder_in_place_of_a_result_is_a_failed_job_beside_the_healthy_ones(sweep):
+    (file := sweep / "3" / "result.json").unlink()
+    file.mkdir()
+    report = build_report(sweep).read_text("utf-8")
+    assert "| `3` | **failed**: result.json is damaged: " in report
+    assert "`quick`: **faster than the unmodified model**" in report
+
+
+def test_jobs_of_a_sweep_without_a_result_are_missed(sweep):
+    names = sorted((one.name for one in sweep.iterdir() if one.name.isdigit()), key=int)
+    command: dict[str, Any] = {
+        "arguments": [],
+        "folder": "/",
+        "command": "evaluate",
+        "sweeper": "-",
+    }
+    jobs = {name: [f"seed={name}"] for name in names}
+    (sweep / "command.json").write_text(json.dumps(command | {"jobs": len(jobs), "started": jobs}))
+    assert "no result" not in build_report(sweep).read_text("utf-8")
+    (sweep / "3" / "result.json").unlink()
+    told = build_report(sweep).read_text("utf-8")
+    assert f"{sweep}: 1 of the sweep's jobs has no result; unless it still runs: `python" in told
+    assert f"resume={sweep}`" in told
 
 
 @pytest.mark.parametrize(

@@ -153,12 +153,14 @@ def test_weight_bytes_that_are_read_beyond_the_dense_ones_are_a_cost(tmp_path, r
 
 def test_what_the_noise_hides_is_not_known_and_not_unchanged(tmp_path):
     job = serving(result("vattention", (1.4, 0.5, 4.0), same=True), (1.0, 0.6, 1.6))
-    job["speed"]["verdict"] = "too noisy to say"
+    job["speed"] |= {"verdict": "too noisy to say", "control": interval(1.0, 0.9, 1.1)}
     gained, cost, alike = weighed(tmp_path, job)
     assert "times" not in gained + cost + alike
     (job,) = load_jobs(tmp_path)
     speed, server = balance(job, [job]).unknown
-    assert speed == "speed: too noisy to say, 1.40 [0.50, 4.00] times"
+    assert (
+        speed == "speed: too noisy to say, 1.40 [0.50, 4.00] times; its control: 1.00 [0.90, 1.10]"
+    )
     assert server.startswith("serving: 1.00 [0.60, 1.60] times")
 
 
@@ -419,15 +421,25 @@ def test_what_was_disturbed_is_to_be_measured_again_with_its_command(tmp_path):
     told = [one for one in next_steps(rows, []) if "again" in one]
     command, off = "`python evaluate.py", "unmodified model against itself, does not contain 1:"
     assert told == [
-        f"Measure `baseline` again on a quiet machine, as its control, the {off} {command} "
-        "experiment=demo methods=baseline`",
+        "Measure `baseline` and `vattention` again on a quiet machine, as its control, the "
+        f"{off} {command} -m experiment=demo methods=baseline,vattention`",
         f"Measure `larosa` again on a quiet machine, as the machine was busy: {command} "
         "methods.larosa.sparsity=0.3 experiment=demo methods=larosa`",
         "Measure `noisy` again on a quiet machine, as its speed is too noisy to tell: "
         f"{command} experiment=demo methods=noisy`",
-        f"Measure `vattention` again on a quiet machine, as its control, the {off} {command} "
-        "experiment=demo methods=vattention`",
     ]
+
+
+def test_disturbed_rows_of_other_settings_are_measured_again_apart(tmp_path):
+    jobs = [
+        result(name, (1.5, 1.4, 1.6), methods=("larosa",), overrides=["methods=larosa", *typed])
+        for name, typed in (("a", ["seed=1"]), ("b", ["seed=2"]))
+    ]
+    for job in jobs:
+        job["environment"]["load"] = {"busy": True, "reason": "others"}
+    rows = load_jobs(written(tmp_path, jobs))
+    commands = [one.partition("busy: ")[2] for one in next_steps(rows, []) if "again" in one]
+    assert commands == [f"`python evaluate.py seed={seed} methods=larosa`" for seed in (1, 2)]
 
 
 def test_what_python_measured_has_no_command(tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from trimtab.files import COMMAND, ERROR, REPEAT, RESULT
+from trimtab.files import COMMAND, ERROR, REPEAT, RESULT, RESULTS
+from trimtab.settings import is_whole as is_whole_number
 
 ENVIRONMENT = {"cpu", "threads", "gpu", "commit", "seed", "packages"}  # of every result
 
@@ -33,6 +35,44 @@ def job_folders(sweep: Path) -> list[Path]:
     return [sweep / str(name) for name in names]
 
 
+def jobs_without_end(folder: Path) -> int:
+    """Return how many jobs of a sweep over every combination have left no result and no error.
+
+    0 where the folder is of something else.
+    """
+    content = read_json(folder / COMMAND)
+    if not is_command(content) or not content.get("started"):
+        return 0
+    left = (REPEAT, *RESULTS)
+    return sum(not any((one / name).exists() for name in left) for one in job_folders(folder))
+
+
+def is_command(content: Any) -> bool:
+    """Return whether a file's content is what `trimtab.commands.folders` writes."""
+    if not isinstance(content, dict):
+        return False
+    started, jobs = content.get("started"), content.get("jobs")
+    return (
+        _are_texts(content.get("arguments"))
+        and isinstance(content.get("folder"), str)
+        and "jobs" in content
+        and (jobs is None or (is_whole_number(jobs) and jobs > 0))
+        and (started is None or (_are_jobs(started) and len(started) == jobs))
+    )
+
+
+def _are_jobs(started: Any) -> bool:
+    """Return whether these are overrides by the names of folders within a sweep's."""
+    return isinstance(started, dict) and all(
+        name == Path(name).name not in ("", "..") and _are_texts(overrides)
+        for name, overrides in started.items()
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
 def read_whole(path: Path) -> dict[str, Any] | None:
     """Return what a job left in a file; None where that is damaged or missing."""
     content = read_json(path)
@@ -40,9 +80,14 @@ def read_whole(path: Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a file holds, whole or not; None where it is missing or no JSON."""
-    with suppress(ValueError, FileNotFoundError, RecursionError):
-        return json.loads(path.read_text("utf-8"), parse_constant=_refuse)
+    """Return what a file holds, whole or not; None where it is missing, a folder, or no JSON.
+
+    A number that no float64 holds is none of JSON's, as programs read them.
+    """
+    with suppress(ValueError, OverflowError, FileNotFoundError, IsADirectoryError, RecursionError):
+        return json.loads(
+            path.read_text("utf-8"), parse_constant=_refuse, parse_float=_finite, parse_int=_whole
+        )
     return None
 
 
@@ -94,6 +139,17 @@ def is_whole(content: Any) -> bool:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    if not isfinite(number := float(digits)):
+        _refuse(digits)
+    return number
+
+
+def _whole(digits: str) -> int:
+    float(number := int(digits))  # raises where it is too large
+    return number
 
 
 def modified(path: Path) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
@@ -66,6 +68,25 @@ def require_own(arguments: list[str], command: str) -> None:
             raise TrimtabError(f"{word}: experiments are evaluate.py's")
 
 
+def require_text(arguments: Sequence[str]) -> None:
+    """Refuse what is no text: bytes that the system's encoding does not know.
+
+    Reports, W&B and files of results could not hold it.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    for one in arguments:
+        try:
+            one.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TrimtabError(
+                f"{one!a}: expected text in {sys.getfilesystemencoding()}: rename the file or "
+                "folder, or set the locale of its name, as by LC_ALL=C.UTF-8"
+            ) from error
+
+
 def require_readable(argument: str, command: str) -> None:
     """Refuse what is added and nothing reads, and a number with hundreds of digits.
 
@@ -99,6 +120,11 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
         return
     (override,) = parsed([argument], loader)
     _require_truth(override, key)
+    if key in _groups(command) and any(one.count("[") > 1 for one in choices(override)):
+        raise TrimtabError(
+            f"{argument}: is a list of lists; expected options of {key}, as in "
+            "'methods=[larosa,vattention]'"
+        )
     if override.is_discrete_sweep():
         if not (values := Counter(choices(override))):
             options = loader.get_group_options(override.key_or_group)

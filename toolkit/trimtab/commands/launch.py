@@ -13,6 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from trimtab.commands.arguments import require_text
 from trimtab.commands.messages import is_mistake, program, stop
 from trimtab.commands.overrides import expand
 from trimtab.commands.resume import finished, to_resume, unfinished
@@ -53,7 +54,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     try:
         register()
-        arguments = sys.argv[1:]
+        require_text(arguments := sys.argv[1:])
         if (folder := to_resume(arguments, config_name)) is None:
             sys.argv[1:] = expand(arguments, config_name)
         elif left := unfinished(folder, arguments):

@@ -140,7 +140,9 @@ def _for_stacks(argument: str, sweep: bool, held: set[str], command: str) -> str
         owners = [name for name in owners if name in held] or owners
         if len(owners) > 1:
             choices = " or ".join(f"methods.{name}.{argument}" for name in owners)
-            raise TrimtabError(f"{key} is a setting of {' and '.join(owners)}: write {choices}")
+            raise TrimtabError(
+                f"{key} is a setting of {' and '.join(owners)}: write {choices}, or each of them"
+            )
         if not owners:
             return argument
         argument = _prefixed(argument, f"methods.{owners[0]}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 
 from trimtab.commands.folders import is_running
 from trimtab.commands.parsing import MULTIRUN, key_of, parsed
@@ -14,8 +15,7 @@ from trimtab.commands.sweep import BASIC, SEARCH
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.files import COMMAND
 from trimtab.progress import answer, may_go_unread, say
-from trimtab.settings import is_whole
-from trimtab.sweep_state import is_finished, job_folders, read_json
+from trimtab.sweep_state import is_command, is_finished, job_folders, read_json
 
 RESUME = "resume"
 BY_ITSELF = "a calibration goes on by itself when the same command is typed again"
@@ -114,25 +114,16 @@ def _started(folder: Path) -> dict[str, Any]:
 
 
 def _is_command(content: Any) -> bool:
-    """Return whether a file's content is what `trimtab.commands.folders` writes."""
-    if not isinstance(content, dict):
+    """Return whether a file's content is what `trimtab.commands.folders` writes, and can be run."""
+    if not is_command(content):
         return False
-    started, jobs = content.get("started"), content.get("jobs")
-    return (
-        _are_texts(content.get("arguments"))
-        and isinstance(content.get("folder"), str)
-        and "jobs" in content
-        and (jobs is None or is_whole(jobs))
-        and (
-            started is None
-            or (isinstance(started, dict) and all(map(_are_texts, started.values())))
-        )
-        and (content.get("sweeper") != BASIC or bool(started))
-    )
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    started = content.get("started") or {}
+    try:
+        for overrides in started.values():
+            parsed(overrides)
+    except HydraException:
+        return False
+    return content.get("sweeper") != BASIC or bool(started)
 
 
 def _with(ours: list[str], arguments: list[str]) -> list[str]:

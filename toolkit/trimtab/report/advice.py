@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from trimtab.report.attribution import missing, wholes
 from trimtab.report.choice import Choice
@@ -89,9 +90,9 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
     steps = []
     for root in dict.fromkeys(row.root for row in rows if not row.ok):
         steps.append(f"Run what failed again: {code(f'python evaluate.py resume={_typed(root)}')}")
-    for row, why in _again(rows):
-        again = f"Measure {code(row.label)} again on a quiet machine, as {why}"
-        steps.append(_with(again, command(row, row.methods)))
+    for those, why, told in _together(_again(rows)):
+        labels = listed([code(row.label) for row in those])
+        steps.append(_with(f"Measure {labels} again on a quiet machine, as {why}", told))
     best = next((choice.best for choice in found if choice.best is not None), None)
     if best is not None:
         own = command(best, best.methods, *OWN, without=("model", "corpus", "experiment"))
@@ -100,6 +101,24 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
     if lacking:
         steps.append(f"Complete the attribution: {code(lacking[0])}")
     return steps
+
+
+def _together(again: Sequence[tuple[Job, str]]) -> Iterator[tuple[list[Job], str, str | None]]:
+    """Yield rows to measure again, why, and the command: one sweep where only stacks differ."""
+    alike: dict[tuple[Any, ...], list[Job]] = {}
+    for row, why in again:
+        others = [one for one in overrides(row) if not one.startswith("methods=")]
+        alike.setdefault((why, typed(row), row.seeds, *others), []).append(row)
+    for (why, known, _, *others), those in alike.items():
+        stacks = [one for row in those for one in overrides(row) if one.startswith("methods=")]
+        if known and len(those) > 1 and len(stacks) == len(those) and not those[0].seeds:
+            every = ",".join(one.removeprefix("methods=") for one in stacks)
+            members = [name for row in those for name in row.methods]
+            kept = [one for one in others if _belongs(one, members)]
+            told = shlex.join(["python", "evaluate.py", "-m", *kept, f"methods={every}"])
+            yield those, why, told
+        else:
+            yield from (([row], why, command(row, row.methods)) for row in those)
 
 
 def _with(step: str, told: str | None) -> str:

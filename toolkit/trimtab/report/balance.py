@@ -65,7 +65,10 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     elif found == SLOWER:
         yield -1, f"slower, {told} times the speed{amounts}{unpaired}"
     else:
-        yield SIGNS[found], f"speed: {found}, {told} times{unpaired}"
+        yield (
+            SIGNS[found],
+            f"speed: {found}, {told} times{unpaired}{_beside(job, 'speed.control', found)}",
+        )
     prefill, first = first_token(job), job.get("speed.ttft_ms")
     if prefill in (FASTER, SLOWER):
         sign, word = (1, "sooner") if prefill == FASTER else (-1, "later")
@@ -77,8 +80,17 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     elif prefill == NOISY:
         yield (
             None,
-            f"the first token: {interval(job.get('speed.prefill_speedup'), '.2f')} times as fast",
+            f"the first token: {interval(job.get('speed.prefill_speedup'), '.2f')} times as fast"
+            + _beside(job, "speed.prefill_control", prefill),
         )
+
+
+def _beside(job: Job, control: str, found: str) -> str:
+    """Return the control that a noisy figure is not clear of."""
+    noise = job.get(control)
+    if found != NOISY or noise is None:
+        return ""
+    return f"; its control: {interval(noise, '.2f')}"
 
 
 def _ms(time: float) -> str:
@@ -170,7 +182,11 @@ def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         speedup = job.get(field)
         if speedup is not None:
             told = interval(speedup, ".2f")
-            yield SIGNS[found], f"serving: {told} times the requests per second of {other}"
+            yield (
+                SIGNS[found],
+                f"serving: {told} times the requests per second of {other}"
+                + _beside(job, "serving.control", found),
+            )
 
 
 def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:

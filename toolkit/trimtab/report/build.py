@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 
 from trimtab.errors import TrimtabError
 from trimtab.files import REPORT, replacing
@@ -23,7 +24,7 @@ from trimtab.report.plots.panel import Plot
 from trimtab.report.plots.paper import write_png
 from trimtab.report.seeds import rows as rows_of
 from trimtab.report.verdict import groups_of, names_of
-from trimtab.sweep_state import more_jobs
+from trimtab.sweep_state import jobs_without_end, more_jobs
 
 COMPARISON = Path("outputs/comparison")
 # Every picture that a report may hold: those that the jobs have nothing for are removed.
@@ -67,9 +68,22 @@ def build_report(*folders: Path, out: Path | None = None, last_draws: bool = Fal
         found = state(folders)
         jobs, left_out = load(*folders)
         more = more_jobs(folders[0]) if last_draws else 0
+        if not last_draws:
+            left_out += [line for root in folders if (line := _without_end(root))]
         _write(jobs, target, more, left_out)
         if state(folders) == found:
             return target / "report.md"
+
+
+def _without_end(root: Path) -> str:
+    """Say that jobs of a sweep were not run to their end; nothing where all were."""
+    jobs = jobs_without_end(root)
+    if jobs == 0:
+        return ""
+    return (
+        f"{root}: {jobs} of the sweep's jobs {'has' if jobs == 1 else 'have'} no result; unless it "
+        f"still runs: `python evaluate.py resume={quote(str(root))}`"
+    )
 
 
 def draw(job: Path, target: Path) -> None:

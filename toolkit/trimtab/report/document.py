@@ -92,6 +92,8 @@ class Document:
 
 READING = (
     "Every row is measured against the unmodified model under transformers' own `generate`. "
+    "While they are timed, all write the same text: what follows the prompt in a held-out "
+    "document, whatever the model would choose. A draft is right where it is that text. "
     "Brackets are 95 % intervals; those of a mean over seeds span the intervals of all seeds. "
     "`faster` and `slower` are said only where the interval is clear of 1 and of that of the job's "
     "own control, the unmodified model timed once more beside it. The speedup is what is "

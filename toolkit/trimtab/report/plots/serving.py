@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from trimtab.report.figures import interval, number
+from trimtab.report.figures import interval, named, number
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (
     ACCENT,
@@ -47,6 +47,12 @@ def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     if best := max(faster, key=lambda job: job.get("serving.speedup.estimate"), default=None):
         told = interval(best.get("serving.speedup"), ".2f")
         title = f"{best.label} answers {told} times the requests per second of padded generate"
+        least = best.get("serving.speedup.low")
+        near = [
+            job.label for job in faster
+            if job is not best and job.get("serving.speedup.high") >= least
+        ]  # fmt: skip
+        title += f"; cannot be told from it: {named(near)}" if near else ""
     else:
         title = "No stack measurably answers more requests per second than padded generate"
     return Plot(FILE, title, panels, note)
