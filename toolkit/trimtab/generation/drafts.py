@@ -9,8 +9,7 @@ from trimtab.capabilities import Drafter
 from trimtab.generation.costs import StepCosts
 from trimtab.generation.request import Request
 
-# What a step with drafts has to promise, over one without: more than costs are known to, which may be
-# a few percent off.
+# What a step with drafts has to promise, over one without. Costs may be a few percent off.
 WORTH = 1.05
 TRUST = 2.0  # tokens, promised and accepted, that a text begins with
 DECAY = 0.995  # of what earlier drafts count, with each later step
