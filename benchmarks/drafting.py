@@ -4,10 +4,10 @@
 
 Every contender writes the same text after the same prompt, token by token given, and drafts are
 accepted where they are that text: held-out documents of what AdaptiVocab counted (Python's
-documentation), source files, random bytes, and files that --text names. In drawn order: the
-stack without drafts, the same once more, so that the noise shows, and with them. The time is from
-the first new token to the last. Methods are calibrated first where --artifacts has none of them.
-Prints a table; the file keeps every sample.
+documentation), source files, random bytes, and files that --text names. In drawn order, on one
+model: the stack without drafts, the same once more, so that the noise shows, and with them. The
+time is from the first new token to the last. Methods are calibrated first where --artifacts has
+none of them. Prints a table; the file keeps every sample.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from result_tables import commit, table, with_interval
 from texts import python_docs, python_source
 
 from trimtab.backing import Backing, pack, use_pages
+from trimtab.capabilities import Drafter
 from trimtab.corpora import FilesCorpus
 from trimtab.corpus import Split, encode, load_corpus
 from trimtab.environment import prepare
@@ -115,27 +116,33 @@ def seconds(engine: Engine, ids: list[int], options: argparse.Namespace) -> tupl
 def measured(name: str, setting: Setting, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield a row a text, of one stack."""
     tokenizer = setting.loaded.tokenizer
-    plain = setting.apply(*STACKS[name])
-    drafting = setting.apply(*STACKS[name], "adaptivocab")
+    # One model for all: a copy may lie in memory that is slower to read.
+    optimized = setting.apply(*STACKS[name], "adaptivocab")
     every = texts(options)
     with ExitStack() as running:
-        without, again, drafts = (
-            running.enter_context(one.engine(slots=1, max_len=512))
-            for one in (plain, setting.apply(*STACKS[name]), drafting)
-        )
+
+        def engine(drafter: Drafter | None) -> Engine:
+            cache = optimized.applied.cache
+            made = Engine(
+                optimized.model, tokenizer, slots=1, max_len=512, cache=cache, drafter=drafter
+            )
+            return running.enter_context(made)
+
+        without, again, drafts = map(engine, (None, None, optimized.applied.drafter))
         engines = dict(zip(CONTENDERS, (without, again, drafts), strict=True))
         for text, documents in every.items():
             chosen = passages(documents, tokenizer, options)
-            turns = [ids for _ in range(1 + options.repeats) for ids in chosen]
+            before = drafts.stats.proposed, drafts.stats.accepted
+            turns = [chosen[0], *chosen * options.repeats]  # the first one is the warm-up
             found: dict[str, list[tuple[float, int]]] = {one: [] for one in engines}
             order = random.Random(SEED)
             for number, ids in enumerate(track(turns, f"{name}, {text}", len(turns))):
                 for one in order.sample(CONTENDERS, len(CONTENDERS)):
                     sample = seconds(engines[one], ids, options)
-                    if number >= len(chosen):  # the first time is the warm-up
+                    if number:
                         found[one].append(sample)
             times = {one: [sample[0] for sample in own] for one, own in found.items()}
-            tokens = (options.new_tokens - 1) * len(turns[len(chosen) :])
+            tokens = (options.new_tokens - 1) * len(turns[1:])
 
             def gain(one: str, times: dict[str, list[float]] = times) -> dict[str, float]:
                 return dict(ratio(times[CONTENDERS[0]], times[one], paired=True, seed=SEED))
@@ -149,6 +156,8 @@ def measured(name: str, setting: Setting, options: argparse.Namespace) -> Iterat
                 "gain": gain("with drafts"),
                 "again": gain("without, again"),
                 "step_costs": drafts.stats.step_costs,
+                "proposed": drafts.stats.proposed - before[0],
+                "accepted": drafts.stats.accepted - before[1],
                 "samples": found,
             }
 
