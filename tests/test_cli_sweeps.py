@@ -284,6 +284,7 @@ def test_a_command_that_was_edited_is_damaged(refusal, tmp_path, edited):
     sound = json.loads(file.read_text())
     sound |= {"sweeper": BASIC, "jobs": 1, "started": {"0": ["seed=0"]}}
     assert is_command(sound)
+    assert is_command(sound | {"started": {"group/0": ["seed=0"]}})
     file.write_text(json.dumps(sound | edited))
     assert "command.json is damaged: start the sweep again" in refusal("evaluate", "resume=sweep")
 

@@ -64,9 +64,12 @@ def is_command(content: Any) -> bool:
 def _are_jobs(started: Any) -> bool:
     """Return whether these are overrides by the names of folders within a sweep's."""
     return isinstance(started, dict) and all(
-        name == Path(name).name not in ("", "..") and _are_texts(overrides)
-        for name, overrides in started.items()
+        _is_below(Path(name)) and _are_texts(overrides) for name, overrides in started.items()
     )
+
+
+def _is_below(path: Path) -> bool:
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _are_texts(value: Any) -> bool:
