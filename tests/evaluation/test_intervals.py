@@ -8,6 +8,7 @@ from tests.evaluation.noise import NOISES, beside_a_process
 from trimtab.evaluation.intervals import (
     RANKS_CONFIDENCE,
     _means_outside,
+    geometric_mean,
     half_width,
     mean_ratio,
     rate_difference,
@@ -65,7 +66,8 @@ def test_what_is_typical_of_each_agrees_with_what_is_typical_of_pairs(noise):
     for seed in range(JOBS):
         baseline, candidate = timed(noise, 8, seed, 1.3)
         found = typical_ratio(baseline, candidate)
-        assert found["low"] <= typical(baseline) / typical(candidate) <= found["high"]
+        first, second = (typical(times)["estimate"] for times in (baseline, candidate))
+        assert found["low"] <= first / second <= found["high"]
 
 
 def test_the_signed_ranks_of_a_thousand_pairs_are_nearly_normal():
@@ -76,7 +78,17 @@ def test_the_signed_ranks_of_a_thousand_pairs_are_nearly_normal():
 
 
 def test_two_disturbed_samples_of_eight_move_what_is_typical_little():
-    assert typical([1.0, 1.01, 0.99, 1.0, 20.0, 1.02, 0.98, 30.0]) == pytest.approx(1, abs=0.03)
+    found = typical([1.0, 1.01, 0.99, 1.0, 20.0, 1.02, 0.98, 30.0])
+    assert found["estimate"] == pytest.approx(1, abs=0.03)
+    assert found["low"] < 1 < found["high"]
+
+
+def test_what_is_typical_turns_with_its_unit():
+    times = [0.9, 1.1, 1.3, 1.0, 1.2, 2.0, 0.8]
+    found, rates = typical(times), typical([1 / one for one in times])
+    assert rates == pytest.approx(
+        {"estimate": 1 / found["estimate"], "low": 1 / found["high"], "high": 1 / found["low"]}
+    )
 
 
 def test_one_disturbed_pair_of_eight_moves_a_typical_ratio_little():
@@ -123,6 +135,16 @@ def test_students_interval_covers_the_truth_with_three_samples(paired):
         found = mean_ratio(1.5 * top, bottom, paired=paired)
         expected = 1.5 * np.exp(np.log(top).mean() - np.log(bottom).mean())
         assert found["estimate"] == pytest.approx(expected)
+        covered += found["low"] <= 1.5 <= found["high"]
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_students_interval_of_one_mean_covers_it_with_three_samples():
+    rng, covered = np.random.default_rng(3), 0
+    for _ in range(400):
+        samples = 1.5 * np.exp(rng.normal(0, 0.05, 3))
+        found = geometric_mean(samples)
+        assert found["estimate"] == pytest.approx(np.prod(samples) ** (1 / 3))
         covered += found["low"] <= 1.5 <= found["high"]
     assert 0.92 <= covered / 400 <= 0.98
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import geometric_mean
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from tests.evaluation.test_result import configured
@@ -15,6 +15,7 @@ from trimtab.commands.evaluate import evaluate
 from trimtab.config import METRICS
 from trimtab.errors import TrimtabError
 from trimtab.evaluation import serving
+from trimtab.evaluation.intervals import geometric_mean
 from trimtab.evaluation.schema import json_schema
 from trimtab.evaluation.speed import verdict
 
@@ -43,6 +44,19 @@ def row(result: dict[str, Any], server: str, requests: int = 4) -> dict[str, Any
     return dict(found)
 
 
+def samples(result: dict[str, Any], server: str, requests: int = 4) -> list[dict[str, Any]]:
+    return [
+        one
+        for one in result["samples"]["serving"]
+        if (one["requests"], one["server"]) == (requests, server)
+    ]
+
+
+def each(one: dict[str, Any], rate: str) -> float:
+    """Return what a rate is of one request."""
+    return float(one[rate]["estimate"] / one["requests_per_s"]["estimate"])
+
+
 @pytest.fixture(scope="module")
 def result(tmp_path_factory) -> dict[str, Any]:
     return served(tmp_path_factory.mktemp("serving"), methods=VATTENTION)
@@ -59,7 +73,7 @@ def test_every_server_has_a_row_for_every_number_of_requests_with_all_its_figure
         assert (one["rounds"], one["refused"], one["preempted"]) == (2, 0, 0)
         assert one["at_once"] == one["requests"]
         assert one["kv_wasted_bytes"] >= 0
-        assert 0 < one["ttft_p50_ms"] <= one["ttft_p99_ms"]
+        assert 0 < one["ttft_p50_ms"]["estimate"] <= one["ttft_p99_ms"]["estimate"]
     assert "own greedy ones" in row(result, "continuous")["reason"]
 
 
@@ -67,20 +81,17 @@ def test_figures_are_those_of_the_samples(result):
     asked = [one for one in result["samples"]["serving_requests"] if one["requests"] == 4]
     tokens, size = (sum(one[name] for one in asked) for name in ("new_tokens", "bytes"))
     assert {one["new_tokens"] for one in asked} == {4, 5, 7, 10}
-    seconds = {
-        name: [
-            sample["seconds"]
-            for sample in result["samples"]["serving"]
-            if (sample["requests"], sample["server"]) == (4, name)
-        ]
-        for name in SERVERS
-    }
+    seconds = {name: [one["seconds"] for one in samples(result, name)] for name in SERVERS}
     for name in SERVERS:
-        own, rate = row(result, name), 1 / geometric_mean(seconds[name])
-        assert own["requests_per_s"] == own["texts_per_s"] == pytest.approx(4 * rate)
-        assert own["tokens_per_s"] == pytest.approx(tokens * rate)
-        if name != "continuous":
-            assert own["bytes_per_s"] == pytest.approx(size * rate)
+        own, rates = row(result, name), {"requests_per_s": 4, "texts_per_s": 4}
+        rates |= {"tokens_per_s": tokens} | ({} if name == "continuous" else {"bytes_per_s": size})
+        for rate, count in rates.items():
+            expected = geometric_mean([count / taken for taken in seconds[name]])
+            assert own[rate] == pytest.approx(expected)
+        firsts = [sample["first"] for sample in samples(result, name)]
+        for point in (50, 99):
+            expected = geometric_mean([1e3 * np.percentile(first, point) for first in firsts])
+            assert own[f"ttft_p{point}_ms"] == pytest.approx(expected)
     for name, own, other in (
         ("speedup", "candidate", "padded"),
         ("speedup_continuous", "candidate", "continuous"),
@@ -92,8 +103,8 @@ def test_figures_are_those_of_the_samples(result):
             theirs / ours for theirs, ours in zip(seconds[other], seconds[own], strict=True)
         )
         assert low <= found["estimate"] <= high
-        rates = row(result, own)["texts_per_s"] / row(result, other)["texts_per_s"]
-        assert found["estimate"] == pytest.approx(rates)
+        first, second = (row(result, one)["texts_per_s"]["estimate"] for one in (own, other))
+        assert found["estimate"] == pytest.approx(first / second)
     speedup, control = (result["serving"][name] for name in ("speedup", "control"))
     assert result["serving"]["verdict"] == verdict(speedup, control)
 
@@ -119,14 +130,14 @@ def test_a_real_result_fits_the_schema(tmp_path):
 def test_a_stack_in_other_tokens_answers_with_the_same_bytes(tmp_path, paired):
     result = served(tmp_path, f"paired={paired}", methods=node("full"))
     candidate, padded = row(result, "candidate"), row(result, "padded")
-    assert candidate["tokens_per_s"] / candidate["requests_per_s"] < (
-        padded["tokens_per_s"] / padded["requests_per_s"]
-    )
+    assert each(candidate, "tokens_per_s") < each(padded, "tokens_per_s")
     for one in (candidate, padded):
         sent = sum(
-            each["bytes"] for each in result["samples"]["serving_requests"] if each["requests"] == 4
+            asked["bytes"]
+            for asked in result["samples"]["serving_requests"]
+            if asked["requests"] == 4
         )
-        assert one["bytes_per_s"] / one["requests_per_s"] == pytest.approx(sent / 4)
+        assert each(one, "bytes_per_s") == pytest.approx(sent / 4)
     assert result["serving"]["speedup"]["estimate"] > 0
 
 
@@ -169,7 +180,8 @@ def test_a_peer_that_fails_is_empty_with_its_reason_and_the_job_goes_on(tmp_path
 def test_other_architectures_are_served_in_every_way(tmp_path, model):
     result = served(tmp_path, "serving.requests=[3]", methods=VATTENTION, model=model)
     for name in SERVERS:
-        assert row(result, name, 3)["requests_per_s"] > 0, row(result, name, 3)["reason"]
+        one = row(result, name, 3)
+        assert one["requests_per_s"]["estimate"] > 0, one["reason"]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ def test_the_token_is_the_argmax_of_the_logits(variant, dtype):
     model = model_of(variant, dtype)
     executor = cpu.CpuExecutor(plan_of(model), *empty_cache(model, 3))
     assert executor.has_quantized_head
+    weight = plan_of(model).head.weight
+    assert executor.head_copy_bytes == weight.numel() + 8 * max(weight.shape)
+    assert executor.unread_head_bytes == weight.nbytes - executor.head_copy_bytes
     executor.refresh_head()
     for step in steps_of(random_inputs(2, LENGTH)):
         expected = executor.step(*step).argmax(-1)
@@ -148,6 +151,7 @@ def test_a_head_that_is_not_quantized_chooses_too():
     ):
         executor = executor_of(replace(plan, head=head))
         assert not executor.has_quantized_head
+        assert executor.head_copy_bytes == executor.unread_head_bytes == 0
         assert executor.choose(*step) == executor.step(*step).argmax(-1)
 
 

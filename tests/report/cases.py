@@ -17,6 +17,11 @@ def interval(estimate: float, low: float, high: float) -> dict[str, float]:
     return {"estimate": estimate, "low": low, "high": high}
 
 
+def about(value: float) -> dict[str, float]:
+    """Return a measurement with an error of a tenth."""
+    return interval(value, 0.9 * value, 1.1 * value)
+
+
 def result(
     label: str = "larosa",
     speedup: tuple[float, float, float] = (1.0, 0.9, 1.1),
@@ -88,8 +93,8 @@ def result(
             "paired": True,
             "rounds": {"done": 2},
             "speedup": interval(*speedup),
-            "ms_per_byte": {"baseline": 4.0, "candidate": 4.0 / speedup[0]},
-            "decode_tokens_per_s": {"baseline": 10.0, "candidate": 10 * speedup[0]},
+            "ms_per_byte": {"baseline": about(4.0), "candidate": about(4.0 / speedup[0])},
+            "decode_tokens_per_s": {"baseline": about(10.0), "candidate": about(10 * speedup[0])},
         },
         "energy": None,
         "samples": {
@@ -119,9 +124,9 @@ def result(
 
 def server(requests: int, name: str, tokens: float, held: float) -> dict[str, Any]:
     return {
-        "requests": requests, "server": name, "rounds": 3, "requests_per_s": tokens / 20,
-        "tokens_per_s": tokens,
-        "texts_per_s": tokens / 20, "ttft_p50_ms": 50.0, "ttft_p99_ms": 90.0,
+        "requests": requests, "server": name, "rounds": 3, "requests_per_s": about(tokens / 20),
+        "tokens_per_s": about(tokens), "texts_per_s": about(tokens / 20),
+        "ttft_p50_ms": about(50.0), "ttft_p99_ms": about(90.0),
         "kv_committed_bytes": held, "kv_wasted_bytes": held / 4, "refused": 0,
     }  # fmt: skip
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.report.cases import interval, result, serving, written
+from tests.report.cases import about, interval, result, serving, written
 from trimtab.report import build_report
 from trimtab.report.claims import claims
 from trimtab.report.load import load_jobs
@@ -91,9 +91,9 @@ def test_the_report_has_both_tables_and_a_sweep_of_no_such_method_neither(tmp_pa
 def test_amounts_are_beside_the_unmodified_models(tmp_path):
     job = result("fused", (2.0, 1.9, 2.1), methods=FUSED)
     job["tokens"]["per_text"] = {"baseline": 50.0, "candidate": 43.85}
-    job["speed"]["texts_per_s"] = {"baseline": 0.5, "candidate": 1.0}
+    job["speed"]["texts_per_s"] = {"baseline": about(0.5), "candidate": about(1.0)}
     text = build_report(written(tmp_path, [job])).read_text()
     assert (
-        "| `fused` | 1,000 → 877 | 50.0 → 43.9 | 0.0 → 0.0 | 0.50 → 1.00 | 10.0 → 20.0 | "
-        "2.00 [1.90, 2.10] |"
+        "| `fused` | 1,000 → 877 | 50.0 → 43.9 | 0.0 → 0.0 | 0.50 [0.45, 0.55] → 1.00 [0.90, 1.10] "
+        "| 10.0 [9.0, 11.0] → 20.0 [18.0, 22.0] | 2.00 [1.90, 2.10] |"
     ) in text

@@ -370,7 +370,10 @@ def test_serving_is_a_table_of_servers(tmp_path):
     job = serving(result("vattention"), (2.0, 1.9, 2.1))
     text = build_report(written(tmp_path, [job])).read_text()
     assert "gained: serving: 2.00 [1.90, 2.10] times the requests per second" in text
-    assert "| `vattention` | 16 | padded | 8.00 | 160.0 | 8.00 | 50 | 90 | 32.0 | 8.0 | 0 |" in text
+    assert (
+        "| `vattention` | 16 | padded | 8.00 [7.20, 8.80] | 160.0 [144.0, 176.0] | "
+        "8.00 [7.20, 8.80] | 50 [45, 55] | 90 [81, 99] | 32.0 | 8.0 | 0 |"
+    ) in text
 
 
 def test_the_summary_says_how_much_was_measured(tmp_path):

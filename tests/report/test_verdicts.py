@@ -6,6 +6,7 @@ import pytest
 
 from tests.report.cases import (
     ERROR,
+    about,
     compressing,
     interval,
     result,
@@ -60,13 +61,15 @@ def weighed(tmp_path, job):
 def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     job = serving(result("larosa", (1.6, 1.5, 1.7), committed=3000), (0.9, 0.8, 0.95))
     job["speed"] |= {
-        "prefill_speedup": interval(0.8, 0.7, 0.9), "ttft_ms": {"baseline": 80, "candidate": 100}
+        "prefill_speedup": interval(0.8, 0.7, 0.9),
+        "ttft_ms": {"baseline": about(80), "candidate": about(100)},
     }  # fmt: skip
     job["quality"]["tasks"] = {
         "arc": task("acc", True, -0.05, -0.08, -0.02),
         "piqa": task("acc", True, 0.0, -0.03, 0.03),
     }
     job["energy"] = {"ratio": interval(0.75, 0.7, 0.8)}
+    job["engine"] = {"head_copy_bytes": 25}
     gained, cost, alike = weighed(tmp_path, job)
     assert "1.60 [1.50, 1.70] times as fast: 2.50 ms per byte of text instead of 4.00" in gained
     assert "34.5% fewer forward passes" in gained
@@ -76,6 +79,7 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
     assert "greedy texts differ: on average, the first 50.0% of a text" in cost
     assert "50% more memory for the KV cache of one text" in cost
+    assert "an int8 copy of the head, which is 5% more memory than the weights" in cost
     assert "serving: 0.90 [0.80, 0.95] times the requests" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost
     assert "piqa: no difference found, +0.000" in alike
@@ -246,7 +250,7 @@ def test_the_first_token_is_soonest_without_a_change_of_text_if_intervals_allow(
 
 def test_a_first_token_is_sooner_where_its_interval_is_clear_of_its_control(tmp_path):
     job = first_token(result("larosa"), (1.1, 1.05, 1.15))
-    job["speed"]["ttft_ms"] = {"baseline": 110, "candidate": 100}
+    job["speed"]["ttft_ms"] = {"baseline": about(110), "candidate": about(100)}
     assert "the first token comes sooner" in weighed(tmp_path / "clear", job)[0]
     job["speed"]["prefill_control"] = interval(1.02, 0.9, 1.12)
     assert "first token" not in "".join(weighed(tmp_path / "within", job))
@@ -307,9 +311,9 @@ def test_what_serves_best_beats_both_of_transformers_servers(tmp_path):
 
 def test_a_job_beside_which_the_unmodified_model_was_slower_is_told(tmp_path):
     jobs = [result(name, (1.5, 1.4, 1.6)) for name in ("a", "b", "c", "moved")]
-    jobs[-1]["speed"]["ms_per_byte"] = {"baseline": 5.0, "candidate": 3.0}
+    jobs[-1]["speed"]["ms_per_byte"] = {"baseline": about(5.0), "candidate": about(3.0)}
     longer = result("d", (1.5, 1.4, 1.6))  # of other texts
-    longer["speed"]["ms_per_byte"], longer["tokens"]["baseline"] = {"baseline": 9.0}, 4000
+    longer["speed"]["ms_per_byte"], longer["tokens"]["baseline"] = {"baseline": about(9.0)}, 4000
     rows = load_jobs(written(tmp_path, [*jobs, longer]))
     (warning,) = warnings(rows)
     assert warning.startswith("`moved`: while it was timed, the unmodified model took 5.00 ms")

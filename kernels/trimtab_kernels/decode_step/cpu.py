@@ -87,9 +87,14 @@ class CpuExecutor:
     @property
     def unread_head_bytes(self) -> int:
         """How many bytes of the head `choose` leaves unread, less those of the int8 copy."""
+        return self._head.nbytes - self.head_copy_bytes if self._quantized else 0
+
+    @property
+    def head_copy_bytes(self) -> int:
+        """How many bytes the int8 copy of the head has; 0 without one."""
         weight = self._head
-        copy = weight.numel() + 2 * 4 * weight.shape[1]  # a scale and a bound for every output
-        return weight.nbytes - copy if self._quantized else 0
+        scales = 2 * 4 * weight.shape[1]  # a scale and a bound for every output
+        return weight.numel() + scales if self._quantized else 0
 
     def refresh_head(self) -> None:
         """Bring the int8 copy of the head up to date, after its weights may have changed.

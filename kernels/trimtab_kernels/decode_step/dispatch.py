@@ -43,6 +43,10 @@ class PlanExecutor(Protocol):
     def unread_head_bytes(self) -> int:
         """How many bytes of the head `choose` leaves unread, less those of the int8 copy."""
 
+    @property
+    def head_copy_bytes(self) -> int:
+        """How many bytes the int8 copy of the head has; 0 without one."""
+
 
 def unavailable(dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why there is no executor for models of a dtype on a device; None if there is."""

@@ -59,6 +59,7 @@ class CudaExecutor:
 
     has_quantized_head = False
     unread_head_bytes = 0
+    head_copy_bytes = 0
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, ttest_ind, ttest_rel
+from scipy.stats import bootstrap, ttest_1samp, ttest_ind, ttest_rel
 from typing_extensions import TypedDict
 
 from trimtab.config import LEAST_TIMED
@@ -18,7 +18,7 @@ RESAMPLES = 9999
 CONFIDENCE = 0.95
 RANKS_CONFIDENCE = 0.96  # 0.95 is left where rounds end when the interval is narrow
 
-Samples = Sequence[float]
+Samples = Sequence[float] | NDArray[np.float64]
 
 
 class Estimate(TypedDict):
@@ -54,12 +54,15 @@ def typical_ratio(numerator: Samples, denominator: Samples) -> Estimate:
     }
 
 
-def typical(samples: Samples) -> float:
-    """Return what positive samples typically are: the Hodges-Lehmann estimate of their logarithms.
+def typical(samples: Samples) -> Estimate:
+    """Return what positive samples typically are, as `typical_ratio` has it of pairs."""
+    return typical_ratio(samples, [1.0] * len(samples))
 
-    The same as `typical_ratio` has of pairs, so that a few disturbed samples move neither.
-    """
-    return float(np.exp(np.median(_means_of_two(np.log(samples)))))
+
+def geometric_mean(samples: Samples) -> Estimate:
+    """Return the geometric mean of positive samples, with the interval that `mean_ratio` has."""
+    logs = np.log(samples)
+    return _exponential(logs.mean(), ttest_1samp(logs, 0).confidence_interval(CONFIDENCE))
 
 
 def mean_ratio(numerator: Samples, denominator: Samples, *, paired: bool) -> Estimate:
@@ -75,11 +78,7 @@ def mean_ratio(numerator: Samples, denominator: Samples, *, paired: bool) -> Est
     logs = np.log(numerator), np.log(denominator)
     test = ttest_rel(*logs) if paired else ttest_ind(*logs, equal_var=False)
     found = test.confidence_interval(CONFIDENCE)
-    return {
-        "estimate": float(np.exp(logs[0].mean() - logs[1].mean())),
-        "low": float(np.exp(found.low)),
-        "high": float(np.exp(found.high)),
-    }
+    return _exponential(logs[0].mean() - logs[1].mean(), found)
 
 
 def half_width(found: Estimate) -> float:
@@ -118,6 +117,12 @@ def rate_difference(
         return (second.sum(axis=axis) - first.sum(axis=axis)) / weight.sum(axis=axis)
 
     return _interval((baseline, candidate, weights), statistic, True, seed)
+
+
+def _exponential(middle: float, interval: Any) -> Estimate:
+    ends = (middle, interval.low, interval.high)
+    estimate, low, high = (float(np.exp(one)) for one in ends)
+    return {"estimate": estimate, "low": low, "high": high}
 
 
 def _means_of_two(logs: NDArray[np.float64]) -> NDArray[np.float64]:

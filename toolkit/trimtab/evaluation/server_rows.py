@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
 
 from trimtab.evaluation.cache_memory import PAGEMAP
+from trimtab.evaluation.intervals import geometric_mean
 from trimtab.evaluation.serving import OWN_TEXT, Entrant
 
 RATES = ("requests_per_s", "texts_per_s", "tokens_per_s", "bytes_per_s")
@@ -23,17 +23,17 @@ def row_of(count: int, one: Entrant, size: int) -> dict[str, Any]:
     row |= dict.fromkeys(MEASURED)
     if one.failure is not None:
         return row | {"reason": one.failure}
-    seconds = geometric_mean(answer.seconds for answer in one.answers)
+    seconds = np.array([answer.seconds for answer in one.answers])
     first = 1e3 * np.array([answer.first for answer in one.answers])
     answered = count - one.refused
     tokens = sum(map(len, one.answers[0].tokens))
     memory = [answer.memory for answer in one.answers]
     committed, live = max(held.committed for held in memory), max(held.live for held in memory)
     sums = dict(zip(RATES, (answered, answered, tokens, size), strict=True))
-    row |= {name: value / seconds for name, value in sums.items()}
+    row |= {name: geometric_mean(value / seconds) for name, value in sums.items()}
     row |= {
-        "ttft_p50_ms": float(np.percentile(first, 50)),
-        "ttft_p99_ms": float(np.percentile(first, 99)),
+        "ttft_p50_ms": geometric_mean(np.percentile(first, 50, axis=1)),
+        "ttft_p99_ms": geometric_mean(np.percentile(first, 99, axis=1)),
         "at_once": one.answers[0].at_once,
         "preempted": one.answers[0].preempted,
         "refused": one.refused,

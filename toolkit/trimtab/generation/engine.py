@@ -18,6 +18,7 @@ from trimtab.generation.attention import NAME
 from trimtab.generation.batch import Batch, OnToken
 from trimtab.generation.costs import step_costs
 from trimtab.generation.drafts import Drafts
+from trimtab.generation.executor import Executor
 from trimtab.generation.forward import Forward
 from trimtab.generation.limits import (
     capacity,
@@ -190,18 +191,25 @@ class Engine:
         return capacity(kv.geometry, kv.page_bytes, kv.pool.budget)
 
     @property
-    def decode_step(self) -> str:
-        """What runs decode steps: the executor, or the model's modules and why."""
+    def _executor(self) -> Executor:
         if self._forward is None:
             raise RuntimeError("the engine is not running: use it in a `with`")
-        return self._forward.executor.name
+        return self._forward.executor
+
+    @property
+    def decode_step(self) -> str:
+        """What runs decode steps: the executor, or the model's modules and why."""
+        return self._executor.name
 
     @property
     def unread_head_bytes(self) -> int:
         """How many bytes of the head a greedy step leaves unread, less those of its int8 copy."""
-        if self._forward is None:
-            raise RuntimeError("the engine is not running: use it in a `with`")
-        return self._forward.executor.unread_head_bytes
+        return self._executor.unread_head_bytes
+
+    @property
+    def head_copy_bytes(self) -> int:
+        """How many bytes the int8 copy of the head has; 0 without one."""
+        return self._executor.head_copy_bytes
 
     @property
     def step_seconds(self) -> dict[str, float]:
@@ -210,9 +218,7 @@ class Engine:
         Empty where that is not known: by the model's modules, and on a GPU. It begins anew when the
         model changes.
         """
-        if self._forward is None:
-            raise RuntimeError("the engine is not running: use it in a `with`")
-        return self._forward.executor.seconds
+        return self._executor.seconds
 
     @torch.inference_mode()
     def generate(

@@ -62,6 +62,11 @@ class Executor:
         return 0 if self.of_plan is None else self.of_plan.unread_head_bytes
 
     @property
+    def head_copy_bytes(self) -> int:
+        """See `PlanExecutor.head_copy_bytes`; 0 where the modules run."""
+        return 0 if self.of_plan is None else self.of_plan.head_copy_bytes
+
+    @property
     def seconds(self) -> dict[str, float]:
         """See `PlanExecutor.seconds`; empty where the modules run."""
         return {} if self.of_plan is None else self.of_plan.seconds

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.evaluation.intervals import Estimate
 from trimtab.report.choice import SAME, same_text
 from trimtab.report.figures import code, interval
 from trimtab.report.job import Job
@@ -58,7 +59,8 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         return
     told = interval(job.get("speed.speedup"), ".2f")
     unpaired = UNPAIRED if job.get("speed.paired") is False else ""
-    amounts = f": {times['candidate']:.2f} ms per byte of text instead of {times['baseline']:.2f}"
+    ours, theirs = (times[name]["estimate"] for name in ("candidate", "baseline"))
+    amounts = f": {ours:.2f} ms per byte of text instead of {theirs:.2f}"
     found = verdict(job, rows)
     if found == FASTER:
         yield 1, f"{told} times as fast{amounts}{unpaired}"
@@ -93,8 +95,9 @@ def _beside(job: Job, control: str, found: str) -> str:
     return f"; its control: {interval(noise, '.2f')}"
 
 
-def _ms(time: float) -> str:
-    return f"{time:.0f}" if time >= 100 else f"{time:.3g}"
+def _ms(time: Estimate) -> str:
+    told = time["estimate"]
+    return f"{told:.0f}" if told >= 100 else f"{told:.3g}"
 
 
 def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -166,6 +169,10 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
             yield (
                 (-1, f"{share:.0%} more {what}") if share > 0 else (1, f"{-share:.0%} less {what}")
             )
+    weights, copy = job.get("memory.parameter_bytes"), job.get("engine.head_copy_bytes")
+    if weights and copy:
+        share = copy / weights["baseline"]
+        yield -1, f"an int8 copy of the head, which is {share:.0%} more memory than the weights"
     yield from _energy(job)
     more = (job.get("sparsity.bytes_read_fraction") or 1.0) - 1
     if more <= -NOTICED:

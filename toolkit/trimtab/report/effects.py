@@ -169,7 +169,7 @@ def _quantile(freedom: float) -> float:
 METRICS = (
     Metric(
         "time, ms per byte of text", "ms_per_byte", ".2f", True,
-        lambda job: job.get("speed.ms_per_byte.baseline"), _time_change, _time_bounds,
+        lambda job: job.get("speed.ms_per_byte.baseline.estimate"), _time_change, _time_bounds,
         _time_half_width,
     ),
     Metric(

@@ -19,6 +19,11 @@ def is_interval(value: Any) -> bool:
     return isinstance(value, dict) and {"estimate", "low", "high"} <= value.keys()
 
 
+def middle(value: Any) -> Any:
+    """Return the estimate of an interval, and anything else as it is."""
+    return value["estimate"] if is_interval(value) else value
+
+
 def interval(value: Mapping[str, float] | None, form: str = ".3f", scale: float = 1) -> str:
     """Format an estimate and its 95 % interval, or a dash where there is none."""
     if value is None:

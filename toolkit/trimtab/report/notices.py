@@ -13,7 +13,7 @@ from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine, on_gpu
 from trimtab.report.verdict import setting
 
-TIME = "speed.ms_per_byte.baseline"
+TIME = "speed.ms_per_byte.baseline.estimate"
 MOVED = 0.1  # a larger difference of the unmodified model's time is not that of two quiet jobs
 FEWEST = 3  # jobs, for a middle to mean something
 

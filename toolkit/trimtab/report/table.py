@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.evaluation.display import Column, Series
 from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, SERVERS
-from trimtab.report.figures import code, is_interval, number, written
+from trimtab.report.figures import code, middle, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
 from trimtab.report.verdict import verdict
@@ -76,9 +76,8 @@ SERVING = (
 
 def cell(value: Any, form: str = "", scale: float = 1) -> Cell:
     """Return a cell of what a field holds; it sorts by the number, or by the estimate."""
-    sort = value["estimate"] if is_interval(value) else value
     text = written(value, form, scale)
-    return Cell(text if len(text) < 2 else escaped(text), sort)
+    return Cell(text if len(text) < 2 else escaped(text), middle(value))
 
 
 def stack_cell(label: str) -> Cell:
@@ -116,7 +115,7 @@ def amount(job: Job, series: Series) -> str:
     """Return a job's figure, after that of the unmodified model where there is one."""
     value = written(job.get(series.field), series.form, series.scale)
     other = job.get(series.beside) if series.beside else None
-    return value if other is None else f"{number(other, series.form, series.scale)} → {value}"
+    return value if other is None else f"{written(other, series.form, series.scale)} → {value}"
 
 
 def beside_table(rows: Sequence[Job]) -> Table | None:

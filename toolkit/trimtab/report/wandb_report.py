@@ -21,11 +21,11 @@ INTERVALS = {
     SPEEDUP: "Speedup over the unmodified model",
     BITS: "Change in bits per byte (lower is better)",
     "serving.speedup": "Speedup in serving, over padded generation",
+    "speed.decode_tokens_per_s.candidate": "Decode tokens per second",
 }
 NUMBERS = {
     "tokens.saving": "Tokens saved, share of the unmodified model's",
     "kv.committed_bytes": "KV cache committed, bytes",
-    "speed.decode_tokens_per_s.candidate": "Decode tokens per second",
 }
 WIDTH, HEIGHT, LONGEST_TITLE = 12, 8, 128  # of a panel, in a row of 24; of a title
 

@@ -35,9 +35,9 @@ OVER_THE_TOP = (
 ONE_STEP = "a text came in a single step: raise generation.new_tokens"
 DECODING: dict[str, Any] = {
     "speed.ms_per_token": dict[str, Both[float]],
-    "speed.decode_tokens_per_s": Both[float],
+    "speed.decode_tokens_per_s": Both[Estimate],
     "speed.decode_speedup": Estimate,
-    "speed.roofline_share": Both[float],
+    "speed.roofline_share": Both[Estimate],
 }
 
 
@@ -54,7 +54,7 @@ class Latency(Metric):
     times = True
     needs = (Greedy,)  # which counts what a step reads
     columns = (
-        Column("first token, ms", "speed.ttft_ms.candidate", ".1f", "time to it: median"),
+        Column("first token, ms", "speed.ttft_ms.candidate", ".1f", "time to it"),
         Column("decode tokens/s", "speed.decode_tokens_per_s.candidate", ".1f"),
         Column("ms per byte", "speed.ms_per_byte.candidate", ".2f", "time over the text made"),
         Column(
@@ -72,10 +72,10 @@ class Latency(Metric):
     )
     fields: ClassVar[dict[str, Any]] = {
         "speed.paired": bool,
-        "speed.ttft_ms": Both[float],
-        "speed.prefill_tokens_per_s": Both[float],
-        "speed.texts_per_s": Both[float],
-        "speed.ms_per_byte": Both[float],
+        "speed.ttft_ms": Both[Estimate],
+        "speed.prefill_tokens_per_s": Both[Estimate],
+        "speed.texts_per_s": Both[Estimate],
+        "speed.ms_per_byte": Both[Estimate],
         "speed.speedup": Estimate,
         "speed.control": Estimate,
         "speed.verdict": Verdict,
@@ -107,8 +107,11 @@ class Latency(Metric):
             read = step_bytes(one.model) + one.stack.extra_step_bytes()
             if one.engine is not None:
                 read -= one.engine.unread_head_bytes
-                counts = asdict(one.engine.stats)
-                self._engine = {"decode_step": one.engine.decode_step, **counts}
+                self._engine = {
+                    "decode_step": one.engine.decode_step,
+                    "head_copy_bytes": one.engine.head_copy_bytes,
+                    **asdict(one.engine.stats),
+                }
             self._step_bytes[one.name] = read
 
     def summarise(self, result: Result, baseline: Contender, candidate: Contender) -> None:
@@ -118,12 +121,10 @@ class Latency(Metric):
         speedup, control = rounds.speedup(whole), rounds.speedup(whole, of="control")
         figures = {
             "paired": self.job.paired,
-            "ttft_ms": self._figure(lambda own: 1e3 * median(map(first, own))),
-            "prefill_tokens_per_s": self._rate(
-                lambda one: one.prompt_tokens, lambda one: one.first
-            ),
-            "texts_per_s": self._rate(lambda one: 1, whole),
-            "ms_per_byte": self._rate(lambda one: 1e3 * one.total, lambda one: one.size),
+            "ttft_ms": self._typical(lambda one: 1e3 * one.first),
+            "prefill_tokens_per_s": self._typical(lambda one: one.prompt_tokens / one.first),
+            "texts_per_s": self._typical(lambda one: 1 / one.total),
+            "ms_per_byte": self._typical(lambda one: 1e3 * one.total / one.size),
             "speedup": speedup,
             "control": control,
             "verdict": verdict(speedup, control),
@@ -168,9 +169,9 @@ class Latency(Metric):
             "candidate": value(self.timings["candidate"]),
         }
 
-    def _rate(self, count: Callable[[Timing], float], of: Callable[[Timing], float]) -> Both[float]:
-        """Return what a ratio of two amounts of a generation typically is, of both contenders."""
-        return self._figure(lambda own: typical([count(one) / of(one) for one in own]))
+    def _typical(self, value: Callable[[Timing], float]) -> Both[Estimate]:
+        """Return what a figure of a generation typically is, of both contenders."""
+        return self._figure(lambda own: typical([value(one) for one in own]))
 
     def _decoding(self, result: Result) -> None:
         def percentile(point: int) -> Both[float]:
@@ -179,16 +180,16 @@ class Latency(Metric):
             )
 
         result.put("speed.ms_per_token", {f"p{point}": percentile(point) for point in (50, 90, 99)})
-        later = self._rate(lambda one: len(one.token_times), lambda one: sum(one.gaps))
+        later = self._typical(lambda one: len(one.token_times) / sum(one.gaps))
         result.put("speed.decode_tokens_per_s", later)
         result.put("speed.decode_speedup", self._rounds.speedup(lambda one: sum(one.gaps)))
         read = median(self._rounds.read)
         shares = {
-            name: self._step_bytes[name] / median(joined(own, "gaps")) / read
+            name: typical([self._step_bytes[name] / median(one.gaps) / read for one in own])
             for name, own in self.timings.items()
         }
         result.put("speed.roofline_share", shares)
-        if max(shares.values()) > 1:
+        if max(one["estimate"] for one in shares.values()) > 1:
             result.warn(OVER_THE_TOP)
 
     def _summarise_engine(self, result: Result) -> None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from trimtab.evaluation.display import Chart, Series
 from trimtab.report.balance import NOTICED
-from trimtab.report.figures import is_interval, named, number
+from trimtab.report.figures import is_interval, middle, named, number
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (
     ACCENT,
@@ -20,6 +20,7 @@ from trimtab.report.plots.panel import (
     Plot,
     Row,
     Rows,
+    error_bar,
     numbers,
     plain,
 )
@@ -54,10 +55,10 @@ def finding(chart: Chart, jobs: Sequence[Job]) -> str:
             )
         if better:
             choose = max if series.better == "more" else min
-            first = choose(better, key=lambda job: _number(job.get(series.field)))
+            first = choose(better, key=lambda job: middle(job.get(series.field)))
             value = first.get(series.field)
-            best = [job for job in better if _number(job.get(series.field)) == _number(value)]
-            told = number(_number(value), series.form, series.scale)
+            best = [job for job in better if middle(job.get(series.field)) == middle(value)]
+            told = number(middle(value), series.form, series.scale)
             title = series.finding.format(best=_of(best), value=told)
             near = [job for job in better if job not in best and _overlap(job, first, series)]
             return title + (f"; cannot be told from it: {_of(near)}" if near else "")
@@ -95,7 +96,7 @@ def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
 
 
 def _marks(
-    axes: Axes, series: Series, jobs: Sequence[Job], beside: Sequence[float | None],
+    axes: Axes, series: Series, jobs: Sequence[Job], beside: Sequence[Any],
     places: Sequence[float],
 ) -> None:  # fmt: skip
     scale, ends = series.scale, []
@@ -103,20 +104,20 @@ def _marks(
         axes.axvline(series.origin * scale, color=MUTED, linewidth=1)
     for job, other, place in zip(jobs, beside, places, strict=True):
         value = job.get(series.field)
-        middle = _number(value) * scale
+        estimate = middle(value) * scale
         face = ACCENT if job.methods else PAPER
-        ends += [middle, (other or 0) * scale]
+        before = middle(other or 0) * scale
+        ends += [estimate, before]
         if series.origin is None:
-            axes.barh(place, middle, height=0.13, linewidth=1, color=face, edgecolor=ACCENT)
+            axes.barh(place, estimate, height=0.13, linewidth=1, color=face, edgecolor=ACCENT)
             if other is not None:
-                axes.plot([other * scale] * 2, [place - 0.1, place + 0.1], color=INK, linewidth=1.6)
+                axes.plot([before] * 2, [place - 0.1, place + 0.1], color=INK, linewidth=1.6)
         else:
-            axes.plot([series.origin * scale, middle], [place] * 2, color=ACCENT, linewidth=1)
-            axes.plot(middle, place, "o", color=ACCENT, markerfacecolor=face, markersize=5)
+            axes.plot([series.origin * scale, estimate], [place] * 2, color=ACCENT, linewidth=1)
+            axes.plot(estimate, place, "o", color=ACCENT, markerfacecolor=face, markersize=5)
         if is_interval(value):
             low, high = value["low"] * scale, value["high"] * scale
-            axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], color=INK,
-                          capsize=2.5, linewidth=1.2, fmt="none")  # fmt: skip
+            error_bar(axes, value, place, scale)
             ends += [low, high]
     first, last = (min(ends), max(ends)) if series.origin is not None else (0, max(ends))
     margin = 0.03 * (last - first or 1)
@@ -161,11 +162,8 @@ def _beats(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
     other = job.get(series.beside) if series.beside else series.origin
     if value is None or other is None:
         return False
-    change = _number(value) - other if series.better == "more" else other - _number(value)
+    before, after = middle(other), middle(value)
+    change = after - before if series.better == "more" else before - after
     if series.field.startswith("speed."):
         return change > 0 and verdict(job, jobs) == FASTER
-    return change > NOTICED * abs(other)
-
-
-def _number(value: Any) -> float:
-    return float(value["estimate"] if isinstance(value, dict) else value)
+    return change > NOTICED * abs(before)

@@ -5,7 +5,7 @@ One PNG holds all panels; for HTML each panel is an SVG of its own, so that they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
@@ -147,6 +147,13 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,g}")
+
+
+def error_bar(axes: Axes, value: Mapping[str, float], place: float, scale: float = 1) -> None:
+    """Draw an interval along the x axis."""
+    middle, low, high = (value[name] * scale for name in ("estimate", "low", "high"))
+    axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], color=INK, capsize=2.5,
+                  linewidth=1.2, fmt="none")  # fmt: skip
 
 
 def framed(axes: Axes) -> None:

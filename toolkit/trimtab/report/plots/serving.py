@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from trimtab.report.figures import interval, named, number
+from trimtab.report.figures import interval, is_interval, middle, named, written
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (
     ACCENT,
@@ -18,6 +18,7 @@ from trimtab.report.plots.panel import (
     Plot,
     Row,
     Rows,
+    error_bar,
     numbers,
     plain,
 )
@@ -63,19 +64,24 @@ def _panel(jobs: Sequence[Job], title: str, field: str, form: str, scale: float)
     known = [(job, values) for job, values in tables if "candidate" in values]
     if not known:
         return None
-    rows = Rows([Row(job.label, number(values["candidate"], form, scale)) for job, values in known])
+    rows = Rows(
+        [Row(job.label, written(values["candidate"], form, scale)) for job, values in known]
+    )
 
     key = [told for server, (_, told) in PEERS.items() if any(server in one for _, one in known)]
 
     def draw(axes: Axes) -> None:
         plain(axes)
         for (job, values), place in zip(known, rows.marks, strict=True):
-            axes.barh(place, values["candidate"] * scale, height=0.13, edgecolor=ACCENT,
+            ours = values["candidate"]
+            axes.barh(place, middle(ours) * scale, height=0.13, edgecolor=ACCENT,
                       color=ACCENT if job.methods else PAPER, linewidth=1)  # fmt: skip
+            if is_interval(ours):
+                error_bar(axes, ours, place, scale)
             for server, (marker, _) in PEERS.items():
                 if server in values:
-                    size = 12 if marker == "|" else 6
-                    axes.plot(values[server] * scale, place, marker, color=INK, markersize=size,
+                    theirs, size = middle(values[server]), 12 if marker == "|" else 6
+                    axes.plot(theirs * scale, place, marker, color=INK, markersize=size,
                               markerfacecolor=PAPER, markeredgewidth=1.4)  # fmt: skip
         rows.label(axes)
         axes.set_xlim(left=0)
@@ -87,7 +93,7 @@ def _panel(jobs: Sequence[Job], title: str, field: str, form: str, scale: float)
     return Panel(title, rows.height, draw, numbers(title, servers, lines), bottom=0.48)
 
 
-def _most(job: Job, field: str) -> dict[str, float]:
+def _most(job: Job, field: str) -> dict[str, Any]:
     """Return a figure of every server that has it, at the most requests that arrived together."""
     servers: list[dict[str, Any]] = job.get("serving.servers")
     most = max(row["requests"] for row in servers)

@@ -10,13 +10,13 @@ from trimtab.report.attribution import TOGETHER, Attribution, Effect
 from trimtab.report.figures import listed, number
 from trimtab.report.plots.panel import (
     ACCENT,
-    INK,
     MUTED,
     PAPER,
     Panel,
     Plot,
     Row,
     Rows,
+    error_bar,
     numbers,
     plain,
 )
@@ -114,8 +114,7 @@ def _bars(axes: Axes, one: Attribution, places: Sequence[float]) -> None:
         axes.plot([before] * 2, [place - 0.42, place + 0.07], color=MUTED, linewidth=0.7)
         if effect.low is not None and effect.high is not None:
             low, high = one.metric.value(before, effect.low), one.metric.value(before, effect.high)
-            axes.errorbar(after, place, xerr=[[after - low], [high - after]], color=INK,
-                          capsize=2.5, linewidth=1.2, fmt="none")  # fmt: skip
+            error_bar(axes, {"estimate": after, "low": low, "high": high}, place)
             ends += [low, high]
     for value, place, face in ((one.start, places[0], PAPER), (one.end, places[-1], ACCENT)):
         if from_zero:
