@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.evaluation.vocabulary import node
 from trimtab.commands.check import typed
 from trimtab.commands.evaluate import evaluate
-from trimtab.config import EvaluateConfig
+from trimtab.config import METRICS, EvaluateConfig
 from trimtab.errors import ArtifactError, ConfigError
 from trimtab.evaluation.intervals import half_width, typical, typical_ratio
 from trimtab.evaluation.result import Result
@@ -286,6 +286,20 @@ def test_the_quality_figures_are_those_of_the_samples(result):
         bits, size, tokens = (sum(row[key] for row in rows) for key in ("bits", "bytes", "tokens"))
         assert result["quality"]["bits_per_byte"][model] == pytest.approx(bits / size)
         assert result["quality"]["perplexity"][model] == pytest.approx(2 ** (bits / tokens))
+
+
+def test_a_perplexity_beyond_any_number_is_null_with_a_reason(tmp_path):
+    from tests.conftest import tiny
+
+    loaded = tiny()
+    loaded.model.model.norm.weight.mul_(1e6)
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.tokenizer.save_pretrained(tmp_path / "model")
+    only = [f"~metrics.{name}" for name in METRICS if name != "likelihood"]
+    result = run(tmp_path, "model=hub", f"model.name={tmp_path}/model", *only)
+    assert result["quality"]["bits_per_byte"]["baseline"] > 1024
+    assert result["quality"]["perplexity"] is None
+    assert result["reasons"]["quality.perplexity"].startswith("it is larger than a number of 64")
 
 
 def test_text_of_another_domain_is_scored_for_both_contenders(result):

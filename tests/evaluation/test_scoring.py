@@ -1,9 +1,11 @@
+import copy
 import math
 
 import pytest
 import torch
 
 from tests.conftest import tiny
+from trimtab.errors import TrimtabError
 from trimtab.evaluation.generators import TransformersGenerator
 from trimtab.evaluation.metrics.greedy import common_prefix
 from trimtab.evaluation.scoring import divergence, score
@@ -55,6 +57,19 @@ def test_the_context_can_be_read_from_its_newest_tokens_alone(tiny_llama):
     assert scored(tiny_llama, newest=0).context_tokens == 0
     more = scored(tiny_llama, newest=len(WINDOW.context) + 3)
     assert (more.context_tokens, more.nats) == (len(WINDOW.context), scored(tiny_llama).nats)
+
+
+def test_a_first_token_that_nothing_comes_before_is_refused(tiny_llama):
+    tokenizer = copy.deepcopy(tiny_llama.tokenizer)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    found = score(TransformersGenerator(tiny_llama.model, tokenizer).logits, tokenizer, WINDOW)
+    assert found.tokens == found.size
+    with pytest.raises(TrimtabError, match="nothing comes before .* raise quality.context_bytes"):
+        score(
+            TransformersGenerator(tiny_llama.model, tokenizer).logits,
+            tokenizer,
+            Window("d", "", WINDOW.text),
+        )
 
 
 @pytest.mark.parametrize(

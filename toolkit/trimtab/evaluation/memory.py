@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import ConfigError
+from trimtab.models.architectures import ADAPTERS
 
 
 def parameter_bytes(model: PreTrainedModel) -> int:
@@ -38,11 +39,16 @@ def device_names(model: PreTrainedModel) -> str:
 def step_bytes(model: PreTrainedModel) -> int:
     """Return the parameter bytes that one decode step reads.
 
-    All of them count, but an input embedding that is not tied to the head counts with one row.
+    All of them count, but learned positions count with one row, and so does an input embedding that
+    is not tied to the head.
     """
     embedding = cast(Tensor, model.get_input_embeddings().weight)
-    untied = model.get_output_embeddings().weight is not embedding
-    return parameter_bytes(model) - (embedding.nbytes - embedding[0].nbytes if untied else 0)
+    tied = model.get_output_embeddings().weight is embedding
+    tables = [] if tied else [embedding]
+    adapter = ADAPTERS.get(type(model).__name__)
+    if adapter is not None and adapter.positions is not None:
+        tables.append(cast(Tensor, model.get_submodule(adapter.positions).weight))
+    return parameter_bytes(model) - sum(table.nbytes - table[0].nbytes for table in tables)
 
 
 def copied(model: PreTrainedModel) -> PreTrainedModel:

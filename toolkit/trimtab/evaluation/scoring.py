@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.corpus import encode, start_token
+from trimtab.errors import TrimtabError
 from trimtab.evaluation.workload import Window
 
 
@@ -69,6 +70,11 @@ def score(
         Of the text; the context's where None.
     newest : int, optional
         How many tokens of the context are read: the last ones. All where None.
+
+    Raises
+    ------
+    TrimtabError
+        If neither a start token nor the context gives any token before the text.
     """
     context = encode(tokenizer, window.context)
     if newest is not None:
@@ -76,8 +82,12 @@ def score(
     read = len(context)
     context = with_start(tokenizer, context)
     text = encode(output_tokenizer or tokenizer, window.text)
-    if not context:  # there is nothing to predict the first token from: it serves as context
-        context, text = text[:1], text[1:]
+    if not context:
+        raise TrimtabError(
+            f"{window.document}: nothing comes before the first token that is scored, as the "
+            f"tokenizer has no start token and makes no token of the context {window.context!r:.60}"
+            ": raise quality.context_bytes"
+        )
     log_probs = predict(context, text).float().log_softmax(-1)
     target = torch.tensor(text, device=log_probs.device)
     nats = -log_probs.gather(-1, target[:, None]).double().sum()

@@ -27,6 +27,7 @@ from trimtab.evaluation.scoring import Score, divergence
 from trimtab.evaluation.workload import quality_windows
 from trimtab.progress import track
 
+TOO_LARGE = "it is larger than a number of 64 bits can be: quality.bits_per_byte says how bad it is"
 UNPAIRED = "paired=false: the two models were never scored together"
 
 
@@ -116,7 +117,10 @@ class Likelihood(Metric):
             result.put("quality.base_tokens", {"bits_per_byte": found})
             result.missing("quality.perplexity", f"{DIFFERENT}: perplexities do not compare")
         else:
-            result.put("quality.perplexity", _perplexity(first, second, seed))
+            try:
+                result.put("quality.perplexity", _perplexity(first, second, seed))
+            except OverflowError:
+                result.missing("quality.perplexity", TOO_LARGE)
             result.missing("quality.base_tokens", SAME)
         if self._divergences:
             divergences = sum(self._divergences) / math.log(2) / sum(tokens)
