@@ -70,6 +70,7 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     }
     job["energy"] = {"ratio": interval(0.75, 0.7, 0.8)}
     job["engine"] = {"head_copy_bytes": 25}
+    job["calibration"] = {"larosa": {"wall_seconds": 200.0}, "adaptivocab": {"wall_seconds": 9.6}}
     gained, cost, alike = weighed(tmp_path, job)
     assert "1.60 [1.50, 1.70] times as fast: 2.50 ms per byte of text instead of 4.00" in gained
     assert "34.5% fewer forward passes" in gained
@@ -79,6 +80,7 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
     assert "greedy texts differ: on average, the first 50.0% of a text" in cost
     assert "50% more memory for the KV cache of one text" in cost
+    assert "calibration, once: 3 min for larosa and 10 s for adaptivocab" in cost
     assert "an int8 copy of the head, which is 5% more memory than the weights" in cost
     assert "serving: 0.90 [0.80, 0.95] times the requests" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost

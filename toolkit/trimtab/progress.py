@@ -84,6 +84,13 @@ def say(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
+def duration(seconds: float) -> str:
+    """Return a time as it is told to a person."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def answer(text: str) -> None:
     """Print what a command ends in on standard output, which its reader may have closed."""
     with may_go_unread():

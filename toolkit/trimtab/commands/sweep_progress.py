@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from trimtab.commands.sweep import sweep_folder
 from trimtab.files import COMMAND, RESULT
-from trimtab.progress import say
+from trimtab.progress import duration, say
 from trimtab.sweep_state import ended, jobs_of, modified, more_jobs
 
 START = ".hydra/overrides.yaml"  # what Hydra writes as a job begins, unless told not to
@@ -29,13 +29,6 @@ def ends(folder: Path, error: str = "") -> None:
     after = f" after {duration(time.time() - modified(start))}" if start.exists() else ""
     how = f"failed{after}: {error}" if error else f"finished{after}"
     say(f"{_place(folder)}: {how}{_left()}")
-
-
-def duration(seconds: float) -> str:
-    """Return a time as it is told to a person."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _place(folder: Path) -> str:

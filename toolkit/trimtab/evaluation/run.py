@@ -32,6 +32,7 @@ from trimtab.optimized import Optimized
 from trimtab.progress import say
 from trimtab.quiet import timing_turn
 
+CALIBRATION = "wall_seconds", "peak_host_bytes", "device", "processes"  # of what an artifact took
 RANDOM = "the weights are random: what they predict means nothing"
 ABSENT = {
     "gpu": "no CUDA device",
@@ -167,6 +168,10 @@ def _measured(
         "label": label or " ".join(names) or "baseline",
         "methods": names,
         "artifacts": {name: artifact.key.digest for name, artifact in optimized.artifacts.items()},
+        "calibration": {
+            name: {part: artifact.run[part] for part in CALIBRATION if part in artifact.run}
+            for name, artifact in optimized.artifacts.items()
+        },
         "model.name": subject.name,
         "model.architecture": type(optimized.model).__name__,
         "model.fingerprint": subject.fingerprint,

@@ -30,6 +30,7 @@ HEAD: dict[str, Any] = {
     "label": str,
     "methods": list[str],
     "artifacts": dict[str, str],
+    "calibration": dict[str, dict[str, Any]],
     "model.name": str,
     "model.architecture": str,
     "model.fingerprint": str,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.evaluation.intervals import Estimate
+from trimtab.progress import duration
 from trimtab.report.choice import SAME, same_text
-from trimtab.report.figures import code, interval
+from trimtab.report.figures import code, interval, listed
 from trimtab.report.job import Job
 from trimtab.report.verdict import (
     ALIKE,
@@ -217,8 +218,19 @@ def _compression(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     )
 
 
+def _calibration(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
+    taken: Mapping[str, Mapping[str, Any]] = job.get("calibration") or {}
+    told = [
+        f"{duration(one['wall_seconds'])} for {name}"
+        for name, one in taken.items()
+        if "wall_seconds" in one
+    ]
+    if told:
+        yield -1, f"calibration, once: {listed(told)}"
+
+
 SAYINGS: tuple[Callable[[Job, Sequence[Job]], Iterator[Item]], ...] = (
-    _speed, _quality, _tokens, _memory, _serving, _compression,
+    _speed, _quality, _tokens, _memory, _serving, _compression, _calibration,
 )  # fmt: skip
 
 
