@@ -18,7 +18,7 @@ from trimtab.generation.sampling import sampling_of
 from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.models.facts import longest_text
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.state import own_precision, require_evaluation
+from trimtab.models.state import own_precision, require_evaluation, require_in_memory
 from trimtab.stack import AppliedStack, Stack
 
 
@@ -140,6 +140,7 @@ class Optimized:
                     )
             each = token_limits(max_new_tokens, len(ids))
             room, embedding = longest_text(self.model.config), self.model.get_input_embeddings()
+            require_in_memory(embedding)  # other parts may be brought there when they run
             check_prompts(ids, room, len(cast(Tensor, embedding.weight)))
             drawing = sampling_of(sampling)
             return [
