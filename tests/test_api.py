@@ -98,6 +98,20 @@ def test_the_five_lines(tokenizer, tmp_path):
     assert seen
 
 
+def test_a_model_needs_no_tokenizer_to_be_loaded(tmp_path):
+    for name, content, reason in (
+        ("none", None, "the folder has no config.json; expected a model$"),
+        ("odd", {"model_type": "nonsense"}, "loaded as a causal language model: .*`nonsense`"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        if content:
+            (folder / "config.json").write_text(json.dumps(content))
+        with pytest.raises(trimtab.ArtifactError, match=reason) as found:
+            trimtab.load_model(folder)
+        assert "tokenizer" not in str(found.value)
+
+
 def test_a_calibration_does_not_depend_on_the_mode_the_model_was_left_in(tokenizer, larosa):
     quiet = built().eval().requires_grad_(False)
     again = trimtab.calibrate(quiet, tokenizer, trimtab.LaRoSA(**SMALL), TEXTS)
@@ -245,12 +259,52 @@ def test_what_cannot_be_applied_is_refused_by_name(tokenizer, larosa):
     ):
         pass
     optimized = trimtab.apply(model, tokenizer, [larosa])
-    with pytest.raises(RuntimeError, match="no method is at work"):
-        optimized.generate(["word1"])
+    for use in (
+        lambda: optimized.generate(["word1"]),
+        lambda: trimtab.measure(optimized, HELD_OUT, FAST),
+    ):
+        with pytest.raises(RuntimeError, match="no method is at work"):
+            use()
     with optimized:
         with pytest.raises(RuntimeError, match="enter the context once"), optimized:
             pass
         assert optimized.tokenizer is tokenizer
+
+
+@pytest.mark.parametrize("name", ["DataParallel", "LlamaModel", "Linear"])
+def test_what_generates_no_text_is_refused_and_told_from_a_wrapper(tokenizer, drafts, name):
+    model = built().eval()
+    compiled = torch.compile(model)
+    given = {
+        "DataParallel": torch.nn.DataParallel(model), "LlamaModel": model.model,
+        "Linear": torch.nn.Linear(3, 3),
+    }[name]  # fmt: skip
+    for use in (
+        lambda: trimtab.apply(given, tokenizer, []),
+        lambda: trimtab.calibrate(given, tokenizer, drafts.method, TEXTS),
+        lambda: trimtab.Engine(given, tokenizer, slots=1, max_len=8),
+        lambda: trimtab.decode_kernel(given).__enter__(),
+    ):
+        with pytest.raises(trimtab.MisfitError, match=f"is a {name}, .* give the model inside$"):
+            use()
+    found = []
+    for one in (model, compiled):  # which generates
+        with trimtab.decode_kernel(one), trimtab.apply(one, tokenizer, []) as optimized:
+            found.append(optimized.generate(["word1"], max_new_tokens=2)[0].tokens)
+    assert found[0] == found[1]
+
+
+def test_a_model_that_is_not_in_memory_generates_nothing(tokenizer):
+    with torch.device("meta"):
+        model = built().eval()
+    with trimtab.apply(model, tokenizer, []) as optimized:
+        for use in (
+            lambda: optimized.generate(["word1"]),
+            lambda: optimized.engine(slots=1),
+            lambda: trimtab.VAttention().check(model),
+        ):
+            with pytest.raises(trimtab.MisfitError, match="not in memory: .* meta device; load"):
+                use()
 
 
 def test_an_artifact_serves_the_settings_and_the_tokenizer_it_was_made_for(

@@ -5,13 +5,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.files import (
     canonical_json,
     publishing,
     replacing,
     require_writable,
     save_tensors,
+    temporary_folder,
     write_json,
 )
 
@@ -46,6 +47,26 @@ def test_a_place_that_cannot_be_is_named_and_no_temporary_one(tmp_path, write):
         with pytest.raises(OSError, match="nowhere|file") as found, write(place):
             pass
         assert found.value.filename == str(place)
+
+
+@pytest.mark.parametrize("error", [
+    OSError(errno.ENOSPC, "No space left"),
+    SafetensorError("I/O error: No space left"),
+    Exception("No space left on device (os error 28)"),  # as tokenizers says it
+])  # fmt: skip
+def test_a_temporary_folder_without_room_is_one_line(error):
+    with pytest.raises(TrimtabError, match=r"No space left.*; set TMPDIR"), temporary_folder():
+        raise error
+
+
+def test_what_else_fails_beside_a_temporary_folder_stays_what_it_is(tmp_path):
+    errors = OSError(errno.ENOSPC, "No space left", str(tmp_path)), Exception("os error"), OSError()
+    for error in errors:
+        with pytest.raises(type(error)) as found, temporary_folder() as folder:
+            (folder / "file").touch()
+            raise error
+        assert found.value is error
+        assert not folder.exists()
 
 
 @pytest.mark.parametrize("write", [replacing, publishing])

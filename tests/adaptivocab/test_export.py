@@ -21,7 +21,7 @@ from trimtab.adaptivocab.vocabulary import Vocabulary
 from trimtab.artifact import Artifact
 from trimtab.calibration import calibrate
 from trimtab.corpus import Corpus, Document, Split, encode
-from trimtab.errors import ArtifactError, ConfigError, MisfitError
+from trimtab.errors import ArtifactError, MisfitError, TrimtabError
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel
 from trimtab.models.shapes import shapes
@@ -155,8 +155,13 @@ def test_what_an_ordinary_folder_cannot_hold_is_refused(
     with pytest.raises(ArtifactError, match="another model"):
         method().export(tiny(seed=1).model, tokenizer, artifact, out)
     assert not out.exists()
-    out.mkdir()
-    with pytest.raises(ConfigError, match="exists already"):
+    model.generation_config.temperature, model.generation_config.do_sample = 0.5, False
+    with pytest.raises(TrimtabError, match="cannot save the model's configuration: .*temp") as said:
+        method().export(model, tokenizer, artifact, out)
+    assert "\n" not in str(said.value)
+    assert list(tmp_path.iterdir()) == []
+    out.write_text("a file")
+    with pytest.raises(TrimtabError, match=f"{out} exists and is not an empty folder"):
         method().export(model, tokenizer, artifact, out)
     foreign = replace(artifact, key=replace(artifact.key, method="larosa"))
     with pytest.raises(ArtifactError, match="is one of larosa, not of adaptivocab"):
@@ -167,6 +172,22 @@ def test_a_wrapped_tokenizer_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(MisfitError, match="cannot be written as a tokenizer.json"):
         exported("tiny-llama", "unigram", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen2"])
+def test_a_model_without_a_generation_config_is_exported_to_an_empty_folder(
+    name: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    loaded = tiny(name)
+    artifact = calibrated(method(), loaded, corpus)
+    loaded.model.generation_config = None
+    method().export(loaded.model, loaded.tokenizer, artifact, tmp_path)
+    assert loaded.model.generation_config is None
+    found = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert found.generation_config.eos_token_id == loaded.model.config.eos_token_id
+    ids = torch.arange(40)[None]
+    with torch.inference_mode(), method().apply(loaded.model, loaded.tokenizer, artifact):
+        assert torch.equal(found(ids).logits, loaded.model(ids).logits)
 
 
 def test_an_exported_tokenizer_is_set_as_the_callers_is(
@@ -193,7 +214,7 @@ def test_export_is_a_command(
     assert (tmp_path / "o" / MAP).is_file()
     again = command(*arguments)
     assert again.returncode == 1
-    assert "exists already" in again.stderr
+    assert "exists and is not an empty folder" in again.stderr
     assert "Traceback" not in again.stderr
     below = tmp_path / "o" / MAP / "x"  # of a file
     inside = command(*arguments[:-1], str(below))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,20 @@ def test_larosa_on_top_learns_from_the_adapted_text(
 def test_values_out_of_range_are_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         method(**changes)
+
+
+def test_where_no_temporary_folder_can_be_made_it_is_one_line(
+    corpus: Corpus, tiny_llama: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    artifact = calibrated(method(rows=Rows.mean), tiny_llama, corpus)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    for call in (
+        lambda: calibrated(method(rows=Rows.mean), tiny_llama, corpus),
+        lambda: artifact.method.apply(tiny_llama.model, tiny_llama.tokenizer, artifact).__enter__(),
+        lambda: artifact.export(tiny_llama.model, tmp_path / "out", tiny_llama.tokenizer),
+    ):
+        with pytest.raises(TrimtabError, match="temporary folder can be made: No such file.*; set"):
+            call()
 
 
 def test_a_head_with_a_bias_is_refused(tiny_llama: LoadedModel) -> None:

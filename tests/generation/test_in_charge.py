@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import trimtab
 from tests.conftest import tiny
 from tests.generation.models import TOKENIZER, engine_for, model_of, prompts_of, stock
 from trimtab.errors import MisfitError, TrimtabError
+from trimtab.models.fingerprint import fingerprint
 from trimtab.vattention import decode_kernel
 
 PROMPTS = prompts_of(5, 9, 3)
@@ -122,6 +124,26 @@ def test_models_that_share_a_config_get_their_attention_back():
     with unchanged(first), ExitStack() as later, engine_for(first) as engine:
         later.enter_context(engine_for(second))
         tokens_of(engine)
+
+
+@pytest.mark.parametrize("order", permutations(range(3)))
+def test_a_vocabulary_leaves_a_model_that_shares_the_config_alone(words, order, tmp_path):
+    first = tiny().model
+    config, second = first.config, type(first)(first.config).eval()
+    own = fingerprint(second)
+    with unchanged(first), unchanged(second):
+        entered = [engine_for(first), trimtab.apply(first, TOKENIZER, [words]), engine_for(first)]
+        for one in entered:
+            one.__enter__()
+        assert first.config.vocab_size == first.lm_head.out_features > config.vocab_size
+        assert fingerprint(second) == own
+        second.save_pretrained(tmp_path / "saved")
+        assert fingerprint(trimtab.load_model(tmp_path / "saved")) == own
+        first.config.use_cache = False
+        for index in order:
+            entered[index].__exit__(None, None, None)
+    assert all(one.config is config for one in first.modules() if hasattr(one, "config"))
+    assert not config.use_cache
 
 
 def test_an_engine_does_not_run_a_model_that_was_changed_after_it_was_entered(larosa):

@@ -12,9 +12,10 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerFast
 
+import trimtab
 from tests.generation.models import TOKENIZER, engine_for, model_of, prompts_of
 from trimtab.errors import TrimtabError
-from trimtab.generation.prompts import prompt_tokens, token_ids
+from trimtab.generation.prompts import as_batch, prompt_tokens, token_ids
 
 TABLE = pandas.DataFrame({"text": ["one", "two"]})
 NUMBERED = pandas.DataFrame([[5, 6], [7, 8]])  # its columns are named 0 and 1
@@ -61,7 +62,10 @@ def test_padding_without_its_mask_is_no_text(padding, side, tensors):
     batch = padding(TEXTS, padding=True, padding_side=side, return_tensors=tensors)
     with pytest.raises(TrimtabError, match="prompts hold the padding token 0: give the tokenizer"):
         prompt_tokens(padding, batch["input_ids"])
-    assert prompt_tokens(padding, [[0, 1], [2]]) == [[0, 1], [2]]
+    for row in (batch["input_ids"][0], batch["input_ids"][2]):
+        for rows in ([row], [row, [5]], [row, "a text"]):
+            with pytest.raises(TrimtabError, match="prompts hold the padding token 0: give the"):
+                prompt_tokens(padding, rows)
     ending = copy.deepcopy(padding)
     ending.eos_token = ending.pad_token
     for rows in ([[0, 1], [2, 3]], torch.tensor([[0, 1], [0, 3]]), torch.tensor([[2], [3]])):
@@ -77,6 +81,20 @@ def test_padding_without_its_mask_is_no_text(padding, side, tensors):
     ):
         with pytest.raises(TrimtabError, match="prompts hold the padding token 0: give the token"):
             prompt_tokens(ending, padded)
+
+
+def test_a_text_that_begins_with_the_padding_token_is_a_text(padding):
+    first = padding.pad_token + TEXTS[0]
+    model = model_of()
+    expected = [0, *IDS[0]]
+    assert prompt_tokens(padding, [first, IDS[1]]) == [expected, IDS[1]]
+    assert prompt_tokens(padding, as_batch([expected])) == [expected]
+    found = []
+    for stack in ([], [trimtab.VAttention()]):
+        with trimtab.apply(model, padding, stack) as optimized:
+            (completion,) = optimized.generate([first], max_new_tokens=3)
+            found.append((completion.prompt_tokens, completion.tokens))
+    assert found == [(len(expected), found[0][1])] * 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from trimtab.models.changes import changes_of, undone_in_order
+from trimtab.models.changes import changes_of, undone_in_order, undone_together
 
 
 class Thing(SimpleNamespace):
@@ -60,6 +60,19 @@ def test_what_fails_while_it_is_made_is_no_change():
     with pytest.raises(AttributeError), named(thing, "a"):
         pass
     assert not changes_of(thing)
+
+
+def test_the_changes_of_a_copy_are_undone_in_one_order_with_those_of_the_original():
+    original = Thing(name="own")
+    first = named(original, "a")
+    first.__enter__()
+    copied = Thing(name="own")
+    undone_together(copied, original)
+    with named(copied, "b"):
+        assert changes_of(copied) == changes_of(original)
+        first.__exit__(None, None, None)
+        assert (original.name, copied.name) == ("a", "b")
+    assert (original.name, copied.name) == ("own", "own")
 
 
 def test_a_change_of_one_thing_is_none_of_another():

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.arguments import require_model, require_path, require_tokenizer
+from trimtab.arguments import require_language_model, require_path, require_tokenizer
 from trimtab.artifact import Artifact
 from trimtab.checkpoints import STAMP, resumable, stamp_in
 from trimtab.corpus import Corpus
@@ -58,7 +58,7 @@ def calibrate(
         If the method needs no calibration, the text is too short, or the checkpoint is of another
         calibration.
     """
-    require_model(model)
+    require_language_model(model)
     require_tokenizer(tokenizer)
     if not isinstance(method, Method):
         raise TrimtabError(f"method={method!r:.60}: expected a method, such as trimtab.LaRoSA()")
@@ -123,7 +123,7 @@ def apply(
     MisfitError
         If a method is there twice, or needs an artifact and comes without.
     """
-    require_model(model)
+    require_language_model(model)
     require_tokenizer(tokenizer)
     if not isinstance(methods, Iterable) or isinstance(methods, str | Path | Mapping):
         kind = type(methods).__name__
@@ -162,7 +162,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTra
         try:
             plain = complete(folder)
         except Exception as error:  # transformers raises many unrelated types
-            raise ArtifactError(f"{folder}: {why_not_loaded(folder, error)}") from error
+            reason = why_not_loaded(folder, error, tokenizer=False)
+            raise ArtifactError(f"{folder}: {reason}") from error
         nn.Module.to(plain.requires_grad_(False), place)
         return plain
     known: dict[str, Any] = targets("method")

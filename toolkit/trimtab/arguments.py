@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import MisfitError, TrimtabError
 
 NAMED = "keys", "columns", "column_names"  # of tables, whose iteration yields the names
 
@@ -43,6 +43,17 @@ def require_model(model: object, name: str = "model") -> None:
         raise TrimtabError(
             f"{name}={shown(model)}: expected a model that is loaded, as "
             f"AutoModelForCausalLM.from_pretrained returns it{order}"
+        )
+
+
+def require_language_model(model: object, name: str = "model") -> None:
+    """Raise `TrimtabError` unless it is a model that is loaded and generates text."""
+    require_model(model, name)
+    generates = getattr(model, "can_generate", None)
+    if generates is None or not generates():
+        raise MisfitError(
+            f"{name} is a {type(model).__name__}, which generates no text: expected a model as "
+            "AutoModelForCausalLM.from_pretrained returns it; of a wrapper, give the model inside"
         )
 
 

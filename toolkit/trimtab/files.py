@@ -6,20 +6,25 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
-from trimtab.errors import FULL, ConfigError
+from trimtab.errors import FULL, ConfigError, TrimtabError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Made = TypeVar("Made")
+
+OS_ERROR = re.compile(r"\(os error (\d+)\)$")  # what Rust's libraries end the message with
+ROOM = "set TMPDIR to a folder with room"
 RESULT = "result.json"
 ERROR = "error.json"
 RESULTS = RESULT, ERROR  # what a job of evaluate.py leaves, one of the two
@@ -42,6 +47,12 @@ def _naming(folder: Path) -> Iterator[None]:
         if error.filename is not None or error.errno not in FULL:
             raise
         raise OSError(error.errno, error.strerror, str(folder)) from error
+    except Exception as error:
+        found = OS_ERROR.search(str(error))
+        if type(error) is not Exception or found is None:  # as tokenizers raises it
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(folder)) from error
 
 
 @contextmanager
@@ -91,10 +102,53 @@ def publishing(path: Path, *, replace: bool = False) -> Iterator[Path]:
         temporary.chmod(0o755)
         if replace and path.exists():
             shutil.rmtree(path)
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if is_vacant(path):
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def made_temporary(make: Callable[[], AbstractContextManager[Made]], name: str) -> Iterator[Made]:
+    """Yield a temporary file or folder, called `name`.
+
+    Raises
+    ------
+    TrimtabError
+        If there is no folder that it can be in.
+    """
+    with ExitStack() as undo:
+        try:
+            made = undo.enter_context(make())
+        except OSError as error:
+            raise TrimtabError(
+                f"no temporary {name} can be made: {error.strerror}; {ROOM}"
+            ) from error
+        yield made
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder that is removed after the block.
+
+    Raises
+    ------
+    TrimtabError
+        If it cannot be made, or what is written to it has no room.
+    """
+    with made_temporary(tempfile.TemporaryDirectory, "folder") as name:
+        try:
+            with _naming(Path(name)):
+                yield Path(name)
+        except OSError as error:
+            if not Path(str(error.filename)).is_relative_to(name):
+                raise
+            raise TrimtabError(f"{error.filename}: {error.strerror}; {ROOM}") from error
+
+
+def is_vacant(path: Path) -> bool:
+    """Return whether a folder is not there yet, or empty."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def require_writable(setting: str, folder: str | Path) -> None:

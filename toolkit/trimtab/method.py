@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -144,6 +143,7 @@ class Method(ABC):
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
         from trimtab.environment import package_versions, peak_host_bytes
+        from trimtab.files import temporary_folder
         from trimtab.models.changes import lock_of
         from trimtab.models.dtypes import require_dtypes_that_work
         from trimtab.models.facts import require_known_tokens
@@ -164,8 +164,9 @@ class Method(ABC):
             texts = (one.text for documents in corpus.splits.values() for one in documents)
             require_known_tokens(model, tokenizer, texts)
             started = time.perf_counter()
-            with tempfile.TemporaryDirectory() as scratch, inferring(model):
-                calibration = self.fit(model, tokenizer, corpus, checkpoint or Path(scratch))
+            place = nullcontext(checkpoint) if checkpoint else temporary_folder()
+            with place as folder, inferring(model):
+                calibration = self.fit(model, tokenizer, corpus, folder)
         return Artifact(
             key=self.key(fingerprint(model), tokenizer, corpus),
             model={

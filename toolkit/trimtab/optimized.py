@@ -13,12 +13,12 @@ from trimtab.artifact import Artifact
 from trimtab.errors import TrimtabError
 from trimtab.generation import Completion, Engine, Sampling, transformers
 from trimtab.generation.limits import check_prompts, require_size, token_limits
-from trimtab.generation.prompts import Prompts, prompt_tokens, stop_strings
+from trimtab.generation.prompts import Prompts, as_batch, prompt_tokens, stop_strings
 from trimtab.generation.sampling import sampling_of
 from trimtab.models.changes import Change, changes_of, lock_of
 from trimtab.models.facts import longest_text
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.state import own_precision, require_evaluation
+from trimtab.models.state import own_precision, require_evaluation, require_in_memory
 from trimtab.stack import AppliedStack, Stack
 
 
@@ -136,10 +136,11 @@ class Optimized:
             if self.applied.needs_engine:
                 with self.engine(slots=min(slots, max(len(ids), 1))) as engine:
                     return engine.generate(
-                        ids, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
+                        as_batch(ids), max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
                     )
             each = token_limits(max_new_tokens, len(ids))
             room, embedding = longest_text(self.model.config), self.model.get_input_embeddings()
+            require_in_memory(embedding)  # other parts may be brought there when they run
             check_prompts(ids, room, len(cast(Tensor, embedding.weight)))
             drawing = sampling_of(sampling)
             return [

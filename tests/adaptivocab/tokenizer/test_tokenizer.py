@@ -358,6 +358,28 @@ def test_a_wrapper_refuses_what_it_cannot_do(kind):
             shorter(text, other)
     with pytest.raises(NotImplementedError, match="return_overflowing_tokens"):
         shorter("a", return_overflowing_tokens=True)
+    with pytest.raises(NotImplementedError, match="truncation='only_second': .* use 'only_first'"):
+        shorter("a b c d", truncation="only_second", max_length=1)
+
+
+@wrapped
+def test_a_wrapper_takes_what_is_no_text_and_no_token_as_the_base_does(kind):
+    shorter, longer = extended(kind), base(kind)
+    for arguments, error in (
+        ({"text": 5}, ValueError),
+        ({"text": ["a", 5]}, TypeError),
+        ({"text": "a", "is_split_into_words": True}, TypeError),
+        ({"text": ["a b c d", "a"], "padding": True, "padding_side": "middle"}, ValueError),
+    ):
+        for tokenizer in (longer, shorter):
+            with pytest.raises(error):
+                tokenizer(**arguments)
+    beyond, token = len(shorter) + 5, longer("a", add_special_tokens=False)["input_ids"][-1]
+    for tokenizer in (longer, shorter):
+        assert tokenizer.decode([beyond]) == ""
+        assert tokenizer.decode([token, beyond, token]) == longer.decode([token, token])
+        assert tokenizer.convert_ids_to_tokens(beyond) is None
+        assert tokenizer.convert_ids_to_tokens([beyond, token])[0] is None
 
 
 @wrapped

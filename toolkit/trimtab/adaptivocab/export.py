@@ -2,8 +2,8 @@
 
     python -m trimtab.adaptivocab.export ARTIFACT OUT [--model FOLDER]
 
-ARTIFACT is a folder that calibrate.py wrote; OUT must not exist. OUT then holds weights,
-configuration and tokenizer, which AutoModelForCausalLM and AutoTokenizer load without this
+ARTIFACT is a folder that calibrate.py wrote; OUT must not exist, or be empty. OUT then holds
+weights, configuration and tokenizer, which AutoModelForCausalLM and AutoTokenizer load without this
 package, and beside them vocabulary_map.json, {new id: [base ids]}, and the base model's own
 tokenizer in base_tokenizer/, so that anyone can check that the new tokens stand for the base
 tokens of the same text. The base model is loaded from where it was at calibration, or from FOLDER.
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoTokenizer,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -38,6 +39,7 @@ from trimtab.models.changes import lock_of
 from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
+from trimtab.models.saving import require_vacant, save_config
 from trimtab.progress import answer, may_go_unread
 from trimtab.settings import path_of
 
@@ -63,8 +65,8 @@ def export(
         If the artifact makes no n-gram a token, or an ordinary folder cannot hold what it makes.
     ArtifactError
         If the artifact is of another method, model or tokenizer.
-    ConfigError
-        If the folder exists.
+    TrimtabError
+        If the folder holds something, or transformers cannot save the model's configuration.
     """
     vocabulary = _exportable(artifact, folder)
     artifact.require_model(fingerprint(model))
@@ -84,7 +86,7 @@ def _write(
     assert vocabulary.tokenizer is not None
     with lock_of(model), publishing(folder) as temporary:
         with extended(model, vocabulary.rows, output=True):
-            ordinary(model).save_pretrained(temporary)
+            _save(ordinary(model), temporary)
         if tokenizer is not None:
             with_settings_of(vocabulary.tokenizer, tokenizer)
         vocabulary.tokenizer.save_pretrained(temporary)
@@ -93,6 +95,18 @@ def _write(
             tokenizer.save_pretrained(temporary / BASE_TOKENIZER)
         ngrams = vocabulary.merged.by_id()
         write_json(temporary / MAP, {str(token): list(ngram) for token, ngram in ngrams.items()})
+
+
+def _save(model: PreTrainedModel, folder: Path) -> None:
+    """Save a model as transformers does, also one without a configuration of its generation."""
+    save_config(model, folder)  # says in one line what cannot be saved
+    own = model.generation_config
+    if own is None:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.generation_config = own
 
 
 def ordinary(model: PreTrainedModel) -> PreTrainedModel:
@@ -162,8 +176,7 @@ def _exportable(artifact: Artifact, folder: Path) -> Vocabulary:
             f"the tokenizer of {artifact.key.digest} cannot be written as a tokenizer.json: "
             f"{artifact.statistics['tokenizer_reason']}"
         )
-    if folder.exists():
-        raise ConfigError("folder", folder, "exists already: name one that does not")
+    require_vacant(folder)
     return vocabulary
 
 
@@ -177,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "artifact", metavar="ARTIFACT", type=path_of, help="folder that calibrate.py printed"
     )
     parser.add_argument(
-        "out", metavar="OUT", type=path_of, help="folder to write, which does not exist yet"
+        "out", metavar="OUT", type=path_of, help="folder to write, which holds nothing yet"
     )
     parser.add_argument("--model", help="folder of the base model, where it moved")
     with may_go_unread():

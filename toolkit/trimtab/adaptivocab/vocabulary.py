@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.rows.extended import NewRows
 from trimtab.adaptivocab.tokenizer.extender import load_tokenizer
 from trimtab.artifact import Artifact
+from trimtab.files import temporary_folder
 
 TOKENIZER = "tokenizer"
 
@@ -56,11 +55,11 @@ class Vocabulary:
         """Return the files of the extended tokenizer."""
         if self.tokenizer is None:
             return {}
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             self.tokenizer.save_pretrained(folder)
             return {
                 f"{TOKENIZER}/{path.relative_to(folder)}": path.read_bytes()
-                for path in sorted(Path(folder).rglob("*"))
+                for path in sorted(folder.rglob("*"))
                 if path.is_file()
             }
 
@@ -86,8 +85,7 @@ def _under(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def _load(files: Mapping[str, bytes]) -> PreTrainedTokenizerBase:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         for path, content in files.items():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from trimtab.arguments import require_model
+from trimtab.arguments import require_language_model
 from trimtab.config import MeasureConfig
 from trimtab.corpus import Corpus, Split
 from trimtab.environment import describe_environment
@@ -114,11 +114,10 @@ def measure(
             "entered by a `with`"
         )
     if baseline is not None:
-        require_model(baseline, "baseline")
+        require_language_model(baseline, "baseline")
     if baseline is optimized.model:
         raise TrimtabError("baseline is the optimized model itself: give a copy, or leave it out")
     with lock_of(optimized.model), own_precision():
-        require_evaluation(optimized.model)
         return _measured(optimized, texts, config, baseline, subject, label)
 
 
@@ -131,6 +130,7 @@ def _measured(
     label: str | None,
 ) -> dict[str, Any]:
     base, applied = optimized.base_tokenizer, optimized.applied
+    require_evaluation(optimized.model)
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)
     require_known_tokens(optimized.model, base, (document.text for document in documents))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.arguments import require_model, require_tokenizer, shown
+from trimtab.arguments import require_language_model, require_tokenizer, shown
 from trimtab.capabilities import Drafter
 from trimtab.errors import TrimtabError
 from trimtab.generation.attention import NAME
@@ -110,7 +110,7 @@ class Engine:
         drafter: Drafter | None = None,
         output_tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        require_model(model)
+        require_language_model(model)
         require_tokenizer(tokenizer)
         if output_tokenizer is not None:
             require_tokenizer(output_tokenizer, "output_tokenizer")

@@ -12,7 +12,7 @@ from trimtab.errors import MisfitError, TrimtabError
 from trimtab.generation.prompts import whole_numbers
 from trimtab.models.adapter import adapter_for
 from trimtab.models.facts import longest_text
-from trimtab.models.state import require_evaluation
+from trimtab.models.state import require_evaluation, require_in_memory
 from trimtab.settings import is_whole
 from trimtab.vattention.layout import Geometry
 
@@ -39,8 +39,8 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
     Raises
     ------
     MisfitError
-        If the architecture is not supported, or the model is in training mode or on several
-        devices.
+        If the architecture is not supported, or the model is in training mode, on several
+        devices or not in memory.
     TrimtabError
         If the model has too few positions.
     """
@@ -51,6 +51,7 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
             f"the model lies on {len(devices)} devices and a KV cache on one: load it without a "
             "device map"
         )
+    require_in_memory(model)
     require_evaluation(model)
     longest = longest_text(model.config)
     if max_len > longest:

@@ -43,9 +43,15 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> list[
     rectangular = isinstance(prompts, Tensor | np.ndarray)
     prompts = list(prompts)
     ids = [token_ids(tokenizer, prompt) for prompt in prompts]
-    if len(ids) > 1 and not any(isinstance(prompt, str) for prompt in prompts):
-        _require_unpadded(tokenizer, ids, rectangular=rectangular)
+    given = [row for row, prompt in zip(ids, prompts, strict=True) if not isinstance(prompt, str)]
+    _require_unpadded(tokenizer, given, rectangular=rectangular)
     return ids
+
+
+def as_batch(ids: Sequence[Sequence[int]]) -> BatchEncoding:
+    """Return the tokens of prompts, all of them text, in the form that says so."""
+    masks = [[1] * len(row) for row in ids]
+    return BatchEncoding({"input_ids": ids, "attention_mask": masks})
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -110,19 +116,21 @@ def stop_strings(stop: Iterable[str]) -> tuple[str, ...]:
 def _require_unpadded(
     tokenizer: PreTrainedTokenizerBase, ids: list[list[int]], *, rectangular: bool
 ) -> None:
-    """Refuse rows of one length that begin or end with padding.
+    """Refuse rows that begin or end with padding.
 
-    A token that begins or ends texts as well is taken for padding where a row has several at one
-    end, and where some, not all, of the rows of one tensor have it there.
+    A token that begins or ends texts as well is taken for padding where several rows are of one
+    length: where a row has several at one end, and where some, not all, of the rows of one tensor
+    have it there.
     """
     pad = tokenizer.pad_token_id
-    if pad is None or len(set(map(len, ids))) > 1:
+    if pad is None:
         return
     padded = [pad in (*row[:1], *row[-1:]) for row in ids]
     refused = any(padded)
     if pad in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         several = any([pad, pad] in (row[:2], row[-2:]) for row in ids)
         refused = several or (rectangular and refused and not all(padded))
+        refused = refused and len(ids) > 1 and len(set(map(len, ids))) == 1
     if refused:
         raise TrimtabError(
             f"prompts hold the padding token {pad}: give the tokenizer's BatchEncoding, whose "

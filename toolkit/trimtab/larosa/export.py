@@ -6,7 +6,6 @@ tensors are those of the sparse model, and ``trimtab.json`` says which modules t
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.artifact import Artifact
 from trimtab.environment import package_versions
-from trimtab.errors import ArtifactError, MisfitError, TrimtabError
+from trimtab.errors import ArtifactError, MisfitError
 from trimtab.files import publishing, sha256_of_file, sha256_of_json, write_json
 from trimtab.larosa.apply import sparsified
 from trimtab.larosa.modules import SparseNorm
@@ -33,6 +32,7 @@ from trimtab.models.changes import lock_of
 from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.refusals import refuse_to_save
+from trimtab.models.saving import require_vacant, save_config
 from trimtab.models.state import own_precision
 from trimtab.progress import waiting
 
@@ -54,8 +54,7 @@ def export(
     folder: Path,
 ) -> None:
     """Save `model` as LaRoSA makes it by `artifact`, see `LaRoSA.export`."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
+    require_vacant(folder)
     artifact.require_model(fingerprint(model))
     require_derived(model)
     _require_one_vocabulary(model)
@@ -67,7 +66,7 @@ def export(
         publishing(folder) as temporary,
         sparsified(model, plan, artifact.tensors, selector),
     ):
-        _save_config(model, temporary)
+        _save_own_config(model, temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         tied = _save_tensors(model, temporary)
@@ -140,18 +139,8 @@ def _require_one_vocabulary(model: PreTrainedModel) -> None:
         )
 
 
-def _save_config(model: PreTrainedModel, folder: Path) -> None:
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    config.dtype = str(model.dtype).removeprefix("torch.")
-    try:
-        config.save_pretrained(folder)
-        if model.generation_config is not None:
-            model.generation_config.save_pretrained(folder)
-    except ValueError as error:
-        raise TrimtabError(
-            f"transformers cannot save the model's configuration: {' '.join(str(error).split())}"
-        ) from error
+def _save_own_config(model: PreTrainedModel, folder: Path) -> None:
+    save_config(model, folder)
     content = json.loads((folder / CONFIG).read_text("utf-8"))
     write_json(folder / CONFIG, {**content, "transformers_weights": NOT_FOR_TRANSFORMERS})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import IO, cast
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import TrimtabError
+from trimtab.files import ROOM, made_temporary
 
 
 @contextmanager
@@ -24,14 +25,7 @@ def aside() -> Iterator[IO[bytes]]:
     TrimtabError
         If there is no folder that it can be in.
     """
-    with ExitStack() as open_file:
-        try:
-            file = open_file.enter_context(tempfile.TemporaryFile())
-        except OSError as error:
-            raise TrimtabError(
-                "no temporary file can be made, to move weights out of memory to: "
-                f"{error.strerror}; set TMPDIR to a folder with room for the model"
-            ) from error
+    with made_temporary(tempfile.TemporaryFile, "file for weights") as file:
         yield file
 
 
@@ -62,7 +56,7 @@ def replaced(parent: nn.Module, name: str, module: nn.Module, file: IO[bytes]) -
         size = sum(parameter.nbytes for parameter in parameters)
         raise TrimtabError(
             f"{name} cannot be moved out of memory to a temporary file, where it takes {size} "
-            f"bytes: {error.strerror or error}; set TMPDIR to a folder with room for the model"
+            f"bytes: {error.strerror or error}; {ROOM} for the model"
         ) from error
     kept = [(parameter.shape, parameter.dtype, parameter.device) for parameter in parameters]
     try:

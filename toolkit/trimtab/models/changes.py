@@ -41,9 +41,20 @@ _LOCK = threading.Lock()
 def _state(changed: object) -> _State:
     with _LOCK:
         if id(changed) not in _STATES:
-            _STATES[id(changed)] = _State()
-            weakref.finalize(changed, _STATES.pop, id(changed), None).atexit = False
+            _keep(changed, _State())
         return _STATES[id(changed)]
+
+
+def _keep(changed: object, state: _State) -> None:
+    _STATES[id(changed)] = state
+    weakref.finalize(changed, _STATES.pop, id(changed), None).atexit = False
+
+
+def undone_together(copy: object, original: object) -> None:
+    """Have the changes of a new copy undone in one order with those of its original."""
+    state = _state(original)
+    with _LOCK:
+        _keep(copy, state)
 
 
 def lock_of(changed: object) -> Any:

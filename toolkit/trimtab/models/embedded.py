@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from transformers import AutoTokenizer
 
 from trimtab.errors import TrimtabError
-from trimtab.files import publishing, sha256_of_file, sha256_of_json
+from trimtab.files import publishing, sha256_of_file, sha256_of_json, temporary_folder
 from trimtab.models.pretrained import complete
 from trimtab.progress import waiting
 from trimtab.settings import path_of
@@ -103,8 +102,8 @@ def gguf_file(name: str) -> Iterator[Path]:
     if len(parts) == 1:
         yield parts[0]
         return
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder, f"{name}.gguf")
+    with temporary_folder() as folder:
+        whole = folder / f"{name}.gguf"
         with whole.open("wb") as file:
             for part in parts:
                 with part.open("rb") as source:

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.contents import bytes_of
-from trimtab.errors import MisfitError
 from trimtab.models.derived import unlike_config
+from trimtab.models.state import require_in_memory
 from trimtab.progress import track
 
 QUIET_BELOW = 2**30  # bytes that are hashed in well under two seconds
@@ -50,11 +50,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     digest = hashlib.sha256(type(model).__name__.encode())
     digest.update(json.dumps(_effective(model.config), sort_keys=True, default=str).encode())
     seen: set[int] = set()
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise MisfitError(
-            "part of the model is not in memory: offloaded by model.device_map, or built on the "
-            "meta device; load it whole, or in a dtype in which it fits"
-        )
+    require_in_memory(model)
     state = sorted({**model.state_dict(), **unlike_config(model)}.items())
     total = sum(tensor.nbytes for _, tensor in state)
     items = state if total < QUIET_BELOW else track(state, "Fingerprinting weights", len(state))

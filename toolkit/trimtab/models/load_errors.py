@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -24,8 +25,14 @@ OBJECTS = (
 )  # fmt: skip
 
 
-def why_not_loaded(folder: Path, error: Exception) -> str:
-    """Say in one line what `error`, of any type that transformers raises, says of a checkpoint."""
+def why_not_loaded(folder: Path, error: Exception, *, tokenizer: bool = True) -> str:
+    """Say in one line what `error`, of any type that transformers raises, says of a checkpoint.
+
+    Parameters
+    ----------
+    tokenizer : bool
+        Whether a tokenizer is to be loaded from the folder too.
+    """
     said = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError) and len(said.split()) == 1:  # a name, and no sentence
         said = f"{said} is unknown, or missing"
@@ -41,19 +48,21 @@ def why_not_loaded(folder: Path, error: Exception) -> str:
             "its architecture is code of the checkpoint's own, which is not run here: choose a "
             "model that transformers has the architecture of"
         )
-    reason = _missing_file(folder) or _damaged_file(folder) or _contradiction(folder) or said
+    missing = _missing_file(folder, tokenizer=tokenizer)
+    reason = missing or _damaged_file(folder) or _contradiction(folder) or said
     if isinstance(error, ImportError):
         reason += "; install what is missing, or choose a checkpoint that does without"
     return f"cannot be loaded as a causal language model: {reason}"
 
 
-def _missing_file(folder: Path) -> str:
+def _missing_file(folder: Path, *, tokenizer: bool) -> str:
     """Say what the local folder of a model lacks; nothing where it is none, or lacks neither."""
     if not folder.is_dir():
         return ""
     if not (folder / "config.json").is_file():
-        return "the folder has no config.json; expected a model and its tokenizer"
-    if not any(found for pattern in TOKENIZER_FILES for found in folder.glob(pattern)):
+        expected = "a model and its tokenizer" if tokenizer else "a model"
+        return f"the folder has no config.json; expected {expected}"
+    if tokenizer and not any(chain.from_iterable(map(folder.glob, TOKENIZER_FILES))):
         return "the folder has no tokenizer file, such as tokenizer.json: put the model's there"
     return ""
 

@@ -32,20 +32,21 @@ def refusing(model: nn.Module, name: str) -> Iterator[None]:
         Of the method that has changed the model.
     """
     modules = list(model.modules())
+    reason = f"{name} is at work on the model, or was when this copy was made"
     before = [{key: vars(one)[key] for key in KEYS if key in vars(one)} for one in modules]
     _refuse_to(
         RESIZE,
         model,
-        f"{name} is at work on the model, which goes back to the rows that it had: leave the "
-        f"`with` of {name} first, resize the model, and calibrate again",
+        f"{reason}, and it goes back to the rows that it had: leave the `with` of {name} before "
+        "resizing or copying the model, and calibrate again",
     )
     refuse_to_save(
         model,
-        f"{name} is at work on the model, whose weights are not its own meanwhile: leave the "
-        f"`with` of {name} first, or save what it makes of the model with Artifact.export",
+        f"{reason}, and its weights are not its own meanwhile: leave the `with` of {name} before "
+        "saving or copying the model, or save what it makes of the model with Artifact.export",
     )
     for one in modules:
-        vars(one)[CONVERT] = partial(_convert, one, name)
+        vars(one)[CONVERT] = partial(_convert, one, name, reason)
     try:
         yield
     finally:
@@ -71,7 +72,11 @@ def _refuse(reason: str, *args: Any, **kwargs: Any) -> NoReturn:
 
 
 def _convert(
-    module: nn.Module, name: str, function: Callable[[Tensor], Tensor], recurse: bool = True
+    module: nn.Module,
+    name: str,
+    reason: str,
+    function: Callable[[Tensor], Tensor],
+    recurse: bool = True,
 ) -> nn.Module:
     """Do what ``nn.Module._apply`` does, where that changes nothing."""
     with torch.no_grad():
@@ -79,8 +84,8 @@ def _convert(
             made = function(one)
             if made is not one:
                 raise MisfitError(
-                    f"{name} is at work on the model, of which a tensor in {one.dtype} on "
-                    f"{one.device} was to become {made.dtype} on {made.device}: leave the `with` "
-                    f"of {name} first"
+                    f"{reason}, and a tensor in {one.dtype} on {one.device} was to become "
+                    f"{made.dtype} on {made.device}: leave the `with` of {name} before casting, "
+                    "moving or copying the model"
                 )
     return module

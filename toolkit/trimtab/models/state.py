@@ -41,6 +41,15 @@ def require_evaluation(model: nn.Module) -> None:
             raise MisfitError(f"{part} is in training mode: call model.eval() first")
 
 
+def require_in_memory(module: nn.Module) -> None:
+    """Raise `MisfitError` where a parameter of a model, or of a part of it, is on no device."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise MisfitError(
+            "part of the model is not in memory: offloaded by model.device_map, or built on the "
+            "meta device; load it whole, or in a dtype in which it fits"
+        )
+
+
 def mend_not_finite(model: PreTrainedModel) -> str:
     """Say what to do where what a model computes is not finite."""
     wide = model.dtype in (torch.float32, torch.float64)

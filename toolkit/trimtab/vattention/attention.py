@@ -22,7 +22,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from trimtab.arguments import require_model
+from trimtab.arguments import require_language_model
 from trimtab.errors import MisfitError
 from trimtab.models.changes import undone_in_order
 from trimtab_kernels.decode_attention import decode_attention
@@ -149,10 +149,10 @@ def decode_kernel(model: PreTrainedModel) -> Iterator[None]:
     TrimtabError
         If it is no model.
     MisfitError
-        In a forward pass with dropout, attention to later tokens, or terms added to the scores; or
-        that is to return attention weights.
+        If the model generates no text; and in a forward pass with dropout, attention to later
+        tokens, or terms added to the scores, or that is to return attention weights.
     """
-    require_model(model)
+    require_language_model(model)
     refusing = model.register_forward_pre_hook(_refuse_weights, with_kwargs=True)
     try:
         with using_attention(model, NAME):

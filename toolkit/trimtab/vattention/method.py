@@ -45,8 +45,8 @@ class VAttention(CacheSettings, Method):
         Raises
         ------
         MisfitError
-            If the model has no adapter, keeps anything but keys and values, or has another dtype
-            than the cache.
+            If the model has no adapter, is not in memory, keeps anything but keys and values, or
+            has another dtype than the cache.
         ConfigError
             If the device has no such pages, or the budget is below one.
         TrimtabError
@@ -54,10 +54,12 @@ class VAttention(CacheSettings, Method):
         """
         from trimtab.models.adapter import adapter_for, module_device
         from trimtab.models.facts import CacheShape
+        from trimtab.models.state import require_in_memory
         from trimtab.vattention.layout import DTYPES
         from trimtab.vattention.storage import make_pool
 
         layers = adapter_for(model).decoder_layers(model)
+        require_in_memory(model)
         CacheShape.of(model.config)
         if model.dtype not in DTYPES:
             known = [str(one).removeprefix("torch.") for one in DTYPES]

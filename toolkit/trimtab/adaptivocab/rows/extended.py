@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from trimtab.models.changes import undone_in_order
+from trimtab.models.changes import undone_in_order, undone_together
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,41 @@ def extended(model: PreTrainedModel, rows: NewRows, *, output: bool) -> Iterator
     A tied head is untied: one row cannot say both what an n-gram means and when it follows.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    config = model.config
     weights: tuple[Any, Any] = embedding.weight, head.weight
-    settings = config.vocab_size, config.tie_word_embeddings
+    with _own_config(model) as config:
+        settings = config.vocab_size, config.tie_word_embeddings
+        try:
+            _set_rows(embedding, torch.cat([weights[0], rows.input.to(weights[0])]))
+            config.tie_word_embeddings = False
+            if output:
+                _set_rows(head, extended_head(weights[1], rows))
+                config.vocab_size = head.weight.shape[0]
+            yield
+        finally:
+            for module, weight in zip((embedding, head), weights, strict=True):
+                _set_rows(module, weight)
+            config.vocab_size, config.tie_word_embeddings = settings
+
+
+@contextmanager
+def _own_config(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
+    """Give `model` a copy of its config, which other models may share, within the block.
+
+    What is set in it meanwhile is set in the model's own afterwards.
+    """
+    shared, own = model.config, copy(model.config)
+    undone_together(own, shared)
+    before = dict(vars(own))
+    holders: list[Any] = [one for one in model.modules() if vars(one).get("config") is shared]
+    for one in holders:
+        one.config = own
     try:
-        _set_rows(embedding, torch.cat([weights[0], rows.input.to(weights[0])]))
-        config.tie_word_embeddings = False
-        if output:
-            _set_rows(head, extended_head(weights[1], rows))
-            config.vocab_size = head.weight.shape[0]
-        yield
+        yield own
     finally:
-        for module, weight in zip((embedding, head), weights, strict=True):
-            _set_rows(module, weight)
-        config.vocab_size, config.tie_word_embeddings = settings
+        for one in holders:
+            one.config = shared
+        news = {name for name, value in vars(own).items() if value is not before.get(name)}
+        vars(shared).update({name: vars(own)[name] for name in news})
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from trimtab.adaptivocab.tokenizer.file import TokenizerFile, listed
 from trimtab.adaptivocab.tokenizer.patterns import InexpressibleError, Pattern
 from trimtab.adaptivocab.tokenizer.wrapper import NGramTokenizer
 from trimtab.errors import MisfitError
-from trimtab.files import write_json
+from trimtab.files import temporary_folder, write_json
 
 CONFIG = "tokenizer_config.json"
 # What can be set on a tokenizer without changing the tokens of a text.
@@ -169,8 +168,7 @@ class TokenizerExtender:
         settings: dict[str, Any],
     ) -> PreTrainedTokenizerBase:
         """Return a tokenizer of a file's content with everything else as the base has it."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
             self.tokenizer.save_pretrained(folder)
             config = json.loads((folder / CONFIG).read_text("utf-8"))
             config.pop("auto_map", None)

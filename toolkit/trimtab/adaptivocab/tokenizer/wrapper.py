@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -71,10 +72,16 @@ class NGramTokenizer(PreTrainedTokenizerFast):
         if is_split_into_words:
             batched = bool(text) and isinstance(text[0], sequence)
         texts = list(text) if batched else [text]
-        if text_pair is not None or not all(
-            isinstance(one, sequence if is_split_into_words else str) for one in texts
-        ):
+        if is_split_into_words and isinstance(text, str):
+            raise TypeError("is_split_into_words=True: expected a list of words, not a str")
+        pairs = not is_split_into_words and any(isinstance(one, sequence) for one in texts)
+        if pairs or text_pair is not None:
             raise NotImplementedError(f"{type(self).__name__} takes single texts, not pairs")
+        if truncation_strategy == TruncationStrategy.ONLY_SECOND:
+            raise NotImplementedError(
+                f"truncation='only_second': {type(self).__name__} takes single texts, which have "
+                "no second one; use 'only_first'"
+            )
         for setting in ("return_overflowing_tokens", "sanitize_control_tokens"):
             if settings.get(setting):
                 raise NotImplementedError(f"{type(self).__name__} does not support {setting}")
@@ -96,11 +103,14 @@ class NGramTokenizer(PreTrainedTokenizerFast):
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
             rows = [self._truncated(row, max_length) for row in rows]
         if padding_strategy != PaddingStrategy.DO_NOT_PAD:
+            side = padding_side or self.padding_side
+            if side not in ("left", "right"):
+                raise ValueError(f"padding_side={side!r}: expected left or right")
             to = max(len(row["input_ids"]) for row in rows)
             if padding_strategy == PaddingStrategy.MAX_LENGTH and max_length is not None:
                 to = max_length
             to += -to % (pad_to_multiple_of or 1)
-            rows = [self._padded(row, to, padding_side or self.padding_side) for row in rows]
+            rows = [self._padded(row, to, side) for row in rows]
         data: dict[str, Any] = {"input_ids": [row["input_ids"] for row in rows]}
         for key, value in wanted.items():
             if key in self.model_input_names if value is None else value:
@@ -150,7 +160,14 @@ class NGramTokenizer(PreTrainedTokenizerFast):
         if isinstance(token_ids, dict):
             token_ids = token_ids["input_ids"]
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        return str(super()._decode(self.ngrams.expand(ids), *args, **settings))
+        return str(super()._decode(self._expanded(ids), *args, **settings))
+
+    def _expanded(self, ids: Iterable[int]) -> list[int]:
+        """Return the base ids that ids stand for; ids of no token stay, as the base has no such."""
+        rows = (
+            [token] if token >= self.ngrams.size else self.ngrams.expand([token]) for token in ids
+        )
+        return [token for row in rows for token in row]
 
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **settings: Any
@@ -165,7 +182,7 @@ class NGramTokenizer(PreTrainedTokenizerFast):
         return [self._convert_id_to_token(int(index)) for index in ids if int(index) not in skipped]
 
     def _convert_id_to_token(self, index: int) -> Any:
-        ngram = self.ngrams.expand([index])
+        ngram = self._expanded([index])
         tokens = [self.backend_tokenizer.id_to_token(token) for token in ngram]
         return tokens[0] if len(tokens) == 1 else "".join(map(str, tokens))
 

@@ -21,6 +21,7 @@ from trimtab.evaluation.generators.generator import prompt_ids
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation import Engine
+from trimtab.generation.prompts import as_batch
 from trimtab.generation.stopping import stop_tokens
 from trimtab.vattention.stats import KVStats
 
@@ -59,7 +60,7 @@ class EngineGenerator:
         device = str(self.engine.kv.lengths.device)
         goes_on = MinNewTokensLengthLogitsProcessor(len(ids), new_tokens, self._ends, device)
         (completion,) = self.engine.generate(
-            [ids],
+            as_batch([ids]),
             max_new_tokens=new_tokens,
             logits_processors=lambda _: LogitsProcessorList([goes_on] if self._ends else []),
         )
@@ -85,7 +86,7 @@ class EngineGenerator:
 
         started = time.perf_counter()
         (completion,) = self.engine.generate(
-            [ids],
+            as_batch([ids]),
             max_new_tokens=len(continuation),
             on_token=on_token,
             given=[continuation],

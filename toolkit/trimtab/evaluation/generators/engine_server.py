@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from trimtab.evaluation.cache_memory import CacheMemory
 from trimtab.evaluation.generators.server import Answer, Request, require_all
 from trimtab.generation import Engine
+from trimtab.generation.prompts import as_batch
 from trimtab.generation.request import Completion
 
 
@@ -54,7 +55,7 @@ class EngineServer:
     def _generate(self, requests: Sequence[Request], *, watched: bool = False) -> list[Completion]:
         given = [request.given for request in requests]
         return self.engine.generate(
-            [request.prompt for request in requests],
+            as_batch([request.prompt for request in requests]),
             max_new_tokens=[request.new for request in requests],
             given=given if any(given) else (),
             on_token=self._watch if watched else None,
