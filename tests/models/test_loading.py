@@ -8,8 +8,6 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 import trimtab
 from tests.conftest import SHAPES, random_inputs, tiny
@@ -17,10 +15,10 @@ from trimtab.corpus import Corpus, Document, Split
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.larosa import LaRoSA
 from trimtab.models import embedded
-from trimtab.models.fingerprint import fingerprint, tokenizer_fingerprint
+from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel, load_model, resolve_dtype
 from trimtab.models.pretrained import short_name
-from trimtab.models.random import SPECIALS, byte_tokenizer
+from trimtab.models.random import byte_tokenizer
 from trimtab.models.shapes import shapes
 from trimtab.models.sources import DType, EmbeddedModel, Gemma3Model, HubModel, RandomModel
 
@@ -485,24 +483,6 @@ def test_the_fingerprint_sees_what_the_config_does_to_predictions_and_survives_s
     loaded.config.rope_parameters = {"rope_theta": 3.0}
     setattr(loaded.config, name, getattr(model.config, name))
     assert fingerprint(loaded) != before
-
-
-def test_the_fingerprint_of_a_tokenizer_sees_ids_splits_and_start_tokens():
-    first = tokenizer_fingerprint(byte_tokenizer())
-    padding = byte_tokenizer()
-    padding(["a", "word"], padding=True, truncation=True, max_length=3)
-    assert tokenizer_fingerprint(padding) == first
-    content = json.loads(byte_tokenizer().backend_tokenizer.to_str())
-    vocab = content["model"]["vocab"]
-    exchanged = vocab | {"w": vocab["o"], "o": vocab["w"]}
-    swapped = {**content, "model": {**content["model"], "vocab": exchanged}}
-    lower = {**content, "normalizer": {"type": "Lowercase"}}
-    others = [
-        PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(one)), **SPECIALS)
-        for one in (swapped, lower)
-    ]
-    others.append(PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer))
-    assert len({first, *map(tokenizer_fingerprint, others)}) == 4
 
 
 def full(source: Path, target: Path) -> None:
