@@ -274,6 +274,48 @@ def test_weights_that_nothing_says_the_scale_of_are_refused(
         load_model(source)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("own", "are quantized by quant_method='own', which transformers does not know .*{UP} in"),
+        ("fp8", "are no float16, .*, and no scales beside them to read them by: {UP} in"),
+        ("mxfp4", "are no float16, .*, and no scales beside them to read them by: {UP} in"),
+    ],
+)
+def test_weights_that_transformers_reads_without_a_scale_are_refused(
+    tmp_path, tiny_llama, dtype, method, reason
+):
+    source = saved(tiny_llama, tmp_path)
+    edited(tmp_path, **{UP: (tiny_llama.model.get_parameter(UP) * 1000).to(dtype)})
+    described(tmp_path, quantization_config={"quant_method": method})
+    with pytest.raises(ConfigError, match=reason.format(UP=UP)):
+        load_model(source)
+
+
+def test_a_quant_method_that_nothing_was_quantized_by_changes_nothing(tmp_path, tiny_llama):
+    source = saved(tiny_llama, tmp_path)
+    described(tmp_path, quantization_config={"quant_method": "own"})
+    weight = load_model(source).model.get_parameter(UP)
+    assert torch.equal(weight, tiny_llama.model.get_parameter(UP))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU keeps such weights as they are")
+def test_weights_that_transformers_dequantizes_are_loaded(tmp_path, tiny_llama):
+    source = saved(tiny_llama, tmp_path)
+    weight = tiny_llama.model.get_parameter(UP)
+    scale = weight.abs().max() / 448
+    quantized = (weight / scale).to(torch.float8_e4m3fn)
+    edited(tmp_path, **{UP: quantized, f"{UP}_scale_inv": scale.reshape(1, 1)})
+    described(
+        tmp_path, quantization_config={"quant_method": "fp8", "weight_block_size": [256, 256]}
+    )
+    loaded = load_model(source).model.get_parameter(UP)
+    assert loaded.dtype == torch.float32
+    torch.testing.assert_close(loaded, quantized.float() * scale)
+    assert not torch.equal(loaded, weight)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_any_float_are_cast(tmp_path, tiny_llama, dtype):
     source = saved(tiny_llama, tmp_path)
