@@ -316,6 +316,26 @@ def test_weights_that_transformers_dequantizes_are_loaded(tmp_path, tiny_llama):
     assert not torch.equal(loaded, weight)
 
 
+@pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight"])
+def test_a_matrix_of_zeros_is_refused(tmp_path, tiny_llama, name):
+    source = saved(tiny_llama, tmp_path)
+    edited(tmp_path, **{name: torch.zeros_like(tiny_llama.model.get_parameter(name))})
+    with pytest.raises(ConfigError, match=f"nothing but zeros: {name}: download it again"):
+        load_model(source)
+
+
+def test_zeros_that_checkpoints_have_are_loaded(tmp_path):
+    loaded = tiny("tiny-gpt2")
+    source = saved(loaded, tmp_path)
+    weight = loaded.model.get_input_embeddings().weight.detach().clone()
+    weight[0] = 0  # a row, as padding has
+    output = "transformer.h.0.attn.c_proj.weight"  # of a layer that changes nothing yet
+    zeros = torch.zeros_like(loaded.model.get_parameter(output))
+    edited(tmp_path, **{"transformer.wte.weight": weight, output: zeros})
+    assert not load_model(source).model.get_parameter(output).any()
+    assert not loaded.model.get_parameter("transformer.h.0.attn.c_attn.bias").any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_any_float_are_cast(tmp_path, tiny_llama, dtype):
     source = saved(tiny_llama, tmp_path)

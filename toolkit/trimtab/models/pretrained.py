@@ -22,6 +22,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models.load_errors import why_not_loaded
+from trimtab.models.state import zero_matrices
 from trimtab.models.stored import FLOATS, stored_types
 from trimtab.progress import waiting
 from trimtab.settings import path_of
@@ -86,7 +87,8 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     ------
     TrimtabError
         If the checkpoint and the model that its config describes differ in a tensor, a weight is
-        quantized and nothing says how, or there is an adapter that is not loaded.
+        quantized and nothing says how, a matrix is all zeros, or there is an adapter that is not
+        loaded.
     """
     load: Any = AutoModelForCausalLM.from_pretrained
     model: PreTrainedModel
@@ -123,6 +125,7 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
         ],
         "has weights that are no float16, bfloat16, float32 or float64, and "
         f"{basis} to read them by:": unread,
+        "has matrices that hold nothing but zeros:": zero_matrices(model),
     }
     if prefix := _wrapped(found["missing_keys"], found["unexpected_keys"]):
         raise TrimtabError(
