@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import trimtab
 from tests.conftest import SHAPES, random_inputs, tiny
@@ -23,6 +25,11 @@ from trimtab.models.shapes import shapes
 from trimtab.models.sources import DType, EmbeddedModel, Gemma3Model, HubModel, RandomModel
 
 ACTIVATION = "hidden_act", "activation_function", "hidden_activation"
+UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0,
+    "original_max_position_embeddings": 1024, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+}  # fmt: skip
 
 
 def hub(name: str) -> HubModel:
@@ -123,6 +130,64 @@ def test_a_generation_config_that_contradicts_itself_is_named(tmp_path, tiny_lla
         load_model(source)
 
 
+@pytest.mark.parametrize("files", [{}, [], None, "text", {UP: 5}, {UP: None}])
+def test_an_index_that_names_no_files_is_named(tmp_path, tiny_llama, files):
+    source = saved(tiny_llama, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    tiny_llama.model.save_pretrained(tmp_path, max_shard_size="100KB")
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = content["weight_map"] | files if files and UP in files else files
+    index.write_text(json.dumps(content))
+    expected = f": {index.name} has no weight_map from tensors to files, download it again$"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
+@pytest.mark.parametrize(("content", "kind"), [([1], "list"), ("text", "str"), (5, "int")])
+def test_a_bin_file_without_names_is_named(tmp_path, tiny_llama, content, kind):
+    source = saved(tiny_llama, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    expected = f": pytorch_model.bin holds a {kind}, expected tensors by their names: download it"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
+@pytest.mark.parametrize(
+    ("shape", "name", "value", "said"),
+    [
+        ("tiny-llama", "quantization_config", 5, "'int' object"),
+        ("tiny-llama", "text_config", {"hidden_size": 3}, "'dict' object"),
+        ("tiny-llama", "num_attention_heads", 0, "modulo by zero"),
+        ("tiny-llama", "num_key_value_heads", 0, "modulo by zero"),
+        ("tiny-llama", "hidden_act", "nope", "'nope'"),
+        ("tiny-llama", "rope_parameters", LONG, "length 8"),
+        ("tiny-gpt2", "max_position_embeddings", None, "NoneType"),
+        ("tiny-qwen2", "head_dim", None, "NoneType"),
+    ],
+)
+def test_a_value_that_no_model_can_be_built_with_is_named(tmp_path, shape, name, value, said):
+    source = saved(tiny(shape), tmp_path)
+    described(tmp_path, **{name: value})
+    with pytest.raises(ConfigError) as error:
+        load_model(source)
+    start = "language model: config.json has a value that transformers cannot use"
+    assert f"{start}, {name}={repr(value)[:60]} (" in str(error.value)
+    assert re.search(rf"\(.*{said}.*\): correct it or download it again$", str(error.value))
+
+
+def test_an_error_that_is_not_the_configs_is_said_as_it_is(tmp_path, tiny_llama, monkeypatch):
+    source = saved(tiny_llama, tmp_path)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(ConfigError, match="as a causal language model: no memory$"):
+        load_model(source)
+
+
 def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, tiny_llama, monkeypatch):
     source = saved(tiny_llama, tmp_path)
     own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
@@ -163,9 +228,6 @@ def wrapped(folder: Path, prefix: str, place: str = "") -> None:
         for name, tensor in load_file(path).items()
     }
     save_file(tensors, path, metadata={"format": "pt"})
-
-
-UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 
 
 @pytest.mark.parametrize(
