@@ -263,9 +263,9 @@ def wrapped(folder: Path, prefix: str, place: str = "") -> None:
         (lambda at: described(at, tie_word_embeddings=False), r"lacks lm_head\.weight"),
         (
             lambda at: described(at, rope_parameters={"rope_type": "yarn"}),
-            r"Missing required keys in `rope_parameters` [^,]*\"$",
+            r"Missing required keys in `rope_parameters` [^,]*\"\): correct it",
         ),
-        (lambda at: described(at, hidden_act="none"), "'none' is unknown, or missing"),
+        (lambda at: described(at, hidden_act="none"), r"cannot use, hidden_act='none' \("),
         (
             lambda at: described(at, _attn_implementation="flash_attention_2"),
             "FlashAttention2 .*; install what is missing",
