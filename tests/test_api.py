@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import trimtab
 from tests.conftest import tiny
@@ -22,7 +28,7 @@ from trimtab.evaluation.generators import TransformersGenerator
 from trimtab.evaluation.schema import SCHEMA
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation.transformers import set_aside
-from trimtab.models.random import byte_tokenizer
+from trimtab.models.random import SPECIALS, byte_tokenizer
 
 SMALL = {"tokens": 512, "probe_tokens": 256, "window": 64}
 WORDS = {"size": 20, "tokens": 128, "validation_tokens": 128, "window": 64}
@@ -374,6 +380,24 @@ def test_text_that_a_method_was_calibrated_on_is_no_held_out_text(
         ][: seen > 0]
     )
     assert capfd.readouterr().err.count("read by the calibration") == len(said)
+
+
+@pytest.mark.parametrize("kind", ["as it is", "unknown", "other"])
+def test_text_that_the_tokenizer_changes_is_warned_of(tokenizer, kind):
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    if kind == "other":
+        content["normalizer"] = {"type": "Replace", "pattern": {"String": "1"}, "content": "2"}
+    if kind == "unknown":
+        del content["model"]["vocab"]["1"]
+    changed = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), **SPECIALS
+    )
+    with trimtab.apply(built(), changed, []) as optimized:
+        result = trimtab.measure(optimized, HELD_OUT, FAST)
+    count = result["quality"]["windows"]
+    said = [one for one in result["warnings"] if "read as another text" in one]
+    expected = [f"{count} of the {count} scored windows are read as another text"]
+    assert [one.partition(":")[0] for one in said] == ([] if kind == "as it is" else expected)
 
 
 def test_without_methods_baseline_and_candidate_are_the_same_model(tokenizer):

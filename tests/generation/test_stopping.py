@@ -162,7 +162,7 @@ def test_stop_tokens_are_the_models_and_the_tokenizers(configured, expected):
     assert stop_tokens(loaded.model, loaded.tokenizer) == expected
 
 
-@pytest.mark.parametrize("configured", ["</s>", [[3]], 3.5])
+@pytest.mark.parametrize("configured", ["</s>", [[3]], 3.5, True])
 def test_a_stop_token_that_is_no_number_is_refused(configured):
     loaded = tiny()
     loaded.model.generation_config = GenerationConfig(eos_token_id=configured)

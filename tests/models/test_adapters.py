@@ -1,8 +1,17 @@
-import pytest
-from torch import nn
-from transformers import OPTConfig, OPTForCausalLM
+import re
 
-from tests.conftest import SHAPES, tiny
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    OPTConfig,
+    OPTForCausalLM,
+)
+
+from tests.conftest import SHAPES, random_inputs, tiny
 from tests.models.contract import AdapterContract
 from tests.models.larosa_contract import LaRoSAContract
 from trimtab.errors import MisfitError
@@ -77,6 +86,68 @@ def test_what_no_architecture_is_supported_without_is_refused(shape, setting):
     model = tiny(shape).model
     setattr(model.config, setting, False)
     with pytest.raises(MisfitError, match=f"with {setting}=False is not supported"):
+        adapter_for(model)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_caches_and_attention_have_the_same_windows_or_the_model_is_refused(shape):
+    sliding, full = "sliding_attention", "full_attention"
+    asked = [
+        {"sliding_window": 8},
+        {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1},
+        {"sliding_window": 8, "layer_types": [full, sliding, full]},
+        {"sliding_window": None, "layer_types": [sliding] * 3},
+        {"attention_chunk_size": 8},
+    ]
+    if "gemma" not in shape:  # which transformers never runs without a window
+        asked.append({"sliding_window": None, "layer_types": [full] * 3})
+    ids = random_inputs(1, 24)
+    supported = 0
+    for settings in asked:
+        named = {**shapes()[shape], "pad_token_id": 0, **settings}
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**named)).eval()
+        try:
+            adapter_for(model)
+        except MisfitError as error:
+            assert re.search("with (sliding_w|layer_t|attention_chunk)", str(error))  # noqa: PT017
+            continue
+        supported += 1
+        with torch.no_grad():
+            whole = model(ids, use_cache=False).logits[:, -1]
+            cache = DynamicCache(config=model.config)
+            for token in ids.split(1, 1):
+                last = model(token, past_key_values=cache).logits[:, -1]
+        torch.testing.assert_close(last, whole)
+    assert supported > 0
+
+
+@pytest.mark.parametrize("shape", ["tiny-llama", "tiny-opt", "tiny-gpt2"])
+def test_a_window_that_the_attention_does_not_have_is_refused(shape):
+    model = tiny(shape).model
+    model.config.sliding_window = 8
+    message = "with sliding_window=8 is not supported, only with sliding_window=None"
+    with pytest.raises(MisfitError, match=message):
+        adapter_for(model)
+
+
+@pytest.mark.parametrize("shape", ["tiny-mistral", "tiny-phi3"])
+def test_kinds_of_layers_that_the_attention_does_not_have_are_refused(shape):
+    model = tiny(shape).model
+    layers = model.config.num_hidden_layers
+    model.config.sliding_window = 8
+    model.config.layer_types = ["sliding_attention"] * layers
+    adapter_for(model)
+    model.config.layer_types = ["full_attention"] * layers
+    with pytest.raises(MisfitError, match=r"with layer_types=\['full_attention', "):
+        adapter_for(model)
+
+
+@pytest.mark.parametrize("shape", ["tiny-mistral", "tiny-qwen2", "tiny-gemma2", "tiny-phi3"])
+def test_a_window_of_one_token_is_refused(shape):
+    model = tiny(shape).model
+    model.config.sliding_window = 1
+    with pytest.raises(MisfitError, match="sliding_window=1 is not supported: expected at least 2"):
         adapter_for(model)
 
 

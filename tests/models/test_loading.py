@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 import trimtab
 from tests.conftest import SHAPES, random_inputs, tiny
@@ -17,14 +17,19 @@ from trimtab.corpus import Corpus, Document, Split
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.larosa import LaRoSA
 from trimtab.models import embedded
-from trimtab.models.fingerprint import fingerprint, tokenizer_fingerprint
+from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel, load_model, resolve_dtype
 from trimtab.models.pretrained import short_name
-from trimtab.models.random import SPECIALS, byte_tokenizer
+from trimtab.models.random import byte_tokenizer
 from trimtab.models.shapes import shapes
 from trimtab.models.sources import DType, EmbeddedModel, Gemma3Model, HubModel, RandomModel
 
 ACTIVATION = "hidden_act", "activation_function", "hidden_activation"
+UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0,
+    "original_max_position_embeddings": 1024, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+}  # fmt: skip
 
 
 def hub(name: str) -> HubModel:
@@ -125,6 +130,64 @@ def test_a_generation_config_that_contradicts_itself_is_named(tmp_path, tiny_lla
         load_model(source)
 
 
+@pytest.mark.parametrize("files", [{}, [], None, "text", {UP: 5}, {UP: None}])
+def test_an_index_that_names_no_files_is_named(tmp_path, tiny_llama, files):
+    source = saved(tiny_llama, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    tiny_llama.model.save_pretrained(tmp_path, max_shard_size="100KB")
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = content["weight_map"] | files if files and UP in files else files
+    index.write_text(json.dumps(content))
+    expected = f": {index.name} has no weight_map from tensors to files, download it again$"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
+@pytest.mark.parametrize(("content", "kind"), [([1], "list"), ("text", "str"), (5, "int")])
+def test_a_bin_file_without_names_is_named(tmp_path, tiny_llama, content, kind):
+    source = saved(tiny_llama, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    expected = f": pytorch_model.bin holds a {kind}, expected tensors by their names: download it"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
+@pytest.mark.parametrize(
+    ("shape", "name", "value", "said"),
+    [
+        ("tiny-llama", "quantization_config", 5, "'int' object"),
+        ("tiny-llama", "text_config", {"hidden_size": 3}, "'dict' object"),
+        ("tiny-llama", "num_attention_heads", 0, "modulo by zero"),
+        ("tiny-llama", "num_key_value_heads", 0, "modulo by zero"),
+        ("tiny-llama", "hidden_act", "nope", "'nope'"),
+        ("tiny-llama", "rope_parameters", LONG, "length 8"),
+        ("tiny-gpt2", "max_position_embeddings", None, "NoneType"),
+        ("tiny-qwen2", "head_dim", None, "NoneType"),
+    ],
+)
+def test_a_value_that_no_model_can_be_built_with_is_named(tmp_path, shape, name, value, said):
+    source = saved(tiny(shape), tmp_path)
+    described(tmp_path, **{name: value})
+    with pytest.raises(ConfigError) as error:
+        load_model(source)
+    start = "language model: config.json has a value that transformers cannot use"
+    assert f"{start}, {name}={repr(value)[:60]} (" in str(error.value)
+    assert re.search(rf"\(.*{said}.*\): correct it or download it again$", str(error.value))
+
+
+def test_an_error_that_is_not_the_configs_is_said_as_it_is(tmp_path, tiny_llama, monkeypatch):
+    source = saved(tiny_llama, tmp_path)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises(ConfigError, match="as a causal language model: no memory$"):
+        load_model(source)
+
+
 def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tmp_path, tiny_llama, monkeypatch):
     source = saved(tiny_llama, tmp_path)
     own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
@@ -167,9 +230,6 @@ def wrapped(folder: Path, prefix: str, place: str = "") -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -203,9 +263,9 @@ UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
         (lambda at: described(at, tie_word_embeddings=False), r"lacks lm_head\.weight"),
         (
             lambda at: described(at, rope_parameters={"rope_type": "yarn"}),
-            r"Missing required keys in `rope_parameters` [^,]*\"$",
+            r"Missing required keys in `rope_parameters` [^,]*\"\): correct it",
         ),
-        (lambda at: described(at, hidden_act="none"), "'none' is unknown, or missing"),
+        (lambda at: described(at, hidden_act="none"), r"cannot use, hidden_act='none' \("),
         (
             lambda at: described(at, _attn_implementation="flash_attention_2"),
             "FlashAttention2 .*; install what is missing",
@@ -274,6 +334,68 @@ def test_weights_that_nothing_says_the_scale_of_are_refused(
     expected = f"are no float16, .* no quantization_config .*: {UP} in {names[place == 'bin']}:"
     with pytest.raises(ConfigError, match=expected):
         load_model(source)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        ("own", "are quantized by quant_method='own', which transformers does not know .*{UP} in"),
+        ("fp8", "are no float16, .*, and no scales beside them to read them by: {UP} in"),
+        ("mxfp4", "are no float16, .*, and no scales beside them to read them by: {UP} in"),
+    ],
+)
+def test_weights_that_transformers_reads_without_a_scale_are_refused(
+    tmp_path, tiny_llama, dtype, method, reason
+):
+    source = saved(tiny_llama, tmp_path)
+    edited(tmp_path, **{UP: (tiny_llama.model.get_parameter(UP) * 1000).to(dtype)})
+    described(tmp_path, quantization_config={"quant_method": method})
+    with pytest.raises(ConfigError, match=reason.format(UP=UP)):
+        load_model(source)
+
+
+def test_a_quant_method_that_nothing_was_quantized_by_changes_nothing(tmp_path, tiny_llama):
+    source = saved(tiny_llama, tmp_path)
+    described(tmp_path, quantization_config={"quant_method": "own"})
+    weight = load_model(source).model.get_parameter(UP)
+    assert torch.equal(weight, tiny_llama.model.get_parameter(UP))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU keeps such weights as they are")
+def test_weights_that_transformers_dequantizes_are_loaded(tmp_path, tiny_llama):
+    source = saved(tiny_llama, tmp_path)
+    weight = tiny_llama.model.get_parameter(UP)
+    scale = weight.abs().max() / 448
+    quantized = (weight / scale).to(torch.float8_e4m3fn)
+    edited(tmp_path, **{UP: quantized, f"{UP}_scale_inv": scale.reshape(1, 1)})
+    described(
+        tmp_path, quantization_config={"quant_method": "fp8", "weight_block_size": [256, 256]}
+    )
+    loaded = load_model(source).model.get_parameter(UP)
+    assert loaded.dtype == torch.float32
+    torch.testing.assert_close(loaded, quantized.float() * scale)
+    assert not torch.equal(loaded, weight)
+
+
+@pytest.mark.parametrize("name", [UP, "model.embed_tokens.weight"])
+def test_a_matrix_of_zeros_is_refused(tmp_path, tiny_llama, name):
+    source = saved(tiny_llama, tmp_path)
+    edited(tmp_path, **{name: torch.zeros_like(tiny_llama.model.get_parameter(name))})
+    with pytest.raises(ConfigError, match=f"nothing but zeros: {name}: download it again"):
+        load_model(source)
+
+
+def test_zeros_that_checkpoints_have_are_loaded(tmp_path):
+    loaded = tiny("tiny-gpt2")
+    source = saved(loaded, tmp_path)
+    weight = loaded.model.get_input_embeddings().weight.detach().clone()
+    weight[0] = 0  # a row, as padding has
+    output = "transformer.h.0.attn.c_proj.weight"  # of a layer that changes nothing yet
+    zeros = torch.zeros_like(loaded.model.get_parameter(output))
+    edited(tmp_path, **{"transformer.wte.weight": weight, output: zeros})
+    assert not load_model(source).model.get_parameter(output).any()
+    assert not loaded.model.get_parameter("transformer.h.0.attn.c_attn.bias").any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -485,24 +607,6 @@ def test_the_fingerprint_sees_what_the_config_does_to_predictions_and_survives_s
     loaded.config.rope_parameters = {"rope_theta": 3.0}
     setattr(loaded.config, name, getattr(model.config, name))
     assert fingerprint(loaded) != before
-
-
-def test_the_fingerprint_of_a_tokenizer_sees_ids_splits_and_start_tokens():
-    first = tokenizer_fingerprint(byte_tokenizer())
-    padding = byte_tokenizer()
-    padding(["a", "word"], padding=True, truncation=True, max_length=3)
-    assert tokenizer_fingerprint(padding) == first
-    content = json.loads(byte_tokenizer().backend_tokenizer.to_str())
-    vocab = content["model"]["vocab"]
-    exchanged = vocab | {"w": vocab["o"], "o": vocab["w"]}
-    swapped = {**content, "model": {**content["model"], "vocab": exchanged}}
-    lower = {**content, "normalizer": {"type": "Lowercase"}}
-    others = [
-        PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(one)), **SPECIALS)
-        for one in (swapped, lower)
-    ]
-    others.append(PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer))
-    assert len({first, *map(tokenizer_fingerprint, others)}) == 4
 
 
 def full(source: Path, target: Path) -> None:

@@ -295,8 +295,9 @@ class Artifact:
         """Raise `ArtifactError` where the tokenizer is another than that of the calibration."""
         if tokenizer_fingerprint(tokenizer) != self.key.tokenizer_fingerprint:
             raise ArtifactError(
-                f"the artifact {self.key.digest} belongs to another tokenizer, with other tokens "
-                "for the same text: give the one it was calibrated with, or calibrate again"
+                f"the artifact {self.key.digest} belongs to another tokenizer, which makes other "
+                "tokens of a text or other text of tokens: give the one it was calibrated with, or "
+                "calibrate again"
             )
 
     def require_model(self, fingerprint: str) -> None:

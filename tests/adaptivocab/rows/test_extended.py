@@ -5,6 +5,7 @@ import torch
 
 from tests.conftest import SHAPES, random_inputs, tiny
 from trimtab.adaptivocab.rows.extended import NewRows, base_head, extended, extended_head
+from trimtab.errors import TrimtabError
 
 FEW = ["tiny-llama", "tiny-qwen3", "tiny-gemma2"]  # tied, untied, tied and capped
 SIZE = 320
@@ -48,6 +49,20 @@ def assert_same(before: tuple, after: tuple) -> None:
     assert before[1].keys() == after[1].keys()
     assert all(torch.equal(part, after[1][name]) for name, part in before[1].items())
     assert before[2:] == after[2:]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(0, "nothing but zeros"), (torch.nan, "NaN or infinite values")]
+)
+def test_rows_that_are_not_finite_are_the_models_fault_where_its_weights_are(value, reason):
+    model = tiny("tiny-llama").model
+    rows = rows_for(model)
+    rows.head[1, 2] = torch.nan
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(value)
+    message = f"for n-grams are not finite: model.embed_tokens.weight holds {reason}, so the check"
+    with pytest.raises(TrimtabError, match=message), extended(model, rows, output=True):
+        pass
 
 
 @every

@@ -147,7 +147,7 @@ def _tokens(role: str, *sources: Any) -> Iterator[int]:
         found = getattr(source, f"{role}_token_id", None)
         tokens = found if isinstance(found, list) else [] if found is None else [found]
         for token in tokens:
-            if not isinstance(token, int):
+            if isinstance(token, bool) or not isinstance(token, int):
                 raise TrimtabError(
                     f"{role}_token_id={found!r} in the {type(source).__name__}: expected token ids"
                 )

@@ -75,6 +75,12 @@ def adapter_for(model: PreTrainedModel) -> Adapter:
                 f"{name} with {setting}={found} is not supported, only with "
                 f"{setting}={expected}: choose another model of the family"
             )
+    window = getattr(model.config, "sliding_window", None)
+    if window is not None and window < 2:  # of one, transformers' cache keeps all keys
+        raise MisfitError(
+            f"{name} with sliding_window={window} is not supported: expected at least 2, the token "
+            "itself and one before it; choose another model of the family"
+        )
     return adapter
 
 

@@ -19,6 +19,37 @@ def _nothing(config: PreTrainedConfig) -> Mapping[str, Any]:
     return {}
 
 
+def _every_layer(config: PreTrainedConfig, window: int | None) -> Mapping[str, Any]:
+    """Return the settings with which transformers' caches have the window of the attention.
+
+    Parameters
+    ----------
+    window : int or None
+        Of the attention, in every layer, whatever the kinds of layers say.
+    """
+    kind = "full_attention" if window is None else "sliding_attention"
+    kinds = getattr(config, "layer_types", None)
+    return {
+        "sliding_window": window,
+        "attention_chunk_size": None,
+        "layer_types": kinds and [kind] * config.num_hidden_layers,
+    }
+
+
+def _no_window(config: PreTrainedConfig) -> Mapping[str, Any]:
+    return _every_layer(config, None)
+
+
+def _one_window(config: PreTrainedConfig) -> Mapping[str, Any]:
+    return _every_layer(config, getattr(config, "sliding_window", None))
+
+
+def _window_by_layer(config: PreTrainedConfig) -> Mapping[str, Any]:
+    found = getattr(config, "sliding_window", None) or "a number"
+    kinds = getattr(config, "layer_types", None) or ()
+    return {"sliding_window": found} if "sliding_attention" in kinds else {}
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Where the parts of an architecture are, and what may be folded into them.
@@ -53,7 +84,8 @@ class Adapter:
         attention function gets them.
     requires : callable
         Returns the values that settings of the config must have, by their names. With others the
-        model has parts, or an order of parts, that the adapter does not describe.
+        model has parts, or an order of parts, that the adapter does not describe, or its caches a
+        window that its attention does not have.
     """
 
     layers: str
@@ -105,12 +137,17 @@ LLAMA = Adapter(
     values="self_attn.v_proj",
     activation="mlp.act_fn",
     up="mlp.up_proj",
+    requires=_no_window,
 )
 
-QWEN3 = replace(LLAMA, head_norms=("self_attn.q_norm", "self_attn.k_norm"))
+MISTRAL = replace(LLAMA, requires=_one_window)
+
+QWEN2 = replace(LLAMA, requires=_window_by_layer)
+
+QWEN3 = replace(QWEN2, head_norms=("self_attn.q_norm", "self_attn.k_norm"))
 
 GEMMA = replace(
-    LLAMA,
+    QWEN2,
     sites=LLAMA.sites._replace(
         mlp_input=replace(LLAMA.sites.mlp_input, norm="pre_feedforward_layernorm")
     ),
@@ -120,7 +157,7 @@ GEMMA = replace(
 GEMMA3 = replace(GEMMA, head_norms=QWEN3.head_norms)
 
 PHI3 = replace(
-    LLAMA,
+    MISTRAL,
     sites=LLAMA.sites._replace(
         attention_input=replace(LLAMA.sites.attention_input, readers=("self_attn.qkv_proj",)),
         mlp_input=replace(LLAMA.sites.mlp_input, readers=("mlp.gate_up_proj",)),
@@ -147,6 +184,7 @@ OPT = Adapter(
     positions="model.decoder.embed_positions",
     scales_queries=True,
     requires=lambda config: {
+        **_no_window(config),
         "do_layer_norm_before": True,
         "word_embed_proj_dim": config.hidden_size,
         "layer_norm_elementwise_affine": True,
@@ -169,6 +207,7 @@ GPT2 = Adapter(
     values="attn.c_attn",
     activation="mlp.act",
     positions="transformer.wpe",
+    requires=_no_window,
 )
 
 ADAPTERS = {
@@ -176,9 +215,9 @@ ADAPTERS = {
     "Gemma2ForCausalLM": GEMMA,
     "Gemma3ForCausalLM": GEMMA3,
     "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": LLAMA,
+    "MistralForCausalLM": MISTRAL,
     "OPTForCausalLM": OPT,
     "Phi3ForCausalLM": PHI3,
-    "Qwen2ForCausalLM": LLAMA,
+    "Qwen2ForCausalLM": QWEN2,
     "Qwen3ForCausalLM": QWEN3,
 }

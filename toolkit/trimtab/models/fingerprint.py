@@ -73,7 +73,11 @@ def _effective(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the SHA-256 of a tokenizer's vocabulary and of what it makes of a text of all kinds.
+    """Return the SHA-256 of all that decides which tokens a text becomes, and which text they do.
+
+    That is the vocabulary, what is made of a text of all kinds, and of a fast tokenizer every
+    merge, normalizer, pre-tokenizer, post-processor and decoder. How it pads and truncates is the
+    state of its last call and no part of it.
 
     Returns
     -------
@@ -82,5 +86,17 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """
     ids = tokenizer(PROBE, verbose=False)["input_ids"]
     ends = tokenizer.bos_token_id, tokenizer.eos_token_id
-    found = json.dumps([sorted(tokenizer.get_vocab().items()), ends, ids])
+    parts = sorted(tokenizer.get_vocab().items()), ends, ids, tokenizer.decode(ids)
+    found = json.dumps([*parts, _pipeline(tokenizer)])
     return hashlib.sha256(found.encode()).hexdigest()
+
+
+def _pipeline(tokenizer: Any) -> dict[str, Any]:
+    """Return a fast tokenizer as tokenizer.json holds it, but for the state of its last call."""
+    if not tokenizer.is_fast:
+        return {}
+    try:
+        whole: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception:  # it has parts in Python, which no file holds
+        return {}
+    return {name: part for name, part in whole.items() if name not in ("padding", "truncation")}

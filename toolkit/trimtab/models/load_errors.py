@@ -6,9 +6,12 @@ import json
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
+from zipfile import is_zipfile
 
+import torch
 from safetensors import SafetensorError
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
@@ -23,6 +26,9 @@ OBJECTS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json",
 )  # fmt: skip
+INDICES = SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME
+# What Python says of a value that no code expected, and nothing of where it comes from.
+BARE = ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError
 
 
 def why_not_loaded(folder: Path, error: Exception, *, tokenizer: bool = True) -> str:
@@ -49,7 +55,12 @@ def why_not_loaded(folder: Path, error: Exception, *, tokenizer: bool = True) ->
             "model that transformers has the architecture of"
         )
     missing = _missing_file(folder, tokenizer=tokenizer)
-    reason = missing or _damaged_file(folder) or _contradiction(folder) or said
+    reason = missing or _damaged_file(folder) or _contradiction(folder)
+    if not reason and isinstance(error, (*BARE, ValueError)):
+        reason = _nameless(folder)
+    if not reason and isinstance(error, BARE):
+        reason = _unusable_value(folder)
+    reason = reason or said
     if isinstance(error, ImportError):
         reason += "; install what is missing, or choose a checkpoint that does without"
     return f"cannot be loaded as a causal language model: {reason}"
@@ -76,6 +87,57 @@ def _damaged_file(folder: Path) -> str:
             return f"{path.name} is incomplete or damaged, download it again"
         if path.name in OBJECTS and not isinstance(content, dict):
             return f"{path.name} holds no JSON object, download it again"
+        if path.name in INDICES and not _is_index(content):
+            return f"{path.name} has no weight_map from tensors to files, download it again"
+    return ""
+
+
+def _is_index(content: dict[str, Any]) -> bool:
+    files = content.get("weight_map")
+    if not files or not isinstance(files, dict):
+        return False
+    return all(isinstance(file, str) for file in files.values())
+
+
+def _nameless(folder: Path) -> str:
+    """Say which .bin file of a local folder holds no tensors by their names, if any does."""
+    for path in sorted(folder.glob("pytorch_model*.bin")):
+        try:
+            content = torch.load(
+                path, map_location="meta", weights_only=True, mmap=is_zipfile(path)
+            )
+        except Exception:  # it is not this file that has been read, or there would be its error
+            continue
+        if not isinstance(content, dict):
+            return (
+                f"{path.name} holds a {type(content).__name__}, expected tensors by their names: "
+                "download it again"
+            )
+    return ""
+
+
+def _unusable_value(folder: Path) -> str:
+    """Say which values of a local folder's config no model can be built with, if any."""
+    if not folder.is_dir():
+        return ""
+    config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
+    if not (said := _not_built(config)):
+        return ""
+    alone = ({key: one for key, one in config.items() if key != name} for name in config)
+    guilty = [name for name, rest in zip(config, alone, strict=True) if not _not_built(rest)]
+    named = " or ".join(f"{name}={config[name]!r:.60}" for name in guilty)
+    what = f"a value that transformers cannot use{named and f', {named}'}"
+    return f"{CONFIG_NAME} has {what} ({said}): correct it or download it again"
+
+
+def _not_built(config: dict[str, Any]) -> str:
+    """Return what transformers says where it cannot build a model, without memory for it."""
+    try:
+        with torch.device("meta"):
+            made = AutoConfig.for_model(**config)
+            AutoModelForCausalLM.from_config(made, trust_remote_code=False)
+    except Exception as error:  # a value of another type fails in any way
+        return " ".join(str(error).split()) or type(error).__name__
     return ""
 
 

@@ -22,7 +22,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models.load_errors import why_not_loaded
-from trimtab.models.stored import not_floats
+from trimtab.models.state import zero_matrices
+from trimtab.models.stored import FLOATS, stored_types
 from trimtab.progress import waiting
 from trimtab.settings import path_of
 
@@ -86,7 +87,8 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     ------
     TrimtabError
         If the checkpoint and the model that its config describes differ in a tensor, a weight is
-        quantized without the config saying how, or there is an adapter that is not loaded.
+        quantized and nothing says how, a matrix is all zeros, or there is an adapter that is not
+        loaded.
     """
     load: Any = AutoModelForCausalLM.from_pretrained
     model: PreTrainedModel
@@ -102,6 +104,15 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
             f"it has an adapter ({ADAPTER}), which transformers loads with the package peft alone: "
             "merge it into the weights"
         )
+    unread = _unread(model, folder, options.get("revision"))
+    asked = getattr(model.config, "quantization_config", None)
+    if unread and asked is not None:
+        raise TrimtabError(
+            f"its weights are quantized by quant_method={asked['quant_method']!r}, which "
+            f"transformers does not know ({_some(unread)}): choose a checkpoint that is not "
+            "quantized, or by another method"
+        )
+    basis = "no scales beside them" if _dequantized(model) else "its config no quantization_config"
     mismatched = [
         f"{name} of shape {[*stored]} for {[*expected]}"
         for name, stored, expected in found["mismatched_keys"]
@@ -112,8 +123,9 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
         "has tensors that its config has no place for:": [
             name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)
         ],
-        "has weights that are no float16, bfloat16, float32 or float64, and its config no "
-        "quantization_config to read them by:": _quantized(model, folder, options.get("revision")),
+        "has weights that are no float16, bfloat16, float32 or float64, and "
+        f"{basis} to read them by:": unread,
+        "has matrices that hold nothing but zeros:": zero_matrices(model),
     }
     if prefix := _wrapped(found["missing_keys"], found["unexpected_keys"]):
         raise TrimtabError(
@@ -140,16 +152,24 @@ def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> str:
     return next(whole, "")
 
 
-def _quantized(model: PreTrainedModel, folder: str | Path, revision: str | None) -> list[str]:
-    """Return the weights that need a scale to be read, where nothing says which."""
-    if getattr(model.config, "quantization_config", None) is not None:
+def _unread(model: PreTrainedModel, folder: str | Path, revision: str | None) -> list[str]:
+    """Return the weights that need a scale to be read, and were read without one."""
+    if getattr(model, "is_quantized", False):  # transformers has seen to their scales
         return []
+    types = stored_types(folder, revision)
     weights = [name for name, _ in model.named_parameters()]
     return [
         f"{stored} in {dtype}"
-        for stored, dtype in not_floats(folder, revision).items()
-        if any(f".{one}".endswith(f".{stored}") or stored.endswith(f".{one}") for one in weights)
+        for stored, dtype in types.items()
+        if dtype not in FLOATS
+        and any(f".{one}".endswith(f".{stored}") or stored.endswith(f".{one}") for one in weights)
+        and not (_dequantized(model) and any(one.startswith(f"{stored}_") for one in types))
     ]
+
+
+def _dequantized(model: PreTrainedModel) -> bool:
+    """Return whether a quantizer of transformers has run, and left plain weights."""
+    return getattr(model, "is_quantized", None) is False  # without a quantizer it is not there
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError
+from trimtab.models.architectures import ADAPTERS
 from trimtab.models.changes import undone_in_order
 
 
@@ -59,9 +60,31 @@ def mend_not_finite(model: PreTrainedModel) -> str:
                 f"{name} holds NaN or infinite values, so the checkpoint is damaged: download it "
                 "or save it again"
             )
+    if zeros := zero_matrices(model):
+        return (
+            f"{zeros[0]} holds nothing but zeros, so the checkpoint is damaged: download it or "
+            "save it again"
+        )
     if wide:
         return f"it overflows even in {str(model.dtype).removeprefix('torch.')}: use another model"
     return "load the model in another dtype (model.dtype=float32)"
+
+
+def zero_matrices(model: PreTrainedModel) -> list[str]:
+    """Return the matrices of a model that hold nothing but zeros, by name.
+
+    Those that write into the residual stream may: a layer added to a model begins with them.
+    """
+    writers = tuple(f".{name}.weight" for one in ADAPTERS.values() for name in one.writers)
+    return [
+        name
+        for name, weight in model.named_parameters()
+        if weight.dim() == 2
+        and not weight.is_meta
+        and not name.endswith(writers)
+        and not weight[:1].any()  # which spares most matrices being read whole
+        and not weight.any()
+    ]
 
 
 @contextmanager

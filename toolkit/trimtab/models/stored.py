@@ -23,8 +23,8 @@ FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat1
 """Types that a weight is cast from without a scale, as safetensors and PyTorch call them."""
 
 
-def not_floats(name: str | Path, revision: str | None) -> dict[str, str]:
-    """Return the tensors of a checkpoint that are of no floating-point type of 16 bits or more.
+def stored_types(name: str | Path, revision: str | None) -> dict[str, str]:
+    """Return the types of a checkpoint's tensors.
 
     Parameters
     ----------
@@ -46,13 +46,7 @@ def not_floats(name: str | Path, revision: str | None) -> dict[str, str]:
     if first.suffix == ".json":
         index = json.loads(first.read_text("utf-8"))["weight_map"]
         parts = [_file(name, file, revision) for file in sorted(set(index.values()))]
-    return {
-        tensor: dtype
-        for path in parts
-        if path is not None
-        for tensor, dtype in _types(path)
-        if dtype not in FLOATS
-    }
+    return {tensor: dtype for path in parts if path is not None for tensor, dtype in _types(path)}
 
 
 def _file(name: str | Path, file: str, revision: str | None) -> Path | None:

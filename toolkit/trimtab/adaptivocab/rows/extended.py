@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from trimtab.errors import TrimtabError
 from trimtab.models.changes import undone_in_order, undone_together
+from trimtab.models.state import mend_not_finite
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,17 @@ def extended(model: PreTrainedModel, rows: NewRows, *, output: bool) -> Iterator
         Whether the head gets its rows too, so that n-grams can be predicted. Otherwise it stays
         as it is, and so do all logits after text without n-grams.
 
+    Raises
+    ------
+    TrimtabError
+        If the rows are not finite.
+
     Notes
     -----
     A tied head is untied: one row cannot say both what an n-gram means and when it follows.
     """
+    if not all(tensor.isfinite().all() for tensor in rows.to_tensors().values()):
+        raise TrimtabError(f"the rows made for n-grams are not finite: {mend_not_finite(model)}")
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     weights: tuple[Any, Any] = embedding.weight, head.weight
     with _own_config(model) as config:
