@@ -367,12 +367,35 @@ def test_a_methods_setting_by_itself_is_its_own_in_both_commands():
 
 
 def test_a_plus_sign_stays_before_the_whole_name():
-    assert expand(["+sparsity=0.2", "++sparsity=0.3"], "calibrate") == [
-        "+method.sparsity=0.2", "++method.sparsity=0.3"
+    assert expand(["+sparsity=0.2", "++tokens=512"], "calibrate") == [
+        "+method.sparsity=0.2", "++method.tokens=512"
     ]  # fmt: skip
     assert expand(["-m", "++layout=mega", "+seed=1"], "evaluate") == [
         "-m", "++methods.vattention.layout=mega", "+seed=1"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        (
+            "evaluate",
+            ["methods=larosa", "sparsity=0.4", "seed=0", "methods.larosa.sparsity=0.5", "seed=1"],
+            ["methods=larosa", "methods.larosa.sparsity=0.5", "seed=1"],
+        ),
+        (
+            "evaluate",
+            ["-m", "seed=0,1", "--cfg", "job", "++seed=2"],
+            ["-m", "++seed=2", "--cfg", "job"],
+        ),
+        ("calibrate", ["sparsity=0.4", "larosa.sparsity=0.5"], ["method.sparsity=0.5"]),
+        ("calibrate", ["methods=all", "methods=larosa"], ["~method", "methods=larosa"]),
+    ],
+)
+def test_of_a_setting_that_is_typed_twice_the_last_counts_and_is_the_only_one(
+    name, given, expected
+):
+    assert expand(given, name) == expected
 
 
 @pytest.mark.parametrize("command", ["calibrate", "evaluate"])

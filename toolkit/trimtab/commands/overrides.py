@@ -7,6 +7,7 @@ for those stacks that hold it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import fields
 from os.path import expanduser
 
@@ -35,7 +36,8 @@ def expand(arguments: list[str], command: str) -> list[str]:
     ``sparsity=0.4`` and ``larosa.sparsity=0.4`` are ``method.sparsity=0.4`` for one method, as
     calibrate.py takes it, and ``methods.larosa.sparsity=0.4`` for a stack. A key that belongs to
     nothing stays, and is refused under that name. A value that Hydra's grammar cannot read is a
-    text as it stands, and ``~/`` at its beginning is the home folder.
+    text as it stands, and ``~/`` at its beginning is the home folder. Of a key that is typed
+    several times the last counts, and is alone in what is returned.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def expand(arguments: list[str], command: str) -> list[str]:
     if command == "calibrate" and not stacks:
         methods = {name for one in one_method for name in choices(one)}
         methods = methods or {default_options()["method"]}
-        return [_for_method(one, methods) for one in given]
+        return _last(_for_method(one, methods) for one in given)
     if command == "calibrate" and one_method:
         both = " and ".join(str(one.input_line) for one in (*one_method, *stacks))
         raise TrimtabError(f"{both}: name one method or a stack, not both")
@@ -65,7 +67,12 @@ def expand(arguments: list[str], command: str) -> list[str]:
     expanded = [_for_stacks(one, sweep, held, command) for one in given]
     if command == "calibrate":  # beside the others: options may follow
         expanded.insert(given.index(str(stacks[0].input_line)), "~method")
-    return expanded
+    return _last(expanded)
+
+
+def _last(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments without settings that are set again by a later one."""
+    return list({key_of(one) or place: one for place, one in enumerate(arguments)}.values())
 
 
 def _as_text(argument: str, sweep: bool) -> str:

@@ -24,6 +24,11 @@ def key_of(argument: str) -> str | None:
     return match[1] if match else None
 
 
+def full_key(override: Override) -> str:
+    """Return the key of an override, its package with it, without plus signs."""
+    return override.get_key_element().lstrip("+")
+
+
 def loader_of(arguments: list[str]) -> ConfigLoader:
     """Return what lists the options of groups before Hydra starts: ours, those of --config-dir."""
     known, _ = get_args_parser().parse_known_args(arguments)
