@@ -179,7 +179,8 @@ def test_what_an_experiment_sets_otherwise_by_now_is_not_mixed_with_what_was_mea
         "new folder\n"
     )
     assert state(tmp_path) == before
-    own.write_text("# @package _global_\nspeed: {repeats: 3}\n")
+    for record in tmp_path.glob("job/**/.hydra/overrides.yaml"):
+        record.write_text("")  # its job was killed as it began
     resumed = command("evaluate.py", "resume=job", "tracking.mode=offline")
     assert "corpus.glob=*.txt: no file matches" in resumed.stderr
 
@@ -381,6 +382,11 @@ RAN_NOTHING = "; no job was started: correct this and run it again"
                 ("seed=0,1", "/tmp/job${seed}", "hydra.sweep.subdir=/tmp/job0"),
             )
         ),
+        (
+            "evaluate",
+            ["seed=0", "hydra.output_subdir=./report"],
+            "hydra.output_subdir=./report: is",
+        ),
         ("evaluate", ["seed=0,1", "hydra.sweep.subdir=./a"], "hydra.sweep.subdir=./a: a would be"),
         (
             "evaluate",
@@ -522,7 +528,7 @@ def test_a_search_goes_on_and_ends_in_the_command_of_the_best(command, tmp_path)
 def test_a_trial_has_values_for_what_its_stack_reads():
     optuna = pytest.importorskip("optuna")
     sweep = parsed([
-        "~tracking", "methods=vattention,[larosa,vattention]", "model.seed=3",
+        "~metrics.kv", "methods=vattention,[larosa,vattention]", "model.seed=3",
         "++methods.larosa.sparsity=range(0.125,0.5,0.125)", "seed=int(interval(1,9))",
         "methods.larosa.tokens=512,1024", "quality.windows=tag(log,int(interval(2,64)))",
     ])  # fmt: skip
@@ -534,7 +540,7 @@ def test_a_trial_has_values_for_what_its_stack_reads():
         trial.set_user_attr("job", number)
         suggest(trial, overrides)
         folder, *job = arguments_of(trial, overrides)
-        assert (folder, job[0]) == (f"hydra.sweep.subdir={number}", "~tracking")
+        assert (folder, job[0]) == (f"hydra.sweep.subdir={number}", "~metrics.kv")
         values = dict(one.split("=") for one in job[1:])
         stacks.add(values["methods"])
         assert values["model.seed"] == "3"

@@ -143,7 +143,8 @@ def _require_read(sweep: HydraConf, job: HydraConf) -> None:
     stacks = [
         key for one in job.sweeper.get("params") or () if (key := one.lstrip("+")) not in known
     ]
-    parts = [part for part in ("launcher", "sweeper") if job[part]._target_ != sweep[part]._target_]
+    pairs = {"launcher": (sweep.launcher, job.launcher), "sweeper": (sweep.sweeper, job.sweeper)}
+    parts = [part for part, (one, other) in pairs.items() if one._target_ != other._target_]
     if found := [*stacks, *(f"hydra/{part}" for part in parts)]:
         names = " and ".join(found)
         values = " ".join(f"{one}=" for one in found)
