@@ -129,6 +129,17 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             ["serving.requests=8"],
             "serving.requests=8: expected a list of whole numbers: [1,2], e",
         ),
+        ("evaluate", ["serving.requests={a:1}"], "serving.requests: expected a list of whole numb"),
+        (
+            "evaluate",
+            ["methods=larosa", "methods.larosa=[1]"],
+            "methods.larosa: expected one of its",
+        ),
+        (
+            "evaluate",
+            ["seed=${oc.env:NOPE}"],
+            "${oc.env:NOPE}: NOPE is not set: set it, or write a",
+        ),
         ("evaluate", ["serving.new_tokens=[9,3]"], "serving.new_tokens=[9, 3]: expected the least"),
         ("evaluate", ["serving.prompt_bytes=[64]"], "prompt_bytes=[64]: expected the least and"),
         ("evaluate", ["on_missing=guess"], "on_missing=guess: expected calibrate or error"),
@@ -502,6 +513,69 @@ def test_a_prompt_holds_a_character_of_any_text():
 def test_a_value_that_is_swept_over_twice_is_refused(given):
     with pytest.raises(TrimtabError, match=f"^{re.escape(given)}: .* is there 2 times: name it"):
         expand(["-m", given], "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("evaluate", "methods=larosa,[larosa]", "larosa and [larosa] are one"),
+        ("evaluate", "methods=larosa,'larosa'", "larosa and 'larosa' are one"),
+        ("evaluate", "methods=[larosa,baseline],larosa", "[larosa,baseline] and larosa are one"),
+        (
+            "evaluate",
+            "methods=all,fused,[vattention,adaptivocab]",
+            "fused and [vattention,adaptivo",
+        ),
+        ("calibrate", "method=larosa,'larosa'", "larosa and 'larosa' are one: name it once"),
+        ("evaluate", "model=random,'random'", "random and 'random' are one: name it once"),
+    ],
+)
+def test_one_option_in_two_spellings_is_refused(name, given, expected):
+    with pytest.raises(TrimtabError) as error:
+        expand(["-m", given], name)
+    assert str(error.value).startswith(f"{given}: {expected}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["methods=baseline,larosa,[larosa,vattention],fused,all", "methods=mine,yours,[mine,x]"],
+)
+def test_stacks_that_differ_are_no_repeats(given):
+    assert expand(["-m", given], "evaluate") == ["-m", given]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("evaluate", "~metrics", "take one of them out with ~metrics.NAME"),
+        ("evaluate", "~tracking", "write tracking.mode=disabled"),
+        ("calibrate", "~tracking=wandb", "write tracking.mode=disabled"),
+        (
+            "evaluate",
+            "~quality",
+            "leave quality out for its defaults; what is measured is taken ou",
+        ),
+        ("evaluate", "~generation=greedy", "leave generation out for its defaults"),
+        ("evaluate", "~seed", "leave seed out for its default"),
+        ("calibrate", "~force", "leave force out for its default"),
+        ("calibrate", "~model", "leave model out for its default"),
+    ],
+)
+def test_what_would_be_there_again_is_not_taken_out(name, given, expected):
+    with pytest.raises(TrimtabError) as error:
+        expand([given], name)
+    assert str(error.value).startswith(f"{given}: is not taken out as a whole: {expected}")
+
+
+@pytest.mark.parametrize("given", ["~metrics.kv", "~methods.larosa", "~methods", "~hydra.run"])
+def test_what_can_be_taken_out_is(given):
+    assert expand([given], "evaluate") == [given]
+
+
+@pytest.mark.parametrize("option", ["-m", "--m", "--multi", "--multirun"])
+def test_a_sweep_is_one_however_short_it_is_asked_for(option):
+    given = ["methods=baseline,larosa", "sparsity=0.4", option]
+    assert expand(given, "evaluate") == [option, given[0], "++methods.larosa.sparsity=0.4"]
 
 
 @pytest.mark.parametrize(

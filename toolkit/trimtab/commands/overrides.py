@@ -15,9 +15,15 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from trimtab.commands.arguments import ordered, require_own, require_readable, require_values
+from trimtab.commands.arguments import (
+    ordered,
+    require_kept,
+    require_own,
+    require_readable,
+)
 from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import MULTIRUN, choices, key_of, loader_of, parsed
+from trimtab.commands.values import require_values
 from trimtab.config import CalibrateConfig
 from trimtab.errors import TrimtabError
 from trimtab.registry import (
@@ -44,13 +50,14 @@ def expand(arguments: list[str], command: str) -> list[str]:
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if a
         setting is the other command's; if both one method and a stack are named; or for what
-        `trimtab.commands.arguments` refuses.
+        `trimtab.commands.arguments` and `trimtab.commands.values` refuse.
     """
     require_own(arguments, command)
     sweep = any(one in MULTIRUN for one in arguments)
     arguments = ordered(arguments)
     for one in arguments:
         require_readable(one, command)
+        require_kept(one, command)
     given = [_as_text(one, sweep) for one in arguments]
     loader = loader_of(given)
     for one in given:
