@@ -607,9 +607,9 @@ def test_what_can_mean_nothing_is_refused_as_it_stands(name, given, expected):
 
 
 def test_settings_may_stand_on_both_sides_of_an_option():
-    given = ["seed=1", "--cfg", "job", "sparsity=0.3", "-m", "--config-name", "calibrate", "~force"]
+    given = ["seed=1", "--cfg", "job", "sparsity=0.3", "-m", "--config-name", "calibrate", "~new"]
     assert expand(given, "calibrate") == [
-        "-m", "seed=1", "method.sparsity=0.3", "~force", "--cfg", "job",
+        "-m", "seed=1", "method.sparsity=0.3", "~new", "--cfg", "job",
         "--config-name", "calibrate",
     ]  # fmt: skip
 
