@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.conftest import ROOT, SMALL, TINY
 from tests.report.cases import result, written
 from tests.test_cli_evaluate import FAST, METHOD, VOCABULARY
 from tests.wandb_runs import runs_in
+from trimtab.commands.jobs import overrides_of
 from trimtab.commands.launch import launch
 from trimtab.commands.parsing import parsed
 from trimtab.commands.resume import unfinished
@@ -144,6 +146,43 @@ def test_a_sweep_over_options_of_the_users_is_resumed_as_it_was_started(command,
     assert statuses(tmp_path / "sweep") == {"0": "ok", "1": "ok"}
     assert json.loads(result.read_text())["label"].startswith("bc")
     assert state(tmp_path / "sweep" / "0") == first
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_what_is_typed_counts_instead_of_what_the_experiment_sweeps_over(plus):
+    params = {f"{plus}methods.larosa.sparsity": "0.25,0.4", "seed": "0,1"}
+    typed = ["++methods.larosa.sparsity=0.5"]
+    hydra = OmegaConf.create({"sweeper": {"params": params}, "overrides": {"task": typed}})
+    assert [one.input_line for one in overrides_of(hydra)] == [*typed, "seed=0,1"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_what_an_experiment_sets_otherwise_by_now_is_not_mixed_with_what_was_measured(
+    command, tmp_path, many
+):
+    """The jobs end at a corpus that is not there."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.write_text("# @package _global_\nspeed: {repeats: 3}\n")
+    given = ["--config-dir", "mine", "experiment=own", *TINY, "corpus=files", "corpus.glob=*.txt"]
+    place = ["-m", "seed=0,1", "hydra.sweep.dir=job"] if many else ["hydra.run.dir=job"]
+    started = command("evaluate.py", *given, *place, "tracking.mode=disabled")
+    assert "corpus.glob=*.txt: no file matches" in started.stderr
+    job = Path("job/0" if many else "job")
+    own.write_text("# @package _global_\nspeed: {repeats: 4}\ntracking: {project: another}\n")
+    before = state(tmp_path)
+    resumed = command("evaluate.py", "resume=job")
+    assert resumed.returncode == 1
+    assert resumed.stderr == (
+        f"evaluate.py: error: resume=job: settings have changed since {job} was started: "
+        "speed.repeats was 3 and is 4: put back the file that sets them, or start it again in a "
+        "new folder\n"
+    )
+    assert state(tmp_path) == before
+    for record in tmp_path.glob("job/**/.hydra/overrides.yaml"):
+        record.write_text("")  # its job was killed as it began
+    resumed = command("evaluate.py", "resume=job", "tracking.mode=offline")
+    assert "corpus.glob=*.txt: no file matches" in resumed.stderr
 
 
 @pytest.mark.exhaustive
@@ -343,7 +382,26 @@ RAN_NOTHING = "; no job was started: correct this and run it again"
                 ("seed=0,1", "/tmp/job${seed}", "hydra.sweep.subdir=/tmp/job0"),
             )
         ),
+        (
+            "evaluate",
+            ["seed=0", "hydra.output_subdir=./report"],
+            "hydra.output_subdir=./report: is",
+        ),
         ("evaluate", ["seed=0,1", "hydra.sweep.subdir=./a"], "hydra.sweep.subdir=./a: a would be"),
+        (
+            "evaluate",
+            ["experiment=demo,ablation", *TINY],
+            "experiment=demo has methods and methods.adaptivocab.mode of its own, which are not "
+            "read where a sweep is over experiments: start a sweep for each, or name methods= "
+            "methods.adaptivocab.mode= (1 of 2 jobs: experiment=demo); experiment=ablation has "
+            f"methods of its own, which are not read where a sweep is over experiments: start a "
+            f"sweep for each, or name methods= (1 of 2 jobs: experiment=ablation){RAN_NOTHING}",
+        ),
+        (
+            "evaluate",
+            ["experiment=ablation,search", "methods=larosa", "sparsity=0.4"],
+            "experiment=search has methods.adaptivocab.mode and hydra/sweeper of its own, which",
+        ),
         ("evaluate", ["seed=interval(0,9)"], "seed=interval(0,9): is for experiment=search; name"),
         (
             "evaluate",
@@ -470,7 +528,7 @@ def test_a_search_goes_on_and_ends_in_the_command_of_the_best(command, tmp_path)
 def test_a_trial_has_values_for_what_its_stack_reads():
     optuna = pytest.importorskip("optuna")
     sweep = parsed([
-        "~tracking", "methods=vattention,[larosa,vattention]", "model.seed=3",
+        "~metrics.kv", "methods=vattention,[larosa,vattention]", "model.seed=3",
         "++methods.larosa.sparsity=range(0.125,0.5,0.125)", "seed=int(interval(1,9))",
         "methods.larosa.tokens=512,1024", "quality.windows=tag(log,int(interval(2,64)))",
     ])  # fmt: skip
@@ -482,7 +540,7 @@ def test_a_trial_has_values_for_what_its_stack_reads():
         trial.set_user_attr("job", number)
         suggest(trial, overrides)
         folder, *job = arguments_of(trial, overrides)
-        assert (folder, job[0]) == (f"hydra.sweep.subdir={number}", "~tracking")
+        assert (folder, job[0]) == (f"hydra.sweep.subdir={number}", "~metrics.kv")
         values = dict(one.split("=") for one in job[1:])
         stacks.add(values["methods"])
         assert values["model.seed"] == "3"

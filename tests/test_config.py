@@ -129,6 +129,17 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             ["serving.requests=8"],
             "serving.requests=8: expected a list of whole numbers: [1,2], e",
         ),
+        ("evaluate", ["serving.requests={a:1}"], "serving.requests: expected a list of whole numb"),
+        (
+            "evaluate",
+            ["methods=larosa", "methods.larosa=[1]"],
+            "methods.larosa: expected one of its",
+        ),
+        (
+            "evaluate",
+            ["seed=${oc.env:NOPE}"],
+            "${oc.env:NOPE}: NOPE is not set: set it, or write a",
+        ),
         ("evaluate", ["serving.new_tokens=[9,3]"], "serving.new_tokens=[9, 3]: expected the least"),
         ("evaluate", ["serving.prompt_bytes=[64]"], "prompt_bytes=[64]: expected the least and"),
         ("evaluate", ["on_missing=guess"], "on_missing=guess: expected calibrate or error"),
@@ -367,12 +378,35 @@ def test_a_methods_setting_by_itself_is_its_own_in_both_commands():
 
 
 def test_a_plus_sign_stays_before_the_whole_name():
-    assert expand(["+sparsity=0.2", "++sparsity=0.3"], "calibrate") == [
-        "+method.sparsity=0.2", "++method.sparsity=0.3"
+    assert expand(["+sparsity=0.2", "++tokens=512"], "calibrate") == [
+        "+method.sparsity=0.2", "++method.tokens=512"
     ]  # fmt: skip
     assert expand(["-m", "++layout=mega", "+seed=1"], "evaluate") == [
         "-m", "++methods.vattention.layout=mega", "+seed=1"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        (
+            "evaluate",
+            ["methods=larosa", "sparsity=0.4", "seed=0", "methods.larosa.sparsity=0.5", "seed=1"],
+            ["methods=larosa", "methods.larosa.sparsity=0.5", "seed=1"],
+        ),
+        (
+            "evaluate",
+            ["-m", "seed=0,1", "--cfg", "job", "++seed=2"],
+            ["-m", "++seed=2", "--cfg", "job"],
+        ),
+        ("calibrate", ["sparsity=0.4", "larosa.sparsity=0.5"], ["method.sparsity=0.5"]),
+        ("calibrate", ["methods=all", "methods=larosa"], ["~method", "methods=larosa"]),
+    ],
+)
+def test_of_a_setting_that_is_typed_twice_the_last_counts_and_is_the_only_one(
+    name, given, expected
+):
+    assert expand(given, name) == expected
 
 
 @pytest.mark.parametrize("command", ["calibrate", "evaluate"])
@@ -484,6 +518,69 @@ def test_a_value_that_is_swept_over_twice_is_refused(given):
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
+        ("evaluate", "methods=larosa,[larosa]", "larosa and [larosa] are one"),
+        ("evaluate", "methods=larosa,'larosa'", "larosa and 'larosa' are one"),
+        ("evaluate", "methods=[larosa,baseline],larosa", "[larosa,baseline] and larosa are one"),
+        (
+            "evaluate",
+            "methods=all,fused,[vattention,adaptivocab]",
+            "fused and [vattention,adaptivo",
+        ),
+        ("calibrate", "method=larosa,'larosa'", "larosa and 'larosa' are one: name it once"),
+        ("evaluate", "model=random,'random'", "random and 'random' are one: name it once"),
+    ],
+)
+def test_one_option_in_two_spellings_is_refused(name, given, expected):
+    with pytest.raises(TrimtabError) as error:
+        expand(["-m", given], name)
+    assert str(error.value).startswith(f"{given}: {expected}")
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["methods=baseline,larosa,[larosa,vattention],fused,all", "methods=mine,yours,[mine,x]"],
+)
+def test_stacks_that_differ_are_no_repeats(given):
+    assert expand(["-m", given], "evaluate") == ["-m", given]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("evaluate", "~metrics", "take one of them out with ~metrics.NAME"),
+        ("evaluate", "~tracking", "write tracking.mode=disabled"),
+        ("calibrate", "~tracking=wandb", "write tracking.mode=disabled"),
+        (
+            "evaluate",
+            "~quality",
+            "leave quality out for its defaults; what is measured is taken ou",
+        ),
+        ("evaluate", "~generation=greedy", "leave generation out for its defaults"),
+        ("evaluate", "~seed", "leave seed out for its default"),
+        ("calibrate", "~force", "leave force out for its default"),
+        ("calibrate", "~model", "leave model out for its default"),
+    ],
+)
+def test_what_would_be_there_again_is_not_taken_out(name, given, expected):
+    with pytest.raises(TrimtabError) as error:
+        expand([given], name)
+    assert str(error.value).startswith(f"{given}: is not taken out as a whole: {expected}")
+
+
+@pytest.mark.parametrize("given", ["~metrics.kv", "~methods.larosa", "~methods", "~hydra.run"])
+def test_what_can_be_taken_out_is(given):
+    assert expand([given], "evaluate") == [given]
+
+
+@pytest.mark.parametrize("option", ["-m", "--m", "--multi", "--multirun"])
+def test_a_sweep_is_one_however_short_it_is_asked_for(option):
+    given = ["methods=baseline,larosa", "sparsity=0.4", option]
+    assert expand(given, "evaluate") == [option, given[0], "++methods.larosa.sparsity=0.4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
         ("evaluate", ["larosa"], "expected SETTING=VALUE, did you mean methods=larosa?"),
         ("calibrate", ["seed=1", "larosa"], "expected SETTING=VALUE, did you mean method=larosa?"),
         ("evaluate", ["seed=1", "-m", "a,b"], "expected SETTING=VALUE"),
@@ -510,9 +607,9 @@ def test_what_can_mean_nothing_is_refused_as_it_stands(name, given, expected):
 
 
 def test_settings_may_stand_on_both_sides_of_an_option():
-    given = ["seed=1", "--cfg", "job", "sparsity=0.3", "-m", "--config-name", "calibrate", "~force"]
+    given = ["seed=1", "--cfg", "job", "sparsity=0.3", "-m", "--config-name", "calibrate", "~new"]
     assert expand(given, "calibrate") == [
-        "-m", "seed=1", "method.sparsity=0.3", "~force", "--cfg", "job",
+        "-m", "seed=1", "method.sparsity=0.3", "~new", "--cfg", "job",
         "--config-name", "calibrate",
     ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import datasets
 import numpy
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab.commands.messages import one_line
 from trimtab.corpora import FilesCorpus, HubCorpus, PythonDocs
 from trimtab.corpus import Corpus, Document, Split, load_corpus
 from trimtab.errors import ConfigError, TrimtabError
@@ -180,6 +182,62 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content, message):
     with pytest.raises(TrimtabError, match=message) as error:
         load_corpus(config)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("pattern", ["texts", "texts/**/*.txt", "**/texts/**/*", "texts/*/**"])
+def test_links_that_lead_above_are_followed_once(monkeypatch, tmp_path, pattern):
+    monkeypatch.chdir(tmp_path)
+    below = tmp_path / "texts" / "below"
+    below.mkdir(parents=True)
+    (below / "one.txt").write_text("one")
+    (below / "again.txt").symlink_to("one.txt")
+    (below / ".hidden").mkdir()
+    (below / ".hidden" / "two.txt").write_text("two")
+    (below / "self").symlink_to(".")
+    (below / "up").symlink_to("..")
+    found = [one.name for one in FilesCorpus(glob=pattern, **SHARES).documents()]
+    assert found == ["texts/below/again.txt"]
+
+
+def test_a_file_whose_own_name_says_nothing_is_read_by_its_link(tmp_path):
+    (tmp_path / "a1b2").write_text("one")
+    (tmp_path / "one.txt").symlink_to("a1b2")
+    (tmp_path / "a2b3.txt").write_text("two")
+    (tmp_path / "z.txt").symlink_to("a2b3.txt")
+    (tmp_path / "again.txt").symlink_to("one.txt")
+    found = FilesCorpus(glob=str(tmp_path), **SHARES).documents()
+    assert [(Path(one.name).name, one.text) for one in found] == [
+        ("a2b3.txt", "two"), ("again.txt", "one")
+    ]  # fmt: skip
+
+
+def test_folders_that_links_lead_to_are_read(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "elsewhere" / "[a]").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "[a]" / "one.txt").write_text("one")
+    (tmp_path / "texts" / "link").symlink_to(tmp_path / "elsewhere")
+    for pattern in (tmp_path / "texts", tmp_path / "*" / "**" / "[[]a]" / "**" / "*.txt"):
+        assert [one.text for one in FilesCorpus(glob=str(pattern), **SHARES).documents()] == ["one"]
+
+
+def test_a_name_that_is_no_text_is_shown_escaped(tmp_path):
+    (tmp_path / "caf\udce9.txt").write_bytes(b"one")
+    (found,) = FilesCorpus(glob=str(tmp_path), **SHARES).documents()
+    assert found.name == f"{tmp_path}/caf\\udce9.txt"
+    (tmp_path / "caf\udce9.txt").write_bytes(b"\xe9")
+    with pytest.raises(TrimtabError) as error:
+        list(FilesCorpus(glob=str(tmp_path), **SHARES).documents())
+    assert f"{tmp_path}/caf\\udce9.txt cannot be read as UTF-8 text" in one_line(error.value)
+
+
+def test_brackets_in_the_name_of_a_folder_come_with_how_they_are_written(tmp_path):
+    (folder := tmp_path / "b" / "[v1]").mkdir(parents=True)
+    (folder / "one.txt").write_text("one")
+    with pytest.raises(ConfigError) as error:
+        list(FilesCorpus(glob=str(folder / "*.txt"), **SHARES).documents())
+    write = f"{tmp_path}/b/[[]v1]"
+    assert str(error.value).endswith(f"their letters: for {folder} write {write}")
+    assert [one.text for one in FilesCorpus(glob=f"{write}/*.txt", **SHARES).documents()] == ["one"]
 
 
 def texts_of(glob: str) -> set[str]:

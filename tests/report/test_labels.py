@@ -51,6 +51,9 @@ ALIKE = "quality.windows=4"
             ["x", "[x,y] y.q=2"],
         ),
         ([ran("x p=1", "methods.x.p=1", ALIKE), result("y")], [f"x p=1 {ALIKE}", "y"]),
+        # Of a setting that was typed twice the last counts.
+        ([ran("x", "seed=0", ALIKE, "++seed=1"), ran("x", "seed=0", ALIKE)],
+         ["x seed=1", "x seed=0"]),
         # Where files go is no setting of a measurement.
         ([ran("a", "tracking.mode=disabled"), ran("b", "artifacts=x")], ["a", "b"]),
         # Another stack's settings say nothing about a job; what is alike is told by its folder.

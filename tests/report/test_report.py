@@ -202,12 +202,18 @@ def test_jobs_of_a_sweep_without_a_result_are_missed(sweep):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("methods", [1]), ("environment", {}), ("packages", None)]
-)
+    ("key", "value"),
+    [
+        ("methods", [1]), ("environment", {}), ("packages", None), ("seed", []), ("status", []),
+        ("overrides", 7), ("overrides", True), ("overrides", "abc"), ("overrides", None),
+        ("label", []), ("label", {}), ("label", None),
+        ("reasons", "x"), ("reasons", 3), ("reasons", [None]), ("reasons", {"kv": 1}),
+    ],
+)  # fmt: skip
 def test_an_edited_result_is_damaged(sweep, key, value):
     file = sweep / "3" / "result.json"
     content = json.loads(file.read_text())
-    place = content if key in content else content["environment"]
+    place = content["environment"] if key in ("packages", "seed") else content
     place[key] = value
     file.write_text(json.dumps(content))
     assert "| `3` | **failed**: result.json is damaged: " in build_report(sweep).read_text("utf-8")
@@ -222,6 +228,30 @@ def test_a_result_of_another_schema_is_left_out_by_name_and_the_rest_is_reported
     assert "`old`" not in text
     assert "`quick`: **faster than the unmodified model**" in text
     assert f"schema 3, expected {SCHEMA}" in (sweep / "report" / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("key", ["label", "overrides"])
+def test_an_edited_error_is_damaged(sweep, key):
+    (sweep / "3" / "result.json").unlink()
+    (sweep / "3" / "error.json").write_text(json.dumps(ERROR | {key: 7}))
+    assert "| `3` | **failed**: error.json is damaged: " in build_report(sweep).read_text("utf-8")
+
+
+def test_a_text_that_no_file_holds_is_escaped(tmp_path):
+    broken = ERROR | {"message": "caf\udce9.txt cannot be read"}
+    folder = written(tmp_path, [result("larosa", overrides=["corpus.glob=\udce9"]), broken])
+    (folder / "2\udce9").mkdir()
+    (folder / "2\udce9" / "error.json").write_text("{")
+    text = build_report(folder).read_text("utf-8")
+    assert "`broken`: caf\\udce9.txt cannot be read" in text
+    assert "corpus.glob=\\udce9" in text
+    assert "`2\\udce9`: error.json is damaged" in text
+
+
+def test_a_schema_that_is_a_text_is_shown_as_one(sweep):
+    file = sweep / "3" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": str(SCHEMA)}))
+    assert f"has schema '{SCHEMA}', expected {SCHEMA}" in build_report(sweep).read_text("utf-8")
 
 
 def test_a_result_that_names_no_schema_is_left_out_too(sweep):

@@ -24,29 +24,26 @@ class Unfinished(BasicSweeper):
         ``shuffle`` come in another order every time they are read.
         """
         from trimtab.commands.folders import is_running
-        from trimtab.commands.parsing import parsed
+        from trimtab.commands.parsing import full_key, parsed
         from trimtab.errors import ConfigError
         from trimtab.sweep_state import is_finished, started
 
         assert self.config is not None
         sweep = Path(self.config.hydra.sweep.dir)
         now = [one for one in overrides if one.key_or_group.startswith("tracking.")]
-        tracking = {_key(one): str(one.input_line) for one in now if not one.is_sweep_override()}
+        tracking = {
+            full_key(one): str(one.input_line) for one in now if not one.is_sweep_override()
+        }
         left = []
         for name, job in started(sweep).items():
             folder = sweep / name
             if is_running(folder):
                 raise ConfigError("resume", folder, "is still running: wait until it has ended")
             if not is_finished(folder):
-                own = {_key(one): str(one.input_line) for one in parsed(job)} | tracking
+                own = {full_key(one): str(one.input_line) for one in parsed(job)} | tracking
                 quoted = QuotedString(name, Quote.single).with_quotes()
                 left.append([*own.values(), f"hydra.sweep.subdir={quoted}"])
         return list(self.split_overrides_to_chunks(left, max_batch_size)) if left else []
 
     def validate_batch_is_legal(self, batch: object) -> None:
         """Leave it: the jobs were checked before the sweep was started."""
-
-
-def _key(override: Override) -> str:
-    """Return the key of an override, its package with it, without plus signs."""
-    return override.get_key_element().lstrip("+")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from trimtab.errors import ConfigError, TrimtabError, first_line
+from trimtab.errors import ConfigError, TrimtabError, as_text, first_line
+from trimtab.globbing import literal, matching, once
 from trimtab.progress import waiting
 from trimtab.settings import Settings, path_of, setting, settings
 from trimtab.text_files import BYTE_ORDER_MARK, json_lines, read_text, text_of
@@ -31,6 +32,7 @@ class Document:
     text: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", as_text(self.name))
         object.__setattr__(self, "text", self.text.lstrip(BYTE_ORDER_MARK))
 
     @property
@@ -139,17 +141,20 @@ class FilesCorpus(CorpusSource):
         if named.is_file():
             found = [named]
         elif named.is_dir():
-            inside = glob.glob("**/*", root_dir=named, recursive=True)
-            found = [named / name for name in sorted(inside) if Path(name).suffix.lower() in KINDS]
+            inside = matching(f"{glob.escape(str(named))}/**/*")
+            found = [path for path in inside if path.suffix.lower() in KINDS]
         else:
-            found = [Path(name) for name in sorted(glob.glob(str(named), recursive=True))]
+            found = matching(str(named))
         if unreadable := [path for path in found if not path.is_file() and not path.is_dir()]:
             reason = "is no file, or a link to none: remove it, or name files without it"
             raise ConfigError("corpus.glob", self.glob, f"{unreadable[0]} {reason}")
-        paths = [path for path in found if path.is_file()]
+        paths = once([path for path in found if path.is_file()])
         if not paths:
             folders = any(path.is_dir() for path in found)
             expected = "no file matches" + (", only folders: end it in /**/*.txt" * folders)
+            if taken := literal(named):
+                folder, write = taken
+                expected += f"; brackets stand for one of their letters: for {folder} write {write}"
             if named.is_dir():
                 expected = (
                     f"there is none of {', '.join(KINDS)} below it, hidden files and folders aside"

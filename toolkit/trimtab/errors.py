@@ -24,6 +24,11 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, lines), type(error).__name__)
 
 
+def as_text(value: str) -> str:
+    """Return a text that any file can hold: bytes of a name that are no UTF-8 are escaped."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def on_one_line(error: TrimtabError | OSError) -> str:
     """Return all that an error says: of one of the system's, which file it is about, and why.
 
@@ -31,11 +36,11 @@ def on_one_line(error: TrimtabError | OSError) -> str:
     """
     if isinstance(error, OSError) and error.strerror:
         if error.filename:
-            return f"{error.filename}: {error.strerror}"
+            return as_text(f"{error.filename}: {error.strerror}")
         if error.errno in FULL:
             return f"{UNNAMED}: {error.strerror}"
         return error.strerror
-    return " ".join(str(error).split())
+    return as_text(" ".join(str(error).split()))
 
 
 class ConfigError(TrimtabError):

@@ -125,17 +125,24 @@ def _command(sweep: Path) -> dict[str, Any]:
 
 def is_whole(content: Any) -> bool:
     """Return whether a job's content has what every job's has."""
-    if not isinstance(content, dict) or not {"status", "label"} <= content.keys():
+    if not isinstance(content, dict) or not isinstance(content.get("label"), str):
         return False
-    if content["status"] != "ok":
-        return True
+    reasons = content.get("reasons", {})
+    if not (
+        _are_texts(content.get("overrides", []))
+        and isinstance(reasons, dict)
+        and _are_texts([*reasons.values()])
+    ):
+        return False
+    if content.get("status") != "ok":
+        return content.get("status") == "error"
     environment = content.get("environment")
     return (
         isinstance(content.get("kernel"), str)
-        and isinstance(content.get("methods"), list)
-        and all(isinstance(one, str) for one in content["methods"])
+        and _are_texts(content.get("methods"))
         and isinstance(environment, dict)
         and environment.keys() >= ENVIRONMENT
+        and (environment["seed"] is None or is_whole_number(environment["seed"]))
         and isinstance(environment["packages"], dict)
     )
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import Override
 
-from trimtab.commands.messages import nearest, owner
-from trimtab.commands.parsing import MULTIRUN, choices, key_of, parsed
+from trimtab.commands.messages import nearest
+from trimtab.commands.parsing import MULTIRUN, groups_of, key_of
 from trimtab.errors import TrimtabError
-from trimtab.registry import COMMANDS, config_folder, group_options, method_names
-from trimtab.settings import defaults
+from trimtab.registry import COMMANDS, SECTIONS, group_options
 
 # No float is as large, and Python reads no number of some thousand digits.
 TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
@@ -101,7 +97,7 @@ def require_readable(argument: str, command: str) -> None:
     if not argument.startswith("+"):
         return
     key = key_of(argument) or ""
-    if key in _groups(command):
+    if key in groups_of(command):
         write = f"write {argument.lstrip('+')}"
         if key == "methods":
             write += ", and several methods as one stack: 'methods=[larosa,vattention]'"
@@ -109,67 +105,30 @@ def require_readable(argument: str, command: str) -> None:
     _require_read(key)
 
 
-def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
-    """Refuse what no option or setting can be, and a sweep over nothing or one value twice.
+def require_kept(argument: str, command: str) -> None:
+    """Refuse to take out a setting or a section: its defaults would be in its place.
 
     Raises
     ------
     TrimtabError
     """
-    if (key := key_of(argument)) is None:
+    key = argument.partition("=")[0].removeprefix("~")
+    known = {one.name for one in fields(COMMANDS[command])} - {"method", "methods"}
+    if not argument.startswith("~") or key not in known:
         return
-    (override,) = parsed([argument], loader)
-    _require_truth(override, key)
-    if key in _groups(command) and any(one.count("[") > 1 for one in choices(override)):
-        raise TrimtabError(
-            f"{argument}: is a list of lists; expected options of {key}, as in "
-            "'methods=[larosa,vattention]'"
-        )
-    if override.is_discrete_sweep():
-        if not (values := Counter(choices(override))):
-            options = loader.get_group_options(override.key_or_group)
-            there = f"; there are: {', '.join(options)}" if options else ""
-            raise TrimtabError(f"{argument}: a sweep over no value{there}")
-        (most, count), *_ = values.most_common(1)
-        if count > 1:
-            raise TrimtabError(
-                f"{argument}: {most} is there {count} times: name it once, and sweep over "
-                "seed=0,1 to measure it again"
-            )
-    elif (
-        key in _groups(command)
-        and not override.is_sweep_override()
-        and not isinstance(override.value(), str | list)
-    ):
-        fix = (
-            "methods=baseline is no method"
-            if key == "methods"
-            else f"leave {key} out for the default"
-        )
-        there = ", ".join(group_options(key))
-        raise TrimtabError(f"{argument}: is no option, {fix}; there are: {there}")
-
-
-def _require_truth(override: Override, key: str) -> None:
-    """Refuse a number for true, which OmegaConf makes of any but zero."""
-    place, _, name = re.sub(r"^methods?\.", "", key).rpartition(".")
-    found = [owner(one, name) for one in ([place] if place else ["", *method_names()])]
-    if not any(one and isinstance(defaults(one)[name], bool) for one in found):
-        return
-    for value in choices(override):
-        if re.fullmatch(r"[+-]?\d+", value) and int(value) not in (0, 1):
-            raise TrimtabError(f"{key}={value}: expected true or false")
-
-
-def _groups(command: str) -> set[str]:
-    """Return the groups of options that a command takes one of each from."""
-    others = {"hydra", "sweeps"} | ({"method"} if command == "evaluate" else {"experiment"})
-    return {path.name for path in config_folder().iterdir() if path.is_dir()} - others
+    fix = f"leave {key} out for its default"
+    if key == "metrics":
+        fix = "take one of them out with ~metrics.NAME"
+    elif key == "tracking":
+        fix = "write tracking.mode=disabled"
+    elif key in SECTIONS:
+        fix = f"leave {key} out for its defaults; what is measured is taken out with ~metrics.NAME"
+    raise TrimtabError(f"{argument}: is not taken out as a whole: {fix}")
 
 
 def _meant(word: str, command: str) -> str:
     """Name the group that has an option of this name."""
-    groups = sorted(_groups(command), key=lambda one: (one != "method", one != "methods", one))
+    groups = sorted(groups_of(command), key=lambda one: (one != "method", one != "methods", one))
     group = next((one for one in groups if word in group_options(one)), None)
     return f", did you mean {group}={word}?" if group else ""
 

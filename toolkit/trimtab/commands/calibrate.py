@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from trimtab.commands.check import checked, methods_of
 from trimtab.commands.launch import choices, launch
 from trimtab.commands.messages import one_line, stop
+from trimtab.commands.parsing import MULTIRUN
 from trimtab.commands.sweep import sweep_name, without_foreign
 from trimtab.commands.torchrun import is_launched, one_speaks
 from trimtab.config import CalibrateConfig, TrackingMode
@@ -83,7 +84,7 @@ def _calibrate(config: DictConfig, settings: CalibrateConfig, stack: Stack) -> N
 def main() -> None:
     """Enter from the command line, or as one of the processes that torchrun started."""
     with one_speaks():
-        if is_launched() and {"-m", "--multirun"} & {*sys.argv}:
+        if is_launched() and {*MULTIRUN} & {*sys.argv}:
             stop(TrimtabError(NO_SWEEP))
         launch(run, "calibrate")
 

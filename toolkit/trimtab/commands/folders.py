@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands.jobs import jobs_of_sweep, overrides_of, require_sound
 from trimtab.commands.messages import is_mistake, stop
+from trimtab.commands.same_settings import require_same
 from trimtab.commands.search_space import samples, size
 from trimtab.commands.sweep import SEARCH, UNFINISHED, tries_all
 from trimtab.errors import ConfigError
 from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, require_writable, write_json
-from trimtab.sweep_state import read_whole
+from trimtab.sweep_state import job_folders, read_whole
 
 
 @contextmanager
@@ -127,6 +129,12 @@ class ClaimSweep(Callback):
         self, config: DictConfig, setting: str, command: dict[str, Any], *, sweep: bool = False
     ) -> None:
         folder = Path(OmegaConf.select(config, setting))
+        own = config.hydra.output_subdir
+        if own is not None and normpath(own).split("/")[0] == REPORT:
+            reason = "is where the report goes: leave it out, or name another folder"
+            raise ConfigError("hydra.output_subdir", own, reason)
+        if self._resume:
+            require_same(config, folder, job_folders(folder) if sweep else [folder])
         self._held.enter_context(claimed(folder, setting, below=sweep, resume=self._resume))
         if self._resume:
             (folder / COMMAND).touch()  # tells what has ended since from what had before

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from trimtab.commands.check import checked
 from trimtab.commands.messages import is_mistake, one_line
-from trimtab.commands.parsing import choices, parsed
+from trimtab.commands.parsing import choices, full_key, parsed
 from trimtab.commands.search import require_objective
 from trimtab.commands.sweep import (
     BY_NUMBER,
@@ -69,7 +69,8 @@ def require_sound(config: DictConfig, jobs: Sequence[Job]) -> None:
     foreign: list[list[str]] = []
     for job in jobs:
         try:
-            hydra, own = _composed(config, job)
+            hydra, own = composed(config, job)
+            _require_read(config.hydra, hydra)
             foreign.append(foreign_methods(own))
             kind = OmegaConf.get_type(own)
             assert kind is not None
@@ -95,7 +96,7 @@ def overrides_of(hydra: HydraConf) -> list[Override]:
     """Return the overrides of a sweep: its experiment's, then those of the command line."""
     params = hydra.sweeper.get("params") or {}
     every = parsed([*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task])
-    return list({one.get_key_element(): one for one in every}.values())  # the last of a key counts
+    return list({full_key(one): one for one in every}.values())  # the last of a key counts
 
 
 def _arguments(override: Override) -> list[str]:
@@ -122,13 +123,35 @@ def _folder(config: DictConfig, number: int, job: Job) -> str:
     return normpath(str(own.hydra.sweep.subdir))
 
 
-def _composed(config: DictConfig, job: Job) -> tuple[HydraConf, DictConfig]:
+def composed(config: DictConfig, job: Job) -> tuple[HydraConf, DictConfig]:
     """Return Hydra's part of a job's configuration, and ours."""
     own = GlobalHydra.instance().config_loader().load_sweep_config(config, job)
     hydra = own.hydra
     with read_write(own), open_dict(own):
         del own["hydra"]
     return hydra, own
+
+
+def _require_read(sweep: HydraConf, job: HydraConf) -> None:
+    """Refuse what an option of a job alone says of the sweep: it is over before the job is chosen.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    known = {full_key(one) for one in overrides_of(sweep)}
+    stacks = [
+        key for one in job.sweeper.get("params") or () if (key := one.lstrip("+")) not in known
+    ]
+    pairs = {"launcher": (sweep.launcher, job.launcher), "sweeper": (sweep.sweeper, job.sweeper)}
+    parts = [part for part, (one, other) in pairs.items() if one._target_ != other._target_]
+    if found := [*stacks, *(f"hydra/{part}" for part in parts)]:
+        names = " and ".join(found)
+        values = " ".join(f"{one}=" for one in found)
+        raise TrimtabError(
+            f"experiment={job.runtime.choices.get('experiment')} has {names} of its own, which are "
+            f"not read where a sweep is over experiments: start a sweep for each, or name {values}"
+        )
 
 
 def _where(refused: Sequence[Job], jobs: Sequence[Job]) -> str:

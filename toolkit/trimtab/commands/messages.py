@@ -86,6 +86,8 @@ def one_line(error: BaseException) -> str:
         origin = origin.__context__
     if isinstance(origin, TrimtabError):
         return one_line(origin)
+    if unset := re.search(r"Environment variable '([^']+)' not found", str(cause)):
+        return f"${{oc.env:{unset[1]}}}: {unset[1]} is not set: set it, or write a value without it"
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return _describe(cause)
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
@@ -120,9 +122,13 @@ def _describe(error: OmegaConfBaseException) -> str:
             write = f"write {error.full_key}.SETTING=VALUE"
             return f"{error.full_key}={written(error.value)}: expected one of its settings: {write}"
         place, _, name = re.sub(r"\[\d+\]$", "", str(error.full_key)).rpartition(".")
-        if isinstance(error, ValidationError) and (kind := owner(place, name)):
+        mixed = first.startswith("Cannot merge ")  # a list and a dictionary
+        if (mixed or isinstance(error, ValidationError)) and (kind := owner(place, name)):
             _, expected = told(kind, name)
-            return f"{error.full_key}={written(error.value)}: expected {expected}"
+            given = "" if mixed else f"={written(error.value)}"
+            return f"{error.full_key}{given}: expected {expected}"
+        if mixed:
+            return f"{error.full_key}: expected one of its settings: write SETTING=VALUE after it"
         if first.endswith("is not Optional"):
             return f"{error.full_key}=null: expected a value"
         return f"{error.full_key}: {first}"

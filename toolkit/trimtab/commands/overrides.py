@@ -7,6 +7,7 @@ for those stacks that hold it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import fields
 from os.path import expanduser
 
@@ -14,9 +15,15 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from trimtab.commands.arguments import ordered, require_own, require_readable, require_values
+from trimtab.commands.arguments import (
+    ordered,
+    require_kept,
+    require_own,
+    require_readable,
+)
 from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import MULTIRUN, choices, key_of, loader_of, parsed
+from trimtab.commands.values import require_values
 from trimtab.config import CalibrateConfig
 from trimtab.errors import TrimtabError
 from trimtab.registry import (
@@ -35,20 +42,22 @@ def expand(arguments: list[str], command: str) -> list[str]:
     ``sparsity=0.4`` and ``larosa.sparsity=0.4`` are ``method.sparsity=0.4`` for one method, as
     calibrate.py takes it, and ``methods.larosa.sparsity=0.4`` for a stack. A key that belongs to
     nothing stays, and is refused under that name. A value that Hydra's grammar cannot read is a
-    text as it stands, and ``~/`` at its beginning is the home folder.
+    text as it stands, and ``~/`` at its beginning is the home folder. Of a key that is typed
+    several times the last counts, and is alone in what is returned.
 
     Raises
     ------
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if a
         setting is the other command's; if both one method and a stack are named; or for what
-        `trimtab.commands.arguments` refuses.
+        `trimtab.commands.arguments` and `trimtab.commands.values` refuse.
     """
     require_own(arguments, command)
     sweep = any(one in MULTIRUN for one in arguments)
     arguments = ordered(arguments)
     for one in arguments:
         require_readable(one, command)
+        require_kept(one, command)
     given = [_as_text(one, sweep) for one in arguments]
     loader = loader_of(given)
     for one in given:
@@ -57,7 +66,7 @@ def expand(arguments: list[str], command: str) -> list[str]:
     if command == "calibrate" and not stacks:
         methods = {name for one in one_method for name in choices(one)}
         methods = methods or {default_options()["method"]}
-        return [_for_method(one, methods) for one in given]
+        return _last(_for_method(one, methods) for one in given)
     if command == "calibrate" and one_method:
         both = " and ".join(str(one.input_line) for one in (*one_method, *stacks))
         raise TrimtabError(f"{both}: name one method or a stack, not both")
@@ -65,7 +74,12 @@ def expand(arguments: list[str], command: str) -> list[str]:
     expanded = [_for_stacks(one, sweep, held, command) for one in given]
     if command == "calibrate":  # beside the others: options may follow
         expanded.insert(given.index(str(stacks[0].input_line)), "~method")
-    return expanded
+    return _last(expanded)
+
+
+def _last(arguments: Iterable[str]) -> list[str]:
+    """Return the arguments without settings that are set again by a later one."""
+    return list({key_of(one) or place: one for place, one in enumerate(arguments)}.values())
 
 
 def _as_text(argument: str, sweep: bool) -> str:

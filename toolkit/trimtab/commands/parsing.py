@@ -15,13 +15,25 @@ from hydra.core.override_parser.types import Override
 
 from trimtab.registry import config_folder
 
-MULTIRUN = ("-m", "--multirun")
+# All that argparse takes for --multirun: it may be cut short.
+MULTIRUN = ("-m", *("--multirun"[:letters] for letters in range(len("--m"), len("--multirun") + 1)))
 
 
 def key_of(argument: str) -> str | None:
     """Return the key of ``key=value``, without plus signs; None for any other argument."""
     match = re.match(r"\+{0,2}([A-Za-z_][\w.]*)=", argument)
     return match[1] if match else None
+
+
+def full_key(override: Override) -> str:
+    """Return the key of an override, its package with it, without plus signs."""
+    return override.get_key_element().lstrip("+")
+
+
+def groups_of(command: str) -> set[str]:
+    """Return the groups of options that a command takes one of each from."""
+    others = {"hydra", "sweeps"} | ({"method"} if command == "evaluate" else {"experiment"})
+    return {path.name for path in config_folder().iterdir() if path.is_dir()} - others
 
 
 def loader_of(arguments: list[str]) -> ConfigLoader:

@@ -114,7 +114,7 @@ def _write(jobs: Sequence[Job], target: Path, more: int, left_out: Sequence[str]
         ("report.html", write_html(said)),
     ):
         with replacing(target / name) as temporary:
-            temporary.write_text(text, "utf-8")
+            temporary.write_text(text, "utf-8", "backslashreplace")  # folders have any name
 
 
 def _plots(rows: Sequence[Job], attributed: Sequence[Attribution]) -> Iterator[Plot]:

@@ -49,7 +49,7 @@ class Job:
 
     def reason(self, name: str) -> str | None:
         """Return why this field, or the section that it is in, is null."""
-        reasons: dict[str, str] = self.content.get("reasons") or {}
+        reasons: dict[str, str] = self.content.get("reasons", {})
         while name not in reasons and "." in name:
             name = name.rpartition(".")[0]
         return reasons.get(name)

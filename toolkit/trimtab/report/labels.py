@@ -23,11 +23,13 @@ FACTS: tuple[tuple[str, Callable[[Job], Any]], ...] = (
 def overrides(job: Job) -> list[str]:
     """Return what was typed for a job and may change a figure, without plus signs.
 
-    The seed of jobs that were averaged is left out.
+    Of a key that was typed several times it is the last. The seed of jobs that were averaged is
+    left out.
     """
-    given = [str(one).lstrip("+") for one in job.content.get("overrides") or ()]
+    given = [one.lstrip("+") for one in job.content.get("overrides", ())]
+    last = {one.partition("=")[0]: one for one in given}
     aside = (*ASIDE, "seed") if job.seeds else ASIDE
-    return [one for one in given if one.partition("=")[0].partition(".")[0] not in aside]
+    return [one for key, one in last.items() if key.partition(".")[0] not in aside]
 
 
 def typed(job: Job) -> bool:

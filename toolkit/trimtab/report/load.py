@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import TrimtabError, as_text
 from trimtab.evaluation.schema import SCHEMA
 from trimtab.files import COMMAND, FINISHED, RESULTS
 from trimtab.report.derive import derived
@@ -78,10 +78,10 @@ class _OtherSchemaError(Exception):
 def _content(folder: Path) -> dict[str, Any]:
     result = folder / "result.json"
     path = result if result.exists() else folder / "error.json"
-    found = read_json(path)
+    found = _as_texts(read_json(path))
     if isinstance(found, dict) and found.get("status") == "ok" and found.get("schema") != SCHEMA:
         raise _OtherSchemaError(
-            f"{path} has schema {found.get('schema')}, expected {SCHEMA}: measure it again, or "
+            f"{path} has schema {found.get('schema')!r}, expected {SCHEMA}: measure it again, or "
             "report it with the version of Trimtab that wrote it"
         )
     with suppress(ValueError, TypeError, ArithmeticError, LookupError):
@@ -89,6 +89,15 @@ def _content(folder: Path) -> dict[str, Any]:
             return found | derived(found)
     message = f"{path.name} is damaged: truncated or edited since it was written; run the job again"
     return {"status": "error", "label": folder.name, "type": "Damaged", "message": message}
+
+
+def _as_texts(value: Any) -> Any:
+    """Return a JSON value with texts that every file and picture can hold."""
+    if isinstance(value, dict):
+        return {as_text(name): _as_texts(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_as_texts(item) for item in value]
+    return as_text(value) if isinstance(value, str) else value
 
 
 def _order(folder: Path) -> tuple[int, str]:

@@ -1,0 +1,85 @@
+"""Values of the command line that can mean nothing, each refused with what to write instead."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
+
+from trimtab.commands.messages import owner
+from trimtab.commands.parsing import choices, groups_of, key_of, parsed
+from trimtab.errors import TrimtabError
+from trimtab.registry import group_options, method_names, stack_members
+from trimtab.settings import defaults
+
+
+def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
+    """Refuse what no option or setting can be, and a sweep over nothing or one value twice.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    if (key := key_of(argument)) is None:
+        return
+    (override,) = parsed([argument], loader)
+    _require_truth(override, key)
+    if key in groups_of(command) and any(one.count("[") > 1 for one in choices(override)):
+        raise TrimtabError(
+            f"{argument}: is a list of lists; expected options of {key}, as in "
+            "'methods=[larosa,vattention]'"
+        )
+    if override.is_discrete_sweep():
+        alike: dict[Any, list[str]] = {}
+        for value in choices(override):
+            alike.setdefault(_meaning(value, key), []).append(value)
+        if not alike:
+            options = loader.get_group_options(override.key_or_group)
+            there = f"; there are: {', '.join(options)}" if options else ""
+            raise TrimtabError(f"{argument}: a sweep over no value{there}")
+        most = max(alike.values(), key=len)
+        if len(most) > 1:
+            spelled = " and ".join(dict.fromkeys(most))
+            told = (
+                f"{spelled} is there {len(most)} times"
+                if len({*most}) == 1
+                else f"{spelled} are one"
+            )
+            raise TrimtabError(
+                f"{argument}: {told}: name it once, and sweep over seed=0,1 to measure it again"
+            )
+    elif (
+        key in groups_of(command)
+        and not override.is_sweep_override()
+        and not isinstance(override.value(), str | list)
+    ):
+        fix = (
+            "methods=baseline is no method"
+            if key == "methods"
+            else f"leave {key} out for the default"
+        )
+        there = ", ".join(group_options(key))
+        raise TrimtabError(f"{argument}: is no option, {fix}; there are: {there}")
+
+
+def _meaning(value: str, key: str) -> Any:
+    """Return what a value means, however it is spelled: of a stack, its methods."""
+    bare = value.strip("'\"")
+    if key != "methods":
+        return bare
+    parts = [one.strip(" '\"") for one in bare.strip("[]").split(",")]
+    ours = group_options("methods")  # what an option of the user's holds is not known
+    return frozenset().union(*(stack_members(one) if one in ours else {one} for one in parts))
+
+
+def _require_truth(override: Override, key: str) -> None:
+    """Refuse a number for true, which OmegaConf makes of any but zero."""
+    place, _, name = re.sub(r"^methods?\.", "", key).rpartition(".")
+    found = [owner(one, name) for one in ([place] if place else ["", *method_names()])]
+    if not any(one and isinstance(defaults(one)[name], bool) for one in found):
+        return
+    for value in choices(override):
+        if re.fullmatch(r"[+-]?\d+", value) and int(value) not in (0, 1):
+            raise TrimtabError(f"{key}={value}: expected true or false")
