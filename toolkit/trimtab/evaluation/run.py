@@ -15,13 +15,12 @@ from trimtab.corpus import Corpus, Split
 from trimtab.environment import describe_environment
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
-from trimtab.evaluation.held_out import read_otherwise, seen_before
+from trimtab.evaluation.held_out import seen_before
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.memory import copied, device_names
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.schema import SCHEMA
-from trimtab.evaluation.workload import quality_windows
 from trimtab.generation.stopping import require_going_on
 from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
@@ -160,11 +159,9 @@ def _measured(
     told = ", ".join(names) or "none, the unmodified model again"
     say(f"Stack: {told}; kernel: {optimized.applied.kernel}")
     result = Result()
-    scored = quality_windows(documents, config.quality) if job.known_weights else []
-    for text in seen_before(documents, optimized.artifacts), read_otherwise(scored, base):
-        if text:
-            say(f"Warning: {text}")
-            result.warn(text)
+    if seen := seen_before(documents, optimized.artifacts):
+        say(f"Warning: {seen}")
+        result.warn(seen)
     for name, value in {
         "schema": SCHEMA,
         "status": "ok",

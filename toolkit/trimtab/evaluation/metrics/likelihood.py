@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.display import Column
+from trimtab.evaluation.held_out import read_otherwise
 from trimtab.evaluation.intervals import Estimate, rate_difference
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows, names
@@ -127,6 +128,8 @@ class Likelihood(Metric):
             result.put("quality.kl_bits_per_token", divergences)
         else:
             result.missing("quality.kl_bits_per_token", DIFFERENT if changed else UNPAIRED)
+        if changed_text := read_otherwise(self.windows, self.job.tokenizer):
+            result.warn(changed_text)
         result.put("samples.windows", score_rows(self.windows, self.scores))
         base_tokens = score_rows(self.windows, {"candidate": self.base_tokens})
         result.put("samples.base_tokens", base_tokens)
