@@ -241,6 +241,11 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["~speed.repeats"], "~speed.repeats: a setting is not taken out"),
         ("evaluate", ["hydra.run.dir=null"], "hydra.run.dir=null: expected a value"),
         ("evaluate", ["~model", "model.device=cpu"], "model.device: ~model takes out what has"),
+        (
+            "evaluate",
+            ["corpus=files", "corpus.glob=/a${x}"],
+            "${x} names no setting: write a value without it",
+        ),
         ("evaluate", ["artifacts=/a${x}"], "artifacts: ${x} names no setting: write a value witho"),
         ("evaluate", ["metrics=kv"], "metrics: they are not set as a whole: take one out with ~"),
         ("evaluate", ["metrics=[kv]"], "metrics: they are not set as a whole: take one out wit"),

@@ -28,7 +28,7 @@ def texts_in(corpus: Corpus, split: Split) -> set[str]:
 
 
 def bare(text: str) -> str:
-    lines = re.split(r"\r\n|\r|\n", text.lstrip("\ufeff"))
+    lines = re.split(r"\r\n|\r|\n", text.replace("\ufeff", ""))
     return "\n".join(line.rstrip() for line in lines).strip()
 
 
@@ -48,7 +48,10 @@ def test_more_documents_move_none_of_the_others(first, more):
         assert {*map(bare, texts_in(alone, split))} <= {*map(bare, texts_in(among, split))}
 
 
-@pytest.mark.parametrize("saved", ["{}\n", " \n\n{}", "{}  \n \n", "\t{}\r\n", "\ufeff{}"])
+@pytest.mark.parametrize(
+    "saved",
+    ["{}\n", " \n\n{}", "{}  \n \n", "\t{}\r\n", "\ufeff{}", "\n\ufeff{}\ufeff", " \ufeff{}"],
+)
 def test_a_copy_saved_by_another_editor_is_the_same_document(saved):
     originals = [f"# Title {number}\n\n    indented\n" for number in range(40)]
     copies = [saved.format(text.replace("\n", " \r\n")) for text in originals]
@@ -78,6 +81,11 @@ def test_shares_are_about_what_was_asked_for():
     corpus = corpus_of([f"text {n}" for n in range(2000)])
     sizes = [len(corpus.splits[split]) / 2000 for split in Split]
     assert sizes == pytest.approx([0.5, 0.2, 0.3], abs=0.04)
+
+
+def test_shares_that_are_no_numbers_are_refused():
+    with pytest.raises(TrimtabError, match="calibration='x' and validation=0.2: expected shares"):
+        Corpus("test", [Document("a", "text")], calibration="x", validation=0.2)
 
 
 TABLE = pandas.DataFrame({"text": ["one", "two"], "label": ["a", "b"]})
@@ -254,6 +262,8 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
     (tmp_path / "c.jsonl").write_text(f"\ufeff{line}\n\ufeff{line}\n{marked}\n\ufeff", "utf-8")
     assert texts_of(f"{tmp_path}/*") == {"same"}
     assert Corpus.for_test(["\ufeffsame", "same"]).digest == Corpus.for_test(["same"]).digest
+    joined, alone = (Corpus.for_test([f"a\n{mark}b"]) for mark in ("\ufeff", ""))
+    assert joined.digest == alone.digest
 
 
 def test_the_kind_of_newline_of_a_file_is_no_part_of_its_text(tmp_path):

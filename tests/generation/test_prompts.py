@@ -107,6 +107,8 @@ def test_a_text_that_begins_with_the_padding_token_is_a_text(padding):
         (BatchFeature({"input_ids": IDS}), "prompts is a BatchFeature"),
         ({"a", "b"}, "prompts is a set"),
         (b"ab", "prompts is a bytes"),
+        (bytearray(b"ab"), "prompts is a bytearray"),
+        (memoryview(b"ab"), "prompts is a memoryview"),
         (7, "prompts is a int"),
         (None, "prompts is a NoneType"),
         (SimpleNamespace(), "prompts is a SimpleNamespace"),

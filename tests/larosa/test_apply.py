@@ -329,6 +329,44 @@ MORE = {
 }
 
 
+SHARED = {
+    "a layer": lambda layers: layers.__setitem__(1, layers[0]),
+    "a norm": lambda layers: setattr(layers[1], "input_layernorm", layers[0].input_layernorm),
+    "a weight": lambda layers: setattr(
+        layers[1].self_attn.o_proj, "weight", layers[0].self_attn.o_proj.weight
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_layers_that_share_weights_are_refused(tiny_llama, name):
+    SHARED[name](tiny_llama.model.model.layers)
+    with pytest.raises(MisfitError, match=r"layers\.1\..* and model\.layers\.0\..* are one weight"):
+        LaRoSA().check(tiny_llama.model)
+
+
+@pytest.mark.parametrize("within", ["entering", "leaving", "both"])
+def test_weights_are_ordinary_ones_after_inference_mode(corpus, tiny_llama, within):
+    model, method = tiny_llama.model, LaRoSA(**SMALL)
+    artifact = method.calibrate(model, tiny_llama.tokenizer, corpus)
+    change = method.apply(model, tiny_llama.tokenizer, artifact)
+    with torch.inference_mode(within != "leaving"):
+        change.__enter__()
+    with torch.inference_mode(within != "entering"):
+        change.__exit__(None, None, None)
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    model.requires_grad_(True)
+    model(random_inputs(1, 4)).logits.sum().backward()
+
+
+def test_weights_are_ordinary_ones_after_an_export_in_inference_mode(corpus, tiny_llama, tmp_path):
+    model = tiny_llama.model
+    artifact = LaRoSA(**SMALL).calibrate(model, tiny_llama.tokenizer, corpus)
+    with torch.inference_mode():
+        artifact.export(model, tmp_path / "exported", tiny_llama.tokenizer)
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", MORE)
 def test_a_module_that_does_more_than_its_weight_says_is_refused(tiny_llama, name):
     change, message = MORE[name]

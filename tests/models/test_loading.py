@@ -144,7 +144,9 @@ def test_an_index_that_names_no_files_is_named(tmp_path, tiny_llama, files):
         load_model(source)
 
 
-@pytest.mark.parametrize(("content", "kind"), [([1], "list"), ("text", "str"), (5, "int")])
+@pytest.mark.parametrize(
+    ("content", "kind"), [([1], "list"), ("text", "str"), (5, "int"), ({UP: []}, "list")]
+)
 def test_a_bin_file_without_names_is_named(tmp_path, tiny_llama, content, kind):
     source = saved(tiny_llama, tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -156,6 +156,10 @@ def test_the_host_has_pages_of_64_kb_by_default():
         VirtualKV(1, 1, 9, 1, 8, torch.float32, device="meta")
     with pytest.raises(ValueError, match="page_group=4096, budget=None; expected neither together"):
         VirtualKV(1, 1, 9, 1, 8, torch.float32, page_group=4096, pool=host_pool())
+    with pytest.raises(ValueError, match="pool='host'; expected a PagePool"):
+        VirtualKV(1, 1, 9, 1, 8, torch.float32, pool="host")
+    with pytest.raises(ValueError, match="lookahead='no'; expected True or False"):
+        VirtualKV(1, 1, 9, 1, 8, torch.float32, lookahead="no")
 
 
 @pytest.mark.gpu

@@ -15,13 +15,16 @@ from trimtab.errors import MisfitError, TrimtabError
 NAMED = "keys", "columns", "column_names"  # of tables, whose iteration yields the names
 
 
+NO_LISTINGS = str, bytes, bytearray, memoryview, Mapping, Set
+
+
 def is_listing(value: object) -> TypeGuard[Iterable[Any]]:
     """Return whether iterating a value yields what it holds, in an order.
 
     Mappings and tables (a DataFrame, a Dataset) yield names, a text its characters, and a set has
     no order.
     """
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping | Set):
+    if not isinstance(value, Iterable) or isinstance(value, NO_LISTINGS):
         return False
     dimensions = getattr(value, "ndim", None)
     if dimensions == 1:  # a Series has keys, and yields its values

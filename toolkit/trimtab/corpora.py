@@ -25,7 +25,8 @@ TEXT_FIELD = "text"
 class Document:
     """One text, and where it came from.
 
-    A byte-order mark at its beginning says how a file was encoded and is no part of the text.
+    A byte-order mark says how a file was encoded and is no part of the text, neither at its
+    beginning nor where files were put together.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Document:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", as_text(self.name))
-        object.__setattr__(self, "text", self.text.lstrip(BYTE_ORDER_MARK))
+        object.__setattr__(self, "text", self.text.replace(BYTE_ORDER_MARK, ""))
 
     @property
     def digest(self) -> str:

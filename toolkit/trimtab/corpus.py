@@ -53,10 +53,12 @@ class Corpus:
     ) -> None:
         self.name = name
         self.splits: dict[Split, list[Document]] = {split: [] for split in Split}
-        if not (min(calibration, validation) >= 0 and calibration + validation <= 1):  # or NaN
+        shares = calibration, validation
+        numbers = all(isinstance(one, int | float) for one in shares)
+        if not (numbers and min(shares) >= 0 and sum(shares) <= 1):  # or NaN
             raise TrimtabError(
-                f"calibration={calibration} and validation={validation}: expected shares of the "
-                "documents, at least 0 and together at most 1"
+                f"calibration={calibration!r} and validation={validation!r}: expected shares of "
+                "the documents, at least 0 and together at most 1"
             )
         documents = list(documents)
         if others := [one for one in documents if not isinstance(one, Document)]:

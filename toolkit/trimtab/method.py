@@ -208,7 +208,8 @@ class Method(ABC):
     ) -> AbstractContextManager[Any]:
         """Change `model` for the time of a ``with``; whether it may be is checked at once.
 
-        The model is in evaluation mode and without gradients meanwhile.
+        Enter it at once, too: what is edited between the two is not noticed. The model is in
+        evaluation mode and without gradients meanwhile.
 
         Parameters
         ----------
@@ -263,14 +264,13 @@ class Method(ABC):
     ) -> Iterator[object]:
         from trimtab.at_work import at_work
         from trimtab.models.refusals import refusing
-        from trimtab.models.state import inferring, own_modes
+        from trimtab.models.state import in_own_modes, inferring
 
         changes = self.changes(model)
         with at_work(self, model), inferring(model), ExitStack() as undo:
             if changes:  # modules that are put aside now
                 undo.enter_context(refusing(model, self.name))
-            with own_modes():
-                part = undo.enter_context(self.applying(model, tokenizer, artifact))
+            part = undo.enter_context(in_own_modes(self.applying(model, tokenizer, artifact)))
             if changes:  # and modules that have taken their place
                 undo.enter_context(refusing(model, self.name))
             yield part

@@ -13,7 +13,7 @@ from trimtab.commands.check import checked, methods_of
 from trimtab.commands.launch import choices, launch
 from trimtab.commands.messages import one_line, stop
 from trimtab.commands.parsing import MULTIRUN
-from trimtab.commands.sweep import sweep_name, without_foreign
+from trimtab.commands.sweep import own_settings, sweep_name, without_foreign
 from trimtab.commands.torchrun import is_launched, one_speaks
 from trimtab.config import CalibrateConfig, TrackingMode
 from trimtab.errors import TrimtabError
@@ -64,7 +64,7 @@ def _calibrate(config: DictConfig, settings: CalibrateConfig, stack: Stack) -> N
     changed = [one.partition(".")[2] for one in given if one.startswith(("method.", "methods."))]
     job = tracking.Job(
         "calibrate",
-        name=" ".join([*stack.names, *changed]),
+        name=" ".join([*stack.names, *changed, *own_settings(HydraConfig.get())]),
         config=tracking.configuration(config, choices()),
         tags=tuple(stack.names),
         group=sweep_name(),

@@ -17,6 +17,7 @@ from trimtab.commands.messages import one_line, stop
 from trimtab.commands.search import objective, require_objective
 from trimtab.commands.sweep import (
     in_sweep,
+    own_settings,
     repeats,
     require_below,
     sweep_folder,
@@ -63,13 +64,13 @@ def run(config: DictConfig) -> float | None:
             repeated = repeats(config)
             config = without_foreign(config, HydraConfig.get())
             if repeated:
-                say(f"Not run: {label(config)} is what the job with {repeated} measures")
+                say(f"Not run: {_title(config)} is what the job with {repeated} measures")
                 write_json(folder / REPEAT, {"status": "repeat", "of": repeated})
                 if more_jobs(sweep_folder()) == 0:
                     _report(folder)
                 return None
             if in_sweep():
-                sweep_progress.begins(folder, label(config))
+                sweep_progress.begins(folder, _title(config))
             value = _evaluate(config, folder)
         except Exception as error:
             if not (folder / "result.json").exists():
@@ -97,7 +98,7 @@ def _evaluate(config: DictConfig, folder: Path) -> float | None:
         require_writable("artifacts", settings.artifacts)
     job = tracking.Job(
         "evaluate",
-        name=label(config),
+        name=_title(config),
         config=tracking.configuration(config, choices()),
         tags=tuple(settings.methods) or ("baseline",),
         group=sweep_name(),
@@ -120,7 +121,7 @@ def evaluate(
     Parameters
     ----------
     label : str
-        What tells this job from the others of a sweep.
+        What is measured: the stack and its settings changed.
     ready : callable
         Called with the model's name when all is loaded and fits, before anything is calibrated.
 
@@ -135,16 +136,18 @@ def evaluate(
     from trimtab.corpus import Split, load_corpus
     from trimtab.environment import prepare
     from trimtab.evaluation.memory import copied, require_room_for_copy
+    from trimtab.evaluation.metrics import metrics_of
     from trimtab.evaluation.run import Subject
     from trimtab.evaluation.trace import trace_of
     from trimtab.models.loading import load_model
     from trimtab.stack import Stack
 
     stack = Stack(methods_of(settings))
+    metrics_of(settings.metrics)  # refused here, before minutes of calibration
     use_pages(settings.memory)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
-    corpus.documents(Split.test)  # refused here, before minutes of calibration
+    corpus.documents(Split.test)  # likewise
     trace_of(settings.serving)  # likewise
     loaded = load_model(settings.model)
     stack.check(loaded.model)
@@ -197,6 +200,11 @@ def label(config: DictConfig) -> str:
         if item.startswith(("~methods.", *(f"methods.{name}." for name in held)))
     ]
     return " ".join([stack, *(item.removeprefix(f"{stack}.") for item in changed)])
+
+
+def _title(config: DictConfig) -> str:
+    """Return what tells the job from the others of its sweep."""
+    return " ".join([label(config), *own_settings(HydraConfig.get())])
 
 
 def main() -> None:

@@ -90,6 +90,8 @@ def one_line(error: BaseException) -> str:
         return f"${{oc.env:{unset[1]}}}: {unset[1]} is not set: set it, or write a value without it"
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         return _describe(cause)
+    if unknown := re.match(r"Interpolation key '([^']+)' not found", str(cause)):
+        return f"${{{unknown[1]}}} names no setting: write a value without it"
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 

@@ -132,6 +132,23 @@ def without_foreign(config: DictConfig, hydra: HydraConf) -> DictConfig:
     return kept
 
 
+def own_settings(hydra: HydraConf) -> list[str]:
+    """Return the overrides of the running job that not all jobs of its sweep have.
+
+    Its stack, and settings of methods, are not among them. Empty where the sweeper chooses values
+    as it goes.
+    """
+    if not in_sweep() or not tries_all(hydra):
+        return []
+    jobs = [_values(job) for job in started(sweep_folder()).values()]
+    return [
+        f"{key}={value}"
+        for key, value in _values(hydra.overrides.task).items()
+        if key.partition(".")[0] not in ("method", "methods")
+        and any(other.get(key) != value for other in jobs)
+    ]
+
+
 def repeats(config: DictConfig) -> str:
     """Return in which settings another job of the sweep differs that measures the same.
 

@@ -33,7 +33,7 @@ from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.refusals import refuse_to_save
 from trimtab.models.saving import require_vacant, save_config
-from trimtab.models.state import own_precision
+from trimtab.models.state import own_modes
 from trimtab.progress import waiting
 
 SCHEMA = 1
@@ -62,7 +62,7 @@ def export(
     selector = Selectors(plan, settings).selector
     with (
         lock_of(model),
-        own_precision(),
+        own_modes(),
         publishing(folder) as temporary,
         sparsified(model, plan, artifact.tensors, selector),
     ):

@@ -30,7 +30,7 @@ class LaRoSA(LaRoSASettings, Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raise `MisfitError` where the model has no adapter or cannot be made sparse as asked."""
         from trimtab.larosa.modules import SparseNorm
-        from trimtab.larosa.replaceable import require_replaceable
+        from trimtab.larosa.replaceable import require_replaceable, require_unshared
         from trimtab.models.adapter import adapter_for
 
         adapter = adapter_for(model)
@@ -44,8 +44,11 @@ class LaRoSA(LaRoSASettings, Method):
                 "part of the model is offloaded by model.device_map, and LaRoSA rewrites weights "
                 "in memory: load it without offloading, or in a dtype in which it fits"
             )
-        for index, layer in enumerate(adapter.decoder_layers(model)):
-            require_replaceable(adapter, layer, f"{adapter.layers}.{index}")
+        layers = {f"{adapter.layers}.{index}": layer
+                  for index, layer in enumerate(adapter.decoder_layers(model))}  # fmt: skip
+        for place, layer in layers.items():
+            require_replaceable(adapter, layer, place)
+        require_unshared(layers.items())
         if adapter.post_norms and self.residual is not RotationScope.none:
             raise MisfitError(
                 f"{type(model).__name__} normalises what attention and MLP add to the residual "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from accelerate.hooks import AlignDevicesHook
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -10,6 +12,28 @@ from trimtab.errors import MisfitError
 from trimtab.models.adapter import Adapter
 
 HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+
+
+def require_unshared(layers: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse decoder layers that share weights: each gets other ones.
+
+    Parameters
+    ----------
+    layers : iterable of (str, Module)
+        By their dotted names.
+
+    Raises
+    ------
+    MisfitError
+    """
+    first: dict[int, str] = {}
+    for place, layer in layers:
+        for name, weight in layer.named_parameters(f"{place}", remove_duplicate=False):
+            if (other := first.setdefault(id(weight), name)) != name:
+                raise MisfitError(
+                    f"{name} and {other} are one weight, which LaRoSA would rewrite in two ways: "
+                    "give each layer a copy of its own"
+                )
 
 
 def require_replaceable(adapter: Adapter, layer: nn.Module, place: str) -> None:

@@ -108,9 +108,10 @@ def _nameless(folder: Path) -> str:
             )
         except Exception:  # it is not this file that has been read, or there would be its error
             continue
-        if not isinstance(content, dict):
+        values = [*content.values()] if isinstance(content, dict) else [content]
+        if others := [one for one in values if not isinstance(one, torch.Tensor)]:
             return (
-                f"{path.name} holds a {type(content).__name__}, expected tensors by their names: "
+                f"{path.name} holds a {type(others[0]).__name__}, expected tensors by their names: "
                 "download it again"
             )
     return ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from transformers import PreTrainedModel
 from trimtab.errors import MisfitError
 from trimtab.models.architectures import ADAPTERS
 from trimtab.models.changes import undone_in_order
+
+Made = TypeVar("Made")
 
 
 @undone_in_order
@@ -109,3 +112,19 @@ def own_modes() -> Iterator[None]:
     """Have the same computed within the block whatever modes of PyTorch the caller has set."""
     with own_precision(), torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+@contextmanager
+def in_own_modes(change: AbstractContextManager[Made]) -> Iterator[Made]:
+    """Enter and leave `change` as `own_modes` has it; the block is in the caller's modes."""
+    with own_modes():
+        made = change.__enter__()
+    try:
+        yield made
+    except BaseException as error:
+        with own_modes():
+            if not change.__exit__(type(error), error, error.__traceback__):
+                raise
+    else:
+        with own_modes():
+            change.__exit__(None, None, None)

@@ -111,6 +111,10 @@ class VirtualKV:
         self._lock = threading.RLock()
         shape = layers, slots, max_len, kv_heads, head_dim
         self.geometry = Geometry(*shape, dtype, Layout(layout))
+        if not isinstance(lookahead, bool):
+            raise ValueError(f"lookahead={lookahead!r}; expected True or False")
+        if pool is not None and not isinstance(pool, PagePool):
+            raise ValueError(f"pool={pool!r:.60}; expected a PagePool")
         if pool is not None and (page_group, budget) != (None, None):
             raise ValueError(
                 f"page_group={page_group}, budget={budget}; expected neither together with a pool, "
