@@ -135,8 +135,8 @@ def without_foreign(config: DictConfig, hydra: HydraConf) -> DictConfig:
 def own_settings(hydra: HydraConf) -> list[str]:
     """Return the overrides of the running job that not all jobs of its sweep have.
 
-    Its stack, and settings of methods, are not among them. Empty where the sweeper chooses values
-    as it goes.
+    Its stack, and settings of methods and of tracking, are not among them. Empty where the sweeper
+    chooses values as it goes.
     """
     if not in_sweep() or not tries_all(hydra):
         return []
@@ -144,7 +144,7 @@ def own_settings(hydra: HydraConf) -> list[str]:
     return [
         f"{key}={value}"
         for key, value in _values(hydra.overrides.task).items()
-        if key.partition(".")[0] not in ("method", "methods")
+        if key.partition(".")[0] not in ("method", "methods", "tracking")
         and any(other.get(key) != value for other in jobs)
     ]
 
