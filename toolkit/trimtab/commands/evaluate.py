@@ -98,7 +98,7 @@ def _evaluate(config: DictConfig, folder: Path) -> float | None:
         require_writable("artifacts", settings.artifacts)
     job = tracking.Job(
         "evaluate",
-        name=_title(config),
+        name=_run_name(config),
         config=tracking.configuration(config, choices()),
         tags=tuple(settings.methods) or ("baseline",),
         group=sweep_name(),
@@ -205,6 +205,12 @@ def label(config: DictConfig) -> str:
 def _title(config: DictConfig) -> str:
     """Return what tells the job from the others of its sweep."""
     return " ".join([label(config), *own_settings(HydraConfig.get())])
+
+
+def _run_name(config: DictConfig) -> str:
+    """Return the title without a seed: W&B draws error bars over runs of one name."""
+    own = own_settings(HydraConfig.get())
+    return " ".join([label(config), *(one for one in own if not one.startswith("seed="))])
 
 
 def main() -> None:
