@@ -4,12 +4,13 @@
                                 [--repeats 12] [--out FILE]
 
 In one process and in drawn order, every contender continues the same prompts greedily: stock
-transformers, twice, so that the noise shows, and once with its weights in pages of 4 KB, so that it
-shows what pages alone do; transformers with a static cache and torch.compile; llama.cpp (pip
-install xllamacpp) on as many threads, with the weights of the embedded model in float32, or float16
-and bfloat16; the engine on the unmodified model (`vattention`), with LaRoSA, and with LaRoSA and
-AdaptiVocab's drafts (`all`). No text ends early. The time is from the first new token to the last.
-Methods are calibrated first where --artifacts has no artifact of them.
+transformers, twice, so that the noise shows; transformers with a static cache and torch.compile;
+llama.cpp (pip install xllamacpp) on as many threads, with the weights of the embedded model in
+float32, or float16 and bfloat16; the engine on the unmodified model (`vattention`), with LaRoSA,
+and with LaRoSA and AdaptiVocab's drafts (`all`). transformers and `vattention` run once more with
+their weights in pages of 4 KB, so that it shows what pages alone do. No text ends early. The time
+is from the first new token to the last. Methods are calibrated first where --artifacts has no
+artifact of them.
 
 The floor of a step is the bytes that it must read, over the rate at which a large sum reads memory
 in huge pages, measured before every round. The bytes: the weights (with LaRoSA those that its

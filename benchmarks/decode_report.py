@@ -48,6 +48,10 @@ def _notes(run: dict[str, Any]) -> list[str]:
     lines = []
     for note in dict.fromkeys(row["note"] for row in rows if row["note"]):
         lines.append(f"- {'; '.join(r['contender'] for r in rows if r['note'] == note)}: {note}.")
+    counted = {r["contender"]: n for r in rows if (n := r.get("exact_logits")) is not None}
+    if counted:
+        means = "; ".join(f"{name}: {number:.1f}" for name, number in counted.items())
+        lines.append(f"- Logits of the head itself that chose a token, in the mean: {means}.")
     lines += [f"- {key} is absent: {reason}." for key, reason in run["missing"].items()]
     wrong = [row["contender"] for row in rows if row["floor_share"]["low"] > 1]
     if wrong:

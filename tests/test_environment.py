@@ -25,5 +25,7 @@ def test_the_commit_is_read_without_touching_the_checkout(tmp_path, monkeypatch)
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "toolkit" / "trimtab" / "x.py"))
     assert environment._commit() == git("rev-parse", "HEAD")
     assert index.read_bytes() == before
+    (tmp_path / "notes").write_text("nothing that runs reads what git does not track")
+    assert environment._commit() == git("rev-parse", "HEAD")
     file.write_text("other")
     assert environment._commit() == git("rev-parse", "HEAD") + "+changes"

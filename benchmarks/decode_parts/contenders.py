@@ -59,6 +59,9 @@ class Contender:
         Returns a context within which is counted what is read.
     seconds : callable
         Returns what the time of all steps so far went to, by kind of work, where that is known.
+    exact_logits : callable
+        Returns how many logits of the head itself a token took in the mean, where an int8 copy of
+        it ruled out the others.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Contender:
     note: str = ""
     recording: Callable[[], AbstractContextManager[Any]] = nullcontext
     seconds: Callable[[], dict[str, float]] = dict
+    exact_logits: Callable[[], float | None] = lambda: None
 
 
 @dataclass
@@ -101,15 +105,17 @@ class Setting:
     def token_bytes(self) -> int:
         return self.shape.token_bytes(self.loaded.model.dtype)
 
-    def apply(self, *methods: str, cache: bool = True) -> Optimized:
+    def apply(
+        self, *methods: str, cache: bool = True, model: PreTrainedModel | None = None
+    ) -> Optimized:
         """Return the model with other methods on it, and a KV cache where one is wanted.
 
-        A copy, if there are others, which may take weights out of memory; else with the same
-        weights, in the same pages, as transformers has.
+        A copy, if there are others, which may take weights out of memory; else with the weights of
+        `model`, or those that transformers has, in the same pages.
         """
         one, chosen = self.loaded, [self.artifacts[name] for name in methods]
         optimized = trimtab.apply(
-            copied(one.model) if methods else twin(one.model),
+            copied(one.model) if methods else twin(model or one.model),
             one.tokenizer,
             [*chosen, *([trimtab.VAttention()] if cache else [])],
             fingerprint=one.fingerprint,
@@ -151,10 +157,12 @@ def again(setting: Setting) -> Iterator[Contender]:
 
 
 def small_pages(setting: Setting) -> Iterator[Contender]:
-    """Yield the control of what pages do: the same model with its weights in ordinary ones."""
+    """Yield the controls of what pages do: the same model with its weights in ordinary ones."""
     if setting.options.memory is not Backing.huge:
         raise MissingError("all weights are in ordinary pages")
-    yield _stock(setting, "transformers, eager, 4 KB pages", in_small_pages(setting.loaded.model))
+    model = in_small_pages(setting.loaded.model)
+    yield _stock(setting, "transformers, eager, 4 KB pages", model)
+    yield _engine(setting, "vattention, 4 KB pages", model=model)
 
 
 def compiled(setting: Setting) -> Iterator[Contender]:
@@ -252,9 +260,11 @@ def _stock(setting: Setting, name: str, model: PreTrainedModel, **options: Any) 
     return Contender(name, run, lambda: step_bytes(model), setting.token_bytes)
 
 
-def _engine(setting: Setting, name: str, *methods: str) -> Contender:
+def _engine(
+    setting: Setting, name: str, *methods: str, model: PreTrainedModel | None = None
+) -> Contender:
     """Return the engine on a model with methods."""
-    optimized, options = setting.apply(*methods), setting.options
+    optimized, options = setting.apply(*methods, model=model), setting.options
     longest = options.context + options.new_tokens
     engine = setting.undo.enter_context(optimized.engine(slots=1, max_len=longest))
 
@@ -274,4 +284,5 @@ def _engine(setting: Setting, name: str, *methods: str) -> Contender:
         engine.decode_step,
         optimized.applied.recording,
         lambda: engine.step_seconds,
+        lambda: engine.exact_logits if engine.head_copy_bytes else None,
     )

@@ -44,6 +44,7 @@ def measure(
     rows = [_row(one, found[one.name], reference, rates, context, seed) for one in contenders]
     for one, row in zip(contenders, rows, strict=True):
         row["work_ms_per_step"] = _work(one.seconds(), before[one.name], found[one.name])
+        row["exact_logits"] = one.exact_logits()
     reading = {"bytes_per_s": rates, "huge_share": read.huge_share}
     del read  # its pages are not the contenders'
     return {"read": reading, "pages": pages(), "rows": rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -142,6 +143,21 @@ def test_the_copy_follows_the_head():
     assert executor.choose(*step) == executor.step(*step).argmax(-1)
 
 
+def test_the_logits_that_the_head_itself_is_read_for_are_counted():
+    plan = PLANS[DType.float32]
+    step = torch.tensor([7]), torch.tensor([0]), torch.tensor([0])
+    read = executor_of(replace(plan, head=Linear(torch.eye(WIDTH)))).step(*step)
+    head = torch.zeros(320, WIDTH)
+    executor = executor_of(replace(plan, head=Linear(head.T)))
+    assert math.isnan(executor.exact_logits)
+    executor.choose(*step)
+    assert executor.exact_logits == 320  # equal ones, of which none is ruled out
+    head[9] = read[0]
+    executor.refresh_head()
+    executor.choose(*step)
+    assert executor.exact_logits == (320 + 1) / 2
+
+
 def test_a_head_that_is_not_quantized_chooses_too():
     plan = PLANS[DType.float32]
     step = torch.tensor([7]), torch.tensor([0]), torch.tensor([0])
@@ -153,6 +169,7 @@ def test_a_head_that_is_not_quantized_chooses_too():
         assert not executor.has_quantized_head
         assert executor.head_copy_bytes == executor.unread_head_bytes == 0
         assert executor.choose(*step) == executor.step(*step).argmax(-1)
+        assert executor.exact_logits == 320
 
 
 def test_a_choice_before_the_copy_is_made_is_refused():

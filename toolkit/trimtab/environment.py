@@ -77,13 +77,13 @@ def _gpu_driver() -> str | None:
 
 
 def _commit() -> str | None:
-    """Return the checkout's commit, with `+changes` where the tree differs from it."""
+    """Return the checkout's commit, with `+changes` where tracked files differ from it."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     git = ["git", "--no-optional-locks", "-C", str(root)]
     commit = _first_line([*git, "rev-parse", "HEAD"])
-    changed = _first_line([*git, "status", "--porcelain"])
+    changed = _first_line([*git, "status", "--porcelain", "--untracked-files=no"])
     return f"{commit}+changes" if commit and changed else commit
 
 

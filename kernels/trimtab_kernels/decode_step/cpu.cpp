@@ -4,6 +4,8 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include <numeric>
+
 #include "cpu_step.h"
 
 namespace trimtab {
@@ -80,6 +82,12 @@ struct CpuDecodePlan : torch::CustomClassHolder {
 
   void refresh_head() {
     with_dtype([&](auto zero) { head_.refresh<decltype(zero)>(plan_.head); });
+  }
+
+  // How many logits a chosen token took from the head itself, in the mean of all so far.
+  double exact_logits() const {
+    const auto sum = std::accumulate(choice_.exact.begin(), choice_.exact.end(), int64_t{0});
+    return static_cast<double>(sum) / choice_.rows_seen;
   }
 
   Tensor choose(const Tensor& tokens, const Tensor& slots, const Tensor& positions) {
@@ -160,6 +168,7 @@ TORCH_LIBRARY_FRAGMENT(trimtab, m) {
       .def("seconds", &CpuDecodePlan::seconds)
       .def("has_quantized_head", &CpuDecodePlan::has_quantized_head)
       .def("refresh_head", &CpuDecodePlan::refresh_head)
+      .def("exact_logits", &CpuDecodePlan::exact_logits)
       .def("choose", &CpuDecodePlan::choose);
 }
 

@@ -96,6 +96,14 @@ class CpuExecutor:
         scales = 2 * 4 * weight.shape[1]  # a scale and a bound for every output
         return weight.numel() + scales if self._quantized else 0
 
+    @property
+    def exact_logits(self) -> float:
+        """How many logits `choose` has computed from the head itself, in the mean, for a token.
+
+        All of them without an int8 copy; NaN before the first call.
+        """
+        return self._plan.exact_logits() if self._quantized else self._head.shape[1]
+
     def refresh_head(self) -> None:
         """Bring the int8 copy of the head up to date, after its weights may have changed.
 

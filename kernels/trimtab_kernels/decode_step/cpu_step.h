@@ -71,11 +71,15 @@ struct Choice {
   Buffer approximate;          // logits
   std::vector<float> least;    // [threads, rows]: what the largest logit is at least
   std::vector<Largest> found;  // [threads, rows]
+  std::vector<int64_t> exact;  // [threads]: logits computed from the head itself, of all steps
+  int64_t rows_seen = 0;       // of all steps
 
   void begin(int64_t rows, int64_t outputs, int64_t threads) {
     approximate.resize(rows, outputs);
     least.assign(threads * rows, -std::numeric_limits<float>::infinity());
     found.assign(threads * rows, Largest());
+    exact.resize(std::max<size_t>(exact.size(), threads));
+    rows_seen += rows;
   }
   // The largest logit of a row, once all threads are done.
   Largest largest(int64_t row, int64_t rows) const {
@@ -435,12 +439,14 @@ class Step {
         }
         const float cut = cut_below<T>(least, softcap);
         Largest& largest = choice.found[member.first * count() + r];
+        int64_t& exact = choice.exact[member.first];
         for (int64_t o = part.begin; o < part.end; ++o) {
           if (!(approximate.row(r)[o] + choice.head.radius(o) * lengths[r] < cut)) {
             float logit;
             dots<1>(input.row(r), input.width,
                     head.weight.const_data_ptr<T>() + o * head.weight.stride(1), 0, 1, &logit, 1);
             largest.see(o, widen(stored_logit<T>(logit, softcap)));
+            ++exact;
           }
         }
       }

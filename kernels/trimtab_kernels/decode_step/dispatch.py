@@ -47,6 +47,10 @@ class PlanExecutor(Protocol):
     def head_copy_bytes(self) -> int:
         """How many bytes the int8 copy of the head has; 0 without one."""
 
+    @property
+    def exact_logits(self) -> float:
+        """How many logits `choose` computed from the head itself, in the mean, for a token."""
+
 
 def unavailable(dtype: torch.dtype, device: torch.device) -> str | None:
     """Return why there is no executor for models of a dtype on a device; None if there is."""

@@ -212,6 +212,15 @@ class Engine:
         return self._executor.head_copy_bytes
 
     @property
+    def exact_logits(self) -> float | None:
+        """How many logits of the head itself a greedy token has taken so far, in the mean.
+
+        All others were ruled out by the int8 copy. NaN before any; None where the modules run. It
+        begins anew when the model changes.
+        """
+        return self._executor.exact_logits
+
+    @property
     def step_seconds(self) -> dict[str, float]:
         """What the time of decode steps so far went to, by kind of work.
 

@@ -67,6 +67,11 @@ class Executor:
         return 0 if self.of_plan is None else self.of_plan.head_copy_bytes
 
     @property
+    def exact_logits(self) -> float | None:
+        """See `PlanExecutor.exact_logits`; None where the modules run."""
+        return None if self.of_plan is None else self.of_plan.exact_logits
+
+    @property
     def seconds(self) -> dict[str, float]:
         """See `PlanExecutor.seconds`; empty where the modules run."""
         return {} if self.of_plan is None else self.of_plan.seconds
