@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -462,8 +464,22 @@ def test_a_checkpoint_serves_one_calibration(tokenizer, larosa, tmp_path, monkey
     assert (made.key, made.parameters) == (larosa.key, larosa.parameters)
     assert not folder.exists()
     (tmp_path / "file").touch()
-    with pytest.raises(trimtab.TrimtabError, match="holds something else"):
+    with pytest.raises(trimtab.TrimtabError, match="file: cannot be written: Not a directory"):
         trimtab.calibrate(built(), tokenizer, method, TEXTS, checkpoint=tmp_path / "file")
+
+
+def test_threads_with_one_checkpoint_wait_for_each_other(tokenizer, larosa, tmp_path):
+    def made(model: PreTrainedModel) -> trimtab.Artifact:
+        method = trimtab.LaRoSA(**SMALL)
+        return trimtab.calibrate(
+            model, tokenizer, method, TEXTS, checkpoint=tmp_path / "checkpoint"
+        )
+
+    models = [built() for _ in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(made, models))
+    assert all(one.parameters == larosa.parameters for one in found)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,15 @@ def test_a_corpus_without_test_documents_is_refused_before_it_is_calibrated_on(c
     assert not (tmp_path / "artifacts").exists()
 
 
+def test_a_text_too_short_for_a_metric_is_refused_before_anything_is_calibrated(command, tmp_path):
+    done = command(
+        "evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST, "generation.prompts=99999"
+    )
+    assert done.returncode == 1
+    assert "generation.prompts=99999: the test documents hold only" in done.stderr
+    assert not (tmp_path / "artifacts").exists()
+
+
 def test_the_artifact_of_another_model_is_refused(command, tmp_path):
     made = command("calibrate.py", *TINY, *SMALL)
     other = command("calibrate.py", *TINY, "model.seed=1", *SMALL)

@@ -12,6 +12,8 @@ import trimtab
 from tests.conftest import tiny
 from trimtab.corpus import Corpus
 from trimtab.errors import MisfitError, TrimtabError
+from trimtab.evaluation.contenders import Contender
+from trimtab.evaluation.scoring import Score
 from trimtab.models.random import byte_tokenizer
 from trimtab.models.sources import DType
 
@@ -45,9 +47,15 @@ def overflowing() -> PreTrainedModel:
 def test_a_model_that_overflows_is_named_with_its_dtype_before_anything_is_timed(
     corpus, overflowing, stack
 ):
+    with pytest.raises(TrimtabError, match=r"predicts is not finite: load .*model.dtype=float32"):
+        measure(overflowing, corpus, stack)
+
+
+def test_a_likelihood_that_is_no_number_is_told_with_whose_it_is_and_the_dtype(overflowing):
+    contender = Contender("baseline", overflowing, byte_tokenizer())
     message = "baseline, a LlamaForCausalLM in float16, .*no finite likelihood.*model.dtype=float32"
     with pytest.raises(TrimtabError, match=message):
-        measure(overflowing, corpus, stack)
+        contender.finite(Score(float("nan"), 1, 1, 1, None))
 
 
 @pytest.mark.parametrize(

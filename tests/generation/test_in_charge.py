@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 import trimtab
@@ -124,6 +125,28 @@ def test_models_that_share_a_config_get_their_attention_back():
     with unchanged(first), ExitStack() as later, engine_for(first) as engine:
         later.enter_context(engine_for(second))
         tokens_of(engine)
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma2", "gpt2"])
+def test_layers_with_a_config_of_their_own_run_the_engines_attention(variant):
+    model = copy.deepcopy(model_of(variant))
+    other = copy.deepcopy(model_of(variant))
+    layers, others = (
+        next(part for part in one.modules() if isinstance(part, nn.ModuleList))
+        for one in (model, other)
+    )
+    layers[1] = others[1]
+    expected = [stock(model, prompt, NEW) for prompt in PROMPTS]
+    with unchanged(model), unchanged(other):
+        with engine_for(model) as engine:
+            assert tokens_of(engine) == expected
+            engines = other.config._attn_implementation
+            other.set_attn_implementation("eager")
+            with pytest.raises(TrimtabError, match="attention is 'eager'"):
+                tokens_of(engine)
+            other.config._attn_implementation = engines
+        with decode_kernel(model):
+            assert [stock(model, prompt, NEW) for prompt in PROMPTS] == expected
 
 
 @pytest.mark.parametrize("order", permutations(range(3)))

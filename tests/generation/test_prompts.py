@@ -169,6 +169,20 @@ def test_a_chat_template_as_text_and_as_tokens_is_one_prompt(starting):
     assert token_ids(starting, text)[:-1] == ids
 
 
+@pytest.mark.parametrize("begins", ["<bos>", "<mask><bos>", "<bos><bos>"])
+def test_what_a_tokenizer_puts_before_texts_need_not_be_its_bos_token(starting, begins):
+    backend = copy.deepcopy(starting.backend_tokenizer)
+    backend.add_special_tokens(["<mask>"])
+    ids = [(name, backend.token_to_id(name)) for name in ("<mask>", "<bos>")]
+    template = " ".join([*begins.replace(">", "> ").split(), "$A"])
+    backend.post_processor = TemplateProcessing(template, special_tokens=ids)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    once = token_ids(tokenizer, "Hi")
+    assert tokenizer.decode(once) == f"{begins}Hi"
+    assert token_ids(tokenizer, f"{begins}Hi") == once
+    assert token_ids(tokenizer, f"{begins}{begins}Hi") == tokenizer(f"{begins}Hi")["input_ids"]
+
+
 def test_a_tokenizer_that_adds_no_token_loses_none():
     bos = copy.deepcopy(TOKENIZER)
     bos.bos_token = bos.convert_ids_to_tokens(prompts_of(1)[0][0])

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.arguments import require_language_model, require_path, require_tokenizer
 from trimtab.artifact import Artifact
-from trimtab.checkpoints import STAMP, resumable, stamp_in
+from trimtab.checkpoints import STAMP, alone, resumable, stamp_in
 from trimtab.corpus import Corpus
 from trimtab.errors import ArtifactError, TrimtabError
 from trimtab.files import require_writable
@@ -48,7 +48,7 @@ def calibrate(
     checkpoint : str or Path, optional
         Folder from which a calibration that was killed goes on; without one it starts over. What
         is damaged, or other versions of the packages measured, is measured anew. It is removed
-        when the calibration is done.
+        when the calibration is done; another calibration that has it is waited for.
 
     Raises
     ------
@@ -72,23 +72,24 @@ def calibrate(
         return method.calibrate(model, tokenizer, corpus)
     folder = require_path(checkpoint, "checkpoint")
     digest = method.key(fingerprint_of(model), tokenizer, corpus).digest
-    _require_own(folder, digest)
-    with resumable(folder, digest):
-        artifact = method.calibrate(model, tokenizer, corpus, folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    require_writable("checkpoint", folder)
+    with alone(folder, "checkpoint"):
+        _require_own(folder, digest)
+        with resumable(folder, digest):
+            artifact = method.calibrate(model, tokenizer, corpus, folder)
+        shutil.rmtree(folder, ignore_errors=True)
     return artifact
 
 
 def _require_own(folder: Path, digest: str) -> None:
     """Refuse a checkpoint that is another calibration's, or none."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and any(folder.iterdir()):
         found = stamp_in(folder) or {}
         if found.get("digest") != digest:
             raise TrimtabError(
                 f"checkpoint={folder}: holds something else than this calibration (other settings, "
                 f"another model or text, or a damaged {STAMP}): name another folder, or remove it"
             )
-    require_writable("checkpoint", folder)
 
 
 def load(folder: str | Path) -> Artifact:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from trimtab import shards
 from trimtab.artifact import Artifact
-from trimtab.checkpoints import resumable
+from trimtab.checkpoints import alone, resumable
 from trimtab.corpus import Corpus
-from trimtab.errors import ArtifactError, ConfigError
-from trimtab.files import require_writable
+from trimtab.errors import ArtifactError
 from trimtab.method import Method
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel
@@ -58,7 +54,7 @@ def calibrate(
     """
     folder = method.key(loaded.fingerprint, loaded.tokenizer, corpus).folder(root, loaded.name)
     if _needed(folder, force):
-        with _alone(folder) if shards.writes() else nullcontext():
+        with alone(folder, "artifacts") if shards.writes() else nullcontext():
             if _needed(folder, force):  # unless made while this process waited
                 return _make(loaded, method, corpus, folder, force, after), folder
     artifact = find(loaded, method, corpus, root)
@@ -100,60 +96,6 @@ def _make(
         f"{artifact.run['peak_host_bytes'] / 2**30:.2f} GiB"
     )
     return artifact
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from calibrating `folder` for the time of the ``with``.
-
-    The lock ends with its process, however that ends. Its file is removed again, and so are the
-    folders that were made for it and are still empty.
-    """
-    path = folder.with_name(f".{folder.name}.lock")
-    waited = False
-    while True:
-        require_writable("artifacts", path.parent)
-        made = [parent for parent in path.parents if not parent.exists()]
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("wb")
-        except FileNotFoundError:  # another process has just removed an empty folder
-            continue
-        with file:
-            if not _lock(file, folder, quiet=waited):
-                waited = True
-            if not _is_at(path, file):  # removed by the process that was waited for
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-                with suppress(OSError):  # not empty
-                    for parent in made:
-                        parent.rmdir()
-            return
-
-
-def _lock(file: IO[bytes], folder: Path, *, quiet: bool) -> bool:
-    """Lock `file`, and return whether it could be had at once."""
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if not quiet:
-                say(f"Another process calibrates {folder}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            return False
-    except OSError as error:
-        reason = f"cannot be locked: {error.strerror}; name a folder on a file system that can"
-        raise ConfigError("artifacts", folder.parent, reason) from error
-
-
-def _is_at(path: Path, file: IO[bytes]) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    return False
 
 
 def find(

@@ -134,20 +134,22 @@ class Method(ABC):
         ------
         MisfitError
             If the method or the tokenizer does not fit the model, or a method that is at work on
-            it; or if the model was loaded under `torch.inference_mode`.
+            it; if the model sees later tokens, or was loaded under `torch.inference_mode`.
         TrimtabError
-            If the corpus is too small.
+            If the corpus is too small, or what the model predicts is not finite.
         """
         from trimtab import shards
         from trimtab.arguments import require_model, require_tokenizer
         from trimtab.artifact import Artifact
         from trimtab.at_work import require_free
+        from trimtab.corpus import encode
         from trimtab.environment import package_versions, peak_host_bytes
         from trimtab.files import temporary_folder
         from trimtab.models.changes import lock_of
         from trimtab.models.dtypes import require_dtypes_that_work
         from trimtab.models.facts import require_known_tokens
         from trimtab.models.fingerprint import fingerprint
+        from trimtab.models.predictions import require_predictions
         from trimtab.models.state import inferring, own_modes
 
         require_model(model)
@@ -161,11 +163,13 @@ class Method(ABC):
                     "the model was loaded under torch.inference_mode, where tensors take no part "
                     "in gradients: load it outside"
                 )
-            texts = (one.text for documents in corpus.splits.values() for one in documents)
+            texts = [one.text for documents in corpus.splits.values() for one in documents]
             require_known_tokens(model, tokenizer, texts)
             started = time.perf_counter()
             place = nullcontext(checkpoint) if checkpoint else temporary_folder()
             with place as folder, inferring(model):
+                for text in texts[:1]:
+                    require_predictions(model, encode(tokenizer, text))
                 calibration = self.fit(model, tokenizer, corpus, folder)
         return Artifact(
             key=self.key(fingerprint(model), tokenizer, corpus),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Never, Self, SupportsIndex, cast
 
 from torch import Tensor
@@ -53,7 +53,7 @@ class Optimized:
     ) -> None:
         self.model, self.stack, self.artifacts = model, stack, dict(artifacts)
         self.base_tokenizer, self._fingerprint = tokenizer, fingerprint
-        self._context: AbstractContextManager[AppliedStack] | None = None
+        self._context: ExitStack | None = None
         self._applied: AppliedStack | None = None
         self._changes: tuple[Change, ...] = ()
         self._made: str | None = None
@@ -214,13 +214,16 @@ class Optimized:
         with lock_of(self.model):
             if self._context is not None:
                 raise RuntimeError("the methods are applied already: enter the context once")
-            context = self.stack.apply(
-                self.model, self.base_tokenizer, self.artifacts, self._fingerprint
-            )
-            self._applied = context.__enter__()
-            self._context, self._changes = context, changes_of(self.model)
-            changed = any(method.changes(self.model) for method in self.stack.methods)
-            self._made = fingerprint(self.model) if changed else None
+            with ExitStack() as undo:
+                applied = undo.enter_context(
+                    self.stack.apply(
+                        self.model, self.base_tokenizer, self.artifacts, self._fingerprint
+                    )
+                )
+                changed = any(method.changes(self.model) for method in self.stack.methods)
+                self._made = fingerprint(self.model) if changed else None
+                self._applied, self._changes = applied, changes_of(self.model)
+                self._context = undo.pop_all()
 
     def _leave(self, *error: Any) -> None:
         with lock_of(self.model):

@@ -135,8 +135,10 @@ def evaluate(
     from trimtab.calibration import artifacts_for
     from trimtab.corpus import Split, load_corpus
     from trimtab.environment import prepare
+    from trimtab.evaluation.job import Job
     from trimtab.evaluation.memory import copied, require_room_for_copy
     from trimtab.evaluation.metrics import metrics_of
+    from trimtab.evaluation.metrics import prepare as prepare_metrics
     from trimtab.evaluation.run import Subject
     from trimtab.evaluation.trace import trace_of
     from trimtab.models.loading import load_model
@@ -147,12 +149,23 @@ def evaluate(
     use_pages(settings.memory)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
-    corpus.documents(Split.test)  # likewise
+    documents = corpus.documents(Split.test)  # likewise
     trace_of(settings.serving)  # likewise
     loaded = load_model(settings.model)
     stack.check(loaded.model)
     if settings.paired:
         require_room_for_copy(loaded.model)
+    prepare_metrics(  # likewise: whether there is text enough
+        Job(
+            documents,
+            loaded.tokenizer,
+            loaded.model.config,
+            settings,
+            known_weights=not loaded.random_weights,
+            changes_vocabulary=False,
+            paired=settings.paired,
+        )
+    )
     ready(loaded.name)
     make = settings.on_missing is OnMissing.calibrate
     artifacts = artifacts_for(stack, loaded, corpus, settings.artifacts, make=make)

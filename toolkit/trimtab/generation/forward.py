@@ -17,6 +17,8 @@ from trimtab.generation.attention import NAME
 from trimtab.generation.executor import MOST_ROWS, Executor, executor_for
 from trimtab.generation.steps import DecodeStep, ExtendStep, PackedStep, Step
 from trimtab.models.adapter import adapter_for
+from trimtab.models.predictions import require_finite
+from trimtab.vattention.attention import configs_beside
 from trimtab.vattention.virtual_kv import VirtualKV
 
 SIMPLE = {bool, int, float, str, type(None)}
@@ -143,7 +145,17 @@ class Forward:
         -------
         Tensor
             Of shape [len(spans), vocabulary].
+
+        Raises
+        ------
+        TrimtabError
+            If they are not finite.
         """
+        logits = self._prefill(spans)
+        require_finite(self._model, logits)
+        return logits
+
+    def _prefill(self, spans: Sequence[Span]) -> Tensor:
         if len(spans) == 1:
             return self._extend(spans[0], prompt=True, keep=1)
         step = PackedStep([self._step_of(span, prompt=True) for span in spans], prompt=True)
@@ -196,7 +208,9 @@ class Forward:
         return self._run(tokens, positions, self._step_of(span, prompt=prompt), keep)[0]
 
     def _require_in_charge(self) -> None:
-        if (found := self._model.config._attn_implementation) != NAME:
+        for config in (self._model.config, *configs_beside(self._model)):
+            if (found := config._attn_implementation) == NAME:
+                continue
             raise TrimtabError(
                 f"the model's attention is {found!r}, no longer the engine's {NAME!r}: it was set "
                 "after the engine was entered, by decode_kernel or model.set_attn_implementation; "

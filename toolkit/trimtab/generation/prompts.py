@@ -57,8 +57,8 @@ def as_batch(ids: Sequence[Sequence[int]]) -> BatchEncoding:
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Return the tokens of a prompt, special ones included.
 
-    A text that begins with the token that texts begin with, as a chat template makes it, gets no
-    second one.
+    A text that begins with what the tokenizer puts before texts, as a chat template makes it, does
+    not get it twice.
 
     Raises
     ------
@@ -71,10 +71,10 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         except UnicodeEncodeError as error:
             raise TrimtabError(f"prompt {prompt!r:.60}: no text, {error.reason}") from error
         ids: list[int] = tokenizer(prompt)["input_ids"]
-        if tokenizer.bos_token and prompt.startswith(tokenizer.bos_token):
-            written: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            if ids[: len(written) + 1] == [tokenizer.bos_token_id, *written]:
-                return ids[1:]
+        written: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        for added in range(1, len(ids) - len(written) + 1):
+            if ids[added : added + len(written)] == written:
+                return ids[added:] if ids[:added] == written[:added] else ids
         return ids
     try:
         return whole_numbers(prompt)

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from trimtab.errors import TrimtabError
+from trimtab.models.predictions import NOT_FINITE
 
 LARGEST = sys.float_info.max
 LEAST_TEMPERATURE = 1e-6  # logits over a smaller one may be no finite float32
@@ -169,5 +170,7 @@ class Sampler:
             scores = self._processors(torch.tensor([ids], device=scores.device), scores)
         if self._generator is None:
             return int(scores.argmax())
-        scores = self._warpers(None, scores)
-        return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))
+        probabilities = self._warpers(None, scores).softmax(-1)
+        if not bool(probabilities.isfinite().all()):
+            raise TrimtabError(f"{NOT_FINITE}: nothing can be drawn from it")
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))

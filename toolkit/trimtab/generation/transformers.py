@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -25,6 +27,7 @@ from trimtab.generation.sampling import Sampling, seed_of
 from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
 from trimtab.models.changes import lock_of
+from trimtab.models.predictions import require_finite
 
 KEPT = (
     "bos_token_id",
@@ -121,6 +124,17 @@ class _Reader(StoppingCriteria):
         return torch.tensor([self._text.stopped], device=input_ids.device)
 
 
+class _Finite(LogitsProcessor):
+    """Refuses predictions that are not finite, of which the first token would be chosen."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        require_finite(self._model, scores)
+        return scores
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -144,6 +158,11 @@ def generate(
         The most tokens of the prompt and its continuation.
     stop : sequence of str
         What ends a text before it.
+
+    Raises
+    ------
+    TrimtabError
+        If what the model predicts is not finite.
     """
     device = module_device(model.get_input_embeddings())
     ends = stop_tokens(model, output_tokenizer)
@@ -158,6 +177,7 @@ def generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=limit,
+            logits_processor=LogitsProcessorList([_Finite(model)]),
             stopping_criteria=reader,
             streamer=clock,
             **_drawing(sampling),

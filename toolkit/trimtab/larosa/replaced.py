@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import TrimtabError
 from trimtab.files import ROOM, made_temporary
+from trimtab.interrupts import uninterrupted
 
 
 @contextmanager
@@ -34,8 +35,8 @@ def replaced(parent: nn.Module, name: str, module: nn.Module, file: IO[bytes]) -
     """Put `module` in the place of the submodule `name` for the time of the ``with``.
 
     The parameters of the submodule are not in memory meanwhile: a file holds them, from which they
-    come back bit for bit. They leave memory once the file has been read back, so that a disk that
-    is full or fails loses nothing.
+    come back bit for bit, Ctrl-C or not. They leave memory once the file has been read back, so
+    that a disk that is full or fails loses nothing.
 
     Parameters
     ----------
@@ -65,10 +66,11 @@ def replaced(parent: nn.Module, name: str, module: nn.Module, file: IO[bytes]) -
         parent.set_submodule(name, module.eval())
         yield
     finally:
-        parent.set_submodule(name, original)
-        file.seek(start)
-        for parameter, (shape, dtype, device) in zip(parameters, kept, strict=True):
-            parameter.data = _read(file, shape, dtype).to(device)
+        with uninterrupted():
+            parent.set_submodule(name, original)
+            file.seek(start)
+            for parameter, (shape, dtype, device) in zip(parameters, kept, strict=True):
+                parameter.data = _read(file, shape, dtype).to(device)
 
 
 def _write(file: IO[bytes], parameters: Sequence[Tensor]) -> None:

@@ -15,6 +15,8 @@ from functools import wraps
 from threading import RLock
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from trimtab.interrupts import uninterrupted
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Changed = TypeVar("Changed")
@@ -73,7 +75,8 @@ def undone_in_order(
     """Make a generator function that changes its first argument a context manager.
 
     A change that is left before a later one of the same object is undone together with that one:
-    otherwise the later one would put back what the earlier one had made.
+    otherwise the later one would put back what the earlier one had made. Ctrl-C waits until it is
+    undone.
     """
     context = contextmanager(change)
 
@@ -89,7 +92,7 @@ def undone_in_order(
             yield made
         finally:
             own.left = True
-            with state.lock, ExitStack() as undo:
+            with state.lock, uninterrupted(), ExitStack() as undo:
                 kept = len(state.changes)
                 while kept and state.changes[kept - 1].left:
                     kept -= 1

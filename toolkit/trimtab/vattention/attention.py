@@ -7,7 +7,7 @@ steps, and PyTorch's attention for everything else.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,8 +116,23 @@ def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
     Whatever is set meanwhile, the model's own is set again afterwards.
     """
-    with _selected(model.config, model, name):
+    with ExitStack() as undo:
+        undo.enter_context(_selected(model.config, model, name))
+        for config in configs_beside(model):
+            undo.enter_context(_set(config, name))
         yield
+
+
+def configs_beside(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Return the configs, other than the model's own, that its modules read.
+
+    A layer that was copied, or comes from another model, has one.
+    """
+    found = {id(model.config): model.config}
+    for module in model.modules():
+        if isinstance(config := vars(module).get("config"), PreTrainedConfig):
+            found[id(config)] = config
+    return list(found.values())[1:]
 
 
 @undone_in_order  # for the config, which several models may share
@@ -128,6 +143,16 @@ def _selected(config: PreTrainedConfig, model: PreTrainedModel, name: str) -> It
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@undone_in_order
+def _set(config: PreTrainedConfig, name: str) -> Iterator[None]:
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 @contextmanager

@@ -1,0 +1,59 @@
+"""What a model must be to be measured as a language model, tried on a few tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trimtab.errors import MisfitError, TrimtabError
+from trimtab.models.adapter import module_device
+from trimtab.models.state import mend_not_finite
+
+PROBE = 16
+"""Tokens that a model is tried on."""
+CLOSE = 1e-3  # of the logits' spread: what rounding may change in them
+NOT_FINITE = "what the model predicts is not finite"
+
+
+@torch.inference_mode()
+def require_predictions(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Refuse a model whose predictions are not finite, or depend on later tokens.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        Tokens of a text, of which the first `PROBE` are read.
+
+    Raises
+    ------
+    TrimtabError
+        If they are not finite; it says what to do.
+    MisfitError
+        If the model sees later tokens, as those do that fill gaps in a text.
+    """
+    if len(ids) < 2:
+        return
+    run: Any = model
+    embedding: Any = model.get_input_embeddings()
+    text = torch.tensor([list(ids[:PROBE])], device=module_device(embedding))
+    half, other = text.shape[1] // 2, text.clone()
+    other[:, half:] = (text[:, half:] + 1) % len(embedding.weight)
+    found, changed = (run(input_ids=one, use_cache=False).logits[0] for one in (text, other))
+    require_finite(model, found)
+    before, after = found[:half].float(), changed[:half].float()
+    spread = (before - before.mean(-1, keepdim=True)).norm(dim=-1)
+    if bool(((before - after).norm(dim=-1) > CLOSE * spread).any()):
+        raise MisfitError(
+            f"{type(model).__name__} sees later tokens, by which what it predicts before them "
+            "differs: expected a decoder-only model, whose attention is causal"
+        )
+
+
+def require_finite(model: PreTrainedModel, logits: Tensor) -> None:
+    """Raise `TrimtabError` unless every row of logits [rows, vocabulary] has a largest number."""
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise TrimtabError(f"{NOT_FINITE}: {mend_not_finite(model)}")
