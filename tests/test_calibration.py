@@ -17,7 +17,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.conftest import tiny
-from trimtab import calibration
+from trimtab import calibration, checkpoints
 from trimtab.adaptivocab import AdaptiVocab
 from trimtab.artifact import DESCRIPTION
 from trimtab.calibration import calibrate, find
@@ -39,7 +39,8 @@ def heard(monkeypatch) -> dict[str, threading.Event]:
         if (event := events.get(message.split()[0])) is not None:
             event.set()
 
-    monkeypatch.setattr(calibration, "say", say)
+    for module in (calibration, checkpoints):
+        monkeypatch.setattr(module, "say", say)
     return events
 
 

@@ -78,7 +78,7 @@ def _lock(file: IO[bytes], folder: Path, setting: str, *, quiet: bool) -> bool:
             return True
         except BlockingIOError:
             if not quiet:
-                say(f"{folder} is being calibrated already: waiting for it")
+                say(f"Another calibration has {folder}: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
             return False
     except OSError as error:
