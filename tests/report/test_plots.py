@@ -18,7 +18,7 @@ from tests.report.cases import (
 )
 from trimtab.report import build_report
 from trimtab.report.attribution import attributions
-from trimtab.report.choice import choices, kv_share
+from trimtab.report.choice import choices
 from trimtab.report.columns import CHARTS, SPEEDUP
 from trimtab.report.load import load_jobs
 from trimtab.report.plots import compression, pareto, single, waterfall
@@ -156,8 +156,9 @@ def test_memory_is_weighed_against_quality_where_stacks_differ_in_it(tmp_path):
     plot = pareto.quality_plot(jobs, "")
     assert plot is not None
     assert [panel.title for panel in plot.panels] == [
-        "quality against speed (● on the front)", "quality against KV memory (● on the front)"
-    ]  # fmt: skip
+        "quality against speed (● on the front)",
+        "quality against KV memory of one text (● on the front)",
+    ]
     assert [job.label for job in pareto.front(jobs, pareto.MEMORY)] == ["a"]
 
 
@@ -189,11 +190,12 @@ def test_the_summary_has_the_figure_of_each_wish_and_says_what_noise_hides(tmp_p
     job["serving"] |= {"verdict": "faster"}
     job["speed"] |= {"prefill_speedup": interval(1.2, 0.6, 2.4),
                      "prefill_control": interval(1.0, 0.5, 2.0)}  # fmt: skip
-    (row,) = measured = loaded(tmp_path, job)
+    measured = loaded(tmp_path, job)
     table = markdown(dashboard(measured, [("", choices(measured))], "").panels[-1].table)
     assert "| `speed alone` | larosa | 1.50 [1.40, 1.60] |" in table
     assert "| `many requests at once` | larosa | 3.00 [2.80, 3.20] |" in table
-    assert f"| `least KV memory` | larosa | {kv_share(row):.0%} of the memory |" in table
+    assert "| `least KV memory, one text at a time` | larosa | 50% of the memory |" in table
+    assert "| `least KV memory, many requests at once` | larosa | 50% of the memory |" in table
     assert "| `the first token soon` | too noisy to say | " in table
     del job["speed"]["prefill_speedup"]
     measured = loaded(tmp_path / "again", job)

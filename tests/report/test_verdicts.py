@@ -175,9 +175,8 @@ def test_of_stacks_that_hold_as_little_one_that_changes_no_text_is_chosen(tmp_pa
         result("larosa vattention", (2.0, 1.9, 2.1), committed=1000),
         result("vattention", (1.5, 1.4, 1.6), lost=0.0, same=True, committed=1000),
     ]
-    assert chosen(written(tmp_path, jobs))["least KV memory"] == (
-        "vattention", ["larosa vattention"]
-    )  # fmt: skip
+    found = chosen(written(tmp_path, jobs))["least KV memory, one text at a time"]
+    assert found == ("vattention", ["larosa vattention"])
 
 
 def test_what_was_not_measured_is_neither_gained_nor_lost(tmp_path):
@@ -225,7 +224,8 @@ def test_the_stack_to_use_is_chosen_by_its_intervals(tmp_path):
         "speed alone": ("costly", []),
         "the first token soon": (None, []),
         "many requests at once": (None, []),
-        "least KV memory": ("saver", []),
+        "least KV memory, one text at a time": ("saver", []),
+        "least KV memory, many requests at once": (None, []),
     }
 
 
@@ -326,13 +326,22 @@ def test_a_job_beside_which_the_unmodified_model_was_slower_is_told(tmp_path):
     assert not warnings(rows[:3])
 
 
-def test_memory_is_chosen_by_serving_where_it_was_measured_and_ties_by_speed(tmp_path):
+def test_memory_of_one_text_and_of_many_requests_are_two_answers_that_name_each_other(tmp_path):
     jobs = [
-        result("one text", (1.2, 1.1, 1.3), committed=100),
+        result("frugal", (1.2, 1.1, 1.3), committed=100),
         serving(result("slower", (1.1, 1.0, 1.2), committed=5000), (2.0, 1.9, 2.1)),
         serving(result("many", (1.5, 1.4, 1.6), committed=5000), (2.0, 1.9, 2.1)),
     ]
-    assert chosen(written(tmp_path, jobs[1:]))["least KV memory"] == ("many", ["slower"])
+    found = chosen(written(tmp_path, jobs))
+    assert found["least KV memory, one text at a time"] == ("frugal", [])
+    assert found["least KV memory, many requests at once"] == ("many", ["slower"])
+    (setting,) = document(load_jobs(tmp_path), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    one = told["least KV memory, one text at a time"]
+    many = told["least KV memory, many requests at once"]
+    assert one.startswith("**`frugal`**: 5% of transformers' KV memory, of one text, at 1.20")
+    share = "50% of transformers' KV memory, of 16 requests together (of one text: 250%), at 1.50"
+    assert many.startswith(f"**`many`**, as above: {share}")
 
 
 def test_memory_that_only_serving_measured_was_measured(tmp_path):
@@ -340,11 +349,12 @@ def test_memory_that_only_serving_measured_was_measured(tmp_path):
     for server in job["serving"]["servers"]:
         server["kv_committed_bytes"] = 100
     job["kv"] = None
-    (found,) = (
+    one, many = (
         one for one in choices(load_jobs(written(tmp_path, [job]))) if "memory" in one.rule.wish
     )
-    assert found.best is None
-    assert found.measured
+    assert one.best is many.best is None
+    assert many.measured
+    assert not one.measured
 
 
 def test_where_nothing_is_faster_the_unmodified_model_stays(tmp_path):

@@ -8,9 +8,9 @@ from typing import Any
 
 from trimtab.evaluation.intervals import Estimate
 from trimtab.progress import duration
-from trimtab.report.choice import SAME, same_text
 from trimtab.report.figures import code, interval, listed
 from trimtab.report.job import Job
+from trimtab.report.rules import SAME, same_text
 from trimtab.report.verdict import (
     ALIKE,
     FASTER,

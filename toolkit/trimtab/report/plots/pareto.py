@@ -8,7 +8,6 @@ from textwrap import wrap
 
 from matplotlib.axes import Axes
 
-from trimtab.report.choice import kv_share
 from trimtab.report.figures import listed
 from trimtab.report.job import Job
 from trimtab.report.plots.panel import (
@@ -25,6 +24,7 @@ from trimtab.report.plots.panel import (
     numbers,
 )  # fmt: skip
 from trimtab.report.plots.places import spread
+from trimtab.report.rules import ONE_TEXT, TOGETHER, kv_share
 from trimtab.report.table import cell
 from trimtab.report.verdict import groups_of
 
@@ -70,28 +70,32 @@ class Point:
         return wrap(self.job.label, LETTERS, break_on_hyphens=False)
 
 
-def _memory(job: Job) -> dict[str, float] | None:
-    share = kv_share(job)
-    return None if share is None else dict.fromkeys(("estimate", "low", "high"), share)
-
-
 SPEED = Trade(
     "quality against speed",
     "speedup over the unmodified model (right is better)",
     lambda job: job.get("speed.speedup"),
     1,
 )
-MEMORY = Trade(
-    "quality against KV memory", "KV memory over transformers' (left is better)", _memory, -1
-)
+
+
+def _memory(title: str, held: str) -> Trade:
+    def value(job: Job) -> dict[str, float] | None:
+        share = kv_share(job, held)
+        return None if share is None else dict.fromkeys(("estimate", "low", "high"), share)
+
+    axis = "KV memory over transformers' (left is better)"
+    return Trade(f"quality against KV memory {title}", axis, value, -1)
+
+
+MEMORY = _memory("of one text", ONE_TEXT)
+SERVED = _memory("of many requests", TOGETHER)
 
 
 def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     """Return quality against speed, and against KV memory where stacks differ in it."""
     if not any(point.job.methods for point in _points(jobs, SPEED)):
         return None
-    shares = {point.value["estimate"] for point in _points(jobs, MEMORY)}
-    trades = [SPEED, MEMORY] if len(shares) > 1 else [SPEED]
+    trades = [SPEED, *(one for one in (MEMORY, SERVED) if _differ(_points(jobs, one)))]
     best = [job.label for job in front(jobs, SPEED)]
     if best:
         of = " of the same model, text and machine" if len(groups_of(jobs)) > 1 else ""
@@ -127,6 +131,10 @@ def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
         if value is not None and lost is not None:
             found.append(Point(job, value, lost))
     return found
+
+
+def _differ(points: Sequence[Point]) -> bool:
+    return len({point.value["estimate"] for point in points}) > 1
 
 
 def _panel(points: Sequence[Point], trade: Trade) -> Panel:
