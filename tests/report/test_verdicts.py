@@ -446,6 +446,31 @@ def test_what_was_disturbed_is_to_be_measured_again_with_its_command(tmp_path):
     ]
 
 
+def test_what_shortened_a_measurement_is_in_no_command_for_the_next_one(tmp_path):
+    short = ["speed.repeats=3", "speed.precision=0.1", "serving.repeats=2", "quality.windows=2"]
+    lists = ["serving.requests=[]", "~metrics.energy"]
+    kept = ["speed.warmup=2", "generation.new_tokens=64", "quality.tasks=[hellaswag]"]
+    jobs = [
+        result(name, (1.5, 1.4, 1.6), lost=0, same=True,
+               overrides=[f"methods={name}", "experiment=demo", *short, *lists, *kept])
+        for name in ("larosa", "vattention")
+    ]  # fmt: skip
+    jobs[0]["environment"]["load"] = {"busy": True, "reason": "others"}
+    for both in (False, True):
+        jobs[1]["environment"]["load"] = {"busy": both, "reason": "others"}
+        rows = load_jobs(written(tmp_path / str(both), jobs))
+        again, own = next_steps(rows, choices(rows))
+        assert ", without the settings that shortened the measurement: `python" in again
+        assert "speed.repeats" not in again + own
+        assert "speed.precision" not in again + own
+        assert "serving.repeats" not in again + own
+        assert "experiment=demo quality.windows=2 'serving.requests=[]' " in again
+        assert (
+            "your own model and text, without the settings that shortened the measurement: `python "
+            f"evaluate.py {kept[0]} {kept[1]} '{kept[2]}' methods="
+        ) in own
+
+
 def test_disturbed_rows_of_other_settings_are_measured_again_apart(tmp_path):
     jobs = [
         result(name, (1.5, 1.4, 1.6), methods=("larosa",), overrides=["methods=larosa", *typed])
