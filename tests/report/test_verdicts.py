@@ -170,6 +170,28 @@ def test_what_the_noise_hides_is_not_known_and_not_unchanged(tmp_path):
     assert server.startswith("serving: 1.00 [0.60, 1.60] times")
 
 
+def test_no_difference_in_speed_is_told_with_its_control(tmp_path):
+    job = result("larosa", (0.87, 0.8, 0.94))
+    job["speed"] |= {"verdict": "no difference found", "control": interval(0.97, 0.86, 1.02)}
+    assert (
+        "speed: no difference found, 0.87 [0.80, 0.94] times; its control: 0.97 [0.86, 1.02]"
+    ) in weighed(tmp_path, job)[2]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_written_as_no_change_is_neither_gained_nor_lost(tmp_path, sign):
+    ends = sorted(sign * end for end in (1e-5, 2e-4))
+    job = result("larosa", lost=0)
+    job["quality"]["bits_per_byte"]["difference"] = interval(sign * 1e-4, *ends)
+    job["quality"]["tasks"] = {"arc": task("acc", True, sign * 1e-4, *ends)}
+    job["energy"] = {"ratio": interval(1 + sign * 1e-4, *(1 + end for end in ends))}
+    gained, cost, alike = weighed(tmp_path, job)
+    assert not any(word in gained + cost for word in ("bits per byte", "arc", "energy"))
+    assert "no difference in quality found: +0.0% [+0.0%, +0.0%] bits per byte" in alike
+    assert "arc: no difference found" in alike
+    assert "energy per byte of text: 1.00 [1.00, 1.00] times" in alike
+
+
 def test_of_stacks_that_hold_as_little_one_that_changes_no_text_is_chosen(tmp_path):
     jobs = [
         result("larosa vattention", (2.0, 1.9, 2.1), committed=1000),
@@ -277,13 +299,48 @@ def test_what_serves_best_is_clear_of_the_control(tmp_path, speedup, control, co
 
 def test_where_noise_hides_the_answer_no_stack_is_advised_against(tmp_path):
     noisy = serving(result("noisy", (1.2, 0.6, 2.0), lost=0.1), (1.5, 0.5, 4.0))
-    noisy["speed"] |= {"verdict": "too noisy to say", "prefill_speedup": interval(1.0, 0.5, 2.0)}
+    noisy["speed"] |= {"verdict": "too noisy to say", "prefill_speedup": interval(1.0, 0.5, 2.0),
+                       "prefill_control": interval(1.0, 0.9, 1.1)}  # fmt: skip
     slow = result("slow", (0.5, 0.4, 0.6), lost=0, same=True)
     (setting,) = document(load_jobs(written(tmp_path, [noisy, slow])), [], []).settings
     told = {wish: said for wish, said, _ in setting.advice}
     assert told["the text must not change"] == "no stack: stay with the unmodified model"
-    for wish in ("speed alone", "the first token soon", "many requests at once"):
-        assert told[wish] == "cannot be said: the measurement was too noisy for `noisy`"
+    for wish, figure in (
+        ("speed alone", "1.20 [0.60, 2.00] times the speed"),
+        ("the first token soon", "the first token 1.00 [0.50, 2.00] times as fast; "
+                                 "its control: 1.00 [0.90, 1.10]"),
+    ):  # fmt: skip
+        assert told[wish] == (
+            "cannot be said: the measurement was too noisy for `noisy`. The best figure, of "
+            f"`noisy`: {figure}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("padded", "continuous", "over"),
+    [
+        ((3.16, 2.55, 3.91), (2.25, 0.02, 236.67), "continuous batching"),
+        ((1.5, 0.5, 4.0), (2.0, 1.9, 2.1), "padded generate"),
+        ((1.5, 0.5, 4.0), (2.25, 0.02, 236.67), "padded generate and continuous batching"),
+    ],
+)
+def test_a_comparison_of_servers_that_is_too_noisy_is_named_with_both_figures(
+    tmp_path, padded, continuous, over
+):
+    low = serving(result("low"), (1.1, 0.2, 6.0))
+    job = serving(result("vattention"), padded)
+    job["serving"] |= {
+        "speedup_continuous": interval(*continuous), "control": interval(0.98, 0.71, 1.35)
+    }  # fmt: skip
+    (setting,) = document(load_jobs(written(tmp_path, [low, job])), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}["many requests at once"]
+    first, second = ("{:.2f} [{:.2f}, {:.2f}]".format(*one) for one in (padded, continuous))
+    assert told == (
+        "cannot be said: the measurement was too noisy for `low` and `vattention`. The best "
+        f"figure, of `vattention`: 16 requests together at {first} times the requests per second "
+        f"of transformers' padded generate, {second} times continuous batching's; too noisy to say "
+        f"over {over}; its control: 0.98 [0.71, 1.35]"
+    )
 
 
 def test_what_serves_worse_than_continuous_batching_costs_that(tmp_path):

@@ -21,6 +21,7 @@ from trimtab.report.labels import shared
 from trimtab.report.notices import facts, warnings
 from trimtab.report.plots.panel import Plot
 from trimtab.report.published import published_table
+from trimtab.report.rules import doubt
 from trimtab.report.table import (
     Table,
     beside_table,
@@ -185,7 +186,9 @@ def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
             told = f"no answer, as what decides it was not measured: {why}"
         elif best is None and choice.noisy:
             noisy = listed([code(row.label) for row in choice.noisy])
-            told = f"cannot be said: the measurement was too noisy for {noisy}"
+            first = max(choice.noisy, key=rule.value)
+            told = f"cannot be said: the measurement was too noisy for {noisy}. "
+            told += f"The best figure, of {code(first.label)}: {doubt(rule, first)}"
         elif best is None:
             told = "no stack: stay with the unmodified model"
         elif best in told_of:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trimtab.report.figures import interval
+from trimtab.report.figures import interval, listed
 from trimtab.report.job import Job
 from trimtab.report.verdict import (
     ALIKE,
@@ -21,6 +21,7 @@ from trimtab.report.verdict import (
 BITS, QUALITY = "derived.bits_increase", "quality.bits_per_byte"
 SPEED, FIRST = "speed.speedup", "speed.prefill_speedup"
 SERVING, CONTINUOUS = "serving.speedup", "serving.speedup_continuous"
+CONTROLS = {SPEED: "speed.control", FIRST: "speed.prefill_control", SERVING: "serving.control"}
 ONE_TEXT, TOGETHER = "derived.kv_bytes_per_byte", "derived.serving_kv_bytes"
 TIES = "Among those that its interval cannot tell from it, one that does not change the text"
 SAME = 1e-3  # a difference of bits per byte, as a share, that is rounding
@@ -129,6 +130,19 @@ def _least(where: str, held: str, decides: str) -> Rule:
         lambda job: _memory_told(job, held),
         held=held,
     )
+
+
+def doubt(rule: Rule, job: Job) -> str:
+    """Return the figures of a job that was too noisy for a rule, and what they are not clear of."""
+    parts = [rule.told(job)]
+    peers = {"padded generate": serves, "continuous batching": serves_continuously}
+    unclear = [peer for peer, found in peers.items() if found(job) == NOISY]
+    if rule.figure == SERVING:
+        parts.append(f"too noisy to say over {listed(unclear)}")
+    control = job.get(CONTROLS.get(str(rule.figure), ""))
+    if control is not None:
+        parts.append(f"its control: {interval(control, '.2f')}")
+    return "; ".join(parts)
 
 
 def _memory_told(job: Job, held: str) -> str:
