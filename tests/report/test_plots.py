@@ -98,6 +98,27 @@ def test_a_title_ranks_no_rows_that_do_not_compare(tmp_path, section, changed):
         )
 
 
+@pytest.mark.parametrize("others", [1.5, 1.0])
+def test_a_title_ranks_no_row_that_the_machine_was_not_the_same_for(tmp_path, others):
+    jobs = [serving(result(name, (speed, speed - 0.1, speed + 0.1)), (speed, 0.95 * speed, 4.0))
+            for name, speed in (("a", others), ("b", others), ("moved", 3.0))]  # fmt: skip
+    jobs[-1]["speed"]["ms_per_byte"] = {"baseline": about(9.0), "candidate": about(3.0)}
+    found = loaded(tmp_path, *jobs)
+    plots = pareto.quality_plot(found, ""), serving_plot(found, "")
+    titles = [finding(SPEED, found), *(plot.title for plot in plots if plot is not None)]
+    if others > 1:
+        assert titles[0] == "Fastest: a and b, 1.50 times the unmodified model; not ranked: moved"
+        assert titles[1].endswith("than a and b; not ranked: moved")
+        assert titles[2].startswith("a answers 1.50")
+        assert titles[2].endswith("; not ranked: moved")
+    else:
+        why = "not ranked, as the machine was not the same for them"
+        assert titles[0].startswith("Better than the unmodified model: moved (speedup per byte")
+        assert titles[0].endswith(why)
+        assert titles[1].startswith("No stack that is ranked is faster than the unmodified model")
+        assert titles[2] == f"More requests per second than padded generate: moved; {why}"
+
+
 def test_kv_caches_of_requests_of_other_lengths_are_not_ranked(tmp_path):
     jobs = [serving(result(name), (1.2, 1.1, 1.3)) for name in "ab"]
     for job, size in zip(jobs, (100, 200), strict=True):

@@ -21,6 +21,7 @@ from trimtab.report.document import document
 from trimtab.report.load import load_jobs
 from trimtab.report.notices import warnings
 from trimtab.report.seeds import rows as rows_of
+from trimtab.report.table import main_table, markdown
 from trimtab.report.verdict import groups_of, verdict
 
 
@@ -190,6 +191,31 @@ def test_what_is_written_as_no_change_is_neither_gained_nor_lost(tmp_path, sign)
     assert "no difference in quality found: +0.0% [+0.0%, +0.0%] bits per byte" in alike
     assert "arc: no difference found" in alike
     assert "energy per byte of text: 1.00 [1.00, 1.00] times" in alike
+
+
+def test_a_stack_beside_which_the_machine_was_not_the_same_is_not_ranked(tmp_path):
+    jobs = [result(name, (speed, speed - 0.1, speed + 0.1))
+            for name, speed in (("a", 1.5), ("b", 1.2), ("moved", 3.0))]  # fmt: skip
+    jobs[-1]["speed"]["ms_per_byte"] = {"baseline": about(5.0), "candidate": about(3.0)}
+    jobs = [serving(job, (2.0, 1.9, 2.1)) for job in jobs]
+    (setting,) = document(rows := load_jobs(written(tmp_path, jobs)), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    apart = "Not ranked, as the machine was not the same for it: `moved`"
+    for wish, start in (("speed alone", "**`a`**, as above"), ("many requests at once", "**`a`**")):
+        assert told[wish].startswith(start)
+        assert told[wish].endswith(apart)
+    assert "ranked" not in told["least KV memory, one text at a time"]
+    table = markdown(main_table(rows))
+    assert "| faster, not ranked |" in next(
+        line for line in table.splitlines() if line.startswith("| `moved`")
+    )
+    assert table.count("not ranked") == 1
+    assert "the machine was not the same" in main_table(rows).note
+    for job in jobs[:2]:
+        job["speed"]["speedup"] = interval(1.0, 0.9, 1.1)
+    (setting,) = document(load_jobs(written(tmp_path / "one", jobs)), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    assert told["speed alone"] == f"cannot be said. {apart}"
 
 
 def test_of_stacks_that_hold_as_little_one_that_changes_no_text_is_chosen(tmp_path):
@@ -376,7 +402,8 @@ def test_a_job_beside_which_the_unmodified_model_was_slower_is_told(tmp_path):
     rows = load_jobs(written(tmp_path, [*jobs, longer]))
     (warning,) = warnings(rows)
     assert warning.startswith("`moved`: while it was timed, the unmodified model took 5.00 ms")
-    assert "in the median of all jobs of this kind it took 4.00" in warning
+    alike = "with the same model, texts, machine and memory pages"
+    assert f"in the median of all jobs of its sweep {alike} it took 4.00" in warning
     (again, *_) = next_steps(rows, [])
     assert again.startswith("Measure `moved` again on a quiet machine")
     assert not warnings(rows[2:4])  # two are too few to say which of them is the odd one

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trimtab.report.figures import interval
 from trimtab.report.job import Job
+from trimtab.report.notices import moved
 from trimtab.report.rules import RULES, Rule, kv_share, same_text
 from trimtab.report.verdict import FASTER, NOISY
 
@@ -24,6 +25,8 @@ class Choice:
         Those that the intervals cannot tell from it.
     noisy : tuple of Job
         Those whose measurement was too noisy to say.
+    apart : tuple of Job
+        Those that meet the wish and are not ranked, as the machine was not the same for them.
     lacking : str or None
         What decides and no row has.
     """
@@ -32,6 +35,7 @@ class Choice:
     best: Job | None
     equal: tuple[Job, ...]
     noisy: tuple[Job, ...]
+    apart: tuple[Job, ...]
     lacking: str | None
 
     @property
@@ -51,11 +55,14 @@ class Choice:
 def choices(rows: Sequence[Job]) -> list[Choice]:
     """Return one choice a rule among rows of one model, text and machine."""
     found = []
+    elsewhere = [row for row in rows if moved(row, rows)]
     for rule in RULES:
         admitted = [row for row in rows if row.ok and row.methods and rule.admits(row, rows)]
         said = [rule.judged(row, rows) if rule.judged else FASTER for row in admitted]
         fit = [row for row, one in zip(admitted, said, strict=True) if one == FASTER]
         noisy = tuple(row for row, one in zip(admitted, said, strict=True) if one == NOISY)
+        apart = tuple(row for row in fit if rule.figure and row in elsewhere)
+        fit = [row for row in fit if row not in apart]
         best = max(fit, key=rule.value, default=None)
         equal = [] if best is None else _equal(best, fit, rule)
         alike = [row for row in equal if same_text(row)]
@@ -63,8 +70,9 @@ def choices(rows: Sequence[Job]) -> list[Choice]:
             best = max(alike, key=rule.value)
             equal = _equal(best, fit, rule)
         stacks = [row for row in rows if row.methods] or rows
-        lacking = _lacking(rule, stacks) if best is None and not noisy else None
-        found.append(Choice(rule, best, tuple(equal), noisy, lacking))
+        unmet = best is None and not noisy and not apart
+        lacking = _lacking(rule, stacks) if unmet else None
+        found.append(Choice(rule, best, tuple(equal), noisy, apart, lacking))
     return found
 
 

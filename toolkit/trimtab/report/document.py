@@ -5,7 +5,7 @@ Texts are Markdown without blocks: `code` and **bold** alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab.report.advice import added, next_steps, unmeasured
@@ -21,7 +21,7 @@ from trimtab.report.labels import shared
 from trimtab.report.notices import facts, warnings
 from trimtab.report.plots.panel import Plot
 from trimtab.report.published import published_table
-from trimtab.report.rules import doubt
+from trimtab.report.recommended import recommended
 from trimtab.report.table import (
     Table,
     beside_table,
@@ -170,38 +170,9 @@ def _setting(group: Sequence[Job], name: str) -> Setting:
         for row in group
         if row.methods
     )
-    advice = tuple(_advice(group)) if stacks else ()
+    advice = tuple(recommended(group)) if stacks else ()
     controls = tuple(control_told(row) for row in group if not row.methods)
     return Setting(name, advice, stacks, controls, extent(group))
-
-
-def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
-    """Yield a wish, the stack for it and the rule; what a stack costs is told once."""
-    told_of: list[Job] = []
-    for choice in choices(group):
-        best, rule = choice.best, choice.rule
-        if choice.lacking is not None:
-            reasons = dict.fromkeys(row.reason(choice.lacking) for row in group)
-            why = "; ".join(filter(None, reasons)) or "the jobs left it out"
-            told = f"no answer, as what decides it was not measured: {why}"
-        elif best is None and choice.noisy:
-            noisy = listed([code(row.label) for row in choice.noisy])
-            first = max(choice.noisy, key=rule.value)
-            told = f"cannot be said: the measurement was too noisy for {noisy}. "
-            told += f"The best figure, of {code(first.label)}: {doubt(rule, first)}"
-        elif best is None:
-            told = "no stack: stay with the unmodified model"
-        elif best in told_of:
-            told = f"**{code(best.label)}**, as above: {rule.told(best)}"
-        else:
-            told_of.append(best)
-            cost = "; ".join(balance(best, group).cost)
-            told = f"**{code(best.label)}**: {rule.told(best)}; "
-            told += f"it costs: {cost}" if cost else "nothing measured got worse"
-        if choice.equal:
-            equal = listed([code(row.label) for row in choice.equal])
-            told += f". No measurable difference from it: {equal}"
-        yield rule.wish, told, rule.how
 
 
 def _ran(row: Job) -> str:

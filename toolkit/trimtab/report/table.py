@@ -11,6 +11,7 @@ from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, SERVERS
 from trimtab.report.figures import code, middle, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
+from trimtab.report.notices import moved
 from trimtab.report.verdict import verdict
 
 
@@ -67,6 +68,10 @@ AMOUNTS = (
     "What the unmodified model took, measured beside the stack, → what the stack took. Tokens are "
     "those of the timed texts in the first `speed.repeats` rounds; texts run one at a time."
 )
+UNRANKED = (
+    "`not ranked`: the machine was not the same while this row was timed, as a warning says; its "
+    "ratios are no better or worse than the others'."
+)
 SERVING = (
     "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
     "the others are transformers' own: `padded` generate, the same once more as `control`, whose "
@@ -97,6 +102,7 @@ def main_table(rows: Sequence[Job]) -> Table:
     told = _differing(rows)
     heads = ("stack", *(one.title for one in shown), "verdict", *(name for name, _ in told))
     lines: list[tuple[Cell, ...]] = []
+    note = ""
     for row in rows:
         first = stack_cell(row.label)
         if not row.ok:
@@ -106,9 +112,11 @@ def main_table(rows: Sequence[Job]) -> Table:
         figures = (cell(row.get(one.field), one.form, one.scale) for one in shown)
         facts = (cell(fact(row)) for _, fact in told)
         found = verdict(row, rows) if row.methods else "control"
+        if moved(row, rows):
+            found, note = f"{found}, not ranked", UNRANKED
         lines.append((first, *figures, cell(found), *facts))
     legend = tuple((one.title, one.meaning) for one in shown if one.meaning)
-    return Table("All figures", heads, tuple(lines), legend)
+    return Table("All figures", heads, tuple(lines), legend, note)
 
 
 def amount(job: Job, series: Series) -> str:

@@ -56,4 +56,6 @@ def _said(choice: Choice) -> str:
         return choice.best.label
     if not choice.measured:
         return "not measured"
-    return NOISY if choice.noisy else NONE_FITS
+    if choice.noisy:
+        return NOISY
+    return "not ranked" if choice.apart else NONE_FITS

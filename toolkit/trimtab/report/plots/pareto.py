@@ -8,8 +8,9 @@ from textwrap import wrap
 
 from matplotlib.axes import Axes
 
-from trimtab.report.figures import listed
+from trimtab.report.figures import listed, named
 from trimtab.report.job import Job
+from trimtab.report.notices import moved
 from trimtab.report.plots.panel import (
     ACCENT,
     FAINT,
@@ -97,11 +98,14 @@ def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
         return None
     trades = [SPEED, *(one for one in (MEMORY, SERVED) if _differ(_points(jobs, one)))]
     best = [job.label for job in front(jobs, SPEED)]
+    apart = [job.label for job in jobs if job.methods and _apart(job, jobs, SPEED)]
     if best:
         of = " of the same model, text and machine" if len(groups_of(jobs)) > 1 else ""
         title = f"Nothing{of} is both faster and better in bits per byte than {listed(best)}"
     else:
-        title = "No stack is faster than the unmodified model: it is the whole front"
+        ranked = " that is ranked" if apart else ""
+        title = f"No stack{ranked} is faster than the unmodified model: it is the whole front"
+    title += f"; not ranked: {named(apart)}" if apart else ""
     return Plot(FILE, title, tuple(_panel(_points(jobs, one), one) for one in trades), note)
 
 
@@ -113,7 +117,10 @@ def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
     """
     found = []
     for group in groups_of(jobs):
-        points = [point for point in _points(group, trade) if point.job.methods]
+        points = [
+            point for point in _points(group, trade)
+            if point.job.methods and not _apart(point.job, group, trade)
+        ]  # fmt: skip
         places = [
             (trade.sign * point.value["estimate"], point.lost["estimate"]) for point in points
         ]
@@ -122,6 +129,11 @@ def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
             if not any(g >= gain and b <= loss and (g, b) != (gain, loss) for g, b in others):
                 found.append(point.job)
     return found
+
+
+def _apart(job: Job, jobs: Sequence[Job], trade: Trade) -> bool:
+    """Return whether a job's figure is timed, and the machine was not the same for it."""
+    return trade is SPEED and bool(moved(job, jobs))
 
 
 def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
