@@ -92,7 +92,9 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
         labels = listed([code(row.label) for row in those])
         step = f"Measure {labels} again on a quiet machine, as {why}"
         steps.append(_with(step, told, shortening(overrides(those[0]), ROUNDS)))
-    best = next((choice.best for choice in found if choice.best is not None), None)
+    chosen = [choice.best for choice in found if choice.best is not None]
+    tried = [row for row in rows if row.methods and row.random_weights]
+    best = next(iter(chosen), max(tried, key=lambda row: len(row.methods), default=None))
     if best is not None:
         short = shortening(overrides(best), EXTENT)
         other = [one for one in overrides(best) if one.startswith(OTHERS)]

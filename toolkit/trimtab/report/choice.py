@@ -53,7 +53,12 @@ class Choice:
 
 
 def choices(rows: Sequence[Job]) -> list[Choice]:
-    """Return one choice a rule among rows of one model, text and machine."""
+    """Return one choice a rule among rows of one model, text and machine.
+
+    There is none where its weights are random.
+    """
+    if any(row.random_weights for row in rows):
+        return []
     found = []
     elsewhere = [row for row in rows if moved(row, rows)]
     for rule in RULES:

@@ -105,6 +105,11 @@ READING = (
     "field."
 )
 
+RANDOM = (
+    "No stack is recommended: the weights are random, so that quality is not measured, and what "
+    "drafts or tokens gain on their texts says nothing of a trained model."
+)
+
 
 def document(
     rows: Sequence[Job],
@@ -131,8 +136,7 @@ def document(
     )  # fmt: skip
     chosen = [choice for group in groups for choice in choices(group)]
     return Document(
-        title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
-        or "no job succeeded",
+        title=" and ".join(dict.fromkeys(map(_model, measured))) or "no job succeeded",
         counted=_counted(rows, failed, more),
         shared=", ".join(code(one.removeprefix("methods.")) for one in shared(rows)),
         drawn=not more,
@@ -172,7 +176,13 @@ def _setting(group: Sequence[Job], name: str) -> Setting:
     )
     advice = tuple(recommended(group)) if stacks else ()
     controls = tuple(control_told(row) for row in group if not row.methods)
+    if any(row.random_weights for row in group):
+        controls = (RANDOM, *controls)
     return Setting(name, advice, stacks, controls, extent(group))
+
+
+def _model(row: Job) -> str:
+    return str(row.get("model.name")) + " (random weights)" * row.random_weights
 
 
 def _ran(row: Job) -> str:
