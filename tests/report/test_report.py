@@ -20,7 +20,7 @@ from trimtab.report.__main__ import main as report_main
 from trimtab.report.data import csv_table
 from trimtab.report.derive import derived
 from trimtab.report.load import load_jobs
-from trimtab.report.table import main_table, markdown
+from trimtab.report.table import beside_table, main_table, markdown
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -284,6 +284,16 @@ def test_what_was_not_measured_is_a_dash_and_what_no_job_has_no_column(tmp_path)
         "-", "12.3%", "34.5%"
     )  # fmt: skip
     assert "perplexity" not in cells
+
+
+def test_what_was_found_is_the_first_that_a_table_shows(tmp_path):
+    beside = beside_table(jobs := load_jobs(written(tmp_path, [result("larosa")])))
+    assert beside is not None
+    assert main_table(jobs).heads[:3] == ("stack", "speedup", "verdict")
+    assert beside.heads[:2] == ("stack", "speedup per byte of text")
+    without = result("vattention") | {"speed": None}
+    jobs = load_jobs(written(tmp_path / "without", [without]))
+    assert main_table(jobs).heads[:2] == ("stack", "verdict")
 
 
 def test_the_csv_holds_every_scalar_under_its_dotted_name(sweep):

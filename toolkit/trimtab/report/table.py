@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.evaluation.display import Column, Series
-from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, SERVERS
+from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, FIRST, SERVERS
 from trimtab.report.figures import code, middle, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
@@ -70,7 +70,7 @@ AMOUNTS = (
 )
 UNRANKED = (
     "`not ranked`: the machine was not the same while this row was timed, as a warning says; its "
-    "ratios are no better or worse than the others'."
+    "ratios do not compare with the others'."
 )
 SERVING = (
     "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
@@ -100,21 +100,24 @@ def main_table(rows: Sequence[Job]) -> Table:
     shown = [one for one in COLUMNS if one.always or any(row.get(one.field) is not None
                                                          for row in rows)]  # fmt: skip
     told = _differing(rows)
-    heads = ("stack", *(one.title for one in shown), "verdict", *(name for name, _ in told))
+    first = sum(one.field == FIRST for one in shown)  # columns before the verdict
+    titles = [one.title for one in shown]
+    names = [name for name, _ in told]
+    heads = ("stack", *titles[:first], "verdict", *titles[first:], *names)
     lines: list[tuple[Cell, ...]] = []
     note = ""
     for row in rows:
-        first = stack_cell(row.label)
+        label = stack_cell(row.label)
         if not row.ok:
             message = f"**failed**: {escaped(str(row.content.get('message')))}"
-            lines.append((first, Cell(message, span=len(heads) - 1)))
+            lines.append((label, Cell(message, span=len(heads) - 1)))
             continue
-        figures = (cell(row.get(one.field), one.form, one.scale) for one in shown)
+        figures = [cell(row.get(one.field), one.form, one.scale) for one in shown]
         facts = (cell(fact(row)) for _, fact in told)
         found = verdict(row, rows) if row.methods else "control"
         if moved(row, rows):
             found, note = f"{found}, not ranked", UNRANKED
-        lines.append((first, *figures, cell(found), *facts))
+        lines.append((label, *figures[:first], cell(found), *figures[first:], *facts))
     legend = tuple((one.title, one.meaning) for one in shown if one.meaning)
     return Table("All figures", heads, tuple(lines), legend, note)
 
