@@ -45,9 +45,11 @@ def finding(chart: Chart, jobs: Sequence[Job]) -> str:
 
     It names those, too, that the intervals cannot tell from it. Where the panel's rows do not
     compare with each other, it says which stacks are better than the unmodified model beside them.
+    Panels before it in which no stack is better are named.
     """
     if not any(job.methods for job in jobs):
         return "The unmodified model against itself: no stack was measured"
+    passed: list[str] = []
     for series in chart.panels:
         better = _better(series, jobs) if series.finding else []
         ranked = [job for job in better if not _apart(series, job, jobs)]
@@ -68,7 +70,10 @@ def finding(chart: Chart, jobs: Sequence[Job]) -> str:
             near = [job for job in ranked if job not in best and _overlap(job, first, series)]
             apart = [job for job in better if job not in ranked]
             title += f"; cannot be told from it: {_of(near)}" if near else ""
-            return title + (f"; not ranked: {_of(apart)}" if apart else "")
+            title += f"; not ranked: {_of(apart)}" if apart else ""
+            return title + "".join(f"; no stack is better in: {one}" for one in passed)
+        if series.finding and any(_has(series, job) for job in jobs):
+            passed.append(series.title)
     return chart.nothing
 
 
