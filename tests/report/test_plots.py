@@ -18,7 +18,7 @@ from tests.report.cases import (
 )
 from trimtab.report import build_report
 from trimtab.report.attribution import attributions
-from trimtab.report.choice import choices, kv_share
+from trimtab.report.choice import choices
 from trimtab.report.columns import CHARTS, SPEEDUP
 from trimtab.report.load import load_jobs
 from trimtab.report.plots import compression, pareto, single, waterfall
@@ -69,7 +69,10 @@ def test_a_title_is_of_the_first_panel_in_which_a_stack_is_better(tmp_path):
     job = result("drafting")
     job["tokens"]["candidate"] = 1000
     found = loaded(tmp_path, job)
-    assert finding(TOKENS, found) == "Fewest forward passes for the same text: drafting, 131"
+    assert finding(TOKENS, found) == (
+        "Fewest forward passes for the same text: drafting, 131; "
+        "no stack is better in: tokens, prompts and outputs"
+    )
 
 
 def test_a_stack_that_is_faster_with_fewer_tokens_has_the_most_texts(tmp_path):
@@ -77,7 +80,10 @@ def test_a_stack_that_is_faster_with_fewer_tokens_has_the_most_texts(tmp_path):
     job["speed"] |= {"decode_tokens_per_s": {"baseline": about(10.0), "candidate": about(8.0)},
                      "texts_per_s": {"baseline": about(2.0), "candidate": about(3.0)}}  # fmt: skip
     found = loaded(tmp_path, job)
-    assert finding(THROUGHPUT, found) == "Most texts per second, one at a time: merging, 3.00"
+    assert finding(THROUGHPUT, found) == (
+        "Most texts per second, one at a time: merging, 3.00; "
+        "no stack is better in: decoding, tokens/s"
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,13 +104,37 @@ def test_a_title_ranks_no_rows_that_do_not_compare(tmp_path, section, changed):
         )
 
 
+@pytest.mark.parametrize("others", [1.5, 1.0])
+def test_a_title_ranks_no_row_that_the_machine_was_not_the_same_for(tmp_path, others):
+    jobs = [serving(result(name, (speed, speed - 0.1, speed + 0.1)), (speed, 0.95 * speed, 4.0))
+            for name, speed in (("a", others), ("b", others), ("moved", 3.0))]  # fmt: skip
+    jobs[-1]["speed"]["ms_per_byte"] = {"baseline": about(9.0), "candidate": about(3.0)}
+    found = loaded(tmp_path, *jobs)
+    plots = pareto.quality_plot(found, ""), serving_plot(found, "")
+    titles = [finding(SPEED, found), *(plot.title for plot in plots if plot is not None)]
+    if others > 1:
+        assert titles[0] == "Fastest: a and b, 1.50 times the unmodified model; not ranked: moved"
+        assert titles[1].endswith("than a and b; not ranked: moved")
+        assert titles[2].startswith("a answers 1.50")
+        assert titles[2].endswith("; not ranked: moved")
+    else:
+        why = "not ranked, as the machine was not the same for them"
+        assert titles[0].startswith("Better than the unmodified model: moved (speedup per byte")
+        assert titles[0].endswith(why)
+        assert titles[1].startswith("No stack that is ranked is faster than the unmodified model")
+        assert titles[2] == f"More requests per second than padded generate: moved; {why}"
+
+
 def test_kv_caches_of_requests_of_other_lengths_are_not_ranked(tmp_path):
     jobs = [serving(result(name), (1.2, 1.1, 1.3)) for name in "ab"]
     for job, size in zip(jobs, (100, 200), strict=True):
         job["samples"]["serving_requests"] = [{"requests": 8, "prompt_bytes": size, "bytes": 9}]
     found = loaded(tmp_path, *jobs)
     assert "(KV cache held while serving, MB); not ranked" in finding(MEMORY, found)
-    assert finding(MEMORY, found[:1]) == "Smallest KV cache while serving: a, 16.0 MB"
+    assert finding(MEMORY, found[:1]) == (
+        "Smallest KV cache while serving: a, 16.0 MB; "
+        "no stack is better in: KV cache held for one text, MB"
+    )
 
 
 def test_a_panel_holds_the_jobs_that_have_its_figure_and_their_numbers(tmp_path):
@@ -156,8 +186,9 @@ def test_memory_is_weighed_against_quality_where_stacks_differ_in_it(tmp_path):
     plot = pareto.quality_plot(jobs, "")
     assert plot is not None
     assert [panel.title for panel in plot.panels] == [
-        "quality against speed (● on the front)", "quality against KV memory (● on the front)"
-    ]  # fmt: skip
+        "quality against speed (● on the front)",
+        "quality against KV memory of one text (● on the front)",
+    ]
     assert [job.label for job in pareto.front(jobs, pareto.MEMORY)] == ["a"]
 
 
@@ -189,11 +220,12 @@ def test_the_summary_has_the_figure_of_each_wish_and_says_what_noise_hides(tmp_p
     job["serving"] |= {"verdict": "faster"}
     job["speed"] |= {"prefill_speedup": interval(1.2, 0.6, 2.4),
                      "prefill_control": interval(1.0, 0.5, 2.0)}  # fmt: skip
-    (row,) = measured = loaded(tmp_path, job)
+    measured = loaded(tmp_path, job)
     table = markdown(dashboard(measured, [("", choices(measured))], "").panels[-1].table)
     assert "| `speed alone` | larosa | 1.50 [1.40, 1.60] |" in table
     assert "| `many requests at once` | larosa | 3.00 [2.80, 3.20] |" in table
-    assert f"| `least KV memory` | larosa | {kv_share(row):.0%} of the memory |" in table
+    assert "| `least KV memory, one text at a time` | larosa | 50% of the memory |" in table
+    assert "| `least KV memory, many requests at once` | larosa | 50% of the memory |" in table
     assert "| `the first token soon` | too noisy to say | " in table
     del job["speed"]["prefill_speedup"]
     measured = loaded(tmp_path / "again", job)

@@ -94,6 +94,6 @@ def test_amounts_are_beside_the_unmodified_models(tmp_path):
     job["speed"]["texts_per_s"] = {"baseline": about(0.5), "candidate": about(1.0)}
     text = build_report(written(tmp_path, [job])).read_text()
     assert (
-        "| `fused` | 1,000 → 877 | 50.0 → 43.9 | 0.0 → 0.0 | 0.50 [0.45, 0.55] → 1.00 [0.90, 1.10] "
-        "| 10.0 [9.0, 11.0] → 20.0 [18.0, 22.0] | 2.00 [1.90, 2.10] |"
+        "| `fused` | 2.00 [1.90, 2.10] | 1,000 → 877 | 50.0 → 43.9 | 0.0 → 0.0 "
+        "| 0.50 [0.45, 0.55] → 1.00 [0.90, 1.10] | 10.0 [9.0, 11.0] → 20.0 [18.0, 22.0] |"
     ) in text

@@ -13,13 +13,14 @@ import pytest
 
 from tests.report.cases import ERROR, budgeted, compressing, result, serving, sparse, written
 from trimtab.errors import TrimtabError
+from trimtab.evaluation.run import RANDOM
 from trimtab.evaluation.schema import SCHEMA
 from trimtab.report import build, build_report
 from trimtab.report.__main__ import main as report_main
 from trimtab.report.data import csv_table
 from trimtab.report.derive import derived
 from trimtab.report.load import load_jobs
-from trimtab.report.table import main_table, markdown
+from trimtab.report.table import beside_table, main_table, markdown
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -285,6 +286,16 @@ def test_what_was_not_measured_is_a_dash_and_what_no_job_has_no_column(tmp_path)
     assert "perplexity" not in cells
 
 
+def test_what_was_found_is_the_first_that_a_table_shows(tmp_path):
+    beside = beside_table(jobs := load_jobs(written(tmp_path, [result("larosa")])))
+    assert beside is not None
+    assert main_table(jobs).heads[:3] == ("stack", "speedup", "verdict")
+    assert beside.heads[:2] == ("stack", "speedup per byte of text")
+    without = result("vattention") | {"speed": None}
+    jobs = load_jobs(written(tmp_path / "without", [without]))
+    assert main_table(jobs).heads[:2] == ("stack", "verdict")
+
+
 def test_the_csv_holds_every_scalar_under_its_dotted_name(sweep):
     rows = list(csv.DictReader(io.StringIO(csv_table(load_jobs(sweep)))))
     assert rows[1]["speed.speedup.low"] == "1.4"
@@ -375,12 +386,37 @@ def test_without_a_dynamic_cache_the_memory_per_byte_is_null(tmp_path):
 
 
 def test_without_quality_its_plot_is_left_out_and_the_report_says_why(tmp_path):
-    job = result("random") | {"quality": None, "reasons": {"quality": "its weights are random"}}
+    job = result("odd") | {"quality": None, "reasons": {"quality": "no text is held out"}}
     text = build_report(written(tmp_path, [job])).read_text("utf-8")
     assert "quality_versus_speed" not in text
-    assert "- quality: its weights are random\n" in text
-    told = "no answer, as what decides it was not measured: its weights are random"
+    assert "- quality: no text is held out\n" in text
+    told = "no answer, as what decides it was not measured: no text is held out"
     assert f"- the text must not change: {told}" in text
+
+
+def test_of_random_weights_no_stack_is_recommended_and_every_title_says_so(tmp_path):
+    jobs = [budgeted(serving(result(name, (1.5, 1.4, 1.6), methods=tuple(name)), (2.0, 1.9, 2.1)))
+            for name in ("a", "ab")]  # fmt: skip
+    for job in jobs:
+        job["quality"] = None
+        job["reasons"] = {"quality.bits_per_byte": RANDOM}
+        job["overrides"] = [f"methods={job['label']}", "model=random"]
+    text = build_report(written(tmp_path, jobs)).read_text()
+    assert text.startswith("# Trimtab report: tiny (random weights)\n")
+    assert "\n### tiny on words, A CPU, 2 threads, random weights\n" in text
+    told, _, after = text.partition("## What to do next")
+    assert "- No stack is recommended: the weights are random, " in told
+    assert "**" not in told
+    assert "Measure `ab` on your own model and text: `python evaluate.py 'methods=[a,b]' " in after
+    titles = [line[2:].partition("]")[0] for line in text.splitlines() if line.startswith("![")]
+    assert len(titles) >= 6
+    assert all(title.startswith("Random weights: ") for title in titles)
+    assert "bits per byte" not in "".join(titles)
+    other = result("c", (1.5, 1.4, 1.6))
+    other["model"]["fingerprint"] = "g"
+    text = build_report(written(tmp_path / "mixed", [*jobs, other])).read_text()
+    assert "![Random weights among the models: " in text
+    assert "- speed alone: **`c" in text
 
 
 def test_compression_is_told_with_its_control(tmp_path):

@@ -21,6 +21,7 @@ from trimtab.report.document import document
 from trimtab.report.load import load_jobs
 from trimtab.report.notices import warnings
 from trimtab.report.seeds import rows as rows_of
+from trimtab.report.table import main_table, markdown
 from trimtab.report.verdict import groups_of, verdict
 
 
@@ -170,14 +171,60 @@ def test_what_the_noise_hides_is_not_known_and_not_unchanged(tmp_path):
     assert server.startswith("serving: 1.00 [0.60, 1.60] times")
 
 
+def test_no_difference_in_speed_is_told_with_its_control(tmp_path):
+    job = result("larosa", (0.87, 0.8, 0.94))
+    job["speed"] |= {"verdict": "no difference found", "control": interval(0.97, 0.86, 1.02)}
+    assert (
+        "speed: no difference found, 0.87 [0.80, 0.94] times; its control: 0.97 [0.86, 1.02]"
+    ) in weighed(tmp_path, job)[2]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_written_as_no_change_is_neither_gained_nor_lost(tmp_path, sign):
+    ends = sorted(sign * end for end in (1e-5, 2e-4))
+    job = result("larosa", lost=0)
+    job["quality"]["bits_per_byte"]["difference"] = interval(sign * 1e-4, *ends)
+    job["quality"]["tasks"] = {"arc": task("acc", True, sign * 1e-4, *ends)}
+    job["energy"] = {"ratio": interval(1 + sign * 1e-4, *(1 + end for end in ends))}
+    gained, cost, alike = weighed(tmp_path, job)
+    assert not any(word in gained + cost for word in ("bits per byte", "arc", "energy"))
+    assert "no difference in quality found: +0.0% [+0.0%, +0.0%] bits per byte" in alike
+    assert "arc: no difference found" in alike
+    assert "energy per byte of text: 1.00 [1.00, 1.00] times" in alike
+
+
+def test_a_stack_beside_which_the_machine_was_not_the_same_is_not_ranked(tmp_path):
+    jobs = [result(name, (speed, speed - 0.1, speed + 0.1))
+            for name, speed in (("a", 1.5), ("b", 1.2), ("moved", 3.0))]  # fmt: skip
+    jobs[-1]["speed"]["ms_per_byte"] = {"baseline": about(5.0), "candidate": about(3.0)}
+    jobs = [serving(job, (2.0, 1.9, 2.1)) for job in jobs]
+    (setting,) = document(rows := load_jobs(written(tmp_path, jobs)), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    apart = "Not ranked, as the machine was not the same for it: `moved`"
+    for wish, start in (("speed alone", "**`a`**, as above"), ("many requests at once", "**`a`**")):
+        assert told[wish].startswith(start)
+        assert told[wish].endswith(apart)
+    assert "ranked" not in told["least KV memory, one text at a time"]
+    table = markdown(main_table(rows))
+    assert "| faster, not ranked |" in next(
+        line for line in table.splitlines() if line.startswith("| `moved`")
+    )
+    assert table.count("not ranked") == 1
+    assert "the machine was not the same" in main_table(rows).note
+    for job in jobs[:2]:
+        job["speed"]["speedup"] = interval(1.0, 0.9, 1.1)
+    (setting,) = document(load_jobs(written(tmp_path / "one", jobs)), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    assert told["speed alone"] == f"cannot be said. {apart}"
+
+
 def test_of_stacks_that_hold_as_little_one_that_changes_no_text_is_chosen(tmp_path):
     jobs = [
         result("larosa vattention", (2.0, 1.9, 2.1), committed=1000),
         result("vattention", (1.5, 1.4, 1.6), lost=0.0, same=True, committed=1000),
     ]
-    assert chosen(written(tmp_path, jobs))["least KV memory"] == (
-        "vattention", ["larosa vattention"]
-    )  # fmt: skip
+    found = chosen(written(tmp_path, jobs))["least KV memory, one text at a time"]
+    assert found == ("vattention", ["larosa vattention"])
 
 
 def test_what_was_not_measured_is_neither_gained_nor_lost(tmp_path):
@@ -225,7 +272,8 @@ def test_the_stack_to_use_is_chosen_by_its_intervals(tmp_path):
         "speed alone": ("costly", []),
         "the first token soon": (None, []),
         "many requests at once": (None, []),
-        "least KV memory": ("saver", []),
+        "least KV memory, one text at a time": ("saver", []),
+        "least KV memory, many requests at once": (None, []),
     }
 
 
@@ -277,13 +325,48 @@ def test_what_serves_best_is_clear_of_the_control(tmp_path, speedup, control, co
 
 def test_where_noise_hides_the_answer_no_stack_is_advised_against(tmp_path):
     noisy = serving(result("noisy", (1.2, 0.6, 2.0), lost=0.1), (1.5, 0.5, 4.0))
-    noisy["speed"] |= {"verdict": "too noisy to say", "prefill_speedup": interval(1.0, 0.5, 2.0)}
+    noisy["speed"] |= {"verdict": "too noisy to say", "prefill_speedup": interval(1.0, 0.5, 2.0),
+                       "prefill_control": interval(1.0, 0.9, 1.1)}  # fmt: skip
     slow = result("slow", (0.5, 0.4, 0.6), lost=0, same=True)
     (setting,) = document(load_jobs(written(tmp_path, [noisy, slow])), [], []).settings
     told = {wish: said for wish, said, _ in setting.advice}
     assert told["the text must not change"] == "no stack: stay with the unmodified model"
-    for wish in ("speed alone", "the first token soon", "many requests at once"):
-        assert told[wish] == "cannot be said: the measurement was too noisy for `noisy`"
+    for wish, figure in (
+        ("speed alone", "1.20 [0.60, 2.00] times the speed"),
+        ("the first token soon", "the first token 1.00 [0.50, 2.00] times as fast; "
+                                 "its control: 1.00 [0.90, 1.10]"),
+    ):  # fmt: skip
+        assert told[wish] == (
+            "cannot be said: the measurement was too noisy for `noisy`. The best figure, of "
+            f"`noisy`: {figure}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("padded", "continuous", "over"),
+    [
+        ((3.16, 2.55, 3.91), (2.25, 0.02, 236.67), "continuous batching"),
+        ((1.5, 0.5, 4.0), (2.0, 1.9, 2.1), "padded generate"),
+        ((1.5, 0.5, 4.0), (2.25, 0.02, 236.67), "padded generate and continuous batching"),
+    ],
+)
+def test_a_comparison_of_servers_that_is_too_noisy_is_named_with_both_figures(
+    tmp_path, padded, continuous, over
+):
+    low = serving(result("low"), (1.1, 0.2, 6.0))
+    job = serving(result("vattention"), padded)
+    job["serving"] |= {
+        "speedup_continuous": interval(*continuous), "control": interval(0.98, 0.71, 1.35)
+    }  # fmt: skip
+    (setting,) = document(load_jobs(written(tmp_path, [low, job])), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}["many requests at once"]
+    first, second = ("{:.2f} [{:.2f}, {:.2f}]".format(*one) for one in (padded, continuous))
+    assert told == (
+        "cannot be said: the measurement was too noisy for `low` and `vattention`. The best "
+        f"figure, of `vattention`: 16 requests together at {first} times the requests per second "
+        f"of transformers' padded generate, {second} times continuous batching's; too noisy to say "
+        f"over {over}; its control: 0.98 [0.71, 1.35]"
+    )
 
 
 def test_what_serves_worse_than_continuous_batching_costs_that(tmp_path):
@@ -319,20 +402,30 @@ def test_a_job_beside_which_the_unmodified_model_was_slower_is_told(tmp_path):
     rows = load_jobs(written(tmp_path, [*jobs, longer]))
     (warning,) = warnings(rows)
     assert warning.startswith("`moved`: while it was timed, the unmodified model took 5.00 ms")
-    assert "in the median of all jobs of this kind it took 4.00" in warning
+    alike = "with the same model, texts, machine and memory pages"
+    assert f"in the median of all jobs of its sweep {alike} it took 4.00" in warning
     (again, *_) = next_steps(rows, [])
     assert again.startswith("Measure `moved` again on a quiet machine")
     assert not warnings(rows[2:4])  # two are too few to say which of them is the odd one
     assert not warnings(rows[:3])
 
 
-def test_memory_is_chosen_by_serving_where_it_was_measured_and_ties_by_speed(tmp_path):
+def test_memory_of_one_text_and_of_many_requests_are_two_answers_that_name_each_other(tmp_path):
     jobs = [
-        result("one text", (1.2, 1.1, 1.3), committed=100),
+        result("frugal", (1.2, 1.1, 1.3), committed=100),
         serving(result("slower", (1.1, 1.0, 1.2), committed=5000), (2.0, 1.9, 2.1)),
         serving(result("many", (1.5, 1.4, 1.6), committed=5000), (2.0, 1.9, 2.1)),
     ]
-    assert chosen(written(tmp_path, jobs[1:]))["least KV memory"] == ("many", ["slower"])
+    found = chosen(written(tmp_path, jobs))
+    assert found["least KV memory, one text at a time"] == ("frugal", [])
+    assert found["least KV memory, many requests at once"] == ("many", ["slower"])
+    (setting,) = document(load_jobs(tmp_path), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    one = told["least KV memory, one text at a time"]
+    many = told["least KV memory, many requests at once"]
+    assert one.startswith("**`frugal`**: 5% of transformers' KV memory, of one text, at 1.20")
+    share = "50% of transformers' KV memory, of 16 requests together (of one text: 250%), at 1.50"
+    assert many.startswith(f"**`many`**, as above: {share}")
 
 
 def test_memory_that_only_serving_measured_was_measured(tmp_path):
@@ -340,11 +433,12 @@ def test_memory_that_only_serving_measured_was_measured(tmp_path):
     for server in job["serving"]["servers"]:
         server["kv_committed_bytes"] = 100
     job["kv"] = None
-    (found,) = (
+    one, many = (
         one for one in choices(load_jobs(written(tmp_path, [job]))) if "memory" in one.rule.wish
     )
-    assert found.best is None
-    assert found.measured
+    assert one.best is many.best is None
+    assert many.measured
+    assert not one.measured
 
 
 def test_where_nothing_is_faster_the_unmodified_model_stays(tmp_path):
@@ -434,6 +528,31 @@ def test_what_was_disturbed_is_to_be_measured_again_with_its_command(tmp_path):
         "Measure `noisy` again on a quiet machine, as its speed is too noisy to tell: "
         f"{command} experiment=demo methods=noisy`",
     ]
+
+
+def test_what_shortened_a_measurement_is_in_no_command_for_the_next_one(tmp_path):
+    short = ["speed.repeats=3", "speed.precision=0.1", "serving.repeats=2", "quality.windows=2"]
+    lists = ["serving.requests=[]", "~metrics.energy"]
+    kept = ["speed.warmup=2", "generation.new_tokens=64", "quality.tasks=[hellaswag]"]
+    jobs = [
+        result(name, (1.5, 1.4, 1.6), lost=0, same=True,
+               overrides=[f"methods={name}", "experiment=demo", *short, *lists, *kept])
+        for name in ("larosa", "vattention")
+    ]  # fmt: skip
+    jobs[0]["environment"]["load"] = {"busy": True, "reason": "others"}
+    for both in (False, True):
+        jobs[1]["environment"]["load"] = {"busy": both, "reason": "others"}
+        rows = load_jobs(written(tmp_path / str(both), jobs))
+        again, own = next_steps(rows, choices(rows))
+        assert ", without the settings that shortened the measurement: `python" in again
+        assert "speed.repeats" not in again + own
+        assert "speed.precision" not in again + own
+        assert "serving.repeats" not in again + own
+        assert "experiment=demo quality.windows=2 'serving.requests=[]' " in again
+        assert (
+            "your own model and text, without the settings that shortened the measurement: `python "
+            f"evaluate.py {kept[0]} {kept[1]} '{kept[2]}' methods="
+        ) in own
 
 
 def test_disturbed_rows_of_other_settings_are_measured_again_apart(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Section = dict[str, Any]
+RANDOM_WEIGHTS = "the weights are random"  # how a reason begins, where that is why
 
 
 class Result:

@@ -19,7 +19,7 @@ from trimtab.evaluation.held_out import seen_before
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.memory import copied, device_names
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
-from trimtab.evaluation.result import Result
+from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
 from trimtab.evaluation.schema import SCHEMA
 from trimtab.generation.stopping import require_going_on
 from trimtab.generation.transformers import set_aside
@@ -34,7 +34,7 @@ from trimtab.progress import say
 from trimtab.quiet import timing_turn
 
 CALIBRATION = "wall_seconds", "peak_host_bytes", "device", "processes"  # of what an artifact took
-RANDOM = "the weights are random: what they predict means nothing"
+RANDOM = f"{RANDOM_WEIGHTS}: what they predict means nothing"
 ABSENT = {
     "gpu": "no CUDA device",
     "driver": "no CUDA device",

@@ -13,6 +13,7 @@ from trimtab.report.choice import Choice
 from trimtab.report.figures import code, listed
 from trimtab.report.job import Job
 from trimtab.report.labels import overrides, typed
+from trimtab.report.lengths import EXTENT, ROUNDS, shortening
 from trimtab.report.notices import moved
 from trimtab.report.verdict import ALIKE, NOISY, verdict
 
@@ -28,6 +29,7 @@ OWN = (
     "model=hub", "model.name=/path/of/your/model", "corpus=files",
     "corpus.glob=/path/of/your/texts",
 )  # fmt: skip
+OTHERS = ("model", "corpus", "experiment")  # groups that say what was measured instead
 
 
 def unmeasured(rows: Sequence[Job]) -> list[str]:
@@ -48,7 +50,7 @@ def unmeasured(rows: Sequence[Job]) -> list[str]:
 
 
 def command(
-    job: Job, methods: Sequence[str], *more: str, without: tuple[str, ...] = ()
+    job: Job, methods: Sequence[str], *more: str, without: Sequence[str] = ()
 ) -> str | None:
     """Return the command that measures these methods of a job's stack with its settings.
 
@@ -58,16 +60,12 @@ def command(
     ----------
     more : str
         Overrides that are added.
-    without : tuple of str
-        Groups whose overrides are left out.
+    without : sequence of str
+        Overrides that are left out.
     """
     if not typed(job):
         return None
-    kept = [
-        one
-        for one in overrides(job)
-        if _belongs(one, methods) and one.partition("=")[0].partition(".")[0] not in without
-    ]
+    kept = [one for one in overrides(job) if _belongs(one, methods) and one not in without]
     stack = f"[{','.join(methods)}]" if len(methods) > 1 else "".join(methods) or "baseline"
     sweep, seeds = (["-m"], [f"seed={','.join(map(str, job.seeds))}"]) if job.seeds else ([], [])
     every = [*sweep, *kept, f"methods={stack}", *seeds, *more]
@@ -92,11 +90,16 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
         steps.append(f"Run what failed again: {code(f'python evaluate.py resume={_typed(root)}')}")
     for those, why, told in _together(_again(rows)):
         labels = listed([code(row.label) for row in those])
-        steps.append(_with(f"Measure {labels} again on a quiet machine, as {why}", told))
-    best = next((choice.best for choice in found if choice.best is not None), None)
+        step = f"Measure {labels} again on a quiet machine, as {why}"
+        steps.append(_with(step, told, shortening(overrides(those[0]), ROUNDS)))
+    chosen = [choice.best for choice in found if choice.best is not None]
+    tried = [row for row in rows if row.methods and row.random_weights]
+    best = next(iter(chosen), max(tried, key=lambda row: len(row.methods), default=None))
     if best is not None:
-        own = command(best, best.methods, *OWN, without=("model", "corpus", "experiment"))
-        steps.append(_with(f"Measure {code(best.label)} on your own model and text", own))
+        short = shortening(overrides(best), EXTENT)
+        other = [one for one in overrides(best) if one.startswith(OTHERS)]
+        own = command(best, best.methods, *OWN, without=[*short, *other])
+        steps.append(_with(f"Measure {code(best.label)} on your own model and text", own, short))
     lacking = added(rows)
     if lacking:
         steps.append(f"Complete the attribution: {code(lacking[0])}")
@@ -107,7 +110,8 @@ def _together(again: Sequence[tuple[Job, str]]) -> Iterator[tuple[list[Job], str
     """Yield rows to measure again, why, and the command: one sweep where only stacks differ."""
     alike: dict[tuple[Any, ...], list[Job]] = {}
     for row, why in again:
-        others = [one for one in overrides(row) if not one.startswith("methods=")]
+        aside = ("methods=", *shortening(overrides(row), ROUNDS))
+        others = [one for one in overrides(row) if not one.startswith(aside)]
         alike.setdefault((why, typed(row), row.seeds, *others), []).append(row)
     for (why, known, _, *others), those in alike.items():
         stacks = [one for row in those for one in overrides(row) if one.startswith("methods=")]
@@ -118,11 +122,17 @@ def _together(again: Sequence[tuple[Job, str]]) -> Iterator[tuple[list[Job], str
             told = shlex.join(["python", "evaluate.py", "-m", *kept, f"methods={every}"])
             yield those, why, told
         else:
-            yield from (([row], why, command(row, row.methods)) for row in those)
+            for row in those:
+                short = shortening(overrides(row), ROUNDS)
+                yield [row], why, command(row, row.methods, without=short)
 
 
-def _with(step: str, told: str | None) -> str:
-    return step if told is None else f"{step}: {code(told)}"
+def _with(step: str, told: str | None, short: Sequence[str]) -> str:
+    """Return a step with its command, and that settings which shorten are not in it."""
+    if told is None:
+        return step
+    without = ", without the settings that shortened the measurement" if short else ""
+    return f"{step}{without}: {code(told)}"
 
 
 def _again(rows: Sequence[Job]) -> list[tuple[Job, str]]:

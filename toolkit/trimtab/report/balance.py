@@ -8,9 +8,9 @@ from typing import Any
 
 from trimtab.evaluation.intervals import Estimate
 from trimtab.progress import duration
-from trimtab.report.choice import SAME, same_text
-from trimtab.report.figures import code, interval, listed
+from trimtab.report.figures import code, interval, listed, number
 from trimtab.report.job import Job
+from trimtab.report.rules import SAME, same_text
 from trimtab.report.verdict import (
     ALIKE,
     FASTER,
@@ -89,9 +89,9 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 
 
 def _beside(job: Job, control: str, found: str) -> str:
-    """Return the control that a noisy figure is not clear of."""
+    """Return the control that a figure is not clear of."""
     noise = job.get(control)
-    if found != NOISY or noise is None:
+    if found not in (NOISY, ALIKE) or noise is None:
         return ""
     return f"; its control: {interval(noise, '.2f')}"
 
@@ -113,22 +113,33 @@ def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         )
     else:
         told = f"{interval(change, '+.1%')} bits per byte"
-        sign = -1 if change["low"] > 0 else 1 if change["high"] < 0 else 0
+        sign = -(_side(change, "+.1%") or 0)
         yield sign, told if sign else f"no difference in quality found: {told}"
         yield from _text(job)
     for task, found in (job.get("quality.tasks") or {}).items():
         yield _task(task, found)
 
 
+def _side(change: Estimate, form: str, none: float = 0.0) -> int | None:
+    """Return 1 where a change is above none, -1 below, 0 where both ends are written as none.
+
+    None where its interval holds none and is wider.
+    """
+    if {number(change["low"], form), number(change["high"], form)} == {number(none, form)}:
+        return 0
+    return 1 if change["low"] > none else -1 if change["high"] < none else None
+
+
 def _task(task: str, found: Mapping[str, Any]) -> Item:
     difference, better = found["difference"], found.get("higher_is_better")
     amount = f"{interval(difference, '+.3f')} {found['metric']}"
-    if difference["low"] <= 0 <= difference["high"]:
+    side = _side(difference, "+.3f")
+    if not side:
         return 0, f"{task}: no difference found, {amount}"
     told = f"{task}: {amount}"
     if better is None:
         return None, f"{told}, and the task does not say whether more is better"
-    sign = 1 if (difference["low"] > 0) == better else -1
+    sign = side if better else -side
     return sign, told if better else f"{told} (less is better)"
 
 
@@ -151,9 +162,9 @@ def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 def _energy(job: Job) -> Iterator[Item]:
     ratio = job.get("energy.ratio")
     if ratio is not None:
-        sign = 1 if ratio["high"] < 1 else -1 if ratio["low"] > 1 else None
+        side = _side(ratio, ".2f", 1.0)
         yield (
-            sign,
+            side and -side,
             f"energy per byte of text: {interval(ratio, '.2f')} times the unmodified model's",
         )
 

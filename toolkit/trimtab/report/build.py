@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
@@ -136,7 +137,16 @@ def _plots(rows: Sequence[Job], attributed: Sequence[Attribution]) -> Iterator[P
         *single.sparsity_maps(own),
         *(single.operating_points(row, number) for number, row in own.items()),
     )
-    yield from (plot for plot in drawn if plot is not None)
+    yield from (_marked(plot, measured) for plot in drawn if plot is not None)
+
+
+def _marked(plot: Plot, rows: Sequence[Job]) -> Plot:
+    """Return a plot whose title says that weights are random, where those of any row are."""
+    random = [row.random_weights for row in rows]
+    if not any(random):
+        return plot
+    among = "" if all(random) else " among the models"
+    return replace(plot, title=f"Random weights{among}: {plot.title}")
 
 
 def _numbers(rows: Sequence[Job]) -> list[int]:

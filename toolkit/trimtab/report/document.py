@@ -5,7 +5,7 @@ Texts are Markdown without blocks: `code` and **bold** alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab.report.advice import added, next_steps, unmeasured
@@ -21,6 +21,7 @@ from trimtab.report.labels import shared
 from trimtab.report.notices import facts, warnings
 from trimtab.report.plots.panel import Plot
 from trimtab.report.published import published_table
+from trimtab.report.recommended import recommended
 from trimtab.report.table import (
     Table,
     beside_table,
@@ -104,6 +105,11 @@ READING = (
     "field."
 )
 
+RANDOM = (
+    "No stack is recommended: the weights are random, so that quality is not measured, and what "
+    "drafts or tokens gain on their texts says nothing of a trained model."
+)
+
 
 def document(
     rows: Sequence[Job],
@@ -130,8 +136,7 @@ def document(
     )  # fmt: skip
     chosen = [choice for group in groups for choice in choices(group)]
     return Document(
-        title=" and ".join(dict.fromkeys(str(row.get("model.name")) for row in measured))
-        or "no job succeeded",
+        title=" and ".join(dict.fromkeys(map(_model, measured))) or "no job succeeded",
         counted=_counted(rows, failed, more),
         shared=", ".join(code(one.removeprefix("methods.")) for one in shared(rows)),
         drawn=not more,
@@ -169,36 +174,15 @@ def _setting(group: Sequence[Job], name: str) -> Setting:
         for row in group
         if row.methods
     )
-    advice = tuple(_advice(group)) if stacks else ()
+    advice = tuple(recommended(group)) if stacks else ()
     controls = tuple(control_told(row) for row in group if not row.methods)
+    if any(row.random_weights for row in group):
+        controls = (RANDOM, *controls)
     return Setting(name, advice, stacks, controls, extent(group))
 
 
-def _advice(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
-    """Yield a wish, the stack for it and the rule; what a stack costs is told once."""
-    told_of: list[Job] = []
-    for choice in choices(group):
-        best, rule = choice.best, choice.rule
-        if choice.lacking is not None:
-            reasons = dict.fromkeys(row.reason(choice.lacking) for row in group)
-            why = "; ".join(filter(None, reasons)) or "the jobs left it out"
-            told = f"no answer, as what decides it was not measured: {why}"
-        elif best is None and choice.noisy:
-            noisy = listed([code(row.label) for row in choice.noisy])
-            told = f"cannot be said: the measurement was too noisy for {noisy}"
-        elif best is None:
-            told = "no stack: stay with the unmodified model"
-        elif best in told_of:
-            told = f"**{code(best.label)}**, as above: {rule.told(best)}"
-        else:
-            told_of.append(best)
-            cost = "; ".join(balance(best, group).cost)
-            told = f"**{code(best.label)}**: {rule.told(best)}; "
-            told += f"it costs: {cost}" if cost else "nothing measured got worse"
-        if choice.equal:
-            equal = listed([code(row.label) for row in choice.equal])
-            told += f". No measurable difference from it: {equal}"
-        yield rule.wish, told, rule.how
+def _model(row: Job) -> str:
+    return str(row.get("model.name")) + " (random weights)" * row.random_weights
 
 
 def _ran(row: Job) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.evaluation.result import RANDOM_WEIGHTS
+
 
 @dataclass(frozen=True)
 class Job:
@@ -39,6 +41,12 @@ class Job:
     def methods(self) -> tuple[str, ...]:
         """The stack in the order it was applied; empty for the baseline and for a failure."""
         return tuple(self.content.get("methods") or ())
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether its model has random weights, so that no quality was measured."""
+        reasons: dict[str, str] = self.content.get("reasons", {})
+        return any(why.startswith(RANDOM_WEIGHTS) for why in reasons.values())
 
     def get(self, name: str) -> Any:
         """Return the field with this dotted name, or None where it was not measured."""

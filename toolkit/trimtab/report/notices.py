@@ -41,8 +41,9 @@ def moved(row: Job, rows: Sequence[Job]) -> str:
         return ""
     return (
         f"while it was timed, the unmodified model took {own:.2f} ms per byte of text; in the "
-        f"median of all jobs of this kind it took {median(alike):.2f}. The machine was not the "
-        "same for it: do not rank its ratios with the others'"
+        "median of all jobs of its sweep with the same model, texts, machine and memory pages it "
+        f"took {median(alike):.2f}. The machine was not the same for it: do not rank its ratios "
+        "with the others'"
     )
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.evaluation.display import Column, Series
-from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, SERVERS
+from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, FIRST, SERVERS
 from trimtab.report.figures import code, middle, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
+from trimtab.report.notices import moved
 from trimtab.report.verdict import verdict
 
 
@@ -67,6 +68,10 @@ AMOUNTS = (
     "What the unmodified model took, measured beside the stack, → what the stack took. Tokens are "
     "those of the timed texts in the first `speed.repeats` rounds; texts run one at a time."
 )
+UNRANKED = (
+    "`not ranked`: the machine was not the same while this row was timed, as a warning says; its "
+    "ratios do not compare with the others'."
+)
 SERVING = (
     "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
     "the others are transformers' own: `padded` generate, the same once more as `control`, whose "
@@ -95,20 +100,26 @@ def main_table(rows: Sequence[Job]) -> Table:
     shown = [one for one in COLUMNS if one.always or any(row.get(one.field) is not None
                                                          for row in rows)]  # fmt: skip
     told = _differing(rows)
-    heads = ("stack", *(one.title for one in shown), "verdict", *(name for name, _ in told))
+    first = sum(one.field == FIRST for one in shown)  # columns before the verdict
+    titles = [one.title for one in shown]
+    names = [name for name, _ in told]
+    heads = ("stack", *titles[:first], "verdict", *titles[first:], *names)
     lines: list[tuple[Cell, ...]] = []
+    note = ""
     for row in rows:
-        first = stack_cell(row.label)
+        label = stack_cell(row.label)
         if not row.ok:
             message = f"**failed**: {escaped(str(row.content.get('message')))}"
-            lines.append((first, Cell(message, span=len(heads) - 1)))
+            lines.append((label, Cell(message, span=len(heads) - 1)))
             continue
-        figures = (cell(row.get(one.field), one.form, one.scale) for one in shown)
+        figures = [cell(row.get(one.field), one.form, one.scale) for one in shown]
         facts = (cell(fact(row)) for _, fact in told)
         found = verdict(row, rows) if row.methods else "control"
-        lines.append((first, *figures, cell(found), *facts))
+        if moved(row, rows):
+            found, note = f"{found}, not ranked", UNRANKED
+        lines.append((label, *figures[:first], cell(found), *figures[first:], *facts))
     legend = tuple((one.title, one.meaning) for one in shown if one.meaning)
-    return Table("All figures", heads, tuple(lines), legend)
+    return Table("All figures", heads, tuple(lines), legend, note)
 
 
 def amount(job: Job, series: Series) -> str:

@@ -38,8 +38,11 @@ def groups_of(rows: Sequence[Job]) -> list[list[Job]]:
 def names_of(groups: Sequence[Sequence[Job]]) -> list[str]:
     """Return what groups are of, with what tells them apart where names do not."""
     firsts = [group[0] for group in groups]
-    names = [f"{one.get('model.name')} on {one.get('corpus.name')}, {machine(one)}"
-             for one in firsts]  # fmt: skip
+    names = [
+        f"{one.get('model.name')} on {one.get('corpus.name')}, {machine(one)}"
+        + ", random weights" * one.random_weights
+        for one in firsts
+    ]
     for field in ("model.dtype", "model.fingerprint", "corpus.digest"):
         names = told_apart(names, [f"({field} {str(one.get(field))[:12]})" for one in firsts])
     return names

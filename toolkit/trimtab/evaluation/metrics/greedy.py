@@ -10,7 +10,7 @@ from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.display import Column
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows, names
-from trimtab.evaluation.result import Result
+from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
 from trimtab.evaluation.workload import prompts
 from trimtab.progress import track
 
@@ -37,7 +37,7 @@ class Greedy(Metric):
         "quality.exact_match": float,
         "samples.texts": Rows,
     }
-    RANDOM = "the weights are random: what they continue with means nothing"
+    RANDOM = f"{RANDOM_WEIGHTS}: what they continue with means nothing"
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)

@@ -11,6 +11,7 @@ from trimtab.evaluation.display import Chart, Series
 from trimtab.report.balance import NOTICED
 from trimtab.report.figures import is_interval, middle, named, number
 from trimtab.report.job import Job
+from trimtab.report.notices import moved
 from trimtab.report.plots.panel import (
     ACCENT,
     INK,
@@ -28,6 +29,7 @@ from trimtab.report.table import amount, cell
 from trimtab.report.verdict import FASTER, setting, verdict
 
 KEY = "Upright line: the unmodified model, measured beside the stack. "
+CHANGED = "the machine was not the same for them"
 MEANS = {"more": "more is better", "less": "less is better"}
 
 
@@ -43,25 +45,35 @@ def finding(chart: Chart, jobs: Sequence[Job]) -> str:
 
     It names those, too, that the intervals cannot tell from it. Where the panel's rows do not
     compare with each other, it says which stacks are better than the unmodified model beside them.
+    Panels before it in which no stack is better are named.
     """
     if not any(job.methods for job in jobs):
         return "The unmodified model against itself: no stack was measured"
+    passed: list[str] = []
     for series in chart.panels:
         better = _better(series, jobs) if series.finding else []
-        if better and len({_work(series, job) for job in jobs if _has(series, job)}) > 1:
+        ranked = [job for job in better if not _apart(series, job, jobs)]
+        alike = len({_work(series, job) for job in jobs if _has(series, job)}) == 1
+        if better and not (alike and ranked):
+            why = CHANGED if alike else "models, machines, texts or their lengths differ"
             return (
                 f"Better than the unmodified model: {_of(better)} ({series.title}); not ranked, as "
-                "models, machines, texts or their lengths differ"
+                f"{why}"
             )
         if better:
             choose = max if series.better == "more" else min
-            first = choose(better, key=lambda job: middle(job.get(series.field)))
+            first = choose(ranked, key=lambda job: middle(job.get(series.field)))
             value = first.get(series.field)
-            best = [job for job in better if middle(job.get(series.field)) == middle(value)]
+            best = [job for job in ranked if middle(job.get(series.field)) == middle(value)]
             told = number(middle(value), series.form, series.scale)
             title = series.finding.format(best=_of(best), value=told)
-            near = [job for job in better if job not in best and _overlap(job, first, series)]
-            return title + (f"; cannot be told from it: {_of(near)}" if near else "")
+            near = [job for job in ranked if job not in best and _overlap(job, first, series)]
+            apart = [job for job in better if job not in ranked]
+            title += f"; cannot be told from it: {_of(near)}" if near else ""
+            title += f"; not ranked: {_of(apart)}" if apart else ""
+            return title + "".join(f"; no stack is better in: {one}" for one in passed)
+        if series.finding and any(_has(series, job) for job in jobs):
+            passed.append(series.title)
     return chart.nothing
 
 
@@ -147,6 +159,11 @@ def _work(series: Series, job: Job) -> tuple[Any, ...]:
 def _better(series: Series, jobs: Sequence[Job]) -> list[Job]:
     """Return the stacks whose figure is better than the baseline's."""
     return [job for job in jobs if job.methods and _beats(series, job, jobs)]
+
+
+def _apart(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
+    """Return whether the figure was timed while the machine was not the same."""
+    return series.field.startswith(("speed.", "derived.time")) and bool(moved(job, jobs))
 
 
 def _overlap(one: Job, other: Job, series: Series) -> bool:

@@ -34,6 +34,8 @@ def _summary(found: Sequence[Group]) -> Panel:
     rows, cells = [], []
     for name, chosen in found:
         rows += [Row(name, mark=0, heads=True)] * several
+        if not chosen:
+            rows.append(Row("no stack is recommended: the weights are random", mark=0))
         for choice in chosen:
             wish = choice.rule.wish
             stack, figure = _said(choice), choice.figure
@@ -56,4 +58,6 @@ def _said(choice: Choice) -> str:
         return choice.best.label
     if not choice.measured:
         return "not measured"
-    return NOISY if choice.noisy else NONE_FITS
+    if choice.noisy:
+        return NOISY
+    return "not ranked" if choice.apart else NONE_FITS

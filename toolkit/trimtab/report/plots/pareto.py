@@ -8,9 +8,9 @@ from textwrap import wrap
 
 from matplotlib.axes import Axes
 
-from trimtab.report.choice import kv_share
-from trimtab.report.figures import listed
+from trimtab.report.figures import listed, named
 from trimtab.report.job import Job
+from trimtab.report.notices import moved
 from trimtab.report.plots.panel import (
     ACCENT,
     FAINT,
@@ -25,6 +25,7 @@ from trimtab.report.plots.panel import (
     numbers,
 )  # fmt: skip
 from trimtab.report.plots.places import spread
+from trimtab.report.rules import ONE_TEXT, TOGETHER, kv_share
 from trimtab.report.table import cell
 from trimtab.report.verdict import groups_of
 
@@ -70,34 +71,41 @@ class Point:
         return wrap(self.job.label, LETTERS, break_on_hyphens=False)
 
 
-def _memory(job: Job) -> dict[str, float] | None:
-    share = kv_share(job)
-    return None if share is None else dict.fromkeys(("estimate", "low", "high"), share)
-
-
 SPEED = Trade(
     "quality against speed",
     "speedup over the unmodified model (right is better)",
     lambda job: job.get("speed.speedup"),
     1,
 )
-MEMORY = Trade(
-    "quality against KV memory", "KV memory over transformers' (left is better)", _memory, -1
-)
+
+
+def _memory(title: str, held: str) -> Trade:
+    def value(job: Job) -> dict[str, float] | None:
+        share = kv_share(job, held)
+        return None if share is None else dict.fromkeys(("estimate", "low", "high"), share)
+
+    axis = "KV memory over transformers' (left is better)"
+    return Trade(f"quality against KV memory {title}", axis, value, -1)
+
+
+MEMORY = _memory("of one text", ONE_TEXT)
+SERVED = _memory("of many requests", TOGETHER)
 
 
 def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     """Return quality against speed, and against KV memory where stacks differ in it."""
     if not any(point.job.methods for point in _points(jobs, SPEED)):
         return None
-    shares = {point.value["estimate"] for point in _points(jobs, MEMORY)}
-    trades = [SPEED, MEMORY] if len(shares) > 1 else [SPEED]
+    trades = [SPEED, *(one for one in (MEMORY, SERVED) if _differ(_points(jobs, one)))]
     best = [job.label for job in front(jobs, SPEED)]
+    apart = [job.label for job in jobs if job.methods and _apart(job, jobs, SPEED)]
     if best:
         of = " of the same model, text and machine" if len(groups_of(jobs)) > 1 else ""
         title = f"Nothing{of} is both faster and better in bits per byte than {listed(best)}"
     else:
-        title = "No stack is faster than the unmodified model: it is the whole front"
+        ranked = " that is ranked" if apart else ""
+        title = f"No stack{ranked} is faster than the unmodified model: it is the whole front"
+    title += f"; not ranked: {named(apart)}" if apart else ""
     return Plot(FILE, title, tuple(_panel(_points(jobs, one), one) for one in trades), note)
 
 
@@ -109,7 +117,10 @@ def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
     """
     found = []
     for group in groups_of(jobs):
-        points = [point for point in _points(group, trade) if point.job.methods]
+        points = [
+            point for point in _points(group, trade)
+            if point.job.methods and not _apart(point.job, group, trade)
+        ]  # fmt: skip
         places = [
             (trade.sign * point.value["estimate"], point.lost["estimate"]) for point in points
         ]
@@ -120,6 +131,11 @@ def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
     return found
 
 
+def _apart(job: Job, jobs: Sequence[Job], trade: Trade) -> bool:
+    """Return whether a job's figure is timed, and the machine was not the same for it."""
+    return trade is SPEED and bool(moved(job, jobs))
+
+
 def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
     found = []
     for job in jobs:
@@ -127,6 +143,10 @@ def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
         if value is not None and lost is not None:
             found.append(Point(job, value, lost))
     return found
+
+
+def _differ(points: Sequence[Point]) -> bool:
+    return len({point.value["estimate"] for point in points}) > 1
 
 
 def _panel(points: Sequence[Point], trade: Trade) -> Panel:

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 
 from trimtab.report.figures import interval, is_interval, middle, named, written
 from trimtab.report.job import Job
+from trimtab.report.notices import moved
+from trimtab.report.plots.comparison import CHANGED
 from trimtab.report.plots.panel import (
     ACCENT,
     INK,
@@ -45,15 +47,21 @@ def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     if not panels:
         return None
     faster = [job for job in having if job.methods and serves(job) == FASTER]
-    if best := max(faster, key=lambda job: job.get("serving.speedup.estimate"), default=None):
+    apart = [job.label for job in faster if moved(job, jobs)]
+    ranked = [job for job in faster if job.label not in apart]
+    if best := max(ranked, key=lambda job: job.get("serving.speedup.estimate"), default=None):
         told = interval(best.get("serving.speedup"), ".2f")
         title = f"{best.label} answers {told} times the requests per second of padded generate"
         least = best.get("serving.speedup.low")
         near = [
-            job.label for job in faster
+            job.label for job in ranked
             if job is not best and job.get("serving.speedup.high") >= least
         ]  # fmt: skip
         title += f"; cannot be told from it: {named(near)}" if near else ""
+        title += f"; not ranked: {named(apart)}" if apart else ""
+    elif apart:
+        title = f"More requests per second than padded generate: {named(apart)}; not ranked, as "
+        title += CHANGED
     else:
         title = "No stack measurably answers more requests per second than padded generate"
     return Plot(FILE, title, panels, note)

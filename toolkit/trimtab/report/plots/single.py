@@ -115,9 +115,12 @@ def _shade(axes: Axes, edges: Sequence[float], place: float, shares: Sequence[fl
 
 
 def operating_points(job: Job, number: int) -> Plot | None:
-    """Return what merging more and more n-grams saves and costs, as calibration measured it."""
+    """Return what merging more and more n-grams saves and costs, as calibration measured it.
+
+    None for random weights, whose bits per byte mean nothing.
+    """
     found: list[dict[str, Any]] = job.get("vocabulary.operating_points") or []
-    if not found:
+    if not found or job.random_weights:
         return None
     points = sorted(found, key=lambda point: point["saving"])
     budget = job.get("vocabulary.quality_budget")

@@ -1,0 +1,45 @@
+"""Which stack to use when, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from trimtab.report.balance import balance
+from trimtab.report.choice import choices
+from trimtab.report.figures import code, listed
+from trimtab.report.job import Job
+from trimtab.report.rules import doubt
+
+
+def recommended(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
+    """Yield a wish, the stack for it and the rule; what a stack costs is told once."""
+    told_of: list[Job] = []
+    for choice in choices(group):
+        best, rule = choice.best, choice.rule
+        if choice.lacking is not None:
+            reasons = dict.fromkeys(row.reason(choice.lacking) for row in group)
+            why = "; ".join(filter(None, reasons)) or "the jobs left it out"
+            told = f"no answer, as what decides it was not measured: {why}"
+        elif best is None and choice.noisy:
+            noisy = listed([code(row.label) for row in choice.noisy])
+            first = max(choice.noisy, key=rule.value)
+            told = f"cannot be said: the measurement was too noisy for {noisy}. "
+            told += f"The best figure, of {code(first.label)}: {doubt(rule, first)}"
+        elif best is None and choice.apart:
+            told = "cannot be said"
+        elif best is None:
+            told = "no stack: stay with the unmodified model"
+        elif best in told_of:
+            told = f"**{code(best.label)}**, as above: {rule.told(best)}"
+        else:
+            told_of.append(best)
+            cost = "; ".join(balance(best, group).cost)
+            told = f"**{code(best.label)}**: {rule.told(best)}; "
+            told += f"it costs: {cost}" if cost else "nothing measured got worse"
+        if choice.equal:
+            equal = listed([code(row.label) for row in choice.equal])
+            told += f". No measurable difference from it: {equal}"
+        if choice.apart:
+            apart = listed([code(row.label) for row in choice.apart])
+            told += f". Not ranked, as the machine was not the same for it: {apart}"
+        yield rule.wish, told, rule.how
