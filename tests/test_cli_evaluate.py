@@ -82,6 +82,24 @@ def test_a_stack_that_an_experiment_of_the_users_names_is_the_label(command, tmp
     assert (result["label"], result["methods"]) == ("vattention", ["vattention"])
 
 
+def test_a_folder_in_a_file_may_be_below_the_home_folder(command, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.write_text("# @package _global_\nartifacts: ~/kept\ntracking: {folder: ~/runs}\n")
+    given = ["--config-dir", "mine", "experiment=own", "methods=larosa", *METHOD, *TINY, *FAST]
+    environment = {"HOME": str(tmp_path / "home"), "TRIMTAB_CACHE": str(tmp_path / "cache")}
+    done = command("evaluate.py", *given, **environment)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "home").iterdir()} >= {"kept", "runs"}
+    assert not (tmp_path / "~").exists()
+    for place, many in (("run", []), ("sweep", ["-m"])):
+        own.write_text(f"# @package _global_\nhydra: {{{place}: {{dir: ~/job}}}}\n")
+        refused = command("evaluate.py", *many, *given, **environment)
+        expected = f"hydra.{place}.dir=~/job: a file's ~ is no home folder to Hydra: write $"
+        assert expected in refused.stderr
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_folder_that_holds_a_result_is_refused_and_left_as_it_is(command, tmp_path):
     job = ["methods=baseline", *TINY, *FAST, "tracking.mode=disabled"]
     folder = "hydra.run.dir=job"

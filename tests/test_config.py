@@ -451,12 +451,41 @@ def test_a_value_that_hydra_cannot_read_is_a_text_as_it_stands(value):
     assert overrides[:2] == ["-m", "corpus=files"]
 
 
+@pytest.mark.parametrize("value", ["2026_11", "1e3", "true", "NaN", "-0", ".5", " 1_0"])
+def test_a_text_that_looks_like_something_else_is_a_text_as_it_stands(value):
+    for given in ("artifacts", "tracking.project"):
+        made = composed("evaluate", *expand([f"{given}={value}"], "evaluate"))
+        assert OmegaConf.select(made, given) == value.strip()
+    swept = expand(["-m", f"artifacts=a,{value}"], "calibrate")
+    assert swept == ["-m", f"artifacts=a,'{value.strip()}'"]
+
+
+def test_texts_of_lists_and_of_hydras_own_are_as_they_are_typed():
+    given = [
+        "quality.tasks=[1e3,2]", "hydra.run.dir=2026_12", "+hydra.job.env_set.A=1e3",
+        "hydra.job.chdir=true",
+    ]  # fmt: skip
+    assert expand(given, "evaluate") == [
+        "quality.tasks=['1e3',2]", "hydra.run.dir='2026_12'", "+hydra.job.env_set.A='1e3'",
+        "hydra.job.chdir=true",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["seed=1_0", "sparsity=4e-1", "artifacts=null", "artifacts=12"])
+def test_what_is_no_other_text_stays(given):
+    assert expand([given], "calibrate")[0].endswith(given)
+
+
 def test_the_home_folder_may_be_written_short_in_any_value(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     given = ["corpus.glob=~/texts/*.md", "artifacts=~", "~corpus.glob", "--config-dir=~/x"]
     assert expand(given, "evaluate") == [
         "corpus.glob=/home/me/texts/*.md", "artifacts=/home/me", "~corpus.glob", "--config-dir=~/x",
     ]  # fmt: skip
+    assert expand(['artifacts="~/a b"'], "evaluate") == ["artifacts='/home/me/a b'"]
+    for swept in ("artifacts=~/a,~/b", "artifacts=\"~/a\",'~/b'"):
+        made = expand(["-m", swept], "calibrate")
+        assert made == ["-m", "artifacts='/home/me/a','/home/me/b'"]
 
 
 def test_values_of_a_sweep_that_hydra_cannot_read_are_refused_with_the_way_out():

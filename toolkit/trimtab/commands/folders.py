@@ -129,6 +129,9 @@ class ClaimSweep(Callback):
         self, config: DictConfig, setting: str, command: dict[str, Any], *, sweep: bool = False
     ) -> None:
         folder = Path(OmegaConf.select(config, setting))
+        if folder.parts[:1] == ("~",):
+            reason = "a file's ~ is no home folder to Hydra: write ${oc.env:HOME} for it"
+            raise ConfigError(setting, folder, reason)
         own = config.hydra.output_subdir
         if own is not None and normpath(own).split("/")[0] == REPORT:
             reason = "is where the report goes: leave it out, or name another folder"

@@ -157,6 +157,13 @@ def owner(place: str, name: str) -> type | None:
     return next((one for one in kinds if one.place == place and name in defaults(one)), None)
 
 
+def owners(key: str) -> list[type]:
+    """Return the classes that have a setting, by a key as it is typed: a method's by itself too."""
+    place, _, name = re.sub(r"^methods?\.", "", key).rpartition(".")
+    found = [owner(one, name) for one in ([place] if place else ["", *method_names()])]
+    return [one for one in found if one is not None]
+
+
 def _keys(node: Any) -> list[str]:
     return [str(name) for name in node] if isinstance(node, DictConfig) else []
 

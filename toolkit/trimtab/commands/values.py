@@ -8,10 +8,10 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 
-from trimtab.commands.messages import owner
+from trimtab.commands.messages import owners
 from trimtab.commands.parsing import choices, groups_of, key_of, parsed
 from trimtab.errors import TrimtabError
-from trimtab.registry import group_options, method_names, stack_members
+from trimtab.registry import group_options, stack_members
 from trimtab.settings import defaults
 
 
@@ -76,9 +76,8 @@ def _meaning(value: str, key: str) -> Any:
 
 def _require_truth(override: Override, key: str) -> None:
     """Refuse a number for true, which OmegaConf makes of any but zero."""
-    place, _, name = re.sub(r"^methods?\.", "", key).rpartition(".")
-    found = [owner(one, name) for one in ([place] if place else ["", *method_names()])]
-    if not any(one and isinstance(defaults(one)[name], bool) for one in found):
+    name = key.rpartition(".")[2]
+    if not any(isinstance(defaults(one)[name], bool) for one in owners(key)):
         return
     for value in choices(override):
         if re.fullmatch(r"[+-]?\d+", value) and int(value) not in (0, 1):

@@ -79,7 +79,8 @@ def run(
 
 def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Run:
     """Open a run; what W&B's variables say of its id, name, group and tags comes first."""
-    Path(config.folder).mkdir(parents=True, exist_ok=True)
+    folder = path_of(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
     given = os.environ.get("WANDB_TAGS", "")
     every = [*tags, *job.tags, *filter(None, given.split(","))]
     earlier = None if job.folder is None else Record.read(job.folder)
@@ -88,7 +89,7 @@ def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Ru
             mode=config.mode.value,
             project=config.project,
             entity=config.entity,
-            dir=config.folder,
+            dir=str(folder),
             # Without `resume` W&B drops what an earlier run of this id has logged.
             id=os.environ.get("WANDB_RUN_ID") or (earlier.id if earlier else None),
             name=os.environ.get("WANDB_NAME", job.name)[:LONGEST_NAME],
@@ -115,7 +116,7 @@ def _record(opened: wandb.Run, config: TrackingConfig) -> Record:
         project=opened.project,
         entity=opened.entity or config.entity,
         group=opened.group or None,
-        folder=str(Path(config.folder).resolve()),
+        folder=str(path_of(config.folder).resolve()),
         directory=str(Path(opened.dir).parent.resolve()),
     )
 
