@@ -321,6 +321,15 @@ def test_what_only_a_sweep_reads_is_refused_without_one(command, setting):
     assert line.endswith(f"{setting}: only a sweep reads it, which needs -m")
 
 
+@pytest.mark.parametrize("script", ["calibrate.py", "evaluate.py"])
+def test_what_only_a_single_job_reads_is_refused_in_a_sweep(command, tmp_path, script):
+    done = command(script, "-m", "seed=0,1", "hydra.run.dir=mine", *TINY)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(": only a single job reads it, of a sweep it is hydra.sweep.dir=mine")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_mistyped_experiment_comes_with_the_one_that_was_meant(command, tmp_path):
     done = command("evaluate.py", "-m", "experiment=ablaton")
     assert done.returncode == 1
