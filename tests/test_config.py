@@ -206,6 +206,9 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             ["methods=larosa,vattention"],
             "a sweep over these needs -m; one stack of them is 'methods=[larosa,vattention]'",
         ),
+        ("evaluate", ["sparsty=0.4"], "unknown setting sparsty, did you mean sparsity?; the top"),
+        ("evaluate", ["+sparsty=0.4"], "unknown setting sparsty, did you mean sparsity?; the top"),
+        ("calibrate", ["method=all"], "method=all: is a stack, write methods=all"),
         (
             "calibrate",
             ["corpus=files", "corpus.glob=a,b"],
@@ -554,7 +557,6 @@ def test_a_value_that_is_swept_over_twice_is_refused(given):
     [
         ("evaluate", "methods=larosa,[larosa]", "larosa and [larosa] are one"),
         ("evaluate", "methods=larosa,'larosa'", "larosa and 'larosa' are one"),
-        ("evaluate", "methods=[larosa,baseline],larosa", "[larosa,baseline] and larosa are one"),
         (
             "evaluate",
             "methods=all,fused,[vattention,adaptivocab]",
@@ -638,6 +640,29 @@ def test_what_can_mean_nothing_is_refused_as_it_stands(name, given, expected):
     with pytest.raises(TrimtabError) as error:
         expand(given, name)
     assert str(error.value).startswith(f"{given[-1].removeprefix('--config-name=')}: {expected}")
+
+
+@pytest.mark.parametrize("given", ["methods=baseline,larosa", "methods=larosa,all"])
+def test_what_is_no_stack_is_not_advised(given):
+    assert refused("evaluate", given) == f"{given}: a sweep over these needs -m"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        (
+            "evaluate",
+            ["methods=[baseline,larosa]"],
+            "baseline is no method: leave it out; -m methods=baseline,larosa measures each",
+        ),
+        ("evaluate", ["-m", "methods=[larosa,'baseline'],all"], "baseline is no method: leave it"),
+        ("calibrate", ["methods=[larosa,baseline]"], "baseline is no method: leave it out"),
+        ("calibrate", ["method=[larosa,vattention]"], "write 'methods=[larosa,vattention]'"),
+    ],
+)
+def test_a_list_is_of_methods(name, given, expected):
+    with pytest.raises(TrimtabError, match=re.escape(expected)):
+        expand(given, name)
 
 
 def test_settings_may_stand_on_both_sides_of_an_option():

@@ -31,6 +31,8 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
             f"{argument}: is a list of lists; expected options of {key}, as in "
             "'methods=[larosa,vattention]'"
         )
+    if key in ("method", "methods"):
+        _require_stack(override, command)
     if override.is_discrete_sweep():
         alike: dict[Any, list[str]] = {}
         for value in choices(override):
@@ -62,6 +64,19 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
         )
         there = ", ".join(group_options(key))
         raise TrimtabError(f"{argument}: is no option, {fix}; there are: {there}")
+
+
+def _require_stack(override: Override, command: str) -> None:
+    """Refuse a list for one method, and one that names no method beside others."""
+    for value in choices(override):
+        parts = [one.strip(" '\"") for one in value.strip("[]").split(",")]
+        if not value.startswith("[") or (override.key_or_group == "methods" and len(parts) == 1):
+            continue
+        if override.key_or_group == "method":
+            raise TrimtabError(f"method={value}: is a stack, write 'methods={value}'")
+        if (none := "baseline") in parts:
+            each = f"; -m methods={','.join(parts)} measures each" if command == "evaluate" else ""
+            raise TrimtabError(f"methods={value}: {none} is no method: leave it out{each}")
 
 
 def _meaning(value: str, key: str) -> Any:
