@@ -29,6 +29,7 @@ from trimtab.registry import (
 )
 from trimtab.settings import describe
 from trimtab.stack import Stack
+from trimtab.wandb_variables import disabled_by
 
 CORES = len(os.sched_getaffinity(0))
 KINDS = {"calibrate": CalibrateConfig, "evaluate": EvaluateConfig}
@@ -778,6 +779,29 @@ def test_wandb_is_disabled_by_its_own_switch(monkeypatch, name, value):
     found = typed(composed(name), KINDS[name]).tracking.mode
     assert found == ("disabled" if disabled else "online")
     assert typed(composed(name, "tracking.mode=offline"), KINDS[name]).tracking.mode == "offline"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_settings_files_of_wandb_count_where_there_is_no_variable(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "users"))
+    monkeypatch.setenv("WANDB_MODE", "")
+    for folder, lines in (
+        ("users", ["mode = online", "project = theirs", "entity = us"]),
+        ("wandb", ["mode = disabled", "project = 100%"]),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "settings").write_text("\n".join(["[default]", *lines]))
+    found = typed(composed(name), KINDS[name]).tracking
+    assert (found.mode, found.project, found.entity) == ("disabled", "100%", "us")
+    assert disabled_by() == "wandb/settings: mode=disabled"
+    assert typed(composed(name, "tracking.mode=offline"), KINDS[name]).tracking.mode == "offline"
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert typed(composed(name), KINDS[name]).tracking.project == "mine"
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = of")
+    assert refused(name).startswith("wandb/settings: mode=of: expected offline, online")
+    (tmp_path / "wandb" / "settings").write_text("mode")
+    assert typed(composed(name), KINDS[name]).tracking.mode == "online"
 
 
 @pytest.mark.parametrize("plus", ["", "++"])

@@ -61,6 +61,8 @@ def run(
         yield Log(None)
         return
     check(config)
+    if given := os.environ.pop("WANDB_JOB_TYPE", ""):
+        say(f"WANDB_JOB_TYPE={given} is not read: Reports find a job's run by the type {job.kind}")
     if job.group is not None and (one := os.environ.get("WANDB_RUN_ID")):
         raise TrimtabError(
             f"WANDB_RUN_ID={one}: names one run, and the jobs of a sweep have one each: leave out "
