@@ -271,11 +271,12 @@ def test_a_project_that_cannot_be_is_refused_by_name(tmp_path):
         begin(config)
 
 
+@pytest.mark.parametrize("variable", ["WANDB_DATA_DIR", "WANDB_CACHE_DIR"])
 def test_a_folder_of_weights_and_biases_own_is_refused_before_there_is_work_to_lose(
-    monkeypatch, tmp_path
+    monkeypatch, tmp_path, variable
 ):
-    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null")
-    with pytest.raises(ConfigError, match="^WANDB_DATA_DIR=/dev/null: cannot be written"):
+    monkeypatch.setenv(variable, "/dev/null")
+    with pytest.raises(ConfigError, match=f"^{variable}=/dev/null: cannot be written"):
         tracking.check(configured(tmp_path))
 
 

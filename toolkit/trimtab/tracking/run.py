@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import wandb
-from wandb.env import get_data_dir
+from wandb.env import get_cache_dir, get_data_dir
 
 from trimtab.config import TrackingConfig, TrackingMode
 from trimtab.errors import ConfigError, TrimtabError
@@ -24,10 +24,14 @@ LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 
 
 def check(config: TrackingConfig) -> None:
-    """Refuse folders that `run` could not write, before there is work to lose."""
+    """Refuse folders that `run` could not write, before there is work to lose.
+
+    W&B gathers tables in a folder of its own, and logs in another what it does.
+    """
     if config.mode is not TrackingMode.disabled:
         require_writable("tracking.folder", config.folder)
-        require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))  # where it gathers tables
+        require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))
+        require_writable("WANDB_CACHE_DIR", path_of(get_cache_dir()))
 
 
 @contextmanager
