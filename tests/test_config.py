@@ -232,6 +232,16 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             "model.name is required: write model.name=VALUE (org/model on",
         ),
         ("calibrate", ["model=hub", "model.name=/nope"], "model.name=/nope: there is no such"),
+        (
+            "calibrate",
+            ["model=hub", "model.name=/tmp", "model.revision=v2"],
+            "model.revision=v2: is of models on the hub, and /tmp is a folder: leave it out",
+        ),
+        (
+            "calibrate",
+            ["corpus=hub", "corpus.name=/tmp", "corpus.revision=v2"],
+            "corpus.revision=v2: is of datasets on the hub, and /tmp is a folder: leave it out",
+        ),
         ("calibrate", ["model.name=gpt2"], "unknown setting model.name, it belongs to model=hub"),
         (
             "calibrate",
