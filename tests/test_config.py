@@ -485,7 +485,10 @@ def test_texts_of_lists_and_of_hydras_own_are_as_they_are_typed():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("given", ["seed=1_0", "sparsity=4e-1", "artifacts=null", "artifacts=12"])
+@pytest.mark.parametrize(
+    "given",
+    ["seed=1_0", "sparsity=4e-1", "artifacts=null", "artifacts=12", "artifacts=a\\,1e3"],
+)
 def test_what_is_no_other_text_stays(given):
     assert expand([given], "calibrate")[0].endswith(given)
 
@@ -497,9 +500,12 @@ def test_the_home_folder_may_be_written_short_in_any_value(monkeypatch):
         "corpus.glob=/home/me/texts/*.md", "artifacts=/home/me", "~corpus.glob", "--config-dir=~/x",
     ]  # fmt: skip
     assert expand(['artifacts="~/a b"'], "evaluate") == ["artifacts='/home/me/a b'"]
-    for swept in ("artifacts=~/a,~/b", "artifacts=\"~/a\",'~/b'"):
-        made = expand(["-m", swept], "calibrate")
-        assert made == ["-m", "artifacts='/home/me/a','/home/me/b'"]
+    for given, expected in (
+        ("artifacts=~/a, ~/b", "artifacts=/home/me/a,/home/me/b"),
+        ("artifacts=\"~/a\",'~/b'", "artifacts='/home/me/a','/home/me/b'"),
+        ("corpus.glob=~/[ab].md", "corpus.glob='/home/me/[ab].md'"),
+    ):
+        assert expand(["-m", given], "calibrate") == ["-m", expected]
 
 
 def test_values_of_a_sweep_that_hydra_cannot_read_are_refused_with_the_way_out():

@@ -16,7 +16,7 @@ from trimtab.commands.parsing import key_of, parsed
 from trimtab.errors import TrimtabError
 
 # A text in quotes, or what stands between the commas and brackets of a sweep or a list.
-PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^'",()\[\]{}]+""")
+PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^\\'",()\[\]{}])+""")
 
 
 def as_text(argument: str, sweep: bool) -> str:
@@ -34,10 +34,9 @@ def as_text(argument: str, sweep: bool) -> str:
     if (key := key_of(argument)) is None:
         return argument
     name, _, value = argument.partition("=")
-    if not sweep and _at_home(value):
+    if _at_home(value):
         value = expanduser(value)
-    else:
-        value = PART.sub(lambda part: _with_home(part[0], sweep), value)
+    value = PART.sub(lambda part: _with_home(part[0], sweep), value)
     try:
         (override,) = parsed([f"{name}={value}"])
     except HydraException as error:
@@ -63,11 +62,10 @@ def _at_home(text: str) -> bool:
 
 def _with_home(part: str, sweep: bool) -> str:
     """Return a part of a value, the home folder in full if it is in quotes or in a sweep."""
-    in_quotes = part[0] in "'\""
-    if not in_quotes and not sweep:
-        return part
-    text = _value(part) if in_quotes else part.strip()
-    return _quoted(expanduser(text)) if isinstance(text, str) and _at_home(text) else part
+    if part[0] in "'\"":
+        text = str(_value(part))
+        return _quoted(expanduser(text)) if _at_home(text) else part
+    return expanduser(part.strip()) if sweep and _at_home(part.strip()) else part
 
 
 def _as_typed(part: str) -> str:
