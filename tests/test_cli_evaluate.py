@@ -82,6 +82,24 @@ def test_a_stack_that_an_experiment_of_the_users_names_is_the_label(command, tmp
     assert (result["label"], result["methods"]) == ("vattention", ["vattention"])
 
 
+def test_a_folder_in_a_file_may_be_below_the_home_folder(command, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.write_text("# @package _global_\nartifacts: ~/kept\ntracking: {folder: ~/runs}\n")
+    given = ["--config-dir", "mine", "experiment=own", "methods=larosa", *METHOD, *TINY, *FAST]
+    environment = {"HOME": str(tmp_path / "home"), "TRIMTAB_CACHE": str(tmp_path / "cache")}
+    done = command("evaluate.py", *given, **environment)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "home").iterdir()} >= {"kept", "runs"}
+    assert not (tmp_path / "~").exists()
+    for place, many in (("run", []), ("sweep", ["-m"])):
+        own.write_text(f"# @package _global_\nhydra: {{{place}: {{dir: ~/job}}}}\n")
+        refused = command("evaluate.py", *many, *given, **environment)
+        expected = f"hydra.{place}.dir=~/job: a file's ~ is no home folder to Hydra: write $"
+        assert expected in refused.stderr
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_folder_that_holds_a_result_is_refused_and_left_as_it_is(command, tmp_path):
     job = ["methods=baseline", *TINY, *FAST, "tracking.mode=disabled"]
     folder = "hydra.run.dir=job"
@@ -310,6 +328,15 @@ def test_what_only_a_sweep_reads_is_refused_without_one(command, setting):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.endswith(f"{setting}: only a sweep reads it, which needs -m")
+
+
+@pytest.mark.parametrize("script", ["calibrate.py", "evaluate.py"])
+def test_what_only_a_single_job_reads_is_refused_in_a_sweep(command, tmp_path, script):
+    done = command(script, "-m", "seed=0,1", "hydra.run.dir=mine", *TINY)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(": only a single job reads it, of a sweep it is hydra.sweep.dir=mine")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistyped_experiment_comes_with_the_one_that_was_meant(command, tmp_path):

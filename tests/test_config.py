@@ -29,6 +29,7 @@ from trimtab.registry import (
 )
 from trimtab.settings import describe
 from trimtab.stack import Stack
+from trimtab.wandb_variables import disabled_by
 
 CORES = len(os.sched_getaffinity(0))
 KINDS = {"calibrate": CalibrateConfig, "evaluate": EvaluateConfig}
@@ -206,6 +207,9 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             ["methods=larosa,vattention"],
             "a sweep over these needs -m; one stack of them is 'methods=[larosa,vattention]'",
         ),
+        ("evaluate", ["sparsty=0.4"], "unknown setting sparsty, did you mean sparsity?; the top"),
+        ("evaluate", ["+sparsty=0.4"], "unknown setting sparsty, did you mean sparsity?; the top"),
+        ("calibrate", ["method=all"], "method=all: is a stack, write methods=all"),
         (
             "calibrate",
             ["corpus=files", "corpus.glob=a,b"],
@@ -228,6 +232,16 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             "model.name is required: write model.name=VALUE (org/model on",
         ),
         ("calibrate", ["model=hub", "model.name=/nope"], "model.name=/nope: there is no such"),
+        (
+            "calibrate",
+            ["model=hub", "model.name=/tmp", "model.revision=v2"],
+            "model.revision=v2: is of models on the hub, and /tmp is a folder: leave it out",
+        ),
+        (
+            "calibrate",
+            ["corpus=hub", "corpus.name=/tmp", "corpus.revision=v2"],
+            "corpus.revision=v2: is of datasets on the hub, and /tmp is a folder: leave it out",
+        ),
         ("calibrate", ["model.name=gpt2"], "unknown setting model.name, it belongs to model=hub"),
         (
             "calibrate",
@@ -451,12 +465,47 @@ def test_a_value_that_hydra_cannot_read_is_a_text_as_it_stands(value):
     assert overrides[:2] == ["-m", "corpus=files"]
 
 
+@pytest.mark.parametrize("value", ["2026_11", "1e3", "true", "NaN", "-0", ".5", " 1_0"])
+def test_a_text_that_looks_like_something_else_is_a_text_as_it_stands(value):
+    for given in ("artifacts", "tracking.project"):
+        made = composed("evaluate", *expand([f"{given}={value}"], "evaluate"))
+        assert OmegaConf.select(made, given) == value.strip()
+    swept = expand(["-m", f"artifacts=a,{value}"], "calibrate")
+    assert swept == ["-m", f"artifacts=a,'{value.strip()}'"]
+
+
+def test_texts_of_lists_and_of_hydras_own_are_as_they_are_typed():
+    given = [
+        "quality.tasks=[1e3,2]", "hydra.run.dir=2026_12", "+hydra.job.env_set.A=1e3",
+        "hydra.job.chdir=true",
+    ]  # fmt: skip
+    assert expand(given, "evaluate") == [
+        "quality.tasks=['1e3',2]", "hydra.run.dir='2026_12'", "+hydra.job.env_set.A='1e3'",
+        "hydra.job.chdir=true",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["seed=1_0", "sparsity=4e-1", "artifacts=null", "artifacts=12", "artifacts=a\\,1e3"],
+)
+def test_what_is_no_other_text_stays(given):
+    assert expand([given], "calibrate")[0].endswith(given)
+
+
 def test_the_home_folder_may_be_written_short_in_any_value(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     given = ["corpus.glob=~/texts/*.md", "artifacts=~", "~corpus.glob", "--config-dir=~/x"]
     assert expand(given, "evaluate") == [
         "corpus.glob=/home/me/texts/*.md", "artifacts=/home/me", "~corpus.glob", "--config-dir=~/x",
     ]  # fmt: skip
+    assert expand(['artifacts="~/a b"'], "evaluate") == ["artifacts='/home/me/a b'"]
+    for given, expected in (
+        ("artifacts=~/a, ~/b", "artifacts=/home/me/a,/home/me/b"),
+        ("artifacts=\"~/a\",'~/b'", "artifacts='/home/me/a','/home/me/b'"),
+        ("corpus.glob=~/[ab].md", "corpus.glob='/home/me/[ab].md'"),
+    ):
+        assert expand(["-m", given], "calibrate") == ["-m", expected]
 
 
 def test_values_of_a_sweep_that_hydra_cannot_read_are_refused_with_the_way_out():
@@ -525,7 +574,6 @@ def test_a_value_that_is_swept_over_twice_is_refused(given):
     [
         ("evaluate", "methods=larosa,[larosa]", "larosa and [larosa] are one"),
         ("evaluate", "methods=larosa,'larosa'", "larosa and 'larosa' are one"),
-        ("evaluate", "methods=[larosa,baseline],larosa", "[larosa,baseline] and larosa are one"),
         (
             "evaluate",
             "methods=all,fused,[vattention,adaptivocab]",
@@ -609,6 +657,29 @@ def test_what_can_mean_nothing_is_refused_as_it_stands(name, given, expected):
     with pytest.raises(TrimtabError) as error:
         expand(given, name)
     assert str(error.value).startswith(f"{given[-1].removeprefix('--config-name=')}: {expected}")
+
+
+@pytest.mark.parametrize("given", ["methods=baseline,larosa", "methods=larosa,all"])
+def test_what_is_no_stack_is_not_advised(given):
+    assert refused("evaluate", given) == f"{given}: a sweep over these needs -m"
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        (
+            "evaluate",
+            ["methods=[baseline,larosa]"],
+            "baseline is no method: leave it out; -m methods=baseline,larosa measures each",
+        ),
+        ("evaluate", ["-m", "methods=[larosa,'baseline'],all"], "baseline is no method: leave it"),
+        ("calibrate", ["methods=[larosa,baseline]"], "baseline is no method: leave it out"),
+        ("calibrate", ["method=[larosa,vattention]"], "write 'methods=[larosa,vattention]'"),
+    ],
+)
+def test_a_list_is_of_methods(name, given, expected):
+    with pytest.raises(TrimtabError, match=re.escape(expected)):
+        expand(given, name)
 
 
 def test_settings_may_stand_on_both_sides_of_an_option():
@@ -724,6 +795,29 @@ def test_wandb_is_disabled_by_its_own_switch(monkeypatch, name, value):
     found = typed(composed(name), KINDS[name]).tracking.mode
     assert found == ("disabled" if disabled else "online")
     assert typed(composed(name, "tracking.mode=offline"), KINDS[name]).tracking.mode == "offline"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_settings_files_of_wandb_count_where_there_is_no_variable(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "users"))
+    monkeypatch.setenv("WANDB_MODE", "")
+    for folder, lines in (
+        ("users", ["mode = online", "project = theirs", "entity = us"]),
+        ("wandb", ["mode = disabled", "project = 100%"]),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "settings").write_text("\n".join(["[default]", *lines]))
+    found = typed(composed(name), KINDS[name]).tracking
+    assert (found.mode, found.project, found.entity) == ("disabled", "100%", "us")
+    assert disabled_by() == "wandb/settings: mode=disabled"
+    assert typed(composed(name, "tracking.mode=offline"), KINDS[name]).tracking.mode == "offline"
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert typed(composed(name), KINDS[name]).tracking.project == "mine"
+    (tmp_path / "wandb" / "settings").write_text("[default]\nmode = of")
+    assert refused(name).startswith("wandb/settings: mode=of: expected offline, online")
+    (tmp_path / "wandb" / "settings").write_text("mode")
+    assert typed(composed(name), KINDS[name]).tracking.mode == "online"
 
 
 @pytest.mark.parametrize("plus", ["", "++"])

@@ -199,6 +199,14 @@ def test_what_variables_of_wandb_say_comes_first(monkeypatch, tmp_path):
     assert run.page["tags"] == ["m" * 64, "larosa", "quiet"]
 
 
+def test_the_type_of_a_job_is_not_taken_from_a_variable(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("WANDB_JOB_TYPE", "mine")
+    begin(configured(tmp_path))
+    (run,) = runs_in(tmp_path)
+    assert run.opened["job_type"] == "evaluate"
+    assert "WANDB_JOB_TYPE=mine is not read: Reports find a job's run by" in capsys.readouterr().err
+
+
 def test_one_id_for_the_runs_of_a_sweep_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_RUN_ID", "r1")
     with pytest.raises(TrimtabError, match="^WANDB_RUN_ID=r1: names one run, .*: leave out -m"):
@@ -263,11 +271,12 @@ def test_a_project_that_cannot_be_is_refused_by_name(tmp_path):
         begin(config)
 
 
+@pytest.mark.parametrize("variable", ["WANDB_DATA_DIR", "WANDB_CACHE_DIR"])
 def test_a_folder_of_weights_and_biases_own_is_refused_before_there_is_work_to_lose(
-    monkeypatch, tmp_path
+    monkeypatch, tmp_path, variable
 ):
-    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null")
-    with pytest.raises(ConfigError, match="^WANDB_DATA_DIR=/dev/null: cannot be written"):
+    monkeypatch.setenv(variable, "/dev/null")
+    with pytest.raises(ConfigError, match=f"^{variable}=/dev/null: cannot be written"):
         tracking.check(configured(tmp_path))
 
 

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import re
 from importlib.util import find_spec
@@ -177,6 +178,30 @@ def test_a_value_that_no_model_can_be_built_with_is_named(tmp_path, shape, name,
     start = "language model: config.json has a value that transformers cannot use"
     assert f"{start}, {name}={repr(value)[:60]} (" in str(error.value)
     assert re.search(rf"\(.*{said}.*\): correct it or download it again$", str(error.value))
+
+
+def test_what_transformers_warns_of_is_not_told_again_for_every_value(tmp_path, tiny_llama):
+    source = saved(tiny_llama, tmp_path)
+    described(tmp_path, rope_parameters=None, rope_scaling={"type": "nope", "factor": 2.0})
+    logger, seen = logging.getLogger("transformers"), []
+    monitor = logging.Handler()
+    monitor.emit = seen.append
+    logger.addHandler(monitor)
+    try:
+        with pytest.raises(ConfigError, match="rope_scaling="):
+            load_model(source)
+    finally:
+        logger.removeHandler(monitor)
+    assert len(seen) == 2  # as the tokenizer's config is read, and the model's
+
+
+@pytest.mark.parametrize("shape", ["tiny-mistral", "tiny-phi3", "tiny-gemma2", "tiny-gemma3"])
+def test_a_window_of_no_token_is_named(tmp_path, shape):
+    source = saved(tiny(shape), tmp_path)
+    described(tmp_path, sliding_window=0)
+    expected = "config.json has sliding_window=0: expected null or at least 1 token: correct it"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
 
 
 def test_an_error_that_is_not_the_configs_is_said_as_it_is(tmp_path, tiny_llama, monkeypatch):

@@ -30,6 +30,7 @@ from trimtab.files import (
 from trimtab.method import EXPORTED, Method
 from trimtab.models.fingerprint import tokenizer_fingerprint
 from trimtab.registry import targets
+from trimtab.settings import path_of
 
 SCHEMA = 7
 DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
@@ -65,7 +66,7 @@ class ArtifactKey:
 
 def folder_of(root: str | Path, model: str, method: str, digest: str) -> Path:
     """Return where an artifact is kept under `root`, by its names."""
-    return Path(root) / model / method / digest
+    return path_of(root) / model / method / digest
 
 
 @dataclass

@@ -185,6 +185,12 @@ class HubCorpus(CorpusSource):
     revision: str | None = setting(default=None, meaning="branch, tag or commit on the hub")
     text_field: str = setting(default=TEXT_FIELD, meaning="the column that holds the text")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.revision is not None and path_of(self.name).is_dir():
+            expected = f"is of datasets on the hub, and {self.name} is a folder: leave it out"
+            raise ConfigError("corpus.revision", self.revision, expected)
+
     @property
     def title(self) -> str:
         return self.name

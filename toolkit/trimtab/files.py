@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from safetensors import SafetensorError
 
 from trimtab.errors import FULL, ConfigError, TrimtabError
+from trimtab.settings import path_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,7 +161,7 @@ def require_writable(setting: str, folder: str | Path) -> None:
         Full name of the setting that the folder comes from.
     """
     try:
-        with tempfile.TemporaryFile(dir=_existing(Path(folder).resolve())):
+        with tempfile.TemporaryFile(dir=_existing(path_of(folder).resolve())):
             pass
     except OSError as error:
         reason = f"cannot be written: {error.strerror}; name a folder that can"

@@ -151,7 +151,7 @@ def _is_real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def path_of(value: str) -> Path:
+def path_of(value: str | Path) -> Path:
     """Return the path that a setting's value means: a home folder may be written ``~``."""
     return Path(expanduser(value))  # Path's own forgets a ./ before it, and may raise
 

@@ -1,8 +1,13 @@
-"""What W&B's own variables say of `tracking`, where no setting does."""
+"""What W&B's own variables and settings files say of `tracking`, where no setting does."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from configparser import ConfigParser
+from configparser import Error as NotRead
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from trimtab.config import TrackingConfig, TrackingMode
@@ -11,19 +16,20 @@ from trimtab.settings import defaults, path_of
 
 TRUE = "1", "true", "yes", "on"
 OLD_MODES = {"dryrun": "offline", "run": "online"}
+IN_FILES = {"WANDB_DIR": "root_dir"}  # named otherwise than the variable
 
 
 def tracking_default(variable: str, key: str) -> Any:
-    """Return a variable of W&B; the setting's default where it is not set or empty.
+    """Return a variable of W&B, or what its settings files say; else the setting's default.
 
     Under ``wandb agent``, which waits for the figures of its runs, the mode is online by default.
 
     Raises
     ------
     ConfigError
-        If the variable holds no mode.
+        If what is given for the mode is none.
     """
-    given = os.environ.get(variable)
+    source, given = _given(variable)
     found = given or defaults(TrackingConfig)[key]
     if key == "mode":
         if disabled_by():
@@ -32,14 +38,35 @@ def tracking_default(variable: str, key: str) -> Any:
             return TrackingMode.online.value
         known = [*TrackingMode, *OLD_MODES]
         if found not in known:
-            raise ConfigError(variable, found, f"expected {', '.join(known[:-1])} or {known[-1]}")
+            raise ConfigError(source, found, f"expected {', '.join(known[:-1])} or {known[-1]}")
         return OLD_MODES.get(found, found)
     return str(path_of(found)) if key == "folder" else found
 
 
 def disabled_by() -> str | None:
-    """Return the variable, with its value, that disables tracking; None where none does."""
-    disabled, mode = (os.environ.get(f"WANDB_{name}", "") for name in ("DISABLED", "MODE"))
+    """Return the variable or the file, with its value, that disables tracking, if one does."""
+    disabled = os.environ.get("WANDB_DISABLED", "")
     if disabled.lower() in TRUE:
         return f"WANDB_DISABLED={disabled}"
-    return f"WANDB_MODE={mode}" if mode == TrackingMode.disabled else None
+    source, mode = _given("WANDB_MODE")
+    return f"{source}={mode}" if mode == TrackingMode.disabled else None
+
+
+def _given(variable: str) -> tuple[str, str]:
+    """Return what W&B takes for a variable, where none is empty, and where that is from."""
+    if given := os.environ.get(variable):
+        return variable, given
+    key = IN_FILES.get(variable, variable.removeprefix("WANDB_").lower())
+    for path in _files():
+        parser = ConfigParser(interpolation=None)
+        with suppress(OSError, NotRead, UnicodeDecodeError):
+            parser.read(path)
+        if given := parser.get("default", key, fallback=""):
+            return f"{path}: {key}", given
+    return variable, ""
+
+
+def _files() -> Iterator[Path]:
+    """Yield W&B's settings files: of the folder that a command is started in, then the user's."""
+    yield Path(".wandb" if Path(".wandb").exists() else "wandb", "settings")
+    yield path_of(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb") / "settings"

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from trimtab.commands.messages import nearest
+from trimtab.commands.messages import meant
 from trimtab.config import CalibrateConfig, CommandConfig, EvaluateConfig
 from trimtab.corpora import CorpusSource
 from trimtab.errors import TrimtabError
@@ -84,6 +84,6 @@ def _require_known(config: DictConfig, kind: type[CommandConfig]) -> None:
             if key not in names:
                 place = f"{name}." if name else ""
                 raise TrimtabError(
-                    f"unknown setting {place}{key}{nearest(str(key), names)}; "
+                    f"unknown setting {place}{key}{meant(str(key), names, name)}; "
                     f"{name or 'the top level'} has: {', '.join(names)}"
                 )

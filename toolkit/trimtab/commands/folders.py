@@ -18,7 +18,7 @@ from trimtab.commands.jobs import jobs_of_sweep, overrides_of, require_sound
 from trimtab.commands.messages import is_mistake, stop
 from trimtab.commands.same_settings import require_same
 from trimtab.commands.search_space import samples, size
-from trimtab.commands.sweep import SEARCH, UNFINISHED, tries_all
+from trimtab.commands.sweep import SEARCH, UNFINISHED, require_single, tries_all
 from trimtab.errors import ConfigError
 from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, require_writable, write_json
 from trimtab.sweep_state import job_folders, read_whole
@@ -120,6 +120,7 @@ class ClaimSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim a sweep's folder, once all its jobs are known to be sound."""
         with _refusals():
+            require_single(config.hydra)
             command = {} if self._resume else _command(config)
             self._claim(config, "hydra.sweep.dir", command, sweep=True)
             if tries_all(config.hydra):  # the jobs that were checked, and no others
@@ -129,6 +130,9 @@ class ClaimSweep(Callback):
         self, config: DictConfig, setting: str, command: dict[str, Any], *, sweep: bool = False
     ) -> None:
         folder = Path(OmegaConf.select(config, setting))
+        if folder.parts[:1] == ("~",):
+            reason = "a file's ~ is no home folder to Hydra: write ${oc.env:HOME} for it"
+            raise ConfigError(setting, folder, reason)
         own = config.hydra.output_subdir
         if own is not None and normpath(own).split("/")[0] == REPORT:
             reason = "is where the report goes: leave it out, or name another folder"

@@ -69,11 +69,10 @@ def one_line(error: BaseException) -> str:
         return _no_such_option(error.missing_cfg_file, error.options)
     if several := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error)):
         key, values = several.groups()
+        one = f"; one value with a comma is '{key}=\"{values}\"'"
         if key == "methods":
-            one = f"one stack of them is '{key}=[{values}]'"
-        else:
-            one = f"one value with a comma is '{key}=\"{values}\"'"
-        return f"{key}={values}: a sweep over these needs -m; {one}"
+            one = f"; one stack of them is '{key}=[{values}]'" if _makes_a_stack(values) else ""
+        return f"{key}={values}: a sweep over these needs -m{one}"
     if twice := re.match(r"schema/method@methods\.(\w+) appears more than once", str(error)):
         return _named_twice(twice[1])
     if absent := re.match(r"Could not delete (?:from config\. )?'([^']+)'", str(error)):
@@ -105,6 +104,8 @@ def _no_such_option(missing: str, options: Sequence[str] | None) -> str:
     if "/" in option and group in OF_A_FOLDER:
         write = f"{OF_A_FOLDER[group]}={option}"
         return f"{group}={option}: no such option; for a folder of yours write {write}"
+    if group == "method" and option in group_options("methods") and stack_members(option):
+        return f"{group}={option}: is a stack, write methods={option}"
     options = options or group_options(group)  # Hydra lists none for a list's member
     key = f"{group}={option}" if group else f"--config-name={option}"
     return f"{key}: no such option{nearest(option, options)}; there are: {', '.join(options)}"
@@ -143,7 +144,7 @@ def _describe(error: OmegaConfBaseException) -> str:
         return f"{error.full_key}: is not set yet, write +{error.full_key}=VALUE"
     if place in TARGETED and not siblings:
         return f"{error.full_key}: ~{place} takes out what has settings: leave it out"
-    hint = nearest(key, siblings) or _elsewhere(place, key)
+    hint = meant(key, siblings, place) or _elsewhere(place, key)
     return (
         f"unknown setting {error.full_key}{hint}; {place or 'the top level'} has: "
         f"{', '.join(siblings)}"
@@ -155,6 +156,13 @@ def owner(place: str, name: str) -> type | None:
     kinds: list[Any] = [*COMMANDS.values(), *SECTIONS.values()]
     kinds += [kind for group in TARGETED for kind in targets(group).values()]
     return next((one for one in kinds if one.place == place and name in defaults(one)), None)
+
+
+def owners(key: str) -> list[type]:
+    """Return the classes that have a setting, by a key as it is typed: a method's by itself too."""
+    place, _, name = re.sub(r"^methods?\.", "", key).rpartition(".")
+    found = [owner(one, name) for one in ([place] if place else ["", *method_names()])]
+    return [one for one in found if one is not None]
 
 
 def _keys(node: Any) -> list[str]:
@@ -170,11 +178,25 @@ def _elsewhere(group: str, key: str) -> str:
     return f", it belongs to {' and '.join(options)}" if options else ""
 
 
+def _makes_a_stack(values: str) -> bool:
+    """Return whether options of methods hold a method each, and none twice."""
+    members = [stack_members(one.strip()) for one in values.split(",")]
+    return all(members) and sum(map(len, members)) == len(set().union(*members))
+
+
 def _named_twice(method: str) -> str:
     stacks = [name for name in group_options("methods") if method in stack_members(name)]
     stacks.remove(method)
     held = f" ({' and '.join(stacks)} {'contains' if len(stacks) == 1 else 'contain'} it)"
     return f"methods: {method} is named twice{held if stacks else ''}: name it once"
+
+
+def meant(key: str, known: Sequence[str], place: str) -> str:
+    """Return a hint at the setting that was probably meant: at the top level, one of a method."""
+    of_methods = (
+        () if place else {name for kind in targets("method").values() for name in defaults(kind)}
+    )
+    return nearest(key, [*known, *sorted(of_methods)])
 
 
 def nearest(word: str, candidates: Sequence[str]) -> str:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import fields
-from os.path import expanduser
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import Override, Quote, QuotedString
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override
 
 from trimtab.commands.arguments import (
     ordered,
@@ -23,6 +21,7 @@ from trimtab.commands.arguments import (
 )
 from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import MULTIRUN, choices, key_of, loader_of, parsed
+from trimtab.commands.texts import as_text
 from trimtab.commands.values import require_values
 from trimtab.config import CalibrateConfig
 from trimtab.errors import TrimtabError
@@ -41,16 +40,15 @@ def expand(arguments: list[str], command: str) -> list[str]:
 
     ``sparsity=0.4`` and ``larosa.sparsity=0.4`` are ``method.sparsity=0.4`` for one method, as
     calibrate.py takes it, and ``methods.larosa.sparsity=0.4`` for a stack. A key that belongs to
-    nothing stays, and is refused under that name. A value that Hydra's grammar cannot read is a
-    text as it stands, and ``~/`` at its beginning is the home folder. Of a key that is typed
-    several times the last counts, and is alone in what is returned.
+    nothing stays, and is refused under that name. Values are as `trimtab.commands.texts` reads
+    them. Of a key that is typed several times the last counts, and is alone in what is returned.
 
     Raises
     ------
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if a
         setting is the other command's; if both one method and a stack are named; or for what
-        `trimtab.commands.arguments` and `trimtab.commands.values` refuse.
+        `trimtab.commands.arguments`, `.texts` and `.values` refuse.
     """
     require_own(arguments, command)
     sweep = any(one in MULTIRUN for one in arguments)
@@ -58,7 +56,7 @@ def expand(arguments: list[str], command: str) -> list[str]:
     for one in arguments:
         require_readable(one, command)
         require_kept(one, command)
-    given = [_as_text(one, sweep) for one in arguments]
+    given = [as_text(one, sweep) for one in arguments]
     loader = loader_of(given)
     for one in given:
         require_values(one, loader, command)
@@ -80,25 +78,6 @@ def expand(arguments: list[str], command: str) -> list[str]:
 def _last(arguments: Iterable[str]) -> list[str]:
     """Return the arguments without settings that are set again by a later one."""
     return list({key_of(one) or place: one for place, one in enumerate(arguments)}.values())
-
-
-def _as_text(argument: str, sweep: bool) -> str:
-    """Quote a value that Hydra's grammar cannot read."""
-    if key_of(argument) is None:
-        return argument
-    key, _, value = argument.partition("=")
-    if value == "~" or value.startswith("~/"):
-        value = expanduser(value)
-    try:
-        parsed([f"{key}={value}"])
-        return f"{key}={value}"
-    except HydraException as error:
-        if sweep and "," in value:
-            raise TrimtabError(
-                f"{argument}: cannot be read as values to sweep over: quote each of them, as in "
-                f'\'{key}="FIRST","SECOND"\''
-            ) from error
-    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def _for_method(argument: str, methods: set[str]) -> str:

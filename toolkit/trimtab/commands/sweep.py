@@ -21,6 +21,7 @@ from trimtab.sweep_state import started
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 UNFINISHED = "hydra_plugins.trimtab_unfinished.Unfinished"
 OF_SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
+OF_ONE_JOB = "hydra.run."
 BY_NUMBER = "${hydra.job.num}"
 SEARCH = "hydra_plugins.trimtab_search.Search"
 
@@ -52,6 +53,19 @@ def require_sweep() -> None:
             f"experiment={hydra.runtime.choices['experiment']} sweeps over stacks, which needs -m; "
             "one job of it needs methods=STACK"
         )
+
+
+def require_single(hydra: HydraConf) -> None:
+    """Refuse for a sweep what only a job of its own reads.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    for one in hydra.overrides.hydra:
+        if one.lstrip("+~").startswith(OF_ONE_JOB):
+            write = one.lstrip("+~").replace(OF_ONE_JOB, "hydra.sweep.", 1)
+            raise TrimtabError(f"{one}: only a single job reads it, of a sweep it is {write}")
 
 
 def sweep_folder() -> Path:

@@ -8,10 +8,10 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 
-from trimtab.commands.messages import owner
+from trimtab.commands.messages import owners
 from trimtab.commands.parsing import choices, groups_of, key_of, parsed
 from trimtab.errors import TrimtabError
-from trimtab.registry import group_options, method_names, stack_members
+from trimtab.registry import group_options, stack_members
 from trimtab.settings import defaults
 
 
@@ -31,6 +31,8 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
             f"{argument}: is a list of lists; expected options of {key}, as in "
             "'methods=[larosa,vattention]'"
         )
+    if key in ("method", "methods"):
+        _require_stack(override, command)
     if override.is_discrete_sweep():
         alike: dict[Any, list[str]] = {}
         for value in choices(override):
@@ -64,6 +66,19 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
         raise TrimtabError(f"{argument}: is no option, {fix}; there are: {there}")
 
 
+def _require_stack(override: Override, command: str) -> None:
+    """Refuse a list for one method, and one that names no method beside others."""
+    for value in choices(override):
+        parts = [one.strip(" '\"") for one in value.strip("[]").split(",")]
+        if not value.startswith("[") or (override.key_or_group == "methods" and len(parts) == 1):
+            continue
+        if override.key_or_group == "method":
+            raise TrimtabError(f"method={value}: is a stack, write 'methods={value}'")
+        if (none := "baseline") in parts:
+            each = f"; -m methods={','.join(parts)} measures each" if command == "evaluate" else ""
+            raise TrimtabError(f"methods={value}: {none} is no method: leave it out{each}")
+
+
 def _meaning(value: str, key: str) -> Any:
     """Return what a value means, however it is spelled: of a stack, its methods."""
     bare = value.strip("'\"")
@@ -76,9 +91,8 @@ def _meaning(value: str, key: str) -> Any:
 
 def _require_truth(override: Override, key: str) -> None:
     """Refuse a number for true, which OmegaConf makes of any but zero."""
-    place, _, name = re.sub(r"^methods?\.", "", key).rpartition(".")
-    found = [owner(one, name) for one in ([place] if place else ["", *method_names()])]
-    if not any(one and isinstance(defaults(one)[name], bool) for one in found):
+    name = key.rpartition(".")[2]
+    if not any(isinstance(defaults(one)[name], bool) for one in owners(key)):
         return
     for value in choices(override):
         if re.fullmatch(r"[+-]?\d+", value) and int(value) not in (0, 1):

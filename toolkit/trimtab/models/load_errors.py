@@ -17,6 +17,7 @@ from transformers.utils import (
     GENERATION_CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     WEIGHTS_INDEX_NAME,
+    logging,
 )
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
@@ -122,10 +123,15 @@ def _unusable_value(folder: Path) -> str:
     if not folder.is_dir():
         return ""
     config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
-    if not (said := _not_built(config)):
-        return ""
-    alone = ({key: one for key, one in config.items() if key != name} for name in config)
-    guilty = [name for name, rest in zip(config, alone, strict=True) if not _not_built(rest)]
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # every model that is built may be warned of
+    try:
+        if not (said := _not_built(config)):
+            return ""
+        alone = ({key: one for key, one in config.items() if key != name} for name in config)
+        guilty = [name for name, rest in zip(config, alone, strict=True) if not _not_built(rest)]
+    finally:
+        logging.set_verbosity(verbosity)
     named = " or ".join(f"{name}={config[name]!r:.60}" for name in guilty)
     what = f"a value that transformers cannot use{named and f', {named}'}"
     return f"{CONFIG_NAME} has {what} ({said}): correct it or download it again"

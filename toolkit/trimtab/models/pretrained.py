@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models.load_errors import why_not_loaded
@@ -104,6 +104,7 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
             f"it has an adapter ({ADAPTER}), which transformers loads with the package peft alone: "
             "merge it into the weights"
         )
+    _require_window(model)
     unread = _unread(model, folder, options.get("revision"))
     asked = getattr(model.config, "quantization_config", None)
     if unread and asked is not None:
@@ -138,6 +139,18 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
             f"the checkpoint {'; it '.join(said)}: download it again, and its config.json"
         )
     return model
+
+
+def _require_window(model: PreTrainedModel) -> None:
+    """Refuse a window of no token where a layer has one: nothing would be attended to."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if window is not None and window < 1 and {*kinds} != {"full_attention"}:
+        raise TrimtabError(
+            f"{CONFIG_NAME} has sliding_window={window}: expected null or at least 1 token: "
+            "correct it or download it again"
+        )
 
 
 def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> str:

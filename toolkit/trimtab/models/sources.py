@@ -109,6 +109,9 @@ class HubModel(ModelSource):
         is_path = self.name.startswith(("/", "./", "../", "~"))
         if is_path and not path_of(self.name).is_dir():
             raise ConfigError("model.name", self.name, "there is no such folder")
+        if self.revision is not None and path_of(self.name).is_dir():
+            expected = f"is of models on the hub, and {self.name} is a folder: leave it out"
+            raise ConfigError("model.revision", self.revision, expected)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Pretrained:
         """Load the model as transformers does."""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import wandb
-from wandb.env import get_data_dir
+from wandb.env import get_cache_dir, get_data_dir
 
 from trimtab.config import TrackingConfig, TrackingMode
 from trimtab.errors import ConfigError, TrimtabError
@@ -24,10 +24,14 @@ LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 
 
 def check(config: TrackingConfig) -> None:
-    """Refuse folders that `run` could not write, before there is work to lose."""
+    """Refuse folders that `run` could not write, before there is work to lose.
+
+    W&B gathers tables in a folder of its own, and logs in another what it does.
+    """
     if config.mode is not TrackingMode.disabled:
         require_writable("tracking.folder", config.folder)
-        require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))  # where it gathers tables
+        require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))
+        require_writable("WANDB_CACHE_DIR", path_of(get_cache_dir()))
 
 
 @contextmanager
@@ -61,6 +65,8 @@ def run(
         yield Log(None)
         return
     check(config)
+    if given := os.environ.pop("WANDB_JOB_TYPE", ""):
+        say(f"WANDB_JOB_TYPE={given} is not read: Reports find a job's run by the type {job.kind}")
     if job.group is not None and (one := os.environ.get("WANDB_RUN_ID")):
         raise TrimtabError(
             f"WANDB_RUN_ID={one}: names one run, and the jobs of a sweep have one each: leave out "
@@ -79,7 +85,8 @@ def run(
 
 def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Run:
     """Open a run; what W&B's variables say of its id, name, group and tags comes first."""
-    Path(config.folder).mkdir(parents=True, exist_ok=True)
+    folder = path_of(config.folder)
+    folder.mkdir(parents=True, exist_ok=True)
     given = os.environ.get("WANDB_TAGS", "")
     every = [*tags, *job.tags, *filter(None, given.split(","))]
     earlier = None if job.folder is None else Record.read(job.folder)
@@ -88,7 +95,7 @@ def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Ru
             mode=config.mode.value,
             project=config.project,
             entity=config.entity,
-            dir=config.folder,
+            dir=str(folder),
             # Without `resume` W&B drops what an earlier run of this id has logged.
             id=os.environ.get("WANDB_RUN_ID") or (earlier.id if earlier else None),
             name=os.environ.get("WANDB_NAME", job.name)[:LONGEST_NAME],
@@ -115,7 +122,7 @@ def _record(opened: wandb.Run, config: TrackingConfig) -> Record:
         project=opened.project,
         entity=opened.entity or config.entity,
         group=opened.group or None,
-        folder=str(Path(config.folder).resolve()),
+        folder=str(path_of(config.folder).resolve()),
         directory=str(Path(opened.dir).parent.resolve()),
     )
 
