@@ -412,6 +412,7 @@ def test_of_random_weights_no_stack_is_recommended_and_every_title_says_so(tmp_p
     assert len(titles) >= 6
     assert all(title.startswith("Random weights: ") for title in titles)
     assert "bits per byte" not in "".join(titles)
+    assert "none: the weights are random" in (tmp_path / "report" / "report.html").read_text()
     other = result("c", (1.5, 1.4, 1.6))
     other["model"]["fingerprint"] = "g"
     text = build_report(written(tmp_path / "mixed", [*jobs, other])).read_text()

@@ -36,6 +36,7 @@ def _summary(found: Sequence[Group]) -> Panel:
         rows += [Row(name, mark=0, heads=True)] * several
         if not chosen:
             rows.append(Row("no stack is recommended: the weights are random", mark=0))
+            cells.append((name, [cell("none: the weights are random"), cell(None)]))
         for choice in chosen:
             wish = choice.rule.wish
             stack, figure = _said(choice), choice.figure
