@@ -192,6 +192,12 @@ def test_memory_is_weighed_against_quality_where_stacks_differ_in_it(tmp_path):
     assert [job.label for job in pareto.front(jobs, pareto.MEMORY)] == ["a"]
 
 
+def test_rounding_puts_nothing_on_the_front(tmp_path):
+    stacks = (("a", 500, 1e-5), ("b", 500, 0), ("more memory", 2000, -1e-5))
+    jobs = loaded(tmp_path, *(result(name, lost=lost, committed=of) for name, of, lost in stacks))
+    assert [job.label for job in pareto.front(jobs, pareto.MEMORY)] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("models", "headings", "wish"),
     [

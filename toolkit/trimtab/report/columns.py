@@ -81,8 +81,8 @@ ROOFLINE = Series(
     beside="speed.roofline_share.baseline", scale=100,
 )  # fmt: skip
 COST = Series(
-    "cost: seconds per million bytes of text", "speed.ms_per_byte.candidate", ",.0f", "less",
-    "speed.ms_per_byte.baseline", scale=1000,
+    "cost: hours per million bytes of text", "speed.ms_per_byte.candidate", ".3g", "less",
+    "speed.ms_per_byte.baseline", scale=1000 / 3600,
 )  # fmt: skip
 
 CHARTS = (

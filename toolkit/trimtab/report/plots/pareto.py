@@ -25,7 +25,7 @@ from trimtab.report.plots.panel import (
     numbers,
 )  # fmt: skip
 from trimtab.report.plots.places import spread
-from trimtab.report.rules import ONE_TEXT, TOGETHER, kv_share
+from trimtab.report.rules import ONE_TEXT, SAME, TOGETHER, kv_share
 from trimtab.report.table import cell
 from trimtab.report.verdict import groups_of
 
@@ -65,6 +65,12 @@ class Point:
     job: Job
     value: dict[str, float]
     lost: dict[str, float]
+
+    @property
+    def loss(self) -> float:
+        """The change of bits per byte, without what is rounding."""
+        change = self.lost["estimate"]
+        return change if abs(change) >= SAME else 0.0
 
     @property
     def lines(self) -> list[str]:
@@ -121,9 +127,7 @@ def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
             point for point in _points(group, trade)
             if point.job.methods and not _apart(point.job, group, trade)
         ]  # fmt: skip
-        places = [
-            (trade.sign * point.value["estimate"], point.lost["estimate"]) for point in points
-        ]
+        places = [(trade.sign * point.value["estimate"], point.loss) for point in points]
         others = [*places, (trade.sign * 1.0, 0.0)]
         for point, (gain, loss) in zip(points, places, strict=True):
             if not any(g >= gain and b <= loss and (g, b) != (gain, loss) for g, b in others):
