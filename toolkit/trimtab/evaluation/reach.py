@@ -33,9 +33,9 @@ def unseen(
     longest, news = max(map(sum, texts)), max(new for _, new in texts)
     if one.stack.cache is not None and longest <= (page := Pages.of(one, longest).tokens):
         yield (
-            f"scenario {scenario}: no text is longer than a page of the KV cache ({longest} of "
-            f"{page} tokens), so that it cannot save memory; raise {setting}.prompt_bytes, or "
-            "lower vattention.page_group"
+            f"scenario {scenario}: no text is longer than a page of the KV cache, {page} tokens "
+            f"(the longest has {longest}), so that it cannot save memory; raise "
+            f"{setting}.prompt_bytes, or lower vattention.page_group"
         )
     if one.stack.drafter is not None and news < MOST_ROWS:
         yield (
