@@ -322,7 +322,14 @@ def test_an_experiment_without_a_sweep_needs_a_stack(command):
     assert line.endswith("sweeps over stacks, which needs -m; one job of it needs methods=STACK")
 
 
-@pytest.mark.parametrize("setting", ["hydra/launcher=workers", "hydra.sweep.dir=elsewhere"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "hydra/launcher=workers",
+        "hydra.sweep.dir=elsewhere",
+        "hydra.sweep.subdir=${hydra.job.num}",
+    ],
+)
 def test_what_only_a_sweep_reads_is_refused_without_one(command, setting):
     done = command("evaluate.py", setting, *TINY)
     assert done.returncode == 1

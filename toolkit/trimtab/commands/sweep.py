@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os.path import abspath, relpath
 from pathlib import Path
+from typing import Any
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
@@ -44,7 +45,7 @@ def require_sweep() -> None:
     hydra = HydraConfig.get()
     if in_sweep():
         return
-    for one in hydra.overrides.hydra:
+    for one in _of_hydra(hydra):
         if one.lstrip("+~").startswith(OF_SWEEPS):
             raise TrimtabError(f"{one}: only a sweep reads it, which needs -m")
     given = any(one.startswith("methods=") for one in hydra.overrides.task)
@@ -62,10 +63,16 @@ def require_single(hydra: HydraConf) -> None:
     ------
     TrimtabError
     """
-    for one in hydra.overrides.hydra:
+    for one in _of_hydra(hydra):
         if one.lstrip("+~").startswith(OF_ONE_JOB):
             write = one.lstrip("+~").replace(OF_ONE_JOB, "hydra.sweep.", 1)
             raise TrimtabError(f"{one}: only a single job reads it, of a sweep it is {write}")
+
+
+def _of_hydra(hydra: HydraConf) -> list[str]:
+    """Return the overrides of Hydra's own settings as they were typed, ``${...}`` included."""
+    found: Any = OmegaConf.to_container(hydra.overrides.hydra)
+    return list(found)
 
 
 def sweep_folder() -> Path:
