@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -72,7 +73,8 @@ class Zygote:
     def kill(self) -> None:
         """End what is running at once, if anything is."""
         if self._child is not None:
-            os.kill(self._child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended, and nobody has waited for it
+                os.kill(self._child, signal.SIGKILL)
             self.wait(60)
 
     def close(self) -> None:
