@@ -125,7 +125,7 @@ class _Reader(StoppingCriteria):
 
 
 class _Finite(LogitsProcessor):
-    """Refuses predictions that are not finite, of which the first token would be chosen."""
+    """Refuses predictions that are not finite: a token chosen from them would mean nothing."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model

@@ -26,7 +26,7 @@ def require_predictions(model: PreTrainedModel, ids: Sequence[int]) -> None:
     Parameters
     ----------
     ids : sequence of int
-        Tokens of a text, of which the first `PROBE` are read.
+        Tokens of a text; the first `PROBE` are read.
 
     Raises
     ------
