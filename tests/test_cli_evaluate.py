@@ -103,7 +103,8 @@ def test_a_folder_in_a_file_may_be_below_the_home_folder(command, tmp_path):
 def test_a_folder_that_holds_a_result_is_refused_and_left_as_it_is(command, tmp_path):
     job = ["methods=baseline", *TINY, *FAST, "tracking.mode=disabled"]
     folder = "hydra.run.dir=job"
-    assert command("evaluate.py", *job, folder).returncode == 0
+    done = command("evaluate.py", *job, folder)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (0, f"Folder: {tmp_path / 'job'}")
 
     def state() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -61,6 +61,7 @@ def test_of_every_stack_one_fails_and_is_resumed(command, tmp_path):
     table = (sweep / "report" / "report.md").read_text()
     assert table.count("**failed**") == 1
     assert "](all_methods_comprehensive_dashboard.png)" in table
+    assert done.stderr.startswith(f"Folder: {sweep}\n")
     told = [line for line in done.stderr.splitlines() if line.startswith("Job ")]
     left = r" \(about [\d.]+ (s|min|h) left for the sweep\)"
     assert re.fullmatch(r"Job 0 \(0 to 5\): adaptivocab [^()]+", told[0])

@@ -90,6 +90,8 @@ def _evaluate(config: DictConfig, folder: Path) -> float | None:
     search = in_sweep() and not tries_all(HydraConfig.get())
     if search:
         require_objective(settings)
+    if not in_sweep():
+        say(f"Folder: {folder}")
     # Heavy imports wait until the configuration is known to be sound.
     with waiting("Importing PyTorch and transformers"):
         from trimtab import tracking

@@ -21,6 +21,7 @@ from trimtab.commands.search_space import samples, size
 from trimtab.commands.sweep import SEARCH, UNFINISHED, require_single, tries_all
 from trimtab.errors import ConfigError
 from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, require_writable, write_json
+from trimtab.progress import say
 from trimtab.sweep_state import job_folders, read_whole
 
 
@@ -147,7 +148,12 @@ class ClaimSweep(Callback):
 
 
 class Claim(ClaimSweep):
-    """Refuses the folder of a single job, too."""
+    """Refuses the folder of a single job, too, and says where a sweep's results are going."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claim a sweep's folder, and name it."""
+        super().on_multirun_start(config, **kwargs)
+        say(f"Folder: {Path(config.hydra.sweep.dir).absolute()}")
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a job's folder; the job itself claims it."""

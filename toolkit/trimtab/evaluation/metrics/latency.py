@@ -12,7 +12,7 @@ import numpy as np
 
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.display import Column
-from trimtab.evaluation.intervals import Estimate, half_width, typical
+from trimtab.evaluation.intervals import Estimate, geometric_mean, half_width, typical
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.load import Load
 from trimtab.evaluation.memory import step_bytes
@@ -34,7 +34,7 @@ OVER_THE_TOP = (
 )
 ONE_STEP = "a text came in a single step: raise generation.new_tokens"
 DECODING: dict[str, Any] = {
-    "speed.ms_per_token": dict[str, Both[float]],
+    "speed.ms_per_token": dict[str, Both[Estimate]],
     "speed.decode_tokens_per_s": Both[Estimate],
     "speed.decode_speedup": Estimate,
     "speed.roofline_share": Both[Estimate],
@@ -173,13 +173,19 @@ class Latency(Metric):
         """Return what a figure of a generation typically is, of both contenders."""
         return self._figure(lambda own: typical([value(one) for one in own]))
 
-    def _decoding(self, result: Result) -> None:
-        def percentile(point: int) -> Both[float]:
-            return self._figure(
-                lambda own: 1e3 * float(np.percentile(joined(own, "token_times"), point))
-            )
+    def _percentile(self, point: int) -> Both[Estimate]:
+        """Return a percentile of milliseconds a token within a round, by its mean over rounds."""
+        prompts = len(self._prompts)
 
-        result.put("speed.ms_per_token", {f"p{point}": percentile(point) for point in (50, 90, 99)})
+        def over_rounds(own: list[Timing]) -> Estimate:
+            rounds = [own[first : first + prompts] for first in range(0, len(own), prompts)]
+            times = [joined(one, "token_times") for one in rounds]
+            return geometric_mean([1e3 * float(np.percentile(one, point)) for one in times])
+
+        return self._figure(over_rounds)
+
+    def _decoding(self, result: Result) -> None:
+        result.put("speed.ms_per_token", {f"p{one}": self._percentile(one) for one in (50, 90, 99)})
         later = self._typical(lambda one: len(one.token_times) / sum(one.gaps))
         result.put("speed.decode_tokens_per_s", later)
         result.put("speed.decode_speedup", self._rounds.speedup(lambda one: sum(one.gaps)))

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.display import Column
 from trimtab.evaluation.held_out import read_otherwise
-from trimtab.evaluation.intervals import Estimate, rate_difference
+from trimtab.evaluation.intervals import Estimate, rate_difference, ratio
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows, names
 from trimtab.evaluation.metrics.scores import (
@@ -67,7 +67,7 @@ class Likelihood(Metric):
     fields: ClassVar[dict[str, Any]] = {
         "quality.bits_per_byte": BitsPerByte,
         "quality.perplexity": Perplexity,
-        "quality.kl_bits_per_token": float,
+        "quality.kl_bits_per_token": Estimate,
         "quality.windows": int,
         "quality.scored_bytes": int,
         "quality.base_tokens": WindowsScored,
@@ -124,8 +124,9 @@ class Likelihood(Metric):
                 result.missing("quality.perplexity", TOO_LARGE)
             result.missing("quality.base_tokens", SAME)
         if self._divergences:
-            divergences = sum(self._divergences) / math.log(2) / sum(tokens)
-            result.put("quality.kl_bits_per_token", divergences)
+            bits = [nats / math.log(2) for nats in self._divergences]
+            rate = ratio(bits, tokens, paired=True, seed=seed)
+            result.put("quality.kl_bits_per_token", rate)
         else:
             result.missing("quality.kl_bits_per_token", DIFFERENT if changed else UNPAIRED)
         if changed_text := read_otherwise(self.windows, self.job.tokenizer):
