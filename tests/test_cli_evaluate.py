@@ -97,6 +97,10 @@ def test_a_folder_in_a_file_may_be_below_the_home_folder(command, tmp_path):
         refused = command("evaluate.py", *many, *given, **environment)
         expected = f"hydra.{place}.dir=~/job: a file's ~ is no home folder to Hydra: write $"
         assert expected in refused.stderr
+    whole = "defaults: [calibrate, _self_]\nhydra: {run: {dir: ~/job}}\n"
+    (tmp_path / "mine" / "whole.yaml").write_text(whole)
+    refused = command("calibrate.py", "--config-dir", "mine", "--config-name", "whole", *TINY)
+    assert refused.stderr.startswith("calibrate.py: error: hydra.run.dir=~/job: a file's ~ is no ")
     assert not (tmp_path / "~").exists()
 
 

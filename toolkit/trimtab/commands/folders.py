@@ -127,13 +127,15 @@ class ClaimSweep(Callback):
             if tries_all(config.hydra):  # the jobs that were checked, and no others
                 config.hydra.sweeper._target_ = UNFINISHED
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a folder that nobody means; a single job may share its folder with others."""
+        with _refusals():
+            _folder(config, "hydra.run.dir")
+
     def _claim(
         self, config: DictConfig, setting: str, command: dict[str, Any], *, sweep: bool = False
     ) -> None:
-        folder = Path(OmegaConf.select(config, setting))
-        if folder.parts[:1] == ("~",):
-            reason = "a file's ~ is no home folder to Hydra: write ${oc.env:HOME} for it"
-            raise ConfigError(setting, folder, reason)
+        folder = _folder(config, setting)
         own = config.hydra.output_subdir
         if own is not None and normpath(own).split("/")[0] == REPORT:
             reason = "is where the report goes: leave it out, or name another folder"
@@ -171,6 +173,15 @@ def _refusals() -> Iterator[None]:
         if not is_mistake(error):
             raise
         stop(error)
+
+
+def _folder(config: DictConfig, setting: str) -> Path:
+    """Return the folder that a setting of Hydra's names."""
+    folder = Path(OmegaConf.select(config, setting))
+    if folder.parts[:1] == ("~",):
+        reason = "a file's ~ is no home folder to Hydra: write ${oc.env:HOME} for it"
+        raise ConfigError(setting, folder, reason)
+    return folder
 
 
 def _typed() -> dict[str, Any]:
