@@ -175,6 +175,16 @@ def test_a_gpu_has_pages_of_the_drivers_granularity():
 # Slots
 
 
+def test_all_slots_are_taken_at_once(make):
+    kv = make(slots=3)
+    taken = kv.acquire()
+    kv.acquire_all()
+    with pytest.raises(RuntimeError, match="all 3 slots are in use"):
+        kv.acquire()
+    kv.release(taken)
+    assert kv.acquire() == taken
+
+
 def test_slots_run_out_and_come_back(make):
     kv = make(slots=2)
     a, b = kv.acquire(), kv.acquire()

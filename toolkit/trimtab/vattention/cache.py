@@ -80,8 +80,7 @@ class VirtualCache(Cache):
             layers, batch, max_len, heads, size, dtype, layout, page_group,
             device=device, budget=budget,
         )  # fmt: skip
-        for _ in range(batch):
-            kv.acquire()
+        kv.acquire_all()
         self._begin(shape, SlotRange(kv, 0, batch, shape.owner, borrowed=False))
         # For callers who do not close it, as nobody closes a DynamicCache.
         weakref.finalize(self, _close, self._virtual, kv, os.getpid()).atexit = False

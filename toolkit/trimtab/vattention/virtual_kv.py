@@ -198,6 +198,12 @@ class VirtualKV:
         return slot
 
     @exclusive
+    def acquire_all(self) -> None:
+        """Take every free slot."""
+        self._check_usable()
+        self._slots.free.clear()
+
+    @exclusive
     def ensure(self, lengths: Mapping[int, int]) -> None:
         """Grow slots to given lengths, pages first and `lengths` last; all of them, or none.
 
