@@ -396,9 +396,10 @@ RAN_NOTHING = "; no job was started: correct this and run it again"
         (
             "evaluate",
             ["experiment=demo,ablation", *TINY],
-            "experiment=demo has methods and methods.adaptivocab.mode of its own, which are not "
-            "read where a sweep is over experiments: start a sweep for each, or name methods= "
-            "methods.adaptivocab.mode= (1 of 2 jobs: experiment=demo); experiment=ablation has "
+            "experiment=demo has methods and methods.adaptivocab.mode and methods.larosa.tokens of "
+            "its own, which are not read where a sweep is over experiments: start a sweep for "
+            "each, or name methods= methods.adaptivocab.mode= methods.larosa.tokens= (1 of 2 jobs: "
+            "experiment=demo); experiment=ablation has "
             f"methods of its own, which are not read where a sweep is over experiments: start a "
             f"sweep for each, or name methods= (1 of 2 jobs: experiment=ablation){RAN_NOTHING}",
         ),
