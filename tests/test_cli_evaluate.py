@@ -259,20 +259,50 @@ def test_a_missing_artifact_is_one_line_with_the_command_that_makes_it(command, 
     assert error["type"] == "ArtifactError"
 
 
+@pytest.mark.parametrize(
+    ("given", "refused"),
+    [
+        (["sparsity=40"], "larosa.sparsity=40.0: expected at least 0 and below 1"),
+        (["corpus=files", "corpus.glob=no/**/*.md"], "corpus.glob=no/**/*.md: no file matches"),
+    ],
+)
 @pytest.mark.parametrize("command", ["calibrate", "evaluate"])
-def test_a_mistyped_value_is_refused_without_the_heavy_imports(command, tmp_path):
+def test_a_mistyped_value_is_refused_without_the_heavy_imports(command, tmp_path, given, refused):
+    arguments = [f"{command}.py", f"method{'' if command == 'calibrate' else 's'}=larosa", *given]
     script = f"""
 import sys
 sys.modules.update(dict.fromkeys(("torch", "transformers", "scipy", "wandb")))  # not to be had
-sys.argv = ["{command}.py", "sparsity=40", "method{"" if command == "calibrate" else "s"}=larosa"]
+sys.argv = {arguments}
 from trimtab.commands.{command} import main
 main()
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True)
     assert done.returncode == 1
-    line = f"{command}.py: error: larosa.sparsity=40.0: expected at least 0 and below 1\n"
-    assert done.stderr.decode() == line
-    assert not [*tmp_path.rglob("error.json")]
+    assert done.stderr.decode() == f"{command}.py: error: {refused}\n"
+    assert command == "calibrate" or not list(tmp_path.glob("outputs/*/*"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["hydra.run.dir=sweep"],
+        ["hydra.run.dir=sweep/7"],
+        ["hydra.run.dir=sweep/0/mine"],
+        ["-m", "hydra.sweep.dir=sweep/7"],
+    ],
+    ids=" ".join,
+)
+def test_a_folder_within_a_sweeps_is_refused(command, tmp_path, given):
+    started = {"arguments": [], "folder": "/", "jobs": 1, "sweeper": "one", "started": None}
+    (tmp_path / "sweep" / "0").mkdir(parents=True)
+    (tmp_path / "sweep" / "command.json").write_text(json.dumps(started))
+    done = command("evaluate.py", *TINY, "methods=baseline", *given)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"evaluate.py: error: {given[-1]}: the sweep in {tmp_path}/sweep has its own jobs there: "
+        "name a folder outside of it\n"
+    )
+    assert {one.name for one in tmp_path.rglob("*")} == {"sweep", "command.json", "0"}
 
 
 def test_a_corpus_without_test_documents_is_refused_before_it_is_calibrated_on(command, tmp_path):

@@ -889,6 +889,37 @@ def test_in_a_sweep_a_methods_setting_is_for_the_stacks_that_hold_it():
         expand(["-m", "methods=baseline,larosa", "methods.larosa.sparsty=0.4"], "evaluate")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (
+            ["methods=larosa", "methods.larosa={sparsity:0.1,basis:none}", "speed={repeats:3}"],
+            ["methods=larosa", "methods.larosa.sparsity=0.1", "methods.larosa.basis=none",
+             "speed.repeats=3"],
+        ),
+        (["larosa={sparsity:0.1}", "-m"], ["-m", "++methods.larosa.sparsity=0.1"]),
+        (
+            ["serving={requests:[1,2]}", "generation={new_tokens:8}", "serving={}"],
+            ["serving.requests=[1,2]", "generation.new_tokens=8"],
+        ),
+        (["methods.larosa=3", "speed=[3]"], ["methods.larosa=3", "speed=[3]"]),
+    ],
+)  # fmt: skip
+def test_settings_in_a_dictionary_are_typed_one_by_one(given, expected):
+    assert expand(given, "evaluate") == expected
+
+
+def test_a_sweep_over_dictionaries_is_refused_with_what_to_write():
+    for given, write in (
+        ("methods.larosa={sparsity:0.1},{sparsity:0.2}", "methods.larosa.sparsity=0.1,0.2"),
+        ("larosa=choice({sparsity:0.1,group:3},{group:3})", "larosa.sparsity=0.1 larosa.group=3"),
+        ("speed={repeats:3},{repeats:4}", "speed.repeats=3,4"),
+    ):
+        expected = f"{given}: name the values of each setting by itself: {write}"
+        with pytest.raises(TrimtabError, match=f"^{re.escape(expected)}$"):
+            expand(["-m", "methods=larosa", given], "evaluate")
+
+
 def test_every_setting_is_explained_by_help():
     register()
     for name, kind in KINDS.items():

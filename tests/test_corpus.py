@@ -314,9 +314,8 @@ def test_a_field_of_records_is_refused_where_no_file_holds_records(tmp_path):
 
 
 def test_no_file_is_an_error(tmp_path):
-    config = FilesCorpus(glob=str(tmp_path / "*.txt"), text_field="text", **SHARES)
     with pytest.raises(ConfigError, match="no file matches"):
-        load_corpus(config)
+        FilesCorpus(glob=str(tmp_path / "*.txt"), text_field="text", **SHARES)
 
 
 def hub(name: str, text_field: str = "text") -> HubCorpus:

@@ -113,8 +113,8 @@ def test_the_commands_on_the_pages_compose(name, arguments, monkeypatch):
         single.append(f"{override.input_line.partition('=')[0]}={value}")
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         config = compose(name, single)
-    if any("/models/" in one for one in arguments):
-        return  # a reader's folder
+    if any("/models/" in one or one.startswith("corpus.glob=") for one in arguments):
+        return  # a reader's folder or files
     settings = typed(config, KINDS[name])
     one = [settings.method] if name == "calibrate" and settings.method else []
     nodes = one or settings.methods.values()

@@ -1,5 +1,7 @@
 """Settings: one declaration for defaults, checks, docstrings and help."""
 
+import copy
+import pickle
 from dataclasses import replace
 from enum import StrEnum
 from typing import ClassVar
@@ -80,6 +82,16 @@ def test_what_is_set_after_the_checks_is_refused(name, value):
     assert paint == Paint(name="a")
     paint.shops.append("here")
     assert Paint(name="a").shops == []
+
+
+def test_what_is_no_setting_is_refused_with_the_one_that_was_meant():
+    expected = r"^larosa.sparcity=0.4: no such setting, did you mean sparsity\?; there are: spars"
+    with pytest.raises(ConfigError, match=expected):
+        LaRoSA(sparcity=0.4)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="did you mean name"):
+        Paint(nam="a")  # type: ignore[call-arg]
+    paint = Paint(name="a", shops=["here"])
+    assert copy.deepcopy(paint) == pickle.loads(pickle.dumps(paint)) == paint
 
 
 def test_help_and_docstring_say_the_same_from_one_declaration():

@@ -1,6 +1,8 @@
 """W&B runs as they are written: opened, refused, failed, and the runs of a whole sweep."""
 
+import os
 from dataclasses import replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -278,6 +280,25 @@ def test_a_folder_of_weights_and_biases_own_is_refused_before_there_is_work_to_l
     monkeypatch.setenv(variable, "/dev/null")
     with pytest.raises(ConfigError, match=f"^{variable}=/dev/null: cannot be written"):
         tracking.check(configured(tmp_path))
+
+
+@pytest.mark.parametrize("given", [None, ""])
+def test_weights_and_biases_is_told_the_home_folder_for_the_time_of_a_run(
+    monkeypatch, tmp_path, given
+):
+    monkeypatch.delenv("HOME")
+    home = os.path.expanduser("~")
+    if given is not None:
+        monkeypatch.setenv("HOME", given)
+    tracking.check(config := configured(tmp_path))
+    with tracking.run(config, JOB):
+        assert os.environ["HOME"] == home
+    assert os.environ.get("HOME") == given
+    monkeypatch.setattr(import_module("trimtab.tracking.run"), "expanduser", lambda path: path)
+    for enter in (tracking.check, begin):
+        with pytest.raises(TrimtabError, match=r"^HOME is not set, .* tracking\.mode=disabled$"):
+            enter(config)
+        assert os.environ.get("HOME") == given
 
 
 def test_a_variable_that_weights_and_biases_refuses_is_one_line(monkeypatch, tmp_path):

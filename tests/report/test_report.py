@@ -147,6 +147,18 @@ def test_failed_jobs_are_shown_as_failed(sweep):
     assert f"`python evaluate.py resume={sweep}`" in text
 
 
+def test_what_a_setting_failed_by_is_to_be_corrected_and_not_run_as_it_is(tmp_path):
+    glob = ERROR | {"type": "ConfigError", "message": "corpus.glob=/no/*.md: no file matches"}
+    misfit = ERROR | {"label": "gpt", "type": "MisfitError", "message": "no layers are left"}
+    jobs = [{**glob, "label": name} for name in "abc"]
+    text = build_report(written(tmp_path / "refused", [*jobs, misfit])).read_text()
+    assert "- Correct `corpus.glob` and run `a` and 2 more again\n" in text
+    assert "- Correct what was refused and run `gpt` again\n" in text
+    assert "resume=" not in text
+    text = build_report(written(tmp_path / "both", [glob, ERROR])).read_text()
+    assert "- Correct `corpus.glob` and run `broken (0)` again\n- Run what failed again" in text
+
+
 def test_a_sweep_of_failures_alone_is_a_report_without_pictures(tmp_path):
     text = build_report(written(tmp_path, [ERROR])).read_text()
     assert "1 job, 1 failed." in text
@@ -494,6 +506,21 @@ def test_the_command_compares_sweeps_and_prints_the_path(report, tmp_path):
     assert "| `b` |" in text
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [("nope", "None"), ("module://of_mine", "module://of_mine")]
+)
+def test_a_backend_of_matplotlib_that_is_not_here_is_none_of_reports(fresh_command, given, kept):
+    script = """
+import os
+import trimtab.report
+import matplotlib
+backend = matplotlib.rcParams._get_backend_or_none()
+print(os.environ["MPLBACKEND"], backend, sep=",", end="")
+"""
+    done = fresh_command("-c", script, MPLBACKEND=given)
+    assert (done.stdout, done.stderr) == (f"{given},{kept}", "")
+
+
 @pytest.mark.parametrize("out", [[], ["--out", "file"], ["--out", "file/below"]])
 def test_a_file_where_the_report_is_to_be_is_named_with_the_way_out(report, sweep, tmp_path, out):
     file = tmp_path / "file" if out else sweep / "report"
@@ -505,11 +532,37 @@ def test_a_file_where_the_report_is_to_be_is_named_with_the_way_out(report, swee
 
 
 def test_a_folder_without_jobs_is_refused_by_name(report, sweep, tmp_path):
+    (empty := tmp_path / "empty").mkdir()
     with pytest.raises(TrimtabError, match="empty holds no result.json"):
-        build_report(sweep, tmp_path / "empty", out=tmp_path / "out")
-    done = report(tmp_path / "empty")
+        build_report(sweep, empty, out=tmp_path / "out")
+    done = report("nowhere")
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr == "trimtab.report: error: nowhere: there is no such folder\n"
+
+
+@pytest.mark.parametrize("name", ["report.md", "results.csv", "mine.txt", "0"])
+def test_a_report_goes_into_no_folder_of_other_files(sweep, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for out in (Path("docs"), None):
+        (file := (out or build.COMPARISON) / name).mkdir(parents=True)
+        with pytest.raises(TrimtabError, match=f"holds {name}, and no report, .*--out$"):
+            build_report(sweep, sweep / "0", out=out)
+        assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_report_that_was_cut_off_is_built_again_in_its_place(sweep, tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    (out := tmp_path / "out").mkdir()
+    (out / ".gitkeep").touch()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "csv_table", fail)
+        build_report(sweep, out=out)
+    assert list(out.glob("*.png"))
+    (out / "mine.txt").touch()
+    assert build_report(sweep, out=out) == out / "report.md"
+    assert "mine.txt" in names(out)
 
 
 def test_a_sweep_without_a_job_that_has_ended_is_left_out_beside_another(sweep, tmp_path):

@@ -125,6 +125,11 @@ class FilesCorpus(CorpusSource):
         default=TEXT_FIELD, meaning="the field of a .jsonl line that holds the text"
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not any(path.is_file() for path in self._matching()):
+            self._paths()  # says why
+
     @property
     def title(self) -> str:
         return self.glob
@@ -137,15 +142,19 @@ class FilesCorpus(CorpusSource):
             else:
                 yield Document(str(path), read_text(path))
 
-    def _paths(self) -> list[Path]:
+    def _matching(self) -> Iterator[Path]:
         named = path_of(self.glob)
         if named.is_file():
-            found = [named]
+            yield named
         elif named.is_dir():
             inside = matching(f"{glob.escape(str(named))}/**/*")
-            found = [path for path in inside if path.suffix.lower() in KINDS]
+            yield from (path for path in inside if path.suffix.lower() in KINDS)
         else:
-            found = matching(str(named))
+            yield from matching(str(named))
+
+    def _paths(self) -> list[Path]:
+        named = path_of(self.glob)
+        found = sorted(self._matching(), key=str)
         if unreadable := [path for path in found if not path.is_file() and not path.is_dir()]:
             reason = "is no file, or a link to none: remove it, or name files without it"
             raise ConfigError("corpus.glob", self.glob, f"{unreadable[0]} {reason}")

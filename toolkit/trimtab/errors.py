@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Sequence
 from typing import Any
 
 FULL = (
@@ -22,6 +24,12 @@ def first_line(error: BaseException) -> str:
     """Return the first line of what an error says; its type where it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
+
+
+def nearest(word: str, candidates: Sequence[str]) -> str:
+    """Return a hint at what was probably meant, or nothing."""
+    close = difflib.get_close_matches(word, candidates, n=1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def as_text(value: str) -> str:

@@ -9,9 +9,9 @@ from os.path import realpath
 from pathlib import Path
 
 
-def matching(pattern: str) -> list[Path]:
-    """Return what matches a pattern, in the order of the names."""
-    return sorted(map(Path, _names(pattern)), key=str)
+def matching(pattern: str) -> Iterator[Path]:
+    """Yield what matches a pattern, in any order."""
+    yield from map(Path, _names(pattern))
 
 
 def once(paths: Sequence[Path]) -> list[Path]:

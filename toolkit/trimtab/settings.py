@@ -19,6 +19,7 @@ from types import NoneType
 from typing import (
     Any,
     ClassVar,
+    Self,
     TypeGuard,
     TypeVar,
     cast,
@@ -28,7 +29,7 @@ from typing import (
     get_type_hints,
 )
 
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, nearest
 from trimtab.ranges import KIND, LISTS, accepted, described, within, written
 
 T = TypeVar("T")
@@ -84,17 +85,20 @@ class Settings:
     Raises
     ------
     ConfigError
-        For a value of the wrong type, not among the choices, or out of range; or one that is set
-        later.
+        For a name that no setting has; for a value of the wrong type, not among the choices, or out
+        of range; or one that is set later.
     """
 
     place: ClassVar[str] = ""
 
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Refuse what is no setting, which the checks of values would not come to."""
+        for name, value in given.items():
+            cls._require_known(name, value)
+        return super().__new__(cls)
+
     def __setattr__(self, name: str, value: Any) -> None:
-        known = [one.name for one in fields(cast(Any, self))]
-        if name not in known:
-            expected = f"no such setting; there are: {', '.join(known)}"
-            raise ConfigError(self._key(name), value, expected)
+        self._require_known(name, value)
         if name in vars(self) and name in [one.name for one in _explained(type(self))]:
             raise ConfigError(
                 self._key(name), value, "settings are not changed later, nor checked then: make "
@@ -117,8 +121,16 @@ class Settings:
         if not holds:
             raise ConfigError(self._key(name), getattr(self, name), f"expected {expected}")
 
-    def _key(self, name: str) -> str:
-        return f"{self.place}.{name}" if self.place else name
+    @classmethod
+    def _require_known(cls, name: str, value: Any) -> None:
+        known = [one.name for one in fields(cast(Any, cls))]
+        if name not in known:
+            expected = f"no such setting{nearest(name, known)}; there are: {', '.join(known)}"
+            raise ConfigError(cls._key(name), value, expected)
+
+    @classmethod
+    def _key(cls, name: str) -> str:
+        return f"{cls.place}.{name}" if cls.place else name
 
     def _converted(self, one: Field[Any], hint: Any, value: Any) -> Any:
         kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]

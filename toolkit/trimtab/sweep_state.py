@@ -21,8 +21,11 @@ def jobs_of(sweep: Path) -> int | None:
 
 
 def started(sweep: Path) -> dict[str, list[str]]:
-    """Return the overrides of the jobs of a sweep over every combination, by their folders."""
-    return dict(_command(sweep)["started"])
+    """Return the overrides of the jobs of a sweep over every combination, by their folders.
+
+    None are known of a sweeper of others.
+    """
+    return dict(_command(sweep)["started"] or {})
 
 
 def job_folders(sweep: Path) -> list[Path]:

@@ -11,9 +11,8 @@ from typing import Any, get_type_hints
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 
-from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import MULTIRUN, groups_of, key_of
-from trimtab.errors import TrimtabError
+from trimtab.errors import TrimtabError, nearest
 from trimtab.registry import COMMANDS, SECTIONS, group_options
 
 # No float is as large, and Python reads no number of some thousand digits.

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands import sweep_progress
 from trimtab.commands.check import checked, methods_of
-from trimtab.commands.folders import claimed
+from trimtab.commands.folders import claimed, withdraw
 from trimtab.commands.launch import choices, launch, output_folder
 from trimtab.commands.messages import one_line, stop
 from trimtab.commands.search import objective, require_objective
@@ -43,7 +43,7 @@ def run(config: DictConfig) -> float | None:
 
     Writes result.json, or error.json where it fails before; repeat.json where another job of the
     sweep does the same. What can never be run is refused before anything is written: here, or, of
-    a sweep, before it starts.
+    a sweep, before it starts. Of a single job what Hydra has written is removed.
 
     Returns
     -------
@@ -56,7 +56,12 @@ def run(config: DictConfig) -> float | None:
     if in_sweep():  # other sweepers than those that try all choose their folders as they go
         require_below(sweep_folder(), str(folder))
     else:
-        checked(without_foreign(config, HydraConfig.get()), EvaluateConfig)
+        try:
+            checked(without_foreign(config, HydraConfig.get()), EvaluateConfig)
+        except Exception:
+            if not resume:
+                withdraw(folder, HydraConfig.get().output_subdir)
+            raise
     with claimed(folder, setting, resume=resume):
         for name in RESULTS if resume else ():  # a result that is there is damaged
             (folder / name).unlink(missing_ok=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from os.path import normpath
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from trimtab.commands.sweep import SEARCH, UNFINISHED, require_single, tries_all
 from trimtab.errors import ConfigError
 from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, require_writable, write_json
 from trimtab.progress import say
-from trimtab.sweep_state import job_folders, read_whole
+from trimtab.sweep_state import is_command, job_folders, read_json, read_whole
 
 
 @contextmanager
@@ -61,6 +61,25 @@ def claimed(
         yield
     finally:
         os.close(descriptor)
+
+
+def withdraw(folder: Path, record: str | None) -> None:
+    """Remove what is in a job's folder before the job begins, and the folder if it is empty then.
+
+    Parameters
+    ----------
+    record : str or None
+        Where in the folder Hydra writes what a job was composed of.
+    """
+    (folder / COMMAND).unlink(missing_ok=True)
+    places = [folder]
+    if record is not None:
+        places.insert(0, folder / record)
+        for name in ("config", "hydra", "overrides"):
+            (folder / record / f"{name}.yaml").unlink(missing_ok=True)
+    for place in places:
+        with suppress(OSError):
+            place.rmdir()
 
 
 def _refused(folder: Path, below: bool, resume: bool) -> Path | None:
@@ -142,6 +161,9 @@ class ClaimSweep(Callback):
             raise ConfigError("hydra.output_subdir", own, reason)
         if self._resume:
             require_same(config, folder, job_folders(folder) if sweep else [folder])
+        else:
+            place = folder.resolve()
+            _require_apart(folder, setting, place.parents if sweep else [place, *place.parents])
         self._held.enter_context(claimed(folder, setting, below=sweep, resume=self._resume))
         if self._resume:
             (folder / COMMAND).touch()  # tells what has ended since from what had before
@@ -182,6 +204,16 @@ def _folder(config: DictConfig, setting: str) -> Path:
         reason = "a file's ~ is no home folder to Hydra: write ${oc.env:HOME} for it"
         raise ConfigError(setting, folder, reason)
     return folder
+
+
+def _require_apart(folder: Path, setting: str, places: Iterable[Path]) -> None:
+    """Refuse a folder where one of the places is a sweep's: its report would have the result."""
+    for place in places:
+        file = place / COMMAND
+        content = read_json(file) if file.is_file() else {}
+        if is_command(content) and content.get("sweeper"):
+            reason = f"the sweep in {place} has its own jobs there: name a folder outside of it"
+            raise ConfigError(setting, folder, reason)
 
 
 def _typed() -> dict[str, Any]:

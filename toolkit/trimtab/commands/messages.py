@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from omegaconf.errors import (
 )
 from safetensors import SafetensorError
 
-from trimtab.errors import FULL, TrimtabError, on_one_line
+from trimtab.errors import FULL, TrimtabError, nearest, on_one_line
 from trimtab.ranges import written
 from trimtab.registry import (
     COMMANDS,
@@ -197,9 +196,3 @@ def meant(key: str, known: Sequence[str], place: str) -> str:
         () if place else {name for kind in targets("method").values() for name in defaults(kind)}
     )
     return nearest(key, [*known, *sorted(of_methods)])
-
-
-def nearest(word: str, candidates: Sequence[str]) -> str:
-    """Return a hint at what was probably meant, or nothing."""
-    close = difflib.get_close_matches(word, candidates, n=1)
-    return f", did you mean {close[0]}?" if close else ""

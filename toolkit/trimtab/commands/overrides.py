@@ -19,12 +19,12 @@ from trimtab.commands.arguments import (
     require_own,
     require_readable,
 )
-from trimtab.commands.messages import nearest
+from trimtab.commands.dictionaries import one_by_one
 from trimtab.commands.parsing import MULTIRUN, choices, key_of, loader_of, parsed
 from trimtab.commands.texts import as_text
 from trimtab.commands.values import require_values
 from trimtab.config import CalibrateConfig
-from trimtab.errors import TrimtabError
+from trimtab.errors import TrimtabError, nearest
 from trimtab.registry import (
     COMMANDS,
     default_options,
@@ -41,18 +41,19 @@ def expand(arguments: list[str], command: str) -> list[str]:
     ``sparsity=0.4`` and ``larosa.sparsity=0.4`` are ``method.sparsity=0.4`` for one method, as
     calibrate.py takes it, and ``methods.larosa.sparsity=0.4`` for a stack. A key that belongs to
     nothing stays, and is refused under that name. Values are as `trimtab.commands.texts` reads
-    them. Of a key that is typed several times the last counts, and is alone in what is returned.
+    them, and settings in a dictionary stand one by one. Of a key that is typed several times the
+    last counts, and is alone in what is returned.
 
     Raises
     ------
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if a
         setting is the other command's; if both one method and a stack are named; or for what
-        `trimtab.commands.arguments`, `.texts` and `.values` refuse.
+        `trimtab.commands.arguments`, `.dictionaries`, `.texts` and `.values` refuse.
     """
     require_own(arguments, command)
     sweep = any(one in MULTIRUN for one in arguments)
-    arguments = ordered(arguments)
+    arguments = [one for together in ordered(arguments) for one in one_by_one(together)]
     for one in arguments:
         require_readable(one, command)
         require_kept(one, command)

@@ -12,9 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from trimtab.commands.messages import nearest
 from trimtab.commands.parsing import choices, parsed
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import ConfigError, TrimtabError, nearest
 from trimtab.files import REPORT
 from trimtab.registry import method_names
 from trimtab.sweep_state import started

@@ -12,8 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 
 from trimtab.commands.sweep import sweep_folder
 from trimtab.files import COMMAND, RESULT
+from trimtab.method import Method
 from trimtab.progress import duration, say
-from trimtab.sweep_state import ended, jobs_of, modified, more_jobs
+from trimtab.registry import stack_members, targets
+from trimtab.sweep_state import ended, jobs_of, modified, more_jobs, started
 
 START = ".hydra/overrides.yaml"  # what Hydra writes as a job begins, unless told not to
 
@@ -51,7 +53,18 @@ def _left() -> str:
     if not took or left == 0:
         return ""
     beside = max(1, len(set(filter(_has_begun, folders)) - ended(sweep)))
-    return f" (about {duration(sum(took) / len(took) * left / beside)} left for the sweep)"
+    more = ", plus calibrations yet to be made" if _may_calibrate(sweep) else ""
+    return f" (about {duration(sum(took) / len(took) * left / beside)} left for the sweep{more})"
+
+
+def _may_calibrate(sweep: Path) -> bool:
+    """Return whether a job that has not ended names a method that is calibrated."""
+    gone = ended(sweep)
+    typed = [one for name, job in started(sweep).items() if sweep / name not in gone for one in job]
+    stacks = {one.partition("=")[2] for one in typed if one.startswith("methods=")}
+    held = {name for stack in stacks for name in stack_members(stack)}
+    kinds = (kind for name, kind in targets("method").items() if name in held)
+    return any(issubclass(kind, Method) and kind.calibrated for kind in kinds)
 
 
 def _has_begun(folder: Path) -> bool:

@@ -28,6 +28,8 @@ from trimtab.report.verdict import groups_of, names_of
 from trimtab.sweep_state import jobs_without_end, more_jobs
 
 COMPARISON = Path("outputs/comparison")
+SUMMARY = "comprehensive_benchmark_results.json"  # written first: it tells a report's folder
+ELSEWHERE = "python -m trimtab.report --out"
 # Every picture that a report may hold: those that the jobs have nothing for are removed.
 PICTURES = (
     DASHBOARD,
@@ -55,7 +57,8 @@ def build_report(*folders: Path, out: Path | None = None, last_draws: bool = Fal
     Raises
     ------
     TrimtabError
-        If a folder holds no job, or a file is where the report's is to be.
+        If a folder holds no job; or a file is where the report's is to be, or, in a folder that is
+        no report's, somebody's own files.
     """
     if named := next((one for one in folders if one.is_file()), None):
         raise TrimtabError(f"{named} is a file: name the folder of the job or sweep")
@@ -63,8 +66,10 @@ def build_report(*folders: Path, out: Path | None = None, last_draws: bool = Fal
     if file := next((one for one in (target, *target.parents) if one.is_file()), None):
         raise TrimtabError(
             f"{target}: no folder for the report: {file} is a file; remove it, or name another "
-            "folder: python -m trimtab.report --out"
+            f"folder: {ELSEWHERE}"
         )
+    if out is not None or len(folders) > 1:
+        _require_own(target)
     while True:
         found = state(folders)
         jobs, left_out = load(*folders)
@@ -74,6 +79,16 @@ def build_report(*folders: Path, out: Path | None = None, last_draws: bool = Fal
         _write(jobs, target, more, left_out)
         if state(folders) == found:
             return target / "report.md"
+
+
+def _require_own(target: Path) -> None:
+    """Refuse a folder that holds files, and among them none that every report has."""
+    others = [path.name for path in target.glob("[!.]*")]
+    if others and SUMMARY not in others:
+        raise TrimtabError(
+            f"{target}: holds {min(others)}, and no report, which would be replaced: name a folder "
+            f"that is new or a report's: {ELSEWHERE}"
+        )
 
 
 def _without_end(root: Path) -> str:
@@ -100,7 +115,7 @@ def _write(jobs: Sequence[Job], target: Path, more: int, left_out: Sequence[str]
     attributed = attributions(rows)
     plots = list(_plots(rows, attributed))
     said = document(rows, attributed, plots, more, left_out)
-    target.mkdir(parents=True, exist_ok=True)
+    _write_text(target / SUMMARY, json_summary(jobs, rows, attributed))
     drawn = [] if more else plots
     for plot in drawn:
         write_png(plot, target / plot.file)
@@ -108,14 +123,14 @@ def _write(jobs: Sequence[Job], target: Path, more: int, left_out: Sequence[str]
     for leftover in {path for name in PICTURES for path in target.glob(name)}:
         if leftover.name not in files:
             leftover.unlink(missing_ok=True)  # another job may have
-    for name, text in (
-        ("results.csv", csv_table(jobs)),
-        ("comprehensive_benchmark_results.json", json_summary(jobs, rows, attributed)),
-        ("report.md", write_markdown(said)),
-        ("report.html", write_html(said)),
-    ):
-        with replacing(target / name) as temporary:
-            temporary.write_text(text, "utf-8", "backslashreplace")  # folders have any name
+    _write_text(target / "results.csv", csv_table(jobs))
+    _write_text(target / "report.md", write_markdown(said))
+    _write_text(target / "report.html", write_html(said))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, "utf-8", "backslashreplace")  # folders have any name
 
 
 def _plots(rows: Sequence[Job], attributed: Sequence[Attribution]) -> Iterator[Plot]:

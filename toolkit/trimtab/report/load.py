@@ -31,12 +31,15 @@ def load(*folders: Path) -> tuple[list[Job], list[str]]:
     Raises
     ------
     TrimtabError
-        If a folder holds none and is no sweep's, or there is none but those left out.
+        If a folder is not there, or holds none and is no sweep's; or there is none but those left
+        out.
     """
     roots: dict[Path, Path] = {}
     jobs, left_out = [], []
     for root in folders:
         if not (found := _jobs_in(root)):
+            if not root.is_dir():
+                raise TrimtabError(f"{root}: there is no such folder")
             lacks = f"{root} holds no {' and no '.join(RESULTS)}"
             if not (root / COMMAND).exists():
                 raise TrimtabError(lacks)

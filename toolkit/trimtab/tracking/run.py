@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from os.path import expanduser
 from pathlib import Path
 
 import wandb
@@ -27,11 +28,43 @@ def check(config: TrackingConfig) -> None:
     """Refuse folders that `run` could not write, before there is work to lose.
 
     W&B gathers tables in a folder of its own, and logs in another what it does.
+
+    Raises
+    ------
+    TrimtabError
+        If one cannot be written, or there is no home folder, which they are in by default.
     """
-    if config.mode is not TrackingMode.disabled:
+    if config.mode is TrackingMode.disabled:
+        return
+    with _at_home():
         require_writable("tracking.folder", config.folder)
         require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))
         require_writable("WANDB_CACHE_DIR", path_of(get_cache_dir()))
+
+
+@contextmanager
+def _at_home() -> Iterator[None]:
+    """Have HOME name the user's home folder, where it is unset or empty.
+
+    W&B starts a program that knows the folder from this variable alone.
+    """
+    given = os.environ.get("HOME")
+    if given:
+        yield
+        return
+    os.environ.pop("HOME", None)
+    try:
+        if (home := expanduser("~")) == "~":
+            raise TrimtabError(
+                f"HOME is not set, and the user {os.getuid()} has no home folder, which W&B needs: "
+                "set HOME to a folder, or write tracking.mode=disabled"
+            )
+        os.environ["HOME"] = home
+        yield
+    finally:
+        os.environ.pop("HOME", None)
+        if given is not None:
+            os.environ["HOME"] = given
 
 
 @contextmanager
@@ -53,7 +86,8 @@ def run(
     ConfigError
         If a folder cannot be written; on `Log.begin`, if Weights & Biases refuses the run.
     TrimtabError
-        If it refuses a variable of its own, or one names the run of a whole sweep.
+        If it refuses a variable of its own, or one names the run of a whole sweep; or if there is
+        no home folder.
     """
     for name in [one for one in os.environ if one.startswith("WANDB_") and not os.environ[one]]:
         del os.environ[name]  # W&B takes an empty variable for a value, and refuses it
@@ -73,14 +107,15 @@ def run(
             "-m, as under `wandb agent`, or unset it"
         )
     log = Log(partial(_opened, config, job))
-    try:
-        yield log
-    except BaseException as error:
-        log.fail(type(error).__name__, explain(error))
-        raise
-    finally:
-        if (directory := log.finish()) and config.mode is TrackingMode.offline:
-            say(f"W&B run kept offline; upload it with: wandb sync {directory}")
+    with _at_home():
+        try:
+            yield log
+        except BaseException as error:
+            log.fail(type(error).__name__, explain(error))
+            raise
+        finally:
+            if (directory := log.finish()) and config.mode is TrackingMode.offline:
+                say(f"W&B run kept offline; upload it with: wandb sync {directory}")
 
 
 def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Run:
