@@ -125,6 +125,31 @@ def test_a_title_ranks_no_row_that_the_machine_was_not_the_same_for(tmp_path, ot
         assert titles[2] == f"More requests per second than padded generate: moved; {why}"
 
 
+def test_what_is_not_ranked_is_named_in_titles_where_it_may_be_best_and_marked_in_panels(tmp_path):
+    speeds = {"a": (1.66, 1.53, 1.98), "noisy": (1.79, 0.997, 2.18), "below": (1.1, 0.8, 1.5)}
+    jobs = [serving(result(name, speed), speed) for name, speed in speeds.items()]
+    for job in jobs[1:]:
+        job["speed"]["verdict"] = "too noisy to say"
+    found = loaded(tmp_path, *jobs)
+    assert finding(SPEED, found).endswith(" the unmodified model; not ranked: noisy")
+    quality, served = pareto.quality_plot(found, ""), serving_plot(found, "")
+    assert quality is not None
+    assert served is not None
+    assert quality.title.endswith("than a; not ranked: noisy and below")
+    assert served.title.endswith(" of padded generate; not ranked: noisy")
+    for panel in (comparison_panel(SPEEDUP, found), quality.panels[0], served.panels[0]):
+        assert panel is not None
+        axes = Figure().add_axes((0, 0, 1, 1))
+        panel.draw(axes)
+        texts = {one.get_text().replace("\n", " ") for one in axes.texts}
+        assert texts >= {"a", "noisy (not ranked)", "below (not ranked)"}
+        assert "a (not ranked)" not in texts
+    for counted in (comparison_panel(MEMORY.panels[0], found), served.panels[2]):
+        assert counted is not None
+        counted.draw(axes := Figure().add_axes((0, 0, 1, 1)))
+        assert not any("not ranked" in one.get_text() for one in axes.texts)
+
+
 def test_kv_caches_of_requests_of_other_lengths_are_not_ranked(tmp_path):
     jobs = [serving(result(name), (1.2, 1.1, 1.3)) for name in "ab"]
     for job, size in zip(jobs, (100, 200), strict=True):

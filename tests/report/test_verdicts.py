@@ -218,6 +218,31 @@ def test_a_stack_beside_which_the_machine_was_not_the_same_is_not_ranked(tmp_pat
     assert told["speed alone"] == f"cannot be said. {apart}"
 
 
+def test_a_stack_that_may_be_the_best_and_is_not_recommended_is_named_with_the_reason(tmp_path):
+    speeds = {
+        "best": ((1.66, 1.53, 1.98), "faster"),
+        "noisy": ((1.79, 0.997, 2.18), "too noisy to say"),
+        "biased": ((2.5, 2.4, 2.6), "too noisy to say"),
+        "alike": ((1.5, 0.99, 1.6), "no difference found"),
+        "below": ((1.1, 0.8, 1.5), "too noisy to say"),
+        "slower": ((0.9, 0.85, 0.95), "slower"),
+    }
+    jobs = [serving(result(name, speed), (2.0, 1.9, 2.1)) for name, (speed, _) in speeds.items()]
+    for job, (_, found) in zip(jobs, speeds.values(), strict=True):
+        job["speed"]["verdict"] = found
+    jobs[1]["serving"]["speedup_continuous"] = interval(1.5, 0.5, 4.0)
+    jobs[2]["serving"]["speedup_continuous"] = interval(0.5, 0.4, 0.6)
+    (setting,) = document(load_jobs(written(tmp_path, jobs)), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    assert told["speed alone"].endswith(
+        "times the speed. Too noisy to rank, but may be better: `noisy` (1.79 [1.00, 2.18]) and "
+        "`biased` (2.50 [2.40, 2.60]). Not found to differ from the unmodified model, but may be "
+        "better: `alike` (1.50 [0.99, 1.60])"
+    )
+    serves = told["many requests at once"]
+    assert serves.endswith("Too noisy to rank, but may be better: `noisy` (2.00 [1.90, 2.10])")
+
+
 def test_of_stacks_that_hold_as_little_one_that_changes_no_text_is_chosen(tmp_path):
     jobs = [
         result("larosa vattention", (2.0, 1.9, 2.1), committed=1000),

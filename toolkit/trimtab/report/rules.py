@@ -11,6 +11,7 @@ from trimtab.report.verdict import (
     ALIKE,
     FASTER,
     NOISY,
+    SLOWER,
     UNMEASURED,
     first_token,
     serves,
@@ -88,6 +89,8 @@ def _any(job: Job, rows: Sequence[Job]) -> bool:
 
 def _serves(job: Job, rows: Sequence[Job]) -> str:
     found = {serves(job), serves_continuously(job)}
+    if SLOWER in found:
+        return SLOWER
     if found <= {FASTER, UNMEASURED}:
         return serves(job)
     return NOISY if found <= {FASTER, NOISY, UNMEASURED} else ALIKE
