@@ -60,7 +60,8 @@ def weighed(tmp_path, job):
 
 
 def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
-    job = serving(result("larosa", (1.6, 1.5, 1.7), committed=3000), (0.9, 0.8, 0.95))
+    job = serving(result("larosa", (1.6, 1.5, 1.7)), (0.9, 0.8, 0.95))
+    job["kv"] |= {"committed_bytes": 30e6, "dynamic_bytes": 20e6}
     job["speed"] |= {
         "prefill_speedup": interval(0.8, 0.7, 0.9),
         "ttft_ms": {"baseline": about(80), "candidate": about(100)},
@@ -75,14 +76,16 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     gained, cost, alike = weighed(tmp_path, job)
     assert "1.60 [1.50, 1.70] times as fast: 2.50 ms per byte of text instead of 4.00" in gained
     assert "34.5% fewer forward passes" in gained
-    assert "50% less KV memory while serving" in gained
+    assert (
+        "50% less KV memory while serving than padded batches hold: 16 MB instead of 32" in gained
+    )
     assert "energy per byte of text: 0.75 [0.70, 0.80] times the unmodified model's" in gained
     assert "the first token comes later, after 100 ms instead of 80 ms" in cost
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
     assert "greedy texts differ: on average, the first 50.0% of a text" in cost
-    assert "50% more memory for the KV cache of one text" in cost
+    assert "50% more memory for the KV cache of one text: 30 MB instead of 20" in cost
     assert "calibration, once: 3 min for larosa and 10 s for adaptivocab" in cost
-    assert "an int8 copy of the head, which is 5% more memory than the weights" in cost
+    assert "an int8 copy of the head adds 5% to the memory of the weights" in cost
     assert "serving: 0.90 [0.80, 0.95] times the requests" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost
     assert "piqa: no difference found, +0.000" in alike
@@ -559,6 +562,7 @@ def test_what_shortened_a_measurement_is_in_no_command_for_the_next_one(tmp_path
     short = ["speed.repeats=3", "speed.precision=0.1", "serving.repeats=2", "quality.windows=2"]
     lists = ["serving.requests=[]", "~metrics.energy"]
     kept = ["speed.warmup=2", "generation.new_tokens=64", "quality.tasks=[hellaswag]"]
+    less = {True: "shortened the measurement", False: "had it measured less often"}
     jobs = [
         result(name, (1.5, 1.4, 1.6), lost=0, same=True,
                overrides=[f"methods={name}", "experiment=demo", *short, *lists, *kept])
@@ -569,15 +573,37 @@ def test_what_shortened_a_measurement_is_in_no_command_for_the_next_one(tmp_path
         jobs[1]["environment"]["load"] = {"busy": both, "reason": "others"}
         rows = load_jobs(written(tmp_path / str(both), jobs))
         again, own = next_steps(rows, choices(rows))
-        assert ", without the settings that shortened the measurement: `python" in again
+        assert f", without the settings that {less[both]}: `python" in again
         assert "speed.repeats" not in again + own
         assert "speed.precision" not in again + own
         assert "serving.repeats" not in again + own
-        assert "experiment=demo quality.windows=2 'serving.requests=[]' " in again
+        shorter = "experiment=demo quality.windows=2 'serving.requests=[]' '~metrics.energy' "
+        assert (f"evaluate.py {shorter}" in again) == (not both)
+        assert all(one in again for one in kept)
         assert (
             "your own model and text, without the settings that shortened the measurement: `python "
             f"evaluate.py {kept[0]} {kept[1]} '{kept[2]}' methods="
         ) in own
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["model=random"], ("model and text", "model=hub", "corpus=files")),
+        (["model=hub", "model.name=/m"], ("text", "model=hub model.name=/m", "corpus=files")),
+        (["corpus=hub", "corpus.name=c"], ("model", "corpus=hub corpus.name=c", "model=hub")),
+        (["model=hub", "model.name=/m", "corpus=files", "corpus.glob=/t"], None),
+    ],
+)
+def test_what_is_proposed_to_measure_is_what_was_an_example(tmp_path, typed, told):
+    job = result("larosa", (1.5, 1.4, 1.6), overrides=["methods=larosa", *typed])
+    rows = load_jobs(written(tmp_path, [job]))
+    steps = next_steps(rows, choices(rows))
+    assert len(steps) == (told is not None)
+    if told:
+        what, *parts = told
+        assert f"on your own {what}: `python evaluate.py " in steps[0]
+        assert all(part in steps[0] for part in parts)
 
 
 def test_disturbed_rows_of_other_settings_are_measured_again_apart(tmp_path):
