@@ -24,6 +24,7 @@ from trimtab.report.load import load_jobs
 from trimtab.report.plots import compression, pareto, single, waterfall
 from trimtab.report.plots.comparison import comparison, comparison_panel, finding
 from trimtab.report.plots.dashboard import dashboard
+from trimtab.report.plots.panel import Row, Rows
 from trimtab.report.plots.paper import COLOURS
 from trimtab.report.plots.places import spread
 from trimtab.report.plots.serving import serving_plot
@@ -148,6 +149,13 @@ def test_what_is_not_ranked_is_named_in_titles_where_it_may_be_best_and_marked_i
         assert counted is not None
         counted.draw(axes := Figure().add_axes((0, 0, 1, 1)))
         assert not any("not ranked" in one.get_text() for one in axes.texts)
+
+
+def test_a_label_leaves_room_for_what_is_written_at_its_right():
+    label = "[larosa,vattention] (not ranked)"
+    for told, lines in (("1.79 [1.00, 2.18]", 1), ("10.0 [7.2, 11.8] → 28.4 [14.4, 29.7]", 2)):
+        Rows([Row(label, told)]).label(axes := Figure().add_axes((0, 0, 1, 1)))
+        assert len(axes.texts) == lines + 1
 
 
 def test_kv_caches_of_requests_of_other_lengths_are_not_ranked(tmp_path):
