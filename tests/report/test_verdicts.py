@@ -389,12 +389,25 @@ def test_a_comparison_of_servers_that_is_too_noisy_is_named_with_both_figures(
     (setting,) = document(load_jobs(written(tmp_path, [low, job])), [], []).settings
     told = {wish: said for wish, said, _ in setting.advice}["many requests at once"]
     first, second = ("{:.2f} [{:.2f}, {:.2f}]".format(*one) for one in (padded, continuous))
+    more = {
+        "continuous batching": "more than padded generate; ",
+        "padded generate": "more than continuous batching; ",
+    }.get(over, "")
     assert told == (
         "cannot be said: the measurement was too noisy for `low` and `vattention`. The best "
         f"figure, of `vattention`: 16 requests together at {first} times the requests per second "
-        f"of transformers' padded generate, {second} times continuous batching's; too noisy to say "
-        f"over {over}; its control: 0.98 [0.71, 1.35]"
+        f"of transformers' padded generate, {second} times continuous batching's; {more}too noisy "
+        f"to say over {over}; its control: 0.98 [0.71, 1.35]"
     )
+    for server in job["serving"]["servers"]:
+        server["rounds"] = 2
+    rows = load_jobs(written(tmp_path / "few", [low, job]))
+    (setting,) = document(rows, [], []).settings
+    few = "; 2 rounds are too few: raise serving.repeats"
+    assert setting.advice[5][1] == told + few
+    unknown = [one for one in balance(rows[1], rows).unknown if one.startswith("serving: ")]
+    assert len(unknown) == over.count(" and ") + 1
+    assert all(one.endswith(few) for one in unknown)
 
 
 def test_what_serves_worse_than_continuous_batching_costs_that(tmp_path):
@@ -429,9 +442,10 @@ def test_a_job_beside_which_the_unmodified_model_was_slower_is_told(tmp_path):
     longer["speed"]["ms_per_byte"], longer["tokens"]["baseline"] = {"baseline": about(9.0)}, 4000
     rows = load_jobs(written(tmp_path, [*jobs, longer]))
     (warning,) = warnings(rows)
-    assert warning.startswith("`moved`: while it was timed, the unmodified model took 5.00 ms")
-    alike = "with the same model, texts, machine and memory pages"
-    assert f"in the median of all jobs of its sweep {alike} it took 4.00" in warning
+    assert warning.startswith(
+        "`moved`: the unmodified model took 5.00 ms per byte of text there, and 4.00 in the median "
+        "of all jobs of the sweep with the same model, texts, machine and memory pages. "
+    )
     (again, *_) = next_steps(rows, [])
     assert again.startswith("Measure `moved` again on a quiet machine")
     assert not warnings(rows[2:4])  # two are too few to say which of them is the odd one

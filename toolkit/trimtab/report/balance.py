@@ -16,6 +16,7 @@ from trimtab.report.verdict import (
     FASTER,
     NOISY,
     SLOWER,
+    few_rounds,
     first_token,
     serves,
     serves_continuously,
@@ -195,6 +196,7 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 
 
 def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
+    few = few_rounds(job)
     for field, found, other in (
         ("serving.speedup", serves(job), "padded generate"),
         ("serving.speedup_continuous", serves_continuously(job), "continuous batching"),
@@ -205,7 +207,8 @@ def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
             yield (
                 SIGNS[found],
                 f"serving: {told} times the requests per second of {other}"
-                + _beside(job, "serving.control", found),
+                + _beside(job, "serving.control", found)
+                + (f"; {few}" if found == NOISY and few else ""),
             )
 
 
