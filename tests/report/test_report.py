@@ -287,6 +287,11 @@ def test_what_was_not_measured_is_a_dash_and_what_no_job_has_no_column(tmp_path)
     assert "perplexity" not in cells
 
 
+def test_the_unmodified_model_s_own_row_is_the_control_with_what_was_found(sweep):
+    text = build_report(sweep).read_text("utf-8")
+    assert "| `baseline` | 1.000 [0.950, 1.050] | control: no difference found |" in text
+
+
 def test_what_was_found_is_the_first_that_a_table_shows(tmp_path):
     beside = beside_table(jobs := load_jobs(written(tmp_path, [result("larosa")])))
     assert beside is not None
