@@ -246,6 +246,16 @@ def test_a_stack_that_may_be_the_best_and_is_not_recommended_is_named_with_the_r
     assert serves.endswith("Too noisy to rank, but may be better: `noisy` (2.00 [1.90, 2.10])")
 
 
+@pytest.mark.parametrize("continuous", [(1.0, 0.5, 2.0), (1.0, 0.97, 1.03)])
+def test_a_stack_that_refused_a_request_is_not_said_to_serve_better_maybe(tmp_path, continuous):
+    jobs = [serving(result(name), (2.0, 1.9, 2.1)) for name in ("best", "refused")]
+    jobs[1]["serving"] |= {"speedup": None, "speedup_continuous": interval(*continuous)}
+    (setting,) = document(load_jobs(written(tmp_path, jobs)), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}["many requests at once"]
+    assert told.startswith("**`best`**")
+    assert "refused" not in told
+
+
 def test_of_stacks_that_hold_as_little_one_that_changes_no_text_is_chosen(tmp_path):
     jobs = [
         result("larosa vattention", (2.0, 1.9, 2.1), committed=1000),

@@ -113,4 +113,5 @@ def _equal(best: Job, fit: Sequence[Job], rule: Rule) -> list[Job]:
 def _reaches(row: Job, best: Job, rule: Rule) -> bool:
     """Return whether a row may be as good as the best one, by the upper end of its interval."""
     figure = str(rule.figure)
-    return bool(row.get(figure)["high"] >= best.get(figure)["low"])
+    own = row.get(figure)
+    return own is not None and bool(own["high"] >= best.get(figure)["low"])
