@@ -136,7 +136,7 @@ def test_what_is_not_ranked_is_named_in_titles_where_it_may_be_best_and_marked_i
     quality, served = pareto.quality_plot(found, ""), serving_plot(found, "")
     assert quality is not None
     assert served is not None
-    assert quality.title.endswith("than a; not ranked: noisy and below")
+    assert quality.title.endswith("than a; not ranked: noisy")
     assert served.title.endswith(" of padded generate; not ranked: noisy")
     for panel in (comparison_panel(SPEEDUP, found), quality.panels[0], served.panels[0]):
         assert panel is not None

@@ -86,7 +86,7 @@ def serves_continuously(job: Job) -> str:
 def few_rounds(job: Job) -> str:
     """Return that serving took too few rounds for its intervals; empty where it did not."""
     rounds = min((one["rounds"] for one in job.get("serving.servers") or ()), default=MANY)
-    return "" if rounds >= MANY else f"{rounds} rounds are too few: raise serving.repeats"
+    return "" if rounds >= MANY else f"{rounds:.0f} rounds are too few: raise serving.repeats"
 
 
 def _judged(job: Job, speedup: str, control: str) -> str:

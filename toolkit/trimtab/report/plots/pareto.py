@@ -28,7 +28,7 @@ from trimtab.report.plots.places import spread
 from trimtab.report.plots.ranking import NOT_RANKED
 from trimtab.report.rules import ONE_TEXT, SAME, TOGETHER, kv_share
 from trimtab.report.table import cell
-from trimtab.report.verdict import NOISY, groups_of, verdict
+from trimtab.report.verdict import NOISY, groups_of, setting, verdict
 
 FILE = "quality_versus_speed.png"
 LETTERS = 22  # of a label's line
@@ -109,8 +109,10 @@ def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     if not stacks:
         return None
     trades = [SPEED, *(one for one in (MEMORY, SERVED) if _differ(_points(jobs, one)))]
-    best = [job.label for job in front(jobs, SPEED)]
-    apart = [point.job.label for point in stacks if point.apart]
+    leading = front(jobs, SPEED)
+    points = [point for point in stacks if point.job in leading]
+    best = [point.job.label for point in points]
+    apart = [point.job.label for point in stacks if point.apart and not _behind(point, points)]
     if best:
         of = " of the same model, text and machine" if len(groups_of(jobs)) > 1 else ""
         title = f"Nothing{of} is both faster and better in bits per byte than {listed(best)}"
@@ -136,6 +138,15 @@ def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
             if not any(g >= gain and b <= loss and (g, b) != (gain, loss) for g, b in others):
                 found.append(point.job)
     return found
+
+
+def _behind(point: Point, ranked: Sequence[Point]) -> bool:
+    """Return whether a stack that is not ranked is beaten in speed even at its interval's end."""
+    return any(
+        other.value["estimate"] >= point.value["high"] and other.loss <= point.loss
+        for other in ranked
+        if setting(other.job) == setting(point.job)
+    )
 
 
 def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
