@@ -59,18 +59,20 @@ class Skips:
 
 
 @pytest.mark.parametrize(
-    ("members", "head", "expected"),
+    ("members", "head", "copied", "expected"),
     [
-        ([Skips()], 30, "the head is 38% of the bytes .* at most 1.60 times as fast"),
-        ([Skips()], 26, None),
-        ([object()], 30, None),
+        ([Skips()], 30, 0, "all of the head, .* 38% of .* a step is at most 1.60 times as fast"),
+        ([Skips()], 120, 30, "all of the int8 copy of the head, as many bytes as 38% of all"),
+        ([Skips()], 120, 26, None),
+        ([Skips()], 26, 0, None),
+        ([object()], 30, 0, None),
     ],
 )
-def test_a_head_that_bounds_the_gain_is_named(members, head, expected):
+def test_a_head_that_bounds_the_gain_is_named(members, head, copied, expected):
     weight = SimpleNamespace(nbytes=head)
     model = SimpleNamespace(get_output_embeddings=lambda: SimpleNamespace(weight=weight))
     one: Any = SimpleNamespace(stack=SimpleNamespace(members=members), model=model)
-    found = [*held_back(one, {"baseline": 80, "candidate": 50})]
+    found = [*held_back(one, {"baseline": 80, "candidate": 50}, copied)]
     assert len(found) == (expected is not None)
     assert not found or re.search(expected, found[0])
 

@@ -131,6 +131,17 @@ def test_marks_of_texts_become_tags(written, shown):
     assert inline(written) == shown
 
 
+def test_a_table_is_explained_above_and_a_wide_one_says_that_it_scrolls(text):
+    for title, wide in (("Serving", True), ("Shorter prompts", False), ("All figures", True)):
+        part = text[text.index(f"<h2>{title}") :].partition("</table>")[0]
+        assert ("columns: scroll sideways to see them all</caption>" in part) == wide
+        if title != "All figures":
+            assert "<p>" in part
+    assert text.index("<code>candidate</code> is the stack; the others") < text.index(
+        ">padded</td>"
+    )
+
+
 def test_columns_of_words_are_told_from_columns_of_numbers(tmp_path):
     build_report(written(tmp_path, [result("baseline"), result("larosa"), ERROR]))
     page = Page((tmp_path / "report" / "report.html").read_text())

@@ -24,6 +24,7 @@ from trimtab.report.load import load_jobs
 from trimtab.report.plots import compression, pareto, single, waterfall
 from trimtab.report.plots.comparison import comparison, comparison_panel, finding
 from trimtab.report.plots.dashboard import dashboard
+from trimtab.report.plots.panel import Row, Rows
 from trimtab.report.plots.paper import COLOURS
 from trimtab.report.plots.places import spread
 from trimtab.report.plots.serving import serving_plot
@@ -123,6 +124,38 @@ def test_a_title_ranks_no_row_that_the_machine_was_not_the_same_for(tmp_path, ot
         assert titles[0].endswith(why)
         assert titles[1].startswith("No stack that is ranked is faster than the unmodified model")
         assert titles[2] == f"More requests per second than padded generate: moved; {why}"
+
+
+def test_what_is_not_ranked_is_named_in_titles_where_it_may_be_best_and_marked_in_panels(tmp_path):
+    speeds = {"a": (1.66, 1.53, 1.98), "noisy": (1.79, 0.997, 2.18), "below": (1.1, 0.8, 1.5)}
+    jobs = [serving(result(name, speed), speed) for name, speed in speeds.items()]
+    for job in jobs[1:]:
+        job["speed"]["verdict"] = "too noisy to say"
+    found = loaded(tmp_path, *jobs)
+    assert finding(SPEED, found).endswith(" the unmodified model; not ranked: noisy")
+    quality, served = pareto.quality_plot(found, ""), serving_plot(found, "")
+    assert quality is not None
+    assert served is not None
+    assert quality.title.endswith("than a; not ranked: noisy")
+    assert served.title.endswith(" of padded generate; not ranked: noisy")
+    for panel in (comparison_panel(SPEEDUP, found), quality.panels[0], served.panels[0]):
+        assert panel is not None
+        axes = Figure().add_axes((0, 0, 1, 1))
+        panel.draw(axes)
+        texts = {one.get_text().replace("\n", " ") for one in axes.texts}
+        assert texts >= {"a", "noisy (not ranked)", "below (not ranked)"}
+        assert "a (not ranked)" not in texts
+    for counted in (comparison_panel(MEMORY.panels[0], found), served.panels[2]):
+        assert counted is not None
+        counted.draw(axes := Figure().add_axes((0, 0, 1, 1)))
+        assert not any("not ranked" in one.get_text() for one in axes.texts)
+
+
+def test_a_label_leaves_room_for_what_is_written_at_its_right():
+    label = "[larosa,vattention] (not ranked)"
+    for told, lines in (("1.79 [1.00, 2.18]", 1), ("10.0 [7.2, 11.8] → 28.4 [14.4, 29.7]", 2)):
+        Rows([Row(label, told)]).label(axes := Figure().add_axes((0, 0, 1, 1)))
+        assert len(axes.texts) == lines + 1
 
 
 def test_kv_caches_of_requests_of_other_lengths_are_not_ranked(tmp_path):

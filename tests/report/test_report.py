@@ -20,6 +20,7 @@ from trimtab.report.__main__ import main as report_main
 from trimtab.report.data import csv_table
 from trimtab.report.derive import derived
 from trimtab.report.load import load_jobs
+from trimtab.report.notices import warnings
 from trimtab.report.table import beside_table, main_table, markdown
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -298,6 +299,11 @@ def test_what_was_not_measured_is_a_dash_and_what_no_job_has_no_column(tmp_path)
     assert "perplexity" not in cells
 
 
+def test_the_unmodified_model_s_own_row_is_the_control_with_what_was_found(sweep):
+    text = build_report(sweep).read_text("utf-8")
+    assert "| `baseline` | 1.000 [0.950, 1.050] | control: no difference found |" in text
+
+
 def test_what_was_found_is_the_first_that_a_table_shows(tmp_path):
     beside = beside_table(jobs := load_jobs(written(tmp_path, [result("larosa")])))
     assert beside is not None
@@ -351,6 +357,23 @@ def test_warnings_are_told_before_all_figures(tmp_path):
     assert "- `apart`: unpaired" in warned
     assert "of tiny asks for `suppress_tokens=[5, 6]`: set aside for both" in warned
     assert warned.count("- ") == 4
+
+
+def test_warnings_that_differ_in_numbers_alone_are_one(tmp_path):
+    said = "the machine was busy: {} of 2 cores (over 10%), int8, torch 2.13.{}; others seen: 3"
+    jobs = [
+        result(name) | {"warnings": [said.format(time, version)]}
+        for name, time, version in (
+            ("a", "1.64", 0), ("b", "1,037", 0), ("c", "1.02", 0), ("d", "9.5", 0), ("e", "1.02", 1)
+        )
+    ]  # fmt: skip
+    assert warnings(load_jobs(written(tmp_path, jobs))) == [
+        f"`a`, `b`, `c` and `d`: {said.format('1.02 to 1,037', 0)}",
+        f"`e`: {said.format('1.02', 1)}",
+    ]
+    assert warnings(load_jobs(written(tmp_path / "two", jobs[:2]))) == [
+        f"`a` and `b`: {said.format('1.64 and 1,037', 0)}"
+    ]
 
 
 @pytest.mark.parametrize(

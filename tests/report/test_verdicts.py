@@ -60,7 +60,8 @@ def weighed(tmp_path, job):
 
 
 def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
-    job = serving(result("larosa", (1.6, 1.5, 1.7), committed=3000), (0.9, 0.8, 0.95))
+    job = serving(result("larosa", (1.6, 1.5, 1.7)), (0.9, 0.8, 0.95))
+    job["kv"] |= {"committed_bytes": 30e6, "dynamic_bytes": 20e6}
     job["speed"] |= {
         "prefill_speedup": interval(0.8, 0.7, 0.9),
         "ttft_ms": {"baseline": about(80), "candidate": about(100)},
@@ -75,14 +76,16 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     gained, cost, alike = weighed(tmp_path, job)
     assert "1.60 [1.50, 1.70] times as fast: 2.50 ms per byte of text instead of 4.00" in gained
     assert "34.5% fewer forward passes" in gained
-    assert "50% less KV memory while serving" in gained
+    assert (
+        "50% less KV memory while serving than padded batches hold: 16 MB instead of 32" in gained
+    )
     assert "energy per byte of text: 0.75 [0.70, 0.80] times the unmodified model's" in gained
     assert "the first token comes later, after 100 ms instead of 80 ms" in cost
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
     assert "greedy texts differ: on average, the first 50.0% of a text" in cost
-    assert "50% more memory for the KV cache of one text" in cost
+    assert "50% more memory for the KV cache of one text: 30 MB instead of 20" in cost
     assert "calibration, once: 3 min for larosa and 10 s for adaptivocab" in cost
-    assert "an int8 copy of the head, which is 5% more memory than the weights" in cost
+    assert "an int8 copy of the head adds 5% to the memory of the weights" in cost
     assert "serving: 0.90 [0.80, 0.95] times the requests" in cost
     assert "arc: -0.050 [-0.080, -0.020] acc" in cost
     assert "piqa: no difference found, +0.000" in alike
@@ -216,6 +219,41 @@ def test_a_stack_beside_which_the_machine_was_not_the_same_is_not_ranked(tmp_pat
     (setting,) = document(load_jobs(written(tmp_path / "one", jobs)), [], []).settings
     told = {wish: said for wish, said, _ in setting.advice}
     assert told["speed alone"] == f"cannot be said. {apart}"
+
+
+def test_a_stack_that_may_be_the_best_and_is_not_recommended_is_named_with_the_reason(tmp_path):
+    speeds = {
+        "best": ((1.66, 1.53, 1.98), "faster"),
+        "noisy": ((1.79, 0.997, 2.18), "too noisy to say"),
+        "biased": ((2.5, 2.4, 2.6), "too noisy to say"),
+        "alike": ((1.5, 0.99, 1.6), "no difference found"),
+        "below": ((1.1, 0.8, 1.5), "too noisy to say"),
+        "slower": ((0.9, 0.85, 0.95), "slower"),
+    }
+    jobs = [serving(result(name, speed), (2.0, 1.9, 2.1)) for name, (speed, _) in speeds.items()]
+    for job, (_, found) in zip(jobs, speeds.values(), strict=True):
+        job["speed"]["verdict"] = found
+    jobs[1]["serving"]["speedup_continuous"] = interval(1.5, 0.5, 4.0)
+    jobs[2]["serving"]["speedup_continuous"] = interval(0.5, 0.4, 0.6)
+    (setting,) = document(load_jobs(written(tmp_path, jobs)), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    assert told["speed alone"].endswith(
+        "times the speed. Too noisy to rank, but may be better: `noisy` (1.79 [1.00, 2.18]) and "
+        "`biased` (2.50 [2.40, 2.60]). Not found to differ from the unmodified model, but may be "
+        "better: `alike` (1.50 [0.99, 1.60])"
+    )
+    serves = told["many requests at once"]
+    assert serves.endswith("Too noisy to rank, but may be better: `noisy` (2.00 [1.90, 2.10])")
+
+
+@pytest.mark.parametrize("continuous", [(1.0, 0.5, 2.0), (1.0, 0.97, 1.03)])
+def test_a_stack_that_refused_a_request_is_not_said_to_serve_better_maybe(tmp_path, continuous):
+    jobs = [serving(result(name), (2.0, 1.9, 2.1)) for name in ("best", "refused")]
+    jobs[1]["serving"] |= {"speedup": None, "speedup_continuous": interval(*continuous)}
+    (setting,) = document(load_jobs(written(tmp_path, jobs)), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}["many requests at once"]
+    assert told.startswith("**`best`**")
+    assert "refused" not in told
 
 
 def test_of_stacks_that_hold_as_little_one_that_changes_no_text_is_chosen(tmp_path):
@@ -361,12 +399,25 @@ def test_a_comparison_of_servers_that_is_too_noisy_is_named_with_both_figures(
     (setting,) = document(load_jobs(written(tmp_path, [low, job])), [], []).settings
     told = {wish: said for wish, said, _ in setting.advice}["many requests at once"]
     first, second = ("{:.2f} [{:.2f}, {:.2f}]".format(*one) for one in (padded, continuous))
+    more = {
+        "continuous batching": "more than padded generate; ",
+        "padded generate": "more than continuous batching; ",
+    }.get(over, "")
     assert told == (
         "cannot be said: the measurement was too noisy for `low` and `vattention`. The best "
         f"figure, of `vattention`: 16 requests together at {first} times the requests per second "
-        f"of transformers' padded generate, {second} times continuous batching's; too noisy to say "
-        f"over {over}; its control: 0.98 [0.71, 1.35]"
+        f"of transformers' padded generate, {second} times continuous batching's; {more}too noisy "
+        f"to say over {over}; its control: 0.98 [0.71, 1.35]"
     )
+    for server in job["serving"]["servers"]:
+        server["rounds"] = 2
+    rows = load_jobs(written(tmp_path / "few", [low, job]))
+    (setting,) = document(rows, [], []).settings
+    few = "; 2 rounds are too few: raise serving.repeats"
+    assert setting.advice[5][1] == told + few
+    unknown = [one for one in balance(rows[1], rows).unknown if one.startswith("serving: ")]
+    assert len(unknown) == over.count(" and ") + 1
+    assert all(one.endswith(few) for one in unknown)
 
 
 def test_what_serves_worse_than_continuous_batching_costs_that(tmp_path):
@@ -401,9 +452,10 @@ def test_a_job_beside_which_the_unmodified_model_was_slower_is_told(tmp_path):
     longer["speed"]["ms_per_byte"], longer["tokens"]["baseline"] = {"baseline": about(9.0)}, 4000
     rows = load_jobs(written(tmp_path, [*jobs, longer]))
     (warning,) = warnings(rows)
-    assert warning.startswith("`moved`: while it was timed, the unmodified model took 5.00 ms")
-    alike = "with the same model, texts, machine and memory pages"
-    assert f"in the median of all jobs of its sweep {alike} it took 4.00" in warning
+    assert warning.startswith(
+        "`moved`: the unmodified model took 5.00 ms per byte of text there, and 4.00 in the median "
+        "of all jobs of the sweep with the same model, texts, machine and memory pages. "
+    )
     (again, *_) = next_steps(rows, [])
     assert again.startswith("Measure `moved` again on a quiet machine")
     assert not warnings(rows[2:4])  # two are too few to say which of them is the odd one
@@ -534,6 +586,7 @@ def test_what_shortened_a_measurement_is_in_no_command_for_the_next_one(tmp_path
     short = ["speed.repeats=3", "speed.precision=0.1", "serving.repeats=2", "quality.windows=2"]
     lists = ["serving.requests=[]", "~metrics.energy"]
     kept = ["speed.warmup=2", "generation.new_tokens=64", "quality.tasks=[hellaswag]"]
+    less = {True: "shortened the measurement", False: "had it measured less often"}
     jobs = [
         result(name, (1.5, 1.4, 1.6), lost=0, same=True,
                overrides=[f"methods={name}", "experiment=demo", *short, *lists, *kept])
@@ -544,15 +597,37 @@ def test_what_shortened_a_measurement_is_in_no_command_for_the_next_one(tmp_path
         jobs[1]["environment"]["load"] = {"busy": both, "reason": "others"}
         rows = load_jobs(written(tmp_path / str(both), jobs))
         again, own = next_steps(rows, choices(rows))
-        assert ", without the settings that shortened the measurement: `python" in again
+        assert f", without the settings that {less[both]}: `python" in again
         assert "speed.repeats" not in again + own
         assert "speed.precision" not in again + own
         assert "serving.repeats" not in again + own
-        assert "experiment=demo quality.windows=2 'serving.requests=[]' " in again
+        shorter = "experiment=demo quality.windows=2 'serving.requests=[]' '~metrics.energy' "
+        assert (f"evaluate.py {shorter}" in again) == (not both)
+        assert all(one in again for one in kept)
         assert (
             "your own model and text, without the settings that shortened the measurement: `python "
             f"evaluate.py {kept[0]} {kept[1]} '{kept[2]}' methods="
         ) in own
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        (["model=random"], ("model and text", "model=hub", "corpus=files")),
+        (["model=hub", "model.name=/m"], ("text", "model=hub model.name=/m", "corpus=files")),
+        (["corpus=hub", "corpus.name=c"], ("model", "corpus=hub corpus.name=c", "model=hub")),
+        (["model=hub", "model.name=/m", "corpus=files", "corpus.glob=/t"], None),
+    ],
+)
+def test_what_is_proposed_to_measure_is_what_was_an_example(tmp_path, typed, told):
+    job = result("larosa", (1.5, 1.4, 1.6), overrides=["methods=larosa", *typed])
+    rows = load_jobs(written(tmp_path, [job]))
+    steps = next_steps(rows, choices(rows))
+    assert len(steps) == (told is not None)
+    if told:
+        what, *parts = told
+        assert f"on your own {what}: `python evaluate.py " in steps[0]
+        assert all(part in steps[0] for part in parts)
 
 
 def test_disturbed_rows_of_other_settings_are_measured_again_apart(tmp_path):

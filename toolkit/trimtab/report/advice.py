@@ -26,11 +26,13 @@ ASKED = {
     "lm-eval tasks": "quality.tasks",
     "memory of the GPU": "memory.peak_device_bytes",
 }
+SHORTENED = "shortened the measurement"
+SELDOM = "had it measured less often"
+# What is measured, the groups that are a user's own, and what stands for them in a command.
 OWN = (
-    "model=hub", "model.name=/path/of/your/model", "corpus=files",
-    "corpus.glob=/path/of/your/texts",
-)  # fmt: skip
-OTHERS = ("model", "corpus", "experiment")  # groups that say what was measured instead
+    ("model", "model", ("hub",), ("model=hub", "model.name=/path/of/your/model")),
+    ("text", "corpus", ("files", "hub"), ("corpus=files", "corpus.glob=/path/of/your/texts")),
+)
 
 
 def unmeasured(rows: Sequence[Job]) -> list[str]:
@@ -89,29 +91,50 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
     steps = corrections(rows)
     for root in dict.fromkeys(row.root for row in rows if not (row.ok or is_refused(row))):
         steps.append(f"Run what failed again: {code(f'python evaluate.py resume={_typed(root)}')}")
-    for those, why, told in _together(_again(rows)):
+    again = _again(rows)
+    every = len(again) == sum(row.ok for row in rows)  # else the texts have to be the others'
+    kinds, less = (EXTENT, SHORTENED) if every else (ROUNDS, SELDOM)
+    for those, why, told in _together(again, kinds):
         labels = listed([code(row.label) for row in those])
         step = f"Measure {labels} again on a quiet machine, as {why}"
-        steps.append(_with(step, told, shortening(overrides(those[0]), ROUNDS)))
+        steps.append(_with(step, told, less if shortening(overrides(those[0]), kinds) else ""))
     chosen = [choice.best for choice in found if choice.best is not None]
     tried = [row for row in rows if row.methods and row.random_weights]
     best = next(iter(chosen), max(tried, key=lambda row: len(row.methods), default=None))
     if best is not None:
-        short = shortening(overrides(best), EXTENT)
-        other = [one for one in overrides(best) if one.startswith(OTHERS)]
-        own = command(best, best.methods, *OWN, without=[*short, *other])
-        steps.append(_with(f"Measure {code(best.label)} on your own model and text", own, short))
+        steps += _own(best)
     lacking = added(rows)
     if lacking:
         steps.append(f"Complete the attribution: {code(lacking[0])}")
     return steps
 
 
-def _together(again: Sequence[tuple[Job, str]]) -> Iterator[tuple[list[Job], str, str | None]]:
-    """Yield rows to measure again, why, and the command: one sweep where only stacks differ."""
+def _own(best: Job) -> Iterator[str]:
+    """Yield the step that measures a stack on what is still an example: the model, the text."""
+    examples = [
+        (what, group, paths) for what, group, options, paths in OWN
+        if not any(f"{group}={option}" in overrides(best) for option in options)
+    ]  # fmt: skip
+    if examples:
+        groups = ("experiment", *(group for _, group, _ in examples))
+        short = shortening(overrides(best), EXTENT)
+        other = [one for one in overrides(best) if one.startswith(groups)]
+        paths = [path for *_, these in examples for path in these]
+        own = command(best, best.methods, *paths, without=[*short, *other])
+        step = f"Measure {code(best.label)} on your own {listed([what for what, *_ in examples])}"
+        yield _with(step, own, SHORTENED if short else "")
+
+
+def _together(
+    again: Sequence[tuple[Job, str]], kinds: tuple[str, ...]
+) -> Iterator[tuple[list[Job], str, str | None]]:
+    """Yield rows to measure again, why, and the command: one sweep where only stacks differ.
+
+    The settings of these kinds that shortened the measurement are left out.
+    """
     alike: dict[tuple[Any, ...], list[Job]] = {}
     for row, why in again:
-        aside = ("methods=", *shortening(overrides(row), ROUNDS))
+        aside = ("methods=", *shortening(overrides(row), kinds))
         others = [one for one in overrides(row) if not one.startswith(aside)]
         alike.setdefault((why, typed(row), row.seeds, *others), []).append(row)
     for (why, known, _, *others), those in alike.items():
@@ -124,15 +147,15 @@ def _together(again: Sequence[tuple[Job, str]]) -> Iterator[tuple[list[Job], str
             yield those, why, told
         else:
             for row in those:
-                short = shortening(overrides(row), ROUNDS)
+                short = shortening(overrides(row), kinds)
                 yield [row], why, command(row, row.methods, without=short)
 
 
-def _with(step: str, told: str | None, short: Sequence[str]) -> str:
-    """Return a step with its command, and that settings which shorten are not in it."""
+def _with(step: str, told: str | None, less: str) -> str:
+    """Return a step with its command, and which settings are not in it; without one, the step."""
     if told is None:
         return step
-    without = ", without the settings that shortened the measurement" if short else ""
+    without = f", without the settings that {less}" if less else ""
     return f"{step}{without}: {code(told)}"
 
 

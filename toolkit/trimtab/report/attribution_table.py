@@ -10,8 +10,10 @@ from trimtab.report.table import Cell, Table, cell, stack_cell
 EFFECTS = (
     "`alone`: the method by itself over the unmodified model. `in the stack`: the whole stack over "
     "the stack without it. `interaction`: what the whole stack has beyond the product of what its "
-    "methods do alone (× 1: nothing), of bits per byte beyond their sum. A dash: no interval, "
-    "because it was counted or there are no pairs of samples."
+    "methods do alone (× 1: nothing), of bits per byte beyond their sum. The interval of `alone` "
+    "is the job's own, of bits per byte by resampling windows. The others are Student's, of bits "
+    "per byte over the windows that all jobs scored, in pairs: of few windows they are far wider, "
+    "and safer. A dash: no interval, because it was counted or there are no pairs of samples."
 )
 
 

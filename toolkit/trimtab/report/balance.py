@@ -16,6 +16,7 @@ from trimtab.report.verdict import (
     FASTER,
     NOISY,
     SLOWER,
+    few_rounds,
     first_token,
     serves,
     serves_continuously,
@@ -77,8 +78,8 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         sign, word = (1, "sooner") if prefill == FASTER else (-1, "later")
         yield (
             sign,
-            f"the first token comes {word}, after {_ms(first['candidate'])} ms instead of "
-            f"{_ms(first['baseline'])} ms",
+            f"the first token comes {word}, after {_short(first['candidate']['estimate'])} ms "
+            f"instead of {_short(first['baseline']['estimate'])} ms",
         )
     elif prefill == NOISY:
         yield (
@@ -96,9 +97,8 @@ def _beside(job: Job, control: str, found: str) -> str:
     return f"; its control: {interval(noise, '.2f')}"
 
 
-def _ms(time: Estimate) -> str:
-    told = time["estimate"]
-    return f"{told:.0f}" if told >= 100 else f"{told:.3g}"
+def _short(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
 
 
 def _quality(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
@@ -170,21 +170,23 @@ def _energy(job: Job) -> Iterator[Item]:
 
 
 def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
-    for field, what in (
-        ("derived.kv_bytes_per_byte", "memory for the KV cache of one text"),
-        ("derived.serving_kv_bytes", "KV memory while serving than padded batches hold"),
-        ("memory.parameter_bytes", "memory for the weights"),
+    one_text = {"baseline": job.get("kv.dynamic_bytes"), "candidate": job.get("kv.committed_bytes")}
+    for held, what in (
+        (one_text, "memory for the KV cache of one text"),
+        (job.get("derived.serving_kv_bytes"), "KV memory while serving than padded batches hold"),
+        (job.get("memory.parameter_bytes"), "memory for the weights"),
     ):
-        amounts = job.get(field)
-        share = amounts["candidate"] / amounts["baseline"] - 1 if amounts else 0.0
-        if abs(share) >= NOTICED:
-            yield (
-                (-1, f"{share:.0%} more {what}") if share > 0 else (1, f"{-share:.0%} less {what}")
-            )
+        if held and held["baseline"] and held["candidate"] is not None:
+            share = held["candidate"] / held["baseline"] - 1
+            ours, theirs = (_short(held[name] * 1e-6) for name in ("candidate", "baseline"))
+            amounts = f"{what}: {ours} MB instead of {theirs}"
+            if abs(share) >= NOTICED:
+                sign, word = (-1, "more") if share > 0 else (1, "less")
+                yield sign, f"{abs(share):.0%} {word} {amounts}"
     weights, copy = job.get("memory.parameter_bytes"), job.get("engine.head_copy_bytes")
     if weights and copy:
         share = copy / weights["baseline"]
-        yield -1, f"an int8 copy of the head, which is {share:.0%} more memory than the weights"
+        yield -1, f"an int8 copy of the head adds {share:.0%} to the memory of the weights"
     yield from _energy(job)
     more = (job.get("sparsity.bytes_read_fraction") or 1.0) - 1
     if more <= -NOTICED:
@@ -194,6 +196,7 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
 
 
 def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
+    few = few_rounds(job)
     for field, found, other in (
         ("serving.speedup", serves(job), "padded generate"),
         ("serving.speedup_continuous", serves_continuously(job), "continuous batching"),
@@ -204,7 +207,8 @@ def _serving(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
             yield (
                 SIGNS[found],
                 f"serving: {told} times the requests per second of {other}"
-                + _beside(job, "serving.control", found),
+                + _beside(job, "serving.control", found)
+                + (f"; {few}" if found == NOISY and few else ""),
             )
 
 

@@ -9,7 +9,7 @@ from trimtab.report.figures import interval
 from trimtab.report.job import Job
 from trimtab.report.notices import moved
 from trimtab.report.rules import RULES, Rule, kv_share, same_text
-from trimtab.report.verdict import FASTER, NOISY
+from trimtab.report.verdict import ALIKE, FASTER, NOISY
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,10 @@ class Choice:
     equal : tuple of Job
         Those that the intervals cannot tell from it.
     noisy : tuple of Job
-        Those whose measurement was too noisy to say.
+        Those whose measurement was too noisy to say, and that may be better than the best row.
+    unclear : tuple of Job
+        Those that may be better than the best row, though they were not found to differ from the
+        unmodified model.
     apart : tuple of Job
         Those that meet the wish and are not ranked, as the machine was not the same for them.
     lacking : str or None
@@ -35,6 +38,7 @@ class Choice:
     best: Job | None
     equal: tuple[Job, ...]
     noisy: tuple[Job, ...]
+    unclear: tuple[Job, ...]
     apart: tuple[Job, ...]
     lacking: str | None
 
@@ -65,7 +69,10 @@ def choices(rows: Sequence[Job]) -> list[Choice]:
         admitted = [row for row in rows if row.ok and row.methods and rule.admits(row, rows)]
         said = [rule.judged(row, rows) if rule.judged else FASTER for row in admitted]
         fit = [row for row, one in zip(admitted, said, strict=True) if one == FASTER]
-        noisy = tuple(row for row, one in zip(admitted, said, strict=True) if one == NOISY)
+        noisy, unclear = (
+            [row for row, one in zip(admitted, said, strict=True) if one == kind]
+            for kind in (NOISY, ALIKE)
+        )
         apart = tuple(row for row in fit if rule.figure and row in elsewhere)
         fit = [row for row in fit if row not in apart]
         best = max(fit, key=rule.value, default=None)
@@ -77,7 +84,9 @@ def choices(rows: Sequence[Job]) -> list[Choice]:
         stacks = [row for row in rows if row.methods] or rows
         unmet = best is None and not noisy and not apart
         lacking = _lacking(rule, stacks) if unmet else None
-        found.append(Choice(rule, best, tuple(equal), noisy, apart, lacking))
+        noisy = [row for row in noisy if best is None or _reaches(row, best, rule)]
+        unclear = [row for row in unclear if best is not None and _reaches(row, best, rule)]
+        found.append(Choice(rule, best, tuple(equal), tuple(noisy), tuple(unclear), apart, lacking))
     return found
 
 
@@ -93,9 +102,16 @@ def _equal(best: Job, fit: Sequence[Job], rule: Rule) -> list[Job]:
     others = [row for row in fit if row is not best]
     if rule.figure is None:
         return [row for row in others if rule.value(row)[0] == rule.value(best)[0]]
-    mine, field = best.get(rule.figure), rule.figure
+    mine = best.get(rule.figure)
     return [
         row
         for row in others
-        if row.get(field)["high"] >= mine["low"] and row.get(field)["low"] <= mine["high"]
+        if _reaches(row, best, rule) and row.get(rule.figure)["low"] <= mine["high"]
     ]
+
+
+def _reaches(row: Job, best: Job, rule: Rule) -> bool:
+    """Return whether a row may be as good as the best one, by the upper end of its interval."""
+    figure = str(rule.figure)
+    own = row.get(figure)
+    return own is not None and bool(own["high"] >= best.get(figure)["low"])

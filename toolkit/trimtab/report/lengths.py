@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from trimtab.config import MeasureConfig
 
 # How much is measured, metrics that are left out among it; and how often alone.
-EXTENT = ("quality.", "speed.", "serving.", "generation.", "energy.", "~metrics.")
+EXTENT = ("quality.", "speed.", "serving.", "generation.", "energy.", "~metrics.", "experiment=")
 ROUNDS = ("speed.", "serving.repeats=", "energy.")
 LARGER_IS_SHORTER = ("speed.precision",)
+SHORT = ("experiment=demo",)
 LIMITS = ("quality.task_limit",)  # null, the default, takes all
 
 
@@ -20,6 +21,8 @@ def shortening(overrides: Sequence[str], among: tuple[str, ...]) -> list[str]:
 
 
 def _shortens(override: str) -> bool:
+    if override in SHORT:
+        return True
     key, _, value = override.partition("=")
     group, _, name = key.partition(".")
     if key in LIMITS or group.startswith("~"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from math import log
 from statistics import median
@@ -16,18 +17,38 @@ from trimtab.report.verdict import setting
 TIME = "speed.ms_per_byte.baseline.estimate"
 MOVED = 0.1  # a larger difference of the unmodified model's time is not that of two quiet jobs
 FEWEST = 3  # jobs, for a middle to mean something
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w|\.\d)")
+FEW = 3  # numbers that are told one by one
 
 
 def warnings(rows: Sequence[Job]) -> list[str]:
     """Return what the jobs warn of, and what makes their figures worth less."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
-        for text in _own(row):
-            found.setdefault(text, []).append(code(row.label))
-        if text := moved(row, rows):
-            found.setdefault(text, []).append(code(row.label))
-    told = [f"{listed(labels)}: {text}" for text, labels in found.items()]
+        for text in filter(None, (*_own(row), moved(row, rows))):
+            found.setdefault(NUMBER.sub("", text), []).append((code(row.label), text))
+    told = []
+    for alike in found.values():
+        labels, texts = zip(*alike, strict=True)
+        told.append(f"{listed([*dict.fromkeys(labels)])}: {_as_one(texts)}")
     return told + [_set_aside(row) for row in rows if row.get("generation.set_aside")]
+
+
+def _as_one(texts: Sequence[str]) -> str:
+    """Return one sentence for several that differ in their numbers alone."""
+    each = zip(*map(NUMBER.findall, texts), strict=True)
+    told = iter([_together(numbers) for numbers in each])
+    return NUMBER.sub(lambda _: next(told), texts[0])
+
+
+def _together(numbers: Sequence[str]) -> str:
+    """Return numbers that are alike once, a few others in order, and of more the ends."""
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    if len(numbers) <= FEW:
+        return listed([*numbers])
+    ends = sorted(numbers, key=lambda one: float(one.replace(",", "")))
+    return f"{ends[0]} to {ends[-1]}"
 
 
 def moved(row: Job, rows: Sequence[Job]) -> str:
@@ -40,10 +61,9 @@ def moved(row: Job, rows: Sequence[Job]) -> str:
     if not own or len(alike) < FEWEST or abs(log(own / median(alike))) <= log(1 + MOVED):
         return ""
     return (
-        f"while it was timed, the unmodified model took {own:.2f} ms per byte of text; in the "
-        "median of all jobs of its sweep with the same model, texts, machine and memory pages it "
-        f"took {median(alike):.2f}. The machine was not the same for it: do not rank its ratios "
-        "with the others'"
+        f"the unmodified model took {own:.2f} ms per byte of text there, and {median(alike):.2f} "
+        "in the median of all jobs of the sweep with the same model, texts, machine and memory "
+        "pages. The machine was not the same: do not rank these ratios with the others'"
     )
 
 

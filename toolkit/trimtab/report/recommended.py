@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from trimtab.report.balance import balance
 from trimtab.report.choice import choices
-from trimtab.report.figures import code, listed
+from trimtab.report.figures import code, interval, listed
 from trimtab.report.job import Job
-from trimtab.report.rules import doubt
+from trimtab.report.rules import Rule, doubt
 
 
 def recommended(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
@@ -39,7 +39,17 @@ def recommended(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
         if choice.equal:
             equal = listed([code(row.label) for row in choice.equal])
             told += f". No measurable difference from it: {equal}"
+        if best is not None:
+            told += _open("Too noisy to rank", choice.noisy, rule)
+            told += _open("Not found to differ from the unmodified model", choice.unclear, rule)
         if choice.apart:
             apart = listed([code(row.label) for row in choice.apart])
             told += f". Not ranked, as the machine was not the same for it: {apart}"
         yield rule.wish, told, rule.how
+
+
+def _open(why: str, rows: Sequence[Job], rule: Rule) -> str:
+    """Return why some rows are not ranked, and that they may be better; nothing of none."""
+    figure = str(rule.figure)
+    told = [f"{code(row.label)} ({interval(row.get(figure), '.2f')})" for row in rows]
+    return f". {why}, but may be better: {listed(told)}" if told else ""

@@ -11,7 +11,9 @@ from trimtab.report.verdict import (
     ALIKE,
     FASTER,
     NOISY,
+    SLOWER,
     UNMEASURED,
+    few_rounds,
     first_token,
     serves,
     serves_continuously,
@@ -88,6 +90,8 @@ def _any(job: Job, rows: Sequence[Job]) -> bool:
 
 def _serves(job: Job, rows: Sequence[Job]) -> str:
     found = {serves(job), serves_continuously(job)}
+    if SLOWER in found:
+        return SLOWER
     if found <= {FASTER, UNMEASURED}:
         return serves(job)
     return NOISY if found <= {FASTER, NOISY, UNMEASURED} else ALIKE
@@ -136,12 +140,17 @@ def doubt(rule: Rule, job: Job) -> str:
     """Return the figures of a job that was too noisy for a rule, and what they are not clear of."""
     parts = [rule.told(job)]
     peers = {"padded generate": serves, "continuous batching": serves_continuously}
-    unclear = [peer for peer, found in peers.items() if found(job) == NOISY]
+    more, unclear = (
+        [peer for peer, found in peers.items() if found(job) == kind] for kind in (FASTER, NOISY)
+    )
     if rule.figure == SERVING:
+        parts += [f"more than {listed(more)}"] if more else []
         parts.append(f"too noisy to say over {listed(unclear)}")
     control = job.get(CONTROLS.get(str(rule.figure), ""))
     if control is not None:
         parts.append(f"its control: {interval(control, '.2f')}")
+    if rule.figure == SERVING and (few := few_rounds(job)):
+        parts.append(few)
     return "; ".join(parts)
 
 

@@ -114,7 +114,7 @@ def main_table(rows: Sequence[Job]) -> Table:
             continue
         figures = [cell(row.get(one.field), one.form, one.scale) for one in shown]
         facts = (cell(fact(row)) for _, fact in told)
-        found = verdict(row, rows) if row.methods else "control"
+        found = verdict(row, rows) if row.methods else f"control: {verdict(row, rows)}"
         if moved(row, rows):
             found, note = f"{found}, not ranked", UNRANKED
         lines.append((label, *figures[:first], cell(found), *figures[first:], *facts))

@@ -13,6 +13,7 @@ from trimtab.report.labels import machine, told_apart
 ONE: Estimate = {"estimate": 1.0, "low": 1.0, "high": 1.0}
 FASTER, SLOWER, ALIKE = "faster", "slower", "no difference found"
 NOISY, UNMEASURED = "too noisy to say", "speed not measured"
+MANY = 3  # rounds, for Student's interval not to be far wider than what is measured
 SAID = {
     FASTER: "faster than the unmodified model",
     SLOWER: "slower than the unmodified model",
@@ -80,6 +81,12 @@ def serves(job: Job) -> str:
 def serves_continuously(job: Job) -> str:
     """Return what they say of many requests at once, over transformers' continuous batching."""
     return _judged(job, "serving.speedup_continuous", "serving.control")
+
+
+def few_rounds(job: Job) -> str:
+    """Return that serving took too few rounds for its intervals; empty where it did not."""
+    rounds = min((one["rounds"] for one in job.get("serving.servers") or ()), default=MANY)
+    return "" if rounds >= MANY else f"{rounds:.0f} rounds are too few: raise serving.repeats"
 
 
 def _judged(job: Job, speedup: str, control: str) -> str:

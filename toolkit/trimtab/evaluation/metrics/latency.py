@@ -153,7 +153,8 @@ class Latency(Metric):
         decoding = sum(joined(stock, "gaps")) / total(stock, "total")
         for text in unseen("latency", "generation", candidate, texts, decoding):
             result.warn(text)
-        for text in held_back(candidate, self._step_bytes):
+        copied = (self._engine or {}).get("head_copy_bytes", 0)
+        for text in held_back(candidate, self._step_bytes, copied):
             result.warn(text)
         rows = [
             {"model": name, "prompt": index % len(self._prompts), **timing.row()}

@@ -8,10 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from trimtab.evaluation.display import Chart, Series
-from trimtab.report.balance import NOTICED
 from trimtab.report.figures import is_interval, middle, named, number
 from trimtab.report.job import Job
-from trimtab.report.notices import moved
 from trimtab.report.plots.panel import (
     ACCENT,
     INK,
@@ -25,8 +23,16 @@ from trimtab.report.plots.panel import (
     numbers,
     plain,
 )
+from trimtab.report.plots.ranking import (
+    NOT_RANKED,
+    better,
+    has,
+    may_lead,
+    overlap,
+    unranked,
+    work,
+)
 from trimtab.report.table import amount, cell
-from trimtab.report.verdict import FASTER, setting, verdict
 
 KEY = "Upright line: the unmodified model, measured beside the stack. "
 CHANGED = "the machine was not the same for them"
@@ -45,34 +51,38 @@ def finding(chart: Chart, jobs: Sequence[Job]) -> str:
 
     It names those, too, that the intervals cannot tell from it. Where the panel's rows do not
     compare with each other, it says which stacks are better than the unmodified model beside them.
+    Stacks that are not ranked, and may be the best, are named as such.
     Panels before it in which no stack is better are named.
     """
     if not any(job.methods for job in jobs):
         return "The unmodified model against itself: no stack was measured"
     passed: list[str] = []
     for series in chart.panels:
-        better = _better(series, jobs) if series.finding else []
-        ranked = [job for job in better if not _apart(series, job, jobs)]
-        alike = len({_work(series, job) for job in jobs if _has(series, job)}) == 1
-        if better and not (alike and ranked):
+        leading = better(series, jobs) if series.finding else []
+        ranked = [job for job in leading if not unranked(series, job, jobs)]
+        alike = len({work(series, job) for job in jobs if has(series, job)}) == 1
+        if leading and not (alike and ranked):
             why = CHANGED if alike else "models, machines, texts or their lengths differ"
             return (
-                f"Better than the unmodified model: {_of(better)} ({series.title}); not ranked, as "
-                f"{why}"
+                f"Better than the unmodified model: {_of(leading)} ({series.title}); "
+                f"not ranked, as {why}"
             )
-        if better:
+        if leading:
             choose = max if series.better == "more" else min
             first = choose(ranked, key=lambda job: middle(job.get(series.field)))
             value = first.get(series.field)
             best = [job for job in ranked if middle(job.get(series.field)) == middle(value)]
             told = number(middle(value), series.form, series.scale)
             title = series.finding.format(best=_of(best), value=told)
-            near = [job for job in ranked if job not in best and _overlap(job, first, series)]
-            apart = [job for job in better if job not in ranked]
+            near = [job for job in ranked if job not in best and overlap(job, first, series)]
+            apart = [
+                job for job in jobs if job not in ranked
+                and (job in leading or may_lead(series, job, first, jobs))
+            ]  # fmt: skip
             title += f"; cannot be told from it: {_of(near)}" if near else ""
             title += f"; not ranked: {_of(apart)}" if apart else ""
             return title + "".join(f"; no stack is better in: {one}" for one in passed)
-        if series.finding and any(_has(series, job) for job in jobs):
+        if series.finding and any(has(series, job) for job in jobs):
             passed.append(series.title)
     return chart.nothing
 
@@ -83,11 +93,16 @@ def _of(jobs: Sequence[Job]) -> str:
 
 def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
     """Return one figure of the jobs that have it, or None where none has."""
-    having = [job for job in jobs if _has(series, job)]
+    having = [job for job in jobs if has(series, job)]
     if not having:
         return None
     beside = [job.get(series.beside) if series.beside else series.origin for job in having]
-    rows = Rows([Row(job.label, amount(job, series)) for job in having])
+    rows = Rows(
+        [
+            Row(job.label + NOT_RANKED * unranked(series, job, jobs), amount(job, series))
+            for job in having
+        ]
+    )
 
     def draw(axes: Axes) -> None:
         plain(axes)
@@ -138,49 +153,3 @@ def _marks(
         origin, room = series.origin * scale, 0.1 * (last - first)
         ticks = [tick for tick in axes.get_xticks() if abs(tick - origin) > room]
         axes.set_xticks(sorted([origin, *(tick for tick in ticks if first <= tick <= last)]))
-
-
-def _has(series: Series, job: Job) -> bool:
-    return job.get(series.field) is not None
-
-
-def _work(series: Series, job: Job) -> tuple[Any, ...]:
-    """Return what rows must share for a figure of theirs to be ranked."""
-    if "serving" not in series.field:
-        return *setting(job), job.get("tokens.baseline")
-    servers = job.get("serving.servers") or ()
-    lengths = [
-        (one["requests"], one["prompt_bytes"], one["bytes"])
-        for one in job.get("samples.serving_requests") or ()
-    ]
-    return *setting(job), *sorted({one["requests"] for one in servers}), *sorted(lengths)
-
-
-def _better(series: Series, jobs: Sequence[Job]) -> list[Job]:
-    """Return the stacks whose figure is better than the baseline's."""
-    return [job for job in jobs if job.methods and _beats(series, job, jobs)]
-
-
-def _apart(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
-    """Return whether the figure was timed while the machine was not the same."""
-    return series.field.startswith(("speed.", "derived.time")) and bool(moved(job, jobs))
-
-
-def _overlap(one: Job, other: Job, series: Series) -> bool:
-    """Return whether two figures have intervals, and these have values in common."""
-    mine, theirs = one.get(series.field), other.get(series.field)
-    if not (is_interval(mine) and is_interval(theirs)):
-        return False
-    return bool(mine["low"] <= theirs["high"] and theirs["low"] <= mine["high"])
-
-
-def _beats(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
-    value = job.get(series.field)
-    other = job.get(series.beside) if series.beside else series.origin
-    if value is None or other is None:
-        return False
-    before, after = middle(other), middle(value)
-    change = after - before if series.better == "more" else before - after
-    if series.field.startswith("speed."):
-        return change > 0 and verdict(job, jobs) == FASTER
-    return change > NOTICED * abs(before)

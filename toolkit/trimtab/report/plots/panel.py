@@ -105,11 +105,12 @@ class Rows:
     The axes' vertical unit is an inch, from the top.
     """
 
-    LETTERS = 36  # of a label's line
+    LETTERS, LEAST = 36, 12  # of a label's line
+    WHOLE, BOLD = 70, 1.2  # letters of a whole line, and how many of them a bold letter takes
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
-        self._lines = [wrap(row.label, self.LETTERS, break_on_hyphens=False) for row in rows]
+        self._lines = [wrap(row.label, self._letters(row), break_on_hyphens=False) for row in rows]
         self.marks: list[float] = []
         top = 0.02
         self._tops: list[float] = []
@@ -118,6 +119,11 @@ class Rows:
             self.marks.append(top + LINE * len(lines) + row.mark / 2)
             top += LINE * len(lines) + row.mark + (GAP if row.mark else LINE / 4)
         self.height = top
+
+    def _letters(self, row: Row) -> int:
+        """Return how many letters of a label what is written at its right leaves room for."""
+        room = int(self.WHOLE - self.BOLD * len(row.told))
+        return max(self.LEAST, min(self.LETTERS, room))
 
     def label(self, axes: Axes) -> None:
         """Write the labels, and take the vertical axis for the rows."""

@@ -25,9 +25,10 @@ from trimtab.report.plots.panel import (
     numbers,
 )  # fmt: skip
 from trimtab.report.plots.places import spread
+from trimtab.report.plots.ranking import NOT_RANKED
 from trimtab.report.rules import ONE_TEXT, SAME, TOGETHER, kv_share
 from trimtab.report.table import cell
-from trimtab.report.verdict import groups_of
+from trimtab.report.verdict import NOISY, groups_of, setting, verdict
 
 FILE = "quality_versus_speed.png"
 LETTERS = 22  # of a label's line
@@ -60,11 +61,15 @@ class Point:
     ----------
     value, lost : dict
         What is weighed, and the change of bits per byte, each with its interval.
+    apart : bool
+        Whether it is not ranked: what is weighed was timed, and the machine was not the same for
+        it or too noisy.
     """
 
     job: Job
     value: dict[str, float]
     lost: dict[str, float]
+    apart: bool
 
     @property
     def loss(self) -> float:
@@ -74,7 +79,7 @@ class Point:
 
     @property
     def lines(self) -> list[str]:
-        return wrap(self.job.label, LETTERS, break_on_hyphens=False)
+        return wrap(self.job.label + NOT_RANKED * self.apart, LETTERS, break_on_hyphens=False)
 
 
 SPEED = Trade(
@@ -100,11 +105,14 @@ SERVED = _memory("of many requests", TOGETHER)
 
 def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     """Return quality against speed, and against KV memory where stacks differ in it."""
-    if not any(point.job.methods for point in _points(jobs, SPEED)):
+    stacks = [point for point in _points(jobs, SPEED) if point.job.methods]
+    if not stacks:
         return None
     trades = [SPEED, *(one for one in (MEMORY, SERVED) if _differ(_points(jobs, one)))]
-    best = [job.label for job in front(jobs, SPEED)]
-    apart = [job.label for job in jobs if job.methods and _apart(job, jobs, SPEED)]
+    leading = front(jobs, SPEED)
+    points = [point for point in stacks if point.job in leading]
+    best = [point.job.label for point in points]
+    apart = [point.job.label for point in stacks if point.apart and not _behind(point, points)]
     if best:
         of = " of the same model, text and machine" if len(groups_of(jobs)) > 1 else ""
         title = f"Nothing{of} is both faster and better in bits per byte than {listed(best)}"
@@ -123,10 +131,7 @@ def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
     """
     found = []
     for group in groups_of(jobs):
-        points = [
-            point for point in _points(group, trade)
-            if point.job.methods and not _apart(point.job, group, trade)
-        ]  # fmt: skip
+        points = [point for point in _points(group, trade) if point.job.methods and not point.apart]
         places = [(trade.sign * point.value["estimate"], point.loss) for point in points]
         others = [*places, (trade.sign * 1.0, 0.0)]
         for point, (gain, loss) in zip(points, places, strict=True):
@@ -135,9 +140,13 @@ def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
     return found
 
 
-def _apart(job: Job, jobs: Sequence[Job], trade: Trade) -> bool:
-    """Return whether a job's figure is timed, and the machine was not the same for it."""
-    return trade is SPEED and bool(moved(job, jobs))
+def _behind(point: Point, ranked: Sequence[Point]) -> bool:
+    """Return whether a stack that is not ranked is beaten in speed even at its interval's end."""
+    return any(
+        other.value["estimate"] >= point.value["high"] and other.loss <= point.loss
+        for other in ranked
+        if setting(other.job) == setting(point.job)
+    )
 
 
 def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
@@ -145,7 +154,9 @@ def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
     for job in jobs:
         value, lost = trade.value(job), job.get("derived.bits_increase")
         if value is not None and lost is not None:
-            found.append(Point(job, value, lost))
+            noisy = bool(job.methods) and verdict(job, jobs) == NOISY
+            apart = trade is SPEED and (noisy or bool(moved(job, jobs)))
+            found.append(Point(job, value, lost, apart))
     return found
 
 

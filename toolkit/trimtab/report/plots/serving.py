@@ -24,8 +24,9 @@ from trimtab.report.plots.panel import (
     numbers,
     plain,
 )
+from trimtab.report.plots.ranking import NOT_RANKED
 from trimtab.report.table import cell
-from trimtab.report.verdict import FASTER, serves
+from trimtab.report.verdict import ALIKE, FASTER, NOISY, serves
 
 FILE = "serving_comparison.png"
 PEERS = {
@@ -33,6 +34,7 @@ PEERS = {
     "static": ("x", "× static cache"),
     "continuous": ("D", "◇ continuous batching"),
 }
+TIMED = ("requests_per_s", "ttft_p99_ms")
 FIGURES = (
     ("requests/s (more is better)", "requests_per_s", ".2f", 1.0),
     ("first token, p99 in ms (less is better)", "ttft_p99_ms", ".0f", 1.0),
@@ -43,12 +45,11 @@ FIGURES = (
 def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     """Return the stacks at the most requests that each served, or None where none did."""
     having = [job for job in jobs if job.get("serving.servers")]
-    panels = tuple(panel for one in FIGURES if (panel := _panel(having, *one)))
+    panels = tuple(panel for one in FIGURES if (panel := _panel(jobs, *one)))
     if not panels:
         return None
     faster = [job for job in having if job.methods and serves(job) == FASTER]
-    apart = [job.label for job in faster if moved(job, jobs)]
-    ranked = [job for job in faster if job.label not in apart]
+    ranked = [job for job in faster if not _unranked(job, jobs)]
     if best := max(ranked, key=lambda job: job.get("serving.speedup.estimate"), default=None):
         told = interval(best.get("serving.speedup"), ".2f")
         title = f"{best.label} answers {told} times the requests per second of padded generate"
@@ -58,24 +59,44 @@ def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
             if job is not best and job.get("serving.speedup.high") >= least
         ]  # fmt: skip
         title += f"; cannot be told from it: {named(near)}" if near else ""
+        apart = [
+            job.label for job in having if job not in ranked
+            and (job in faster or _may_lead(job, least))
+        ]  # fmt: skip
         title += f"; not ranked: {named(apart)}" if apart else ""
-    elif apart:
-        title = f"More requests per second than padded generate: {named(apart)}; not ranked, as "
-        title += CHANGED
+    elif faster:
+        labels = named([job.label for job in faster])
+        title = f"More requests per second than padded generate: {labels}; not ranked, as {CHANGED}"
     else:
         title = "No stack measurably answers more requests per second than padded generate"
     return Plot(FILE, title, panels, note)
 
 
+def _unranked(job: Job, jobs: Sequence[Job]) -> bool:
+    """Return whether the machine was not the same while a job was timed, or too noisy."""
+    return bool(moved(job, jobs)) or bool(job.methods and serves(job) == NOISY)
+
+
+def _may_lead(job: Job, least: float) -> bool:
+    """Return whether noise hides if a stack answers as many requests as the best does at least."""
+    unclear = bool(job.methods) and serves(job) in (NOISY, ALIKE)
+    return unclear and bool(job.get("serving.speedup.high") >= least)
+
+
 def _panel(jobs: Sequence[Job], title: str, field: str, form: str, scale: float) -> Panel | None:
-    tables = [(job, _most(job, field)) for job in jobs]
+    tables = [(job, _most(job, field)) for job in jobs if job.get("serving.servers")]
     known = [(job, values) for job, values in tables if "candidate" in values]
     if not known:
         return None
     rows = Rows(
-        [Row(job.label, written(values["candidate"], form, scale)) for job, values in known]
+        [
+            Row(
+                job.label + NOT_RANKED * (field in TIMED and _unranked(job, jobs)),
+                written(values["candidate"], form, scale),
+            )
+            for job, values in known
+        ]
     )
-
     key = [told for server, (_, told) in PEERS.items() if any(server in one for _, one in known)]
 
     def draw(axes: Axes) -> None:

@@ -1,0 +1,82 @@
+"""Which rows of a panel are ranked, by what was measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trimtab.evaluation.display import Series
+from trimtab.report.balance import NOTICED
+from trimtab.report.figures import is_interval, middle
+from trimtab.report.job import Job
+from trimtab.report.notices import moved
+from trimtab.report.verdict import ALIKE, FASTER, NOISY, first_token, setting, verdict
+
+NOT_RANKED = " (not ranked)"  # after a label
+TIMED = ("speed.", "derived.time")
+
+
+def has(series: Series, job: Job) -> bool:
+    return job.get(series.field) is not None
+
+
+def work(series: Series, job: Job) -> tuple[Any, ...]:
+    """Return what rows must share for a figure of theirs to be ranked."""
+    if "serving" not in series.field:
+        return *setting(job), job.get("tokens.baseline")
+    servers = job.get("serving.servers") or ()
+    lengths = [
+        (one["requests"], one["prompt_bytes"], one["bytes"])
+        for one in job.get("samples.serving_requests") or ()
+    ]
+    return *setting(job), *sorted({one["requests"] for one in servers}), *sorted(lengths)
+
+
+def better(series: Series, jobs: Sequence[Job]) -> list[Job]:
+    """Return the stacks whose figure is better than the baseline's."""
+    return [job for job in jobs if job.methods and _beats(series, job, jobs)]
+
+
+def unranked(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
+    """Return whether a figure was timed, and the machine was not the same for it or too noisy."""
+    if not series.field.startswith(TIMED):
+        return False
+    found = first_token(job) if "prefill" in series.field else verdict(job, jobs)
+    return bool(moved(job, jobs)) or bool(job.methods and found == NOISY)
+
+
+def may_lead(series: Series, job: Job, first: Job, jobs: Sequence[Job]) -> bool:
+    """Return whether noise hides if a stack is better than the best of those that are ranked."""
+    if not (job.methods and series.field.startswith(TIMED) and has(series, job)):
+        return False
+    mine, best = job.get(series.field), first.get(series.field)
+    reaches = (
+        _end(mine, "high") >= _end(best, "low")
+        if series.better == "more"
+        else _end(mine, "low") <= _end(best, "high")
+    )
+    return reaches and verdict(job, jobs) in (NOISY, ALIKE)
+
+
+def _end(value: Any, name: str) -> float:
+    return float(value[name] if is_interval(value) else value)
+
+
+def overlap(one: Job, other: Job, series: Series) -> bool:
+    """Return whether two figures have intervals, and these have values in common."""
+    mine, theirs = one.get(series.field), other.get(series.field)
+    if not (is_interval(mine) and is_interval(theirs)):
+        return False
+    return bool(mine["low"] <= theirs["high"] and theirs["low"] <= mine["high"])
+
+
+def _beats(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
+    value = job.get(series.field)
+    other = job.get(series.beside) if series.beside else series.origin
+    if value is None or other is None:
+        return False
+    before, after = middle(other), middle(value)
+    change = after - before if series.better == "more" else before - after
+    if series.field.startswith("speed."):
+        return change > 0 and verdict(job, jobs) == FASTER
+    return change > NOTICED * abs(before)
