@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import copy
+import itertools
+import os
+import resource
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
 from torch import nn
 
 from trimtab.errors import TrimtabError
+from trimtab.larosa import replaced
 from trimtab.larosa.modules import SparseLinear, SparseNorm, side_by_side
 from trimtab.larosa.precision import stored_transform, transform_matrix
-from trimtab.larosa.replaced import aside, replaced
+from trimtab.larosa.replaced import aside
 from trimtab.larosa.settings import Precision
 from trimtab.models.decode_parts import joined
 from trimtab_kernels.decode_step import Linear
@@ -35,7 +44,8 @@ def test_what_is_replaced_leaves_memory_and_comes_back_bit_for_bit(dtype, failin
     bits = [p.clone().view(torch.uint8) for p in parameters]
 
     def use() -> None:
-        with aside() as file, replaced(module, "inner.linear", stand_in, file):
+        with aside(module) as away:
+            away.replace("inner.linear", stand_in)
             assert module.inner.linear is stand_in
             assert [p.numel() for p in parameters] == [0, 0]
             if failing:
@@ -55,18 +65,19 @@ def test_what_is_replaced_leaves_memory_and_comes_back_bit_for_bit(dtype, failin
 
 @pytest.mark.parametrize("place", ["/dev/full", "/dev/null"], ids=["full", "forgetful"])
 @pytest.mark.parametrize("failing", ["other", "inner.linear"])
-def test_a_disk_that_fails_loses_nothing(place, failing):
+def test_a_disk_that_fails_loses_nothing(place, failing, monkeypatch):
     module = parent(torch.float32)
     module.other = nn.Linear(700, 500)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with aside() as working, open(place, "w+b") as broken:
-        files = {name: broken if name == failing else working for name in ("other", "inner.linear")}
-        with (
-            pytest.raises(TrimtabError, match=r"cannot be moved out of memory.*set TMPDIR"),
-            replaced(module, "other", nn.Identity(), files["other"]),
-            replaced(module, "inner.linear", nn.Identity(), files["inner.linear"]),
-        ):
-            pytest.fail("it is as if the parameters had been kept")
+    with open(place, "w+b") as broken, aside(module) as away:
+        for name in ("other", "inner.linear"):
+            if name == failing:
+                monkeypatch.setattr(away, "_file", broken)
+                with pytest.raises(TrimtabError, match=rf"^{name} cannot be moved .*set TMPDIR"):
+                    away.replace(name, nn.Identity())
+                monkeypatch.undo()
+            else:
+                away.replace(name, nn.Identity())
     assert type(module.other) is type(module.inner.linear) is nn.Linear
     after = module.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -74,7 +85,10 @@ def test_a_disk_that_fails_loses_nothing(place, failing):
 
 def test_where_no_temporary_file_can_be_made_it_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with pytest.raises(TrimtabError, match="No such file or directory; set TMPDIR"), aside():
+    with (
+        pytest.raises(TrimtabError, match="No such file or directory; set TMPDIR"),
+        aside(nn.Module()),
+    ):
         pass
 
 
@@ -83,9 +97,9 @@ def test_a_parameter_two_modules_share_is_not_lost():
     module.other = nn.Linear(7, 5, bias=False)
     module.other.weight = shared = module.inner.linear.weight
     expected = shared.clone()
-    with aside() as file, replaced(module, "inner.linear", nn.Identity(), file):
-        with replaced(module, "other", nn.Identity(), file):
-            assert shared.numel() == 0
+    with aside(module) as away:
+        away.replace("inner.linear", nn.Identity())
+        away.replace("other", nn.Identity())
         assert shared.numel() == 0
     assert module.other.weight is module.inner.linear.weight is shared
     assert torch.equal(shared, expected)
@@ -96,9 +110,93 @@ def test_a_weight_that_is_stored_transposed_comes_back_as_it_was():
     linear = module.inner.linear
     linear.weight.data = torch.randn(7, 5).T
     expected = linear.weight.clone()
-    with aside() as file, replaced(module, "inner.linear", nn.Identity(), file):
-        pass
+    with aside(module) as away:
+        away.replace("inner.linear", nn.Identity())
     assert torch.equal(linear.weight, expected)
+
+
+def moved_module() -> nn.Module:
+    """Return linear layers of 4 MiB and a little more."""
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(1024, 1024 + n) for n, name in enumerate(("first", "other", "last"))}
+    return nn.ModuleDict(layers).requires_grad_(False)
+
+
+@contextmanager
+def moved_away(module: nn.Module) -> Iterator[None]:
+    """Have other layers of the same sizes stand in for all."""
+    with aside(module) as away:
+        for name, layer in list(module.named_children()):
+            away.replace(name, nn.Linear(layer.in_features, layer.out_features))
+        yield
+
+
+@contextmanager
+def limited(what: int, value: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (value, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, (soft, hard))
+
+
+def used_up(what: str, held: list[Any]) -> None:
+    """Open files, or take memory, until there are no more."""
+    with pytest.raises((OSError, RuntimeError)):
+        while True:
+            files = what == "files"
+            held.append(os.open(os.devnull, os.O_RDONLY) if files else torch.empty(2**14))
+
+
+@pytest.mark.parametrize("what", ["files", "memory"])
+def test_weights_come_back_where_files_or_memory_are_used_up(what):
+    module, held = moved_module(), []
+    before = copy.deepcopy(module.state_dict())
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    free = next(n for n in range(soft) if not Path(f"/proc/self/fd/{n}").exists())
+    files, memory = (resource.RLIMIT_NOFILE, free + 9), (resource.RLIMIT_AS, size + 2**25)
+    with limited(*(files if what == "files" else memory)), moved_away(module):
+        used_up(what, held)
+    if what == "files":
+        for one in held:
+            os.close(one)
+    assert all(torch.equal(module.state_dict()[key], one) for key, one in before.items())
+
+
+def test_weights_come_back_wherever_others_read_the_file(monkeypatch):
+    """As a process does that was forked within the block: they share its position."""
+    module, read = moved_module(), replaced._read
+    before = copy.deepcopy(module.state_dict())
+
+    def elsewhere(file: IO[bytes], start: int, into: memoryview) -> None:
+        file.seek(7)
+        read(file, start, into)
+
+    monkeypatch.setattr(replaced, "_read", elsewhere)
+    with moved_away(module):
+        pass
+    assert all(torch.equal(module.state_dict()[key], one) for key, one in before.items())
+
+
+def test_weights_that_cannot_come_back_are_named_and_the_others_do(monkeypatch):
+    module, read = moved_module(), replaced._read
+    before = copy.deepcopy(module.state_dict())
+    pieces = itertools.count()
+
+    def failing(*given: Any) -> None:
+        if next(pieces) == 2:  # of the last layer's weight, as its bias comes before
+            raise OSError("the disk is gone")
+        read(*given)
+
+    message = r"^last\.weight: the weights cannot be put back into memory \(the disk is gone\)"
+    with pytest.raises(TrimtabError, match=message), moved_away(module):
+        monkeypatch.setattr(replaced, "_read", failing)
+    after = module.state_dict()
+    assert {key for key, one in before.items() if one.shape != after[key].shape} == {"last.weight"}
+    del before["last.weight"]
+    assert all(torch.equal(after[key], one) for key, one in before.items())
 
 
 @pytest.mark.parametrize("bias", [True, False])

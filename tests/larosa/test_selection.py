@@ -231,6 +231,18 @@ def test_the_padding_of_a_batch_is_not_the_beginning_of_its_texts(sparse, static
     assert torch.equal(output[:, 9:], torch.stack(continued))
 
 
+def test_a_compiled_model_is_where_in_its_text_each_pass_is(sparse_float32):
+    model, applied = sparse_float32
+    ids, mask = random_inputs(2, 9), torch.ones(2, 9, dtype=torch.int64)
+    mask[0, :5] = 0
+    passes = [(ids[:1], None), (ids, mask), (ids[:, :1], None), (ids, None)]
+    with applied(dense_prefix=4), torch.no_grad():
+        compiled = torch.compile(model, backend="eager")
+        for given in passes:
+            torch.testing.assert_close(compiled(*given).logits, model(*given).logits)
+    torch.compiler.reset()
+
+
 def test_two_threads_are_each_at_a_place_of_their_own():
     positions, ids = Positions(4, Prefill.sparse), torch.zeros(1, 6, dtype=torch.int64)
     positions.observe(torch.nn.Identity(), (ids,), {})

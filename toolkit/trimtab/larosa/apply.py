@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trimtab.larosa.fold import fold
+from trimtab.larosa.fold import FoldedLayer, fold
 from trimtab.larosa.modules import (
     Keep,
     SparseLinear,
@@ -19,9 +19,9 @@ from trimtab.larosa.modules import (
     side_by_side,
 )
 from trimtab.larosa.plan import Plan
-from trimtab.larosa.replaced import aside, replaced
+from trimtab.larosa.replaced import Aside, aside
 from trimtab.larosa.residual import group_start
-from trimtab.models.adapter import adapter_for, centers, head_shape, module_device
+from trimtab.models.adapter import Site, adapter_for, centers, head_shape, module_device
 from trimtab.models.changes import undone_in_order
 from trimtab.progress import track
 from trimtab_kernels.sparse_linear import kernel_name
@@ -69,34 +69,39 @@ def sparsified(
     """
     adapter, heads = adapter_for(model), head_shape(model.config)
     layers = adapter.decoder_layers(model)
-    weight_bytes: list[int] = []
-    transform_bytes = basis_change_bytes = 0
-    with aside() as file, ExitStack() as undo:
+    kernel = kernel_name(model.device.type, model.dtype)
+    sparse = SparseModel([], 0, 0, kernel, not kernel.startswith("reference"))
+    with aside(model) as away, ExitStack() as undo:
         for module, matrix in _basis_changes(model, plan, tensors):
             undo.enter_context(basis_changed(module, matrix))
-            basis_change_bytes += matrix.nbytes
+            sparse.basis_change_bytes += matrix.nbytes
         for index, layer in enumerate(track(layers, "Applying larosa", len(layers))):
             prefix = f"layers.{index}."
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             bases = {name: row[index].basis for name, row in plan.sites.items()}
             rotation = _rotation(plan, tensors, index, module_device(layer))
             folded = fold(adapter, heads, layer, bases, own, rotation)
-            for site in adapter.sites:
-                part = selector(site.name, index)
-                weight_bytes.append(sum(folded.linears[name][0].nbytes for name in site.readers))
-                linears = side_by_side([folded.linears.pop(name) for name in site.readers])
-                for name, (weight, bias) in zip(site.readers, linears, strict=True):
-                    linear = SparseLinear(weight, bias, None if site.norm else part)
-                    undo.enter_context(replaced(layer, name, linear, file))
-                if site.norm is not None:
-                    transform, scale = folded.transforms.get(site.name, (None, None))
-                    norm = SparseNorm(folded.norms[site.norm], transform, scale, part)
-                    transform_bytes += norm.transform_bytes
-                    undo.enter_context(replaced(layer, site.norm, norm, file))
+            parts = {site: selector(site.name, index) for site in adapter.sites}
+            _replace(away, f"{adapter.layers}.{index}", folded, parts, sparse)
         del folded, own, rotation  # not to be held for as long as the model is
-        kernel = kernel_name(model.device.type, model.dtype)
-        skips = not kernel.startswith("reference")
-        yield SparseModel(weight_bytes, transform_bytes, basis_change_bytes, kernel, skips)
+        yield sparse
+
+
+def _replace(
+    away: Aside, place: str, folded: FoldedLayer, parts: Mapping[Site, Keep], sparse: SparseModel
+) -> None:
+    """Put a folded layer's parts in the places of the layer's own, and count them in `sparse`."""
+    for site, part in parts.items():
+        sparse.weight_bytes.append(sum(folded.linears[name][0].nbytes for name in site.readers))
+        linears = side_by_side([folded.linears.pop(name) for name in site.readers])
+        for name, (weight, bias) in zip(site.readers, linears, strict=True):
+            linear = SparseLinear(weight, bias, None if site.norm else part)
+            away.replace(f"{place}.{name}", linear)
+        if site.norm is not None:
+            transform, scale = folded.transforms.get(site.name, (None, None))
+            norm = SparseNorm(folded.norms[site.norm], transform, scale, part)
+            sparse.transform_bytes += norm.transform_bytes
+            away.replace(f"{place}.{site.norm}", norm)
 
 
 def _rotation(

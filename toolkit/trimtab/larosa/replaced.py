@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, cast
+from dataclasses import dataclass
+from typing import IO
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,98 +17,191 @@ from trimtab.errors import TrimtabError
 from trimtab.files import ROOM, made_temporary
 from trimtab.interrupts import uninterrupted
 
-
-@contextmanager
-def aside() -> Iterator[IO[bytes]]:
-    """Yield an unnamed temporary file for parameters that are not in memory, see `replaced`.
-
-    Raises
-    ------
-    TrimtabError
-        If there is no folder that it can be in.
-    """
-    with made_temporary(tempfile.TemporaryFile, "file for weights") as file:
-        yield file
+PIECE = 2**20  # bytes that are read at once
+SPARE = 2**21  # bytes that what allocates memory may take of it at once, beyond what is asked for
+NAMED = 3  # parameters that an error names, at most
 
 
-@contextmanager
-def replaced(parent: nn.Module, name: str, module: nn.Module, file: IO[bytes]) -> Iterator[None]:
-    """Put `module` in the place of the submodule `name` for the time of the ``with``.
+@dataclass
+class _Moved:
+    """A parameter that is in the file, and where in it."""
 
-    The parameters of the submodule are not in memory meanwhile: a file holds them, from which they
-    come back bit for bit, Ctrl-C or not. They leave memory once the file has been read back, so
-    that a disk that is full or fails loses nothing.
+    name: str
+    parameter: nn.Parameter
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    start: int
+
+
+class Aside:
+    """Submodules of a model that others stand in for, and the file that has their parameters.
 
     Parameters
     ----------
+    model : Module
     file : file
-        From `aside`; one for any number of submodules.
+        Empty, to be written and read.
+    """
+
+    def __init__(self, model: nn.Module, file: IO[bytes]) -> None:
+        self._model, self._file = model, file
+        self._originals: list[tuple[str, nn.Module]] = []
+        self._moved: list[_Moved] = []
+        self._piece = bytearray(PIECE)
+        self._reserved = [_reserved("the model", SPARE)]
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put `module` in the place of the submodule `name`.
+
+        The parameters of the submodule leave memory once the file has been read back, so that a
+        disk that is full or fails loses nothing.
+
+        Raises
+        ------
+        TrimtabError
+            If the file cannot be written, or there is no address space left for when the
+            parameters come back. The submodule is as it was.
+        """
+        original = self._model.get_submodule(name)
+        parameters = dict(original.named_parameters())
+        self._reserved += [
+            _reserved(name, parameter.nbytes + mmap.PAGESIZE)
+            for parameter in parameters.values()
+            if parameter.device.type == "cpu"
+        ]
+        try:
+            moved = [self._written(f"{name}.{own}", one) for own, one in parameters.items()]
+        except OSError as error:
+            size = sum(parameter.nbytes for parameter in parameters.values())
+            raise TrimtabError(
+                f"{name} cannot be moved out of memory to a temporary file, where it takes {size} "
+                f"bytes: {error.strerror or error}; {ROOM} for the model"
+            ) from error
+        self._moved += moved
+        self._originals.append((name, original))
+        for parameter in parameters.values():
+            parameter.data = parameter.new_empty(0)
+        self._model.set_submodule(name, module.eval())
+
+    def put_back(self) -> None:
+        """Put the submodules back, and then their parameters, once what stood in has left memory.
+
+        It takes no file, and no memory or address space but what `replace` has set apart.
+
+        Raises
+        ------
+        TrimtabError
+            If some parameters cannot be put back; the others are.
+        """
+        for reserved in self._reserved:
+            reserved.close()
+        for name, original in reversed(self._originals):
+            self._model.set_submodule(name, original)
+        lost: list[str] = []
+        reason: Exception | None = None
+        for moved in reversed(self._moved):
+            try:
+                moved.parameter.data = self._loaded(moved)
+            except (OSError, RuntimeError, MemoryError) as error:
+                lost.append(moved.name)
+                reason = reason or error
+        if lost:
+            more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+            said = str(reason).partition("\n")[0]
+            raise TrimtabError(
+                f"{', '.join(lost[:NAMED])}{more}: the weights cannot be put back into memory "
+                f"({said}): load the model again"
+            ) from reason
+
+    def _written(self, name: str, parameter: nn.Parameter) -> _Moved:
+        """Write a parameter at the end of the file, and read it back to see that all is there.
+
+        Raises
+        ------
+        OSError
+            If it is not.
+        """
+        start = self._file.seek(0, os.SEEK_END)
+        content = _bytes_of(parameter.data.cpu())
+        content.numpy().tofile(self._file)
+        self._file.flush()
+        for place, piece in self._pieces(start, len(content)):
+            if not torch.equal(content[place : place + len(piece)], piece):
+                raise OSError("the file does not hold what was written to it")
+        return _Moved(name, parameter, parameter.shape, parameter.dtype, parameter.device, start)
+
+    def _loaded(self, moved: _Moved) -> Tensor:
+        """Return what a parameter held."""
+        loaded = torch.empty(moved.shape, dtype=moved.dtype, device=moved.device)
+        content = _bytes_of(loaded)
+        for place, piece in self._pieces(moved.start, len(content)):
+            content[place : place + len(piece)] = piece
+        return loaded
+
+    def _pieces(self, start: int, size: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield what the file has from `start` on, in pieces, and where in it they begin.
+
+        A piece is there until the next one.
+        """
+        for place in range(0, size, PIECE):
+            count = min(PIECE, size - place)
+            _read(self._file, start + place, memoryview(self._piece)[:count])
+            yield place, torch.frombuffer(self._piece, dtype=torch.uint8, count=count)
+
+
+@contextmanager
+def aside(model: nn.Module) -> Iterator[Aside]:
+    """Have submodules of a model replaced for the time of the ``with``.
+
+    An unnamed temporary file holds their parameters meanwhile, from which they come back bit for
+    bit, Ctrl-C or not.
 
     Raises
     ------
     TrimtabError
-        If the file cannot be written. The submodule is as it was.
+        If there is no folder that the file can be in, or parameters cannot be put back.
     """
-    original = parent.get_submodule(name)
-    parameters = list(original.parameters())
-    try:
-        start = file.seek(0, os.SEEK_END)
-        _write(file, parameters)
-    except OSError as error:
-        size = sum(parameter.nbytes for parameter in parameters)
-        raise TrimtabError(
-            f"{name} cannot be moved out of memory to a temporary file, where it takes {size} "
-            f"bytes: {error.strerror or error}; {ROOM} for the model"
-        ) from error
-    kept = [(parameter.shape, parameter.dtype, parameter.device) for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.data = parameter.new_empty(0)
-        parent.set_submodule(name, module.eval())
-        yield
-    finally:
-        with uninterrupted():
-            parent.set_submodule(name, original)
-            file.seek(start)
-            for parameter, (shape, dtype, device) in zip(parameters, kept, strict=True):
-                parameter.data = _read(file, shape, dtype).to(device)
+    with made_temporary(tempfile.TemporaryFile, "file for weights") as file:
+        away = Aside(model, file)
+        try:
+            yield away
+        finally:
+            with uninterrupted():
+                away.put_back()
 
 
-def _write(file: IO[bytes], parameters: Sequence[Tensor]) -> None:
-    """Write parameters where the file is, and read them back to see that all is there.
+def _reserved(name: str, size: int) -> mmap.mmap:
+    """Return address space that is not touched, so that it takes no memory.
 
     Raises
     ------
-    OSError
-        If it is not.
+    TrimtabError
+        If there is none.
     """
-    start = file.tell()
-    for parameter in parameters:
-        _bytes_of(parameter.data.cpu()).tofile(file)
-    file.flush()
-    file.seek(start)
-    for parameter in parameters:
-        loaded = _read(file, parameter.shape, parameter.dtype)
-        if not np.array_equal(_bytes_of(loaded), _bytes_of(parameter.data.cpu())):
-            raise OSError("the file does not hold what was written to it")
+    try:
+        return mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise TrimtabError(
+            f"{name} cannot be moved out of memory: {error.strerror or error}, where {size} bytes "
+            "of address space are set apart for its coming back; raise the limit (ulimit -v)"
+        ) from error
 
 
-def _read(file: IO[bytes], shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """Return the tensor that comes next in a file.
+def _read(file: IO[bytes], start: int, into: memoryview) -> None:
+    """Read what a file has from `start` on, wherever its own position is.
 
     Raises
     ------
     OSError
         If the file ends before.
     """
-    loaded = torch.empty(shape, dtype=dtype)
-    content = np.fromfile(file, dtype=np.uint8, count=loaded.nbytes)
-    if len(content) != loaded.nbytes:
-        raise OSError(f"the file ends after {len(content)} of {loaded.nbytes} bytes")
-    _bytes_of(loaded)[:] = content
-    return loaded
+    while into:
+        count = os.preadv(file.fileno(), [into], start)
+        if not count:
+            raise OSError(f"the file ends at byte {start}, {len(into)} too early")
+        into, start = into[count:], start + count
 
 
-def _bytes_of(tensor: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    flat = tensor.contiguous().flatten().view(torch.uint8).numpy()
-    return cast("np.ndarray[tuple[int, ...], np.dtype[np.uint8]]", flat)
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)

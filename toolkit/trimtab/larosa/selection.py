@@ -58,11 +58,13 @@ class Positions(threading.local):
         return not self.dense_prefix and self.prefill is Prefill.sparse
 
     @in_plan
+    @torch.compiler.disable
     def observe(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note where in its text a pass is: a forward pre-hook with keywords.
 
         A pass of the engine says so in its `step`, any other pass in its cache; what its mask or
-        its positions leave before a row's text is not part of the text.
+        its positions leave before a row's text is not part of the text. No compiler traces it: it
+        would keep what it saw in the first pass.
         """
         if len(args) > 1:
             kwargs = {
@@ -153,6 +155,14 @@ class Selector:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Zero what is dropped of activations [..., d]."""
+        return self._untraced(z) if torch.compiler.is_compiling() else self._selected(z)
+
+    @torch.compiler.disable
+    def _untraced(self, z: Tensor) -> Tensor:
+        """Do as `_selected` where a compiler traces, which would keep a pass's positions."""
+        return self._selected(z)
+
+    def _selected(self, z: Tensor) -> Tensor:
         if self.positions.rows is not None:
             # Some architectures flatten rows and positions before their MLP.
             dense = self.positions.rows.reshape(*z.shape[:-1], 1)
