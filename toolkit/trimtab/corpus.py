@@ -176,3 +176,22 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     assert start is None or isinstance(start, int)
     return start
+
+
+def with_start(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
+    """Return tokens after the one that texts start with, if the tokenizer has one."""
+    start = start_token(tokenizer)
+    return tokens if start is None else after([start], tokens)
+
+
+def without_start(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
+    """Return the tokens of a text without the start token that it may itself begin with."""
+    return tokens[1:] if tokens and tokens[0] == start_token(tokenizer) else tokens
+
+
+def after(opening: list[int], tokens: list[int]) -> list[int]:
+    """Return tokens after those that open a text, which it may begin with already.
+
+    What a chat template makes does.
+    """
+    return tokens if tokens[: len(opening)] == opening else opening + tokens
