@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from itertools import islice
 
@@ -126,10 +126,14 @@ class Corpus:
 
     def document_digests(self) -> dict[str, list[str]]:
         """Return the digests of the documents of each split."""
-        return {
-            str(split): [document.digest for document in documents]
-            for split, documents in self.splits.items()
-        }
+        return self._of_each(lambda document: document.digest)
+
+    def document_likenesses(self) -> dict[str, list[str]]:
+        """Return what copies of the documents of each split share, see `Document.likeness`."""
+        return self._of_each(lambda document: document.likeness)
+
+    def _of_each(self, of: Callable[[Document], str]) -> dict[str, list[str]]:
+        return {str(split): [*map(of, documents)] for split, documents in self.splits.items()}
 
     def documents(self, split: Split) -> list[Document]:
         """Return the documents of a split.
