@@ -26,9 +26,8 @@ from texts import python_docs
 from torch import Tensor
 
 from trimtab.config import QualityConfig
-from trimtab.corpus import Split, encode
+from trimtab.corpus import Split, encode, with_start
 from trimtab.environment import describe_environment, prepare
-from trimtab.evaluation.scoring import with_start
 from trimtab.evaluation.workload import quality_windows
 from trimtab.files import write_json
 from trimtab.larosa import LaRoSA

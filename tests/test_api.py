@@ -27,6 +27,7 @@ from transformers import (
 
 import trimtab
 from tests.conftest import tiny
+from trimtab.corpus import Corpus
 from trimtab.evaluation.generators import TransformersGenerator
 from trimtab.evaluation.schema import SCHEMA
 from trimtab.evaluation.workload import Prompt
@@ -383,6 +384,10 @@ def test_text_that_a_method_was_calibrated_on_is_no_held_out_text(
         ][: seen > 0]
     )
     assert capfd.readouterr().err.count("read by the calibration") == len(said)
+
+
+def test_an_artifact_keeps_what_copies_of_its_text_share(larosa):
+    assert larosa.corpus["likenesses"] == Corpus.for_calibration(TEXTS).document_likenesses()
 
 
 @pytest.mark.parametrize("kind", ["as it is", "unknown", "other"])

@@ -84,6 +84,25 @@ def test_token_windows_are_whole_disjoint_and_spread_over_the_text(tokenizer):
     assert everything[: len(joined)].tolist() == joined
 
 
+CHAT = "<s>user\n"  # as a chat template writes it, with the start token
+
+
+def test_a_document_that_begins_with_the_start_token_is_read_with_one():
+    tokenizer = base("llama3")
+    plain, chat = documents([DOCUMENTS[0]]), documents([CHAT + DOCUMENTS[0]])
+    (window,) = token_windows(chat, tokenizer, count=1, length=8).tolist()
+    assert window[:1] + encode(tokenizer, CHAT)[1:] == window[:-4]
+    assert tokenizer.decode(window).startswith(CHAT)
+    both = [*plain, *chat]
+    joined = tokenizer.decode(token_windows(both, tokenizer, count=1, length=400, fewer=True)[0])
+    assert joined.count("<s>") == 1
+    parts = text_windows(chat, tokenizer, 10**9, WINDOW)
+    assert parts[0].startswith(CHAT.removeprefix("<s>"))
+    assert text_windows(documents(["<s>" + DOCUMENTS[0]]), tokenizer, 10**9, WINDOW) == (
+        text_windows(plain, tokenizer, 10**9, WINDOW)
+    )
+
+
 def test_windows_of_a_tokenizer_without_a_start_token_are_text_alone(tokenizer):
     plain = copy.deepcopy(tokenizer)
     plain.bos_token = plain.eos_token = None

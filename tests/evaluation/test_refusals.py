@@ -107,7 +107,10 @@ def short() -> PreTrainedModel:
     ("changes", "message"),
     [
         ({"window_bytes": 128}, "quality.window_bytes=128: a text has 129 tokens, and the model"),
-        ({"prompt_bytes": 124}, "generation.prompt_bytes=124: a text has 129 tokens, and the mod"),
+        (
+            {"prompt_bytes": 124},
+            "generation.prompt_bytes=124 generation.new_tokens=4: a text has 129 tokens, and the",
+        ),
     ],
 )
 def test_texts_longer_than_the_positions_name_the_setting(corpus, short, stack, changes, message):

@@ -3,14 +3,20 @@ import math
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
+from tests.adaptivocab.tokenizers import base
 from tests.conftest import tiny
-from trimtab.errors import TrimtabError
+from trimtab.config import MeasureConfig
+from trimtab.corpus import encode
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.evaluation.generators import TransformersGenerator
+from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.greedy import common_prefix
 from trimtab.evaluation.scoring import divergence, score
 from trimtab.evaluation.workload import Window
 
+KNOWN = {"known_weights": True, "changes_vocabulary": False, "paired": True}
 WINDOW = Window("d", "some context, ", "and the text that is scored: ñ 🤖")
 
 
@@ -70,6 +76,38 @@ def test_a_first_token_that_nothing_comes_before_is_refused(tiny_llama):
             tokenizer,
             Window("d", "", WINDOW.text),
         )
+
+
+@pytest.mark.parametrize("newest", [None, 3, 100])
+@pytest.mark.parametrize(
+    ("context", "text"), [("<s>user\nHello there, ", "and more"), ("", "<s>user\nHello there")]
+)
+def test_a_window_that_begins_with_the_start_token_is_read_with_one(context, text, newest):
+    tokenizer = base("llama3")
+    read: list[list[int]] = []
+
+    def predict(before: list[int], tokens: list[int]) -> torch.Tensor:
+        read.append(before + tokens)
+        return torch.zeros(len(tokens), len(tokenizer))
+
+    chat = score(predict, tokenizer, Window("d", context, text), newest=newest)
+    without = [part.removeprefix("<s>") for part in (context, text)]
+    plain = score(predict, tokenizer, Window("d", *without), newest=newest)
+    assert read[0] == read[1]
+    assert read[0].count(tokenizer.bos_token_id) == 1
+    assert (chat.tokens, chat.size, chat.context_tokens) == (
+        plain.tokens, plain.size, plain.context_tokens
+    )  # fmt: skip
+
+
+def test_positions_are_counted_with_one_start_token():
+    tokenizer = base("llama3")
+    texts = [("<s>user\nHello ", "there")]
+    tokens = sum(len(encode(tokenizer, part)) for part in texts[0])
+    job = Job([], tokenizer, LlamaConfig(max_position_embeddings=tokens), MeasureConfig(), **KNOWN)
+    job.require_positions(texts, "generation.prompt_bytes=16")
+    with pytest.raises(MisfitError, match=f"a text has {tokens + 1} tokens"):
+        job.require_positions([(*texts[0], "!")], "generation.prompt_bytes=16")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig
 
-from trimtab.config import GenerationConfig, QualityConfig
+from trimtab.config import GenerationConfig, MeasureConfig, QualityConfig
 from trimtab.corpora import Document
-from trimtab.errors import TrimtabError
-from trimtab.evaluation.metrics.compression import compression_windows
+from trimtab.errors import MisfitError, TrimtabError
+from trimtab.evaluation.job import Job
+from trimtab.evaluation.metrics.compression import Compression, compression_windows
 from trimtab.evaluation.metrics.out_of_domain import OutOfDomain, source_windows
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.workload import prompts, quality_windows
@@ -86,6 +88,18 @@ def test_prompts_to_be_compressed_have_their_full_size():
     config = replace(config, compression_windows=1000)
     assert len(compression_windows(documents, config)) == len(text.encode()) // 400
     assert compression_windows(documents[:1], config) == []
+
+
+def test_prompts_to_be_compressed_that_are_too_long_name_both_their_settings(tokenizer):
+    quality = {"compression_context_bytes": 64, "compression_bytes": 32, "compression_windows": 2}
+    job = Job(
+        [Document("d", "x" * 400)], tokenizer, LlamaConfig(max_position_embeddings=96),
+        MeasureConfig(quality=QualityConfig(**quality)),
+        known_weights=True, changes_vocabulary=True, paired=True,
+    )  # fmt: skip
+    settings = "quality.compression_context_bytes=64 quality.compression_bytes=32: a text has 97 "
+    with pytest.raises(MisfitError, match=settings):
+        Compression(job)
 
 
 def test_text_of_another_domain_is_source_of_the_running_python():

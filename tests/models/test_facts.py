@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
-from transformers import Gemma2Config, LlamaConfig, Phi3Config, RwkvConfig
+from transformers import (
+    BloomConfig,
+    Gemma2Config,
+    Gemma3Config,
+    LlamaConfig,
+    MptConfig,
+    Phi3Config,
+    RwkvConfig,
+    XLNetConfig,
+)
 
 from tests.conftest import SHAPES, tiny
 from trimtab.errors import MisfitError
@@ -33,8 +44,12 @@ def test_only_gemma_2_bounds_its_logits():
             ),
             256,
         ),
+        (BloomConfig(), sys.maxsize),
+        (XLNetConfig(), sys.maxsize),
+        (MptConfig(max_seq_len=512), 512),
+        (Gemma3Config(text_config={"max_position_embeddings": 512}), 512),
     ],
-    ids=["plain", "longrope"],
+    ids=["plain", "longrope", "alibi", "relative", "alibi's table", "within another"],
 )  # fmt: skip
 def test_texts_are_as_long_as_their_positions_do_not_depend_on_others(config, longest):
     assert longest_text(config) == longest

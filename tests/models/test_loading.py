@@ -17,7 +17,7 @@ from tests.conftest import SHAPES, random_inputs, tiny
 from trimtab.corpus import Corpus, Document, Split
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.larosa import LaRoSA
-from trimtab.models import embedded
+from trimtab.models import embedded, load_errors
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel, load_model, resolve_dtype
 from trimtab.models.pretrained import short_name
@@ -93,6 +93,34 @@ def test_a_json_file_that_is_none_is_named(tmp_path, tiny_llama, file, content):
         (tmp_path / "model.safetensors").unlink()
     (tmp_path / file).write_bytes(content.encode("latin-1"))
     with pytest.raises(ConfigError, match=f": {file} is incomplete or damaged, download it again$"):
+        load_model(source)
+
+
+@pytest.mark.skipif(find_spec("tiktoken") is not None, reason="transformers asks for no package")
+@pytest.mark.parametrize("missing", [["sentencepiece"], ["sentencepiece", "protobuf"]])
+def test_packages_that_read_a_tokenizer_are_named(
+    tmp_path, tiny_llama, monkeypatch, capfd, missing
+):
+    source = saved(tiny_llama, tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
+    for name in ("sentencepiece", "protobuf"):
+        here = name not in missing
+        monkeypatch.setattr(load_errors, f"is_{name}_available", lambda here=here: here)
+    expected = f"its tokenizer is tokenizer.model, .*: pip install {' '.join(missing)}, or put the"
+    capfd.readouterr()
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+    assert "SentencePiece" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file", ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
+)
+def test_a_chat_template_that_is_no_text_is_named(tmp_path, tiny_llama, file):
+    source = saved(tiny_llama, tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"\xff\xfe{{")
+    with pytest.raises(ConfigError, match=f": {file} is no text in UTF-8: write it in UTF-8, or"):
         load_model(source)
 
 

@@ -58,6 +58,11 @@ def require_language_model(model: object, name: str = "model") -> None:
             f"{name} is a {type(model).__name__}, which generates no text: expected a model as "
             "AutoModelForCausalLM.from_pretrained returns it; of a wrapper, give the model inside"
         )
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise MisfitError(
+            f"{name} is a {type(model).__name__}, which has an encoder: expected a decoder-only "
+            "model, as AutoModelForCausalLM.from_pretrained returns it"
+        )
 
 
 def require_tokenizer(tokenizer: object, name: str = "tokenizer") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from itertools import islice
 
@@ -126,10 +126,14 @@ class Corpus:
 
     def document_digests(self) -> dict[str, list[str]]:
         """Return the digests of the documents of each split."""
-        return {
-            str(split): [document.digest for document in documents]
-            for split, documents in self.splits.items()
-        }
+        return self._of_each(lambda document: document.digest)
+
+    def document_likenesses(self) -> dict[str, list[str]]:
+        """Return what copies of the documents of each split share, see `Document.likeness`."""
+        return self._of_each(lambda document: document.likeness)
+
+    def _of_each(self, of: Callable[[Document], str]) -> dict[str, list[str]]:
+        return {str(split): [*map(of, documents)] for split, documents in self.splits.items()}
 
     def documents(self, split: Split) -> list[Document]:
         """Return the documents of a split.
@@ -176,3 +180,22 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     assert start is None or isinstance(start, int)
     return start
+
+
+def with_start(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
+    """Return tokens after the one that texts start with, if the tokenizer has one."""
+    start = start_token(tokenizer)
+    return tokens if start is None else after([start], tokens)
+
+
+def without_start(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
+    """Return the tokens of a text without the start token that it may itself begin with."""
+    return tokens[1:] if tokens and tokens[0] == start_token(tokenizer) else tokens
+
+
+def after(opening: list[int], tokens: list[int]) -> list[int]:
+    """Return tokens after those that open a text, which it may begin with already.
+
+    What a chat template makes does.
+    """
+    return tokens if tokens[: len(opening)] == opening else opening + tokens

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.corpora import Document
-from trimtab.corpus import encode, start_token
+from trimtab.corpus import encode, start_token, without_start
 from trimtab.errors import TrimtabError
 
 T = TypeVar("T")
@@ -57,9 +57,10 @@ def token_windows(
 ) -> Tensor:
     """Return `count` windows of `length` tokens, spread evenly over the documents' text.
 
-    The documents are joined with the end-of-text token and cut without padding or overlap. Every
-    window begins with the tokenizer's start token, if it has one, as the texts do that are
-    measured: models make something very much their own of the first position.
+    The documents, without a start token that they begin with, are joined with the end-of-text token
+    and cut without padding or overlap. Every window begins with the tokenizer's start token, if it
+    has one, as the texts do that are measured: models make something very much their own of the
+    first position.
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ def token_windows(
     separator = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     joined: list[int] = []
     for document in documents:
-        joined += encode(tokenizer, document.text) + separator
+        joined += without_start(tokenizer, encode(tokenizer, document.text)) + separator
     start = start_token(tokenizer)
     opening = [] if start is None else [start]
     size = length - len(opening)
@@ -102,7 +103,7 @@ def text_windows(
 
     A text by itself may have other tokens than within its document, and more: it is shortened until
     it has no more than `length`. What is left at the end of a document counts where it is at least
-    half a window.
+    half a window. A start token that a document begins with is in none.
 
     Parameters
     ----------
@@ -117,9 +118,7 @@ def text_windows(
 
 def token_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
     """Return where each token of `text` starts and ends, in characters; of a fast tokenizer."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    offsets: list[tuple[int, int]] = encoded["offset_mapping"]
-    return offsets
+    return _placed(tokenizer, text)[1]
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:
@@ -128,9 +127,17 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
 
 
 def _text_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[str]:
-    offsets = token_offsets(tokenizer, text)
-    for start in range(0, len(offsets), length):
+    tokens, offsets = _placed(tokenizer, text)
+    first = len(tokens) - len(without_start(tokenizer, tokens))
+    for start in range(first, len(offsets), length):
         part = offsets[start : start + length]
         if len(part) >= length // 2:
             texts = (text[part[0][0] : end] for _, end in reversed(part))
             yield from islice((one for one in texts if len(encode(tokenizer, one)) <= length), 1)
+
+
+def _placed(
+    tokenizer: PreTrainedTokenizerBase, text: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoded["input_ids"], encoded["offset_mapping"]

@@ -1,11 +1,15 @@
+import copy
+
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from tests.conftest import tiny
 from trimtab.evaluation.cache_memory import CacheKind
-from trimtab.evaluation.generators import EngineGenerator, TransformersGenerator
+from trimtab.evaluation.generators import EngineGenerator, Generator, TransformersGenerator
 from trimtab.evaluation.generators.generator import ForcedContinuations
 from trimtab.evaluation.generators.transformers import transformers_cache
+from trimtab.evaluation.serving import requests_of
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation import Engine
@@ -45,6 +49,26 @@ def test_the_times_of_a_teacher_forced_text_add_up(tiny_llama):
     assert timing.first > 0
     assert min(timing.gaps) > 0
     assert timing.first + sum(timing.gaps) <= timing.total
+
+
+def test_a_prompt_that_begins_with_the_start_token_gets_no_second(tiny_llama):
+    model, tokenizer = tiny_llama.model, copy.deepcopy(tiny_llama.tokenizer)
+    start = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        f"{start} $A", special_tokens=[(start, tokenizer.bos_token_id)]
+    )
+    chat = Prompt("d", start + PROMPT.text, PROMPT.continuation)
+    assert len(requests_of([chat], tokenizer, tokenizer)[0].prompt) == 17
+    memory = transformers_cache(model, tokenizer, chat, 2, CacheKind.dynamic)
+    assert memory.live == (17 + 2 - 1) * TOKEN_BYTES
+
+    def require_one(generator: Generator) -> None:
+        assert generator.teacher_forced(chat).prompt_tokens == 17
+        assert generator.greedy(chat, 4) == generator.greedy(PROMPT, 4)
+
+    require_one(TransformersGenerator(model, tokenizer))
+    with Engine(model, tokenizer, slots=1, max_len=64) as running:
+        require_one(EngineGenerator(running, model, tokenizer, tokenizer))
 
 
 @pytest.mark.parametrize("engine", [False, True])

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.corpus import encode
+from trimtab.corpus import with_start, without_start
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.generators import EngineGenerator, Generator, TransformersGenerator
 from trimtab.evaluation.marginal_likelihood import marginal_likelihood_nats
-from trimtab.evaluation.scoring import Score, score, with_start
+from trimtab.evaluation.scoring import Score, score, tokens_of
 from trimtab.evaluation.workload import Window
 from trimtab.generation import Engine
 from trimtab.models.facts import longest_text
@@ -127,8 +127,7 @@ class Contender:
 
     def score_all_tokenizations(self, window: Window, samples: int, seed: int) -> Score:
         """Score a window's text over all its tokenizations, see `marginal_likelihood_nats`."""
-        context = encode(self.tokenizer, window.context)
-        text = encode(self.base_tokenizer, window.text)
+        context, text, size = tokens_of(window, self.tokenizer, self.base_tokenizer)
         nats = marginal_likelihood_nats(
             self.model,
             with_start(self.tokenizer, context),
@@ -137,7 +136,8 @@ class Contender:
             samples,
             torch.Generator().manual_seed(seed),
         )
-        return self.finite(Score(nats, len(text), window.scored_bytes, len(context), None))
+        read = len(without_start(self.tokenizer, context))
+        return self.finite(Score(nats, len(text), size, read, None))
 
     def finite(self, found: Score) -> Score:
         """Return a score, or raise `TrimtabError` where it is no number."""

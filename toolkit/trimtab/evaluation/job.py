@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from trimtab.config import MeasureConfig
 from trimtab.corpora import Document
-from trimtab.corpus import encode, start_token
+from trimtab.corpus import encode, with_start
 from trimtab.models.facts import require_positions
 
 if TYPE_CHECKING:
@@ -63,6 +63,6 @@ class Job:
         MisfitError
             Naming `setting`, which is what makes them long.
         """
-        lengths = (sum(len(encode(self.tokenizer, part)) for part in text) for text in texts)
-        longest = max(lengths, default=0) + (start_token(self.tokenizer) is not None)
+        tokens = ([one for part in text for one in encode(self.tokenizer, part)] for text in texts)
+        longest = max((len(with_start(self.tokenizer, one)) for one in tokens), default=0)
         require_positions(self.model_config, longest, setting)

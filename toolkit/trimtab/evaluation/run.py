@@ -26,7 +26,7 @@ from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
 from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
-from trimtab.models.predictions import require_predictions
+from trimtab.models.predictions import require_cache, require_predictions
 from trimtab.models.pretrained import short_name
 from trimtab.models.state import inferring, own_precision, require_evaluation
 from trimtab.optimized import Optimized
@@ -101,7 +101,8 @@ def measure(
     ------
     MisfitError
         If a text is longer than the model has positions for, the tokenizer is not its own, every
-        token ends a text, the model sees later tokens, or it is in training mode.
+        token ends a text, the model sees later tokens or keeps no keys and values in some layer, or
+        it is in training mode.
     TrimtabError
         If there is too little text, no room for a copy of the model, what a model makes of the text
         is not finite, or what the methods made of the model was edited.
@@ -136,7 +137,9 @@ def _measured(
     documents = corpus.documents(Split.test)
     require_known_tokens(optimized.model, base, (document.text for document in documents))
     require_going_on(optimized.model, base)
-    require_predictions(optimized.model, encode(base, documents[0].text))
+    text = encode(base, documents[0].text)
+    require_predictions(optimized.model, text)
+    require_cache(optimized.model, text)
     job = Job(
         documents,
         base,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.corpus import encode, start_token
+from trimtab.corpus import encode, with_start, without_start
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.workload import Window
 
@@ -76,12 +76,12 @@ def score(
     TrimtabError
         If neither a start token nor the context gives any token before the text.
     """
-    context = encode(tokenizer, window.context)
+    output_tokenizer = output_tokenizer or tokenizer
+    context, text, size = tokens_of(window, tokenizer, output_tokenizer)
+    read = without_start(tokenizer, context)
     if newest is not None:
-        context = context[max(len(context) - newest, 0) :]
-    read = len(context)
+        context = read = read[max(len(read) - newest, 0) :]
     context = with_start(tokenizer, context)
-    text = encode(output_tokenizer or tokenizer, window.text)
     if not context:
         raise TrimtabError(
             f"{window.document}: nothing comes before the first token that is scored, as the "
@@ -91,13 +91,22 @@ def score(
     log_probs = predict(context, text).float().log_softmax(-1)
     target = torch.tensor(text, device=log_probs.device)
     nats = -log_probs.gather(-1, target[:, None]).double().sum()
-    return Score(float(nats), len(text), window.scored_bytes, read, log_probs)
+    return Score(float(nats), len(text), size, len(read), log_probs)
 
 
-def with_start(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
-    """Return tokens after the one that texts start with, if the tokenizer has one."""
-    start = start_token(tokenizer)
-    return tokens if start is None else [start, *tokens]
+def tokens_of(
+    window: Window, tokenizer: PreTrainedTokenizerBase, output_tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int], int]:
+    """Return the tokens of a window's context and of its text, and the bytes of the text.
+
+    A start token that a text without context begins with is not of it: one comes before every text.
+    """
+    context, text = encode(tokenizer, window.context), encode(output_tokenizer, window.text)
+    if window.context:
+        return context, text, window.scored_bytes
+    rest = without_start(output_tokenizer, text)
+    given = output_tokenizer.decode(text[: len(text) - len(rest)])
+    return context, rest, window.scored_bytes - len(str(given).encode())
 
 
 def divergence(baseline: Score, candidate: Score) -> float:

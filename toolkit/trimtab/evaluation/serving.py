@@ -16,13 +16,13 @@ from trimtab.evaluation.cache_memory import CacheKind
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.generators.continuous import ContinuousServer, quiet
 from trimtab.evaluation.generators.engine_server import EngineServer
-from trimtab.evaluation.generators.generator import prompt_ids
 from trimtab.evaluation.generators.padded import PaddedServer, padded_tokens
 from trimtab.evaluation.generators.server import Answer, Request, Server
 from trimtab.evaluation.memory import twin
 from trimtab.evaluation.metrics.metric import drawn
 from trimtab.evaluation.pages import Pages
 from trimtab.evaluation.workload import Prompt
+from trimtab.generation.prompts import token_ids
 from trimtab.models.facts import CacheShape
 
 OWN_TEXT = "its texts are its own greedy ones: it cannot be made to produce a given text"
@@ -149,7 +149,7 @@ def requests_of(
     """Return requests for the text that really follows each prompt."""
     texts = [encode(output_tokenizer, prompt.continuation) for prompt in prompts]
     return [
-        Request(prompt_ids(tokenizer, prompt), len(text), text)
+        Request(token_ids(tokenizer, prompt.text), len(text), text)
         for prompt, text in zip(prompts, texts, strict=True)
     ]
 

@@ -80,10 +80,14 @@ def prompts(
             if len(offsets) >= config.new_tokens:
                 continuation = rest[: offsets[config.new_tokens - 1][1]]
                 found.append(Prompt(document.name, text, continuation))
-    lengths = (
+    return _all_of(found, config.prompts, "generation.prompts", lengths_of(config))
+
+
+def lengths_of(config: GenerationConfig) -> str:
+    """Return what sets the lengths of `prompts`, as typed on the command line."""
+    return (
         f"generation.prompt_bytes={config.prompt_bytes} generation.new_tokens={config.new_tokens}"
     )
-    return _all_of(found, config.prompts, "generation.prompts", lengths)
 
 
 def windows_of(documents: Sequence[Document], size: int, context_bytes: int) -> Iterator[Window]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from trimtab.arguments import is_listing, shown
+from trimtab.corpus import after
 from trimtab.errors import TrimtabError
 
 Prompt = str | Sequence[int]
@@ -74,7 +75,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         written: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         for added in range(1, len(ids) - len(written) + 1):
             if ids[added : added + len(written)] == written:
-                return ids[added:] if ids[:added] == written[:added] else ids
+                return after(ids[:added], ids[added:])
         return ids
     try:
         return whole_numbers(prompt)

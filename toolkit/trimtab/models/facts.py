@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +19,7 @@ from trimtab.models.adapter import head_shape
 OTHER_CACHES = (
     "is_encoder_decoder", "add_cross_attention", "kv_lora_rank", "num_kv_shared_layers",
 )  # fmt: skip
+POSITIONS = "max_position_embeddings", "max_seq_len"  # the latter is MPT's
 
 
 def final_softcap(config: Any) -> float | None:
@@ -34,8 +36,10 @@ def longest_text(config: Any) -> int:
 
     LongRoPE has a second set of frequencies for long texts. It applies them to the whole pass as
     soon as one position exceeds the original length, to short texts in the same pass too, and the
-    keys already in the cache keep the first set.
+    keys already in the cache keep the first set. A model without a limit, as with ALiBi
+    (arXiv 2108.12409), has `sys.maxsize`.
     """
+    config = config.get_text_config(decoder=True)
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
     original = [
@@ -43,7 +47,8 @@ def longest_text(config: Any) -> int:
         for kind in kinds
         if kind.get("rope_type") == "longrope"
     ]
-    return int(min([config.max_position_embeddings, *original]))
+    limits = (getattr(config, name, None) for name in POSITIONS)
+    return int(min([*(limit for limit in limits if limit and limit > 0), *original, sys.maxsize]))
 
 
 def require_known_tokens(

@@ -17,6 +17,8 @@ from transformers.utils import (
     GENERATION_CONFIG_NAME,
     SAFE_WEIGHTS_INDEX_NAME,
     WEIGHTS_INDEX_NAME,
+    is_protobuf_available,
+    is_sentencepiece_available,
     logging,
 )
 
@@ -27,6 +29,7 @@ OBJECTS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json",
 )  # fmt: skip
+TEXT_FILES = "*.jinja", "additional_chat_templates/*.jinja", "vocab.txt", "merges.txt"
 INDICES = SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME
 # What Python says of a value that no code expected, and nothing of where it comes from.
 BARE = ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError
@@ -56,14 +59,15 @@ def why_not_loaded(folder: Path, error: Exception, *, tokenizer: bool = True) ->
             "model that transformers has the architecture of"
         )
     missing = _missing_file(folder, tokenizer=tokenizer)
-    reason = missing or _damaged_file(folder) or _contradiction(folder)
+    reason = missing or _unread_tokenizer(folder, said) or _damaged_file(folder)
+    reason = reason or _contradiction(folder)
     if not reason and isinstance(error, (*BARE, ValueError)):
         reason = _nameless(folder)
     if not reason and isinstance(error, BARE):
         reason = _unusable_value(folder)
+    if not reason and isinstance(error, ImportError):
+        reason = f"{said}; install what is missing, or choose a checkpoint that does without"
     reason = reason or said
-    if isinstance(error, ImportError):
-        reason += "; install what is missing, or choose a checkpoint that does without"
     return f"cannot be loaded as a causal language model: {reason}"
 
 
@@ -79,8 +83,31 @@ def _missing_file(folder: Path, *, tokenizer: bool) -> str:
     return ""
 
 
+def _unread_tokenizer(folder: Path, said: str) -> str:
+    """Say which packages read a SentencePiece model, where they lack; nothing where they do not.
+
+    Without them transformers takes it for a file of tiktoken, and asks for that.
+    """
+    if "tiktoken" not in said and "sentencepiece" not in said.lower():
+        return ""
+    here = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+    if not (missing := [name for name, installed in here.items() if not installed]):
+        return ""
+    name = next((path.name for path in sorted(folder.glob("*.model"))), "tokenizer.model")
+    return (
+        f"its tokenizer is {name}, which is read by packages that are not installed: pip install "
+        f"{' '.join(missing)}, or put the model's tokenizer.json beside it"
+    )
+
+
 def _damaged_file(folder: Path) -> str:
-    """Say which JSON file of a local folder of a model is none; nothing where all are."""
+    """Say which JSON or text file of a local folder of a model is none; nothing where all are."""
+    for path in sorted(chain.from_iterable(map(folder.glob, TEXT_FILES))):
+        try:
+            path.read_text("utf-8")
+        except ValueError:
+            name = path.relative_to(folder)
+            return f"{name} is no text in UTF-8: write it in UTF-8, or download it again"
     for path in sorted(folder.glob("*.json")):
         try:
             content = json.loads(path.read_text("utf-8"))

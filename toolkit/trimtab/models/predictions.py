@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError, TrimtabError
-from trimtab.models.adapter import module_device
+from trimtab.models.adapter import ADAPTERS, module_device
 from trimtab.models.state import mend_not_finite
 
 PROBE = 16
@@ -51,6 +51,38 @@ def require_predictions(model: PreTrainedModel, ids: Sequence[int]) -> None:
             f"{type(model).__name__} sees later tokens, by which what it predicts before them "
             "differs: expected a decoder-only model, whose attention is causal"
         )
+
+
+@torch.inference_mode()
+def require_cache(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Refuse a model that does not keep keys and values in every layer.
+
+    Parameters
+    ----------
+    ids : sequence of int
+        Tokens of a text; the first `PROBE` are read.
+
+    Raises
+    ------
+    MisfitError
+        As for recurrent and for linear attention; it lists the architectures that are supported.
+    """
+    if not ids:
+        return
+    run: Any = model
+    text = torch.tensor([list(ids[:PROBE])], device=module_device(model.get_input_embeddings()))
+    cache = getattr(run(input_ids=text, use_cache=True), "past_key_values", None)
+    layers = getattr(cache, "layers", [])
+    others = [index for index, one in enumerate(layers) if getattr(one, "keys", None) is None]
+    if layers and not others:
+        return
+    found = "no past_key_values" if cache is None else type(cache).__name__
+    if others:
+        found = f"{type(layers[others[0]]).__name__} in layer {others[0]}"
+    raise MisfitError(
+        f"{type(model).__name__} cannot be measured, which takes a cache of keys and values in "
+        f"every layer: it has {found}; supported: {', '.join(ADAPTERS)}"
+    )
 
 
 def require_finite(model: PreTrainedModel, logits: Tensor) -> None:

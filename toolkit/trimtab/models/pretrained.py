@@ -29,6 +29,8 @@ from trimtab.settings import path_of
 
 ADAPTER = "adapter_config.json"
 OLD_BUFFERS = ("attn.masked_bias",)  # a constant in checkpoints of GPT-2 that are some years old
+REPORTING = "modeling_utils", "tokenization_utils_tokenizers"  # of transformers' modules
+REPORTS = "LOAD REPORT", "Could not extract SentencePiece model"
 WRAPPED = re.compile(r"(?<![^.])(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+")
 
 
@@ -70,7 +72,8 @@ def from_folder(
     dtype: torch.dtype,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer as transformers does, onto a device or spread by a map."""
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    with _without_reports():
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     model = complete(name, revision=revision, dtype=dtype, device_map=device_map)
     if device_map is None:
         nn.Module.to(model, device)
@@ -93,7 +96,7 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     load: Any = AutoModelForCausalLM.from_pretrained
     model: PreTrainedModel
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _without_report():
+    with _without_reports():
         model, found = load(
             folder, return_dict=True, trust_remote_code=False, **reporting, **options
         )
@@ -186,18 +189,20 @@ def _dequantized(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def _without_report() -> Iterator[None]:
-    """Have transformers not print the table of what `complete` says in one line."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_report)
+def _without_reports() -> Iterator[None]:
+    """Have transformers not print at length what is said here in one line."""
+    loggers = [logging.getLogger(f"transformers.{name}") for name in REPORTING]
+    for logger in loggers:
+        logger.addFilter(_is_no_report)
     try:
         yield
     finally:
-        logger.removeFilter(_is_no_report)
+        for logger in loggers:
+            logger.removeFilter(_is_no_report)
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+    return not any(report in record.getMessage() for report in REPORTS)
 
 
 def _some(names: Collection[str]) -> str:

@@ -17,11 +17,10 @@ from transformers import (
 from trimtab.backing import huge_cache_bytes
 from trimtab.corpus import encode
 from trimtab.errors import TrimtabError
-from trimtab.evaluation.generators.generator import prompt_ids
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation import Engine
-from trimtab.generation.prompts import as_batch
+from trimtab.generation.prompts import as_batch, token_ids
 from trimtab.generation.stopping import stop_tokens
 from trimtab.vattention.stats import KVStats
 
@@ -55,7 +54,7 @@ class EngineGenerator:
 
     def greedy(self, prompt: Prompt, new_tokens: int) -> str:
         """See `Generator.greedy`."""
-        ids = prompt_ids(self._tokenizer, prompt)
+        ids = token_ids(self._tokenizer, prompt.text)
         self._require_room(len(ids), new_tokens)
         device = str(self.engine.kv.lengths.device)
         goes_on = MinNewTokensLengthLogitsProcessor(len(ids), new_tokens, self._ends, device)
@@ -73,7 +72,7 @@ class EngineGenerator:
 
         The cache is measured when the last token is chosen, before its slot is given back.
         """
-        ids = prompt_ids(self._tokenizer, prompt)
+        ids = token_ids(self._tokenizer, prompt.text)
         continuation = encode(self._output_tokenizer, prompt.continuation)
         self._require_room(len(ids), len(continuation))
         tokens: list[int] = []

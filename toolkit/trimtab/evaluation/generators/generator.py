@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedTokenizerBase
+from transformers import LogitsProcessor
 
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
@@ -69,9 +69,3 @@ class ForcedContinuations(LogitsProcessor):
         if position < self._longest:
             scores.scatter_(1, self._tokens[:, position, None], torch.inf)
         return scores
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Return the tokens of a prompt, special ones included."""
-    ids: list[int] = tokenizer(prompt.text)["input_ids"]
-    return ids

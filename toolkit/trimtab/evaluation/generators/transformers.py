@@ -13,9 +13,10 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from trimtab.corpus import encode
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory, cache_bytes, cache_memory
-from trimtab.evaluation.generators.generator import ForcedContinuations, prompt_ids
+from trimtab.evaluation.generators.generator import ForcedContinuations
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
+from trimtab.generation.prompts import token_ids
 from trimtab.generation.transformers import Clock, plain_generation
 from trimtab.models.adapter import module_device
 
@@ -54,7 +55,7 @@ class TransformersGenerator:
 
     def greedy(self, prompt: Prompt, new_tokens: int) -> str:
         """See `Generator.greedy`."""
-        ids = prompt_ids(self._tokenizer, prompt)
+        ids = token_ids(self._tokenizer, prompt.text)
         output = _generate(self._model, self._tokenizer, ids, new_tokens, endless=False)
         generated = output.sequences[0, len(ids) :]
         text = self._output_tokenizer.decode(generated, skip_special_tokens=True)
@@ -64,7 +65,7 @@ class TransformersGenerator:
     def teacher_forced(self, prompt: Prompt) -> Timing:
         """See `Generator.teacher_forced`."""
         continuation = encode(self._output_tokenizer, prompt.continuation)
-        ids = prompt_ids(self._tokenizer, prompt)
+        ids = token_ids(self._tokenizer, prompt.text)
         forced = ForcedContinuations(len(ids), [continuation], _device(self._model))
         clock = Clock()
         started = time.perf_counter()
@@ -108,7 +109,7 @@ def transformers_cache(
         vars(model).pop("_previous_max_cache_length", None)
         options = {"cache_implementation": "static", "disable_compile": True}
 
-    ids = prompt_ids(tokenizer, prompt)
+    ids = token_ids(tokenizer, prompt.text)
 
     def make() -> Any:
         return _generate(model, tokenizer, ids, new_tokens, **options).past_key_values

@@ -69,7 +69,8 @@ class Compression(Metric):
         self.windows = compression_windows(job.documents, quality) if job.changes_vocabulary else []
         job.require_positions(
             ((one.context, one.text) for one in self.windows),
-            f"quality.compression_context_bytes={quality.compression_context_bytes}",
+            f"quality.compression_context_bytes={quality.compression_context_bytes} "
+            f"quality.compression_bytes={quality.compression_bytes}",
         )
         self.scores: dict[str, list[Score]] = {"baseline": [], "candidate": [], "prompt_cut": []}
 

@@ -11,7 +11,7 @@ from trimtab.evaluation.display import Column
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows, names
 from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
-from trimtab.evaluation.workload import prompts
+from trimtab.evaluation.workload import lengths_of, prompts
 from trimtab.progress import track
 
 
@@ -43,10 +43,8 @@ class Greedy(Metric):
         super().__init__(job)
         generation = job.settings.generation
         self.prompts = prompts(job.documents, job.tokenizer, generation)
-        job.require_positions(
-            ((one.text, one.continuation) for one in self.prompts),
-            f"generation.prompt_bytes={generation.prompt_bytes}",
-        )
+        texts = ((one.text, one.continuation) for one in self.prompts)
+        job.require_positions(texts, lengths_of(generation))
         self.texts: dict[str, list[str]] = {"baseline": [], "candidate": []}
 
     def measure(self, contenders: Sequence[Contender]) -> None:
