@@ -387,7 +387,7 @@ def test_text_that_a_method_was_calibrated_on_is_no_held_out_text(
 
 
 def test_an_artifact_keeps_what_copies_of_its_text_share(larosa):
-    assert larosa.corpus["likenesses"] == Corpus.for_calibration(TEXTS).document_likenesses()
+    assert larosa.corpus["documents"] == Corpus.for_calibration(TEXTS).document_likenesses()
 
 
 @pytest.mark.parametrize("kind", ["as it is", "unknown", "other"])

@@ -82,8 +82,8 @@ class Artifact:
     model : dict
         The model's architecture, dtype and parameter count.
     corpus : dict
-        The corpus' name and, of the documents in each split, the digests and the likenesses (which
-        not every artifact has), so that an evaluation can prove itself held out.
+        The corpus' name and what copies of the documents in each split share
+        (`Document.likeness`), so that an evaluation can prove itself held out.
     parameters : dict
         What applying the method takes besides tensors and files, JSON values only.
     statistics : dict

@@ -122,11 +122,7 @@ class Corpus:
     @property
     def digest(self) -> str:
         """SHA-256 over which text is in which split, 64 hexadecimal digits."""
-        return sha256_of_json(self.document_digests())
-
-    def document_digests(self) -> dict[str, list[str]]:
-        """Return the digests of the documents of each split."""
-        return self._of_each(lambda document: document.digest)
+        return sha256_of_json(self._of_each(lambda document: document.digest))
 
     def document_likenesses(self) -> dict[str, list[str]]:
         """Return what copies of the documents of each split share, see `Document.likeness`."""

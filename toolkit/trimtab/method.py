@@ -178,11 +178,7 @@ class Method(ABC):
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "parameters": model.num_parameters(),
             },
-            corpus={
-                "name": corpus.name,
-                "documents": corpus.document_digests(),
-                "likenesses": corpus.document_likenesses(),
-            },
+            corpus={"name": corpus.name, "documents": corpus.document_likenesses()},
             parameters=calibration.parameters,
             statistics=calibration.statistics,
             run={

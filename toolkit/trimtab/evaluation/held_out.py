@@ -23,23 +23,22 @@ def seen_before(documents: Sequence[Document], artifacts: Mapping[str, Artifact]
     artifacts : mapping of str to Artifact
         By the method's name.
     """
-    marks = [{document.digest, document.likeness} for document in documents]
-    read = {name: _marks(artifact) for name, artifact in artifacts.items()}
-    everything = set().union(*read.values())
-    if not (seen := [own for own in marks if own & everything]):
+    read = {
+        name: {
+            likeness
+            for split in (Split.calibration, Split.validation)
+            for likeness in artifact.corpus["documents"][split]
+        }
+        for name, artifact in artifacts.items()
+    }
+    likenesses = {document.likeness for document in documents}
+    if not (seen := likenesses & set().union(*read.values())):
         return None
-    methods = " and ".join(name for name, found in read.items() if any(own & found for own in seen))
+    methods = " and ".join(name for name, own in read.items() if own & likenesses)
     return (
-        f"{len(seen)} of the {len(documents)} texts measured on were read by the calibration of "
+        f"{len(seen)} of the {len(likenesses)} texts measured on were read by the calibration of "
         f"{methods}: the figures may be better than on new text; measure on others"
     )
-
-
-def _marks(artifact: Artifact) -> set[str]:
-    """Return the digests of what a calibration has read, and the likenesses where it has any."""
-    kept = artifact.corpus["documents"], artifact.corpus.get("likenesses", {})
-    splits = Split.calibration, Split.validation
-    return {mark for part in kept for split in splits for mark in part.get(split, ())}
 
 
 def read_otherwise(windows: Sequence[Window], tokenizer: PreTrainedTokenizerBase) -> str | None:
