@@ -18,6 +18,7 @@ from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.balance import balance, control_told
 from trimtab.report.choice import choices
 from trimtab.report.document import document
+from trimtab.report.lengths import EXTENT, shortening
 from trimtab.report.load import load_jobs
 from trimtab.report.notices import warnings
 from trimtab.report.seeds import rows as rows_of
@@ -580,6 +581,11 @@ def test_what_was_disturbed_is_to_be_measured_again_with_its_command(tmp_path):
         "Measure `noisy` again on a quiet machine, as its speed is too noisy to tell: "
         f"{command} experiment=demo methods=noisy`",
     ]
+
+
+def test_of_the_experiments_the_demo_alone_shortens():
+    typed = ["experiment=own", "experiment=demo", "experiment=ablation", "speed.repeats=3"]
+    assert shortening(typed, EXTENT) == ["experiment=demo", "speed.repeats=3"]
 
 
 def test_what_shortened_a_measurement_is_in_no_command_for_the_next_one(tmp_path):

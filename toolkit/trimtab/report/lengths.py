@@ -11,7 +11,7 @@ from trimtab.config import MeasureConfig
 EXTENT = ("quality.", "speed.", "serving.", "generation.", "energy.", "~metrics.", "experiment=")
 ROUNDS = ("speed.", "serving.repeats=", "energy.")
 LARGER_IS_SHORTER = ("speed.precision",)
-SHORT = ("experiment=demo",)
+DEMO = "experiment=demo"
 LIMITS = ("quality.task_limit",)  # null, the default, takes all
 
 
@@ -21,8 +21,8 @@ def shortening(overrides: Sequence[str], among: tuple[str, ...]) -> list[str]:
 
 
 def _shortens(override: str) -> bool:
-    if override in SHORT:
-        return True
+    if override.startswith("experiment="):
+        return override == DEMO
     key, _, value = override.partition("=")
     group, _, name = key.partition(".")
     if key in LIMITS or group.startswith("~"):
