@@ -119,6 +119,25 @@ def test_attention_set_meanwhile_is_noticed_and_the_models_own_comes_back():
             engine.logits(PROMPTS[0], PROMPTS[1])
 
 
+def test_modules_are_not_looked_through_at_every_step(monkeypatch):
+    looked = 0
+    modules = nn.Module.modules
+
+    def counted(self: nn.Module, *rest: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return modules(self, *rest)
+
+    monkeypatch.setattr(nn.Module, "modules", counted)
+    counts = []
+    with engine_for(tiny().model) as engine:
+        for new_tokens in (1, 4, 8):
+            looked = 0
+            engine.generate(PROMPTS, max_new_tokens=new_tokens)
+            counts.append(looked)
+    assert counts[1] == counts[2] > 0
+
+
 def test_models_that_share_a_config_get_their_attention_back():
     first = model_of()
     second = type(first)(first.config).eval()

@@ -76,6 +76,7 @@ class Forward:
         # every input, which waits for the device, and OPT creates a mask of its own.
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self.parts = _parts(model)
+        self._configs = model.config, *configs_beside(model)
         self.executor = self._make_executor()
         self._refreshed = False
 
@@ -84,6 +85,7 @@ class Forward:
         if (parts := _parts(self._model)) != self.parts:
             self.executor = self._make_executor()
             self.parts = parts
+        self._configs = self._model.config, *configs_beside(self._model)
         self._refreshed = False
 
     def _make_executor(self) -> Executor:
@@ -208,7 +210,7 @@ class Forward:
         return self._run(tokens, positions, self._step_of(span, prompt=prompt), keep)[0]
 
     def _require_in_charge(self) -> None:
-        for config in (self._model.config, *configs_beside(self._model)):
+        for config in self._configs:
             if (found := config._attn_implementation) == NAME:
                 continue
             raise TrimtabError(
