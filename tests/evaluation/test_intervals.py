@@ -11,6 +11,7 @@ from trimtab.evaluation.intervals import (
     geometric_mean,
     half_width,
     mean_ratio,
+    proportion,
     rate_difference,
     ratio,
     typical,
@@ -159,3 +160,10 @@ def test_a_difference_of_rates_is_weighted_by_size():
 def test_the_same_seed_gives_the_same_interval():
     samples = [1.0, 2.0, 4.0], [1.0, 3.0, 2.0]
     assert ratio(*samples, paired=True, seed=3) == ratio(*samples, paired=True, seed=3)
+
+
+def test_a_share_of_a_few_has_the_exact_interval():
+    # All of n were found: the share by which that happens once in forty times is its root.
+    assert proportion(2, 2) == {"estimate": 1.0, "low": pytest.approx(0.025**0.5), "high": 1.0}
+    none = proportion(0, 3)
+    assert (none["low"], none["high"]) == (0.0, pytest.approx(1 - 0.025 ** (1 / 3)))

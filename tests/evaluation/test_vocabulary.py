@@ -243,9 +243,10 @@ def compared(cut: list[Score], compressed: list[Score], read: int = 25) -> dict[
 
 def agreement(first: str, second: str) -> tuple[float, float]:
     metric = Greedy(job())
-    metric.prompts, metric.texts = [PROMPT], {"baseline": [first], "candidate": [second]}
+    metric.prompts = [PROMPT] * 2
+    metric.texts = {"baseline": [first] * 2, "candidate": [second] * 2}
     quality = summary(metric)["quality"]
-    return quality["greedy_agreement"], quality["exact_match"]
+    return quality["greedy_agreement"]["estimate"], quality["exact_match"]["estimate"]
 
 
 def test_the_control_is_beaten_only_where_the_whole_interval_says_so():
@@ -348,7 +349,7 @@ def test_drafts_change_steps_and_times_and_nothing_else(results):
     difference = result["quality"]["bits_per_byte"]["difference"]["estimate"]
     assert difference == pytest.approx(0, abs=1e-6)
     assert result["quality"]["kl_bits_per_token"]["estimate"] == pytest.approx(0, abs=1e-6)
-    assert (result["quality"]["exact_match"], result["tokens"]["saving"]) == (1, 0)
+    assert (result["quality"]["exact_match"]["estimate"], result["tokens"]["saving"]) == (1, 0)
     for name in ("base_tokens", "compression"):
         assert result["quality"][name] is None
         assert "vocabulary" in result["reasons"][f"quality.{name}"]

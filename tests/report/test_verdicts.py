@@ -83,7 +83,7 @@ def test_a_stack_is_told_by_what_it_gains_and_costs(tmp_path):
     assert "energy per byte of text: 0.75 [0.70, 0.80] times the unmodified model's" in gained
     assert "the first token comes later, after 100 ms instead of 80 ms" in cost
     assert "+0.8% [+0.4%, +1.6%] bits per byte" in cost
-    assert "greedy texts differ: on average, the first 50.0% of a text" in cost
+    assert "greedy texts differ: on average, the first 50.0% [40.0%, 60.0%] of a text" in cost
     assert "50% more memory for the KV cache of one text: 30 MB instead of 20" in cost
     assert "calibration, once: 3 min for larosa and 10 s for adaptivocab" in cost
     assert "an int8 copy of the head adds 5% to the memory of the weights" in cost
@@ -118,8 +118,9 @@ def test_a_task_is_judged_by_the_direction_of_its_figure(tmp_path):
 
 def test_a_share_of_texts_that_differ_is_not_rounded_to_all(tmp_path):
     job = result("larosa")
-    job["quality"] |= {"greedy_agreement": 0.998, "exact_match": 0.99}
-    assert "the first 99.8% of a text is the same" in weighed(tmp_path, job)[1]
+    agreement, same = interval(0.998, 0.99, 1.0), interval(0.99, 0.98, 1.0)
+    job["quality"] |= {"greedy_agreement": agreement, "exact_match": same}
+    assert "the first 99.8% [99.0%, 100.0%] of a text is the same" in weighed(tmp_path, job)[1]
 
 
 def test_bits_that_differ_little_are_not_called_the_same(tmp_path):

@@ -15,7 +15,7 @@ class GenerationConfig(Settings):
     place: ClassVar[str] = "generation"
 
     prompts: int = setting(
-        default=4, meaning="prompts, spread evenly over the held-out documents", at_least=1
+        default=4, meaning="prompts, spread evenly over the held-out documents", at_least=2
     )
     prompt_bytes: int = setting(default=256, meaning="text in a prompt", at_least=4, unit="bytes")
     new_tokens: int = setting(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, ttest_1samp, ttest_ind, ttest_rel
+from scipy.stats import binomtest, bootstrap, ttest_1samp, ttest_ind, ttest_rel
 from typing_extensions import TypedDict
 
 from trimtab.config import LEAST_TIMED
@@ -117,6 +117,12 @@ def rate_difference(
         return (second.sum(axis=axis) - first.sum(axis=axis)) / weight.sum(axis=axis)
 
     return _interval((baseline, candidate, weights), statistic, True, seed)
+
+
+def proportion(found: int, of: int) -> Estimate:
+    """Return found / of, counts, with Clopper and Pearson's exact interval."""
+    interval = binomtest(found, of).proportion_ci(CONFIDENCE)
+    return {"estimate": found / of, "low": float(interval.low), "high": float(interval.high)}
 
 
 def _exponential(middle: float, interval: Any) -> Estimate:

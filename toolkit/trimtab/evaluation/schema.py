@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from trimtab.config import METRICS
 from trimtab.evaluation.metrics import metrics_of
 
-SCHEMA = 7
+SCHEMA = 8
 
 ENVIRONMENT: dict[str, Any] = {
     "cpu": str,

@@ -19,6 +19,11 @@ CLOSE = 1e-3  # of the logits' spread: what rounding may change in them
 NOT_FINITE = "what the model predicts is not finite"
 
 
+def probe(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """Return the first `PROBE` tokens, int64 [1, tokens], where the model's embedding is."""
+    return torch.tensor([list(ids[:PROBE])], device=module_device(model.get_input_embeddings()))
+
+
 @torch.inference_mode()
 def require_predictions(model: PreTrainedModel, ids: Sequence[int]) -> None:
     """Refuse a model whose predictions are not finite, or depend on later tokens.
@@ -39,7 +44,7 @@ def require_predictions(model: PreTrainedModel, ids: Sequence[int]) -> None:
         return
     run: Any = model
     embedding: Any = model.get_input_embeddings()
-    text = torch.tensor([list(ids[:PROBE])], device=module_device(embedding))
+    text = probe(model, ids)
     half, other = text.shape[1] // 2, text.clone()
     other[:, half:] = (text[:, half:] + 1) % len(embedding.weight)
     found, changed = (run(input_ids=one, use_cache=False).logits[0] for one in (text, other))
@@ -70,8 +75,7 @@ def require_cache(model: PreTrainedModel, ids: Sequence[int]) -> None:
     if not ids:
         return
     run: Any = model
-    text = torch.tensor([list(ids[:PROBE])], device=module_device(model.get_input_embeddings()))
-    cache = getattr(run(input_ids=text, use_cache=True), "past_key_values", None)
+    cache = getattr(run(input_ids=probe(model, ids), use_cache=True), "past_key_values", None)
     layers = getattr(cache, "layers", [])
     others = [index for index, one in enumerate(layers) if getattr(one, "keys", None) is None]
     if layers and not others:

@@ -145,10 +145,11 @@ def _task(task: str, found: Mapping[str, Any]) -> Item:
 
 def _text(job: Job) -> Iterator[Item]:
     share = job.get("quality.greedy_agreement")
-    if job.get("quality.exact_match") == 1:
+    if job.get("quality.exact_match.estimate") == 1:
         yield 0, "the greedy texts are the same as the unmodified model's"
     elif share is not None:
-        yield -1, f"greedy texts differ: on average, the first {share:.1%} of a text is the same"
+        same = interval(share, ".1%")
+        yield -1, f"greedy texts differ: on average, the first {same} of a text is the same"
 
 
 def _tokens(job: Job, rows: Sequence[Job]) -> Iterator[Item]:

@@ -70,7 +70,7 @@ class Rule:
 def same_text(job: Job) -> bool:
     """Return whether greedy texts are the baseline's, and bits per byte but for rounding."""
     change = job.get(BITS)
-    exact: float | None = job.get("quality.exact_match")
+    exact: float | None = job.get("quality.exact_match.estimate")
     return exact == 1 and change is not None and abs(change["estimate"]) < SAME
 
 

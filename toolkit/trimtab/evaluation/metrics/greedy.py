@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
 from typing import Any, ClassVar
 
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.display import Column
+from trimtab.evaluation.intervals import Estimate, proportion, ratio
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric, Rows, names
 from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
@@ -33,8 +33,8 @@ class Greedy(Metric):
         ),
     )
     fields: ClassVar[dict[str, Any]] = {
-        "quality.greedy_agreement": float,
-        "quality.exact_match": float,
+        "quality.greedy_agreement": Estimate,
+        "quality.exact_match": Estimate,
         "samples.texts": Rows,
     }
     RANDOM = f"{RANDOM_WEIGHTS}: what they continue with means nothing"
@@ -84,8 +84,11 @@ class Greedy(Metric):
             1.0 if first == second else common_prefix(first, second) / max(len(first), len(second))
             for first, second in pairs
         ]
-        result.put("quality.greedy_agreement", mean(shares))
-        result.put("quality.exact_match", mean(first == second for first, second in pairs))
+        seed = self.job.settings.seed
+        agreement = ratio(shares, [1.0] * len(shares), paired=True, seed=seed)
+        result.put("quality.greedy_agreement", agreement)
+        same = sum(first == second for first, second in pairs)
+        result.put("quality.exact_match", proportion(same, len(pairs)))
 
 
 def common_prefix(first: str, second: str) -> int:
