@@ -9,7 +9,8 @@ library's source code: held-out documents of the one it was calibrated on (--cal
 other, which it never saw. Two axes: at equal bytes of block weights read per token (transforms and
 adapters counted, as measured while scoring), and at equal nominal sparsity, the papers' convention,
 where transforms are not counted. Writes larosa.json with every window's likelihood, larosa.md and
-the plots.
+the plots. It takes hours on two cores: the same command goes on from what larosa.json has, and one
+with other methods or budgets adds to it.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from arguments import one_line
 from kv_parts.generating import EMBEDDED, model_config
 from larosa_report import write_report
+from resuming import begun
 from texts import python_texts
 
 from trimtab.artifact import Artifact
 from trimtab.config import QualityConfig
 from trimtab.corpus import Corpus, Split
-from trimtab.environment import describe_environment, prepare
+from trimtab.environment import prepare
 from trimtab.evaluation.generators import TransformersGenerator
 from trimtab.evaluation.intervals import rate_difference
 from trimtab.evaluation.scoring import score
@@ -204,18 +207,23 @@ def main() -> None:
     windows = {
         text.name: quality_windows(text.documents(Split.test), config) for text in texts.values()
     }
+    asked = {name: getattr(options, name) for name in ("model", "windows", "calibrate")}
+    out = options.out / "larosa.json"
+    content = begun(out, asked, options.seed, {"dense": {}, "rows": []})
+    rows = content["rows"]
+    done = {(row["axis"], row["asked"], row["method"]) for row in rows}
     loaded = load_model(model_config(options))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(loaded, texts[options.calibrate], windows, Path(folder))
-        dense = {text: bench.nats(text) for text in windows}
-        rows: list[dict[str, Any]] = []
+        dense = content["dense"] or {text: bench.nats(text) for text in windows}
+        content["dense"] = dense
         for count, sparsity, name in jobs:
-            rows += measure(bench, name, count, sparsity, dense)
-            content = {"environment": describe_environment(0), "dense": dense, "rows": rows}
-            write_json(options.out / "larosa.json", content)
+            if (count.value, sparsity, name) not in done:
+                rows += measure(bench, name, count, sparsity, dense)
+                write_json(out, content)
     report = write_report(options.out)
     print(report)
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)
