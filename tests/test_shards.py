@@ -114,10 +114,11 @@ def test_what_several_processes_began_one_can_finish(torchrun, command, tmp_path
 @pytest.mark.parametrize(
     ("script", "arguments", "expected"),
     [
-        (
+        pytest.param(
             "calibrate.py",
             [*LAROSA, "probe_tokens=64", "tracking.mode=disabled"],
             "2 processes share 1 windows of text: start at most 1, or",
+            marks=pytest.mark.exhaustive,
         ),
         (
             "calibrate.py",
