@@ -279,11 +279,19 @@ def test_what_was_not_measured_is_neither_gained_nor_lost(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("speedup", "told"),
-    [((1.0, 0.9, 1.1), "the noise"), ((1.1, 1.05, 1.2), "should contain 1 and does not")],
-)
-def test_the_unmodified_model_against_itself_is_the_noise(tmp_path, speedup, told):
-    (job,) = load_jobs(written(tmp_path, [result("baseline", speedup)]))
+    ("speedup", "paired", "told"),
+    [
+        ((1.0, 0.9, 1.1), True, "against its own copy, speedup 1.000 [0.900, 1.100]. That is the "
+                                "noise of its measurement, and where the two lie in memory"),
+        ((1.1, 1.05, 1.2), True, "should contain 1 and does not"),
+        ((1.0, 0.9, 1.1), False, "against itself, speedup 1.000 [0.900, 1.100]. That is "
+                                 "the noise of its measurement; every other job"),
+    ],
+)  # fmt: skip
+def test_the_unmodified_model_against_its_copy_is_the_noise(tmp_path, speedup, paired, told):
+    content = result("baseline", speedup)
+    content["speed"]["paired"] = paired
+    (job,) = load_jobs(written(tmp_path, [content]))
     assert told in control_told(job)
 
 
