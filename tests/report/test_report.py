@@ -490,6 +490,15 @@ def test_figures_name_their_scenario(tmp_path):
     assert "scenario latency: texts run one at a time" in notes["Beside the unmodified model"]
 
 
+def test_a_report_names_what_ran_for_prompts(tmp_path):
+    job = sparse(result("larosa"))
+    job["sparsity"]["prompt_kernel"] = "a dense product"
+    report = build_report(written(tmp_path, [job]))
+    told = "the kernel that ran; prompts: a dense product"
+    assert f"- kernels that ran: {told}\n" in report.read_text()
+    assert f"Kernels that ran: {told}<" in (report.parent / "report.html").read_text()
+
+
 def test_the_summary_says_how_much_was_measured(tmp_path):
     longer = serving(result("vattention"), (2.0, 1.9, 2.1))
     longer["speed"]["rounds"]["done"] = 5

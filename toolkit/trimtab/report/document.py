@@ -187,5 +187,9 @@ def _model(row: Job) -> str:
 
 
 def _ran(row: Job) -> str:
-    step = row.get("engine.decode_step")
-    return str(row.content["kernel"]) + (f"; decode steps: {step}" if step else "")
+    more = {
+        "prompts": row.get("sparsity.prompt_kernel"),
+        "decode steps": row.get("engine.decode_step"),
+    }
+    told = [f"{what}: {kernel}" for what, kernel in more.items() if kernel]
+    return "; ".join([str(row.content["kernel"]), *told])
