@@ -357,6 +357,7 @@ def test_a_sparse_model_differs_from_the_baseline_and_its_sparsity_is_measured(r
         rows = [row["achieved"] for row in sparsity["layers"] if row["site"] == name]
         assert share == pytest.approx(sum(rows) / 3)
     assert result["kernel"] == kernel_name("cpu", torch.float32)
+    assert sparsity["prompt_kernel"].startswith(kernel_name("cpu", torch.float32, 100))
     read = 1 + sparsity["bytes_fraction"] - (1 - sparsity["achieved"])
     if not result["kernel"].startswith("reference"):
         read = sparsity["bytes_fraction"]

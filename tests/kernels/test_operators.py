@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from tests.kernels.cases import draw
 from trimtab_kernels.decode_attention import append_kv, decode_attention
 from trimtab_kernels.sparse_linear import (
+    gather_tokens,
     int8_linear,
     keep_above,
     keep_topk,
@@ -160,3 +161,17 @@ def test_what_runs_has_a_name():
         "reference: dense masked product in PyTorch (no kernel for float64 on cpu)"
     )
     assert "reference" in kernel_name("cuda", torch.float32)
+    assert "reference" in kernel_name("cpu", torch.float64, tokens=100)
+    assert kernel_name("cuda", torch.bfloat16, 2) == "dense masked product in PyTorch, bfloat16"
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_name_for_a_number_of_tokens_is_of_what_runs_for_it(dtype):
+    few = gather_tokens("cpu", dtype)
+    assert (few > 0) == (dtype != torch.float64)
+    for tokens in {1, few, few + 1} - {0}:
+        x, weight, _ = draw(24, 17, dtype, tokens)
+        x[:, 3], weight[3] = 0, torch.inf  # a product that reads the row is not finite
+        leaves_unread = bool(sparse_linear(x, weight).isfinite().all())
+        assert leaves_unread == ("gather" in kernel_name("cpu", dtype, tokens)) == (tokens <= few)

@@ -180,7 +180,7 @@ def test_what_a_step_reads_follows_from_what_was_kept_and_whether_the_kernel_ski
     weights = [1000, 400, 2000, 800]
     kept = 250 + 300 + 1000 + 800
     for skips in (True, False):
-        sparse = SparseModel(weights, 100, 60, "a kernel", skips)
+        sparse = SparseModel(weights, 100, 60, "a kernel", "another", skips)
         applied = AppliedLaRoSA(sparse, parts, recorder, 0.4)
         assert applied.kernel == "a kernel"
         assert applied.kept_bytes() == kept
@@ -188,6 +188,7 @@ def test_what_a_step_reads_follows_from_what_was_kept_and_whether_the_kernel_ski
         assert applied.extra_step_bytes() == 60 - (4200 - kept if skips else 0)
         section = applied.measured()["sparsity"]
         assert section["requested"] == 0.4
+        assert section["prompt_kernel"] == "another"
         assert section["achieved"] == pytest.approx(1 - kept / 4200)
         assert section["bytes_fraction"] == pytest.approx((kept + 160) / 4200)
         read = kept if skips else 4200

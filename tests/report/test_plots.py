@@ -262,9 +262,9 @@ def test_the_summary_has_the_figure_of_each_wish_and_says_what_noise_hides(tmp_p
     measured = loaded(tmp_path, job)
     table = markdown(dashboard(measured, [("", choices(measured))], "").panels[-1].table)
     assert "| `speed alone` | larosa | 1.50 [1.40, 1.60] |" in table
-    assert "| `many requests at once` | larosa | 3.00 [2.80, 3.20] |" in table
+    assert "| `many requests together` | larosa | 3.00 [2.80, 3.20] |" in table
     assert "| `least KV memory, one text at a time` | larosa | 50% of the memory |" in table
-    assert "| `least KV memory, many requests at once` | larosa | 50% of the memory |" in table
+    assert "| `least KV memory, many requests together` | larosa | 50% of the memory |" in table
     assert "| `the first token soon` | too noisy to say | " in table
     del job["speed"]["prefill_speedup"]
     measured = loaded(tmp_path / "again", job)

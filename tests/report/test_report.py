@@ -21,6 +21,7 @@ from trimtab.report.data import csv_table
 from trimtab.report.derive import derived
 from trimtab.report.load import load_jobs
 from trimtab.report.notices import warnings
+from trimtab.report.pages import inline
 from trimtab.report.table import beside_table, main_table, markdown
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -476,18 +477,74 @@ def test_serving_is_a_table_of_servers(tmp_path):
         "| `vattention` | 16 | padded | 8.00 [7.20, 8.80] | 160.0 [144.0, 176.0] | "
         "8.00 [7.20, 8.80] | 50 [45, 55] | 90 [81, 99] | 32.0 | 8.0 | 0 |"
     ) in text
+    _, _, table = text.partition("## Serving\n\n")
+    assert table.startswith(
+        "Scenario serving: requests that arrive together, under one budget of 64.0 MB for the KV "
+    )
+
+
+def test_figures_name_their_scenario(tmp_path):
+    text = build_report(written(tmp_path, [result("vattention")])).read_text()
+    notes = {part.partition("\n")[0]: part.split("\n\n")[1] for part in text.split("\n## ")[1:]}
+    assert "scenario latency, one text at a time" in notes["All figures"]
+    assert "scenario latency: texts run one at a time" in notes["Beside the unmodified model"]
+
+
+def test_a_report_names_what_ran_for_prompts(tmp_path):
+    job = sparse(result("larosa"))
+    job["sparsity"]["prompt_kernel"] = "a dense product"
+    report = build_report(written(tmp_path, [job]))
+    told = "the kernel that ran; prompts: a dense product"
+    assert f"- kernels that ran: {told}\n" in report.read_text()
+    assert f"Kernels that ran: {told}<" in (report.parent / "report.html").read_text()
 
 
 def test_the_summary_says_how_much_was_measured(tmp_path):
     longer = serving(result("vattention"), (2.0, 1.9, 2.1))
-    longer["speed"]["rounds"] = {"done": 5}
+    longer["speed"]["rounds"]["done"] = 5
     text = build_report(written(tmp_path, [result("larosa"), longer])).read_text()
     assert (
-        "These figures rest on: for speed and greedy texts, 2 prompts of 60 to 61 tokens, "
-        "continued by 24 tokens, in 2 to 5 rounds; for quality, 2 windows of held-out text with "
-        "200 bytes scored, from 2 of 18 documents; for serving, 8 and 16 requests together, "
-        "in 3 rounds."
+        "These figures rest on: for speed (scenario latency, one text at a time) and greedy texts, "
+        "2 prompts of 60 to 61 tokens, continued by 24 tokens, in 2 to 5 rounds; for quality, 2 "
+        "windows of held-out text with 200 bytes scored, from 2 of 18 documents; for serving "
+        "(scenario serving), 8 and 16 requests together, in 3 rounds."
     ) in text.partition("## What each stack")[0]
+
+
+def ended(stopped_by, half_width, outliers, seed=0):
+    """Return a result whose rounds of timing ended so."""
+    job = result("larosa", seed=seed)
+    job["speed"]["rounds"] |= {"stopped_by": stopped_by, "half_width": half_width}
+    job["speed"]["outliers"] = {"baseline": outliers, "candidate": 1}
+    return job
+
+
+@pytest.mark.parametrize(
+    ("jobs", "told"),
+    [
+        (
+            [ended("time", 0.051, 2), ended("time", 0.12, 1)],
+            "Rounds of timing ended by the time limit (`speed.seconds`), the speedup known to "
+            "±5.1 to 12.0 %. 5 generations took ",
+        ),
+        (
+            [ended("time", 0.05, 0), ended("precision", 0.028, 0), ended("time", 0.05, 0)],
+            "Rounds of timing ended by the time limit (`speed.seconds`) in 2 of 3 rows, the "
+            "speedup known to ±5.0 %; as the interval was narrow enough (`speed.precision`) in "
+            "1 of 3 rows, the speedup known to ±2.8 %. 3 generations took ",
+        ),
+        (
+            [ended("count", 0.05, 0, seed=0), ended("time", 0.07, 1, seed=1)],
+            "Rounds of timing ended by their number (`speed.repeats`, `speed.more_repeats`) or by "
+            "the time limit (`speed.seconds`), the speedup known to ±6.0 %. 3 generations took ",
+        ),
+    ],
+    ids=["all alike", "apart", "seeds"],
+)
+def test_the_summary_says_why_rounds_ended_and_counts_outliers(tmp_path, jobs, told):
+    report = build_report(written(tmp_path, jobs))
+    assert told in report.read_text("utf-8").partition("## What each stack")[0]
+    assert inline(told) in (report.parent / "report.html").read_text("utf-8")
 
 
 def test_one_report_of_several_folders_names_commit_and_machine_where_they_differ(tmp_path):

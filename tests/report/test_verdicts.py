@@ -206,7 +206,10 @@ def test_a_stack_beside_which_the_machine_was_not_the_same_is_not_ranked(tmp_pat
     (setting,) = document(rows := load_jobs(written(tmp_path, jobs)), [], []).settings
     told = {wish: said for wish, said, _ in setting.advice}
     apart = "Not ranked, as the machine was not the same for it: `moved`"
-    for wish, start in (("speed alone", "**`a`**, as above"), ("many requests at once", "**`a`**")):
+    for wish, start in (
+        ("speed alone", "**`a`**, as above"),
+        ("many requests together", "**`a`**"),
+    ):
         assert told[wish].startswith(start)
         assert told[wish].endswith(apart)
     assert "ranked" not in told["least KV memory, one text at a time"]
@@ -244,7 +247,7 @@ def test_a_stack_that_may_be_the_best_and_is_not_recommended_is_named_with_the_r
         "`biased` (2.50 [2.40, 2.60]). Not found to differ from the unmodified model, but may be "
         "better: `alike` (1.50 [0.99, 1.60])"
     )
-    serves = told["many requests at once"]
+    serves = told["many requests together"]
     assert serves.endswith("Too noisy to rank, but may be better: `noisy` (2.00 [1.90, 2.10])")
 
 
@@ -253,7 +256,7 @@ def test_a_stack_that_refused_a_request_is_not_said_to_serve_better_maybe(tmp_pa
     jobs = [serving(result(name), (2.0, 1.9, 2.1)) for name in ("best", "refused")]
     jobs[1]["serving"] |= {"speedup": None, "speedup_continuous": interval(*continuous)}
     (setting,) = document(load_jobs(written(tmp_path, jobs)), [], []).settings
-    told = {wish: said for wish, said, _ in setting.advice}["many requests at once"]
+    told = {wish: said for wish, said, _ in setting.advice}["many requests together"]
     assert told.startswith("**`best`**")
     assert "refused" not in told
 
@@ -276,11 +279,19 @@ def test_what_was_not_measured_is_neither_gained_nor_lost(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("speedup", "told"),
-    [((1.0, 0.9, 1.1), "the noise"), ((1.1, 1.05, 1.2), "should contain 1 and does not")],
-)
-def test_the_unmodified_model_against_itself_is_the_noise(tmp_path, speedup, told):
-    (job,) = load_jobs(written(tmp_path, [result("baseline", speedup)]))
+    ("speedup", "paired", "told"),
+    [
+        ((1.0, 0.9, 1.1), True, "against its own copy, speedup 1.000 [0.900, 1.100]. That is the "
+                                "noise of its measurement, and where the two lie in memory"),
+        ((1.1, 1.05, 1.2), True, "should contain 1 and does not"),
+        ((1.0, 0.9, 1.1), False, "against itself, speedup 1.000 [0.900, 1.100]. That is "
+                                 "the noise of its measurement; every other job"),
+    ],
+)  # fmt: skip
+def test_the_unmodified_model_against_its_copy_is_the_noise(tmp_path, speedup, paired, told):
+    content = result("baseline", speedup)
+    content["speed"]["paired"] = paired
+    (job,) = load_jobs(written(tmp_path, [content]))
     assert told in control_told(job)
 
 
@@ -311,9 +322,9 @@ def test_the_stack_to_use_is_chosen_by_its_intervals(tmp_path):
         "at most 5% more bits per byte": ("unsure", []),
         "speed alone": ("costly", []),
         "the first token soon": (None, []),
-        "many requests at once": (None, []),
+        "many requests together": (None, []),
         "least KV memory, one text at a time": ("saver", []),
-        "least KV memory, many requests at once": (None, []),
+        "least KV memory, many requests together": (None, []),
     }
 
 
@@ -360,7 +371,7 @@ def test_what_serves_best_is_clear_of_the_control(tmp_path, speedup, control, co
     job["serving"] |= {
         "control": interval(*control), "speedup_continuous": interval(*continuous)
     }  # fmt: skip
-    assert chosen(written(tmp_path, [job]))["many requests at once"][0] == stack
+    assert chosen(written(tmp_path, [job]))["many requests together"][0] == stack
 
 
 def test_where_noise_hides_the_answer_no_stack_is_advised_against(tmp_path):
@@ -399,7 +410,7 @@ def test_a_comparison_of_servers_that_is_too_noisy_is_named_with_both_figures(
         "speedup_continuous": interval(*continuous), "control": interval(0.98, 0.71, 1.35)
     }  # fmt: skip
     (setting,) = document(load_jobs(written(tmp_path, [low, job])), [], []).settings
-    told = {wish: said for wish, said, _ in setting.advice}["many requests at once"]
+    told = {wish: said for wish, said, _ in setting.advice}["many requests together"]
     first, second = ("{:.2f} [{:.2f}, {:.2f}]".format(*one) for one in (padded, continuous))
     more = {
         "continuous batching": "more than padded generate; ",
@@ -438,9 +449,9 @@ def test_what_serves_best_beats_both_of_transformers_servers(tmp_path):
     for job, continuous in zip(jobs, [(1.0, 0.9, 1.1), (1.5, 1.4, 1.6)], strict=True):
         job["serving"]["speedup_continuous"] = interval(*continuous)
     folder = written(tmp_path, jobs)
-    assert chosen(folder)["many requests at once"] == ("vattention", [])
+    assert chosen(folder)["many requests together"] == ("vattention", [])
     (setting,) = document(load_jobs(folder), [], []).settings
-    (told,) = (told for wish, told, _ in setting.advice if wish == "many requests at once")
+    (told,) = (told for wish, told, _ in setting.advice if wish == "many requests together")
     assert told.startswith(
         "**`vattention`**: 16 requests together at 2.00 [1.90, 2.10] times the requests per "
         "second of transformers' padded generate, 1.50 [1.40, 1.60] times continuous batching's"
@@ -472,11 +483,11 @@ def test_memory_of_one_text_and_of_many_requests_are_two_answers_that_name_each_
     ]
     found = chosen(written(tmp_path, jobs))
     assert found["least KV memory, one text at a time"] == ("frugal", [])
-    assert found["least KV memory, many requests at once"] == ("many", ["slower"])
+    assert found["least KV memory, many requests together"] == ("many", ["slower"])
     (setting,) = document(load_jobs(tmp_path), [], []).settings
     told = {wish: said for wish, said, _ in setting.advice}
     one = told["least KV memory, one text at a time"]
-    many = told["least KV memory, many requests at once"]
+    many = told["least KV memory, many requests together"]
     assert one.startswith("**`frugal`**: 5% of transformers' KV memory, of one text, at 1.20")
     share = "50% of transformers' KV memory, of 16 requests together (of one text: 250%), at 1.50"
     assert many.startswith(f"**`many`**, as above: {share}")
@@ -546,7 +557,7 @@ def test_what_no_stack_has_was_not_measured(tmp_path):
     baseline = serving(result("baseline"), (1.0, 0.9, 1.1))
     rows = load_jobs(written(tmp_path, [baseline, result("vattention")]))
     measured = {one.rule.wish: one.measured for one in choices(rows)}
-    assert measured["many requests at once"] is False
+    assert measured["many requests together"] is False
     assert measured["speed alone"] is True
 
 
@@ -556,7 +567,7 @@ def test_what_was_not_measured_is_told_with_its_reason(tmp_path):
     found = unmeasured(load_jobs(written(tmp_path, [one, two])))
     assert "energy (in `larosa`): no meter" in found
     assert "memory of the GPU: no GPU" in found
-    assert "serving many requests at once: the job left it out" in found
+    assert "serving many requests together: the job left it out" in found
     assert not any(one.startswith("quality") for one in found)
 
 

@@ -6,6 +6,7 @@ and `trimtab_kernels.reference` in all other cases; `kernel_name` says which.
 """
 
 from trimtab_kernels.sparse_linear.ops import (
+    gather_tokens,
     int8_linear,
     keep_above,
     keep_topk,
@@ -13,4 +14,6 @@ from trimtab_kernels.sparse_linear.ops import (
     sparse_linear,
 )
 
-__all__ = ["int8_linear", "keep_above", "keep_topk", "kernel_name", "sparse_linear"]
+__all__ = [
+    "gather_tokens", "int8_linear", "keep_above", "keep_topk", "kernel_name", "sparse_linear",
+]  # fmt: skip

@@ -28,6 +28,12 @@ constexpr int64_t kGatherTokensBFloat16 = 2;
 // 0.9 and 1.3.
 constexpr int64_t kGatherTokensInt8 = 8;
 
+int64_t gather_tokens(at::ScalarType dtype) {
+  return dtype == at::kFloat      ? kGatherTokensFloat
+         : dtype == at::kBFloat16 ? kGatherTokensBFloat16
+                                  : 0;
+}
+
 void check_activations(const Tensor& x) {
   const auto dtype = x.scalar_type();
   TORCH_CHECK_VALUE(
@@ -94,11 +100,8 @@ Tensor sparse_linear(const Tensor& x, const Tensor& weight, const std::optional<
            out.mutable_data_ptr<T>());
     return out;
   };
-  if (x.scalar_type() == at::kFloat && 0 < tokens && tokens <= kGatherTokensFloat) {
-    return run(float());
-  }
-  if (x.scalar_type() == at::kBFloat16 && 0 < tokens && tokens <= kGatherTokensBFloat16) {
-    return run(BFloat16());
+  if (0 < tokens && tokens <= gather_tokens(x.scalar_type())) {
+    return x.scalar_type() == at::kFloat ? run(float()) : run(BFloat16());
   }
   const Tensor masked = threshold > 0 ? select_rows(rows, width, threshold) : rows;
   return (bias ? at::addmm(*bias, masked, weight) : at::matmul(masked, weight)).view(shape);
@@ -144,6 +147,7 @@ Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& scale) {
 
 TORCH_LIBRARY_FRAGMENT(trimtab, m) {
   m.def("sparse_linear_instruction_set() -> str", instruction_set);
+  m.def("sparse_linear_gather_tokens(ScalarType dtype) -> int", gather_tokens);
 }
 
 TORCH_LIBRARY_IMPL(trimtab, CPU, m) {

@@ -24,6 +24,13 @@ def load() -> str | None:
     return build.load(LIBRARY)
 
 
+def gather_tokens(dtype: torch.dtype) -> int:
+    """Return the most tokens whose product leaves weight rows unread; 0 without the kernels."""
+    if load() is not None:
+        return 0
+    return int(torch.ops.trimtab.sparse_linear_gather_tokens(dtype))
+
+
 def describe(dtype: torch.dtype) -> str:
     """Return the name of the kernel for one token of this dtype, or why there is none."""
     return build.describe(LIBRARY, dtype, "gather-GEMV", "dense masked product in PyTorch")

@@ -10,6 +10,8 @@ from trimtab_kernels.sparse_linear import cpu
 from trimtab_kernels.sparse_linear.checks import check_above, check_int8, check_linear, check_topk
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16)
+TRITON_TOKENS = 1
+"""How many tokens the Triton product takes."""
 
 
 def register(library: torch.library.Library) -> None:
@@ -80,7 +82,7 @@ def _gpu_keep_above(x: Tensor, threshold: float, cap: int | None) -> Tensor:
 
 def _gpu_sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
     check_linear(x, weight, bias, threshold)
-    if x.dtype not in TRITON_DTYPES or x.shape[:-1].numel() != 1:
+    if not _triton_multiplies(x):
         return reference.sparse_linear(x, weight, bias, threshold)
     from trimtab_kernels.sparse_linear import gpu
 
@@ -90,12 +92,16 @@ def _gpu_sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None, threshold
 
 def _gpu_int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     check_int8(x, weight, scale)
-    if x.dtype not in TRITON_DTYPES or x.shape[:-1].numel() != 1:
+    if not _triton_multiplies(x):
         return reference.int8_linear(x, weight, scale)
     from trimtab_kernels.sparse_linear import gpu
 
     with torch.cuda.device(x.device):
         return gpu.gather_gemv(x, weight, None, 0.0, scale)
+
+
+def _triton_multiplies(x: Tensor) -> bool:
+    return x.dtype in TRITON_DTYPES and x.shape[:-1].numel() == TRITON_TOKENS
 
 
 def _triton_selects(x: Tensor) -> bool:

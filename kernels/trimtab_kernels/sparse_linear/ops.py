@@ -157,11 +157,25 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     return _int8_linear(x, weight, scale)
 
 
-def kernel_name(x_device_type: str, dtype: torch.dtype) -> str:
-    """Return the name of what `sparse_linear` runs for one token on this type of device.
+def gather_tokens(x_device_type: str, dtype: torch.dtype) -> int:
+    """Return for how many tokens at most `sparse_linear` leaves weight rows unread.
+
+    That is 0 where `kernel_name` says "reference". On a CPU, this builds the C++ kernels if they
+    have not been built yet.
+    """
+    if x_device_type == "cpu" and dtype in cpu.DTYPES:
+        return cpu.gather_tokens(dtype)
+    triton = x_device_type == "cuda" and dtype in dispatch.TRITON_DTYPES
+    return dispatch.TRITON_TOKENS if triton else 0
+
+
+def kernel_name(x_device_type: str, dtype: torch.dtype, tokens: int = 1) -> str:
+    """Return the name of what `sparse_linear` runs for so many tokens on this type of device.
 
     On a CPU, this builds the C++ kernels if they have not been built yet.
     """
+    if 0 < gather_tokens(x_device_type, dtype) < tokens:
+        return f"dense masked product in PyTorch, {str(dtype).removeprefix('torch.')}"
     if x_device_type == "cpu" and dtype in cpu.DTYPES:
         return cpu.describe(dtype)
     kind = str(dtype).removeprefix("torch.")

@@ -89,6 +89,7 @@ class AppliedLaRoSA:
             ],
             "dense_prefix": self.selectors[0].positions.dense_prefix,
             "prefill": self.selectors[0].positions.prefill.value,
+            "prompt_kernel": self.sparse.prompt_kernel,
         }
         return {"sparsity": section}
 

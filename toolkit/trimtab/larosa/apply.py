@@ -24,7 +24,7 @@ from trimtab.larosa.residual import group_start
 from trimtab.models.adapter import Site, adapter_for, centers, head_shape, module_device
 from trimtab.models.changes import undone_in_order
 from trimtab.progress import track
-from trimtab_kernels.sparse_linear import kernel_name
+from trimtab_kernels.sparse_linear import gather_tokens, kernel_name
 
 
 @dataclass
@@ -37,8 +37,8 @@ class SparseModel:
         Bytes of the weights that read every site of every layer, layer by layer.
     transform_bytes, basis_change_bytes : int
         Bytes of the sites' transforms, and of the residual stream's basis changes.
-    kernel : str
-        What multiplies one token with the weights.
+    kernel, prompt_kernel : str
+        What multiplies one token with the weights, and what the tokens of a prompt.
     skips : bool
         Whether it leaves the rows that zeros multiply unread.
     """
@@ -47,6 +47,7 @@ class SparseModel:
     transform_bytes: int
     basis_change_bytes: int
     kernel: str
+    prompt_kernel: str
     skips: bool
 
 
@@ -69,8 +70,9 @@ def sparsified(
     """
     adapter, heads = adapter_for(model), head_shape(model.config)
     layers = adapter.decoder_layers(model)
-    kernel = kernel_name(model.device.type, model.dtype)
-    sparse = SparseModel([], 0, 0, kernel, not kernel.startswith("reference"))
+    runs_on = model.device.type, model.dtype
+    kernel, skips = kernel_name(*runs_on), gather_tokens(*runs_on) > 0
+    sparse = SparseModel([], 0, 0, kernel, _prompt_kernel(*runs_on), skips)
     with aside(model) as away, ExitStack() as undo:
         for module, matrix in _basis_changes(model, plan, tensors):
             undo.enter_context(basis_changed(module, matrix))
@@ -85,6 +87,13 @@ def sparsified(
             _replace(away, f"{adapter.layers}.{index}", folded, parts, sparse)
         del folded, own, rotation  # not to be held for as long as the model is
         yield sparse
+
+
+def _prompt_kernel(device: str, dtype: torch.dtype) -> str:
+    """Return what multiplies the tokens of a prompt, whose number decides."""
+    few = gather_tokens(device, dtype)
+    many = kernel_name(device, dtype, few + 1)
+    return f"{many} (up to {few} tokens, the kernel for one)" if few > 1 else many
 
 
 def _replace(

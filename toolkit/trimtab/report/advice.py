@@ -21,7 +21,7 @@ from trimtab.report.verdict import ALIKE, NOISY, verdict
 ASKED = {
     "quality": "quality.bits_per_byte",
     "the control of the timing": "speed.control",
-    "serving many requests at once": "serving",
+    "serving many requests together": "serving",
     "energy": "energy",
     "lm-eval tasks": "quality.tasks",
     "memory of the GPU": "memory.peak_device_bytes",

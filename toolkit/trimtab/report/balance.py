@@ -251,14 +251,19 @@ SAYINGS: tuple[Callable[[Job, Sequence[Job]], Iterator[Item]], ...] = (
 
 
 def control_told(job: Job) -> str:
-    """Return what the unmodified model against itself says of the measurement."""
+    """Return what the unmodified model against its own copy says of the measurement."""
     speedup = job.get("speed.speedup")
     if speedup is None:
         return f"{code(job.label)} is the unmodified model; its speed was not measured."
+    one_copy = job.get("speed.paired") is False
+    other, place = (
+        ("itself", "") if one_copy else ("its own copy", ", and where the two lie in memory")
+    )
     holds = speedup["low"] <= 1 <= speedup["high"]
     return (
-        f"{code(job.label)} is the unmodified model against itself, speedup {interval(speedup)}. "
-        + ("That is the noise of its measurement; every other job has a control of its own."
+        f"{code(job.label)} is the unmodified model against {other}, speedup {interval(speedup)}. "
+        + (f"That is the noise of its measurement{place}; every other job has a control of its "
+           "own, which is of the noise alone."
            if holds else
            "It should contain 1 and does not: differences as small as this mean nothing here. "
            "Measure it again on a quiet machine.")

@@ -97,12 +97,13 @@ READING = (
     "document, whatever the model would choose. A draft is right where it is that text. "
     "Brackets are 95 % intervals; those of a mean over seeds span the intervals of all seeds. "
     "`faster` and `slower` are said only where the interval is clear of 1 and of that of the job's "
-    "own control, the unmodified model timed once more beside it. The speedup is what is "
-    "typical of pairs, and rates and times per byte are what is typical of one generation: a few "
-    "that were disturbed move neither. Stacks with "
-    "`vattention` or drafts run on Trimtab's own engine: what the engine alone gives is the row "
-    "`vattention`. docs/reports.md says how to read a report, and docs/results.md explains every "
-    "field."
+    "own control, the unmodified model timed once more beside it, on the same weights. The control "
+    "covers the noise of timing, the order and warming up, not where weights lie in memory: a "
+    "stack has a copy of its own, and what two copies differ by is the row `baseline`. The speedup "
+    "is what is typical of pairs, and rates and times per byte are what is typical of one "
+    "generation: a few that were disturbed move neither. Stacks with `vattention` or drafts run on "
+    "Trimtab's own engine: what the engine alone gives is the row `vattention`. docs/reports.md "
+    "says how to read a report, and docs/results.md explains every field."
 )
 
 RANDOM = (
@@ -186,5 +187,9 @@ def _model(row: Job) -> str:
 
 
 def _ran(row: Job) -> str:
-    step = row.get("engine.decode_step")
-    return str(row.content["kernel"]) + (f"; decode steps: {step}" if step else "")
+    more = {
+        "prompts": row.get("sparsity.prompt_kernel"),
+        "decode steps": row.get("engine.decode_step"),
+    }
+    told = [f"{what}: {kernel}" for what, kernel in more.items() if kernel]
+    return "; ".join([str(row.content["kernel"]), *told])

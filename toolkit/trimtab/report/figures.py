@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 NONE = "-"
@@ -47,6 +47,13 @@ def written(value: Any, form: str, scale: float = 1) -> str:
     if value is None or isinstance(value, str):
         return value or NONE
     return number(value, form, scale)
+
+
+def span(values: Iterable[float], form: str = ",.0f") -> str:
+    """Return a number, or the least and the most of several; nothing of none."""
+    found = sorted(values)
+    ends = dict.fromkeys(f"{value:{form}}" for value in (*found[:1], *found[-1:]))
+    return " to ".join(ends)
 
 
 def listed(words: list[str]) -> str:

@@ -217,7 +217,7 @@ RULES = (
         judged=lambda job, rows: first_token(job),
     ),
     Rule(
-        "many requests at once",
+        "many requests together",
         "the stack that answers most requests per second over those of transformers' padded "
         "generate beside it, if the intervals over that and over its continuous batching are clear "
         "of 1 and of the control's. "
@@ -230,5 +230,5 @@ RULES = (
         judged=_serves,
     ),
     _least("one text at a time", ONE_TEXT, "kv.committed_bytes"),
-    _least("many requests at once", TOGETHER, "serving.servers"),
+    _least("many requests together", TOGETHER, "serving.servers"),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.evaluation.display import Column, Series
 from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, FIRST, SERVERS
-from trimtab.report.figures import code, middle, written
+from trimtab.report.figures import code, middle, span, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
 from trimtab.report.notices import moved
@@ -66,16 +66,21 @@ PROMPT_CUT = (
 )
 AMOUNTS = (
     "What the unmodified model took, measured beside the stack, → what the stack took. Tokens are "
-    "those of the timed texts in the first `speed.repeats` rounds; texts run one at a time."
+    "those of the timed texts in the first `speed.repeats` rounds of the scenario latency: "
+    "texts run one at a time."
 )
 UNRANKED = (
     "`not ranked`: the machine was not the same while this row was timed, as a warning says; its "
     "ratios do not compare with the others'."
 )
+SCENARIOS = (
+    "Times, rates and the speedup are of the scenario latency, one text at a time; the serving "
+    "speedup is of the scenario serving, requests together."
+)
 SERVING = (
-    "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
-    "the others are transformers' own: `padded` generate, the same once more as `control`, whose "
-    "difference is noise, a `static` cache, `continuous` batching."
+    "Scenario serving: requests that arrive together, under one budget{size} for the KV cache. "
+    "`candidate` is the stack; the others are transformers' own: `padded` generate, the same once "
+    "more as `control`, whose difference is noise, a `static` cache, `continuous` batching."
 )
 
 
@@ -105,7 +110,7 @@ def main_table(rows: Sequence[Job]) -> Table:
     names = [name for name, _ in told]
     heads = ("stack", *titles[:first], "verdict", *titles[first:], *names)
     lines: list[tuple[Cell, ...]] = []
-    note = ""
+    notes = {SCENARIOS: None} if any(row.get(FIRST) is not None for row in rows) else {}
     for row in rows:
         label = stack_cell(row.label)
         if not row.ok:
@@ -116,10 +121,11 @@ def main_table(rows: Sequence[Job]) -> Table:
         facts = (cell(fact(row)) for _, fact in told)
         found = verdict(row, rows) if row.methods else f"control: {verdict(row, rows)}"
         if moved(row, rows):
-            found, note = f"{found}, not ranked", UNRANKED
+            found = f"{found}, not ranked"
+            notes[UNRANKED] = None
         lines.append((label, *figures[:first], cell(found), *figures[first:], *facts))
     legend = tuple((one.title, one.meaning) for one in shown if one.meaning)
-    return Table("All figures", heads, tuple(lines), legend, note)
+    return Table("All figures", heads, tuple(lines), legend, " ".join(notes))
 
 
 def amount(job: Job, series: Series) -> str:
@@ -165,7 +171,10 @@ def serving_table(rows: Sequence[Job]) -> Table | None:
         for server in row.get("serving.servers") or ()
     ]
     heads = ("stack", *(one.title for one in SERVERS))
-    return Table("Serving", heads, tuple(lines), note=SERVING) if lines else None
+    budgets = [one for row in rows if (one := row.get("serving.kv_budget_bytes")) is not None]
+    size = f" of {span((1e-6 * one for one in budgets), ',.1f')} MB" if budgets else ""
+    note = SERVING.format(size=size)
+    return Table("Serving", heads, tuple(lines), note=note) if lines else None
 
 
 def _cells(label: str, get: Callable[[str], Any], columns: Iterable[Column]) -> tuple[Cell, ...]:

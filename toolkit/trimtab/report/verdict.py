@@ -74,12 +74,12 @@ def first_token(job: Job) -> str:
 
 
 def serves(job: Job) -> str:
-    """Return what the intervals say of many requests at once, over padded `generate`."""
+    """Return what the intervals say of many requests together, over padded `generate`."""
     return _judged(job, "serving.speedup", "serving.control")
 
 
 def serves_continuously(job: Job) -> str:
-    """Return what they say of many requests at once, over transformers' continuous batching."""
+    """Return what they say of many requests together, over transformers' continuous batching."""
     return _judged(job, "serving.speedup_continuous", "serving.control")
 
 

@@ -1,4 +1,4 @@
-"""Many requests at once in transformers' continuous batching, on its paged cache."""
+"""Many requests together in transformers' continuous batching, on its paged cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many requests at once on our engine."""
+"""Many requests together on our engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many requests at once in transformers' `generate`: one batch, padded on the left."""
+"""Many requests together in transformers' `generate`: one batch, padded on the left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What evaluation asks of whatever answers many requests at once."""
+"""What evaluation asks of whatever answers many requests together."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Serving(Metric):
             "serving speedup",
             "serving.speedup",
             ".3f",
-            "requests per second over those of padded generate, many requests at once",
+            "requests per second over those of padded generate, many requests together",
         ),
     )
     fields: ClassVar[dict[str, Any]] = {

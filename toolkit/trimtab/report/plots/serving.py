@@ -1,4 +1,4 @@
-"""Many requests at once: the stack beside transformers' own ways of serving them."""
+"""Many requests together: the stack beside transformers' own ways of serving them."""
 
 from __future__ import annotations
 
