@@ -52,7 +52,7 @@ def test_of_every_stack_one_fails_and_is_resumed(command, tmp_path):
     whole = tensors.read_bytes()
     tensors.write_bytes(whole[:-10])
 
-    done = command("evaluate.py", "-m", "experiment=ablation", *JOB, *METHOD, *VOCABULARY)
+    done = command("evaluate.py", "-m", "methods=glob(*)", *JOB, *METHOD, *VOCABULARY)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     (sweep,) = tmp_path.glob("multirun/*/*")

@@ -6,10 +6,12 @@ import re
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
+from tests.report.cases import result, written
 from trimtab.commands.check import checked, typed
 from trimtab.commands.launch import launch
 from trimtab.commands.messages import Mistake, one_line
@@ -27,6 +29,8 @@ from trimtab.registry import (
     register,
     targets,
 )
+from trimtab.report.attribution import missing, wholes
+from trimtab.report.load import load_jobs
 from trimtab.settings import describe
 from trimtab.stack import Stack
 from trimtab.wandb_variables import disabled_by
@@ -77,6 +81,29 @@ def test_every_option_composes_in_both_commands(group, option):
 def test_every_experiment_composes():
     for path in (config_folder() / "experiment").glob("*.yaml"):
         typed(composed("evaluate", f"experiment={path.stem}"), EvaluateConfig)
+
+
+def ablation() -> list[str]:
+    swept = OmegaConf.load(config_folder() / "experiment" / "ablation.yaml")
+    given = f"methods={swept.hydra.sweeper.params.methods}"
+    (override,) = OverridesParser.create().parse_overrides([given])
+    return list(override.sweep_string_iterator())
+
+
+def grid() -> list[str]:
+    swept = OmegaConf.load(config_folder() / "sweeps" / "stacks.yaml")
+    return list(swept.parameters.methods["values"])
+
+
+@pytest.mark.parametrize("choices", [ablation, grid])
+def test_a_sweep_over_stacks_completes_the_attribution_of_each(choices, tmp_path):
+    jobs = [
+        result(choice, methods=tuple(composed("evaluate", f"methods={choice}").methods))
+        for choice in choices()
+    ]
+    rows = load_jobs(written(tmp_path, jobs))
+    assert max(len(whole.methods) for whole in wholes(rows)) == 3
+    assert [missing(whole, rows) for whole in wholes(rows)] == [[]] * 4
 
 
 @pytest.mark.parametrize(
