@@ -11,7 +11,15 @@ from statistics import median
 from typing import Any
 
 from matplotlib.figure import Figure
-from result_tables import commit, drawn, errors, report_command, table, with_interval
+from result_tables import (
+    commit,
+    drawn,
+    errors,
+    report_command,
+    step_work,
+    table,
+    with_interval,
+)
 
 COLUMNS = (
     "contender", "ms a token", "tokens/s", "tokens a step", "ms a byte of text",
@@ -39,7 +47,8 @@ def markdown(content: dict[str, Any]) -> str:
         )
         parts.append(table(COLUMNS, [_cells(row) for row in run["rows"]]))
         parts.append("\n".join(_notes(run)))
-        parts += _work(run["rows"])
+        known = [([row["contender"]], row["work_ms_per_step"]) for row in run["rows"]]
+        parts += step_work("step", ("contender",), known)
     return "\n\n".join(parts) + "\n"
 
 
@@ -59,24 +68,6 @@ def _notes(run: dict[str, Any]) -> list[str]:
             f"- A share over 1 says that the floor is wrong, of {'; '.join(wrong)}: {WRONG}"
         )
     return lines
-
-
-def _work(rows: list[dict[str, Any]]) -> list[str]:
-    """Return where the time of the engine's steps goes, as a sentence and a table."""
-    known = [row for row in rows if row["work_ms_per_step"]]
-    if not known:
-        return []
-    kinds = [*known[0]["work_ms_per_step"]]
-    cells = []
-    for row in known:
-        milliseconds = [*row["work_ms_per_step"].values()]
-        milliseconds.append(sum(milliseconds))
-        cells.append([row["contender"], *(f"{one:.2f}" for one in milliseconds)])
-    return [
-        "Where a step's milliseconds go, in the mean over threads. Outside is the time around the "
-        "C++ operator; inputs are norms and selections; activations count as linear layers.",
-        table(("contender", *kinds, "in all"), cells),
-    ]
 
 
 def _setting(content: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ accepted where they are that text: held-out documents of what AdaptiVocab counte
 documentation), source files, random bytes, and files that --text names. In drawn order, on one
 model: the stack without drafts, the same once more, so that the noise shows, and with them. The
 time is from the first new token to the last. Methods are calibrated first where --artifacts has
-none of them. Prints a table; the file keeps every sample.
+none of them. Prints tables: what is gained, and where a token's time goes; the file keeps every
+sample.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from arguments import command, one_line, positive
 from decode_parts.contenders import Setting, artifacts, endless
 from decode_parts.machine import data_file, environment
 from kv_parts.generating import model_config
-from result_tables import commit, table, with_interval
+from result_tables import commit, step_work, table, with_interval
 from texts import python_docs, python_source
 
 from trimtab.backing import Backing, pack, use_pages
@@ -35,6 +36,7 @@ from trimtab.corpus import Split, encode, load_corpus
 from trimtab.environment import prepare
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.intervals import ratio
+from trimtab.evaluation.work import Work, milliseconds, spent
 from trimtab.files import write_json
 from trimtab.generation import Engine
 from trimtab.models.loading import load_model
@@ -102,15 +104,17 @@ def passages(documents: list[str], tokenizer: Any, options: argparse.Namespace) 
     return random.Random(SEED).sample(whole, min(options.passages, len(whole)))
 
 
-def seconds(engine: Engine, ids: list[int], options: argparse.Namespace) -> tuple[float, int]:
-    """Return how long a passage takes after its prompt, and in how many steps."""
+def timed(engine: Engine, ids: list[int], options: argparse.Namespace) -> tuple[float, int, Work]:
+    """Return how long a passage takes after its prompt, in how many steps, and by kind of work."""
+    before = engine.step_seconds
     (completion,) = engine.generate(
         [ids[: options.prompt]],
         max_new_tokens=options.new_tokens,
         given=[ids[options.prompt :]],
     )
     moments = completion.times
-    return moments[-1] - moments[0], len(set(moments)) - 1
+    work = spent(before, engine.step_seconds)
+    return moments[-1] - moments[0], len(set(moments)) - 1, work
 
 
 def measured(name: str, setting: Setting, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -134,11 +138,11 @@ def measured(name: str, setting: Setting, options: argparse.Namespace) -> Iterat
             chosen = passages(documents, tokenizer, options)
             before = drafts.stats.proposed, drafts.stats.accepted
             turns = [chosen[0], *chosen * options.repeats]  # the first one is the warm-up
-            found: dict[str, list[tuple[float, int]]] = {one: [] for one in engines}
+            found: dict[str, list[tuple[float, int, Work]]] = {one: [] for one in engines}
             order = random.Random(SEED)
             for number, ids in enumerate(track(turns, f"{name}, {text}", len(turns))):
                 for one in order.sample(CONTENDERS, len(CONTENDERS)):
-                    sample = seconds(engines[one], ids, options)
+                    sample = timed(engines[one], ids, options)
                     if number:
                         found[one].append(sample)
             times = {one: [sample[0] for sample in own] for one, own in found.items()}
@@ -151,14 +155,21 @@ def measured(name: str, setting: Setting, options: argparse.Namespace) -> Iterat
                 "stack": name,
                 "text": text,
                 "passages": len(chosen),
-                "tokens_per_step": tokens / sum(steps for _, steps in found["with drafts"]),
+                "tokens_per_step": tokens / sum(steps for _, steps, _ in found["with drafts"]),
                 "ms_per_token": {one: 1e3 * sum(own) / tokens for one, own in times.items()},
+                "work_ms_per_token": {
+                    one: milliseconds([work for *_, work in own], sum(times[one]), tokens)
+                    for one, own in found.items()
+                },
                 "gain": gain("with drafts"),
                 "again": gain("without, again"),
                 "step_costs": drafts.stats.step_costs,
                 "proposed": drafts.stats.proposed - before[0],
                 "accepted": drafts.stats.accepted - before[1],
-                "samples": found,
+                "samples": {
+                    one: [(seconds, steps) for seconds, steps, _ in own]
+                    for one, own in found.items()
+                },
             }
 
 
@@ -176,10 +187,18 @@ def markdown(content: dict[str, Any]) -> str:
         ]
         for row in content["rows"]
     ]
-    return (
+    known = [
+        ((row["stack"], row["text"], one), work)
+        for row in content["rows"]
+        for one, work in row["work_ms_per_token"].items()
+    ]
+    parts = [
         f"{machine['cpu']}, {machine['threads']} threads; commit {commit(machine)}; "
-        f"95 % intervals.\n\n{table(COLUMNS, rows)}\n"
-    )
+        "95 % intervals.",
+        table(COLUMNS, rows),
+        *step_work("token", ("stack", "text", "contender"), known),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def run(options: argparse.Namespace) -> None:

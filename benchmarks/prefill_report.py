@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from result_plots import contender_bars, draw_bars
-from result_tables import commit, drawn, report_command, table, with_interval
+from result_tables import commit, drawn, report_command, table, with_interval, work_table
 
 COLUMNS = (
     "prompt, tokens", "contender", "ms to the first token", "times transformers",
@@ -33,17 +33,16 @@ def markdown(content: dict[str, Any]) -> str:
 
 def _work(runs: list[dict[str, Any]]) -> str:
     """Return where the engine's time goes, as a sentence and a table."""
-    known = [(run, row) for run in runs for row in run["rows"] if "work_ms" in row]
-    kinds = [*known[0][1]["work_ms"]]
-    cells = []
-    for run, row in known:
-        milliseconds = [*row["work_ms"].values()]
-        milliseconds.append(sum(milliseconds))
-        cells.append([_prompts(run), row["contender"], *(f"{one:.1f}" for one in milliseconds)])
+    known = [
+        ((_prompts(run), row["contender"]), row["work_ms"])
+        for run in runs
+        for row in run["rows"]
+        if "work_ms" in row
+    ]
     return (
         "Where the engine's milliseconds go, by PyTorch's profiler, whose own time is in them: the "
         "mean of a few turns. Norms and activations are other operators.\n\n"
-        f"{table(('prompt, tokens', 'contender', *kinds, 'in all'), cells)}\n"
+        f"{work_table(('prompt, tokens', 'contender'), known, 1)}\n"
     )
 
 

@@ -11,11 +11,49 @@ from pathlib import Path
 from typing import Any
 
 Estimate = dict[str, float]
+IN_STEPS = (
+    "in the mean over threads. Outside is the time around the C++ operator; inputs are norms and "
+    "selections; activations count as linear layers."
+)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def work_table(
+    columns: Sequence[str], rows: Iterable[tuple[Sequence[str], Mapping[str, float]]], digits: int
+) -> str:
+    """Return a table of milliseconds by kind of work, and of all together.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        What tells the rows apart.
+    rows : iterable of (sequence of str, mapping of str to float)
+        What they have there, and the milliseconds.
+    digits : int
+    """
+    known = list(rows)
+    cells = [
+        [*told, *(f"{one:.{digits}f}" for one in (*work.values(), sum(work.values())))]
+        for told, work in known
+    ]
+    return table((*columns, *known[0][1], "in all"), cells)
+
+
+def step_work(
+    what: str, columns: Sequence[str], rows: Iterable[tuple[Sequence[str], Mapping[str, float]]]
+) -> list[str]:
+    """Return where the engine's time of `what` goes, as a sentence and a table.
+
+    Nothing where no row knows it; see `work_table`.
+    """
+    known = [(told, work) for told, work in rows if work]
+    if not known:
+        return []
+    return [f"Where a {what}'s milliseconds go, {IN_STEPS}", work_table(columns, known, 2)]
 
 
 def commit(environment: Mapping[str, Any]) -> str:

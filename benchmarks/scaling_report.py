@@ -12,7 +12,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from result_tables import commit, drawn, errors, report_command, table, with_interval
+from result_tables import (
+    commit,
+    drawn,
+    errors,
+    report_command,
+    step_work,
+    table,
+    with_interval,
+)
 
 SCALES = {"context": "tokens of context", "rows": "rows of a step", "threads": "threads"}
 COLUMNS = (
@@ -35,6 +43,8 @@ def markdown(content: dict[str, Any]) -> str:
             lines.append(f"**{model}, by {SCALES[part]}**")
             rows = [[str(row[part]), *_cells(row)] for row in found["rows"]]
             lines.append(table((SCALES[part], *COLUMNS), rows))
+            known = [((str(row[part]), row["step"]), row.get("work_ms")) for row in found["rows"]]
+            lines += step_work("step", (SCALES[part], "step"), known)
             ran = dict.fromkeys((r["step"], r["note"]) for r in found["rows"] if r["note"])
             lines.append("\n".join(f"- {step}: {note}." for step, note in ran))
     return "\n\n".join(lines) + "\n"

@@ -95,9 +95,17 @@ def test_parts_are_measured_once_and_only_together(command: Command, tmp_path):
         ]
         assert {len(row["samples_us"]) for row in found} == {2}
         assert {row["same_tokens"] for row in found if row["step"] != steps[2]} == {1}
+        for row in found:  # of the timed steps, and of none before
+            assert bool(row["work_ms"]) == (row["step"] != steps[0])
+            if row["work_ms"]:
+                mean = sum(row["samples_us"]) / 2 / 1e3
+                assert sum(row["work_ms"].values()) == pytest.approx(mean)
+                assert min(row["work_ms"].values()) >= 0
+                assert row["work_ms"]["outside"] < mean
     sizes = [row["step_bytes"] for row in after["rows"]["rows"] if row["step"] == "vattention"]
     assert sizes == [WEIGHTS + 40 * TOKEN, WEIGHTS + 3 * 40 * TOKEN]
     assert "**tiny-llama, float32, by threads**" in second.stdout
+    assert second.stdout.count("Where a step's milliseconds go") == 3
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
 
     other = command("benchmarks/scaling.py", *SCALING.split(), "--samples", "4")

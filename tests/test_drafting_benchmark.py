@@ -24,4 +24,9 @@ def test_drafts_are_timed_beside_the_stack_without_them(command, tmp_path):
         assert row["tokens_per_step"] == pytest.approx(4 * 19 / sum(steps for _, steps in drafted))
         times = [sum(seconds for seconds, _ in own) for own in (without, drafted)]
         assert row["gain"]["estimate"] == pytest.approx(times[0] / times[1])
+        for one, work in row["work_ms_per_token"].items():
+            assert sum(work.values()) == pytest.approx(row["ms_per_token"][one])
+            assert 0 <= min(work.values()) <= max(work.values()) < row["ms_per_token"][one]
     assert "| vattention | python docs |" in done.stdout
+    assert "Where a token's milliseconds go" in done.stdout
+    assert "| vattention | python docs | with drafts | " in done.stdout

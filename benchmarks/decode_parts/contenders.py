@@ -23,6 +23,7 @@ from trimtab.artifact import Artifact
 from trimtab.backing import Backing, pack
 from trimtab.calibration import artifacts_for
 from trimtab.evaluation.memory import copied, step_bytes, twin
+from trimtab.evaluation.work import spent
 from trimtab.generation.transformers import Clock, plain_generation
 from trimtab.larosa import Allocation, Basis, LaRoSA, Selection, Transforms
 from trimtab.method import Method
@@ -57,8 +58,6 @@ class Contender:
         What runs its decode steps.
     recording : callable
         Returns a context within which is counted what is read.
-    seconds : callable
-        Returns what the time of all steps so far went to, by kind of work, where that is known.
     exact_logits : callable
         Returns how many logits of the head itself a token took in the mean, where an int8 copy of
         it ruled out the others.
@@ -70,7 +69,6 @@ class Contender:
     token_bytes: int
     note: str = ""
     recording: Callable[[], AbstractContextManager[Any]] = nullcontext
-    seconds: Callable[[], dict[str, float]] = dict
     exact_logits: Callable[[], float | None] = lambda: None
 
 
@@ -269,8 +267,10 @@ def _engine(
     engine = setting.undo.enter_context(optimized.engine(slots=1, max_len=longest))
 
     def run(ids: list[int]) -> Continuation:
+        before = engine.step_seconds
         (completion,) = engine.generate([ids], max_new_tokens=options.new_tokens)
-        return Continuation.of(completion.times, completion.text)
+        work = spent(before, engine.step_seconds)
+        return Continuation.of(completion.times, completion.text, work)
 
     def weight_bytes() -> int:
         read = step_bytes(optimized.model) + optimized.applied.extra_step_bytes()
@@ -283,6 +283,5 @@ def _engine(
         setting.token_bytes,
         engine.decode_step,
         optimized.applied.recording,
-        lambda: engine.step_seconds,
         lambda: engine.exact_logits if engine.head_copy_bytes else None,
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 
@@ -23,18 +23,21 @@ class Continuation:
         Tokens after the first, and the forward passes that yielded them.
     text : str
         Of all new tokens.
+    work : dict of str to float
+        What the seconds of the steps went to, by kind of work; empty where that is not known.
     """
 
     milliseconds: float
     tokens: int
     steps: int
     text: str
+    work: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, times: Sequence[float], text: str) -> Self:
+    def of(cls, times: Sequence[float], text: str, work: Mapping[str, float] | None = None) -> Self:
         """Return it from the moments, in seconds, when each token was there."""
         milliseconds = 1e3 * (times[-1] - times[0])
-        return cls(milliseconds, len(times) - 1, len(set(times)) - 1, text)
+        return cls(milliseconds, len(times) - 1, len(set(times)) - 1, text, dict(work or {}))
 
     @property
     def size(self) -> float:

@@ -14,6 +14,7 @@ from decode_parts.machine import pages
 from trimtab.evaluation.bandwidth import Reader
 from trimtab.evaluation.intervals import ratio
 from trimtab.evaluation.metrics.metric import drawn
+from trimtab.evaluation.work import milliseconds
 from trimtab.progress import track
 
 Row = dict[str, Any]
@@ -34,7 +35,6 @@ def measure(
                 one.run(prompt)
     rates: list[float] = []
     found: dict[str, list[Continuation]] = {one.name: [] for one in contenders}
-    before = {one.name: one.seconds() for one in contenders}
     for number in track(range(rounds), "Rounds", rounds):
         read()  # what the last contender left in the caches is out of the way
         rates.append(read())
@@ -43,24 +43,10 @@ def measure(
     reference, context = found[contenders[0].name], len(prompts[0])
     rows = [_row(one, found[one.name], reference, rates, context, seed) for one in contenders]
     for one, row in zip(contenders, rows, strict=True):
-        row["work_ms_per_step"] = _work(one.seconds(), before[one.name], found[one.name])
         row["exact_logits"] = one.exact_logits()
     reading = {"bytes_per_s": rates, "huge_share": read.huge_share}
     del read  # its pages are not the contenders'
     return {"read": reading, "pages": pages(), "rows": rows}
-
-
-def _work(after: dict[str, float], before: dict[str, float], own: list[Continuation]) -> Row:
-    """Return the milliseconds that a step spends on each kind of work, and those on the rest.
-
-    A prompt takes no decode step, but the first new token comes with it.
-    """
-    if not after:
-        return {}
-    steps = sum(part.steps for part in own)
-    work = {name: 1e3 * (after[name] - before[name]) / steps for name in after}
-    whole = sum(part.milliseconds for part in own) / steps
-    return work | {"outside": whole - sum(work.values())}
 
 
 def _row(
@@ -100,6 +86,9 @@ def _row(
         "step_bytes": round(sum(each) / len(each)),
         "floor_ms_per_token": sum(floors) / sum(tokens),
         "floor_share": paired(floors, times),
+        "work_ms_per_step": milliseconds(
+            [part.work for part in own], sum(times) / 1e3, sum(part.steps for part in own)
+        ),
         "same_text": sum(a.text == b.text for a, b in zip(own, reference, strict=True)) / len(own),
         "samples": [part.sample() for part in own],
     }

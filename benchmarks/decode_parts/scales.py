@@ -18,6 +18,8 @@ from decode_parts.machine import pages
 from trimtab.evaluation.bandwidth import READ_BYTES, Reader
 from trimtab.evaluation.intervals import ratio
 from trimtab.evaluation.memory import step_bytes, twin
+from trimtab.evaluation.work import milliseconds, spent
+from trimtab.generation.executor import Executor
 from trimtab.optimized import Optimized
 from trimtab.progress import say
 
@@ -65,7 +67,8 @@ class Steps:
         torch.set_num_threads(point.threads)
         samples, chosen = self._options.samples, dict[str, Tensor]()
         with ExitStack() as stack:
-            steps, notes = self._steps(stack, point)
+            steps, executors = self._steps(stack, point)
+            notes = {name: one.name for name, one in executors.items()}
             with self._optimized.applied.recording():
                 steps[self._sparse]()
             sizes = self._bytes(point)
@@ -74,8 +77,13 @@ class Steps:
                 return lambda: chosen.update({name: steps[name]().argmax(-1)})
 
             runs: dict[str, Callable[[], Any]] = {name: noting(name) for name in steps}
-            times = interleave({READ: self._reader, **runs}, samples, "cpu")
-            stack.callback(steps.clear)  # they hold tensors over the caches, which are closed now
+            turns = {READ: self._reader, **runs}
+            interleave(turns, 0, "cpu")  # the warm-up alone
+            before = {name: one.seconds for name, one in executors.items()}
+            times = interleave(turns, samples, "cpu", warm_up=0)
+            work = {name: spent(before[name], one.seconds) for name, one in executors.items()}
+            for held in (steps, executors):
+                stack.callback(held.clear)  # of tensors over the caches, which are closed now
         for name in runs:
             own = times[name]
             floors = [sizes[name] * read / READ_BYTES for read in times[READ]]
@@ -88,6 +96,7 @@ class Steps:
                 "step_bytes": sizes[name],
                 "floor_ms": sum(floors) / samples / 1e3,
                 "floor_share": _ratio(floors, own),
+                "work_ms": milliseconds([work.get(name, {})], sum(own) / 1e6, samples),
                 "same_tokens": float((chosen[name] == chosen[LIBRARY]).float().mean()),
                 "samples_us": own,
                 "read_us": times[READ],
@@ -101,7 +110,7 @@ class Steps:
 
     def _steps(
         self, stack: ExitStack, point: Point
-    ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Executor]]:
         """Return the steps by name, and what runs the engine's."""
         copies = -(-point.context // self._states[0][0].shape[2])
         states = [
@@ -113,10 +122,10 @@ class Steps:
         cache = DynamicCache(config=self._model.config)
         fill([cache], states, point.rows)
         models = {DENSE: twin(self._model), self._sparse: self._optimized.model}
-        steps, notes = {LIBRARY: in_cache(self._model, cache, tokens)}, dict[str, str]()
+        steps, executors = {LIBRARY: in_cache(self._model, cache, tokens)}, dict[str, Executor]()
         for name, model in models.items():
-            steps[name], notes[name] = in_engine(stack, model, states, tokens, most)
-        return steps, notes
+            steps[name], executors[name] = in_engine(stack, model, states, tokens, most)
+        return steps, executors
 
     def _bytes(self, point: Point) -> dict[str, int]:
         """Return the bytes that each step reads; with LaRoSA, the weights that one row needs."""

@@ -15,6 +15,7 @@ from kv_parts.setting import CACHES, Options, Record, lacking
 from kv_parts.timing import WARM_UP, compared, interleave
 from trimtab.evaluation.memory import twin
 from trimtab.generation.attention import NAME
+from trimtab.generation.executor import Executor
 from trimtab.generation.forward import Forward
 from trimtab.models.facts import CacheShape
 from trimtab.models.loading import load_model
@@ -106,7 +107,7 @@ def in_cache(model: PreTrainedModel, cache: Cache, tokens: Tensor) -> Step:
 
 def in_engine(
     stack: ExitStack, model: PreTrainedModel, states: States, tokens: Tensor, most: int
-) -> tuple[Step, str]:
+) -> tuple[Step, Executor]:
     """Return a step of the engine, and what runs it."""
     shape = CacheShape.of(model.config)
     sizes = len(shape.windows), len(tokens), most, shape.kv_heads, shape.head_dim
@@ -124,4 +125,4 @@ def in_engine(
         kv.ensure({slot: kv.length(slot) + 1 for slot in newest})
         return forward.decode(newest)
 
-    return step, forward.executor.name
+    return step, forward.executor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial, partialmethod
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from trimtab.corpora import Document
 from trimtab.corpus import encode
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory
 from trimtab.evaluation.contenders import Contender
-from trimtab.evaluation.generators import TransformersGenerator
+from trimtab.evaluation.generators import EngineGenerator, TransformersGenerator
 from trimtab.evaluation.intervals import rate_difference, typical
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics import kv
@@ -363,17 +364,19 @@ def test_drafts_change_steps_and_times_and_nothing_else(results):
 
 
 def test_a_text_in_a_single_step_has_no_decoding_to_time(hub, tmp_path, monkeypatch):
-    teacher_forced = TransformersGenerator.teacher_forced
-
-    def in_one_step(*arguments):
+    def in_one_step(teacher_forced, *arguments):
         timing = teacher_forced(*arguments)
         timing.gaps, timing.step_tokens = [], [timing.new_tokens]
         return timing
 
-    monkeypatch.setattr(TransformersGenerator, "teacher_forced", in_one_step)
+    for kind in (TransformersGenerator, EngineGenerator):
+        changed = partialmethod(partial(in_one_step, kind.teacher_forced))
+        monkeypatch.setattr(kind, "teacher_forced", changed)
     config = configured(tmp_path, *hub)
-    config.methods = {}
+    config.methods = {"vattention": {"_target_": "trimtab.vattention.VAttention"}}
     result = evaluate(config, "one step")
+    assert result["engine"]["ms_per_text"] is None
+    assert "single step" in result["reasons"]["engine.ms_per_text"]
     assert result["speed"]["decode_tokens_per_s"] is None
     assert "single step" in result["reasons"]["speed.decode_speedup"]
     assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])

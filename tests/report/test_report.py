@@ -15,6 +15,7 @@ from tests.report.cases import ERROR, budgeted, compressing, result, serving, sp
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.run import RANDOM
 from trimtab.evaluation.schema import SCHEMA
+from trimtab.evaluation.work import TextTime
 from trimtab.report import build, build_report
 from trimtab.report.__main__ import main as report_main
 from trimtab.report.data import csv_table
@@ -467,6 +468,20 @@ def test_compression_is_told_with_its_control(tmp_path):
     assert (
         "| `better` | 1000 | 800 | 0.8770 | 0.9000 | 0.9200 | -0.0200 [-0.0300, -0.0100] |" in text
     )
+
+
+def test_where_the_time_of_a_text_goes_adds_up_in_the_rows_that_know(tmp_path):
+    kinds = TextTime.__annotations__
+    told = result("vattention") | {"engine": {"ms_per_text": dict.fromkeys(kinds, 150.25)}}
+    untold = result("fused") | {"engine": {"ms_per_text": None}}
+    text = build_report(written(tmp_path, [result("larosa"), told, untold])).read_text()
+    table = text.partition("## Where the time of a text goes")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    assert rows == ["| `vattention` " + "| 150.2 " * len(kinds) + "| 1,202.0 |"]
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "<h2>Where the time of a text goes</h2>" in page
+    alone = build_report(written(tmp_path / "other", [result("larosa")])).read_text()
+    assert "Where the time" not in alone
 
 
 def test_serving_is_a_table_of_servers(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ from trimtab.config import EvaluateConfig
 from trimtab.corpus import encode
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.generators import EngineGenerator, TransformersGenerator
+from trimtab.evaluation.metrics.latency import UNTOLD
+from trimtab.evaluation.work import TextTime
 from trimtab.evaluation.workload import Prompt, Window
 from trimtab.models.random import byte_tokenizer
 from trimtab.stack import Stack
 from trimtab.vattention import VAttention
 from trimtab.vattention.layout import committed_bytes
+from trimtab_kernels.decode_step import dispatch
 
 BASE = byte_tokenizer()
 TEXT = "The following operations are the same as those of the other expressions in the list. "
@@ -101,6 +105,7 @@ def test_the_engine_is_timed_on_the_same_text_and_its_cache_is_measured(mode, la
             timing = candidate.generator.teacher_forced(PROMPT)
             geometry = candidate.generator.engine.kv.geometry
             again = candidate.generator.teacher_forced(PROMPT)
+            work = candidate.engine.step_seconds
     plain = Contender("candidate", loaded.model, BASE)
     if mode in ("full", "input"):
         assert timing.prompt_tokens == len(extended_tokenizer()(TEXT)["input_ids"])
@@ -114,6 +119,9 @@ def test_the_engine_is_timed_on_the_same_text_and_its_cache_is_measured(mode, la
     assert len(timing.gaps) == timing.steps - 1
     assert (timing.steps < timing.new_tokens) == (mode == "draft")
     assert 0 < timing.first <= timing.first + sum(timing.gaps) <= timing.total
+    for kind, seconds in work.items():  # of these two texts, and of nothing else
+        assert timing.step_seconds[kind] + again.step_seconds[kind] == pytest.approx(seconds)
+    assert 0 < sum(timing.step_seconds.values()) <= sum(timing.gaps)
     tokens = timing.prompt_tokens + timing.new_tokens - 1
     assert timing.live_bytes == tokens * geometry.token_bytes
     expected = committed_bytes([tokens], geometry, PAGE)
@@ -164,6 +172,29 @@ def test_the_cache_changes_no_text_and_its_bytes_are_reported(hub, tmp_path):
     assert result["engine"]["decode_steps"] == texts * (60 - 1)
     assert result["engine"]["prefill_steps"] == texts
     assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
+
+
+@pytest.mark.parametrize("modes", [[], ["draft"]])
+def test_the_parts_of_a_texts_time_are_those_of_the_timed_texts_and_add_up(hub, tmp_path, modes):
+    result = evaluate(stacked(tmp_path, hub, *modes), "parts")
+    parts = result["engine"]["ms_per_text"]
+    assert [*parts] == [*TextTime.__annotations__]
+    timed = [row for row in result["samples"]["timings"] if row["model"] == "candidate"]
+    assert len(timed) == 2 * 3  # prompts and repeats; the warm-up is not among them
+    assert sum(parts.values()) == pytest.approx(1e3 * fmean(row["total"] for row in timed))
+    assert parts["prefill"] == pytest.approx(1e3 * fmean(row["first"] for row in timed))
+    attention = fmean(row["step_seconds"]["attention"] for row in timed)
+    assert parts["attention"] == pytest.approx(1e3 * attention)
+    assert min(parts.values()) >= 0
+
+
+def test_by_the_models_modules_nothing_tells_where_the_time_goes(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatch, "unavailable", lambda *_: "no compiler")
+    result = evaluate(stacked(tmp_path, hub), "vattention")
+    assert result["engine"]["ms_per_text"] is None
+    reason = f"{UNTOLD}: decode step by the model's modules: no compiler"
+    assert result["reasons"]["engine.ms_per_text"] == reason
+    assert not any("step_seconds" in row for row in result["samples"]["timings"])
 
 
 def test_drafts_are_verified_by_the_engine(hub, tmp_path):

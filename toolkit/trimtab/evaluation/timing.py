@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -32,6 +32,8 @@ class Timing:
         other caches.
     huge_page_bytes : int or None
         How many of them lie in huge pages of the host; None of other caches.
+    step_seconds : dict of str to float
+        What its decode steps took by kind of work; empty where that is not known.
     """
 
     first: float
@@ -47,10 +49,11 @@ class Timing:
     reserved_bytes: int
     measured_bytes: int | None = None
     huge_page_bytes: int | None = None
+    step_seconds: dict[str, float] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """Return the timing as JSON values, without what was not measured."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value not in (None, {})}
 
     @property
     def steps(self) -> int:

@@ -29,6 +29,7 @@ from trimtab.report.table import (
     main_table,
     serving_table,
 )
+from trimtab.report.time_table import time_table
 from trimtab.report.verdict import groups_of, names_of, said, verdict
 
 
@@ -132,8 +133,8 @@ def document(
     failed = [row for row in rows if not row.ok]
     groups = groups_of(measured)
     tables = (
-        main_table(rows), beside_table(rows), serving_table(measured), compression_table(measured),
-        published_table(rows), claims_table(rows),
+        main_table(rows), beside_table(rows), time_table(measured), serving_table(measured),
+        compression_table(measured), published_table(rows), claims_table(rows),
     )  # fmt: skip
     chosen = [choice for group in groups for choice in choices(group)]
     return Document(

@@ -18,6 +18,7 @@ from trimtab.backing import huge_cache_bytes
 from trimtab.corpus import encode
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.timing import Timing
+from trimtab.evaluation.work import spent
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation import Engine
 from trimtab.generation.prompts import as_batch, token_ids
@@ -83,6 +84,7 @@ class EngineGenerator:
             if len(tokens) == len(continuation):
                 at_end.append(self.engine.kv.stats())
 
+        before = self.engine.step_seconds
         started = time.perf_counter()
         (completion,) = self.engine.generate(
             as_batch([ids]),
@@ -91,6 +93,7 @@ class EngineGenerator:
             given=[continuation],
         )
         total = time.perf_counter() - started
+        work = spent(before, self.engine.step_seconds)
         assert tokens == continuation
         (held,) = at_end
         steps = [(moment, len(list(same))) for moment, same in groupby(completion.times)]
@@ -109,6 +112,7 @@ class EngineGenerator:
             reserved_bytes=held.reserved,
             measured_bytes=held.measured,
             huge_page_bytes=huge_cache_bytes(),  # a released slot keeps its pages
+            step_seconds=work,
         )
 
     def _require_room(self, prompt: int, new_tokens: int) -> None:

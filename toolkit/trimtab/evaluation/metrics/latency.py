@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from operator import attrgetter
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from trimtab.evaluation.result import Result
 from trimtab.evaluation.rounds import Rounds, Timed
 from trimtab.evaluation.speed import Verdict, outliers, verdict
 from trimtab.evaluation.timing import Timing
+from trimtab.evaluation.work import TextTime, text_time
+from trimtab.generation.stats import EngineStats
 
 UNPAIRED = (
     "paired=false: the models were timed one after the other, and what changed on the machine "
@@ -33,11 +35,18 @@ OVER_THE_TOP = (
     "not read as fast as the machine can"
 )
 ONE_STEP = "a text came in a single step: raise generation.new_tokens"
+UNTOLD = "no decode step in C++ ran, which alone tells what its time goes to"
 DECODING: dict[str, Any] = {
     "speed.ms_per_token": dict[str, Both[Estimate]],
     "speed.decode_tokens_per_s": Both[Estimate],
     "speed.decode_speedup": Estimate,
     "speed.roofline_share": Both[Estimate],
+}
+ENGINE: dict[str, Any] = {
+    "decode_step": str,
+    "head_copy_bytes": int,
+    "ms_per_text": TextTime,
+    **get_type_hints(EngineStats),
 }
 
 
@@ -86,7 +95,7 @@ class Latency(Metric):
         "speed.read_bytes_per_s": float,
         "speed.step_bytes": Both[int],
         **DECODING,
-        "engine": dict[str, Any],
+        **{f"engine.{name}": kind for name, kind in ENGINE.items()},
         "environment.load": Load,
         "samples.timings": Rows,
         "samples.read_bytes_per_s": list[float],
@@ -200,13 +209,22 @@ class Latency(Metric):
             result.warn(OVER_THE_TOP)
 
     def _summarise_engine(self, result: Result) -> None:
-        result.put("engine", self._engine)
         if self._engine is None:
             reason = "no method of the stack has a KV cache, and none drafts"
             result.missing("engine", f"transformers generated: {reason}")
-        elif self._engine["step_costs"] is None:
+            return
+        result.put("engine", self._engine)
+        if self._engine["step_costs"] is None:
             for name in ("step_costs", "step_costs_measured"):
                 result.missing(f"engine.{name}", "no method of the stack drafts")
+        own = self.timings["candidate"]
+        if not any(timing.gaps for timing in own):
+            result.missing("engine.ms_per_text", ONE_STEP)
+        elif found := text_time(own):
+            result.put("engine.ms_per_text", found)
+        else:
+            step = self._engine["decode_step"]
+            result.missing("engine.ms_per_text", f"{UNTOLD}: {step}")
 
     def _summarise_machine(self, result: Result) -> None:
         load = self._rounds.load.load
