@@ -6,6 +6,7 @@ import mmap
 from statistics import fmean
 from typing import Any
 
+import jsonschema
 import pytest
 
 from tests.conftest import tiny
@@ -17,6 +18,7 @@ from trimtab.corpus import encode
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.generators import EngineGenerator, TransformersGenerator
 from trimtab.evaluation.metrics.latency import UNTOLD
+from trimtab.evaluation.schema import json_schema
 from trimtab.evaluation.work import TextTime
 from trimtab.evaluation.workload import Prompt, Window
 from trimtab.models.random import byte_tokenizer
@@ -177,6 +179,7 @@ def test_the_cache_changes_no_text_and_its_bytes_are_reported(hub, tmp_path):
 @pytest.mark.parametrize("modes", [[], ["draft"]])
 def test_the_parts_of_a_texts_time_are_those_of_the_timed_texts_and_add_up(hub, tmp_path, modes):
     result = evaluate(stacked(tmp_path, hub, *modes), "parts")
+    jsonschema.validate(result, json_schema())
     parts = result["engine"]["ms_per_text"]
     assert [*parts] == [*TextTime.__annotations__]
     timed = [row for row in result["samples"]["timings"] if row["model"] == "candidate"]
