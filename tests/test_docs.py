@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT, tiny
 from tests.models.contract import AdapterContract
 from tests.models.larosa_contract import LaRoSAContract
+from tests.models.plan_contract import PlanContract
 from trimtab.commands.check import typed
 from trimtab.commands.overrides import expand
 from trimtab.config import CalibrateConfig, EvaluateConfig
@@ -174,11 +175,11 @@ def _extended_as_written():
 
 
 @pytest.mark.usefixtures("_extended_as_written")
-class TestTheArchitectureOfThePage(AdapterContract, LaRoSAContract):
+class TestTheArchitectureOfThePage(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-starcoder2"
 
 
 def test_the_page_names_the_test_that_stands_here():
     written = written_files(ROOT / "docs/extending.md")["tests/models/test_adapters.py"]
     assert written.split(":\n")[1].strip() == 'shape = "tiny-starcoder2"'
-    assert "(AdapterContract, LaRoSAContract)" in written
+    assert "(AdapterContract, LaRoSAContract, PlanContract)" in written
