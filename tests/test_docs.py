@@ -158,6 +158,14 @@ def test_the_method_of_the_page_works_as_written(command, tmp_path):
         words = [text[name].split() for text in result["samples"]["texts"]]
         new = sum(len(set(text)) for text in words)
         assert share == pytest.approx(1 - new / sum(map(len, words)))
+    measure = tmp_path / "toolkit/trimtab/config/measure.py"
+    line = '"repetition": "repetition.Repetition",'
+    measure.write_text(measure.read_text().replace('"kv": "kv.KV",', f'"kv": "kv.KV", {line}'))
+    reported = command("-m", "trimtab.report", str(path_of_result.parent), PYTHONPATH=path)
+    assert reported.returncode == 0, reported.stderr
+    report = Path(reported.stdout.strip())
+    assert (report.parent / "repetition.png").exists()
+    assert "| repeated |" in report.read_text()
 
 
 @pytest.fixture(scope="class")
