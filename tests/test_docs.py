@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from tests.conftest import ROOT, tiny
 from tests.models.contract import AdapterContract
 from tests.models.larosa_contract import LaRoSAContract
+from tests.models.plan_contract import PlanContract
 from trimtab.commands.check import typed
 from trimtab.commands.overrides import expand
 from trimtab.config import CalibrateConfig, EvaluateConfig
@@ -157,6 +158,14 @@ def test_the_method_of_the_page_works_as_written(command, tmp_path):
         words = [text[name].split() for text in result["samples"]["texts"]]
         new = sum(len(set(text)) for text in words)
         assert share == pytest.approx(1 - new / sum(map(len, words)))
+    measure = tmp_path / "toolkit/trimtab/config/measure.py"
+    line = '"repetition": "repetition.Repetition",'
+    measure.write_text(measure.read_text().replace('"kv": "kv.KV",', f'"kv": "kv.KV", {line}'))
+    reported = command("-m", "trimtab.report", str(path_of_result.parent), PYTHONPATH=path)
+    assert reported.returncode == 0, reported.stderr
+    report = Path(reported.stdout.strip())
+    assert (report.parent / "repetition.png").exists()
+    assert "| repeated |" in report.read_text()
 
 
 @pytest.fixture(scope="class")
@@ -174,11 +183,11 @@ def _extended_as_written():
 
 
 @pytest.mark.usefixtures("_extended_as_written")
-class TestTheArchitectureOfThePage(AdapterContract, LaRoSAContract):
+class TestTheArchitectureOfThePage(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-starcoder2"
 
 
 def test_the_page_names_the_test_that_stands_here():
     written = written_files(ROOT / "docs/extending.md")["tests/models/test_adapters.py"]
     assert written.split(":\n")[1].strip() == 'shape = "tiny-starcoder2"'
-    assert "(AdapterContract, LaRoSAContract)" in written
+    assert "(AdapterContract, LaRoSAContract, PlanContract)" in written

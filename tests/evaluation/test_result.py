@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from trimtab.config import METRICS, EvaluateConfig
 from trimtab.errors import ArtifactError, ConfigError
 from trimtab.evaluation.intervals import geometric_mean, half_width, typical, typical_ratio
 from trimtab.evaluation.result import Result
+from trimtab.evaluation.schema import json_schema
 from trimtab.evaluation.speed import verdict
 from trimtab.registry import config_folder, register
 from trimtab_kernels.sparse_linear import kernel_name
@@ -203,6 +205,7 @@ def test_what_a_method_did_not_measure_has_a_reason_too(folder, hub, settings, m
     result = evaluate(config, "adaptivocab")
     found = {name for name, value in result["vocabulary"].items() if value is None}
     assert found == missing
+    jsonschema.validate(result, json_schema())
     assert "reasons" not in result["vocabulary"]
     assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
 

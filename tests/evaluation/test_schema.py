@@ -20,6 +20,7 @@ PATH = ROOT / "docs" / "result.schema.json"
 LATENCY, GREEDY = (
     f"trimtab.evaluation.metrics.{one}" for one in ("latency.Latency", "greedy.Greedy")
 )
+VOCABULARY = {"merged": 3, "quality_budget": 0.1, "operating_points": [], "validation": None}
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,20 @@ def test_the_schema_in_the_documents_is_that_of_the_code():
 def test_a_real_result_fits_and_one_that_lacks_a_field_or_has_another_type_does_not(content):
     known = schema.json_schema()
     jsonschema.validate(content, known)
+    jsonschema.validate({**content, "vocabulary": VOCABULARY}, known)
     assert content["schema"] == schema.SCHEMA
-    speed = content["speed"]
+    jsonschema.validate({**content, "pruning": {"share": 0.3}}, known)  # of a method of one's own
+    speed, point = content["speed"], {"ngrams": 3, "saving": 0.1}
     for broken in (
         {name: value for name, value in content.items() if name != "kv"},
         {**content, "speed": {**speed, "speedup": {"estimate": 1.0}}},
         {**content, "speed": {**speed, "ttft_ms": {"baseline": 1.0, "candidate": "fast"}}},
         {**content, "methods": None},
+        {**content, "calibration": {"larosa": {"wall_seconds": "long"}}},
+        {**content, "sparsity": {**content["sparsity"], "achieved": None}},
+        {**content, "sparsity": {**content["sparsity"], "layers": [{"layer": 0, "site": "h1"}]}},
+        {**content, "vocabulary": {"merged": 3}},
+        {**content, "vocabulary": {**VOCABULARY, "validation": point}},
     ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(broken, known)

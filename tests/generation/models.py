@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.conftest import SHAPES
 from tests.models.contract import draw
 from trimtab.capabilities import Drafter
 from trimtab.generation import Engine
@@ -27,12 +28,9 @@ from trimtab.vattention.settings import CacheSettings
 # One token per byte, and none that ends a text: a random model would soon choose it.
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer().backend_tokenizer)
 SLIDING = "sliding_attention"
-# The changes give models without a window by default one that is shorter than the texts.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("tiny-llama", {}),
-    "mistral": ("tiny-mistral", {}),
+# Windows, shorter than the texts, of models without one by default, and what else a config changes.
+CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, window": ("tiny-mistral", {"sliding_window": 8}),
-    "qwen2": ("tiny-qwen2", {}),
     "qwen2, window": (
         "tiny-qwen2",
         {
@@ -41,20 +39,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["full_attention", SLIDING, SLIDING],
         },
     ),
-    "qwen3": ("tiny-qwen3", {}),
-    "gemma2": ("tiny-gemma2", {}),
-    "gemma3": ("tiny-gemma3", {}),
-    "phi3": ("tiny-phi3", {}),
     "phi3, window": ("tiny-phi3", {"sliding_window": 8}),
-    "opt": ("tiny-opt", {}),
-    "gpt2": ("tiny-gpt2", {}),
     "gpt2, scaled by layer": ("tiny-gpt2", {"scale_attn_by_inverse_layer_idx": True}),
 }
+VARIANTS = {shape.removeprefix("tiny-"): (shape, dict[str, Any]()) for shape in SHAPES} | CHANGED
 
 
 def model_of(variant: str = "llama", dtype: DType = DType.float32) -> PreTrainedModel:
     """Return a tiny model with random weights, norms and biases."""
     shape, changes = VARIANTS[variant]
+    return changed(shape, changes, dtype)
+
+
+def changed(shape: str, changes: Mapping[str, Any], dtype: DType) -> PreTrainedModel:
+    """Return a tiny model of a shape whose config has these changes."""
     drawn = draw(shape, dtype, tied=True).model
     config = copy.deepcopy(drawn.config)
     for name, value in changes.items():

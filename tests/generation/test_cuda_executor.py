@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from tests.conftest import ROOT
 from tests.generation import triton_step_cases
 from tests.generation.models import VARIANTS, engine_for, model_of, prompts_of
-from tests.generation.test_plan import LENGTH, OUTSIDE, empty_cache, plan_of
+from tests.generation.test_plan import OUTSIDE
+from tests.models.plan_contract import LENGTH, empty_cache, plan_of
 from trimtab.generation import Engine
 from trimtab.models.sources import DType
 from trimtab.vattention.virtual_kv import VirtualKV

@@ -17,7 +17,7 @@ from transformers.models.llama import modeling_llama
 
 import trimtab
 from tests.generation.models import TOKENIZER, engine_for, model_of, prompts_of
-from tests.generation.test_plan import LENGTH, empty_cache, plan_of
+from tests.models.plan_contract import LENGTH, empty_cache, plan_of
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.sources import DType
 from trimtab_kernels.decode_step import cpu

@@ -1,4 +1,4 @@
-"""The decode plan against transformers' own forward pass, for every architecture and method."""
+"""Decode plans beyond the contract: windows, rows, threads, refusals, and sparse models."""
 
 from __future__ import annotations
 
@@ -6,35 +6,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tests.conftest import SHAPES, random_inputs
-from tests.generation.models import VARIANTS, model_of
+from tests.generation.models import CHANGED, model_of
 from tests.models.contract import assert_equal, draw, stepwise
 from tests.models.larosa_contract import SMALL, calibrated
+from tests.models.plan_contract import LENGTH, PlanContract, empty_cache, plan_of, steps_of
 from trimtab.artifact import Artifact
-from trimtab.generation.attention import NAME
 from trimtab.generation.executor import MOST_ROWS
-from trimtab.generation.plan import Observed, decode_plan
-from trimtab.generation.steps import ExtendStep
 from trimtab.larosa import LaRoSA, Precision, RotationScope, Selection, Transforms
 from trimtab.larosa.apply import sparsified
 from trimtab.larosa.plan import Plan
 from trimtab.larosa.selection import Selectors
-from trimtab.models.adapter import adapter_for, head_shape
+from trimtab.models.adapter import adapter_for
 from trimtab.models.decode_parts import joined
 from trimtab.models.sources import DType
-from trimtab.vattention.attention import using_attention
-from trimtab_kernels.decode_step import DecodePlan, Linear, Norm, SiteInput, cpu
+from trimtab_kernels.decode_step import Linear, Norm, SiteInput, cpu
 from trimtab_kernels.decode_step.reference import decode_step
-
-LENGTH = 24
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,71 +35,25 @@ def built() -> None:
     assert cpu.unavailable(torch.float32, torch.device("cpu")) is None
 
 
-def plan_of(model: PreTrainedModel, max_len: int = LENGTH) -> DecodePlan:
-    observed = Observed(ExtendStep(*empty_cache(model, 1), 0, 0, 2, prompt=False))
-    ids = torch.arange(2, device=model.device)[None]
-    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=model.device)
-    with using_attention(model, NAME), observed.watching(model):
-        model(ids, position_ids=ids, attention_mask=no_mask, use_cache=False, step=observed)
-    return decode_plan(model, observed, max_len)
+class TestMistralWithAWindow(PlanContract):
+    shape, changes = CHANGED["mistral, window"]
 
 
-def empty_cache(model: PreTrainedModel, slots: int) -> tuple[list[Tensor], list[Tensor]]:
-    heads, layers = head_shape(model.config), model.config.num_hidden_layers
-    shape = slots, LENGTH, heads.kv_heads, heads.head_dim
-    make = partial(torch.full, shape, torch.nan, dtype=model.dtype, device=model.device)
-    keys, values = ([make() for _ in range(layers)] for _ in range(2))
-    return keys, values
+class TestQwen2WithAWindow(PlanContract):
+    shape, changes = CHANGED["qwen2, window"]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_plan_is_the_models_forward_pass(variant):
-    model = model_of(variant, DType.float64)
-    ids = random_inputs(2, LENGTH)
-    expected = model(ids, past_key_values=DynamicCache(config=model.config)).logits
-    plan, (keys, values) = plan_of(model), empty_cache(model, 3)
-    # Two texts in slots of their own, in steps of one token of each, then many of both at once.
-    slots = torch.tensor([2, 0])
-    found = [
-        decode_step(plan, keys, values, ids[:, at], slots, torch.tensor([at, at]))
-        for at in range(LENGTH - 8)
-    ]
-    rest = torch.arange(LENGTH - 8, LENGTH)
-    last = decode_step(
-        plan, keys, values, ids[:, -8:].flatten(), slots.repeat_interleave(8), rest.repeat(2)
-    )
-    logits = torch.cat([torch.stack(found, 1), last.unflatten(0, (2, 8))], 1)
-    assert_equal(logits, expected)
+class TestPhi3WithAWindow(PlanContract):
+    shape, changes = CHANGED["phi3, window"]
 
 
-# Relative to the largest logit. In bfloat16 the reference rounds after every operation, and the
-# executor does not.
-CLOSE = {DType.float32: 1e-5, DType.bfloat16: 0.1}
+class TestGPT2ScaledByLayer(PlanContract):
+    shape, changes = CHANGED["gpt2, scaled by layer"]
 
 
-def steps_of(ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield tokens, slots and positions: of two texts, of one alone, then many of both at once."""
-    slots = torch.tensor([2, 0])
-    for at in range(10):
-        yield ids[:, at], slots, torch.tensor([at, at])
-    yield ids[0, 10:11], slots[:1], torch.tensor([10])
-    rest = torch.arange(10, LENGTH)
-    tokens = torch.cat([ids[1, 10:], ids[0, 11:]])
-    yield tokens, slots.flip(0).repeat_interleave(14)[:-1], torch.cat([rest, rest[1:]])
-
-
-@pytest.mark.parametrize("dtype", CLOSE)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_cpu_executor_computes_the_plan(variant, dtype):
-    model = model_of(variant, dtype)
-    plan = plan_of(model)
-    ids = random_inputs(2, LENGTH)
-    expected_cache, cache = empty_cache(model, 3), empty_cache(model, 3)
-    executor = cpu.CpuExecutor(plan, *cache)
-    for step in steps_of(ids):
-        expected, found = decode_step(plan, *expected_cache, *step), executor.step(*step)
-        assert found.dtype == expected.dtype
-        assert (found - expected).abs().max() / expected.abs().max() < CLOSE[dtype]
+def test_every_change_of_a_config_has_its_contract():
+    tests = [test for test in PlanContract.__subclasses__() if test.__module__ == __name__]
+    assert [(test.shape, test.changes) for test in tests] == list(CHANGED.values())
 
 
 @pytest.mark.parametrize("variant", ["gemma3", "gpt2"])  # outputs are rows, or inputs are

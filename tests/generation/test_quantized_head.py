@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.conftest import random_inputs
 from tests.generation.models import VARIANTS, model_of
-from tests.generation.test_plan import LENGTH, empty_cache, plan_of, steps_of
+from tests.models.plan_contract import LENGTH, empty_cache, plan_of, steps_of
 from trimtab.corpora import PythonDocs
 from trimtab.corpus import Split, encode, load_corpus
 from trimtab.models.loading import LoadedModel

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.generation.models import VARIANTS, engine_for, model_of, prompts_of, stock
-from tests.generation.test_plan import LENGTH, plan_of
 from tests.kernels.triton_attention_cases import widen_products
+from tests.models.plan_contract import LENGTH, plan_of
 from trimtab.generation.executor import MOST_ROWS
 from trimtab.models.adapter import head_shape
 from trimtab.models.sources import DType

@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -12,46 +13,48 @@ from transformers import (
 )
 
 from tests.conftest import SHAPES, random_inputs, tiny
+from tests.generation.models import engine_for
 from tests.models.contract import AdapterContract
 from tests.models.larosa_contract import LaRoSAContract
+from tests.models.plan_contract import PlanContract
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import ADAPTERS, adapter_for, head_shape
 from trimtab.models.shapes import shapes
 
 
-class TestLlama(AdapterContract, LaRoSAContract):
+class TestLlama(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-llama"
 
 
-class TestMistral(AdapterContract, LaRoSAContract):
+class TestMistral(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-mistral"
 
 
-class TestQwen2(AdapterContract, LaRoSAContract):
+class TestQwen2(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-qwen2"
 
 
-class TestQwen3(AdapterContract, LaRoSAContract):
+class TestQwen3(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-qwen3"
 
 
-class TestGemma2(AdapterContract, LaRoSAContract):
+class TestGemma2(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-gemma2"
 
 
-class TestGemma3(AdapterContract, LaRoSAContract):
+class TestGemma3(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-gemma3"
 
 
-class TestPhi3(AdapterContract, LaRoSAContract):
+class TestPhi3(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-phi3"
 
 
-class TestOPT(AdapterContract, LaRoSAContract):
+class TestOPT(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-opt"
 
 
-class TestGPT2(AdapterContract, LaRoSAContract):
+class TestGPT2(AdapterContract, LaRoSAContract, PlanContract):
     shape = "tiny-gpt2"
 
 
@@ -153,10 +156,22 @@ def test_a_window_of_one_token_is_refused(shape):
 
 def test_every_supported_architecture_has_its_contract():
     for contract in (AdapterContract, LaRoSAContract):
-        tests = contract.__subclasses__()
-        tested = {test.shape for test in tests if test.__module__ == __name__}
-        assert tested == set(SHAPES)
-        assert {type(tiny(shape).model).__name__ for shape in tested} == set(ADAPTERS)
+        assert tested_by(contract) == set(SHAPES)
+    assert {type(tiny(shape).model).__name__ for shape in SHAPES} == set(ADAPTERS)
+
+
+def test_every_architecture_that_has_a_decode_plan_has_its_contract():
+    planned = set()
+    for shape in SHAPES:
+        with engine_for(tiny(shape).model) as engine:
+            if engine.decode_step.startswith("C++"):
+                planned.add(shape)
+    assert tested_by(PlanContract) == planned
+
+
+def tested_by(contract: type[Any]) -> set[str]:
+    """Return the shapes whose tests in this file inherit a contract."""
+    return {test.shape for test in contract.__subclasses__() if test.__module__ == __name__}
 
 
 def test_contract_models_cover_tied_and_untied_heads_and_grouped_queries():

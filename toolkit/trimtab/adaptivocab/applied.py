@@ -9,9 +9,20 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from trimtab.adaptivocab.drafting.drafter import ContextDrafter
+from trimtab.adaptivocab.quality_budget import MeasuredPoint
 from trimtab.adaptivocab.rows.extended import base_head
+
+
+class VocabularySection(TypedDict):
+    """Result.json's `vocabulary`."""
+
+    merged: int
+    quality_budget: float | None
+    operating_points: list[MeasuredPoint] | None
+    validation: MeasuredPoint | None
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,7 @@ class Unchanged:
     Parameters
     ----------
     vocabulary : dict
-        Result.json's `vocabulary`.
+        `VocabularySection`, with `reasons`.
     """
 
     vocabulary: dict[str, Any]

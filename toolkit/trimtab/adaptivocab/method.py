@@ -15,6 +15,7 @@ from trimtab.settings import settings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from trimtab.adaptivocab.applied import VocabularySection
     from trimtab.artifact import Artifact
     from trimtab.corpus import Corpus
 
@@ -139,7 +140,7 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
     def _section(self, artifact: Artifact, merged: int) -> dict[str, Any]:
         """Return result.json's `vocabulary`."""
         measured = artifact.statistics.get("quality_budget", {})
-        section = {
+        section: VocabularySection = {
             "merged": merged,
             "quality_budget": self.max_bpb_increase,
             "operating_points": measured.get("operating_points"),

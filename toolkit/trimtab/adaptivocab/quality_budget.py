@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.rows.fit import Extension, RowFitter
@@ -21,6 +22,16 @@ from trimtab.progress import say
 REACH = 8  # merged tokens after an n-gram that it may have made harder to predict
 PRIOR = 4.0  # occurrences that the average n-gram's cost weighs
 SHARES = (1 / 1024, 1 / 256, 1 / 64, 1 / 16, 1 / 4, 1)  # of the n-grams, one operating point each
+
+
+class MeasuredPoint(TypedDict):
+    """An `OperatingPoint` in JSON."""
+
+    ngrams: int
+    saving: float
+    bits_per_byte: float
+    base_bits_per_byte: float
+    increase: float
 
 
 @dataclass(frozen=True)
@@ -51,8 +62,14 @@ class OperatingPoint:
     def increase(self) -> float:
         return self.bits_per_byte / self.base_bits_per_byte - 1
 
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "increase": self.increase}
+    def to_json(self) -> MeasuredPoint:
+        return {
+            "ngrams": self.ngrams,
+            "saving": self.saving,
+            "bits_per_byte": self.bits_per_byte,
+            "base_bits_per_byte": self.base_bits_per_byte,
+            "increase": self.increase,
+        }
 
 
 def operating_counts(count: int) -> list[int]:
@@ -154,7 +171,7 @@ class QualityBudget:
 
     def merge(
         self, ngrams: NGrams, measured: Mapping[str, Any], texts: Sequence[ScoredText]
-    ) -> tuple[Extension | None, list[dict[str, Any]]]:
+    ) -> tuple[Extension | None, list[MeasuredPoint]]:
         """Fit the rows of as many n-grams as the limit allows, and measure again with these.
 
         Where rows fitted on all texts cost more than those of the operating point did, and more
@@ -171,12 +188,12 @@ class QualityBudget:
         -------
         extension : Extension or None
             None where the limit allows no n-gram.
-        points : list of dict
+        points : list of MeasuredPoint
             What was measured on the way, as operating points.
         """
         points = measured["operating_points"]
         allowed = [point["ngrams"] for point in points if point["increase"] <= self._limit]
-        tried: list[dict[str, Any]] = []
+        tried: list[MeasuredPoint] = []
         for count in reversed(allowed):
             subset = ngrams.subset(measured["order"][:count])
             extension, scored = self._score(subset, texts)

@@ -20,7 +20,7 @@ from trimtab.evaluation.job import Job
 from trimtab.evaluation.memory import copied, device_names
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
 from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
-from trimtab.evaluation.schema import SCHEMA
+from trimtab.evaluation.schema import SCHEMA, CalibrationRun
 from trimtab.generation.stopping import require_going_on
 from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
@@ -33,8 +33,8 @@ from trimtab.optimized import Optimized
 from trimtab.progress import say
 from trimtab.quiet import timing_turn
 
-CALIBRATION = "wall_seconds", "peak_host_bytes", "device", "processes"  # of what an artifact took
 RANDOM = f"{RANDOM_WEIGHTS}: what they predict means nothing"
+CALIBRATION = tuple(CalibrationRun.__annotations__)
 ABSENT = {
     "gpu": "no CUDA device",
     "driver": "no CUDA device",
@@ -174,7 +174,11 @@ def _measured(
         "methods": names,
         "artifacts": {name: artifact.key.digest for name, artifact in optimized.artifacts.items()},
         "calibration": {
-            name: {part: artifact.run[part] for part in CALIBRATION if part in artifact.run}
+            name: {
+                part: artifact.run[part]
+                for part in CalibrationRun.__annotations__
+                if part in artifact.run
+            }
             for name, artifact in optimized.artifacts.items()
         },
         "model.name": subject.name,

@@ -5,11 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
+from trimtab.adaptivocab.applied import VocabularySection
 from trimtab.config import METRICS
 from trimtab.evaluation.metrics import metrics_of
+from trimtab.larosa.account import Sparsity
 
 SCHEMA = 8
+
+
+class CalibrationRun(TypedDict, total=False):
+    """What making an artifact took, of `Artifact.run`."""
+
+    wall_seconds: float
+    peak_host_bytes: int
+    device: str
+    processes: int
+
 
 ENVIRONMENT: dict[str, Any] = {
     "cpu": str,
@@ -30,7 +43,7 @@ HEAD: dict[str, Any] = {
     "label": str,
     "methods": list[str],
     "artifacts": dict[str, str],
-    "calibration": dict[str, dict[str, Any]],
+    "calibration": dict[str, CalibrationRun],
     "model.name": str,
     "model.architecture": str,
     "model.fingerprint": str,
@@ -41,19 +54,22 @@ HEAD: dict[str, Any] = {
     "generation.set_aside": dict[str, Any],
     "kernel": str,
     "device": str,
-    "sparsity": dict[str, Any],
+    "sparsity": Sparsity,
+    "vocabulary": VocabularySection,
     **{f"environment.{name}": kind for name, kind in ENVIRONMENT.items()},
     "warnings": list[str],
     "reasons": dict[str, str],
 }
 """Fields that are no metric's."""
+OPTIONAL = {"vocabulary"}
+"""Sections that only a method writes: they are not there where no method of the stack does."""
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of result.json.
 
     Every field may be null, but for the first ones: `reasons` says why one is. A command adds
-    `overrides`, a method sections of its own.
+    `overrides`; a method of one's own any section, which the schema does not tell.
     """
     fields = dict(HEAD)
     for metric in metrics_of(METRICS):
@@ -81,7 +97,10 @@ def _model(name: str, fields: dict[str, Any]) -> type[BaseModel]:
     never_null = kinds.keys() & {"schema", "status", "label", "methods", "warnings", "reasons"}
     # By an alias, as a model has attributes of its own, `schema` among them.
     found: dict[str, Any] = {
-        f"field_{field}": (kind if field in never_null else kind | None, Field(alias=field))
+        f"field_{field}": (
+            kind if field in never_null else kind | None,
+            Field(None if field in OPTIONAL else ..., alias=field),
+        )
         for field, kind in kinds.items()
     }
     return create_model(name, __config__=ConfigDict(extra="allow"), **found)

@@ -8,9 +8,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from trimtab.larosa.apply import SparseModel
 from trimtab.larosa.selection import Recorder, Selector
+
+
+class SparseSite(TypedDict):
+    """What was dropped at one site of one layer."""
+
+    layer: int
+    site: str
+    basis: str
+    achieved: float
+
+
+class Sparsity(TypedDict):
+    """Result.json's `sparsity`."""
+
+    requested: float
+    achieved: float
+    bytes_fraction: float
+    bytes_read_fraction: float
+    sites: dict[str, float]
+    layers: list[SparseSite]
+    dense_prefix: int
+    prefill: str
 
 
 @dataclass
@@ -71,7 +94,7 @@ class AppliedLaRoSA:
         sites: dict[str, list[Selector]] = {}
         for part in self.selectors:
             sites.setdefault(part.site, []).append(part)
-        section = {
+        section: Sparsity = {
             "requested": self.requested,
             "achieved": 1 - kept / dense,
             "bytes_fraction": (kept + extra) / dense,

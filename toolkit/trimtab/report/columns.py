@@ -1,4 +1,7 @@
-"""What a report shows of result.json: its columns and its charts, as data."""
+"""What a report shows of result.json: its columns and its charts, as data.
+
+Those of one metric are in the metric; here are those of methods, and of several metrics.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from itertools import chain
 from trimtab.config import METRICS
 from trimtab.evaluation.display import Chart, Column, Series
 from trimtab.evaluation.metrics import metrics_of
+from trimtab.evaluation.metrics.latency import DECODING_RATE, SPEEDUP, TEXT_RATE
+from trimtab.evaluation.metrics.tokens import TOKENS
 
 # Of what methods, and no metric, measured.
 METHODS = (
@@ -18,7 +23,8 @@ METHODS = (
            "weight bytes of the decoder blocks that the activations kept need, transforms counted, "
            "over dense, on the text that was scored: 1 minus the sparsity found there"),
 )  # fmt: skip
-MEASURED = (*chain.from_iterable(kind.columns for kind in metrics_of(METRICS)), *METHODS)
+METRIC_KINDS = metrics_of(METRICS)
+MEASURED = (*chain.from_iterable(kind.columns for kind in METRIC_KINDS), *METHODS)
 FIRST = "speed.speedup"  # what is in sight without scrolling, the verdict beside it
 COLUMNS = tuple(sorted(MEASURED, key=lambda one: one.field != FIRST))
 
@@ -45,37 +51,16 @@ SERVERS = (
     Column("refused", "refused", ""),
 )
 
-TOKENS = Series(
-    "tokens, prompts and outputs", "tokens.candidate", ",.0f", "less", "tokens.baseline",
-    finding="Fewest tokens for the same text: {best}, {value}",
-)  # fmt: skip
-STEPS = Series(
-    "forward passes", "tokens.steps.candidate", ",.0f", "less", "tokens.steps.baseline",
-    finding="Fewest forward passes for the same text: {best}, {value}",
-)  # fmt: skip
 KV_HELD = Series(
     "KV cache held for one text, MB", "kv.committed_bytes", ".1f", "less", "kv.dynamic_bytes",
     scale=1e-6, finding="Smallest KV cache for one text: {best}, {value} MB",
 )  # fmt: skip
-DECODING = Series(
-    "decoding, tokens/s", "speed.decode_tokens_per_s.candidate", ".1f",
-    beside="speed.decode_tokens_per_s.baseline",
-    finding="Most tokens per second while decoding: {best}, {value}",
-)  # fmt: skip
 TEXT_TOKENS = Series(
     "tokens per text", "tokens.per_text.candidate", ",.1f", "less", "tokens.per_text.baseline"
 )
-TEXTS = Series(
-    "texts/s", "speed.texts_per_s.candidate", ".2f", beside="speed.texts_per_s.baseline",
-    finding="Most texts per second, one at a time: {best}, {value}",
-)  # fmt: skip
 TIME_SAVED = Series(
     "improvement: time saved per byte of text, %", "derived.time_saved", "+.0f", origin=0, scale=100
 )
-SPEEDUP = Series(
-    "speedup per byte of text", "speed.speedup", ".2f", origin=1,
-    finding="Fastest: {best}, {value} times the unmodified model",
-)  # fmt: skip
 ROOFLINE = Series(
     "efficiency: memory bandwidth used while decoding, %", "speed.roofline_share.candidate", ".0f",
     beside="speed.roofline_share.baseline", scale=100,
@@ -86,30 +71,7 @@ COST = Series(
 )  # fmt: skip
 
 CHARTS = (
-    Chart(
-        "all_methods_speedup_comparison.png",
-        "No stack is measurably faster than the unmodified model",
-        (
-            SPEEDUP,
-            Series("speedup until the first token", "speed.prefill_speedup", ".2f", origin=1),
-            Series("speedup of decoding after it", "speed.decode_speedup", ".2f", origin=1),
-        ),
-    ),
-    Chart(
-        "all_methods_throughput_comparison.png",
-        "No stack is measurably faster than the unmodified model",
-        (
-            DECODING,
-            Series("reading the prompt, tokens/s", "speed.prefill_tokens_per_s.candidate", ",.0f",
-                   beside="speed.prefill_tokens_per_s.baseline"),
-            TEXTS,
-        ),
-    ),
-    Chart(
-        "all_methods_token_comparison.png",
-        "No stack needs fewer tokens or forward passes for the same text",
-        (TOKENS, STEPS),
-    ),
+    *chain.from_iterable(kind.charts for kind in METRIC_KINDS),
     Chart(
         "all_methods_kv_cache_comparison.png",
         "No stack holds a smaller KV cache for one text than transformers' dynamic cache",
@@ -124,6 +86,6 @@ CHARTS = (
     ),
 )  # fmt: skip
 
-BESIDE = (SPEEDUP, TOKENS, TEXT_TOKENS, KV_HELD, TEXTS, DECODING)
+BESIDE = (SPEEDUP, TOKENS, TEXT_TOKENS, KV_HELD, TEXT_RATE, DECODING_RATE)
 DASHBOARD = "all_methods_comprehensive_dashboard.png"
-DASHBOARD_PANELS = (TOKENS, KV_HELD, DECODING, TIME_SAVED, SPEEDUP, ROOFLINE, COST)
+DASHBOARD_PANELS = (TOKENS, KV_HELD, DECODING_RATE, TIME_SAVED, SPEEDUP, ROOFLINE, COST)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, get_type_hints
 import numpy as np
 
 from trimtab.evaluation.contenders import Contender
-from trimtab.evaluation.display import Column
+from trimtab.evaluation.display import Chart, Column, Series
 from trimtab.evaluation.intervals import Estimate, geometric_mean, half_width, typical
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.load import Load
@@ -49,6 +49,39 @@ ENGINE: dict[str, Any] = {
     **get_type_hints(EngineStats),
 }
 
+SPEEDUP = Series(
+    "speedup per byte of text", "speed.speedup", ".2f", origin=1,
+    finding="Fastest: {best}, {value} times the unmodified model",
+)  # fmt: skip
+DECODING_RATE = Series(
+    "decoding, tokens/s", "speed.decode_tokens_per_s.candidate", ".1f",
+    beside="speed.decode_tokens_per_s.baseline",
+    finding="Most tokens per second while decoding: {best}, {value}",
+)  # fmt: skip
+TEXT_RATE = Series(
+    "texts/s", "speed.texts_per_s.candidate", ".2f", beside="speed.texts_per_s.baseline",
+    finding="Most texts per second, one at a time: {best}, {value}",
+)  # fmt: skip
+SPEEDUPS = Chart(
+    "all_methods_speedup_comparison.png",
+    "No stack is measurably faster than the unmodified model",
+    (
+        SPEEDUP,
+        Series("speedup until the first token", "speed.prefill_speedup", ".2f", origin=1),
+        Series("speedup of decoding after it", "speed.decode_speedup", ".2f", origin=1),
+    ),
+)
+THROUGHPUT = Chart(
+    "all_methods_throughput_comparison.png",
+    "No stack is measurably faster than the unmodified model",
+    (
+        DECODING_RATE,
+        Series("reading the prompt, tokens/s", "speed.prefill_tokens_per_s.candidate", ",.0f",
+               beside="speed.prefill_tokens_per_s.baseline"),
+        TEXT_RATE,
+    ),
+)  # fmt: skip
+
 
 class Latency(Metric):
     """Times of generation, one text at a time; both models generate the same bytes.
@@ -79,6 +112,7 @@ class Latency(Metric):
             "the unmodified model against itself in the same rounds: the noise of the measurement",
         ),
     )
+    charts = (SPEEDUPS, THROUGHPUT)
     fields: ClassVar[dict[str, Any]] = {
         "speed.paired": bool,
         "speed.ttft_ms": Both[Estimate],

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from trimtab.evaluation.contenders import Contender
-from trimtab.evaluation.display import Column
+from trimtab.evaluation.display import Chart, Column
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.result import Result
 
@@ -40,6 +40,8 @@ class Metric:
         write is null, with a reason.
     columns : tuple of Column
         What the report's table shows of them.
+    charts : tuple of Chart
+        Plots that the report draws of them.
     needs : tuple of type
         Metrics whose samples it reads; they come before it.
     reads_weights : bool
@@ -53,6 +55,7 @@ class Metric:
 
     fields: ClassVar[Mapping[str, Any]] = {}
     columns: ClassVar[tuple[Column, ...]] = ()
+    charts: ClassVar[tuple[Chart, ...]] = ()
     needs: ClassVar[tuple[type[Metric], ...]] = ()
     reads_weights: ClassVar[bool] = False
     generates: ClassVar[bool] = False

@@ -8,11 +8,20 @@ from typing import Any, ClassVar
 from typing_extensions import TypedDict
 
 from trimtab.evaluation.contenders import Contender
-from trimtab.evaluation.display import Column
+from trimtab.evaluation.display import Chart, Column, Series
 from trimtab.evaluation.metrics.latency import Latency, total
 from trimtab.evaluation.metrics.metric import Both, Metric
 from trimtab.evaluation.result import Result
 from trimtab.evaluation.timing import Timing
+
+TOKENS = Series(
+    "tokens, prompts and outputs", "tokens.candidate", ",.0f", "less", "tokens.baseline",
+    finding="Fewest tokens for the same text: {best}, {value}",
+)  # fmt: skip
+STEPS = Series(
+    "forward passes", "tokens.steps.candidate", ",.0f", "less", "tokens.steps.baseline",
+    finding="Fewest forward passes for the same text: {best}, {value}",
+)  # fmt: skip
 
 
 class Count(TypedDict):
@@ -31,6 +40,13 @@ class Tokens(Metric):
         Column("tokens saved", "tokens.saving", ".1%", "of prompts and outputs"),
         Column(
             "steps saved", "tokens.steps.saving", ".1%", "of the forward passes for the same text"
+        ),
+    )
+    charts = (
+        Chart(
+            "all_methods_token_comparison.png",
+            "No stack needs fewer tokens or forward passes for the same text",
+            (TOKENS, STEPS),
         ),
     )
     fields: ClassVar[dict[str, Any]] = {

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from trimtab.evaluation.metrics.latency import SPEEDUPS
 from trimtab.report.choice import Choice
-from trimtab.report.columns import CHARTS, DASHBOARD, DASHBOARD_PANELS
+from trimtab.report.columns import DASHBOARD, DASHBOARD_PANELS
 from trimtab.report.job import Job
 from trimtab.report.plots.comparison import KEY, comparison_panel, finding
 from trimtab.report.plots.panel import Panel, Plot, Row, Rows, numbers
@@ -24,7 +25,7 @@ def dashboard(jobs: Sequence[Job], found: Sequence[Group], note: str) -> Plot:
     """Return the overview of all jobs, without the panels that would be empty."""
     panels = [panel for one in DASHBOARD_PANELS if (panel := comparison_panel(one, jobs))]
     return Plot(
-        DASHBOARD, finding(CHARTS[0], jobs), (*panels, _summary(found)), KEY + note, columns=4
+        DASHBOARD, finding(SPEEDUPS, jobs), (*panels, _summary(found)), KEY + note, columns=4
     )
 
 
