@@ -10,7 +10,10 @@ from typing import Any
 import torch
 
 from trimtab.larosa.apply import SparseModel
+from trimtab.larosa.auto import told
 from trimtab.larosa.selection import Recorder, Selector
+
+NOTHING_TO_CHOOSE = "neither larosa.selection nor larosa.allocation is auto"
 
 
 @dataclass
@@ -26,17 +29,21 @@ class AppliedLaRoSA:
         What tells the selectors whether to count.
     requested : float
         The sparsity asked for.
+    candidates : sequence of dict
+        What calibration chose from, see `comparison.best`; empty where nothing was left to it.
     """
 
     sparse: SparseModel
     selectors: Sequence[Selector]
     recorder: Recorder
     requested: float
+    candidates: Sequence[dict[str, Any]] = ()
 
     @property
     def kernel(self) -> str:
-        """What multiplies one token with the weights."""
-        return self.sparse.kernel
+        """What multiplies one token with the weights, and settings that calibration chose."""
+        chosen = [f" ({told(row)})" for row in self.candidates if row["chosen"]]
+        return self.sparse.kernel + "".join(chosen)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -89,6 +96,8 @@ class AppliedLaRoSA:
             ],
             "dense_prefix": self.selectors[0].positions.dense_prefix,
             "prefill": self.selectors[0].positions.prefill.value,
+            "candidates": list(self.candidates) or None,
+            "reasons": {} if self.candidates else {"candidates": NOTHING_TO_CHOOSE},
         }
         return {"sparsity": section}
 
