@@ -40,6 +40,24 @@ def test_an_artifact_is_made_once_and_found_again(command, tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def test_what_calibration_chooses_from_is_said_a_line_a_candidate(command, tmp_path):
+    made = command("calibrate.py", *TINY, *SMALL, "selection=auto", "tracking.mode=disabled")
+    assert made.returncode == 0, made.stderr
+    artifact = Artifact.load(tmp_path / made.stdout.strip())
+    rows = artifact.statistics["candidates"]
+    assert [row["selection"] for row in rows] == ["threshold", "topk"]
+    lines = made.stderr.splitlines()
+    for row in rows:
+        begin = f"selection={row['selection']} allocation=steepest transforms=auto: "
+        (line,) = (one for one in lines if one.startswith(begin))
+        assert f"{row['excess']['estimate']:+.4f} [" in line
+        assert f"{row['bytes_fraction']:.3f} of the bytes" in line
+    (chosen,) = (row["selection"] for row in rows if row["chosen"])
+    assert f"Chosen: selection={chosen} allocation=steepest transforms=auto" in lines
+    assert artifact.parameters["chosen"]["selection"] == chosen
+    assert artifact.key.config["selection"] == "auto"
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

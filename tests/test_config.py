@@ -335,6 +335,15 @@ def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
             {"residual": "site", "transforms": "none"},
             "larosa.transforms=none: expected all or auto with residual=site",
         ),
+        (
+            {"selection": "auto", "tokens": 512},
+            "larosa.tokens=512: expected at least two windows, for selection=auto and",
+        ),
+        (
+            {"allocation": "auto", "probe_tokens": 512},
+            "larosa.probe_tokens=512: expected at least two windows, for selection=auto and",
+        ),
+        ({"allocation": "uniform", "selection": "auto"}, "larosa.transforms=auto: expected all or"),
         ({"sparseness": 0.4}, "Key 'sparseness' not in 'LaRoSA'"),
     ],
 )
@@ -353,6 +362,7 @@ def test_a_methods_own_settings_are_checked(settings, expected):
         {"basis": "none"},
         {"allocation": "alpha", "transforms": "all"},
         {"residual": "site", "transforms": "all"},
+        {"allocation": "auto", "selection": "auto", "tokens": 1024, "probe_tokens": 1024},
     ],
 )
 def test_settings_at_the_edge_of_their_ranges_are_taken(settings):

@@ -69,6 +69,12 @@ def artifacts(root: Path) -> list[Path]:
             id="larosa",
             marks=pytest.mark.exhaustive,
         ),
+        pytest.param(
+            [*LAROSA, "selection=auto", "allocation=auto"],
+            2,
+            id="larosa that chooses",
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param(STACK, 2, id="stack"),
     ],
 )

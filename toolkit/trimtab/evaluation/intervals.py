@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, bootstrap, ttest_1samp, ttest_ind, ttest_rel
-from typing_extensions import TypedDict
+from scipy.stats import binomtest, ttest_1samp, ttest_ind, ttest_rel
 
 from trimtab.config import LEAST_TIMED
+from trimtab.resampling import CONFIDENCE, Estimate, Samples, resampled
+from trimtab.resampling import rate_difference as rate_difference
 
-RESAMPLES = 9999
-CONFIDENCE = 0.95
 RANKS_CONFIDENCE = 0.96  # 0.95 is left where rounds end when the interval is narrow
-
-Samples = Sequence[float] | NDArray[np.float64]
-
-
-class Estimate(TypedDict):
-    """A point estimate and its interval."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 def typical_ratio(numerator: Samples, denominator: Samples) -> Estimate:
@@ -103,20 +91,7 @@ def ratio(numerator: Samples, denominator: Samples, *, paired: bool, seed: int) 
     def statistic(top: NDArray[Any], bottom: NDArray[Any], axis: int = -1) -> Any:
         return top.sum(axis=axis) / bottom.sum(axis=axis)
 
-    return _interval((numerator, denominator), statistic, paired, seed)
-
-
-def rate_difference(
-    baseline: Samples, candidate: Samples, weights: Samples, *, seed: int
-) -> Estimate:
-    """Return (sum(candidate) - sum(baseline)) / sum(weights), paired, with its 95 % interval."""
-
-    def statistic(
-        first: NDArray[Any], second: NDArray[Any], weight: NDArray[Any], axis: int = -1
-    ) -> Any:
-        return (second.sum(axis=axis) - first.sum(axis=axis)) / weight.sum(axis=axis)
-
-    return _interval((baseline, candidate, weights), statistic, True, seed)
+    return resampled((numerator, denominator), statistic, paired, seed)
 
 
 def proportion(found: int, of: int) -> Estimate:
@@ -145,25 +120,3 @@ def _means_outside(pairs: int) -> int:
         nothing = np.zeros(rank)
         ways = (np.append(ways, nothing) + np.append(nothing, ways)) / 2
     return int(np.sum(np.cumsum(ways) <= (1 - RANKS_CONFIDENCE) / 2))
-
-
-def _interval(
-    samples: Sequence[Samples], statistic: Callable[..., Any], paired: bool, seed: int
-) -> Estimate:
-    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
-    found = bootstrap(
-        arrays,
-        statistic,
-        paired=paired,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=1000,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return {
-        "estimate": float(statistic(*arrays)),
-        "low": float(found.low),
-        "high": float(found.high),
-    }

@@ -11,7 +11,11 @@ import torch
 from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from trimtab.larosa.apply import SparseModel
+from trimtab.larosa.auto import told
 from trimtab.larosa.selection import Recorder, Selector
+from trimtab.resampling import Estimate
+
+NOTHING_TO_CHOOSE = "neither larosa.selection nor larosa.allocation is auto"
 
 
 class SparseSite(TypedDict):
@@ -21,6 +25,18 @@ class SparseSite(TypedDict):
     site: str
     basis: str
     achieved: float
+
+
+class Candidate(TypedDict):
+    """Settings that calibration tried where it had to choose, see `comparison.best`."""
+
+    selection: str
+    allocation: str
+    transforms: str
+    excess: Estimate | None
+    bytes_fraction: float | None
+    reason: str | None
+    chosen: bool
 
 
 class Sparsity(TypedDict):
@@ -34,6 +50,8 @@ class Sparsity(TypedDict):
     layers: list[SparseSite]
     dense_prefix: int
     prefill: str
+    prompt_kernel: str
+    candidates: list[Candidate] | None
 
 
 @dataclass
@@ -49,17 +67,21 @@ class AppliedLaRoSA:
         What tells the selectors whether to count.
     requested : float
         The sparsity asked for.
+    candidates : sequence of dict
+        What calibration chose from, see `comparison.best`; empty where nothing was left to it.
     """
 
     sparse: SparseModel
     selectors: Sequence[Selector]
     recorder: Recorder
     requested: float
+    candidates: Sequence[dict[str, Any]] = ()
 
     @property
     def kernel(self) -> str:
-        """What multiplies one token with the weights."""
-        return self.sparse.kernel
+        """What multiplies one token with the weights, and settings that calibration chose."""
+        chosen = [f" ({told(row)})" for row in self.candidates if row["chosen"]]
+        return self.sparse.kernel + "".join(chosen)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -113,6 +135,8 @@ class AppliedLaRoSA:
             "dense_prefix": self.selectors[0].positions.dense_prefix,
             "prefill": self.selectors[0].positions.prefill.value,
             "prompt_kernel": self.sparse.prompt_kernel,
+            "candidates": list(self.candidates) or None,
+            "reasons": {} if self.candidates else {"candidates": NOTHING_TO_CHOOSE},
         }
         return {"sparsity": section}
 

@@ -63,7 +63,7 @@ def sparsified(
     Parameters
     ----------
     tensors : mapping
-        As `Calibrator.run` returns them.
+        As `Calibrator.planned` returns them.
     selector : callable
         Returns the selector of a site, by the site's name and the layer's index. It is called
         layer by layer, in the order of the adapter's sites.

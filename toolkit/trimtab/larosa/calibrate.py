@@ -37,6 +37,7 @@ class Calibrator:
     checkpoint : Path
         Folder that a killed calibration resumes from.
     config : LaRoSASettings
+        May leave settings to choose: what is measured is the same whatever they will be.
 
     Attributes
     ----------
@@ -61,7 +62,15 @@ class Calibrator:
         coarse = config.precision is Precision.int8
         self.transform_bytes = width**2 + 4 * width if coarse else width**2 * itemsize
 
-    def run(self) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
+    def measure(self) -> None:
+        """Go over the layers, as far as the checkpoint folder does not hold what that finds."""
+        self.passes.checkpoint.discard_damaged(self.count)
+        self.passes.moments()
+        if self.config.uses_gradients:
+            self.passes.fisher()
+        self.costs.measure()
+
+    def planned(self, config: LaRoSASettings) -> tuple[Plan, dict[str, Tensor], dict[str, Any]]:
         """Return the plan, its tensors, and statistics for the artifact.
 
         The thresholds are those of the dense model. Tensors are float32 unless another dtype is
@@ -73,13 +82,13 @@ class Calibrator:
         - ``up_scale`` [d]: at h4, what the gate's other factor is multiplied by.
 
         ``residual.<first layer>`` [d, d] is the rotation of the layers from that one on.
+
+        Parameters
+        ----------
+        config : LaRoSASettings
+            The calibration's, with what these leave to choose.
         """
-        self.passes.checkpoint.discard_damaged(self.count)
-        self.passes.moments()
-        if self.config.uses_gradients:
-            self.passes.fisher()
-        self.costs.measure()
-        plan, cost = self._plan()
+        plan, cost = self._plan(config)
         windows = self.passes.windows
         statistics = {
             "tokens": windows.numel(),
@@ -89,17 +98,17 @@ class Calibrator:
         }
         return plan, dict(self._tensors(plan)), statistics
 
-    def _options(self, index: int) -> Iterator[list[Option]]:
+    def _options(self, index: int, config: LaRoSASettings) -> Iterator[list[Option]]:
         """Yield the options of every site of a layer, the ones without a transform first."""
         passes = self.passes
         layer, found = passes.layers[index], self.passes.checkpoint.load("costs", index)
         for site in passes.adapter.sites:
             bases = [PLAIN]
             if site.norm is not None:
-                scope = self.config.residual
+                scope = config.residual
                 own = scope is RotationScope.site and site.name != self.after_norm[0]
-                bases = [TRANSFORM] if own else self.config.bases()
-            counted = self.transform_bytes if self.config.counts_transforms else 0
+                bases = [TRANSFORM] if own else config.bases()
+            counted = self.transform_bytes if config.counts_transforms else 0
             weight_bytes = sum(
                 input_major(reader).nbytes for reader in passes.adapter.readers(layer, site)
             )
@@ -116,20 +125,23 @@ class Calibrator:
                 for basis in bases
             ]
 
-    def _plan(self) -> tuple[Plan, float]:
+    def _plan(self, config: LaRoSASettings) -> tuple[Plan, float]:
         """Return the plan, and its summed cost."""
-        sites = [options for index in range(self.count) for options in self._options(index)]
-        target = self.config.sparsity * sum(options[0].weight_bytes for options in sites)
-        if self.config.counts_transforms:
+        layers = range(self.count)
+        sites = [options for index in layers for options in self._options(index, config)]
+        target = config.sparsity * sum(options[0].weight_bytes for options in sites)
+        if config.counts_transforms:
             target += basis_changes(self.rotation_group, self.count) * self.basis_change_bytes
-        choices = self._allocate(sites, target)
+        choices = self._allocate(config.allocation, sites, target)
         return Plan.of(choices, self.rotation_group), sum(choice.cost for choice in choices)
 
-    def _allocate(self, sites: list[list[Option]], target: float) -> list[Choice]:
-        if self.config.allocation is Allocation.steepest:
+    def _allocate(
+        self, allocation: Allocation, sites: list[list[Option]], target: float
+    ) -> list[Choice]:
+        if allocation is Allocation.steepest:
             return steepest(sites, target)
         only = [options[0] for options in sites]
-        if self.config.allocation is Allocation.alpha:
+        if allocation is Allocation.alpha:
             return alpha_grid(only, target, self.after_norm)
         return uniform(only, target)
 

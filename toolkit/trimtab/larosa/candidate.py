@@ -26,7 +26,7 @@ class Candidate:
         M of `trimtab.larosa.bases`, float64 of shape [d] or [d, d]. After a norm it multiplies
         what the norm makes before its weight.
     saved : dict of str to Tensor
-        What applying the basis needs, by name; see `Calibrator.run`.
+        What applying the basis needs, by name; see `Calibrator.planned`.
     histogram : MagnitudeHistogram
         Of the activations in this basis.
     """

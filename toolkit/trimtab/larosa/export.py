@@ -75,7 +75,7 @@ def export(
             "schema": SCHEMA,
             "method": NAME,
             "artifact": artifact.key.digest,
-            "settings": artifact.key.config,
+            "settings": artifact.key.config | artifact.parameters.get("chosen", {}),
             "plan": artifact.parameters["plan"],
             "norms": _describe_norms(model),
             "tied": tied,

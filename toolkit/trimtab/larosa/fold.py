@@ -64,7 +64,7 @@ def fold(
     bases : mapping
         `SitePlan.basis` by the site's name.
     tensors : mapping
-        The layer's calibrated tensors, named ``<site>.<what>`` as in `Calibrator.run`.
+        The layer's calibrated tensors, named ``<site>.<what>`` as in `Calibrator.planned`.
     rotation : Tensor or None
         Q of the residual stream at this layer, float64 of shape [d, d].
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -77,12 +78,17 @@ class LaRoSA(LaRoSASettings, Method):
     ) -> Calibration:
         """Find bases and sparsities (`Calibrator`), then thresholds (`find_thresholds`).
 
+        Where settings are left to choose, it is done for every candidate, and the best is kept
+        (`comparison.best`).
+
         Thresholds are found on the validation documents: on the text that the bases were made
         for, activations are a little more concentrated than on any other.
         """
         from trimtab import shards
         from trimtab.corpus import Split
+        from trimtab.larosa.auto import concrete
         from trimtab.larosa.calibrate import Calibrator
+        from trimtab.larosa.comparison import Made, best
         from trimtab.larosa.thresholds import find_thresholds
         from trimtab.models.facts import require_positions
         from trimtab.progress import say
@@ -99,13 +105,22 @@ class LaRoSA(LaRoSASettings, Method):
         if not len(held_out):
             held_out, found_on = windows[:probes], Split.calibration
         shards.require_windows(min(probes, len(held_out)))
-        plan, tensors, statistics = calibrator.run()
-        if self.selection is not Selection.topk:
-            if found_on is Split.calibration:
-                say("No validation text: thresholds are found on the calibration text")
-            plan = find_thresholds(model, plan, tensors, held_out, self.dense_prefix)
-            statistics |= {"thresholds": found_on.value, "threshold_tokens": held_out.numel()}
-        return Calibration(tensors, {"plan": plan.to_json()}, statistics)
+        if found_on is Split.calibration and self.selection is not Selection.topk:
+            say("No validation text: thresholds are found on the calibration text")
+        calibrator.measure()
+
+        def make(settings: LaRoSASettings) -> Made:
+            plan, tensors, statistics = calibrator.planned(settings)
+            if settings.selection is not Selection.topk:
+                plan = find_thresholds(model, plan, tensors, held_out, self.dense_prefix)
+                statistics |= {"thresholds": found_on.value, "threshold_tokens": held_out.numel()}
+            return Made(settings, plan, tensors, statistics)
+
+        if not self.leaves_choice:
+            return make(self).calibration()
+        if len(held_out) > 1:
+            return best(model, concrete(self), make, held_out, found_on)
+        return best(model, concrete(self), make, windows[:probes], Split.calibration)
 
     @contextmanager
     def applying(
@@ -121,13 +136,16 @@ class LaRoSA(LaRoSASettings, Method):
         from trimtab.larosa.selection import Selectors
 
         assert artifact is not None
-        plan = Plan.from_json(artifact.parameters["plan"])
-        selectors = Selectors(plan, self)
+        settings, plan = self._concrete(artifact), Plan.from_json(artifact.parameters["plan"])
+        selectors = Selectors(plan, settings)
         with (
             sparsified(model, plan, artifact.tensors, selectors.selector) as sparse,
             selectors.following(model),
         ):
-            yield AppliedLaRoSA(sparse, selectors.made, selectors.recorder, self.sparsity)
+            candidates = artifact.statistics.get("candidates", [])
+            yield AppliedLaRoSA(
+                sparse, selectors.made, selectors.recorder, self.sparsity, candidates
+            )
 
     def export(
         self,
@@ -159,7 +177,11 @@ class LaRoSA(LaRoSASettings, Method):
         artifact.require_method(self.name)
         artifact.require_unedited()
         artifact.require_settings(self)
-        export(self, model, tokenizer, artifact, folder)
+        export(self._concrete(artifact), model, tokenizer, artifact, folder)
+
+    def _concrete(self, artifact: Artifact) -> LaRoSA:
+        """Return the settings with what calibration chose where they leave a choice."""
+        return replace(self, **artifact.parameters.get("chosen", {}))
 
     @classmethod
     def load_exported(cls, folder: Path, device: str) -> PreTrainedModel:

@@ -57,6 +57,7 @@ class Allocation(StrEnum):
     steepest = "steepest"
     alpha = "alpha"
     uniform = "uniform"
+    auto = "auto"
 
 
 class Selection(StrEnum):
@@ -65,6 +66,7 @@ class Selection(StrEnum):
     threshold = "threshold"
     topk = "topk"
     capped = "capped"
+    auto = "auto"
 
 
 class Prefill(StrEnum):
@@ -123,12 +125,14 @@ class LaRoSASettings(Settings):
     allocation: Allocation = setting(
         default=Allocation.steepest,
         meaning="how sparsity is divided: steepest takes the step that costs least per byte, site "
-        "by site; alpha is the paper's grid; uniform is one share for all",
+        "by site; alpha is the paper's grid; uniform is one share for all; auto: steepest or "
+        "uniform, whichever predicts validation text better",
     )
     selection: Selection = setting(
         default=Selection.threshold,
         meaning="what is kept: magnitudes from a calibrated threshold on; capped, the same with a "
-        "bound per token; topk, the same count for every token",
+        "bound per token; topk, the same count for every token; auto: threshold or topk, whichever "
+        "predicts validation text better",
     )
     cap: float = setting(
         default=1.5,
@@ -163,7 +167,8 @@ class LaRoSASettings(Settings):
             expected = "a basis to rotate to, or residual=none transforms=none"
             self.require(not rotates, "basis", expected)
         self.require(
-            self.allocation is Allocation.steepest or self.transforms is not Transforms.auto,
+            self.allocation in (Allocation.steepest, Allocation.auto)
+            or self.transforms is not Transforms.auto,
             "transforms",
             "all or none, unless allocation=steepest chooses",
         )
@@ -172,11 +177,20 @@ class LaRoSASettings(Settings):
             "transforms",
             "all or auto with residual=site, whose MLPs have a rotation of their own",
         )
+        if self.leaves_choice:
+            for name in ("tokens", "probe_tokens"):
+                expected = "at least two windows, for selection=auto and allocation=auto to compare"
+                self.require(getattr(self, name) >= 2 * self.window, name, expected)
 
     @property
     def counts_transforms(self) -> bool:
         """Whether the sparsity has to make up for what transforms and basis changes read."""
         return self.count is Count.bytes
+
+    @property
+    def leaves_choice(self) -> bool:
+        """Whether calibration is to choose a setting."""
+        return self.selection is Selection.auto or self.allocation is Allocation.auto
 
     @property
     def uses_gradients(self) -> bool:

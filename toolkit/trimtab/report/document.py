@@ -13,6 +13,7 @@ from trimtab.report.attribution import Attribution
 from trimtab.report.attribution_table import attribution_table
 from trimtab.report.balance import Balance, balance, control_told
 from trimtab.report.choice import choices
+from trimtab.report.chosen import chosen
 from trimtab.report.claims import claims_table
 from trimtab.report.extent import extent
 from trimtab.report.figures import code, listed
@@ -42,6 +43,7 @@ class Stack:
     verdict: str
     balance: Balance
     ran: str
+    chosen: str
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def document(
         main_table(rows), beside_table(rows), time_table(measured), serving_table(measured),
         compression_table(measured), published_table(rows), claims_table(rows),
     )  # fmt: skip
-    chosen = [choice for group in groups for choice in choices(group)]
+    advised = [choice for group in groups for choice in choices(group)]
     return Document(
         title=" and ".join(dict.fromkeys(map(_model, measured))) or "no job succeeded",
         counted=_counted(rows, failed, more),
@@ -147,7 +149,7 @@ def document(
         failures=tuple((row.label, str(row.content.get("message"))) for row in failed),
         settings=tuple(map(_setting, groups, names_of(groups))),
         unmeasured=tuple(unmeasured(rows)),
-        steps=tuple(next_steps(rows, chosen)),
+        steps=tuple(next_steps(rows, advised)),
         tables=tuple(table for table in tables if table is not None),
         attribution=attribution_table(attributed),
         added=tuple(added(rows)),
@@ -172,6 +174,7 @@ def _setting(group: Sequence[Job], name: str) -> Setting:
             said(verdict(row, group)),
             balance(row, group),
             _ran(row),
+            chosen(row),
         )
         for row in group
         if row.methods
