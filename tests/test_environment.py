@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 
+import pytest
+import torch
+
 from trimtab import environment
 
 
@@ -29,3 +32,72 @@ def test_the_commit_is_read_without_touching_the_checkout(tmp_path, monkeypatch)
     assert environment._commit() == git("rev-parse", "HEAD")
     file.write_text("other")
     assert environment._commit() == git("rev-parse", "HEAD") + "+changes"
+
+
+def checkout(folder, monkeypatch):
+    (folder / ".git").mkdir()
+    monkeypatch.setattr(environment, "__file__", str(folder / "toolkit" / "trimtab" / "x.py"))
+
+
+def program(folder, name, content):
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{content}\n")
+    path.chmod(0o755)
+
+
+REFUSES = (
+    "echo \"fatal: detected dubious ownership in repository at '/x'\" >&2; echo more >&2; exit 128"
+)
+
+
+@pytest.mark.parametrize(
+    ("git", "reason"),
+    [
+        (None, "git is not installed"),
+        (REFUSES, "git: fatal: detected dubious ownership in repository at '/x'"),
+        ("exit 3", "git: exit status 3"),
+        ('case "$*" in *status*) echo no status >&2; exit 1;; esac; echo abc', "git: no status"),
+    ],
+)
+def test_a_commit_that_git_does_not_tell_is_absent_for_gits_reason(
+    tmp_path, monkeypatch, git, reason
+):
+    checkout(tmp_path, monkeypatch)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    if git:
+        program(tmp_path / "bin", "git", git)
+    found, reasons = environment.environment_and_reasons(0)
+    assert (found["commit"], reasons["commit"]) == (None, reason)
+
+
+def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "toolkit" / "trimtab" / "x.py"))
+    found, reasons = environment.environment_and_reasons(0)
+    assert (found["commit"], reasons["commit"]) == (None, "not run from a git checkout")
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "hip", "driver", "expected", "reasons"),
+    [
+        (False, None, None, None, [None] * 3, ["PyTorch is built without CUDA"] * 3),
+        (False, "12", None, None, [None] * 3, ["no CUDA device"] * 3),
+        (True, "12", None, None, ["X", None, "12"], [None, "nvidia-smi is not installed", None]),
+        (True, "12", None, "echo 57", ["X", "57", "12"], [None] * 3),
+        (True, None, "6", None, ["X", None, None], [None, *["PyTorch is built for ROCm 6"] * 2]),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_of_a_gpu_has_its_true_reason(
+    tmp_path, monkeypatch, device, cuda, hip, driver, expected, reasons
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "X")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    if driver:
+        program(tmp_path / "bin", "nvidia-smi", driver)
+    found, why = environment.environment_and_reasons(0)
+    names = "gpu", "driver", "cuda"
+    assert [found[name] for name in names] == expected
+    assert [why.get(name) for name in names] == reasons

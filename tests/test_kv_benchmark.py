@@ -112,9 +112,13 @@ def test_a_part_without_memory_is_skipped_with_a_remedy(parts):
     assert lacking(2**60, options, "lower --batch").endswith("; lower --batch")
 
 
-def test_generations_compare_without_a_token_that_ends_them(monkeypatch, parts):
+def test_generations_compare_by_the_same_settings_without_a_token_that_ends_them(
+    monkeypatch, parts
+):
     loaded = tiny()
-    loaded.tokenizer.eos_token = loaded.model.generation_config.eos_token_id = None
+    own = loaded.model.generation_config
+    loaded.tokenizer.eos_token = own.eos_token_id = None
+    own.suppress_tokens, own.cache_implementation = [*range(97, 123)], "static"
     generating = parts("generating")
     monkeypatch.setattr(generating, "load_model", lambda config: loaded)
     options = Namespace(

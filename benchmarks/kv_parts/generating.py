@@ -11,9 +11,9 @@ from transformers import DynamicCache, LogitsProcessorList, MinNewTokensLengthLo
 from kv_parts.setting import Options, Record
 from kv_parts.timing import compared, interleave
 from trimtab.errors import TrimtabError
-from trimtab.evaluation.generators.transformers import Clock
 from trimtab.generation import Engine
 from trimtab.generation.stopping import stop_tokens
+from trimtab.generation.transformers import Clock, plain_generation
 from trimtab.models.loading import load_model
 from trimtab.models.shapes import shapes
 from trimtab.models.sources import (
@@ -123,19 +123,16 @@ class Texts:
     @torch.inference_mode()
     def _generate(self, name: str, **cache: Any) -> None:
         clock = Clock()
-        sequences = self._model.generate(
-            self._prompts,
-            attention_mask=torch.ones_like(self._prompts),
-            do_sample=False,
-            num_beams=1,
-            min_new_tokens=self._new,
-            max_new_tokens=self._new,
-            eos_token_id=self._ends or None,
-            # Any token will do: all texts are equally long, so nothing is padded.
-            pad_token_id=self._ends[0] if self._ends else 0,
-            streamer=clock,
-            **cache,
-        )
+        with plain_generation(self._model, self._tokenizer):
+            sequences = self._model.generate(
+                self._prompts,
+                attention_mask=torch.ones_like(self._prompts),
+                do_sample=False,
+                min_new_tokens=self._new,
+                max_new_tokens=self._new,
+                streamer=clock,
+                **cache,
+            )
         self._note(name, clock.times[1:])
         self.tokens[name] = sequences[:, self._prompts.shape[1] :].cpu()
 

@@ -1,6 +1,7 @@
 """The whole of result.json, from one run over a tiny model whose weights are declared real."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("evaluation")
     loaded = tiny()
     own = loaded.model.generation_config
-    own.suppress_tokens, own.guidance_scale, own.max_time = [*range(97, 123)], 1.5, 0.0
+    own.suppress_tokens, own.guidance_scale, own.max_time = [*range(97, 123)], math.inf, 0.0
     loaded.model.save_pretrained(root / "model")
     loaded.tokenizer.save_pretrained(root / "model")
     return root
@@ -159,7 +160,7 @@ def test_what_the_checkpoint_asks_for_is_set_aside_for_both_and_named(folder, hu
     plain.methods = {}
     result = evaluate(plain, "baseline")
     assert result["quality"]["exact_match"]["estimate"] == 1
-    asked = {"suppress_tokens": [*range(97, 123)], "guidance_scale": 1.5, "max_time": 0.0}
+    asked = {"suppress_tokens": [*range(97, 123)], "guidance_scale": "Infinity", "max_time": 0.0}
     assert result["generation"] == {"set_aside": asked}
 
 

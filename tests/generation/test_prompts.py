@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from types import SimpleNamespace
 
 import datasets
@@ -181,6 +182,18 @@ def test_what_a_tokenizer_puts_before_texts_need_not_be_its_bos_token(starting, 
     assert tokenizer.decode(once) == f"{begins}Hi"
     assert token_ids(tokenizer, f"{begins}Hi") == once
     assert token_ids(tokenizer, f"{begins}{begins}Hi") == tokenizer(f"{begins}Hi")["input_ids"]
+
+
+def test_a_text_longer_than_the_tokenizer_is_meant_for_is_told_of_by_the_model_alone(caplog):
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.model_max_length = 2
+    with caplog.at_level("WARNING", "transformers"):
+        logging.getLogger("transformers").addHandler(caplog.handler)
+        try:
+            assert len(token_ids(tokenizer, "abc")) > 2
+        finally:
+            logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_a_tokenizer_that_adds_no_token_loses_none():

@@ -73,18 +73,24 @@ def finish(process):
     return process.returncode, out, err
 
 
+def writes_script(path, content):
+    path.write_text(f"#!/bin/sh\n{content}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
 @pytest.fixture
 def copying_compiler(compiled, tmp_path):
     """Return a stand-in compiler that logs its calls, waits a second and copies finished builds."""
     for library in (SPARSE_LINEAR, DECODE_ATTENTION):
         build.load(library)
-    script, log = tmp_path / "compiler", tmp_path / "log"
-    script.write_text(
-        f'#!/bin/sh\necho "$@" >> {log}\nsleep 1\n'
+    log = tmp_path / "log"
+    script = writes_script(
+        tmp_path / "compiler",
+        f'echo "$@" >> {log}\nsleep 1\n'
         'while [ "$1" != -o ]; do shift; done\n'
-        f'cp "{SPARSE_LINEAR.path.parent}/$(basename "$2")" "$2"\n'
+        f'cp "{SPARSE_LINEAR.path.parent}/$(basename "$2")" "$2"',
     )
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script, log
 
 
@@ -113,18 +119,77 @@ def test_without_a_compiler_the_reference_runs_and_says_why(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("told", ["unrecognized option -std=c++20", "'optional' file not found"])
-def test_with_a_compiler_that_is_no_good_the_reference_runs_and_says_why(tmp_path, told):
-    script = tmp_path / "old"
-    script.write_text(f'#!/bin/sh\necho "{told}" >&2\nexit 1\n')
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    code, out, err = finish(start(tmp_path / "cache", CXX=str(script)))
-    assert code == 0, err
-    reason = f"({script} cannot compile C++20: name one that can in $CXX)"
-    assert out.splitlines() == [
-        f"reference: dense masked product in PyTorch {reason}",
-        f"reference: one slot at a time in PyTorch {reason}",
-    ]
+@pytest.fixture
+def loaded(monkeypatch, tmp_path):
+    """Return a function that loads a library with a compiler of this content, into one cache."""
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+
+    def load(content, library=SPARSE_LINEAR):
+        monkeypatch.setenv("CXX", str(writes_script(tmp_path / "compiler", content)))
+        return build.load.__wrapped__(library)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("refused", "said", "told"),
+    [
+        ("*", "unrecognized option -std=c++20", "unrecognized option -std=c++20"),
+        ("*", "in x:\\nfatal error: optional", "fatal error: optional"),
+        ("*-march=native*", "error: no -march=native", "error: no -march=native"),
+        ("*-o*", "x.s: Error: no such instruction", "x.s: Error: no such instruction"),
+    ],
+)
+def test_a_compiler_that_is_no_good_is_refused_for_what_it_says(
+    tmp_path, loaded, refused, said, told
+):
+    script = f"""case "$*" in {refused}) printf "{said}\\n" >&2; exit 1;; esac"""
+    reason = f"cannot compile C++20 for this processor ({told}): name one that can in $CXX"
+    assert loaded(script) == f"{tmp_path / 'compiler'} {reason}"
+
+
+def test_an_assembler_that_lacks_an_instruction_is_refused_for_what_it_says(tmp_path, loaded):
+    told = "x.s: Error: no such instruction: vpdpbusd"
+    script = f"""case "$*" in *-fsyntax-only*);; *.cpp*) echo "{told}" >&2; exit 1;; esac"""
+    assert loaded(script) == (
+        f"{tmp_path / 'compiler'} takes the kernels' source and makes no library ({told}): name "
+        "another compiler in $CXX, or update its assembler and linker"
+    )
+
+
+def test_a_compiler_is_probed_once_for_all_libraries(tmp_path, loaded):
+    log = tmp_path / "log"
+    for library in (SPARSE_LINEAR, DECODE_ATTENTION):
+        assert "no -march" in loaded(f'echo "$@" >> {log}; echo "no -march" >&2; exit 1', library)
+    calls = log.read_text("utf-8").splitlines()
+    assert [("cpu.cpp" in call) for call in calls] == [True, False, True]
+
+
+def cut_short(content):
+    return content[: len(content) // 2]
+
+
+def blanked(content):
+    return content[:20] + bytes(len(content) - 20)
+
+
+@pytest.mark.parametrize("damage", [cut_short, blanked, lambda content: b""])
+def test_a_binary_that_is_damaged_is_built_anew(tmp_path, loaded, damage):
+    log = tmp_path / "log"
+    script = f"""
+echo "$@" >> {log}
+while [ "$1" != -o ]; do shift; done
+printf "\\177ELF%012d\\003\\000what follows" 0 > "$2"
+"""
+    for _ in range(2):
+        assert loaded(script) is None
+    assert len(log.read_text("utf-8").splitlines()) == 1
+    path = SPARSE_LINEAR.path
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    assert loaded(script) is None
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("wanted", ["no-such-compiler -O1", "g++ '"])
@@ -163,11 +228,9 @@ def test_a_compiler_that_makes_no_library_is_named_and_the_reference_runs(tmp_pa
 @pytest.mark.parametrize("full", [False, True])
 def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path, monkeypatch, full):
     if full:
-        script = tmp_path / "compiler"
-        script.write_text(
-            '#!/bin/sh\necho "as: $TMPDIR/x.s: No space left on device" >&2\nexit 1\n'
+        script = writes_script(
+            tmp_path / "compiler", 'echo "as: $TMPDIR/x.s: No space left on device" >&2\nexit 1'
         )
-        script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("CXX", str(script))
     else:
         (tmp_path / "cache").touch()
@@ -181,12 +244,10 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path, mon
 
 
 def test_a_compiler_that_fails_is_an_error_with_its_output(tmp_path):
-    script = tmp_path / "compiler"
-    script.write_text(
-        '#!/bin/sh\ncase "$*" in *cpu.cpp*) echo cpu.cpp: no such header >&2; exit 1;; esac\n'
-        "cat > /dev/null\n"
+    script = writes_script(
+        tmp_path / "compiler",
+        'case "$*" in *cpu.cpp*) echo cpu.cpp: no such header >&2; exit 1;; esac\ncat > /dev/null',
     )
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
     code, _, err = finish(start(tmp_path / "cache", CXX=str(script)))
     assert code != 0
     assert "RuntimeError: The CPU kernels do not compile." in err

@@ -159,6 +159,18 @@ def test_a_generation_config_that_contradicts_itself_is_named(tmp_path, tiny_lla
         load_model(source)
 
 
+@pytest.mark.parametrize("length", ["512", True, [512]])
+def test_a_length_of_texts_that_is_no_number_is_named(tmp_path, tiny_llama, length):
+    source = saved(tiny_llama, tmp_path)
+    described(tmp_path, "tokenizer_config.json", model_max_length=length)
+    expected = (
+        f": tokenizer_config.json has model_max_length={length!r}: expected a number of tokens: "
+        "correct it or download it again"
+    )
+    with pytest.raises(ConfigError, match=f"{re.escape(expected)}$"):
+        load_model(source)
+
+
 @pytest.mark.parametrize("files", [{}, [], None, "text", {UP: 5}, {UP: None}])
 def test_an_index_that_names_no_files_is_named(tmp_path, tiny_llama, files):
     source = saved(tiny_llama, tmp_path)
@@ -270,8 +282,8 @@ def edited(folder: Path, **changes: torch.Tensor | None) -> None:
     save_file(kept, path, metadata={"format": "pt"})
 
 
-def described(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
+def described(folder: Path, file: str = "config.json", **changes: Any) -> None:
+    path = folder / file
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 

@@ -66,11 +66,17 @@ def require_language_model(model: object, name: str = "model") -> None:
 
 
 def require_tokenizer(tokenizer: object, name: str = "tokenizer") -> None:
-    """Raise `TrimtabError` unless it is a tokenizer of transformers."""
+    """Raise `TrimtabError` unless it is a tokenizer of transformers that can be called."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise TrimtabError(
             f"{name}={shown(tokenizer)}: expected a tokenizer of transformers, as "
             "AutoTokenizer.from_pretrained returns it"
+        )
+    length = tokenizer.model_max_length  # which every text is compared with
+    if isinstance(length, bool) or not isinstance(length, int | float):
+        raise TrimtabError(
+            f"tokenizer_config.json has model_max_length={shown(length)}: expected a number of "
+            "tokens: correct it or download it again"
         )
 
 

@@ -17,6 +17,7 @@ PACKAGES = (
     "trimtab", "torch", "transformers", "triton", "numpy", "scipy", "safetensors", "wandb",
     "lm-eval",
 )  # fmt: skip
+PATIENCE = 20  # seconds that a program may take to say what is asked
 
 
 def prepare(seed: int, threads: int | None) -> None:
@@ -37,25 +38,42 @@ def package_versions() -> dict[str, str | None]:
     return found
 
 
-def describe_environment(seed: int) -> dict[str, Any]:
-    """Return the machine, the software and the seed, as result.json's `environment`.
+class _AbsentError(Exception):
+    """Says why something of the environment is not known."""
 
-    `gpu` and `driver` are None without a CUDA device, `commit` outside a git checkout.
+
+def describe_environment(seed: int) -> dict[str, Any]:
+    """Return the machine, the software and the seed, as result.json's `environment`."""
+    return environment_and_reasons(seed)[0]
+
+
+def environment_and_reasons(seed: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the environment, and by its names why what is None is not known.
+
+    That may be `gpu`, `driver`, `cuda` and `commit`.
     """
-    has_gpu = torch.cuda.is_available()
-    return {
+    found: dict[str, str | None] = {}
+    reasons: dict[str, str] = {}
+    readers = {"gpu": _gpu, "driver": _gpu_driver, "cuda": _cuda, "commit": _commit}
+    for name, read in readers.items():
+        try:
+            found[name] = read()
+        except _AbsentError as error:
+            found[name], reasons[name] = None, str(error)
+    environment = {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": torch.cuda.get_device_name() if has_gpu else None,
-        "driver": _gpu_driver() if has_gpu else None,
-        "cuda": torch.version.cuda if has_gpu else None,
+        "gpu": found["gpu"],
+        "driver": found["driver"],
+        "cuda": found["cuda"],
         "system": platform.platform(),
         "packages": package_versions(),
-        "commit": _commit(),
+        "commit": found["commit"],
         "seed": seed,
     }
+    return environment, reasons
 
 
 def peak_host_bytes() -> int:
@@ -71,25 +89,58 @@ def cpu_model() -> str:
     return platform.machine()
 
 
-def _gpu_driver() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return _first_line(query)
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        raise _AbsentError("no CUDA device" if built else "PyTorch is built without CUDA")
+    return torch.cuda.get_device_name()
 
 
-def _commit() -> str | None:
+def _gpu_driver() -> str:
+    _require_cuda()
+    return _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+
+
+def _cuda() -> str | None:
+    _require_cuda()
+    return torch.version.cuda
+
+
+def _require_cuda() -> None:
+    _gpu()
+    if torch.version.cuda is None:
+        raise _AbsentError(f"PyTorch is built for ROCm {torch.version.hip}")
+
+
+def _commit() -> str:
     """Return the checkout's commit, with `+changes` where tracked files differ from it."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return None
+        raise _AbsentError("not run from a git checkout")
     git = ["git", "--no-optional-locks", "-C", str(root)]
     commit = _first_line([*git, "rev-parse", "HEAD"])
     changed = _first_line([*git, "status", "--porcelain", "--untracked-files=no"])
-    return f"{commit}+changes" if commit and changed else commit
+    return f"{commit}+changes" if changed else commit
 
 
-def _first_line(command: list[str]) -> str | None:
+def _first_line(command: list[str]) -> str:
+    """Return the first line that a program prints, empty where it prints nothing.
+
+    Raises
+    ------
+    _AbsentError
+        If there is no such program, or it fails: with what it says.
+    """
+    program = command[0]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return next(iter(done.stdout.splitlines()), None)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    except FileNotFoundError as error:
+        raise _AbsentError(f"{program} is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise _AbsentError(f"{program} took more than {PATIENCE} s") from error
+    except OSError as error:
+        raise _AbsentError(f"{program} cannot be run: {error.strerror}") from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).partition("\n")[0]
+        raise _AbsentError(f"{program}: {said or f'exit status {done.returncode}'}")
+    return done.stdout.partition("\n")[0]

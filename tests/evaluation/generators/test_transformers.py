@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from trimtab.evaluation.serving import requests_of
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation import Engine
+from trimtab.generation.transformers import set_aside
 
 PROMPT = Prompt("d", "a prompt of text", " and what follows")
 TOKEN_BYTES = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, width, float32
@@ -116,6 +118,13 @@ def test_what_a_checkpoint_asks_of_generate_is_set_aside(tiny_llama):
     assert timing.steps == timing.new_tokens == sum(timing.step_tokens) == 20
     assert TransformersGenerator(model, tokenizer).greedy(prompt, 12) == plain
     assert model.generation_config is own
+
+
+def test_what_is_set_aside_is_json_that_any_reader_takes(tiny_llama):
+    own = tiny_llama.model.generation_config
+    own.max_time, own.temperature, own.sequence_bias = math.inf, math.nan, [[[5], -math.inf]]
+    asked = {"max_time": "Infinity", "temperature": "NaN", "sequence_bias": [[[5], "-Infinity"]]}
+    assert set_aside(tiny_llama.model) == asked
 
 
 def test_greedy_text_is_what_the_largest_logits_spell(tiny_llama):

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from trimtab.arguments import require_language_model
 from trimtab.config import MeasureConfig
 from trimtab.corpus import Corpus, Split, encode
-from trimtab.environment import describe_environment
+from trimtab.environment import environment_and_reasons
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.held_out import seen_before
@@ -35,12 +35,6 @@ from trimtab.quiet import timing_turn
 
 RANDOM = f"{RANDOM_WEIGHTS}: what they predict means nothing"
 CALIBRATION = tuple(CalibrationRun.__annotations__)
-ABSENT = {
-    "gpu": "no CUDA device",
-    "driver": "no CUDA device",
-    "cuda": "no CUDA device",
-    "commit": "not run from a git checkout",
-}
 
 
 @dataclass(frozen=True)
@@ -243,11 +237,11 @@ def _measure(
 
 def _environment(result: Result, seed: int) -> None:
     """Write where it was measured; what the machine does not have is None, with a reason."""
-    environment = describe_environment(seed)
+    environment, reasons = environment_and_reasons(seed)
     for name, value in environment.items():
         result.put(f"environment.{name}", value)
-        if value is None:
-            result.missing(f"environment.{name}", ABSENT[name])
+    for name, reason in reasons.items():
+        result.missing(f"environment.{name}", reason)
     for name, value in environment["packages"].items():
         if value is None:
             result.missing(f"environment.packages.{name}", "not installed")

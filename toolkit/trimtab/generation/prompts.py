@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from trimtab.arguments import is_listing, shown
-from trimtab.corpus import after
+from trimtab.corpus import after, encode
 from trimtab.errors import TrimtabError
 
 Prompt = str | Sequence[int]
@@ -71,8 +71,8 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise TrimtabError(f"prompt {prompt!r:.60}: no text, {error.reason}") from error
-        ids: list[int] = tokenizer(prompt)["input_ids"]
-        written: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
+        written = encode(tokenizer, prompt)
         for added in range(1, len(ids) - len(written) + 1):
             if ids[added : added + len(written)] == written:
                 return after(ids[:added], ids[added:])

@@ -70,12 +70,13 @@ def plain_generation(
 def set_aside(model: PreTrainedModel) -> dict[str, Any]:
     """Return what a checkpoint's generation config asks for that nothing generates by here.
 
-    JSON values by the names of the settings; defaults, and special tokens, are not among them.
+    JSON values by the names of the settings, Infinity and NaN as text; defaults, and special
+    tokens, are not among them.
     """
     config = model.generation_config
     if config is None:
         return {}
-    asked: dict[str, Any] = json.loads(config.to_json_string())
+    asked: dict[str, Any] = json.loads(config.to_json_string(), parse_constant=str)
     default = GenerationConfig._get_default_generation_params()
     return {
         name: value

@@ -75,7 +75,7 @@ class AppliedLaRoSA:
     selectors: Sequence[Selector]
     recorder: Recorder
     requested: float
-    candidates: Sequence[dict[str, Any]] = ()
+    candidates: Sequence[Candidate] = ()
 
     @property
     def kernel(self) -> str:
@@ -136,9 +136,9 @@ class AppliedLaRoSA:
             "prefill": self.selectors[0].positions.prefill.value,
             "prompt_kernel": self.sparse.prompt_kernel,
             "candidates": list(self.candidates) or None,
-            "reasons": {} if self.candidates else {"candidates": NOTHING_TO_CHOOSE},
         }
-        return {"sparsity": section}
+        reasons = {} if self.candidates else {"candidates": NOTHING_TO_CHOOSE}
+        return {"sparsity": {**section, "reasons": reasons}}
 
 
 def _dropped(selectors: Sequence[Selector]) -> float:

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
+from trimtab.arguments import require_tokenizer
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models.load_errors import why_not_loaded
 from trimtab.models.state import zero_matrices
@@ -74,6 +75,7 @@ def from_folder(
     """Load a model and its tokenizer as transformers does, onto a device or spread by a map."""
     with _without_reports():
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    require_tokenizer(tokenizer)
     model = complete(name, revision=revision, dtype=dtype, device_map=device_map)
     if device_map is None:
         nn.Module.to(model, device)
