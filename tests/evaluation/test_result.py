@@ -41,7 +41,7 @@ ADAPTIVOCAB = {
 
 # Sections that are documented as a whole.
 WHOLE = [
-    "artifacts", "calibration", "generation.set_aside", "reasons", "sparsity.sites",
+    "artifacts", "calibration", "generation.set_aside", "reasons", "settings", "sparsity.sites",
     "vocabulary.validation", "environment.packages",
 ]  # fmt: skip
 

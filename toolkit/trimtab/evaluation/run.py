@@ -21,6 +21,7 @@ from trimtab.evaluation.memory import copied, device_names
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
 from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
 from trimtab.evaluation.schema import SCHEMA
+from trimtab.evaluation.settings import settings_of
 from trimtab.generation.stopping import require_going_on
 from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
@@ -172,6 +173,7 @@ def _measured(
         "status": "ok",
         "label": label or " ".join(names) or "baseline",
         "methods": names,
+        "settings": settings_of(optimized.stack.methods, config),
         "artifacts": {name: artifact.key.digest for name, artifact in optimized.artifacts.items()},
         "calibration": {
             name: {part: artifact.run[part] for part in CALIBRATION if part in artifact.run}

@@ -29,6 +29,7 @@ HEAD: dict[str, Any] = {
     "status": str,
     "label": str,
     "methods": list[str],
+    "settings": dict[str, Any],
     "artifacts": dict[str, str],
     "calibration": dict[str, dict[str, Any]],
     "model.name": str,
