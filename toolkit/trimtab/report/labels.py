@@ -71,8 +71,8 @@ def labelled(jobs: Iterable[Job]) -> list[Job]:
     """Return the jobs, each with a label that no other has.
 
     It is the stack, then its settings and the overrides that not all jobs have, then the model or
-    the corpus where jobs have several and the overrides do not say which; then the settings in which
-    jobs differ though the same was typed, as where a file was edited between them.
+    the corpus where jobs have several and the overrides do not say which; then the settings that
+    differ though the same was typed, as where a file was edited between two jobs.
     """
     jobs = list(jobs)
     common = shared(jobs)
@@ -119,10 +119,9 @@ def _of_files(jobs: Sequence[Job]) -> list[str]:
     for job in jobs:
         stack, others = str(job.content["label"]).partition(" ")[0], alike[_typed(job)]
         values = (job.get("settings") or {}).items()
-        told = {name: written(value) for name, value in values
-                if any(one.get(name, value) != value for one in others)}  # fmt: skip
-        short = [name.removeprefix("methods.").removeprefix(f"{stack}.") for name in told]
-        found.append("".join(f" {one}={value}" for one, value in zip(short, told.values())))
+        differing = [one for one in values if any(of.get(*one) != one[1] for of in others)]
+        told = [f"{name}={written(value)}".removeprefix("methods.") for name, value in differing]
+        found.append("".join(f" {one.removeprefix(f'{stack}.')}" for one in told))
     return found
 
 
