@@ -96,7 +96,7 @@ def test_a_description_that_is_none_is_damaged(tmp_path, content):
 
 
 def test_where_no_folder_is_there_is_no_artifact(tmp_path):
-    with pytest.raises(ArtifactError, match=r"there is no artifact here; make it with calibrate"):
+    with pytest.raises(ArtifactError, match=r"no artifact here; make it with cal.*, or in Python"):
         Artifact.load(tmp_path / "a")
 
 

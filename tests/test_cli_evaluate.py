@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tests.conftest import SMALL, TINY
 from trimtab.commands import evaluate
-from trimtab.commands.folders import claimed
+from trimtab.commands.folders import Claim, claimed, withdraw
 from trimtab.errors import ConfigError
 from trimtab.registry import config_folder
 
@@ -146,6 +146,46 @@ def test_what_fails_after_the_result_leaves_it_alone(monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_a_job_that_has_no_result_yet_keeps_a_sweep_out_of_the_folder_above(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "command.json").touch()
+    refused = pytest.raises(ConfigError, match=r"holds another job's own/command.json: name a new")
+    with refused, claimed(tmp_path, "hydra.sweep.dir", below=True):
+        pytest.fail("not refused")
+    with claimed(tmp_path / "own", "hydra.sweep.dir", below=True):
+        pass  # a sweep that was stopped before any job had ended
+
+
+def test_a_job_within_a_sweep_is_not_resumed(tmp_path, capsys):
+    started = {"arguments": [], "folder": "/", "jobs": 1, "started": None}
+    (folder := tmp_path / "own").mkdir()
+    (folder / "command.json").write_text(json.dumps(started))
+    (tmp_path / "command.json").write_text(json.dumps(started | {"sweeper": "one"}))
+    config = OmegaConf.create({"hydra": {"run": {"dir": str(folder)}, "output_subdir": None}})
+    with pytest.raises(SystemExit):
+        Claim(resume=True).on_run_start(config)
+    assert f"the sweep in {tmp_path} has its own jobs there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", " ", None])
+def test_a_folder_of_no_name_is_not_the_current_one(name, capsys):
+    with pytest.raises(SystemExit):
+        Claim().on_run_start(OmegaConf.create({"hydra": {"run": {"dir": name}}}))
+    expected = f"error: hydra.run.dir={name or ''}: expected a folder, not empty: leave it out for"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_job_that_is_refused_leaves_no_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "here" / "outputs" / "date" / "time" / ".hydra").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    withdraw(Path("outputs/date/time"), ".hydra")
+    assert not list(Path.cwd().iterdir())
+    for made in ("outputs/date/time", "outputs/date/other"):
+        Path(made).mkdir(parents=True)
+    withdraw(Path("outputs/date/time"), None)
+    assert [one.name for one in Path("outputs/date").iterdir()] == ["other"]
+
+
 @pytest.mark.parametrize("folder", ["/dev/null", "/proc/nothing"])
 def test_a_folder_that_cannot_be_is_named_with_its_setting(folder):
     refused = pytest.raises(ConfigError, match=f"hydra.run.dir={folder}: cannot be written: .*name")
@@ -256,7 +296,7 @@ def test_a_missing_artifact_is_one_line_with_the_command_that_makes_it(command, 
     assert "calibrate.py method=larosa tokens=512 window=64 and the same model" in line
     error = json.loads((job_folder(tmp_path) / "error.json").read_text())
     assert error["status"] == "error"
-    assert error["type"] == "ArtifactError"
+    assert error["type"] == "MissingArtifactError"
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["quality.compression_bytes=31"], "compression_bytes=31: expected at least"),
         ("evaluate", ["quality.compression_context_bytes=0"], "bytes=0: expected at least 32"),
         ("evaluate", ["generation.new_tokens=1"], "generation.new_tokens=1: expected at least 2"),
-        ("evaluate", ["generation.prompts=0"], "generation.prompts=0: expected at least 1"),
+        ("evaluate", ["generation.prompts=0"], "generation.prompts=0: expected at least 2"),
         ("evaluate", ["speed.repeats=1"], "speed.repeats=1: expected at least 2"),
         ("evaluate", ["speed.repeats=2", "generation.prompts=2"], "over 4 means nothing"),
         ("evaluate", ["speed.warmup=-1"], "speed.warmup=-1: expected at least 0"),
@@ -291,6 +291,7 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["metrics=kv"], "metrics: they are not set as a whole: take one out with ~"),
         ("evaluate", ["metrics=[kv]"], "metrics: they are not set as a whole: take one out wit"),
         ("calibrate", ["tracking.mode=of"], "tracking.mode=of: expected one of offline, online"),
+        ("evaluate", ["tracking.mode=offlin"], "offline, online, disabled, did you mean offline?"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(name, overrides, expected):
@@ -549,6 +550,21 @@ def test_values_of_a_sweep_that_hydra_cannot_read_are_refused_with_the_way_out()
     expected = """quote each of them, as in 'corpus.glob="FIRST","SECOND"'"""
     with pytest.raises(TrimtabError, match=expected):
         expand(["-m", "corpus.glob=/a[1],/b[2]"], "calibrate")
+
+
+@pytest.mark.parametrize(
+    ("given", "lacking"),
+    [
+        (["methods=[larosa,vattention"], "]"),
+        (["methods=larosa,vattention]"], "["),
+        (["-m", "methods=[larosa,vattention,all"], "]"),
+        (["serving={requests:[1,2]"], "}"),
+        (["serving.requests=[1,2"], "]"),
+    ],
+)
+def test_a_bracket_without_its_other_is_named(given, lacking):
+    with pytest.raises(TrimtabError, match=f"^{re.escape(given[-1])}: a \\{lacking} is missing$"):
+        expand(given, "evaluate")
 
 
 @pytest.mark.parametrize("command", KINDS)
@@ -940,6 +956,15 @@ def test_in_a_sweep_a_methods_setting_is_for_the_stacks_that_hold_it():
             ["serving.requests=[1,2]", "generation.new_tokens=8"],
         ),
         (["methods.larosa=3", "speed=[3]"], ["methods.larosa=3", "speed=[3]"]),
+        (
+            ["tracking={project: 1e3,entity:2026_11,folder:true}", "quality={tasks:[1e3,2]}"],
+            ["tracking.project='1e3'", "tracking.entity='2026_11'", "tracking.folder='true'",
+             "quality.tasks=['1e3',2]"],
+        ),
+        (
+            ["tracking={project:'a,b',entity:\"1e3\"}", "hydra.job={name:1e3,chdir:no}"],
+            ["tracking.project=a\\,b", "tracking.entity='1e3'", "hydra.job={name:'1e3',chdir:no}"],
+        ),
     ],
 )  # fmt: skip
 def test_settings_in_a_dictionary_are_typed_one_by_one(given, expected):

@@ -154,6 +154,21 @@ def test_max_documents_takes_the_first(tmp_path):
     assert found == {"a", "b"}
 
 
+def test_documents_that_are_left_out_and_too_few_to_divide_are_told(tmp_path, capsys):
+    for number in range(30):
+        (tmp_path / f"{number}.txt").write_text(f"text {number % 18}" if number else " \n")
+    config = FilesCorpus(glob=str(tmp_path), text_field="text", **SHARES)
+    corpus = load_corpus(config)
+    assert (corpus.copies, corpus.blank) == (11, 1)
+    told, warning = capsys.readouterr().err.splitlines()
+    assert told.endswith(" test documents; left out: 11 copies of others, 1 without text)")
+    assert " has 18 documents to divide: a part may hold too little text, or none; " in warning
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text(f"other text {number}")
+    load_corpus(config)
+    assert "Warning" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

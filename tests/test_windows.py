@@ -112,7 +112,8 @@ def test_windows_of_a_tokenizer_without_a_start_token_are_text_alone(tokenizer):
 
 def test_too_little_text_is_an_error_that_says_how_much_there_is(tokenizer):
     with pytest.raises(
-        TrimtabError, match="3 windows of 8 tokens are asked for and the text holds 2"
+        TrimtabError,
+        match="3 windows of 8 tokens are asked for and the text holds 2 of them, in 20 tokens: ",
     ):
         token_windows([Document("a", "x" * 19)], tokenizer, count=3, length=8)
 

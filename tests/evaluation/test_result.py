@@ -44,7 +44,7 @@ ADAPTIVOCAB = {
 
 # Sections that are documented as a whole.
 WHOLE = [
-    "artifacts", "calibration", "generation.set_aside", "reasons", "sparsity.sites",
+    "artifacts", "calibration", "generation.set_aside", "reasons", "settings", "sparsity.sites",
     "vocabulary.validation", "environment.packages", "engine.ms_per_text",
 ]  # fmt: skip
 

@@ -189,6 +189,32 @@ def test_jobs_that_differ_in_more_are_rows_of_their_own(tmp_path, change):
     assert not any(row.seeds for row in found)
 
 
+def with_settings(job: dict, sparsity: float) -> dict:
+    return job | {"settings": {"methods.larosa.sparsity": sparsity, "speed.seconds": 60.0}}
+
+
+@pytest.mark.parametrize("typed", [True, False], ids=["command", "python"])
+def test_seeds_of_other_settings_from_a_file_are_rows_that_say_so(tmp_path, typed):
+    jobs = [with_settings(seeded(2.0, seed), sparsity) for seed, sparsity in enumerate([0.3, 0.6])]
+    jobs.append(with_settings(seeded(3.0, 2), 0.6))
+    for job in jobs if not typed else ():
+        del job["overrides"]
+    found = rows(load_jobs(written(tmp_path, jobs)))
+    assert [row.seeds for row in found] == [(), (1, 2)]
+    told = ["larosa sparsity=0.3", "larosa (mean of 2 seeds) sparsity=0.6"]
+    assert [row.label.replace(" seed=0", "") for row in found] == told
+
+
+def test_a_part_of_other_settings_from_a_file_is_none_of_the_stack_s(tmp_path):
+    jobs = [result(name, methods=tuple(name.split(",")), overrides=[f"methods={name}"])
+            for name in ("larosa", "vattention", "larosa,vattention")]  # fmt: skip
+    jobs = [with_settings(job, 0.6) for job in jobs]
+    whole = jobs[-1]["settings"]
+    assert attributions(load_jobs(written(tmp_path / "alike", jobs)))[0].steps
+    whole["methods.larosa.sparsity"] = 0.3
+    assert not attributions(load_jobs(written(tmp_path / "other", jobs)))[0].steps
+
+
 @pytest.mark.parametrize(
     ("section", "changed"),
     [("model", {"fingerprint": "g"}), ("corpus", {"digest": "e"}), ("tokens", {"baseline": 4000})],

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import matplotlib
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ from trimtab.report.plots import compression, pareto, single, waterfall
 from trimtab.report.plots.comparison import comparison, comparison_panel, finding
 from trimtab.report.plots.dashboard import dashboard
 from trimtab.report.plots.panel import Row, Rows
-from trimtab.report.plots.paper import COLOURS
+from trimtab.report.plots.paper import COLOURS, svg, write_png
 from trimtab.report.plots.places import spread
 from trimtab.report.plots.serving import serving_plot
 from trimtab.report.table import markdown
@@ -451,3 +452,22 @@ def test_rebuilding_changes_nothing(tmp_path):
         "all_methods_throughput_comparison.png", "all_methods_token_comparison.png",
         "all_methods_kv_cache_comparison.png", "quality_versus_speed.png",
     }  # fmt: skip
+
+
+def test_the_settings_of_a_user_s_matplotlib_change_no_picture(tmp_path):
+    jobs = loaded(tmp_path / "jobs", result("larosa", (1.5, 1.4, 1.6)))
+    plot = comparison(SPEED, jobs, "")
+    assert plot is not None
+
+    def drawn() -> tuple[bytes, str]:
+        write_png(plot, tmp_path / "one.png")
+        return (tmp_path / "one.png").read_bytes(), svg(plot, plot.panels[0])
+
+    own = drawn()
+    theirs = {
+        "text.usetex": True, "figure.autolayout": True, "savefig.bbox": "tight", "font.size": 30,
+        "axes.facecolor": "red",
+    }  # fmt: skip
+    with matplotlib.rc_context(theirs):
+        assert drawn() == own
+        assert matplotlib.rcParams["font.size"] == 30

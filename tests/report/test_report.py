@@ -150,6 +150,19 @@ def test_failed_jobs_are_shown_as_failed(sweep):
     assert f"`python evaluate.py resume={sweep}`" in text
 
 
+def test_artifacts_that_jobs_lack_are_made_before_they_are_resumed(tmp_path):
+    typed = ["methods=larosa", "++methods.larosa.tokens=5000", "++methods.adaptivocab.size=9"]
+    more = ["model=hub", "model.name=/a b", "quality.windows=2", "on_missing=error", "artifacts=x"]
+    lacking = ERROR | {"type": "MissingArtifactError", "overrides": [*typed, *more]}
+    jobs = [lacking, lacking, lacking | {"overrides": ["experiment=demo", "on_missing=error"]}]
+    text = build_report(written(tmp_path, jobs)).read_text()
+    made = "methods=larosa methods.larosa.tokens=5000 model=hub 'model.name=/a b' artifacts=x"
+    first, second, then = text.partition("What to do next")[2].split("\n- ")[1:4]
+    assert first.endswith(f": `python calibrate.py {made}`")
+    assert second.endswith(": `python evaluate.py experiment=demo on_missing=calibrate`")
+    assert then.startswith("Run what failed again: `python evaluate.py resume=")
+
+
 def test_what_a_setting_failed_by_is_to_be_corrected_and_not_run_as_it_is(tmp_path):
     glob = ERROR | {"type": "ConfigError", "message": "corpus.glob=/no/*.md: no file matches"}
     misfit = ERROR | {"label": "gpt", "type": "MisfitError", "message": "no layers are left"}
@@ -614,6 +627,15 @@ print(os.environ["MPLBACKEND"], backend, sep=",", end="")
 """
     done = fresh_command("-c", script, MPLBACKEND=given)
     assert (done.stdout, done.stderr) == (f"{given},{kept}", "")
+
+
+@pytest.mark.parametrize("given", [[""], ["jobs", "--out", " "]])
+def test_a_folder_of_no_name_is_not_the_current_one(given, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["trimtab.report", *given])
+    with pytest.raises(SystemExit):
+        report_main()
+    expected = f"trimtab.report: error: {given[-1]!r}: expected a folder, not empty: is a variable"
+    assert capsys.readouterr().err.startswith(expected)
 
 
 @pytest.mark.parametrize("out", [[], ["--out", "file"], ["--out", "file/below"]])

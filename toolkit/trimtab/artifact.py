@@ -323,7 +323,10 @@ def _verified_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not path.is_file():
         if not folder.exists():
-            raise ArtifactError(f"{folder}: there is no artifact here; make it with calibrate.py")
+            raise ArtifactError(
+                f"{folder}: there is no artifact here; make it with calibrate.py, or in Python "
+                "with trimtab.calibrate and Artifact.save"
+            )
         if (folder / EXPORTED).is_file():
             raise ArtifactError(f"{folder} is an exported model: load it with trimtab.load_model")
         if not folder.is_dir():

@@ -12,7 +12,7 @@ from trimtab import shards
 from trimtab.artifact import Artifact
 from trimtab.checkpoints import alone, resumable
 from trimtab.corpus import Corpus
-from trimtab.errors import ArtifactError
+from trimtab.errors import MissingArtifactError
 from trimtab.method import Method
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import LoadedModel
@@ -114,15 +114,17 @@ def find(
 
     Raises
     ------
+    MissingArtifactError
+        If there is none.
     ArtifactError
-        If there is none, or it is damaged or of another model.
+        If it is damaged or of another model.
     """
     key = method.key(loaded.fingerprint, loaded.tokenizer, corpus)
     folder = key.folder(root, loaded.name)
     if not folder.exists():
         place = f"for {loaded.name} on {corpus.name} (looked for {folder})"
         if after:
-            raise ArtifactError(
+            raise MissingArtifactError(
                 f"no artifact of {method.name} on top of {', '.join(after)} {place}: calibrate.py "
                 "makes it with the same methods=..., or leave on_missing=calibrate"
             )
@@ -131,7 +133,7 @@ def find(
             for name, value in method.config().items()
             if value != type(method)().config()[name]
         )
-        raise ArtifactError(
+        raise MissingArtifactError(
             f"no artifact of {method.name} {place}: make it with calibrate.py "
             f"{f'method={method.name} {settings}'.strip()} and the same model and corpus, or leave "
             "on_missing=calibrate"
@@ -164,8 +166,10 @@ def artifacts_for(
 
     Raises
     ------
+    MissingArtifactError
+        If one is missing and may not be made.
     ArtifactError
-        If one is missing and may not be made, or is damaged or of another model.
+        If one is damaged or of another model.
     """
     found: dict[str, Artifact] = {}
     changed_by: list[str] = []

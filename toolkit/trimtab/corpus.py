@@ -15,6 +15,7 @@ from trimtab.errors import TrimtabError
 from trimtab.files import sha256_of_json
 from trimtab.progress import say
 
+ENOUGH = 20  # documents, for each split to get some
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
@@ -41,6 +42,11 @@ class Corpus:
     calibration, validation : float
         Shares of the documents; the rest is the test split.
 
+    Attributes
+    ----------
+    copies, blank : int
+        Documents that are left out: copies of others, and those that hold white space alone.
+
     Raises
     ------
     TrimtabError
@@ -63,10 +69,10 @@ class Corpus:
         documents = list(documents)
         if others := [one for one in documents if not isinstance(one, Document)]:
             raise TrimtabError(f"documents holds {others[0]!r:.60}: expected Documents")
-        unique: dict[str, Document] = {}
-        for document in sorted(documents, key=lambda document: document.digest, reverse=True):
-            if document.text.strip():
-                unique[document.likeness] = document
+        texts = [document for document in documents if document.text.strip()]
+        latest = sorted(texts, key=lambda document: document.digest, reverse=True)
+        unique = {document.likeness: document for document in latest}
+        self.copies, self.blank = len(texts) - len(unique), len(documents) - len(texts)
         for likeness, document in sorted(unique.items(), key=lambda item: item[1].digest):
             if half := HALF_CHARACTER.search(document.text):
                 raise TrimtabError(
@@ -161,7 +167,12 @@ def load_corpus(source: CorpusSource) -> Corpus:
     counts = ", ".join(f"{len(found)} {split}" for split, found in corpus.splits.items())
     if not any(corpus.splits.values()):
         raise TrimtabError(f"the corpus {name} holds no text")
-    say(f"Corpus: {name} ({counts} documents)")
+    left_out = {"copies of others": corpus.copies, "without text": corpus.blank}
+    told = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
+    say(f"Corpus: {name} ({counts} documents{f'; left out: {told}' if told else ''})")
+    if (found := sum(map(len, corpus.splits.values()))) < ENOUGH:
+        say(f"Warning: {name} has {found} documents to divide: a part may hold too little text, or "
+            f"none; give {ENOUGH} or more")  # fmt: skip
     return corpus
 
 

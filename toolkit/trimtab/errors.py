@@ -77,5 +77,9 @@ class ArtifactError(TrimtabError):
     """An artifact that is missing, damaged, or belongs to something else."""
 
 
+class MissingArtifactError(ArtifactError):
+    """An artifact that a calibration would make, where none may be made."""
+
+
 class MisfitError(TrimtabError):
     """A method that does not fit the model or another method of its stack."""

@@ -8,6 +8,8 @@ from enum import StrEnum
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+from trimtab.errors import nearest
+
 KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "a text, not empty"}
 LISTS = {int: "a list of whole numbers: [1,2]", str: "a list of texts: [A,B]"}
 
@@ -27,9 +29,8 @@ def within(value: Any, bounds: Mapping[str, float]) -> bool:
 def accepted(metadata: Mapping[str, Any], hint: Any) -> str:
     """Say what is accepted: ``null or at least 1 tokens``, ``slot or mega``."""
     kinds = get_args(hint) or (hint,)
-    choices = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, StrEnum)]
-    if choices:
-        text = " or ".join(choices[0]) if len(choices[0]) < 3 else f"one of {', '.join(choices[0])}"
+    if choices := _choices(hint):
+        text = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
     else:
         limits = (f"{name} {bound}" for name, bound in metadata["bounds"].items())
         text = " and ".join(limits)
@@ -38,6 +39,17 @@ def accepted(metadata: Mapping[str, Any], hint: Any) -> str:
         text = f"{text} {unit}" if text and unit else text or unit
         text = f"each {text}" if text and get_origin(hint) is list else text
     return f"null or {text}" if text and NoneType in kinds else text
+
+
+def closest(value: Any, hint: Any) -> str:
+    """Return a hint at the choice that was probably meant, or nothing."""
+    return nearest(str(value), _choices(hint))
+
+
+def _choices(hint: Any) -> list[str]:
+    kinds = get_args(hint) or (hint,)
+    enums = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, StrEnum)]
+    return [str(one) for kind in enums for one in kind]
 
 
 def described(metadata: Mapping[str, Any], hint: Any) -> str:

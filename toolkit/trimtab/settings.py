@@ -30,7 +30,7 @@ from typing import (
 )
 
 from trimtab.errors import ConfigError, nearest
-from trimtab.ranges import KIND, LISTS, accepted, described, within, written
+from trimtab.ranges import KIND, LISTS, accepted, closest, described, within, written
 
 T = TypeVar("T")
 
@@ -144,7 +144,8 @@ class Settings:
             return value
         if issubclass(kind, StrEnum):
             if value not in list(kind):
-                self.require(False, one.name, accepted(one.metadata, hint))
+                expected = accepted(one.metadata, hint) + closest(value, hint)
+                self.require(False, one.name, expected)
             return kind(value)
         if is_whole(value) if kind is int else _is_real(value):
             with suppress(OverflowError):  # a number that no float can be is out of any range
@@ -191,6 +192,11 @@ def told(kind: type, name: str) -> tuple[str, str]:
     """Return what a setting of a class means, and what it takes, its type included."""
     (one,) = [one for one in _explained(kind) if one.name == name]
     return one.metadata["meaning"], described(one.metadata, get_type_hints(kind)[name])
+
+
+def choice_meant(kind: type, name: str, value: Any) -> str:
+    """Return a hint at the choice of a setting that was probably meant, or nothing."""
+    return closest(value, get_type_hints(kind)[name])
 
 
 def _explained(kind: Any) -> list[Field[Any]]:

@@ -88,8 +88,8 @@ def token_windows(
     count = min(count, available) if fewer else count
     if available < count:
         raise TrimtabError(
-            f"{count} windows of {length} tokens are asked for and the text holds {available}: "
-            "lower tokens or window, or use a larger corpus"
+            f"{count} windows of {length} tokens are asked for and the text holds {available} of "
+            f"them, in {len(joined)} tokens: lower tokens or window, or use a larger corpus"
         )
     starts = [index * size for index in evenly(range(available), count)]
     windows = [opening + joined[start : start + size] for start in starts]

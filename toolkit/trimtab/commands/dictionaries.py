@@ -7,6 +7,7 @@ from dataclasses import replace
 from hydra.errors import HydraException
 
 from trimtab.commands.parsing import choices, key_of, parsed
+from trimtab.commands.texts import as_typed
 from trimtab.errors import TrimtabError
 from trimtab.registry import SECTIONS, method_names
 
@@ -22,8 +23,9 @@ def one_by_one(argument: str) -> list[str]:
     key = key_of(argument)
     if key is None or (key not in SECTIONS and key.removeprefix("methods.") not in method_names()):
         return [argument]
+    place, _, value = argument.partition("=")
     try:
-        (override,) = parsed([argument])
+        (override,) = parsed([f"{place}={as_typed(key, value)}"])
     except HydraException:  # a text, see `trimtab.commands.texts`
         return [argument]
     swept = choices(override) if override.is_choice_sweep() else []
@@ -35,7 +37,6 @@ def one_by_one(argument: str) -> list[str]:
         for name, value in settings.items():
             text = replace(one, _value=value).get_value_element_as_str()
             values.setdefault(str(name), []).append(text)
-    place = argument.partition("=")[0]
     each = [f"{place}.{name}={','.join(dict.fromkeys(texts))}" for name, texts in values.items()]
     if len(found) > 1:
         raise TrimtabError(

@@ -38,15 +38,15 @@ def claimed(
     setting : str
         Full name of the setting that the folder comes from.
     below : bool
-        Whether results in folders below count too.
+        Whether folders below count too: results in them, and jobs that have none yet.
     resume : bool
         Whether what the folder holds is to be gone on with, unless it is a job's whole result.
 
     Raises
     ------
     ConfigError
-        If another job is at it, or has left its result or error; or if there is a report already,
-        of a sweep or of somebody else.
+        If another job is at it, or has left its result or error; if there is a report already, of a
+        sweep or of somebody else; or, with `below`, if a job was started in a folder below.
     """
     require_writable(setting, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +66,8 @@ def claimed(
 def withdraw(folder: Path, record: str | None) -> None:
     """Remove what is in a job's folder before the job begins, and the folder if it is empty then.
 
+    So are folders above it that are left empty in the current one.
+
     Parameters
     ----------
     record : str or None
@@ -77,7 +79,8 @@ def withdraw(folder: Path, record: str | None) -> None:
         places.insert(0, folder / record)
         for name in ("config", "hydra", "overrides"):
             (folder / record / f"{name}.yaml").unlink(missing_ok=True)
-    for place in places:
+    above = [one for one in folder.absolute().parents if one.is_relative_to(Path.cwd())]
+    for place in [*places, *above[:-1]]:  # the current folder is the last
         with suppress(OSError):
             place.rmdir()
 
@@ -88,7 +91,8 @@ def _refused(folder: Path, below: bool, resume: bool) -> Path | None:
         result = folder / RESULT
         return None if below or read_whole(result) is None else result
     patterns = [f"**/{name}" if below else name for name in RESULTS]
-    return next((path for one in [*patterns, REPORT] for path in folder.glob(one)), None)
+    started = [f"*/**/{COMMAND}"] if below else []  # its result is to come
+    return next((path for one in [*patterns, REPORT, *started] for path in folder.glob(one)), None)
 
 
 def _lock(descriptor: int, folder: Path, setting: str) -> None:
@@ -161,9 +165,8 @@ class ClaimSweep(Callback):
             raise ConfigError("hydra.output_subdir", own, reason)
         if self._resume:
             require_same(config, folder, job_folders(folder) if sweep else [folder])
-        else:
-            place = folder.resolve()
-            _require_apart(folder, setting, place.parents if sweep else [place, *place.parents])
+        place = folder.resolve()
+        _require_apart(folder, setting, place.parents if sweep else [place, *place.parents])
         self._held.enter_context(claimed(folder, setting, below=sweep, resume=self._resume))
         if self._resume:
             (folder / COMMAND).touch()  # tells what has ended since from what had before
@@ -199,7 +202,12 @@ def _refusals() -> Iterator[None]:
 
 def _folder(config: DictConfig, setting: str) -> Path:
     """Return the folder that a setting of Hydra's names."""
-    folder = Path(OmegaConf.select(config, setting))
+    name = OmegaConf.select(config, setting)
+    if not str(name or "").strip():  # a path of nothing is the current folder
+        raise ConfigError(
+            setting, name or "", "expected a folder, not empty: leave it out for ours"
+        )
+    folder = Path(name)
     if folder.parts[:1] == ("~",):
         reason = "a file's ~ is no home folder to Hydra: write ${oc.env:HOME} for it"
         raise ConfigError(setting, folder, reason)

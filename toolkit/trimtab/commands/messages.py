@@ -28,7 +28,7 @@ from trimtab.registry import (
     stack_members,
     targets,
 )
-from trimtab.settings import defaults, told
+from trimtab.settings import choice_meant, defaults, told
 
 OF_A_FOLDER = {"model": "model=hub model.name", "corpus": "corpus=files corpus.glob"}
 EXTRAS = {
@@ -127,8 +127,10 @@ def _describe(error: OmegaConfBaseException) -> str:
         mixed = first.startswith("Cannot merge ")  # a list and a dictionary
         if (mixed or isinstance(error, ValidationError)) and (kind := owner(place, name)):
             _, expected = told(kind, name)
-            given = "" if mixed else f"={written(error.value)}"
-            return f"{error.full_key}{given}: expected {expected}"
+            if mixed:
+                return f"{error.full_key}: expected {expected}"
+            expected += choice_meant(kind, name, error.value)
+            return f"{error.full_key}={written(error.value)}: expected {expected}"
         if mixed:
             return f"{error.full_key}: expected one of its settings: write SETTING=VALUE after it"
         if first.endswith("is not Optional"):

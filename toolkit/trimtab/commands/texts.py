@@ -17,6 +17,7 @@ from trimtab.errors import TrimtabError
 
 # A text in quotes, or what stands between the commas and brackets of a sweep or a list.
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^\\'",()\[\]{}])+""")
+NAME = re.compile(r"\s*(\w+)\s*:")  # of a value in a dictionary
 
 
 def as_text(argument: str, sweep: bool) -> str:
@@ -29,7 +30,8 @@ def as_text(argument: str, sweep: bool) -> str:
     Raises
     ------
     TrimtabError
-        If several values are swept over, and they cannot be read.
+        If several values are swept over, and they cannot be read; or a list or a dictionary lacks a
+        bracket.
     """
     if (key := key_of(argument)) is None:
         return argument
@@ -40,6 +42,8 @@ def as_text(argument: str, sweep: bool) -> str:
     try:
         (override,) = parsed([f"{name}={value}"])
     except HydraException as error:
+        if not _takes_text(key):
+            _require_pairs(argument, value)
         if sweep and "," in value:
             raise TrimtabError(
                 f"{argument}: cannot be read as values to sweep over: quote each of them, as in "
@@ -47,9 +51,33 @@ def as_text(argument: str, sweep: bool) -> str:
             ) from error
         return f"{name}={_quoted(value)}"
     counted = override.is_range_sweep() or override.is_interval_sweep()
-    if not counted and _takes_text(key):
-        value = PART.sub(lambda part: _as_typed(part[0]), value)
-    return f"{name}={value}"
+    return f"{name}={value if counted else as_typed(key, value)}"
+
+
+def as_typed(key: str, value: str) -> str:
+    """Return a value whose parts are in quotes where they would become texts that were not typed.
+
+    What is asked for is the setting's, or, of a dictionary, that of each of its names.
+    """
+    setting = key
+
+    def part(found: re.Match[str]) -> str:
+        nonlocal setting
+        name, text = "", found[0]
+        if value.startswith("{") and (named := NAME.match(text)):
+            setting, name, text = f"{key}.{named[1]}", named[0], text[named.end() :]
+        return name + (_as_typed(text) if text and _takes_text(setting) else text)
+
+    return PART.sub(part, value)
+
+
+def _require_pairs(argument: str, value: str) -> None:
+    """Refuse a value in which a bracket is without its other."""
+    bare = PART.sub("", value)
+    for pair in ("[]", "{}", "()"):
+        more = bare.count(pair[0]) - bare.count(pair[1])
+        if more:
+            raise TrimtabError(f"{argument}: a {pair[more > 0]} is missing")
 
 
 def _quoted(text: str) -> str:

@@ -21,6 +21,7 @@ from trimtab.evaluation.memory import copied, device_names
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
 from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
 from trimtab.evaluation.schema import SCHEMA, CalibrationRun
+from trimtab.evaluation.settings import settings_of
 from trimtab.generation.stopping import require_going_on
 from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
@@ -34,7 +35,6 @@ from trimtab.progress import say
 from trimtab.quiet import timing_turn
 
 RANDOM = f"{RANDOM_WEIGHTS}: what they predict means nothing"
-CALIBRATION = tuple(CalibrationRun.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ def _measured(
         "status": "ok",
         "label": label or " ".join(names) or "baseline",
         "methods": names,
+        "settings": settings_of(optimized.stack.methods, config),
         "artifacts": {name: artifact.key.digest for name, artifact in optimized.artifacts.items()},
         "calibration": {
             name: {

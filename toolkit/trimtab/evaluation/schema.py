@@ -42,6 +42,7 @@ HEAD: dict[str, Any] = {
     "status": str,
     "label": str,
     "methods": list[str],
+    "settings": dict[str, Any],
     "artifacts": dict[str, str],
     "calibration": dict[str, CalibrationRun],
     "model.name": str,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from trimtab.errors import TrimtabError, on_one_line
 from trimtab.progress import answer, may_go_unread
@@ -23,10 +24,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folder", type=path_of, nargs="+", help="output folder of a job or of a sweep"
+        "folder", type=_folder, nargs="+", help="output folder of a job or of a sweep"
     )
     parser.add_argument(
-        "--out", type=path_of,
+        "--out", type=_folder,
         help="where the report goes; without it report/ in the folder, or, of several, "
         "outputs/comparison",
     )  # fmt: skip
@@ -44,6 +45,13 @@ def main() -> None:
     except (TrimtabError, OSError) as error:
         print(f"trimtab.report: error: {on_one_line(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _folder(name: str) -> Path:
+    """Return the folder of an argument; no name at all would be the current one."""
+    if not name.strip():
+        raise TrimtabError(f"{name!r}: expected a folder, not empty: is a variable unset?")
+    return path_of(name)
 
 
 if __name__ == "__main__":

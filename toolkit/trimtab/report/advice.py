@@ -15,7 +15,7 @@ from trimtab.report.job import Job
 from trimtab.report.labels import overrides, typed
 from trimtab.report.lengths import EXTENT, ROUNDS, shortening
 from trimtab.report.notices import moved
-from trimtab.report.refused import corrections, is_refused
+from trimtab.report.refused import calibrations, corrections, is_refused
 from trimtab.report.verdict import ALIKE, NOISY, verdict
 
 ASKED = {
@@ -88,7 +88,7 @@ def added(rows: Sequence[Job]) -> list[str]:
 
 def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
     """Return what to do next, the most urgent first."""
-    steps = corrections(rows)
+    steps = [*corrections(rows), *calibrations(rows)]
     for root in dict.fromkeys(row.root for row in rows if not (row.ok or is_refused(row))):
         steps.append(f"Run what failed again: {code(f'python evaluate.py resume={_typed(root)}')}")
     again = _again(rows)

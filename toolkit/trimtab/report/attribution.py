@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.report.effects import METRICS, Metric, Terms
 from trimtab.report.job import Job
-from trimtab.report.labels import commit, overrides
+from trimtab.report.labels import commit, overrides, settings
 from trimtab.report.verdict import setting
 
 ALONE, IN_STACK, TOGETHER = "alone", "in the stack", "interaction"
@@ -131,9 +131,9 @@ def _part(whole: Job, methods: tuple[str, ...], rows: Sequence[Job]) -> Job | No
 
 
 def _settings(job: Job, methods: Sequence[str]) -> Any:
-    """Return what was typed about everything but the stack and methods that are not among these."""
+    """Return the settings of everything but the stack and methods that are not among these."""
     kept = []
-    for one in overrides(job):
+    for one in [*overrides(job), *settings(job)]:
         head, _, rest = one.partition("=")[0].partition(".")
         if head == "methods" and rest.partition(".")[0] not in methods:
             continue

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from trimtab.ranges import written
 from trimtab.report.job import Job
 
 # Settings that change where a job's files go, and no figure.
@@ -35,6 +36,11 @@ def overrides(job: Job) -> list[str]:
 def typed(job: Job) -> bool:
     """Return whether a result says what was typed for it; one that Python made does not."""
     return "overrides" in job.content
+
+
+def settings(job: Job) -> list[str]:
+    """Return every setting that a result was measured with; none of one that does not say."""
+    return [f"{name}={written(value)}" for name, value in (job.get("settings") or {}).items()]
 
 
 def machine(job: Job) -> str | None:
@@ -65,7 +71,8 @@ def labelled(jobs: Iterable[Job]) -> list[Job]:
     """Return the jobs, each with a label that no other has.
 
     It is the stack, then its settings and the overrides that not all jobs have, then the model or
-    the corpus where jobs have several and the overrides do not say which.
+    the corpus where jobs have several and the overrides do not say which; then the settings that
+    differ though the same was typed, as where a file was edited between two jobs.
     """
     jobs = list(jobs)
     common = shared(jobs)
@@ -74,7 +81,8 @@ def labelled(jobs: Iterable[Job]) -> list[Job]:
         for name in ("model", "corpus")
         if len({job.get(f"{name}.name") for job in jobs if job.ok}) > 1
     ]
-    labels = [_label(job, common, several) for job in jobs]
+    own = [_label(job, common, several) for job in jobs]
+    labels = [label + files for label, files in zip(own, _of_files(jobs), strict=True)]
     for name, fact in FACTS:
         labels = told_apart(labels, [f"{name}={fact(job)}" if job.ok else "" for job in jobs])
     labels = told_apart(labels, [f"sweep={name}" for name in _sweeps(jobs)])
@@ -100,6 +108,26 @@ def _label(job: Job, common: Sequence[str], several: Sequence[str]) -> str:
             own.append(str(job.get(f"{name}.name")))
     seeds = [f"(mean of {len(job.seeds)} seeds)"] if job.seeds else []
     return " ".join([_stack(str(job.content["label"]), common), *own, *seeds])
+
+
+def _of_files(jobs: Sequence[Job]) -> list[str]:
+    """Return what else differs between jobs for which the same was typed, but for the seed."""
+    alike: dict[Any, list[dict[str, Any]]] = {}
+    for job in jobs:
+        alike.setdefault(_typed(job), []).append(job.get("settings") or {})
+    found = []
+    for job in jobs:
+        stack, others = str(job.content["label"]).partition(" ")[0], alike[_typed(job)]
+        values = (job.get("settings") or {}).items()
+        differing = [one for one in values if any(of.get(*one) != one[1] for of in others)]
+        told = [f"{name}={written(value)}".removeprefix("methods.") for name, value in differing]
+        found.append("".join(f" {one.removeprefix(f'{stack}.')}" for one in told))
+    return found
+
+
+def _typed(job: Job) -> tuple[str, ...]:
+    told = (one for one in overrides(job) if not one.startswith("seed="))
+    return (str(job.content["label"]), *job.methods, *told)
 
 
 def _stack(label: str, common: Sequence[str]) -> str:

@@ -1,13 +1,18 @@
-"""Jobs that failed by a setting, which has to be corrected: to run them as they are is no use."""
+"""Jobs that failed by a setting or lack an artifact: to run them as they are is no use."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 
-from trimtab.errors import ConfigError, MisfitError
+from trimtab.config import CalibrateConfig
+from trimtab.errors import ConfigError, MisfitError, MissingArtifactError
+from trimtab.registry import stack_members
 from trimtab.report.figures import code, named
 from trimtab.report.job import Job
+from trimtab.report.labels import typed
 
 KINDS = ConfigError.__name__, MisfitError.__name__
 
@@ -25,3 +30,33 @@ def corrections(rows: Sequence[Job]) -> list[str]:
         what = code(setting[0]) if setting else "what was refused"
         found.setdefault(what, []).append(code(row.label))
     return [f"Correct {what} and run {named(labels)} again" for what, labels in found.items()]
+
+
+def calibrations(rows: Sequence[Job]) -> list[str]:
+    """Return how to make the artifacts that jobs lack, as on_missing=error asks: a step for each.
+
+    What an experiment sets calibrate.py does not read: there the job itself makes them.
+    """
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.content.get("type") == MissingArtifactError.__name__ and typed(row):
+            found.setdefault(_calibration(row), []).append(code(row.label))
+    return [
+        f"Make the artifacts of {named(labels)}: {code(told)}" for told, labels in found.items()
+    ]
+
+
+def _calibration(row: Job) -> str:
+    given = [one.lstrip("+") for one in row.content["overrides"]]
+    last = {one.partition("=")[0]: one for one in given}
+    if "experiment" in last:
+        last["on_missing"] = "on_missing=calibrate"
+        return shlex.join(["python", "evaluate.py", *last.values()])
+    members = stack_members(last.get("methods", "").partition("=")[2])
+    known = {one.name for one in fields(CalibrateConfig)}
+    kept = [
+        one for key, one in last.items()
+        if key.partition(".")[0] in known
+        and (not key.startswith("methods.") or key.split(".")[1] in members)
+    ]  # fmt: skip
+    return shlex.join(["python", "calibrate.py", *kept])

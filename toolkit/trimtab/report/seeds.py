@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.report.derive import derived
 from trimtab.report.job import Job
-from trimtab.report.labels import commit, labelled, overrides, typed
+from trimtab.report.labels import commit, labelled, overrides, settings, typed
 from trimtab.report.verdict import ALIKE, setting
 
 INTERVAL = ("estimate", "low", "high")
@@ -46,7 +46,7 @@ def _setting(job: Job) -> Any:
     if not job.ok:
         return job.folder
     told = tuple(one for one in overrides(job) if not one.startswith("seed="))
-    work = (*setting(job), job.get("tokens.baseline"), job.get("speed.paired"))
+    work = (*setting(job), job.get("tokens.baseline"), job.get("speed.paired"), *settings(job))
     return job.content["label"], job.methods, typed(job), told, commit(job), *work
 
 

@@ -122,8 +122,12 @@ class Log:
 
 
 def scalars(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers, names and answers of a JSON value under their dotted names."""
-    told = {name: item for name, item in content.items() if name not in ("samples", "reasons")}
+    """Return the numbers, names and answers of a JSON value under their dotted names.
+
+    Its settings are in the run's configuration.
+    """
+    aside = ("samples", "reasons", "settings")
+    told = {name: item for name, item in content.items() if name not in aside}
     return {k: v for k, v in flatten(told).items() if isinstance(v, str | bool | int | float)}
 
 

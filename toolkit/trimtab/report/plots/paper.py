@@ -102,13 +102,17 @@ def _place(figure: Figure, panel: Panel, start: float, top: float) -> None:
 
 @contextmanager
 def _style(salt: str) -> Iterator[None]:
-    """Have a figure be the same bytes every time, and no label read as a formula."""
+    """Have a figure be the same bytes every time, and no label read as a formula.
+
+    What a matplotlibrc of the user's says is none of it.
+    """
     settings: Any = {
         "font.family": "DejaVu Sans",
         "text.parse_math": False,
         "svg.fonttype": "none",
         "svg.hashsalt": salt,
     }
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
+    own = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(own | settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # labels are users' own
         yield
