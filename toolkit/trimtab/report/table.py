@@ -11,7 +11,7 @@ from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, FIRST, SERVERS
 from trimtab.report.figures import code, middle, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
-from trimtab.report.notices import moved
+from trimtab.report.marks import NOT_RANKED, explained, mark, marked
 from trimtab.report.verdict import verdict
 
 
@@ -68,10 +68,6 @@ AMOUNTS = (
     "What the unmodified model took, measured beside the stack, → what the stack took. Tokens are "
     "those of the timed texts in the first `speed.repeats` rounds; texts run one at a time."
 )
-UNRANKED = (
-    "`not ranked`: the machine was not the same while this row was timed, as a warning says; its "
-    "ratios do not compare with the others'."
-)
 SERVING = (
     "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
     "the others are transformers' own: `padded` generate, the same once more as `control`, whose "
@@ -85,9 +81,9 @@ def cell(value: Any, form: str = "", scale: float = 1) -> Cell:
     return Cell(text if len(text) < 2 else escaped(text), middle(value))
 
 
-def stack_cell(label: str) -> Cell:
-    """Return the cell that names a stack."""
-    return Cell(escaped(code(label)), label)
+def stack_cell(label: str, mark: str = "") -> Cell:
+    """Return the cell that names a stack, with the mark of its figures."""
+    return Cell(escaped(marked(code(label), mark)), label)
 
 
 def escaped(text: str) -> str:
@@ -115,8 +111,8 @@ def main_table(rows: Sequence[Job]) -> Table:
         figures = [cell(row.get(one.field), one.form, one.scale) for one in shown]
         facts = (cell(fact(row)) for _, fact in told)
         found = verdict(row, rows) if row.methods else f"control: {verdict(row, rows)}"
-        if moved(row, rows):
-            found, note = f"{found}, not ranked", UNRANKED
+        if mark(FIRST, row, rows) == NOT_RANKED:
+            found, note = f"{found}, {NOT_RANKED}", explained([NOT_RANKED])
         lines.append((label, *figures[:first], cell(found), *figures[first:], *facts))
     legend = tuple((one.title, one.meaning) for one in shown if one.meaning)
     return Table("All figures", heads, tuple(lines), legend, note)
@@ -133,13 +129,14 @@ def beside_table(rows: Sequence[Job]) -> Table | None:
     """Return the amounts of every row beside the unmodified model's, or None without any."""
     having = [row for row in rows if row.ok]
     shown = [one for one in BESIDE if any(row.get(one.field) is not None for row in having)]
-    lines = tuple(
-        (stack_cell(row.label), *(Cell(escaped(amount(row, one)), cell(row.get(one.field)).sort)
-                              for one in shown))
-        for row in having
-    )  # fmt: skip
+    marks = [mark(FIRST, row, rows) for row in having]
+    lines = []
+    for row, own in zip(having, marks, strict=True):
+        amounts = (Cell(escaped(amount(row, one)), middle(row.get(one.field))) for one in shown)
+        lines.append((stack_cell(row.label, own), *amounts))
     heads = ("stack", *(one.title for one in shown))
-    return Table("Beside the unmodified model", heads, lines, note=AMOUNTS) if shown else None
+    note = f"{AMOUNTS} {explained(marks)}".rstrip()
+    return Table("Beside the unmodified model", heads, tuple(lines), note=note) if shown else None
 
 
 def _differing(rows: Sequence[Job]) -> list[tuple[str, Callable[[Job], str | None]]]:
