@@ -99,16 +99,16 @@ def wholes(rows: Sequence[Job]) -> list[Job]:
 def missing(whole: Job, rows: Sequence[Job]) -> list[tuple[str, ...]]:
     """Return the stacks that would have to be measured too: singles, and the whole but for one."""
     parts = [*combinations(whole.methods, 1), *combinations(whole.methods, len(whole.methods) - 1)]
-    return [part for part in dict.fromkeys(parts) if _part(whole, part, rows) is None]
+    return [part for part in dict.fromkeys(parts) if part_of(whole, part, rows) is None]
 
 
 def _effects(whole: Job, metric: Metric, rows: Sequence[Job]) -> Iterable[Effect]:
-    singles = {method: _part(whole, (method,), rows) for method in whole.methods}
+    singles = {method: part_of(whole, (method,), rows) for method in whole.methods}
     for method, single in singles.items():
         if single is not None:
             yield from _effect(ALONE, method, metric, [(1, single)], rows)
     for method in whole.methods:
-        rest = _part(whole, tuple(one for one in whole.methods if one != method), rows)
+        rest = part_of(whole, tuple(one for one in whole.methods if one != method), rows)
         if rest is not None:
             yield from _effect(IN_STACK, method, metric, [(1, whole), (-1, rest)], rows)
     alone = [(-1, single) for single in singles.values() if single is not None]
@@ -129,7 +129,7 @@ def _effect(
     yield Effect(kind, method, change, low, high, ", ".join(filter(None, marks)))
 
 
-def _part(whole: Job, methods: tuple[str, ...], rows: Sequence[Job]) -> Job | None:
+def part_of(whole: Job, methods: tuple[str, ...], rows: Sequence[Job]) -> Job | None:
     """Return the row with these methods of a stack, and all else alike; nearest first."""
     mine = _settings(whole, methods)
     alike = [

@@ -8,6 +8,7 @@ from typing import Any
 
 from trimtab.evaluation.intervals import Estimate
 from trimtab.progress import duration
+from trimtab.report.drafts import condition
 from trimtab.report.figures import code, interval, listed, number
 from trimtab.report.job import Job
 from trimtab.report.rules import SAME, same_text
@@ -63,9 +64,10 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     unpaired = UNPAIRED if job.get("speed.paired") is False else ""
     ours, theirs = (times[name]["estimate"] for name in ("candidate", "baseline"))
     amounts = f": {ours:.2f} ms per byte of text instead of {theirs:.2f}"
+    holds = f"; {drafted}" if (drafted := condition(job, rows)) else ""
     found = verdict(job, rows)
     if found == FASTER:
-        yield 1, f"{told} times as fast{amounts}{unpaired}"
+        yield 1, f"{told} times as fast{amounts}{unpaired}{holds}"
     elif found == SLOWER:
         yield -1, f"slower, {told} times the speed{amounts}{unpaired}"
     else:
