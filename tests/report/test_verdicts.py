@@ -477,10 +477,11 @@ def test_memory_of_one_text_and_of_many_requests_are_two_answers_that_name_each_
     told = {wish: said for wish, said, _ in setting.advice}
     one = told["least KV memory, one text at a time"]
     many = told["least KV memory, many requests at once"]
-    assert one.startswith("**`frugal`**: 5% of transformers' KV memory, of one text, at 1.20")
-    share = "50% of transformers' KV memory, of 16 requests together (of one text: 250%), at 2.00"
-    pace = "[1.90, 2.10] times the requests per second of transformers' padded generate"
-    assert many.startswith(f"**`many`**, as above: {share} {pace}")
+    assert one.startswith("**`frugal`**: 5% of transformers' KV memory, of one text, in all 0 MB")
+    assert "instead of 0, at 1.20 [1.10, 1.30] times the speed" in one
+    share = "50% of transformers' KV memory, of 16 requests together (of one text: 250%), in all "
+    total = "16 MB with weights and copy of the head instead of 32, at 2.00 [1.90, 2.10] times the "
+    assert many.startswith(f"**`many`**, as above: {share}{total}requests per second of ")
     jobs[0]["speed"]["verdict"] = "too noisy to say"
     (setting,) = document(load_jobs(written(tmp_path / "noisy", jobs)), [], []).settings
     told = {wish: said for wish, said, _ in setting.advice}

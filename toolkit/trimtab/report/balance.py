@@ -24,6 +24,7 @@ from trimtab.report.verdict import (
     verdict,
 )
 
+IN_ALL = "weights, copy of the head, KV cache"
 NOTICED = 0.005  # smaller shares are not worth a sentence
 UNPAIRED = " (unpaired: the two were timed one after another)"
 
@@ -178,6 +179,8 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         (one_text, "memory for the KV cache of one text"),
         (job.get("derived.serving_kv_bytes"), "KV memory while serving than padded batches hold"),
         (job.get("memory.parameter_bytes"), "memory for the weights"),
+        (job.get("derived.one_text_bytes"), f"memory in all for one text ({IN_ALL})"),
+        (job.get("derived.serving_bytes"), f"memory in all while serving ({IN_ALL})"),
     ):
         if held and held["baseline"] and held["candidate"] is not None:
             share = held["candidate"] / held["baseline"] - 1

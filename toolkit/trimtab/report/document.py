@@ -27,6 +27,7 @@ from trimtab.report.table import (
     beside_table,
     compression_table,
     main_table,
+    memory_table,
     serving_table,
 )
 from trimtab.report.verdict import groups_of, names_of, said, verdict
@@ -131,8 +132,8 @@ def document(
     failed = [row for row in rows if not row.ok]
     groups = groups_of(measured)
     tables = (
-        main_table(rows), beside_table(rows), serving_table(measured), compression_table(measured),
-        published_table(rows), claims_table(rows),
+        main_table(rows), beside_table(rows), memory_table(measured), serving_table(measured),
+        compression_table(measured), published_table(rows), claims_table(rows),
     )  # fmt: skip
     chosen = [choice for group in groups for choice in choices(group)]
     return Document(

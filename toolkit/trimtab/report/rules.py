@@ -25,6 +25,7 @@ SPEED, FIRST = "speed.speedup", "speed.prefill_speedup"
 SERVING, CONTINUOUS = "serving.speedup", "serving.speedup_continuous"
 CONTROLS = {SPEED: "speed.control", FIRST: "speed.prefill_control", SERVING: "serving.control"}
 ONE_TEXT, TOGETHER = "derived.kv_bytes_per_byte", "derived.serving_kv_bytes"
+IN_ALL = {ONE_TEXT: "derived.one_text_bytes", TOGETHER: "derived.serving_bytes"}
 PACE = {ONE_TEXT: SPEED, TOGETHER: SERVING}  # how fast it is while it holds that
 TIES = "Among those that its interval cannot tell from it, one that does not change the text"
 SAME = 1e-3  # a difference of bits per byte, as a share, that is rounding
@@ -164,6 +165,9 @@ def _memory_told(job: Job, held: str) -> str:
     ((other, work),) = works.items()
     share = kv_share(job, other)
     beside = "" if share is None else f" (of {work}: {share:.0%})"
+    if in_all := job.get(IN_ALL[held]):
+        ours, theirs = (f"{in_all[name] * 1e-6:,.0f}" for name in ("candidate", "baseline"))
+        beside += f", in all {ours} MB with weights and copy of the head instead of {theirs}"
     if job.get(PACE[held]) is None:
         return told + beside
     pace = _speed_told(job) if held == ONE_TEXT else _requests_told(job)

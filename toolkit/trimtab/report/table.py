@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.evaluation.display import Column, Series
-from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, FIRST, SERVERS
+from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, FIRST, MEMORY, SERVERS
 from trimtab.report.figures import code, middle, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
@@ -67,6 +67,11 @@ PROMPT_CUT = (
 AMOUNTS = (
     "What the unmodified model took, measured beside the stack, → what the stack took. Tokens are "
     "those of the timed texts in the first `speed.repeats` rounds; texts run one at a time."
+)
+TAKEN = (
+    "What the unmodified model holds → what the stack holds: weights, the engine's int8 copy of "
+    "the head, and the KV cache, of one text and of the most requests at once, there beside padded "
+    "batches. All of it was counted; activations and the libraries' own memory are not in it."
 )
 SERVING = (
     "Requests that arrive together, under one budget for the KV cache. `candidate` is the stack; "
@@ -128,15 +133,28 @@ def amount(job: Job, series: Series) -> str:
 def beside_table(rows: Sequence[Job]) -> Table | None:
     """Return the amounts of every row beside the unmodified model's, or None without any."""
     having = [row for row in rows if row.ok]
-    shown = [one for one in BESIDE if any(row.get(one.field) is not None for row in having)]
     marks = [mark(FIRST, row, rows) for row in having]
+    note = f"{AMOUNTS} {explained(marks)}".rstrip()
+    return _amounts("Beside the unmodified model", BESIDE, having, note, marks)
+
+
+def memory_table(rows: Sequence[Job]) -> Table | None:
+    """Return what every row takes of memory beside the unmodified model, or None without any."""
+    having = [row for row in rows if row.get("derived.one_text_bytes")
+              or row.get("derived.serving_bytes")]  # fmt: skip
+    return _amounts("Memory, MB", MEMORY, having, TAKEN, [""] * len(having))
+
+
+def _amounts(
+    title: str, columns: Iterable[Series], rows: Sequence[Job], note: str, marks: Sequence[str]
+) -> Table | None:
+    shown = [one for one in columns if any(row.get(one.field) is not None for row in rows)]
     lines = []
-    for row, own in zip(having, marks, strict=True):
+    for row, own in zip(rows, marks, strict=True):
         amounts = (Cell(escaped(amount(row, one)), middle(row.get(one.field))) for one in shown)
         lines.append((stack_cell(row.label, own), *amounts))
     heads = ("stack", *(one.title for one in shown))
-    note = f"{AMOUNTS} {explained(marks)}".rstrip()
-    return Table("Beside the unmodified model", heads, tuple(lines), note=note) if shown else None
+    return Table(title, heads, tuple(lines), note=note) if shown else None
 
 
 def _differing(rows: Sequence[Job]) -> list[tuple[str, Callable[[Job], str | None]]]:
