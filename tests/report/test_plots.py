@@ -199,6 +199,16 @@ def test_a_panel_holds_the_jobs_that_have_its_figure_and_their_numbers(tmp_path)
     assert [one.title for one in chart.panels] == ["speedup per byte of text (more is better)"]
 
 
+def test_the_line_of_no_change_runs_through_no_label(tmp_path):
+    jobs = [result(name, (1.5, 1.4, 1.6)) for name in "ab"]
+    panel = comparison_panel(SPEEDUP, loaded(tmp_path, *jobs))
+    assert panel is not None
+    panel.draw(axes := Figure().add_axes((0, 0, 1, 1)))
+    upright = [line for line in axes.lines if list(line.get_xdata()) == [1, 1]]
+    assert len(upright) == 2
+    assert all(abs(high - low) < 0.21 for low, high in (line.get_ydata() for line in upright))
+
+
 def test_the_front_is_what_nothing_beats_in_both(tmp_path):
     jobs = loaded(
         tmp_path,

@@ -14,6 +14,7 @@ from tests.report.cases import (
     sparse,
     written,
 )
+from trimtab.report import build_report
 from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.balance import balance, control_told
 from trimtab.report.choice import choices
@@ -707,6 +708,22 @@ def test_a_mean_over_seeds_is_measured_again_with_all_of_them(tmp_path):
         "python evaluate.py -m threads=2 methods=adaptivocab seed=0,1",
         "python evaluate.py -m threads=2 methods=larosa seed=0,1",
     ]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_stack_is_measured_by_the_name_it_was_called_by(tmp_path):
+    job = result("fused", (1.5, 1.4, 1.6), methods=("adaptivocab", "vattention"), lost=0,
+                 same=True, overrides=["methods=fused"])  # fmt: skip
+    rows = load_jobs(written(tmp_path, [job]))
+    own, more = next_steps(rows, choices(rows))
+    assert "`python evaluate.py methods=fused model=hub" in own
+    assert more == (
+        "Measure what the table “What each method contributes” lacks (the first of 2 commands "
+        "there): `python evaluate.py methods=adaptivocab`"
+    )
+    text = build_report(tmp_path).read_text()
+    told = f"`python -m trimtab.report {tmp_path} FOLDER` puts it into one report with these rows."
+    assert f"{told} What is measured again stands beside the old row and does not replace" in text
 
 
 def test_the_next_steps_are_commands(tmp_path):

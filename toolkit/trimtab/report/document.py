@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.report.advice import added, next_steps, unmeasured
+from trimtab.report.advice import added, joining, next_steps, unmeasured
 from trimtab.report.attribution import Attribution
 from trimtab.report.attribution_table import attribution_table
 from trimtab.report.balance import Balance, balance, control_told
@@ -79,6 +79,7 @@ class Document:
     settings: tuple[Setting, ...]
     unmeasured: tuple[str, ...]
     steps: tuple[str, ...]
+    joining: str
     tables: tuple[Table, ...]
     attribution: Table | None
     added: tuple[str, ...]
@@ -147,6 +148,7 @@ def document(
         settings=tuple(map(_setting, groups, names_of(groups))),
         unmeasured=tuple(unmeasured(rows)),
         steps=tuple(next_steps(rows, chosen)),
+        joining=joining(rows),
         tables=tuple(table for table in tables if table is not None),
         attribution=attribution_table(attributed),
         added=tuple(added(rows)),

@@ -127,8 +127,6 @@ def _marks(
     places: Sequence[float],
 ) -> None:  # fmt: skip
     scale, ends = series.scale, []
-    if series.origin is not None:
-        axes.axvline(series.origin * scale, color=MUTED, linewidth=1)
     for job, other, place in zip(jobs, beside, places, strict=True):
         value = job.get(series.field)
         estimate = middle(value) * scale
@@ -140,7 +138,8 @@ def _marks(
             if other is not None:
                 axes.plot([before] * 2, [place - 0.1, place + 0.1], color=INK, linewidth=1.6)
         else:
-            axes.plot([series.origin * scale, estimate], [place] * 2, color=ACCENT, linewidth=1)
+            axes.plot([before] * 2, [place - 0.1, place + 0.1], color=MUTED, linewidth=1)
+            axes.plot([before, estimate], [place] * 2, color=ACCENT, linewidth=1)
             axes.plot(estimate, place, "o", color=ACCENT, markerfacecolor=face, markersize=5)
         if is_interval(value):
             low, high = value["low"] * scale, value["high"] * scale
