@@ -145,7 +145,7 @@ def test_what_is_not_ranked_is_named_in_titles_where_it_may_be_best_and_marked_i
         panel.draw(axes)
         texts = {one.get_text().replace("\n", " ") for one in axes.texts}
         assert texts >= {"a", "noisy (too noisy)", "below (too noisy)"}
-    for counted in (comparison_panel(MEMORY.panels[0], found), served.panels[2]):
+    for counted in (comparison_panel(MEMORY.panels[1], found), served.panels[2]):
         assert counted is not None
         counted.draw(axes := Figure().add_axes((0, 0, 1, 1)))
         assert not any("too noisy" in one.get_text() for one in axes.texts)
@@ -197,6 +197,17 @@ def test_a_panel_holds_the_jobs_that_have_its_figure_and_their_numbers(tmp_path)
     chart = comparison(SPEED, jobs, "note")
     assert chart is not None
     assert [one.title for one in chart.panels] == ["speedup per byte of text (more is better)"]
+
+
+def test_a_panel_in_which_nothing_differs_from_the_unmodified_model_is_not_drawn(tmp_path):
+    job = result("drafting")
+    job["tokens"]["candidate"] = 1000
+    jobs = loaded(tmp_path, job)
+    assert comparison_panel(TOKENS.panels[0], jobs) is None
+    chart = comparison(TOKENS, jobs, "note")
+    assert chart is not None
+    assert [one.title for one in chart.panels] == ["forward passes (less is better)"]
+    assert chart.title.endswith("; no stack is better in: tokens, prompts and outputs")
 
 
 def test_the_line_of_no_change_runs_through_no_label(tmp_path):

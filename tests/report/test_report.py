@@ -462,7 +462,7 @@ def test_of_random_weights_no_stack_is_recommended_and_every_title_says_so(tmp_p
     told, _, after = text.partition("## What to do next")
     assert "- No stack is recommended: the weights are random, " in told
     assert "**" not in told
-    assert "Measure `ab` on your own model and text: `python evaluate.py 'methods=[a,b]' " in after
+    assert "Measure `ab` on your own model and text: `python evaluate.py methods=ab " in after
     titles = [line[2:].partition("]")[0] for line in text.splitlines() if line.startswith("![")]
     assert len(titles) >= 6
     assert all(title.startswith("Random weights: ") for title in titles)

@@ -24,7 +24,7 @@ from trimtab.report.plots.panel import (
     numbers,
     plain,
 )
-from trimtab.report.plots.ranking import better, has, left_out, may_lead, overlap, work
+from trimtab.report.plots.ranking import better, differs, has, left_out, may_lead, overlap, work
 from trimtab.report.table import amount, cell
 
 KEY = "Upright line: the unmodified model, measured beside the stack. "
@@ -92,9 +92,9 @@ def _of(jobs: Sequence[Job]) -> str:
 
 
 def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
-    """Return one figure of the jobs that have it, or None where none has."""
+    """Return one figure of the jobs that have it; None where all have the unmodified model's."""
     having = [job for job in jobs if has(series, job)]
-    if not having:
+    if all(differs(series, job) is False for job in having):
         return None
     beside = [job.get(series.beside) if series.beside else series.origin for job in having]
     rows = Rows(

@@ -17,6 +17,12 @@ def has(series: Series, job: Job) -> bool:
     return job.get(series.field) is not None
 
 
+def differs(series: Series, job: Job) -> bool | None:
+    """Return whether what was counted is not the unmodified model's; None of what was measured."""
+    value, other = job.get(series.field), job.get(series.beside) if series.beside else None
+    return None if other is None or is_interval(value) else bool(value != other)
+
+
 def work(series: Series, job: Job) -> tuple[Any, ...]:
     """Return what rows must share for a figure of theirs to be ranked."""
     if "serving" not in series.field:
