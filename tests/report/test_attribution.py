@@ -104,6 +104,31 @@ def test_seeds_that_scored_the_same_windows_count_as_one(tmp_path):
     assert (found.low, found.high) == pytest.approx((0.01 - half, 0.01 + half))
 
 
+def test_an_effect_that_is_computed_from_a_job_that_does_not_compare_is_marked(tmp_path):
+    jobs = json.loads(json.dumps(sweep(*SINGLES, BOTH)))
+    jobs[1]["speed"]["verdict"] = "too noisy to say"
+    jobs[3]["speed"]["ms_per_byte"]["baseline"]["estimate"] = 9.0
+    lines = build_report(written(tmp_path, jobs)).read_text().splitlines()
+    effects = [line.split(" | ")[2] for line in lines if line.startswith("| `both` | time, ms")]
+    assert effects == [
+        "larosa, alone (too noisy)",
+        "vattention, alone",
+        "larosa, in the stack (not ranked)",
+        "vattention, in the stack (not ranked, too noisy)",
+        "interaction (not ranked, too noisy)",
+    ]
+    assert not [line for line in lines if line.startswith("| `both` | bits") and "noisy" in line]
+    told = next(line for line in lines if line.startswith("`alone`: the method by itself"))
+    assert "Not ranked: the machine was not the same" in told
+    assert "Too noisy: noise hides" in told
+    assert any(line.startswith("| `larosa` (too noisy) | 1.25 [1.20, 1.30] |") for line in lines)
+    found = next(line for line in lines if line.startswith("| `larosa` | speedup | 1.30 times"))
+    assert found.endswith("| `larosa` | 1.25 [1.20, 1.30] (too noisy) |")
+    content = json.loads((tmp_path / "report/comprehensive_benchmark_results.json").read_text())
+    assert content["attribution"][0]["effects"][0]["mark"] == "too noisy"
+    assert content["published"][0]["mark"] == "too noisy"
+
+
 def test_memory_is_counted_and_has_no_interval(effects):
     assert effects["kv_bytes_per_byte", "interaction", ""].low is None
 

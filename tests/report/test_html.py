@@ -134,12 +134,21 @@ def test_marks_of_texts_become_tags(written, shown):
 def test_a_table_is_explained_above_and_a_wide_one_says_that_it_scrolls(text):
     for title, wide in (("Serving", True), ("Shorter prompts", False), ("All figures", True)):
         part = text[text.index(f"<h2>{title}") :].partition("</table>")[0]
-        assert ("columns: scroll sideways to see them all</caption>" in part) == wide
+        hint = re.search(r'<p class="hint"( hidden)?>\d+ columns: scroll sideways', part)
+        assert hint is not None
+        assert (hint[1] is None) == wide
         if title != "All figures":
             assert "<p>" in part
     assert text.index("<code>candidate</code> is the stack; the others") < text.index(
         ">padded</td>"
     )
+
+
+def test_whatever_is_wider_than_the_page_says_so(text, page):
+    hints = [one for one in page.all("p") if one.get("class") == "hint"]
+    regions = [one for one in page.all("div") if one.get("class") == "scroll"]
+    assert len(hints) == len(regions)
+    assert "scrollWidth <= target.clientWidth" in text
 
 
 def test_columns_of_words_are_told_from_columns_of_numbers(tmp_path):

@@ -133,23 +133,38 @@ def test_what_is_not_ranked_is_named_in_titles_where_it_may_be_best_and_marked_i
     for job in jobs[1:]:
         job["speed"]["verdict"] = "too noisy to say"
     found = loaded(tmp_path, *jobs)
-    assert finding(SPEED, found).endswith(" the unmodified model; not ranked: noisy")
+    assert finding(SPEED, found).endswith(" the unmodified model; too noisy: noisy")
     quality, served = pareto.quality_plot(found, ""), serving_plot(found, "")
     assert quality is not None
     assert served is not None
-    assert quality.title.endswith("than a; not ranked: noisy")
-    assert served.title.endswith(" of padded generate; not ranked: noisy")
+    assert quality.title.endswith("than a; too noisy: noisy")
+    assert served.title.endswith(" of padded generate; too noisy: noisy")
+    assert all(plot.note.startswith("Too noisy: noise hides") for plot in (quality, served))
     for panel in (comparison_panel(SPEEDUP, found), quality.panels[0], served.panels[0]):
         assert panel is not None
         axes = Figure().add_axes((0, 0, 1, 1))
         panel.draw(axes)
         texts = {one.get_text().replace("\n", " ") for one in axes.texts}
-        assert texts >= {"a", "noisy (not ranked)", "below (not ranked)"}
-        assert "a (not ranked)" not in texts
-    for counted in (comparison_panel(MEMORY.panels[0], found), served.panels[2]):
+        assert texts >= {"a", "noisy (too noisy)", "below (too noisy)"}
+    for counted in (comparison_panel(MEMORY.panels[1], found), served.panels[2]):
         assert counted is not None
         counted.draw(axes := Figure().add_axes((0, 0, 1, 1)))
-        assert not any("not ranked" in one.get_text() for one in axes.texts)
+        assert not any("too noisy" in one.get_text() for one in axes.texts)
+
+
+def test_a_row_that_is_not_ranked_and_one_that_is_too_noisy_are_marked_by_their_names(tmp_path):
+    jobs = [result(name, (1.5, 1.4, 1.6)) for name in ("a", "b", "moved", "noisy")]
+    jobs[2]["speed"]["ms_per_byte"] = {"baseline": about(9.0), "candidate": about(6.0)}
+    jobs[3]["speed"]["verdict"] = "too noisy to say"
+    found = loaded(tmp_path, *jobs)
+    chart = comparison(SPEED, found, "note")
+    assert chart is not None
+    assert chart.title.endswith("; not ranked: moved; too noisy: noisy")
+    assert "Not ranked: the machine was not the same" in chart.note
+    assert "Too noisy: noise hides" in chart.note
+    chart.panels[0].draw(axes := Figure().add_axes((0, 0, 1, 1)))
+    texts = {one.get_text() for one in axes.texts}
+    assert texts >= {"a", "b", "moved (not ranked)", "noisy (too noisy)"}
 
 
 def test_a_label_leaves_room_for_what_is_written_at_its_right():
@@ -183,6 +198,27 @@ def test_a_panel_holds_the_jobs_that_have_its_figure_and_their_numbers(tmp_path)
     chart = comparison(SPEED, jobs, "note")
     assert chart is not None
     assert [one.title for one in chart.panels] == ["speedup per byte of text (more is better)"]
+
+
+def test_a_panel_in_which_nothing_differs_from_the_unmodified_model_is_not_drawn(tmp_path):
+    job = result("drafting")
+    job["tokens"]["candidate"] = 1000
+    jobs = loaded(tmp_path, job)
+    assert comparison_panel(TOKENS.panels[0], jobs) is None
+    chart = comparison(TOKENS, jobs, "note")
+    assert chart is not None
+    assert [one.title for one in chart.panels] == ["forward passes (less is better)"]
+    assert chart.title.endswith("; no stack is better in: tokens, prompts and outputs")
+
+
+def test_the_line_of_no_change_runs_through_no_label(tmp_path):
+    jobs = [result(name, (1.5, 1.4, 1.6)) for name in "ab"]
+    panel = comparison_panel(SPEEDUP, loaded(tmp_path, *jobs))
+    assert panel is not None
+    panel.draw(axes := Figure().add_axes((0, 0, 1, 1)))
+    upright = [line for line in axes.lines if list(line.get_xdata()) == [1, 1]]
+    assert len(upright) == 2
+    assert all(abs(high - low) < 0.21 for low, high in (line.get_ydata() for line in upright))
 
 
 def test_the_front_is_what_nothing_beats_in_both(tmp_path):
@@ -307,6 +343,23 @@ def test_the_waterfall_looks_at_every_method(tmp_path, first, second, told):
     plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
     assert plot is not None
     assert plot.title.startswith(f"ab: {told}")
+
+
+def test_the_waterfall_builds_on_no_job_that_does_not_compare(tmp_path):
+    jobs = [result("a", (1.25, 1.2, 1.3)), result("b", (2.0, 1.9, 2.1)),
+            result("ab", (2.5, 2.4, 2.6), methods=("a", "b"))]  # fmt: skip
+    jobs[0]["speed"]["verdict"] = "too noisy to say"
+    jobs[2]["speed"]["ms_per_byte"] = {"baseline": about(9.0), "candidate": about(3.6)}
+    plot = waterfall.waterfall_plot(attributions(loaded(tmp_path, *jobs)), "")
+    assert plot is not None
+    assert plot.title == (
+        "ab (not ranked): b alone lowers time; "
+        "what they do to each other cannot be said (not ranked, too noisy)"
+    )
+    assert plot.note.startswith("Not ranked: ")
+    plot.panels[0].draw(axes := Figure().add_axes((0, 0, 1, 1)))
+    texts = {one.get_text() for one in axes.texts}
+    assert texts >= {"a alone (too noisy)", "b alone", "ab (not ranked)"}
 
 
 def test_memory_that_two_methods_leave_as_it_is_is_lowered_by_none(tmp_path):

@@ -422,6 +422,26 @@ def test_the_pages_of_weights_on_a_gpu_are_not_told(tmp_path, gpu, device, told)
     assert "; torch 2" in text
 
 
+def test_what_a_stack_holds_of_memory_is_added_up_beside_the_unmodified_model(tmp_path):
+    job = serving(result("vattention", committed=3_000_000), (2.0, 1.9, 2.1))
+    job["memory"]["parameter_bytes"] = {"baseline": 500e6, "candidate": 520e6}
+    job["kv"]["dynamic_bytes"] = 2_000_000
+    job["engine"] = {"head_copy_bytes": 28_000_000}
+    plain = result("baseline")
+    plain["memory"]["parameter_bytes"] = {"baseline": 500e6, "candidate": 500e6}
+    text = build_report(written(tmp_path, [plain, job])).read_text()
+    table = text.partition("## Memory, MB")[2].partition("\n## ")[0].splitlines()
+    assert (
+        "| `vattention` | 500.0 → 520.0 | 28.0 | 2.0 → 3.0 | 502.0 → 551.0 | 32.0 → 16.0 "
+        "| 532.0 → 564.0 |"
+    ) in table
+    assert "| `baseline` | 500.0 → 500.0 | - | 0.0 → 0.0 | 500.0 → 500.0 | - | - |" in table
+    told = "more memory in all while serving (weights, copy of the head, KV cache): 564 MB"
+    assert f"cost: 6% {told} instead of 532" in text
+    assert "in all 564 MB with weights and copy of the head instead of 532" in text
+    assert derived(job | {"speed": None})["derived"]["one_text_bytes"] is None
+
+
 def test_without_a_dynamic_cache_the_memory_per_byte_is_null(tmp_path):
     job = result("quick")
     assert derived(job)["derived"]["kv_bytes_per_byte"] == {"baseline": 20.0, "candidate": 20.0}
@@ -457,7 +477,7 @@ def test_of_random_weights_no_stack_is_recommended_and_every_title_says_so(tmp_p
     told, _, after = text.partition("## What to do next")
     assert "- No stack is recommended: the weights are random, " in told
     assert "**" not in told
-    assert "Measure `ab` on your own model and text: `python evaluate.py 'methods=[a,b]' " in after
+    assert "Measure `ab` on your own model and text: `python evaluate.py methods=ab " in after
     titles = [line[2:].partition("]")[0] for line in text.splitlines() if line.startswith("![")]
     assert len(titles) >= 6
     assert all(title.startswith("Random weights: ") for title in titles)

@@ -14,6 +14,7 @@ from tests.report.cases import (
     sparse,
     written,
 )
+from trimtab.report import build_report
 from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.balance import balance, control_told
 from trimtab.report.choice import choices
@@ -478,7 +479,7 @@ def test_a_job_beside_which_the_unmodified_model_was_slower_is_told(tmp_path):
 def test_memory_of_one_text_and_of_many_requests_are_two_answers_that_name_each_other(tmp_path):
     jobs = [
         result("frugal", (1.2, 1.1, 1.3), committed=100),
-        serving(result("slower", (1.1, 1.0, 1.2), committed=5000), (2.0, 1.9, 2.1)),
+        serving(result("slower", (1.9, 1.8, 2.0), committed=5000), (1.6, 1.5, 1.7)),
         serving(result("many", (1.5, 1.4, 1.6), committed=5000), (2.0, 1.9, 2.1)),
     ]
     found = chosen(written(tmp_path, jobs))
@@ -488,9 +489,18 @@ def test_memory_of_one_text_and_of_many_requests_are_two_answers_that_name_each_
     told = {wish: said for wish, said, _ in setting.advice}
     one = told["least KV memory, one text at a time"]
     many = told["least KV memory, many requests together"]
-    assert one.startswith("**`frugal`**: 5% of transformers' KV memory, of one text, at 1.20")
-    share = "50% of transformers' KV memory, of 16 requests together (of one text: 250%), at 1.50"
-    assert many.startswith(f"**`many`**, as above: {share}")
+    assert one.startswith("**`frugal`**: 5% of transformers' KV memory, of one text, in all 0 MB")
+    assert "instead of 0, at 1.20 [1.10, 1.30] times the speed" in one
+    share = "50% of transformers' KV memory, of 16 requests together (of one text: 250%), in all "
+    total = "16 MB with weights and copy of the head instead of 32, at 2.00 [1.90, 2.10] times the "
+    assert many.startswith(f"**`many`**, as above: {share}{total}requests per second of ")
+    jobs[0]["speed"]["verdict"] = "too noisy to say"
+    (setting,) = document(load_jobs(written(tmp_path / "noisy", jobs)), [], []).settings
+    told = {wish: said for wish, said, _ in setting.advice}
+    assert (
+        "at 1.20 [1.10, 1.30] times the speed (too noisy)"
+        in told["least KV memory, one text at a time"]
+    )
 
 
 def test_memory_that_only_serving_measured_was_measured(tmp_path):
@@ -517,6 +527,31 @@ def test_a_stack_that_is_best_twice_is_told_once(tmp_path):
     first, second = (told for _, told, _ in setting.advice[:2])
     assert first == "**`a`**: 1.50 [1.40, 1.60] times the speed; nothing measured got worse"
     assert second == "**`a`**, as above: 1.50 [1.40, 1.60] times the speed"
+
+
+def test_the_speed_of_a_stack_with_drafts_is_told_with_what_it_is_without_any_right(tmp_path):
+    typed = ["++methods.adaptivocab.mode=draft"]
+    engine = result("vattention", (2.0, 1.9, 2.1), lost=0, same=True,
+                    overrides=["methods=vattention", *typed])  # fmt: skip
+    fused = result("fused", (3.0, 2.9, 3.1), methods=("adaptivocab", "vattention"), lost=0,
+                   same=True, overrides=["methods=fused", *typed])  # fmt: skip
+    fused["engine"] = {"proposed": 325, "accepted": 75}
+    told = (
+        "this holds for text like the corpus, of which 75 of 325 drafted tokens were right; "
+        "with none right, the speed is at most that of `vattention`, 2.00 [1.90, 2.10] times"
+    )
+    rows = load_jobs(written(tmp_path / "both", [engine, fused]))
+    (setting,) = document(rows, [], []).settings
+    first, second = (told for _, told, _ in setting.advice[:2])
+    assert f" times the speed; {told}; nothing measured got worse" in first
+    assert told not in second
+    assert setting.stacks[1].balance.gained[0].endswith(f"instead of 4.00; {told}")
+    assert setting.stacks[0].balance.gained[0].endswith("instead of 4.00")
+    engine["speed"]["verdict"] = "too noisy to say"
+    rows = load_jobs(written(tmp_path / "noisy", [engine, fused]))
+    assert balance(rows[1], rows).gained[0].endswith("at most that of `vattention` (too noisy)")
+    rows = load_jobs(written(tmp_path / "alone", [fused]))
+    assert balance(rows[0], rows).gained[0].endswith("with none right, drafts gain nothing")
 
 
 def test_models_and_machines_are_told_apart(tmp_path):
@@ -684,6 +719,22 @@ def test_a_mean_over_seeds_is_measured_again_with_all_of_them(tmp_path):
         "python evaluate.py -m threads=2 methods=adaptivocab seed=0,1",
         "python evaluate.py -m threads=2 methods=larosa seed=0,1",
     ]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_stack_is_measured_by_the_name_it_was_called_by(tmp_path):
+    job = result("fused", (1.5, 1.4, 1.6), methods=("adaptivocab", "vattention"), lost=0,
+                 same=True, overrides=["methods=fused"])  # fmt: skip
+    rows = load_jobs(written(tmp_path, [job]))
+    own, more = next_steps(rows, choices(rows))
+    assert "`python evaluate.py methods=fused model=hub" in own
+    assert more == (
+        "Measure what the table “What each method contributes” lacks (the first of 2 commands "
+        "there): `python evaluate.py methods=adaptivocab`"
+    )
+    text = build_report(tmp_path).read_text()
+    told = f"`python -m trimtab.report {tmp_path} FOLDER` puts it into one report with these rows."
+    assert f"{told} What is measured again stands beside the old row and does not replace" in text
 
 
 def test_the_next_steps_are_commands(tmp_path):

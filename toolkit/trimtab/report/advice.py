@@ -69,9 +69,11 @@ def command(
     if not typed(job):
         return None
     kept = [one for one in overrides(job) if _belongs(one, methods) and one not in without]
-    stack = f"[{','.join(methods)}]" if len(methods) > 1 else "".join(methods) or "baseline"
+    stack = f"methods=[{','.join(methods)}]" if len(methods) > 1 else f"methods={''.join(methods)}"
+    if tuple(methods) == job.methods:  # as it was called
+        stack = next((one for one in overrides(job) if one.startswith("methods=")), stack)
     sweep, seeds = (["-m"], [f"seed={','.join(map(str, job.seeds))}"]) if job.seeds else ([], [])
-    every = [*sweep, *kept, f"methods={stack}", *seeds, *more]
+    every = [*sweep, *kept, stack, *seeds, *more]
     return shlex.join(["python", "evaluate.py", *every])
 
 
@@ -105,8 +107,20 @@ def next_steps(rows: Sequence[Job], found: Sequence[Choice]) -> list[str]:
         steps += _own(best)
     lacking = added(rows)
     if lacking:
-        steps.append(f"Complete the attribution: {code(lacking[0])}")
+        others = f" (the first of {len(lacking)} commands there)" if len(lacking) > 1 else ""
+        what = f"what the table “What each method contributes” lacks{others}"
+        steps.append(f"Measure {what}: {code(lacking[0])}")
     return steps
+
+
+def joining(rows: Sequence[Job]) -> str:
+    """Return how the result of a next step comes into the report."""
+    roots = " ".join(_typed(root) for root in dict.fromkeys(row.root for row in rows))
+    told = code(f"python -m trimtab.report {roots} FOLDER")
+    return (
+        f"A new job has a folder of its own: {told} puts it into one report with these rows. What "
+        "is measured again stands beside the old row and does not replace it."
+    )
 
 
 def _own(best: Job) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.report.effects import METRICS, Metric, Terms
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, overrides, settings
+from trimtab.report.marks import mark
 from trimtab.report.verdict import setting
 
 ALONE, IN_STACK, TOGETHER = "alone", "in the stack", "interaction"
@@ -29,6 +30,9 @@ class Effect:
     change : float
     low, high : float or None
         Its 95 % interval; None where no samples say.
+    mark : str
+        Why it does not count, see `trimtab.report.marks`, by the jobs it is computed from; empty
+        where it does.
     """
 
     kind: str
@@ -36,6 +40,7 @@ class Effect:
     change: float
     low: float | None
     high: float | None
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Attribution:
         it.
     effects : tuple of Effect
         Those that the stacks which were measured can tell.
+    mark : str
+        That of the whole.
     """
 
     whole: Job
@@ -59,6 +66,7 @@ class Attribution:
     start: float
     end: float
     effects: tuple[Effect, ...]
+    mark: str = ""
 
     @property
     def steps(self) -> tuple[Effect, ...]:
@@ -77,7 +85,8 @@ def attributions(rows: Sequence[Job]) -> list[Attribution]:
                 continue
             effects = tuple(_effects(whole, metric, rows))
             end = metric.value(start, change)
-            found.append(Attribution(whole, metric, start, end, effects))
+            own = mark(metric.field, whole, rows)
+            found.append(Attribution(whole, metric, start, end, effects, own))
     return found
 
 
@@ -90,34 +99,37 @@ def wholes(rows: Sequence[Job]) -> list[Job]:
 def missing(whole: Job, rows: Sequence[Job]) -> list[tuple[str, ...]]:
     """Return the stacks that would have to be measured too: singles, and the whole but for one."""
     parts = [*combinations(whole.methods, 1), *combinations(whole.methods, len(whole.methods) - 1)]
-    return [part for part in dict.fromkeys(parts) if _part(whole, part, rows) is None]
+    return [part for part in dict.fromkeys(parts) if part_of(whole, part, rows) is None]
 
 
 def _effects(whole: Job, metric: Metric, rows: Sequence[Job]) -> Iterable[Effect]:
-    singles = {method: _part(whole, (method,), rows) for method in whole.methods}
+    singles = {method: part_of(whole, (method,), rows) for method in whole.methods}
     for method, single in singles.items():
         if single is not None:
-            yield from _effect(ALONE, method, metric, [(1, single)])
+            yield from _effect(ALONE, method, metric, [(1, single)], rows)
     for method in whole.methods:
-        rest = _part(whole, tuple(one for one in whole.methods if one != method), rows)
+        rest = part_of(whole, tuple(one for one in whole.methods if one != method), rows)
         if rest is not None:
-            yield from _effect(IN_STACK, method, metric, [(1, whole), (-1, rest)])
+            yield from _effect(IN_STACK, method, metric, [(1, whole), (-1, rest)], rows)
     alone = [(-1, single) for single in singles.values() if single is not None]
     if len(alone) == len(singles):
-        yield from _effect(TOGETHER, "", metric, [(1, whole), *alone])
+        yield from _effect(TOGETHER, "", metric, [(1, whole), *alone], rows)
 
 
-def _effect(kind: str, method: str, metric: Metric, terms: Terms) -> Iterable[Effect]:
+def _effect(
+    kind: str, method: str, metric: Metric, terms: Terms, rows: Sequence[Job]
+) -> Iterable[Effect]:
     changes = [metric.change(job) for _, job in terms]
     if any(change is None for change in changes):
         return
     pairs = zip(terms, changes, strict=True)
     change = sum(sign * part for (sign, _), part in pairs if part is not None)
     low, high = metric.interval(terms) or (None, None)
-    yield Effect(kind, method, change, low, high)
+    marks = dict.fromkeys(mark(metric.field, job, rows) for _, job in terms)
+    yield Effect(kind, method, change, low, high, ", ".join(filter(None, marks)))
 
 
-def _part(whole: Job, methods: tuple[str, ...], rows: Sequence[Job]) -> Job | None:
+def part_of(whole: Job, methods: tuple[str, ...], rows: Sequence[Job]) -> Job | None:
     """Return the row with these methods of a stack, and all else alike; nearest first."""
     mine = _settings(whole, methods)
     alike = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.report.attribution import Attribution
+from trimtab.report.marks import explained, marked
 from trimtab.report.table import Cell, Table, cell, stack_cell
 
 EFFECTS = (
@@ -23,7 +24,12 @@ def attribution_table(found: Sequence[Attribution]) -> Table | None:
         (
             stack_cell(one.whole.label),
             cell(one.metric.name),
-            cell((effect.method and f"{effect.method}, {effect.kind}") or effect.kind),
+            cell(
+                marked(
+                    (effect.method and f"{effect.method}, {effect.kind}") or effect.kind,
+                    effect.mark,
+                )
+            ),
             Cell(one.metric.told(effect.change), effect.change),
             cell(
                 None
@@ -35,4 +41,6 @@ def attribution_table(found: Sequence[Attribution]) -> Table | None:
         for effect in one.effects
     ]
     heads = ("stack", "figure", "effect", "change", "95 % interval")
-    return Table("Attribution", heads, tuple(lines), note=EFFECTS) if lines else None
+    marks = explained(effect.mark for one in found for effect in one.effects)
+    note = f"{EFFECTS} {marks}".rstrip()
+    return Table("Attribution", heads, tuple(lines), note=note) if lines else None

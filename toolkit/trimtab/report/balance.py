@@ -8,6 +8,7 @@ from typing import Any
 
 from trimtab.evaluation.intervals import Estimate
 from trimtab.progress import duration
+from trimtab.report.drafts import condition
 from trimtab.report.figures import code, interval, listed, number
 from trimtab.report.job import Job
 from trimtab.report.rules import SAME, same_text
@@ -23,6 +24,7 @@ from trimtab.report.verdict import (
     verdict,
 )
 
+IN_ALL = "weights, copy of the head, KV cache"
 NOTICED = 0.005  # smaller shares are not worth a sentence
 UNPAIRED = " (unpaired: the two were timed one after another)"
 
@@ -63,9 +65,10 @@ def _speed(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
     unpaired = UNPAIRED if job.get("speed.paired") is False else ""
     ours, theirs = (times[name]["estimate"] for name in ("candidate", "baseline"))
     amounts = f": {ours:.2f} ms per byte of text instead of {theirs:.2f}"
+    holds = f"; {drafted}" if (drafted := condition(job, rows)) else ""
     found = verdict(job, rows)
     if found == FASTER:
-        yield 1, f"{told} times as fast{amounts}{unpaired}"
+        yield 1, f"{told} times as fast{amounts}{unpaired}{holds}"
     elif found == SLOWER:
         yield -1, f"slower, {told} times the speed{amounts}{unpaired}"
     else:
@@ -176,6 +179,8 @@ def _memory(job: Job, rows: Sequence[Job]) -> Iterator[Item]:
         (one_text, "memory for the KV cache of one text"),
         (job.get("derived.serving_kv_bytes"), "KV memory while serving than padded batches hold"),
         (job.get("memory.parameter_bytes"), "memory for the weights"),
+        (job.get("derived.one_text_bytes"), f"memory in all for one text ({IN_ALL})"),
+        (job.get("derived.serving_bytes"), f"memory in all while serving ({IN_ALL})"),
     ):
         if held and held["baseline"] and held["candidate"] is not None:
             share = held["candidate"] / held["baseline"] - 1

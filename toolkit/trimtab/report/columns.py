@@ -69,6 +69,26 @@ COST = Series(
     "cost: hours per million bytes of text", "speed.ms_per_byte.candidate", ".3g", "less",
     "speed.ms_per_byte.baseline", scale=1000 / 3600,
 )  # fmt: skip
+WEIGHTS = Series(
+    "weights", "memory.parameter_bytes.candidate", ",.1f", "less",
+    "memory.parameter_bytes.baseline", scale=1e-6,
+)  # fmt: skip
+HEAD_COPY = Series("int8 copy of the head", "engine.head_copy_bytes", ",.1f", "less", scale=1e-6)
+ONE_TEXT = Series(
+    "KV cache, one text", "kv.committed_bytes", ",.1f", "less", "kv.dynamic_bytes", scale=1e-6
+)
+ONE_TEXT_IN_ALL = Series(
+    "in all, one text", "derived.one_text_bytes.candidate", ",.1f", "less",
+    "derived.one_text_bytes.baseline", scale=1e-6,
+)  # fmt: skip
+SERVED = Series(
+    "KV cache, serving", "derived.serving_kv_bytes.candidate", ",.1f", "less",
+    "derived.serving_kv_bytes.baseline", scale=1e-6,
+)  # fmt: skip
+SERVED_IN_ALL = Series(
+    "in all, serving", "derived.serving_bytes.candidate", ",.1f", "less",
+    "derived.serving_bytes.baseline", scale=1e-6,
+)  # fmt: skip
 
 CHARTS = (
     *chain.from_iterable(kind.charts for kind in METRIC_KINDS),
@@ -86,6 +106,7 @@ CHARTS = (
     ),
 )  # fmt: skip
 
+MEMORY = (WEIGHTS, HEAD_COPY, ONE_TEXT, ONE_TEXT_IN_ALL, SERVED, SERVED_IN_ALL)
 BESIDE = (SPEEDUP, TOKENS, TEXT_TOKENS, KV_HELD, TEXT_RATE, DECODING_RATE)
 DASHBOARD = "all_methods_comprehensive_dashboard.png"
 DASHBOARD_PANELS = (TOKENS, KV_HELD, DECODING_RATE, TIME_SAVED, SPEEDUP, ROOFLINE, COST)

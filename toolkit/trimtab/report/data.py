@@ -59,6 +59,7 @@ def json_summary(
                 "field": one.published.field,
                 "measured": one.measured,
                 "reason": one.reason,
+                "mark": one.mark or None,
             }
             for one in comparisons(rows)
         ],
@@ -97,6 +98,7 @@ def _attribution(one: Attribution) -> dict[str, Any]:
                 "change": effect.change,
                 "low": effect.low,
                 "high": effect.high,
+                "mark": effect.mark or None,
                 "difference": value(start, effect.change) - start,
             }
             for effect in one.effects

@@ -19,7 +19,9 @@ def derived(content: Mapping[str, Any]) -> dict[str, Any]:
             "perplexity_gap": _perplexity_gap(content),
             "time_saved": _interval(content, ("speed", "speedup"), lambda ratio: 1 - 1 / ratio),
             "kv_bytes_per_byte": _kv_bytes_per_byte(content),
-            "serving_kv_bytes": _serving_kv_bytes(content),
+            "serving_kv_bytes": (served := _serving_kv_bytes(content)),
+            "one_text_bytes": _in_all(content, _one_text_kv_bytes(content)),
+            "serving_bytes": _in_all(content, served),
         }
     }
 
@@ -49,10 +51,18 @@ def _kv_bytes_per_byte(content: Mapping[str, Any]) -> dict[str, float] | None:
     if not live or not per_byte:
         return None
     text = live / per_byte
-    baseline, candidate = content["kv"]["dynamic_bytes"], content["kv"]["committed_bytes"]
+    held = _one_text_kv_bytes(content)
+    return held and {name: amount / text for name, amount in held.items()}
+
+
+def _one_text_kv_bytes(content: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the memory held for a text; the baseline's is a dynamic cache's."""
+    baseline, candidate = (
+        _at(content, "kv", name) for name in ("dynamic_bytes", "committed_bytes")
+    )
     if not baseline or candidate is None:
         return None
-    return {"baseline": baseline / text, "candidate": candidate / text}
+    return {"baseline": baseline, "candidate": candidate}
 
 
 def _serving_kv_bytes(content: Mapping[str, Any]) -> dict[str, float] | None:
@@ -65,6 +75,18 @@ def _serving_kv_bytes(content: Mapping[str, Any]) -> dict[str, float] | None:
     if not baseline or candidate is None:
         return None
     return {"baseline": baseline, "candidate": candidate}
+
+
+def _in_all(content: Mapping[str, Any], kv: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Return what weights, the engine's copy of the head and KV caches take together.
+
+    Null where speed was not measured, which tells whether the engine has a copy.
+    """
+    weights = _at(content, "memory", "parameter_bytes")
+    if not weights or not kv or content.get("speed") is None:
+        return None
+    copies = {"baseline": 0, "candidate": _at(content, "engine", "head_copy_bytes") or 0}
+    return {name: weights[name] + copies[name] + kv[name] for name in copies}
 
 
 def _interval(

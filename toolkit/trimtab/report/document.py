@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trimtab.report.advice import added, next_steps, unmeasured
+from trimtab.report.advice import added, joining, next_steps, unmeasured
 from trimtab.report.attribution import Attribution
 from trimtab.report.attribution_table import attribution_table
 from trimtab.report.balance import Balance, balance, control_told
@@ -28,6 +28,7 @@ from trimtab.report.table import (
     beside_table,
     compression_table,
     main_table,
+    memory_table,
     serving_table,
 )
 from trimtab.report.time_table import time_table
@@ -81,6 +82,7 @@ class Document:
     settings: tuple[Setting, ...]
     unmeasured: tuple[str, ...]
     steps: tuple[str, ...]
+    joining: str
     tables: tuple[Table, ...]
     attribution: Table | None
     added: tuple[str, ...]
@@ -135,7 +137,8 @@ def document(
     failed = [row for row in rows if not row.ok]
     groups = groups_of(measured)
     tables = (
-        main_table(rows), beside_table(rows), time_table(measured), serving_table(measured),
+        main_table(rows), beside_table(rows), memory_table(measured), time_table(measured),
+        serving_table(measured),
         compression_table(measured), published_table(rows), claims_table(rows),
     )  # fmt: skip
     advised = [choice for group in groups for choice in choices(group)]
@@ -150,6 +153,7 @@ def document(
         settings=tuple(map(_setting, groups, names_of(groups))),
         unmeasured=tuple(unmeasured(rows)),
         steps=tuple(next_steps(rows, advised)),
+        joining=joining(rows),
         tables=tuple(table for table in tables if table is not None),
         attribution=attribution_table(attributed),
         added=tuple(added(rows)),

@@ -31,6 +31,8 @@ class Metric:
         With its unit.
     key : str
         Its name in comprehensive_benchmark_results.json.
+    field : str
+        Dotted name, in a job, of what changes are computed from.
     form : str
         Format specification of a value.
     multiplies : bool
@@ -47,6 +49,7 @@ class Metric:
 
     name: str
     key: str
+    field: str
     form: str
     multiplies: bool
     start: Callable[[Job], float]
@@ -168,17 +171,18 @@ def _quantile(freedom: float) -> float:
 
 METRICS = (
     Metric(
-        "time, ms per byte of text", "ms_per_byte", ".2f", True,
+        "time, ms per byte of text", "ms_per_byte", "speed.speedup", ".2f", True,
         lambda job: job.get("speed.ms_per_byte.baseline.estimate"), _time_change, _time_bounds,
         _time_half_width,
     ),
     Metric(
-        "KV cache, bytes per byte of text", "kv_bytes_per_byte", ",.0f", True,
+        "KV cache, bytes per byte of text", "kv_bytes_per_byte", "derived.kv_bytes_per_byte",
+        ",.0f", True,
         lambda job: job.get("derived.kv_bytes_per_byte.baseline"), _memory_change,
         lambda _: None, lambda _: None,
     ),
     Metric(
-        "bits per byte of text", "bits_per_byte", ".4f", False,
+        "bits per byte of text", "bits_per_byte", "quality.bits_per_byte", ".4f", False,
         lambda job: job.get("quality.bits_per_byte.baseline"), _bits_change, _bits_bounds,
         _bits_half_width,
     ),

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.report.figures import code
+from trimtab.report.figures import code, middle, written
 from trimtab.report.job import Job
-from trimtab.report.table import Table, cell, stack_cell
+from trimtab.report.marks import explained, mark, marked
+from trimtab.report.table import Cell, Table, cell, stack_cell
 
 TITLE = "What was published, and what was measured here"
 NOTE = (
@@ -53,10 +54,19 @@ class Published:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published figure beside one row's."""
+    """A published figure beside one row's.
+
+    Attributes
+    ----------
+    published : Published
+    row : Job
+    mark : str
+        Why what was measured is not to be relied on, see `trimtab.report.marks`; or empty.
+    """
 
     published: Published
     row: Job
+    mark: str
 
     @property
     def measured(self) -> Any:
@@ -104,11 +114,14 @@ def comparisons(rows: Sequence[Job]) -> Iterator[Comparison]:
     for one in PUBLISHED:
         holding = [row for row in rows if row.ok and one.method in row.methods]
         least = min((len(row.methods) for row in holding), default=0)
-        yield from (Comparison(one, row) for row in holding if len(row.methods) == least)
+        for row in holding:
+            if len(row.methods) == least:
+                yield Comparison(one, row, mark(one.field, row, rows))
 
 
 def published_table(rows: Sequence[Job]) -> Table | None:
     """Return one row a published figure and stack; None where no paper is of any of them."""
+    found = [*comparisons(rows)]
     lines = [
         (
             cell(code(one.published.method)),
@@ -117,9 +130,12 @@ def published_table(rows: Sequence[Job]) -> Table | None:
             stack_cell(one.row.label),
             cell(f"not measured: {one.reason}")
             if one.measured is None
-            else cell(one.measured, one.published.form),
+            else Cell(
+                marked(written(one.measured, one.published.form), one.mark), middle(one.measured)
+            ),
         )
-        for one in comparisons(rows)
+        for one in found
     ]
     heads = ("method", "of what", "published", "stack", "measured here")
-    return Table(TITLE, heads, tuple(lines), note=NOTE) if lines else None
+    note = f"{NOTE} {explained(one.mark for one in found)}".rstrip()
+    return Table(TITLE, heads, tuple(lines), note=note) if lines else None

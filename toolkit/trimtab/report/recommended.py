@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from trimtab.report.balance import balance
 from trimtab.report.choice import choices
+from trimtab.report.drafts import condition
 from trimtab.report.figures import code, interval, listed
 from trimtab.report.job import Job
-from trimtab.report.rules import Rule, doubt
+from trimtab.report.marks import mark, marked
+from trimtab.report.rules import PACE, Rule, doubt
 
 
 def recommended(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
@@ -16,6 +18,7 @@ def recommended(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
     told_of: list[Job] = []
     for choice in choices(group):
         best, rule = choice.best, choice.rule
+        figures = "" if best is None else _figures(best, rule, group)
         if choice.lacking is not None:
             reasons = dict.fromkeys(row.reason(choice.lacking) for row in group)
             why = "; ".join(filter(None, reasons)) or "the jobs left it out"
@@ -30,11 +33,12 @@ def recommended(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
         elif best is None:
             told = "no stack: stay with the unmodified model"
         elif best in told_of:
-            told = f"**{code(best.label)}**, as above: {rule.told(best)}"
+            told = f"**{code(best.label)}**, as above: {figures}"
         else:
             told_of.append(best)
             cost = "; ".join(balance(best, group).cost)
-            told = f"**{code(best.label)}**: {rule.told(best)}; "
+            told = f"**{code(best.label)}**: {figures}; "
+            told += f"{holds}; " if (holds := condition(best, group)) else ""
             told += f"it costs: {cost}" if cost else "nothing measured got worse"
         if choice.equal:
             equal = listed([code(row.label) for row in choice.equal])
@@ -46,6 +50,11 @@ def recommended(group: Sequence[Job]) -> Iterator[tuple[str, str, str]]:
             apart = listed([code(row.label) for row in choice.apart])
             told += f". Not ranked, as the machine was not the same for it: {apart}"
         yield rule.wish, told, rule.how
+
+
+def _figures(best: Job, rule: Rule, group: Sequence[Job]) -> str:
+    """Return what a stack is best at; the speed beside memory is marked where it needs it."""
+    return marked(rule.told(best), mark(PACE[rule.held], best, group) if rule.held else "")
 
 
 def _open(why: str, rows: Sequence[Job], rule: Rule) -> str:

@@ -25,6 +25,8 @@ SPEED, FIRST = "speed.speedup", "speed.prefill_speedup"
 SERVING, CONTINUOUS = "serving.speedup", "serving.speedup_continuous"
 CONTROLS = {SPEED: "speed.control", FIRST: "speed.prefill_control", SERVING: "serving.control"}
 ONE_TEXT, TOGETHER = "derived.kv_bytes_per_byte", "derived.serving_kv_bytes"
+IN_ALL = {ONE_TEXT: "derived.one_text_bytes", TOGETHER: "derived.serving_bytes"}
+PACE = {ONE_TEXT: SPEED, TOGETHER: SERVING}  # how fast it is while it holds that
 TIES = "Among those that its interval cannot tell from it, one that does not change the text"
 SAME = 1e-3  # a difference of bits per byte, as a share, that is rounding
 BUDGETS = (0.01, 0.05)
@@ -111,18 +113,20 @@ def _first_told(job: Job) -> str:
     return f"the first token {interval(job.get(FIRST), '.2f')} times as fast"
 
 
+def _requests_told(job: Job) -> str:
+    times = interval(job.get(SERVING), ".2f")
+    return f"{times} times the requests per second of transformers' padded generate"
+
+
 def _serving_told(job: Job) -> str:
-    told = (
-        f"{_requests(job)} at {interval(job.get(SERVING), '.2f')} times the requests per second "
-        "of transformers' padded generate"
-    )
+    told = f"{_requests(job)} at {_requests_told(job)}"
     other = job.get(CONTINUOUS)
     return told + (f", {interval(other, '.2f')} times continuous batching's" if other else "")
 
 
 def _least(where: str, held: str, decides: str) -> Rule:
     def value(job: Job) -> tuple[float, ...]:
-        return -(kv_share(job, held) or 1.0), float(same_text(job)), *_largest(SPEED)(job)
+        return -(kv_share(job, held) or 1.0), float(same_text(job)), *_largest(PACE[held])(job)
 
     return Rule(
         f"least KV memory, {where}",
@@ -161,7 +165,13 @@ def _memory_told(job: Job, held: str) -> str:
     ((other, work),) = works.items()
     share = kv_share(job, other)
     beside = "" if share is None else f" (of {work}: {share:.0%})"
-    return f"{told}{beside}, at {_speed_told(job)}"
+    if in_all := job.get(IN_ALL[held]):
+        ours, theirs = (f"{in_all[name] * 1e-6:,.0f}" for name in ("candidate", "baseline"))
+        beside += f", in all {ours} MB with weights and copy of the head instead of {theirs}"
+    if job.get(PACE[held]) is None:
+        return told + beside
+    pace = _speed_told(job) if held == ONE_TEXT else _requests_told(job)
+    return f"{told}{beside}, at {pace}"
 
 
 def _within(budget: float) -> Rule:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.evaluation.display import Column, Series
-from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, FIRST, SERVERS
+from trimtab.report.columns import BESIDE, COLUMNS, COMPRESSION, FIRST, MEMORY, SERVERS
 from trimtab.report.figures import code, middle, span, written
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, machine
-from trimtab.report.notices import moved
+from trimtab.report.marks import NOT_RANKED, explained, mark, marked
 from trimtab.report.verdict import verdict
 
 
@@ -69,9 +69,10 @@ AMOUNTS = (
     "those of the timed texts in the first `speed.repeats` rounds of the scenario latency: "
     "texts run one at a time."
 )
-UNRANKED = (
-    "`not ranked`: the machine was not the same while this row was timed, as a warning says; its "
-    "ratios do not compare with the others'."
+TAKEN = (
+    "What the unmodified model holds → what the stack holds: weights, the engine's int8 copy of "
+    "the head, and the KV cache, of one text and of the most requests together, beside padded "
+    "batches. All of it was counted; activations and the libraries' own memory are not in it."
 )
 SCENARIOS = (
     "Times, rates and the speedup are of the scenario latency, one text at a time; the serving "
@@ -90,9 +91,9 @@ def cell(value: Any, form: str = "", scale: float = 1) -> Cell:
     return Cell(text if len(text) < 2 else escaped(text), middle(value))
 
 
-def stack_cell(label: str) -> Cell:
-    """Return the cell that names a stack."""
-    return Cell(escaped(code(label)), label)
+def stack_cell(label: str, mark: str = "") -> Cell:
+    """Return the cell that names a stack, with the mark of its figures."""
+    return Cell(escaped(marked(code(label), mark)), label)
 
 
 def escaped(text: str) -> str:
@@ -120,9 +121,9 @@ def main_table(rows: Sequence[Job]) -> Table:
         figures = [cell(row.get(one.field), one.form, one.scale) for one in shown]
         facts = (cell(fact(row)) for _, fact in told)
         found = verdict(row, rows) if row.methods else f"control: {verdict(row, rows)}"
-        if moved(row, rows):
-            found = f"{found}, not ranked"
-            notes[UNRANKED] = None
+        if mark(FIRST, row, rows) == NOT_RANKED:
+            found = f"{found}, {NOT_RANKED}"
+            notes[explained([NOT_RANKED])] = None
         lines.append((label, *figures[:first], cell(found), *figures[first:], *facts))
     legend = tuple((one.title, one.meaning) for one in shown if one.meaning)
     return Table("All figures", heads, tuple(lines), legend, " ".join(notes))
@@ -138,14 +139,28 @@ def amount(job: Job, series: Series) -> str:
 def beside_table(rows: Sequence[Job]) -> Table | None:
     """Return the amounts of every row beside the unmodified model's, or None without any."""
     having = [row for row in rows if row.ok]
-    shown = [one for one in BESIDE if any(row.get(one.field) is not None for row in having)]
-    lines = tuple(
-        (stack_cell(row.label), *(Cell(escaped(amount(row, one)), cell(row.get(one.field)).sort)
-                              for one in shown))
-        for row in having
-    )  # fmt: skip
+    marks = [mark(FIRST, row, rows) for row in having]
+    note = f"{AMOUNTS} {explained(marks)}".rstrip()
+    return _amounts("Beside the unmodified model", BESIDE, having, note, marks)
+
+
+def memory_table(rows: Sequence[Job]) -> Table | None:
+    """Return what every row takes of memory beside the unmodified model, or None without any."""
+    having = [row for row in rows if row.get("derived.one_text_bytes")
+              or row.get("derived.serving_bytes")]  # fmt: skip
+    return _amounts("Memory, MB", MEMORY, having, TAKEN, [""] * len(having))
+
+
+def _amounts(
+    title: str, columns: Iterable[Series], rows: Sequence[Job], note: str, marks: Sequence[str]
+) -> Table | None:
+    shown = [one for one in columns if any(row.get(one.field) is not None for row in rows)]
+    lines = []
+    for row, own in zip(rows, marks, strict=True):
+        amounts = (Cell(escaped(amount(row, one)), middle(row.get(one.field))) for one in shown)
+        lines.append((stack_cell(row.label, own), *amounts))
     heads = ("stack", *(one.title for one in shown))
-    return Table("Beside the unmodified model", heads, lines, note=AMOUNTS) if shown else None
+    return Table(title, heads, tuple(lines), note=note) if shown else None
 
 
 def _differing(rows: Sequence[Job]) -> list[tuple[str, Callable[[Job], str | None]]]:

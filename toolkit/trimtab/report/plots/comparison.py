@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from trimtab.evaluation.display import Chart, Series
 from trimtab.report.figures import is_interval, middle, named, number
 from trimtab.report.job import Job
+from trimtab.report.marks import explained, mark, marked
 from trimtab.report.plots.panel import (
     ACCENT,
     INK,
@@ -23,15 +24,7 @@ from trimtab.report.plots.panel import (
     numbers,
     plain,
 )
-from trimtab.report.plots.ranking import (
-    NOT_RANKED,
-    better,
-    has,
-    may_lead,
-    overlap,
-    unranked,
-    work,
-)
+from trimtab.report.plots.ranking import better, differs, has, left_out, may_lead, overlap, work
 from trimtab.report.table import amount, cell
 
 KEY = "Upright line: the unmodified model, measured beside the stack. "
@@ -43,7 +36,14 @@ def comparison(chart: Chart, jobs: Sequence[Job], note: str) -> Plot | None:
     """Return a chart of all jobs, or None where no job has any of its figures."""
     panels = tuple(panel for one in chart.panels if (panel := comparison_panel(one, jobs)))
     key = "" if all(one.origin is not None for one in chart.panels) else KEY
-    return Plot(chart.file, finding(chart, jobs), panels, f"{key}{note}") if panels else None
+    legend = f"{explanation(chart.panels, jobs)}{key}{note}"
+    return Plot(chart.file, finding(chart, jobs), panels, legend) if panels else None
+
+
+def explanation(panels: Sequence[Series], jobs: Sequence[Job]) -> str:
+    """Return what marks behind labels mean, for the note of a plot; empty without any."""
+    told = explained(mark(one.field, job, jobs) for one in panels for job in jobs if has(one, job))
+    return f"{told} " if told else ""
 
 
 def finding(chart: Chart, jobs: Sequence[Job]) -> str:
@@ -59,7 +59,7 @@ def finding(chart: Chart, jobs: Sequence[Job]) -> str:
     passed: list[str] = []
     for series in chart.panels:
         leading = better(series, jobs) if series.finding else []
-        ranked = [job for job in leading if not unranked(series, job, jobs)]
+        ranked = [job for job in leading if not mark(series.field, job, jobs)]
         alike = len({work(series, job) for job in jobs if has(series, job)}) == 1
         if leading and not (alike and ranked):
             why = CHANGED if alike else "models, machines, texts or their lengths differ"
@@ -80,7 +80,7 @@ def finding(chart: Chart, jobs: Sequence[Job]) -> str:
                 and (job in leading or may_lead(series, job, first, jobs))
             ]  # fmt: skip
             title += f"; cannot be told from it: {_of(near)}" if near else ""
-            title += f"; not ranked: {_of(apart)}" if apart else ""
+            title += left_out(series.field, apart, jobs)
             return title + "".join(f"; no stack is better in: {one}" for one in passed)
         if series.finding and any(has(series, job) for job in jobs):
             passed.append(series.title)
@@ -92,14 +92,14 @@ def _of(jobs: Sequence[Job]) -> str:
 
 
 def comparison_panel(series: Series, jobs: Sequence[Job]) -> Panel | None:
-    """Return one figure of the jobs that have it, or None where none has."""
+    """Return one figure of the jobs that have it; None where all have the unmodified model's."""
     having = [job for job in jobs if has(series, job)]
-    if not having:
+    if all(differs(series, job) is False for job in having):
         return None
     beside = [job.get(series.beside) if series.beside else series.origin for job in having]
     rows = Rows(
         [
-            Row(job.label + NOT_RANKED * unranked(series, job, jobs), amount(job, series))
+            Row(marked(job.label, mark(series.field, job, jobs)), amount(job, series))
             for job in having
         ]
     )
@@ -127,8 +127,6 @@ def _marks(
     places: Sequence[float],
 ) -> None:  # fmt: skip
     scale, ends = series.scale, []
-    if series.origin is not None:
-        axes.axvline(series.origin * scale, color=MUTED, linewidth=1)
     for job, other, place in zip(jobs, beside, places, strict=True):
         value = job.get(series.field)
         estimate = middle(value) * scale
@@ -140,7 +138,8 @@ def _marks(
             if other is not None:
                 axes.plot([before] * 2, [place - 0.1, place + 0.1], color=INK, linewidth=1.6)
         else:
-            axes.plot([series.origin * scale, estimate], [place] * 2, color=ACCENT, linewidth=1)
+            axes.plot([before] * 2, [place - 0.1, place + 0.1], color=MUTED, linewidth=1)
+            axes.plot([before, estimate], [place] * 2, color=ACCENT, linewidth=1)
             axes.plot(estimate, place, "o", color=ACCENT, markerfacecolor=face, markersize=5)
         if is_interval(value):
             low, high = value["low"] * scale, value["high"] * scale

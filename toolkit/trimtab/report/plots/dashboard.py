@@ -10,7 +10,7 @@ from trimtab.evaluation.metrics.latency import SPEEDUPS
 from trimtab.report.choice import Choice
 from trimtab.report.columns import DASHBOARD, DASHBOARD_PANELS
 from trimtab.report.job import Job
-from trimtab.report.plots.comparison import KEY, comparison_panel, finding
+from trimtab.report.plots.comparison import KEY, comparison_panel, explanation, finding
 from trimtab.report.plots.panel import Panel, Plot, Row, Rows, numbers
 from trimtab.report.table import cell
 from trimtab.report.verdict import NOISY
@@ -24,9 +24,8 @@ Group = tuple[str, Sequence[Choice]]  # what rows that compare are of, and what 
 def dashboard(jobs: Sequence[Job], found: Sequence[Group], note: str) -> Plot:
     """Return the overview of all jobs, without the panels that would be empty."""
     panels = [panel for one in DASHBOARD_PANELS if (panel := comparison_panel(one, jobs))]
-    return Plot(
-        DASHBOARD, finding(SPEEDUPS, jobs), (*panels, _summary(found)), KEY + note, columns=4
-    )
+    legend = f"{explanation(DASHBOARD_PANELS, jobs)}{KEY}{note}"
+    return Plot(DASHBOARD, finding(SPEEDUPS, jobs), (*panels, _summary(found)), legend, columns=4)
 
 
 def _summary(found: Sequence[Group]) -> Panel:

@@ -8,9 +8,9 @@ from textwrap import wrap
 
 from matplotlib.axes import Axes
 
-from trimtab.report.figures import listed, named
+from trimtab.report.figures import listed
 from trimtab.report.job import Job
-from trimtab.report.notices import moved
+from trimtab.report.marks import explained, mark, marked
 from trimtab.report.plots.panel import (
     ACCENT,
     FAINT,
@@ -25,10 +25,10 @@ from trimtab.report.plots.panel import (
     numbers,
 )  # fmt: skip
 from trimtab.report.plots.places import spread
-from trimtab.report.plots.ranking import NOT_RANKED
+from trimtab.report.plots.ranking import left_out
 from trimtab.report.rules import ONE_TEXT, SAME, TOGETHER, kv_share
 from trimtab.report.table import cell
-from trimtab.report.verdict import NOISY, groups_of, setting, verdict
+from trimtab.report.verdict import groups_of, setting
 
 FILE = "quality_versus_speed.png"
 LETTERS = 22  # of a label's line
@@ -41,6 +41,8 @@ class Trade:
     Attributes
     ----------
     title, axis : str
+    field : str
+        Dotted name of what is weighed.
     value : callable
         Of a job: an estimate and its interval, or None.
     sign : int
@@ -49,6 +51,7 @@ class Trade:
 
     title: str
     axis: str
+    field: str
     value: Callable[[Job], dict[str, float] | None]
     sign: int
 
@@ -61,15 +64,14 @@ class Point:
     ----------
     value, lost : dict
         What is weighed, and the change of bits per byte, each with its interval.
-    apart : bool
-        Whether it is not ranked: what is weighed was timed, and the machine was not the same for
-        it or too noisy.
+    mark : str
+        Why it is not ranked, see `trimtab.report.marks`; empty where it is.
     """
 
     job: Job
     value: dict[str, float]
     lost: dict[str, float]
-    apart: bool
+    mark: str
 
     @property
     def loss(self) -> float:
@@ -79,12 +81,13 @@ class Point:
 
     @property
     def lines(self) -> list[str]:
-        return wrap(self.job.label + NOT_RANKED * self.apart, LETTERS, break_on_hyphens=False)
+        return wrap(marked(self.job.label, self.mark), LETTERS, break_on_hyphens=False)
 
 
 SPEED = Trade(
     "quality against speed",
     "speedup over the unmodified model (right is better)",
+    "speed.speedup",
     lambda job: job.get("speed.speedup"),
     1,
 )
@@ -96,7 +99,7 @@ def _memory(title: str, held: str) -> Trade:
         return None if share is None else dict.fromkeys(("estimate", "low", "high"), share)
 
     axis = "KV memory over transformers' (left is better)"
-    return Trade(f"quality against KV memory {title}", axis, value, -1)
+    return Trade(f"quality against KV memory {title}", axis, held, value, -1)
 
 
 MEMORY = _memory("of one text", ONE_TEXT)
@@ -112,15 +115,16 @@ def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     leading = front(jobs, SPEED)
     points = [point for point in stacks if point.job in leading]
     best = [point.job.label for point in points]
-    apart = [point.job.label for point in stacks if point.apart and not _behind(point, points)]
+    apart = [point.job for point in stacks if point.mark and not _behind(point, points)]
     if best:
         of = " of the same model, text and machine" if len(groups_of(jobs)) > 1 else ""
         title = f"Nothing{of} is both faster and better in bits per byte than {listed(best)}"
     else:
         ranked = " that is ranked" if apart else ""
         title = f"No stack{ranked} is faster than the unmodified model: it is the whole front"
-    title += f"; not ranked: {named(apart)}" if apart else ""
-    return Plot(FILE, title, tuple(_panel(_points(jobs, one), one) for one in trades), note)
+    title += left_out(SPEED.field, apart, jobs)
+    legend = f"{explained(point.mark for point in stacks)} {note}".lstrip()
+    return Plot(FILE, title, tuple(_panel(_points(jobs, one), one) for one in trades), legend)
 
 
 def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
@@ -131,7 +135,7 @@ def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
     """
     found = []
     for group in groups_of(jobs):
-        points = [point for point in _points(group, trade) if point.job.methods and not point.apart]
+        points = [point for point in _points(group, trade) if point.job.methods and not point.mark]
         places = [(trade.sign * point.value["estimate"], point.loss) for point in points]
         others = [*places, (trade.sign * 1.0, 0.0)]
         for point, (gain, loss) in zip(points, places, strict=True):
@@ -154,9 +158,7 @@ def _points(jobs: Sequence[Job], trade: Trade) -> list[Point]:
     for job in jobs:
         value, lost = trade.value(job), job.get("derived.bits_increase")
         if value is not None and lost is not None:
-            noisy = bool(job.methods) and verdict(job, jobs) == NOISY
-            apart = trade is SPEED and (noisy or bool(moved(job, jobs)))
-            found.append(Point(job, value, lost, apart))
+            found.append(Point(job, value, lost, mark(trade.field, job, jobs)))
     return found
 
 

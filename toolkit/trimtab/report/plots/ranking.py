@@ -7,17 +7,20 @@ from typing import Any
 
 from trimtab.evaluation.display import Series
 from trimtab.report.balance import NOTICED
-from trimtab.report.figures import is_interval, middle
+from trimtab.report.figures import is_interval, middle, named
 from trimtab.report.job import Job
-from trimtab.report.notices import moved
-from trimtab.report.verdict import ALIKE, FASTER, NOISY, first_token, setting, verdict
-
-NOT_RANKED = " (not ranked)"  # after a label
-TIMED = ("speed.", "derived.time")
+from trimtab.report.marks import TIMED, judged, mark
+from trimtab.report.verdict import ALIKE, FASTER, NOISY, setting, verdict
 
 
 def has(series: Series, job: Job) -> bool:
     return job.get(series.field) is not None
+
+
+def differs(series: Series, job: Job) -> bool | None:
+    """Return whether what was counted is not the unmodified model's; None of what was measured."""
+    value, other = job.get(series.field), job.get(series.beside) if series.beside else None
+    return None if other is None or is_interval(value) else bool(value != other)
 
 
 def work(series: Series, job: Job) -> tuple[Any, ...]:
@@ -37,14 +40,6 @@ def better(series: Series, jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if job.methods and _beats(series, job, jobs)]
 
 
-def unranked(series: Series, job: Job, jobs: Sequence[Job]) -> bool:
-    """Return whether a figure was timed, and the machine was not the same for it or too noisy."""
-    if not series.field.startswith(TIMED):
-        return False
-    found = first_token(job) if "prefill" in series.field else verdict(job, jobs)
-    return bool(moved(job, jobs)) or bool(job.methods and found == NOISY)
-
-
 def may_lead(series: Series, job: Job, first: Job, jobs: Sequence[Job]) -> bool:
     """Return whether noise hides if a stack is better than the best of those that are ranked."""
     if not (job.methods and series.field.startswith(TIMED) and has(series, job)):
@@ -55,7 +50,15 @@ def may_lead(series: Series, job: Job, first: Job, jobs: Sequence[Job]) -> bool:
         if series.better == "more"
         else _end(mine, "low") <= _end(best, "high")
     )
-    return reaches and verdict(job, jobs) in (NOISY, ALIKE)
+    return reaches and judged(series.field, job, jobs) in (NOISY, ALIKE)
+
+
+def left_out(field: str, among: Sequence[Job], jobs: Sequence[Job]) -> str:
+    """Return why rows are not in a title's ranking, and which: the end of the title."""
+    found: dict[str, list[str]] = {}
+    for job in among:
+        found.setdefault(mark(field, job, jobs) or ALIKE, []).append(job.label)
+    return "".join(f"; {why}: {named(labels)}" for why, labels in found.items())
 
 
 def _end(value: Any, name: str) -> float:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from trimtab.report.figures import interval, is_interval, middle, named, written
 from trimtab.report.job import Job
-from trimtab.report.notices import moved
+from trimtab.report.marks import explained, mark, marked
 from trimtab.report.plots.comparison import CHANGED
 from trimtab.report.plots.panel import (
     ACCENT,
@@ -24,11 +24,12 @@ from trimtab.report.plots.panel import (
     numbers,
     plain,
 )
-from trimtab.report.plots.ranking import NOT_RANKED
+from trimtab.report.plots.ranking import left_out
 from trimtab.report.table import cell
 from trimtab.report.verdict import ALIKE, FASTER, NOISY, serves
 
 FILE = "serving_comparison.png"
+SPEEDUP = "serving.speedup"
 PEERS = {
     "padded": ("|", "| padded generate"),
     "static": ("x", "× static cache"),
@@ -49,7 +50,8 @@ def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
     if not panels:
         return None
     faster = [job for job in having if job.methods and serves(job) == FASTER]
-    ranked = [job for job in faster if not _unranked(job, jobs)]
+    marks = {job.label: mark(SPEEDUP, job, jobs) for job in having}
+    ranked = [job for job in faster if not marks[job.label]]
     if best := max(ranked, key=lambda job: job.get("serving.speedup.estimate"), default=None):
         told = interval(best.get("serving.speedup"), ".2f")
         title = f"{best.label} answers {told} times the requests per second of padded generate"
@@ -60,21 +62,16 @@ def serving_plot(jobs: Sequence[Job], note: str) -> Plot | None:
         ]  # fmt: skip
         title += f"; cannot be told from it: {named(near)}" if near else ""
         apart = [
-            job.label for job in having if job not in ranked
+            job for job in having if job not in ranked
             and (job in faster or _may_lead(job, least))
         ]  # fmt: skip
-        title += f"; not ranked: {named(apart)}" if apart else ""
+        title += left_out(SPEEDUP, apart, jobs)
     elif faster:
         labels = named([job.label for job in faster])
         title = f"More requests per second than padded generate: {labels}; not ranked, as {CHANGED}"
     else:
         title = "No stack measurably answers more requests per second than padded generate"
-    return Plot(FILE, title, panels, note)
-
-
-def _unranked(job: Job, jobs: Sequence[Job]) -> bool:
-    """Return whether the machine was not the same while a job was timed, or too noisy."""
-    return bool(moved(job, jobs)) or bool(job.methods and serves(job) == NOISY)
+    return Plot(FILE, title, panels, f"{explained(marks.values())} {note}".lstrip())
 
 
 def _may_lead(job: Job, least: float) -> bool:
@@ -91,7 +88,7 @@ def _panel(jobs: Sequence[Job], title: str, field: str, form: str, scale: float)
     rows = Rows(
         [
             Row(
-                job.label + NOT_RANKED * (field in TIMED and _unranked(job, jobs)),
+                marked(job.label, mark(SPEEDUP, job, jobs) if field in TIMED else ""),
                 written(values["candidate"], form, scale),
             )
             for job, values in known

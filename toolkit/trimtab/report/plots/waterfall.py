@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from trimtab.report.attribution import TOGETHER, Attribution, Effect
 from trimtab.report.figures import listed, number
+from trimtab.report.marks import explained, marked
 from trimtab.report.plots.panel import (
     ACCENT,
     MUTED,
@@ -23,7 +24,11 @@ from trimtab.report.plots.panel import (
 from trimtab.report.table import Cell, cell
 
 FILE = "ablation_waterfall.png"
-KEY = "Filled: less. Hatched: more. "
+KEY = (
+    "Filled: less. Hatched: more. A time ends at the unmodified model's over the speedup, which is "
+    "what is typical of pairs; the stack's own time in tables is what is typical of one "
+    "generation, and may differ a little. "
+)
 SEEN = 0.2  # smaller changes, as a share, are drawn on an axis that does not begin at 0
 
 
@@ -35,7 +40,9 @@ def waterfall_plot(found: Sequence[Attribution], note: str) -> Plot | None:
     most = max(len(one.whole.methods) for one in whole)
     shown = [one for one in whole if len(one.whole.methods) == most]
     first = shown[0]
-    return Plot(FILE, _title(first), tuple(_panel(one, len(shown)) for one in shown), KEY + note)
+    marks = explained(step.mark for one in shown for step in one.steps)
+    legend = f"{marks} {KEY}{note}".lstrip()
+    return Plot(FILE, _title(first), tuple(_panel(one, len(shown)) for one in shown), legend)
 
 
 def _title(one: Attribution) -> str:
@@ -43,7 +50,9 @@ def _title(one: Attribution) -> str:
     together = next(effect for effect in one.steps if effect.kind == TOGETHER)
     single = _single([effect for effect in one.steps if effect.kind != TOGETHER],
                      one.metric.name.split(",")[0])  # fmt: skip
-    if together.low is None or together.high is None:
+    if together.mark:
+        beyond = f"what they do to each other cannot be said ({together.mark})"
+    elif together.low is None or together.high is None:
         beyond = "what they do to each other has no interval"
     elif together.low <= 0 <= together.high:
         ends = f"{one.metric.told(together.low)} to {one.metric.told(together.high)}"
@@ -52,18 +61,22 @@ def _title(one: Attribution) -> str:
         beyond = "together they do more than one by one"
     else:
         beyond = "together they do less than one by one"
-    return f"{one.whole.label}: {single}; {beyond}"
+    return f"{marked(one.whole.label, one.mark)}: {single}; {beyond}"
 
 
 def _single(alone: Sequence[Effect], figure: str) -> str:
-    """Say which method lowers a figure most; which ones lower it, where that cannot be told."""
+    """Say which method lowers a figure most; which ones lower it, where that cannot be told.
+
+    Effects that are marked do not count.
+    """
     most, *others = sorted(alone, key=lambda effect: effect.change)
-    lowering = [effect.method for effect in alone if _ends(effect)[1] < 0]
-    if most.method in lowering and all(_ends(most)[1] < _ends(other)[0] for other in others):
+    lowering = [one.method for one in alone if not one.mark and _ends(one)[1] < 0]
+    clear = all(not one.mark and _ends(most)[1] < _ends(one)[0] for one in others)
+    if most.method in lowering and clear:
         return f"{most.method} does most for {figure}"
     if lowering:
         return f"{listed(lowering)} alone lower{'s' * (len(lowering) == 1)} {figure}"
-    if all(_ends(effect)[0] >= 0 for effect in alone):
+    if all(not effect.mark and _ends(effect)[0] >= 0 for effect in alone):
         return f"no method alone lowers {figure}"
     return f"whether a method alone lowers {figure} cannot be told from noise"
 
@@ -80,7 +93,7 @@ def _panel(one: Attribution, several: int) -> Panel:
     rows = Rows([
         Row("unmodified model", number(one.start, form)),
         *(Row(_name(effect), one.metric.told(effect.change)) for effect in one.steps),
-        Row(one.whole.label, number(one.end, form)),
+        Row(marked(one.whole.label, one.mark), number(one.end, form)),
     ])  # fmt: skip
 
     def draw(axes: Axes) -> None:
@@ -135,7 +148,8 @@ def _path(one: Attribution) -> list[tuple[float, float]]:
 
 
 def _name(effect: Effect) -> str:
-    return f"{effect.method} alone" if effect.method else "interaction of them all"
+    name = f"{effect.method} alone" if effect.method else "interaction of them all"
+    return marked(name, effect.mark)
 
 
 def _interval(one: Attribution, effect: Effect) -> Cell:
