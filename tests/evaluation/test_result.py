@@ -250,6 +250,15 @@ def test_every_field_is_documented_and_every_documented_field_is_there(result, f
     assert documented - {"overrides"} <= fields | sections  # which are those of a command line
 
 
+def test_the_settings_are_all_that_the_figures_depend_on_but_the_seed(result):
+    settings = result["settings"]
+    assert settings["methods.larosa.sparsity"] == 0.5
+    assert (settings["serving.requests"], settings["paired"]) == ([2], True)
+    assert (settings["model.dtype"], settings["memory"]) == ("auto", "huge")
+    assert not {one.partition(".")[0] for one in settings} & {"seed", "tracking", "artifacts"}
+    assert json.loads(json.dumps(settings)) == settings
+
+
 def test_the_figures_of_speed_are_those_of_the_samples_they_keep(result):
     timings = result["samples"]["timings"]
     assert len(timings) == 3 * 3 * 2  # models, repeats, prompts; the warm-up is not among them
