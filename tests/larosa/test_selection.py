@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
+from transformers import ContinuousBatchingConfig
 
 from tests.conftest import random_inputs
-from tests.generation.models import TOKENIZER
+from tests.generation.models import TOKENIZER, stock
 from tests.generation.models import Recorder as LogitsRecorder
 from tests.models.contract import assert_equal, draw, stepwise
 from trimtab.generation import Engine
@@ -124,6 +125,33 @@ def test_where_in_its_text_the_model_is(prefix, prefill, cached, length, dense):
     ):
         positions.observe(torch.nn.Identity(), args, {**given, **tokens})
         assert (positions.length, positions.dense) == (length, dense)
+
+
+@pytest.mark.parametrize(("prefix", "first_step"), [(0, 0), (7, 1)])
+def test_texts_in_one_row_are_each_in_a_prompt_or_not(prefix, first_step):
+    """A chunk of a prompt, decode steps at 6 and 9, and a prompt of one token."""
+    positions = Positions(prefix, Prefill.dense)
+    given = {
+        "position_ids": torch.tensor([[3, 4, 5, 6, 9, 0]]),
+        "cu_seq_lens_q": torch.tensor([0, 3, 4, 5, 6], dtype=torch.int32),
+    }
+    positions.observe(torch.nn.Identity(), (torch.zeros(1, 6, dtype=torch.int64),), given)
+    assert positions.rows.tolist() == [[1, 1, 1, first_step, 0, 1]]
+
+
+@pytest.mark.parametrize("prefix", [0, 12])
+def test_continuous_batching_leaves_dense_what_generate_does(corpus, prefix):
+    model, applied = made_sparse("tiny-llama", DType.float32, corpus)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    prompts = [[5, 6, 7], [*range(40, 51)]]
+    with applied(prefill=Prefill.dense, dense_prefix=prefix):
+        expected = [stock(model, prompt, 8) for prompt in prompts]
+        found = model.generate_batch(
+            inputs=prompts, max_new_tokens=8,
+            continuous_batching_config=ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32),
+        )  # fmt: skip
+    assert [found[name].generated_tokens for name in sorted(found)] == expected
 
 
 class Repeats:

@@ -8,7 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import (
+    Cache,
+    DynamicCache,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    StaticCache,
+)
 
 from tests.conftest import drawn, tiny
 from tests.vattention.conftest import in_child
@@ -208,6 +214,38 @@ def test_after_an_error_the_model_has_its_own_attention_again():
             layer.self_attn.attention_dropout = 0.5
         generate(model, equally_long(1))
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("text", ["eager", "sdpa"])
+def test_every_config_of_a_model_has_its_own_attention_again(text, kernel_calls):
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config={**size, "num_attention_heads": 2, "num_key_value_heads": 1,
+                         "head_dim": 8, "vocab_size": 300},
+            vision_config={**size, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4, image_token_index=299, boi_token_index=298,
+            eoi_token_index=297,
+        )
+    ).eval()  # fmt: skip
+    model.set_attn_implementation({"text_config": text, "vision_config": "sdpa"})
+    configs = model.config, model.config.text_config, model.config.vision_config
+
+    def selected() -> list[str]:
+        return [config._attn_implementation for config in configs]
+
+    before = selected()
+    assert before[1:] == [text, "sdpa"]
+    first, second = decode_kernel(model), decode_kernel(model)
+    first.__enter__()
+    with torch.no_grad():
+        model(torch.tensor([[5]]))
+    assert kernel_calls
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert selected() == [attention.NAME] * 3
+    second.__exit__(None, None, None)
+    assert selected() == before
 
 
 @pytest.mark.gpu

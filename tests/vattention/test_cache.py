@@ -710,6 +710,29 @@ def test_tokens_cropped_from_a_shared_prompt_are_not_overwritten(kv):
     assert torch.equal(kv.keys[2][source, :40], before)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_cache_notices_that_another_has_changed_its_slots(kv, rows):
+    model, ids, token = model_of("tiny-llama"), prompts(2, 9), torch.tensor([[7]])
+    slots = [kv.acquire() for _ in range(2)]
+    first = VirtualCache.over(model.config, kv, slots[:rows])
+    model(ids[:rows], past_key_values=first)
+    other = VirtualCache.over(model.config, kv, slots[rows - 1 : rows])
+    early, late = (first, other) if rows == 1 else (other, first)
+    model(token, past_key_values=early)
+    given = token.expand(rows, 1)
+    slot, length = slots[rows - 1], kv.length(slots[rows - 1])
+    before = kv.keys[2][slot, :length].clone()
+    changed = f"slot {slot} has {length} tokens, and this cache left {length - 1} there"
+    for use in (lambda: model(given, past_key_values=late), lambda: late.crop(-2)):
+        with pytest.raises(TrimtabError, match=changed):
+            use()
+    assert torch.equal(kv.keys[2][slot, :length], before)
+    late.reset()
+    model(ids[:rows], past_key_values=late)
+    for cache in (first, other):
+        cache.close()
+
+
 def test_slots_that_are_not_consecutive_or_equally_long_are_refused(kv):
     config = model_of("tiny-llama").config
     slots = [kv.acquire() for _ in range(3)]

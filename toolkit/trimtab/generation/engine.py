@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -43,6 +44,7 @@ from trimtab.models.state import own_precision, require_evaluation
 from trimtab.progress import track
 from trimtab.vattention.attention import using_attention
 from trimtab.vattention.settings import CacheSettings
+from trimtab.vattention.storage import TensorsAlive
 from trimtab.vattention.virtual_kv import VirtualKV
 
 Processors = Callable[[int], LogitsProcessorList | None]
@@ -155,9 +157,10 @@ class Engine:
             if self._kv is not None:
                 raise RuntimeError("the engine is running already: enter it once")
             try:
-                self._kv = undo.enter_context(self._make_cache())
+                self._kv = self._make_cache()
             except ValueError as error:
                 raise TrimtabError(f"no KV cache for this engine: {error}") from error
+            undo.push(partial(_close, self._kv))
             undo.callback(self._forget)
             undo.enter_context(using_attention(self._model, NAME))
             self._forward = Forward(self._model, self._kv, batch_invariant=self._apart)
@@ -404,3 +407,15 @@ class Engine:
         if self._forward is not None:
             self._forward.close()
         self._kv = self._forward = None
+
+
+def _close(kv: VirtualKV, *error: Any) -> None:
+    """Close a cache, or leave it to whoever still holds its tensors: texts are not lost for it."""
+    try:
+        kv.__exit__(*error)
+    except TensorsAlive as refusal:
+        warnings.warn(
+            f"the engine's KV cache takes memory until its tensors are dropped: {refusal}",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -31,8 +31,9 @@ class Positions(threading.local):
     dense_prefix : int
         Leading positions of every text that drop nothing.
     prefill : Prefill
-        `dense` leaves the tokens of a prompt alone: in the engine those of its chunks, elsewhere
-        those of the first forward pass of a text.
+        `dense` leaves the tokens of a prompt alone: in the engine those of its chunks, in
+        ``generate_batch`` those that begin a text or come several at a time, elsewhere those of the
+        first forward pass of a text.
 
     Attributes
     ----------
@@ -81,7 +82,10 @@ class Positions(threading.local):
             prompt = start == 0
         else:
             start, prompt = step.start, step.prompt
-        if prompt and self.prefill is Prefill.dense:
+        ends = None if step is not None else kwargs.get("cu_seq_lens_q")
+        if ends is not None and self.prefill is Prefill.dense:
+            self.rows = self._of_prompts(kwargs["position_ids"], ends)
+        elif prompt and self.prefill is Prefill.dense:
             self.dense = self.length
         elif not self.dense_prefix:
             return
@@ -92,6 +96,14 @@ class Positions(threading.local):
             self.dense = min(max(self.dense_prefix - start, 0), self.length)
         else:
             self.rows = kwargs["position_ids"] < self.dense_prefix
+
+    def _of_prompts(self, positions: Tensor, ends: Tensor) -> Tensor:
+        """Return which tokens of several texts in one row, given where each ends, stay dense."""
+        places = torch.arange(self.length, device=ends.device)
+        texts = torch.searchsorted(ends[1:-1].contiguous(), places, right=True)
+        first = positions[0, ends[:-1].clamp(max=self.length - 1)] == 0
+        prompt = first | (ends.diff() > 1)
+        return prompt[texts] | (positions < self.dense_prefix)
 
     def _rows(self, start: int, device: torch.device, given: dict[str, Any]) -> Tensor | None:
         """Return which positions of each row stay dense; None if nothing tells rows apart."""

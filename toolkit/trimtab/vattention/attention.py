@@ -6,6 +6,7 @@ steps, and PyTorch's attention for everything else.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from trimtab_kernels.decode_attention import decode_attention
 NAME = "trimtab_decode"
 # Terms that some architectures add to the scores; no supported one does.
 FOREIGN = ("s_aux", "position_bias")
+_SETTING = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,16 @@ def attend(
 def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Have a model use the attention function of a given name for the time of the ``with``.
 
-    Whatever is set meanwhile, the model's own is set again afterwards.
+    Whatever is set meanwhile, every config has its own again afterwards.
     """
     with ExitStack() as undo:
-        undo.enter_context(_selected(model.config, model, name))
-        for config in configs_beside(model):
-            undo.enter_context(_set(config, name))
+        with _SETTING:  # models may share configs
+            beside = configs_beside(model)
+            for config in _with_parts([model.config, *beside]):
+                undo.enter_context(_kept(config))
+            model.set_attn_implementation(name)
+            for config in beside:
+                config._attn_implementation = name
         yield
 
 
@@ -135,24 +141,25 @@ def configs_beside(model: PreTrainedModel) -> list[PreTrainedConfig]:
     return list(found.values())[1:]
 
 
-@undone_in_order  # for the config, which several models may share
-def _selected(config: PreTrainedConfig, model: PreTrainedModel, name: str) -> Iterator[None]:
-    before = config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+def _with_parts(configs: list[PreTrainedConfig]) -> list[PreTrainedConfig]:
+    """Return configs and those within them, each once."""
+    found: dict[int, PreTrainedConfig] = {}
+    while configs:
+        found |= {id(config): config for config in configs}
+        parts = [getattr(config, name, None) for config in configs for name in config.sub_configs]
+        configs = [
+            part for part in parts if isinstance(part, PreTrainedConfig) and id(part) not in found
+        ]
+    return list(found.values())
 
 
 @undone_in_order
-def _set(config: PreTrainedConfig, name: str) -> Iterator[None]:
+def _kept(config: PreTrainedConfig) -> Iterator[None]:
     before = config._attn_implementation
-    config._attn_implementation = name
     try:
         yield
     finally:
-        config._attn_implementation = before
+        config._attn_implementation_internal = before  # of this one; the property sets its parts'
 
 
 @contextmanager

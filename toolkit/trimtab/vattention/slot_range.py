@@ -44,6 +44,7 @@ class SlotRange:
         self.owner = owner
         self.borrowed = borrowed
         self.rows = capacity
+        self._left = self.length  # tokens of each sequence, as this range left them
         self._closed = False
         self._writer: threading.Thread | None = None
         self._interrupted: WeakSet[threading.Thread] = WeakSet()
@@ -123,23 +124,36 @@ class SlotRange:
         ------
         ValueError
             If it is above `max_len`.
+        TrimtabError
+            If someone else has changed their lengths.
         KVOutOfMemory
             If there are no pages for all of them. They are as before.
         """
-        if length <= self.length:
+        if length <= self._left:
             return
         if length > (max_len := self.kv.geometry.max_len):
             raise ValueError(
                 f"a length of {length} tokens is needed, in a cache with max_len={max_len}; make "
                 f"it with max_len={length} or more, which takes addresses but no memory"
             )
+        self._require_unchanged()
         self.kv.ensure(dict.fromkeys(self._slots(self.rows), length))
+        self._left = length
 
     def shorten(self, length: int) -> None:
-        """Cut every sequence to a length."""
-        if length < self.length:
+        """Cut every sequence to a length.
+
+        Raises
+        ------
+        TrimtabError
+            If someone else has changed their lengths, and the new one is not 0.
+        """
+        if length < self._left:
+            if length:
+                self._require_unchanged()
             for slot in self._slots(self.rows):
                 self.kv.truncate(slot, length)
+            self._left = length
         if not length:
             current = threading.current_thread()
             if self._writer is not None:
@@ -161,6 +175,15 @@ class SlotRange:
 
     def _slots(self, rows: int) -> range:
         return range(self.first, self.first + rows)
+
+    def _require_unchanged(self) -> None:
+        for slot in self._slots(self.rows):
+            if (found := self.kv.length(slot)) != self._left:
+                raise TrimtabError(
+                    f"slot {slot} has {found} tokens, and this cache left {self._left} there: "
+                    "another cache over the slot, or a call of kv, has changed it; use one cache "
+                    "over a slot at a time, and make another with VirtualCache.over"
+                )
 
     def _allowed(self, rows: int) -> int:
         if rows > self.capacity:

@@ -16,6 +16,10 @@ HOST_PAGE = 64 * 1024
 ADDRESSES = 1 << 47
 
 
+class TensorsAlive(RuntimeError):  # noqa: N818
+    """Others hold tensors over a cache, which can therefore not be closed."""
+
+
 class Storage:
     """Reserved addresses in the shape of a cache; pages are mapped there by a `PageTable`.
 
@@ -56,14 +60,14 @@ class Storage:
 
         Raises
         ------
-        RuntimeError
+        TensorsAlive
             While others hold some; none is dropped then.
         """
         self.keys = self.values = ()
         alive = self.reservation.tensors
         if alive:
             self._make_tensors()
-            raise RuntimeError(
+            raise TensorsAlive(
                 f"{alive} tensors over the cache, or views of them, are alive; drop them first"
             )
 
