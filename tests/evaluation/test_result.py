@@ -108,7 +108,7 @@ def test_the_fixed_names_are_there_with_numbers(result):
         "quality.bits_per_byte.difference.high",
         "quality.perplexity.baseline",
         "quality.perplexity.candidate",
-        "quality.greedy_agreement",
+        "quality.greedy_agreement.estimate",
         "tokens.baseline",
         "tokens.candidate",
         "tokens.saving",

@@ -15,7 +15,11 @@ ASIDE = ("seed", "tracking", "artifacts", "on_missing", "search")
 
 
 def settings_of(methods: Iterable[Method], config: MeasureConfig) -> dict[str, Any]:
-    """Return the settings of a measurement by the names that are typed on the command line."""
+    """Return the settings of a measurement that are not null, by the names that are typed."""
     nested = {name: item for name, item in asdict(config).items() if name not in ASIDE}
     nested["methods"] = {one.name: one.config() for one in methods}
-    return {name: getattr(item, "value", item) for name, item in flatten(nested).items()}
+    return {
+        name: getattr(item, "value", item)
+        for name, item in flatten(nested).items()
+        if item is not None
+    }
