@@ -88,7 +88,7 @@ def test_the_runs_of_a_sweep(command, zygote, tmp_path):
 
     assert failed.page["exit_code"] == 1
     problem = {name: failed.summary[name] for name in ("status", "type")}
-    assert problem == {"status": "error", "type": "ArtifactError"}
+    assert problem == {"status": "error", "type": "MissingArtifactError"}
     assert failed.summary["message"].startswith("no artifact of larosa for tiny-llama")
     assert not [name for name in failed.summary if "." in name]
 

@@ -37,6 +37,14 @@ def extended_tokenizer() -> PreTrainedTokenizerBase:
     return TokenizerExtender(byte_tokenizer()).build(ngrams())
 
 
+UNMEASURED = ("quality_budget", "operating_points", "validation")
+SECTION = {
+    "merged": 0,
+    **dict.fromkeys(UNMEASURED),
+    "reasons": dict.fromkeys(UNMEASURED, "a stand-in"),
+}
+
+
 @cache
 def drafts() -> ContextDrafter:
     tokenizer = byte_tokenizer()
@@ -67,13 +75,13 @@ class Vocabulary(Settings, Method):
         artifact: Artifact | None,
     ) -> Iterator[Drafting | Merging]:
         if self.mode == "draft":
-            yield Drafting({}, drafter=drafts())
+            yield Drafting(SECTION, drafter=drafts())
             return
         full = self.mode == "full"
         head = model.get_output_embeddings().weight
         with extended(model, new_rows(model), output=full):
             yield Merging(
-                {},
+                SECTION,
                 model=model,
                 base_head=head,
                 tokenizer=extended_tokenizer(),

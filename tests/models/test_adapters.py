@@ -156,7 +156,7 @@ def test_a_window_of_one_token_is_refused(shape):
 
 def test_every_supported_architecture_has_its_contract():
     for contract in (AdapterContract, LaRoSAContract):
-        assert tested_by(contract) == set(SHAPES)
+        assert inheriting(contract) == set(SHAPES)
     assert {type(tiny(shape).model).__name__ for shape in SHAPES} == set(ADAPTERS)
 
 
@@ -166,10 +166,10 @@ def test_every_architecture_that_has_a_decode_plan_has_its_contract():
         with engine_for(tiny(shape).model) as engine:
             if engine.decode_step.startswith("C++"):
                 planned.add(shape)
-    assert tested_by(PlanContract) == planned
+    assert inheriting(PlanContract) == planned
 
 
-def tested_by(contract: type[Any]) -> set[str]:
+def inheriting(contract: type[Any]) -> set[str]:
     """Return the shapes whose tests in this file inherit a contract."""
     return {test.shape for test in contract.__subclasses__() if test.__module__ == __name__}
 
