@@ -161,7 +161,7 @@ def test_documents_that_are_left_out_and_too_few_to_divide_are_told(tmp_path, ca
     corpus = load_corpus(config)
     assert (corpus.copies, corpus.blank) == (11, 1)
     told, warning = capsys.readouterr().err.splitlines()
-    assert told.endswith(" test documents; left out: 11 copies of others, 1 without text)")
+    assert told.endswith(" test documents; left out, copies of others: 11, without text: 1)")
     assert " has 18 documents to divide: a part may hold too little text, or none; " in warning
     for number in range(20):
         (tmp_path / f"{number}.txt").write_text(f"other text {number}")

@@ -168,8 +168,8 @@ def load_corpus(source: CorpusSource) -> Corpus:
     if not any(corpus.splits.values()):
         raise TrimtabError(f"the corpus {name} holds no text")
     left_out = {"copies of others": corpus.copies, "without text": corpus.blank}
-    told = ", ".join(f"{count} {what}" for what, count in left_out.items() if count)
-    say(f"Corpus: {name} ({counts} documents{f'; left out: {told}' if told else ''})")
+    told = ", ".join(f"{what}: {count}" for what, count in left_out.items() if count)
+    say(f"Corpus: {name} ({counts} documents{f'; left out, {told}' if told else ''})")
     if (found := sum(map(len, corpus.splits.values()))) < ENOUGH:
         say(f"Warning: {name} has {found} documents to divide: a part may hold too little text, or "
             f"none; give {ENOUGH} or more")  # fmt: skip
