@@ -37,7 +37,7 @@ def mark(field: str, row: Job, rows: Sequence[Job]) -> str:
 
 
 def marked(label: str, mark: str) -> str:
-    """Return a label with its mark behind it."""
+    """Return a label, followed by its mark."""
     return f"{label} ({mark})" if mark else label
 
 

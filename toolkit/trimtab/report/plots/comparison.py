@@ -41,7 +41,7 @@ def comparison(chart: Chart, jobs: Sequence[Job], note: str) -> Plot | None:
 
 
 def explanation(panels: Sequence[Series], jobs: Sequence[Job]) -> str:
-    """Return what marks behind labels mean, for the note of a plot; empty without any."""
+    """Return what the marks of labels mean, for the note of a plot; empty without any."""
     told = explained(mark(one.field, job, jobs) for one in panels for job in jobs if has(one, job))
     return f"{told} " if told else ""
 
