@@ -11,8 +11,8 @@ All caches have room for all requests, and none of them keeps a prompt for the n
 are calibrated first where --artifacts has no artifact of them.
 
 Tokens are those asked for: what `generate` makes beyond them, because it ends with the longest
-text, counts as time alone. Prints the table, and draws a plot beside the file; serving_report.py
-makes both again.
+text, counts as time alone. Prints what is gained and where the engine's time goes, and draws a plot
+beside the file; serving_report.py makes both again.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from trimtab.environment import prepare
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.generators.server import Answer, Request
 from trimtab.evaluation.intervals import ratio
+from trimtab.evaluation.work import milliseconds
 from trimtab.files import write_json
 from trimtab.models.facts import longest_text
 from trimtab.models.loading import load_model
@@ -94,6 +95,7 @@ def _row(one: Contender, own: list[Answer], reference: list[Answer], tokens: int
             "p50": float(first.median()), "p99": float(first.flatten().quantile(0.99)),
         },
         "same_texts": sum(ours == theirs for ours, theirs in pairs) / len(pairs),
+        "work_ms": milliseconds([answer.step_seconds for answer in own], sum(seconds), len(own)),
         "samples": [
             {
                 "seconds": round(answer.seconds, 5),

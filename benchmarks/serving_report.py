@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from result_plots import contender_bars, draw_bars
-from result_tables import commit, drawn, report_command, table, with_interval
+from result_tables import commit, drawn, report_command, step_work, table, with_interval
 
 COLUMNS = (
     "contender", "tokens/s", "times padded generate", "first token, s: median", "99th percentile",
@@ -33,6 +33,9 @@ def markdown(content: dict[str, Any]) -> str:
             "ones in all:"
         )
         parts.append(table(COLUMNS, [_cells(row) for row in run["rows"]]))
+        known = (([row["contender"]], row["work_ms"]) for row in run["rows"])
+        if work := step_work("round", ["contender"], known):
+            parts += [work[0] + " The prefill is outside, too.", *work[1:]]
     rows = content["runs"][0]["rows"]
     notes = dict.fromkeys(row["note"] for row in rows if row["note"])
     parts.append("\n".join(f"- {note}." for note in notes))

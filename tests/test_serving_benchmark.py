@@ -30,6 +30,11 @@ def test_all_contenders_answer_the_same_requests(command: Command, tmp_path):
         for sample in row["samples"]:
             assert len(sample["first_token_s"]) == len(news)
             assert 0 < max(sample["first_token_s"]) < sample["seconds"]
+        if work := row["work_ms"]:
+            assert sum(work.values()) == pytest.approx(1e3 * sum(seconds) / 2, rel=1e-3)
+    for row in engines:
+        assert row["work_ms"]["linear layers"] > 0
+        assert row["contender"] in done.stdout.partition("Where a round's milliseconds go")[2]
     for row in (again, continuous, engines[0]):
         assert row["same_texts"] == 1
     assert padded["speedup"] == {"estimate": 1, "low": 1, "high": 1}

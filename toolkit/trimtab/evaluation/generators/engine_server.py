@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from trimtab.evaluation.cache_memory import CacheMemory
 from trimtab.evaluation.generators.server import Answer, Request, require_all
+from trimtab.evaluation.work import spent
 from trimtab.generation import Engine
 from trimtab.generation.prompts import as_batch
 from trimtab.generation.request import Completion
@@ -39,7 +40,7 @@ class EngineServer:
 
     def serve(self, requests: Sequence[Request]) -> Answer:
         """See `Server.serve`."""
-        arrived = time.perf_counter()
+        before, arrived = self.engine.step_seconds, time.perf_counter()
         found = self._generate(requests)
         tokens = [one.tokens for one in found]
         require_all(requests, tokens)
@@ -50,6 +51,7 @@ class EngineServer:
             at_once=self._at_once,
             preempted=sum(one.preemptions for one in found),
             memory=self._memory,
+            step_seconds=spent(before, self.engine.step_seconds),
         )
 
     def _generate(self, requests: Sequence[Request], *, watched: bool = False) -> list[Completion]:

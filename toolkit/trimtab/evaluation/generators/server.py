@@ -60,6 +60,9 @@ class Answer:
         How often a text lost its place in the cache, and was run again later.
     memory : CacheMemory
         Of the KV cache, the most at a time; live are the tokens of texts, without their padding.
+    step_seconds : dict of str to float
+        What the decode steps' seconds went to, by kind of work, see `Engine.step_seconds`; empty
+        where that is not known.
     """
 
     seconds: float
@@ -68,6 +71,7 @@ class Answer:
     at_once: int
     preempted: int
     memory: CacheMemory
+    step_seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Server(Protocol):
