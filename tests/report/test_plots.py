@@ -1,6 +1,6 @@
 """Plots: titles that are true of the figures, and nothing drawn that is not there."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import matplotlib
 import pytest
@@ -27,7 +27,7 @@ from trimtab.report.plots.comparison import comparison, comparison_panel, findin
 from trimtab.report.plots.dashboard import dashboard
 from trimtab.report.plots.panel import Row, Rows
 from trimtab.report.plots.paper import COLOURS, svg, write_png
-from trimtab.report.plots.places import spread
+from trimtab.report.plots.places import Label, beside, spread
 from trimtab.report.plots.serving import serving_plot
 from trimtab.report.table import markdown
 from trimtab.report.verdict import groups_of, names_of
@@ -478,6 +478,26 @@ def test_labels_keep_their_order_and_cover_no_other(wanted):
     assert all(above - below > 0.0999 for above, below in pairwise(places))
     assert places[-1] - 0.05 >= -0.05
     assert places[0] + 0.05 <= 1.0501
+
+
+@pytest.mark.parametrize("height", [0, 0.5, 1])
+def test_the_lines_to_points_at_one_height_do_not_cross(height):
+    axes = Figure().add_axes((0, 0, 1, 1))
+    labels = [Label([f"{x}"], (x, height), bold=False) for x in (0.1, 0.9, 0.3, 0.6)]
+    beside(axes, labels, height=3)
+    lines = [(*one.xy, *one.xyann) for one in axes.texts]  # the axes' units are fractions of them
+    for (x, y, end, place), (other_x, _, _, other_place) in combinations(sorted(lines), 2):
+        above = y + (place - y) * (other_x - x) / (end - x) - height  # the first at the second
+        assert above * (place - other_place) >= 0
+
+
+def test_points_that_a_reader_sees_at_one_place_share_a_label(tmp_path):
+    stacks = (("a", 500, 0.01), ("b", 500, 0.01), ("c", 500, 0.02), ("d", 1000, 0.01))
+    jobs = loaded(tmp_path, *(result(name, lost=lost, committed=of) for name, of, lost in stacks))
+    plot = pareto.quality_plot(jobs, "")
+    assert plot is not None
+    plot.panels[1].draw(axes := Figure().add_axes((0, 0, 1, 1)))
+    assert {one.get_text() for one in axes.texts} == {"a, b", "c", "d"}
 
 
 @pytest.mark.filterwarnings("error")

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from trimtab.report.figures import code
 from trimtab.report.table import Cell, Table
 
-WIDTH = 4.2  # inches of a panel
+WIDTH = 4.2  # inches of a panel, where its plot says nothing else
 LINE, MARK, GAP = 0.15, 0.17, 0.13  # inches: a line of text, what is drawn below it, between rows
 INK, MUTED, ACCENT, FAINT = "#16202b", "#5f6b7a", "#1f5f8b", "#d5dbe1"
 PAPER = "#ffffff"
@@ -65,6 +65,8 @@ class Plot:
         What was measured on what, in small print.
     columns : int
         Panels beside each other in the PNG, at most.
+    width : float
+        Of every panel, in inches.
     """
 
     file: str
@@ -72,6 +74,7 @@ class Plot:
     panels: tuple[Panel, ...]
     note: str
     columns: int = 3
+    width: float = WIDTH
 
     @property
     def alt(self) -> str:

@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from trimtab.files import replacing
-from trimtab.report.plots.panel import ACCENT, FAINT, INK, MUTED, PAPER, WIDTH, Panel, Plot
+from trimtab.report.plots.panel import ACCENT, FAINT, INK, MUTED, PAPER, Panel, Plot
 
 GUTTER = 0.3  # inches
 HEAD = 0.15, 0.16  # inches above the axes for the panel's title, and for each of its lines
@@ -28,12 +28,12 @@ def write_png(plot: Plot, path: Path) -> None:
     """Write all panels as one picture, its title above and its note below."""
     columns = min(len(plot.panels), plot.columns)
     lines = [plot.panels[at : at + columns] for at in range(0, len(plot.panels), columns)]
-    heads = [HEAD[0] + HEAD[1] * max(len(_titled(panel)) for panel in line) for line in lines]
+    heads = [HEAD[0] + HEAD[1] * max(len(_titled(plot, panel)) for panel in line) for line in lines]
     heights = [
         head + max(panel.height + panel.bottom for panel in line)
         for head, line in zip(heads, lines, strict=True)
     ]
-    width = columns * (WIDTH + GUTTER) + GUTTER
+    width = columns * (plot.width + GUTTER) + GUTTER
     title = wrap(plot.title, int((width - 2 * GUTTER) * LETTERS_PER_INCH[0]))
     note = wrap(plot.note, int((width - 2 * GUTTER) * LETTERS_PER_INCH[2]))
     head, foot = 0.3 + 0.25 * len(title), 0.25 + 0.14 * len(note)
@@ -49,10 +49,10 @@ def write_png(plot: Plot, path: Path) -> None:
         top = height - head
         for line, above, tall in zip(lines, heads, heights, strict=True):
             for number, panel in enumerate(line):
-                start = GUTTER + number * (WIDTH + GUTTER)
-                figure.text(start / width, top / height, "\n".join(_titled(panel)), fontsize=9,
-                            fontweight="bold", linespacing=1.3, **style)  # fmt: skip
-                _place(figure, panel, start, top - above)
+                start = GUTTER + number * (plot.width + GUTTER)
+                figure.text(start / width, top / height, "\n".join(_titled(plot, panel)),
+                            fontsize=9, fontweight="bold", linespacing=1.3, **style)  # fmt: skip
+                _place(figure, plot, panel, start, top - above)
             top -= tall + GUTTER
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
@@ -62,8 +62,8 @@ def svg(plot: Plot, panel: Panel) -> str:
     """Return one panel as an SVG element whose colours are the page's CSS variables."""
     height = panel.height + panel.bottom
     with _style(f"{plot.file} {panel.title}"):
-        figure = Figure(figsize=(WIDTH, height + 0.05))
-        _place(figure, panel, 0, height)
+        figure = Figure(figsize=(plot.width, height + 0.05))
+        _place(figure, plot, panel, 0, height)
         text = StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     drawn = text.getvalue()
@@ -81,18 +81,18 @@ def svg(plot: Plot, panel: Panel) -> str:
     return re.sub(r"<svg[^>]*>", lambda _: f"<svg {label} {size[0]}>", drawn, count=1)
 
 
-def _titled(panel: Panel) -> list[str]:
-    return wrap(panel.title, int(WIDTH * LETTERS_PER_INCH[1]))
+def _titled(plot: Plot, panel: Panel) -> list[str]:
+    return wrap(panel.title, int(plot.width * LETTERS_PER_INCH[1]))
 
 
-def _place(figure: Figure, panel: Panel, start: float, top: float) -> None:
+def _place(figure: Figure, plot: Plot, panel: Panel, start: float, top: float) -> None:
     """Draw a panel whose axes' upper edge is at `top`, in inches from the lower left corner."""
     width, height = figure.get_size_inches()
     axes = figure.add_axes(
         (
             (start + panel.left) / width,
             (top - panel.height) / height,
-            (WIDTH - panel.left - panel.right) / width,
+            (plot.width - panel.left - panel.right) / width,
             panel.height / height,
         )
     )

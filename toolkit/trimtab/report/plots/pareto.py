@@ -14,24 +14,22 @@ from trimtab.report.marks import explained, mark, marked
 from trimtab.report.plots.panel import (
     ACCENT,
     FAINT,
-    INK,
-    LINE,
     MUTED,
     PAPER,
-    SMALL,
     Panel,
     Plot,
     framed,
     numbers,
 )  # fmt: skip
-from trimtab.report.plots.places import spread
+from trimtab.report.plots.places import Label, beside, room
 from trimtab.report.plots.ranking import left_out
 from trimtab.report.rules import ONE_TEXT, SAME, TOGETHER, kv_share
 from trimtab.report.table import cell
 from trimtab.report.verdict import groups_of, setting
 
 FILE = "quality_versus_speed.png"
-LETTERS = 22  # of a label's line
+LETTERS = 24  # of a label's line
+WIDE = 6.4  # inches of a panel, whose labels are at the right
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,9 @@ class Point:
         return change if abs(change) >= SAME else 0.0
 
     @property
-    def lines(self) -> list[str]:
-        return wrap(marked(self.job.label, self.mark), LETTERS, break_on_hyphens=False)
+    def place(self) -> tuple[float, float]:
+        """Where it lies in a panel."""
+        return self.value["estimate"], 100 * self.lost["estimate"]
 
 
 SPEED = Trade(
@@ -124,7 +123,8 @@ def quality_plot(jobs: Sequence[Job], note: str) -> Plot | None:
         title = f"No stack{ranked} is faster than the unmodified model: it is the whole front"
     title += left_out(SPEED.field, apart, jobs)
     legend = f"{explained(point.mark for point in stacks)} {note}".lstrip()
-    return Plot(FILE, title, tuple(_panel(_points(jobs, one), one) for one in trades), legend)
+    panels = tuple(_panel(_points(jobs, one), one) for one in trades)
+    return Plot(FILE, title, panels, legend, columns=2, width=WIDE)
 
 
 def front(jobs: Sequence[Job], trade: Trade) -> list[Job]:
@@ -168,11 +168,12 @@ def _differ(points: Sequence[Point]) -> bool:
 
 def _panel(points: Sequence[Point], trade: Trade) -> Panel:
     best = front([point.job for point in points], trade)
-    height = max(2.6, sum((LINE + 0.02) * len(point.lines) + 0.08 for point in points))
+    labels = _labels(points, best)
+    height = max(3.0, 1.1 * room(labels))
 
     def draw(axes: Axes) -> None:
         _scatter(axes, points, best, trade)
-        _label(axes, points, best, height)
+        beside(axes, labels, height)
 
     rows = [
         (
@@ -196,11 +197,10 @@ def _scatter(axes: Axes, points: Sequence[Point], best: Sequence[Job], trade: Tr
     axes.axhline(0, color=FAINT, linewidth=1)
     axes.axvline(1, color=FAINT, linewidth=1)
     for group in groups_of(best):
-        line = sorted((point.value["estimate"], 100 * point.lost["estimate"])
-                      for point in points if point.job in group)  # fmt: skip
+        line = sorted(point.place for point in points if point.job in group)
         axes.plot(*zip(*line, strict=True), color=ACCENT, linewidth=1, linestyle="--")
     for point in points:
-        x, y = point.value["estimate"], 100 * point.lost["estimate"]
+        x, y = point.place
         on_front = point.job in best
         axes.errorbar(
             x, y, xerr=[[x - point.value["low"]], [point.value["high"] - x]],
@@ -213,17 +213,15 @@ def _scatter(axes: Axes, points: Sequence[Point], best: Sequence[Job], trade: Tr
     axes.set_ylabel("% more bits per byte (lower is better)", fontsize=7.5, color=MUTED)
 
 
-def _label(axes: Axes, points: Sequence[Point], best: Sequence[Job], height: float) -> None:
-    """Write the labels at the right, from above to below as the points lie, a line to each."""
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    ordered = sorted(points, key=lambda one: (-one.lost["estimate"], -one.value["estimate"]))
-    room = [(LINE * len(point.lines) + 0.08) / height for point in ordered]
-    wanted = [(100 * point.lost["estimate"] - low) / (high - low) for point in ordered]
-    for point, place in zip(ordered, spread(wanted, room), strict=True):
-        axes.annotate(
-            "\n".join(point.lines), (point.value["estimate"], 100 * point.lost["estimate"]),
-            xytext=(1.04, place), textcoords="axes fraction", va="center", fontsize=SMALL - 1,
-            color=INK, fontweight="bold" if point.job in best else "normal", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8, "relpos": (0, 0.5)},
-        )  # fmt: skip
+def _labels(points: Sequence[Point], best: Sequence[Job]) -> list[Label]:
+    """Return a label for all points that a reader sees at one place."""
+    found: dict[tuple[float, float, bool], list[Point]] = {}
+    for point in points:
+        x, y = point.place
+        found.setdefault((round(x, 2), round(y, 1), point.job in best), []).append(point)
+    labels = []
+    for (_, _, leading), alike in found.items():
+        told = ", ".join(marked(point.job.label, point.mark) for point in alike)
+        lines = wrap(told, LETTERS, break_on_hyphens=False)
+        labels.append(Label(lines, alike[0].place, leading))
+    return labels
