@@ -16,6 +16,7 @@ from trimtab.report.plots.panel import (
     FAINT,
     MUTED,
     PAPER,
+    SMALL,
     Panel,
     Plot,
     framed,
@@ -29,7 +30,7 @@ from trimtab.report.verdict import groups_of, setting
 
 FILE = "quality_versus_speed.png"
 LETTERS = 24  # of a label's line
-WIDE = 6.4  # inches of a panel, whose labels are at the right
+WIDE = 5.2  # inches of a panel, whose labels are at the right
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _panel(points: Sequence[Point], trade: Trade) -> Panel:
     heads = (trade.axis.partition(" (")[0], "change of bits per byte", "on the front")
     title = f"{trade.title} (● on the front)"
     table = numbers(trade.title, heads, rows)
-    return Panel(title, height, draw, table, left=0.62, right=1.62, bottom=0.5)
+    return Panel(title, height, draw, table, left=0.62, right=1.7, bottom=0.5)
 
 
 def _scatter(axes: Axes, points: Sequence[Point], best: Sequence[Job], trade: Trade) -> None:
@@ -209,8 +210,8 @@ def _scatter(axes: Axes, points: Sequence[Point], best: Sequence[Job], trade: Tr
             markerfacecolor=ACCENT if on_front else PAPER, elinewidth=1, capsize=2,
         )  # fmt: skip
     axes.margins(0.12)
-    axes.set_xlabel(trade.axis, fontsize=7.5, color=MUTED)
-    axes.set_ylabel("% more bits per byte (lower is better)", fontsize=7.5, color=MUTED)
+    axes.set_xlabel(trade.axis, fontsize=SMALL, color=MUTED)
+    axes.set_ylabel("% more bits per byte (lower is better)", fontsize=SMALL, color=MUTED)
 
 
 def _labels(points: Sequence[Point], best: Sequence[Job]) -> list[Label]:

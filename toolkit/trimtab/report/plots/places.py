@@ -55,7 +55,7 @@ def beside(axes: Axes, labels: Sequence[Label], height: float) -> None:
         for label, place in zip(level, free, strict=True):
             axes.annotate(
                 "\n".join(label.lines), label.place, xytext=(1.04, place), va="center",
-                textcoords="axes fraction", fontsize=SMALL - 1, color=INK, annotation_clip=False,
+                textcoords="axes fraction", fontsize=SMALL, color=INK, annotation_clip=False,
                 fontweight="bold" if label.bold else "normal",
                 arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.8,
                             "relpos": (0, 0.5)},
