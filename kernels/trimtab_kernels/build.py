@@ -6,6 +6,7 @@ setuptools as well, and its lock outlives a process that is killed while buildin
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -71,7 +72,7 @@ def load(library: CpuLibrary) -> str | None:
     RuntimeError
         If the compiler fails, with its output.
     OSError
-        If the cache cannot be written, or its disk is full.
+        If the cache cannot be written, its disk is full, or no library can be loaded from it.
     """
     path = library.path
     try:
@@ -86,9 +87,13 @@ def load(library: CpuLibrary) -> str | None:
                 if not _is_whole(path) and (refused := _build(library, compiler, path)):
                     return refused
     except OSError as error:
-        reason = f"{error.strerror}; name another folder for the kernels in TRIMTAB_CACHE"
-        raise OSError(error.errno, reason, str(path.parent)) from error
-    torch.ops.load_library(path)
+        raise _unusable(path, error.errno, error.strerror) from error
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        said = str(error.__cause__ or error).removeprefix(f"{path}: ")
+        reason = f"no library can be loaded from there, as in a folder mounted noexec ({said})"
+        raise _unusable(path, errno.EACCES, reason) from error
     return None
 
 
@@ -100,6 +105,11 @@ def describe(library: CpuLibrary, dtype: torch.dtype, kernel: str, otherwise: st
     threads = torch.get_num_threads()
     kind = str(dtype).removeprefix("torch.")
     return f"C++ {instructions} {kernel}, {kind}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _unusable(path: Path, number: int | None, reason: str | None) -> OSError:
+    advice = f"{reason}; name another folder for the kernels in TRIMTAB_CACHE"
+    return OSError(number, advice, str(path.parent))
 
 
 def _build(library: CpuLibrary, compiler: list[str], path: Path) -> str | None:

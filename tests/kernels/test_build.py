@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shlex
@@ -241,6 +242,20 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path, mon
         build.load.__wrapped__(SPARSE_LINEAR)
     assert error.value.filename == str(tmp_path / "cache" / "kernels")
     assert error.value.errno == (errno.ENOSPC if full else errno.ENOTDIR)
+
+
+def test_a_cache_that_no_library_can_be_loaded_from_is_named_with_its_variable(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    path, content = SPARSE_LINEAR.path, b"to the loader as little as a library in a noexec folder"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content + hashlib.sha256(content).digest())
+    told = r"^no library can be loaded .* noexec \([^/]*\); name another folder for the kernels in"
+    with pytest.raises(OSError, match="noexec") as error:
+        build.load.__wrapped__(SPARSE_LINEAR)
+    assert re.match(told, error.value.strerror)
+    assert error.value.filename == str(path.parent)
 
 
 def test_a_compiler_that_fails_is_an_error_with_its_output(tmp_path):

@@ -239,7 +239,26 @@ def test_what_transformers_warns_of_is_not_told_again_for_every_value(tmp_path, 
 def test_a_window_of_no_token_is_named(tmp_path, shape):
     source = saved(tiny(shape), tmp_path)
     described(tmp_path, sliding_window=0)
-    expected = "config.json has sliding_window=0: expected null or at least 1 token: correct it"
+    expected = "config.json has sliding_window=0: expected at least 1 token.*: correct it"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [
+        ("tiny-qwen3", {"use_sliding_window": False, "sliding_window": 8}),
+        ("tiny-gemma2", {"sliding_window": None}),
+        ("tiny-gemma3", {"sliding_window": None}),
+        ("tiny-mistral", {"sliding_window": None}),
+        ("tiny-llama", {}),
+    ],
+)
+def test_sliding_layers_without_a_window_are_named(tmp_path, shape, changes):
+    source = saved(model := tiny(shape), tmp_path)
+    kinds = ["sliding_attention"] * model.model.config.num_hidden_layers
+    described(tmp_path, **changes, layer_types=kinds)
+    expected = "config.json has sliding_window=None: .* as its layer_types hold sliding_attention:"
     with pytest.raises(ConfigError, match=expected):
         load_model(source)
 
@@ -322,6 +341,10 @@ def wrapped(folder: Path, prefix: str, place: str = "") -> None:
                 ("base_model.model.",),
                 ("net.",),
             )
+        ),
+        (
+            lambda at: edited(at, **{"lm_head.weight": torch.ones(330, 64)}),  # tied, and stored
+            r"than its config says: lm_head\.weight of shape \[330, 64\] for \[320, 64\]:",
         ),
         (lambda at: described(at, num_hidden_layers=4), r"lacks model\.layers\.3.* and 6 more"),
         (lambda at: described(at, num_hidden_layers=2), r"no place for: model\.layers\.2"),

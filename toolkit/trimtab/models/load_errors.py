@@ -22,6 +22,8 @@ from transformers.utils import (
     logging,
 )
 
+from trimtab.models.misfits import OTHER_SHAPES, other_shapes
+
 TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 # What transformers reads names and values from; other files of a folder may hold lists.
 OBJECTS = (
@@ -64,7 +66,7 @@ def why_not_loaded(folder: Path, error: Exception, *, tokenizer: bool = True) ->
     if not reason and isinstance(error, (*BARE, ValueError)):
         reason = _nameless(folder)
     if not reason and isinstance(error, BARE):
-        reason = _unusable_value(folder)
+        reason = _unusable_value(folder) or _other_shapes(folder)
     if not reason and isinstance(error, ImportError):
         reason = f"{said}; install what is missing, or choose a checkpoint that does without"
     reason = reason or said
@@ -162,6 +164,14 @@ def _unusable_value(folder: Path) -> str:
     named = " or ".join(f"{name}={config[name]!r:.60}" for name in guilty)
     what = f"a value that transformers cannot use{named and f', {named}'}"
     return f"{CONFIG_NAME} has {what} ({said}): correct it or download it again"
+
+
+def _other_shapes(folder: Path) -> str:
+    """Say which tensors of a local folder have other shapes than its config gives them, if any."""
+    if not (found := other_shapes(folder)):
+        return ""
+    told = ", ".join(found)
+    return f"the checkpoint {OTHER_SHAPES} {told}: download it again, and its config.json"
 
 
 def _not_built(config: dict[str, Any]) -> str:

@@ -18,13 +18,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from trimtab.arguments import require_tokenizer
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models.load_errors import why_not_loaded
+from trimtab.models.misfits import OTHER_SHAPES, other_shape, require_window
 from trimtab.models.state import zero_matrices
-from trimtab.models.stored import FLOATS, stored_types
+from trimtab.models.stored import FLOATS, stored_tensors
 from trimtab.progress import waiting
 from trimtab.settings import path_of
 
@@ -109,7 +110,7 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
             f"it has an adapter ({ADAPTER}), which transformers loads with the package peft alone: "
             "merge it into the weights"
         )
-    _require_window(model)
+    require_window(model)
     unread = _unread(model, folder, options.get("revision"))
     asked = getattr(model.config, "quantization_config", None)
     if unread and asked is not None:
@@ -119,13 +120,10 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
             "quantized, or by another method"
         )
     basis = "no scales beside them" if _dequantized(model) else "its config no quantization_config"
-    mismatched = [
-        f"{name} of shape {[*stored]} for {[*expected]}"
-        for name, stored, expected in found["mismatched_keys"]
-    ]
+    mismatched = [other_shape(*mismatched) for mismatched in found["mismatched_keys"]]
     differences = {
         "lacks": found["missing_keys"],
-        "has tensors of other shapes than its config says:": mismatched,
+        OTHER_SHAPES: mismatched,
         "has tensors that its config has no place for:": [
             name for name in found["unexpected_keys"] if not name.endswith(OLD_BUFFERS)
         ],
@@ -146,18 +144,6 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _require_window(model: PreTrainedModel) -> None:
-    """Refuse a window of no token where a layer has one: nothing would be attended to."""
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    if window is not None and window < 1 and {*kinds} != {"full_attention"}:
-        raise TrimtabError(
-            f"{CONFIG_NAME} has sliding_window={window}: expected null or at least 1 token: "
-            "correct it or download it again"
-        )
-
-
 def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> str:
     """Return the prefix without which tensors of unknown names would be some that are missing."""
     for name in sorted(unexpected):
@@ -174,7 +160,7 @@ def _unread(model: PreTrainedModel, folder: str | Path, revision: str | None) ->
     """Return the weights that need a scale to be read, and were read without one."""
     if getattr(model, "is_quantized", False):  # transformers has seen to their scales
         return []
-    types = stored_types(folder, revision)
+    types = {name: one.dtype for name, one in stored_tensors(folder, revision).items()}
     weights = [name for name, _ in model.named_parameters()]
     return [
         f"{stored} in {dtype}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import is_zipfile
 
 import torch
@@ -23,8 +24,15 @@ FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat1
 """Types that a weight is cast from without a scale, as safetensors and PyTorch call them."""
 
 
-def stored_types(name: str | Path, revision: str | None) -> dict[str, str]:
-    """Return the types of a checkpoint's tensors.
+class Stored(NamedTuple):
+    """A tensor in a file: its type, as the file says it, and its shape."""
+
+    dtype: str
+    shape: torch.Size
+
+
+def stored_tensors(name: str | Path, revision: str | None) -> dict[str, Stored]:
+    """Return the types and shapes of a checkpoint's tensors.
 
     Parameters
     ----------
@@ -35,8 +43,8 @@ def stored_types(name: str | Path, revision: str | None) -> dict[str, str]:
 
     Returns
     -------
-    dict of str to str
-        The type of each, as its file says it, by its name there.
+    dict of str to Stored
+        By their names in the files.
     """
     files = (_file(name, file, revision) for file in FILES)
     first = next((path for path in files if path is not None), None)
@@ -46,7 +54,7 @@ def stored_types(name: str | Path, revision: str | None) -> dict[str, str]:
     if first.suffix == ".json":
         index = json.loads(first.read_text("utf-8"))["weight_map"]
         parts = [_file(name, file, revision) for file in sorted(set(index.values()))]
-    return {tensor: dtype for path in parts if path is not None for tensor, dtype in _types(path)}
+    return {tensor: one for path in parts if path is not None for tensor, one in _tensors(path)}
 
 
 def _file(name: str | Path, file: str, revision: str | None) -> Path | None:
@@ -58,14 +66,15 @@ def _file(name: str | Path, file: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _types(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the names and the types of a file's tensors; their contents are not read."""
+def _tensors(path: Path) -> Iterator[tuple[str, Stored]]:
+    """Yield a file's tensors by their names; their contents are not read."""
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (it has no iterator)
-                yield name, file.get_slice(name).get_dtype()
+                tensor = file.get_slice(name)
+                yield name, Stored(tensor.get_dtype(), torch.Size(tensor.get_shape()))
         return
     tensors = torch.load(path, map_location="meta", weights_only=True, mmap=is_zipfile(path))
     for name, tensor in tensors.items():
         if isinstance(tensor, torch.Tensor):
-            yield name, str(tensor.dtype).removeprefix("torch.")
+            yield name, Stored(str(tensor.dtype).removeprefix("torch."), tensor.shape)
