@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
+from io import BytesIO, TextIOWrapper
 
 import pytest
 
@@ -58,3 +60,10 @@ def test_what_is_short_takes_one_line_or_none(said):
         assert list(progress.track(range(100), "Activations", 100)) == list(range(100))
     (line,) = said.lines
     assert re.fullmatch(r"Activations ━+ 100/100 0:00:0\d 0:00:00", line)
+
+
+def test_an_answer_is_escaped_where_standard_output_cannot_encode_it(monkeypatch):
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding="ascii"))
+    progress.answer("r\xfc/report.md")
+    assert written.getvalue() == b"r\\xfc/report.md\n"

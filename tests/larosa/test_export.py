@@ -293,6 +293,21 @@ def test_what_is_damaged_is_named(own, name, how):
         load_exported(own)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is incomplete or damaged"),
+        ("[]", "holds no JSON object"),
+        ('{"num_return_sequences": 4}', "asks for what cannot be"),
+        ('{"watermarking_config": 5}', "asks for what cannot be"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_used_is_named(own, content, said):
+    (own / "generation_config.json").write_text(content)
+    with pytest.raises(ArtifactError, match=f"^{own}: generation_config.json {said}"):
+        load_exported(own)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"nowhere: there is no trimtab\.json"):
         load_exported(tmp_path / "nowhere")

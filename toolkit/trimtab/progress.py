@@ -92,9 +92,13 @@ def duration(seconds: float) -> str:
 
 
 def answer(text: str) -> None:
-    """Print what a command ends in on standard output, which its reader may have closed."""
+    """Print what a command ends in on standard output, which its reader may have closed.
+
+    Characters that its encoding does not have are escaped.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     with may_go_unread():
-        print(text)
+        print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 @contextmanager

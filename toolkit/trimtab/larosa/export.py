@@ -31,6 +31,7 @@ from trimtab.method import EXPORTED
 from trimtab.models.changes import lock_of
 from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
+from trimtab.models.load_errors import unusable_generation_config
 from trimtab.models.refusals import refuse_to_save
 from trimtab.models.saving import require_vacant, save_config
 from trimtab.models.state import own_modes
@@ -106,6 +107,8 @@ def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> Pre
     description = _verified_description(folder)
     plan = Plan.from_json(description["plan"])
     settings = LaRoSASettings(**description["settings"])
+    if unusable := unusable_generation_config(folder):
+        raise ArtifactError(f"{folder}: {unusable}")
     with waiting(f"Loading {folder}"):
         model = without_tensors(folder)
         tensors: dict[str, Tensor] = {}

@@ -62,7 +62,7 @@ def why_not_loaded(folder: Path, error: Exception, *, tokenizer: bool = True) ->
         )
     missing = _missing_file(folder, tokenizer=tokenizer)
     reason = missing or _unread_tokenizer(folder, said) or _damaged_file(folder)
-    reason = reason or _contradiction(folder)
+    reason = reason or unusable_generation_config(folder)
     if not reason and isinstance(error, (*BARE, ValueError)):
         reason = _nameless(folder)
     if not reason and isinstance(error, BARE):
@@ -110,15 +110,18 @@ def _damaged_file(folder: Path) -> str:
         except ValueError:
             name = path.relative_to(folder)
             return f"{name} is no text in UTF-8: write it in UTF-8, or download it again"
-    for path in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            return f"{path.name} is incomplete or damaged, download it again"
-        if path.name in OBJECTS and not isinstance(content, dict):
-            return f"{path.name} holds no JSON object, download it again"
-        if path.name in INDICES and not _is_index(content):
-            return f"{path.name} has no weight_map from tensors to files, download it again"
+    return next(filter(None, map(_damaged_json, sorted(folder.glob("*.json")))), "")
+
+
+def _damaged_json(path: Path) -> str:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        return f"{path.name} is incomplete or damaged, download it again"
+    if path.name in OBJECTS and not isinstance(content, dict):
+        return f"{path.name} holds no JSON object, download it again"
+    if path.name in INDICES and not _is_index(content):
+        return f"{path.name} has no weight_map from tensors to files, download it again"
     return ""
 
 
@@ -185,10 +188,13 @@ def _not_built(config: dict[str, Any]) -> str:
     return ""
 
 
-def _contradiction(folder: Path) -> str:
-    """Say which settings of a local folder's generation config exclude each other, if any do."""
-    if not (folder / GENERATION_CONFIG_NAME).is_file():
+def unusable_generation_config(folder: Path) -> str:
+    """Say what is wrong with a local folder's generation config; nothing where it can be read."""
+    path = folder / GENERATION_CONFIG_NAME
+    if not path.is_file():
         return ""
+    if damaged := _damaged_json(path):
+        return damaged
     try:
         GenerationConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # a value of another type fails in any way
