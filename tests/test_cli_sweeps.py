@@ -359,6 +359,33 @@ def test_a_list_of_lists_is_no_stack(refusal, arguments):
     assert line.startswith(f"evaluate.py: error: {arguments[-1]}: is a list of lists; expected")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "refused"),
+    [
+        ("evaluate", ["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode=MULTIRUN"),
+        ("evaluate", ["-m", "++hydra.mode=RUN", "seed=0,1"], "++hydra.mode=RUN"),
+        ("calibrate", ["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN"),
+        ("evaluate", ["experiment=own", "sparsity=0.4"], "experiment=own sets hydra.mode=MULTIRUN"),
+        ("evaluate", ["-m", "experiment=own"], "experiment=own sets hydra.mode=MULTIRUN"),
+        ("calibrate", ["model=own"], "model=own sets hydra.mode=MULTIRUN"),
+        ("evaluate", ["experiment=within"], "hydra.mode=MULTIRUN is set by a file"),
+    ],
+    ids=str,
+)
+def test_a_sweep_is_asked_for_by_the_option_alone(refusal, tmp_path, name, arguments, refused):
+    for place, text in (
+        ("experiment/own", "hydra: {mode: MULTIRUN}"), ("model/own", "hydra: {mode: MULTIRUN}"),
+        ("experiment/within", "defaults: [own]"),
+    ):  # fmt: skip
+        file = tmp_path / "mine" / f"{place}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"# @package _global_\n{text}\n")
+    before = state(tmp_path)
+    line = refusal(name, "--config-dir", "mine", *arguments)
+    assert line == f"{name}.py: error: {refused}: leave it out, and write -m for a sweep"
+    assert state(tmp_path) == before
+
+
 @pytest.mark.parametrize("argument", ["corpus.glob=caf\udce9/*.md", "hydra.run.dir=\udcff"])
 def test_bytes_that_are_no_text_are_refused(refusal, argument):
     line = refusal("evaluate", argument)

@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands.messages import is_mistake, stop
+from trimtab.commands.mode import require_asked
 from trimtab.commands.same_settings import require_same
 from trimtab.commands.started import of_job, of_sweep
 from trimtab.commands.sweep import UNFINISHED, require_single, tries_all
@@ -142,6 +143,7 @@ class ClaimSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim a sweep's folder, once all its jobs are known to be sound."""
         with _refusals():
+            require_asked(config.hydra)
             require_single(config.hydra)
             command = {} if self._resume else of_sweep(config)
             self._claim(config, "hydra.sweep.dir", command, sweep=True)
