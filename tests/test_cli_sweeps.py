@@ -386,6 +386,17 @@ def test_a_sweep_is_asked_for_by_the_option_alone(refusal, tmp_path, name, argum
     assert state(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["experiment/own", "model/mine/own", "own"])
+def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, name):
+    file = tmp_path / "mine" / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nspeed: {repeats: 3}\n", "utf-8-sig")
+    assert refusal("evaluate", "--config-dir", "mine", "experiment=own") == (
+        f"evaluate.py: error: mine/{name}.yaml: begins with a byte-order mark, which hides its "
+        "# @package from Hydra: save it as UTF-8 without it"
+    )
+
+
 @pytest.mark.parametrize("argument", ["corpus.glob=caf\udce9/*.md", "hydra.run.dir=\udcff"])
 def test_bytes_that_are_no_text_are_refused(refusal, argument):
     line = refusal("evaluate", argument)
