@@ -158,8 +158,15 @@ def test_a_sweep_over_options_of_the_users_is_resumed_as_it_was_started(command,
 def test_what_is_typed_counts_instead_of_what_the_experiment_sweeps_over(plus):
     params = {f"{plus}methods.larosa.sparsity": "0.25,0.4", "seed": "0,1"}
     typed = ["++methods.larosa.sparsity=0.5"]
-    hydra = OmegaConf.create({"sweeper": {"params": params}, "overrides": {"task": typed}})
+    sweeper = {"_target_": BASIC, "params": params}
+    hydra = OmegaConf.create({"sweeper": sweeper, "overrides": {"task": typed}})
     assert [one.input_line for one in overrides_of(hydra)] == [*typed, "seed=0,1"]
+
+
+PUT_BACK = (
+    "put back the file or the environment variable that sets them, or start it again in a new "
+    "folder"
+)
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -182,13 +189,56 @@ def test_what_an_experiment_sets_otherwise_by_now_is_not_mixed_with_what_was_mea
     assert resumed.returncode == 1
     assert resumed.stderr == (
         f"evaluate.py: error: resume=job: settings have changed since {job} was started: "
-        "speed.repeats was 3 and is 4: put back the file that sets them, or start it again in a "
-        "new folder\n"
+        f"speed.repeats was 3 and is 4: {PUT_BACK}\n"
     )
     assert state(tmp_path) == before
     for record in tmp_path.glob("job/**/.hydra/overrides.yaml"):
         record.write_text("")  # its job was killed as it began
     resumed = command("evaluate.py", "resume=job", "tracking.mode=offline")
+    assert "the corpus *.txt holds no text" in resumed.stderr
+
+
+TYPED = ["generation.prompts=${oc.decode:${oc.env:N}}", "tracking.project=${oc.env:SECRET}"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        [*TYPED, "hydra.run.dir=job"],
+        ["-m", "generation=own", "seed=0,1", "hydra.sweep.dir=job"],
+        pytest.param(
+            ["-m", *TYPED, "experiment=search", "search.max_bpb_increase=null",
+             "methods=larosa,vattention", "hydra.sweeper.n_trials=1", "hydra.sweep.dir=job"],
+            marks=pytest.mark.exhaustive,
+        ),
+    ],
+    ids=["typed for a job", "from a file of a sweep", "typed for a search"],
+)  # fmt: skip
+def test_a_variable_that_says_otherwise_by_now_is_not_mixed_with_what_was_measured(
+    command, tmp_path, place
+):
+    """The jobs end at a corpus that holds no text, and leave no record of Hydra's."""
+    (tmp_path / "blank.txt").touch()
+    (tmp_path / "mine" / "generation").mkdir(parents=True)
+    (tmp_path / "mine" / "generation" / "own.yaml").write_text(
+        "# @package _global_\ngeneration: {prompts: '${oc.decode:${oc.env:N}}'}\n"
+        "tracking: {project: '${oc.env:SECRET}'}\n"
+    )
+    given = ["--config-dir", "mine", *TINY, "corpus=files", "corpus.glob=*.txt"]
+    given += ["tracking.mode=disabled", "hydra.output_subdir=null", *place]
+    started = command("evaluate.py", *given, N="3", SECRET="hush")
+    assert "the corpus *.txt holds no text" in started.stderr
+    typed = (tmp_path / "job" / "command.json").read_text()
+    assert '"generation.prompts": 3' in typed
+    assert "hush" not in typed
+    before = state(tmp_path)
+    resumed = command("evaluate.py", "resume=job", N="4", SECRET="other")
+    assert resumed.stderr == (
+        "evaluate.py: error: resume=job: settings have changed since job was started: "
+        f"generation.prompts was 3 and is 4: {PUT_BACK}\n"
+    )
+    assert state(tmp_path) == before
+    resumed = command("evaluate.py", "resume=job", N="3", SECRET="other")
     assert "the corpus *.txt holds no text" in resumed.stderr
 
 
@@ -309,6 +359,44 @@ def test_a_list_of_lists_is_no_stack(refusal, arguments):
     assert line.startswith(f"evaluate.py: error: {arguments[-1]}: is a list of lists; expected")
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "refused"),
+    [
+        ("evaluate", ["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode=MULTIRUN"),
+        ("evaluate", ["-m", "++hydra.mode=RUN", "seed=0,1"], "++hydra.mode=RUN"),
+        ("calibrate", ["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN"),
+        ("evaluate", ["experiment=own", "sparsity=0.4"], "experiment=own sets hydra.mode=MULTIRUN"),
+        ("evaluate", ["-m", "experiment=own"], "experiment=own sets hydra.mode=MULTIRUN"),
+        ("calibrate", ["model=own"], "model=own sets hydra.mode=MULTIRUN"),
+        ("evaluate", ["experiment=within"], "hydra.mode=MULTIRUN is set by a file"),
+    ],
+    ids=str,
+)
+def test_a_sweep_is_asked_for_by_the_option_alone(refusal, tmp_path, name, arguments, refused):
+    for place, text in (
+        ("experiment/own", "hydra: {mode: MULTIRUN}"), ("model/own", "hydra: {mode: MULTIRUN}"),
+        ("experiment/within", "defaults: [own]"),
+    ):  # fmt: skip
+        file = tmp_path / "mine" / f"{place}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"# @package _global_\n{text}\n")
+    before = state(tmp_path)
+    line = refusal(name, "--config-dir", "mine", *arguments)
+    assert line == f"{name}.py: error: {refused}: leave it out, and write -m for a sweep"
+    assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["experiment/own", "model/mine/own", "own"])
+def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, name):
+    file = tmp_path / "mine" / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nspeed: {repeats: 3}\n", "utf-8-sig")
+    assert refusal("evaluate", "--config-dir", "mine", "experiment=own") == (
+        f"evaluate.py: error: mine/{name}.yaml: begins with a byte-order mark, which hides its "
+        "# @package from Hydra: save it as UTF-8 without it"
+    )
+
+
 @pytest.mark.parametrize("argument", ["corpus.glob=caf\udce9/*.md", "hydra.run.dir=\udcff"])
 def test_bytes_that_are_no_text_are_refused(refusal, argument):
     line = refusal("evaluate", argument)
@@ -323,6 +411,7 @@ def test_bytes_that_are_no_text_are_refused(refusal, argument):
         {"jobs": -1}, {"jobs": 0}, {"jobs": 99}, {"started": {"../0": ["seed=0"]}},
         {"started": {"/0": ["seed=0"]}}, {"started": {"..": ["seed=0"]}}, {"started": {"": []}},
         {"started": {"0": ["seed=[0"]}},
+        {"interpolated": ["seed=0"]}, {"interpolated": [{"overrides": [], "settings": None}]},
     ],
     ids=str,
 )  # fmt: skip

@@ -171,12 +171,14 @@ def test_samples_that_a_seed_was_stored_without_stand_for_none(tmp_path, without
 
 
 def test_what_one_seed_lacks_is_null_and_every_warning_is_kept(tmp_path):
-    lacking = seeded(2.0, 1) | {"energy": None, "warnings": ["busy"], "kernel": "another"}
+    lacking = seeded(2.0, 1) | {"energy": None, "warnings": ["busy"]}
+    lacking["environment"]["system"] = "another"
     having = seeded(2.0, 0) | {"energy": {"joules_per_1000_bytes": {"baseline": 2, "candidate": 1}}}
+    having["environment"]["system"] = "a system"
     (mean,) = rows(load_jobs(written(tmp_path, [having, lacking])))
     assert mean.get("energy") is None
     assert mean.get("warnings") == ["busy"]
-    assert mean.get("kernel") == "the kernel that ran / another"
+    assert mean.get("environment.system") == "a system / another"
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,35 @@ def test_seeds_of_another_model_or_text_are_rows_of_their_own(tmp_path, section,
     jobs[2][section] |= changed
     found = rows(load_jobs(written(tmp_path, jobs)))
     assert [row.seeds for row in found] == [(0, 1), ()]
+
+
+def ran_by(job: dict, name: str, value: str | None) -> dict:
+    if name in ("kernel", "device"):
+        return job | {name: value}
+    job["environment"]["packages"][name] = value
+    return job
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("torch", "2.11.0", "2.12.0"), ("kernel", "avx2", "torch"), ("device", "cpu", "cuda:0"),
+     ("lm-eval", None, "0.4")],
+)  # fmt: skip
+def test_seeds_of_another_package_kernel_or_device_are_rows_that_say_so(
+    tmp_path, name, first, last
+):
+    jobs = [ran_by(seeded(2.0, seed), name, first if seed < 2 else last) for seed in range(3)]
+    jobs.append(seeded(2.0, 3) | {"label": "other"})
+    found = rows(load_jobs(written(tmp_path, jobs)))
+    assert [row.seeds for row in found] == [(0, 1), (), ()]
+    told = [f"larosa (mean of 2 seeds) {name}={first or 'none'}", f"larosa seed=2 {name}={last}"]
+    assert [row.label for row in found] == [*told, "other seed=3"]
+
+
+def test_seeds_that_another_version_of_wandb_recorded_are_one_row(tmp_path):
+    jobs = [ran_by(seeded(2.0, seed), "wandb", f"0.{seed}") for seed in (0, 1)]
+    (mean,) = rows(load_jobs(written(tmp_path, jobs)))
+    assert mean.label == "larosa (mean of 2 seeds)"
 
 
 def test_a_result_from_python_is_no_seed_of_a_command_s(tmp_path):

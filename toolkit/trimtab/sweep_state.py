@@ -28,6 +28,15 @@ def started(sweep: Path) -> dict[str, list[str]]:
     return dict(_command(sweep)["started"] or {})
 
 
+def interpolations(sweep: Path) -> list[tuple[list[str], dict[str, Any]]]:
+    """Return jobs, by their overrides, with what ``${...}`` stood for as their sweep was started.
+
+    None are known of a sweep that an older version started.
+    """
+    found = _command(sweep).get("interpolated") or []
+    return [(one["overrides"], one["settings"]) for one in found]
+
+
 def job_folders(sweep: Path) -> list[Path]:
     """Return the folders of a sweep's jobs, begun or not; one that was copied beside them is none.
 
@@ -61,6 +70,7 @@ def is_command(content: Any) -> bool:
         and "jobs" in content
         and (jobs is None or (is_whole_number(jobs) and jobs > 0))
         and (started is None or (_are_jobs(started) and len(started) == jobs))
+        and _are_resolved(content.get("interpolated") or [])
     )
 
 
@@ -68,6 +78,16 @@ def _are_jobs(started: Any) -> bool:
     """Return whether these are overrides by the names of folders within a sweep's."""
     return isinstance(started, dict) and all(
         _is_below(Path(name)) and _are_texts(overrides) for name, overrides in started.items()
+    )
+
+
+def _are_resolved(jobs: Any) -> bool:
+    """Return whether these are jobs with settings of theirs."""
+    return isinstance(jobs, list) and all(
+        isinstance(job, dict)
+        and _are_texts(job.get("overrides"))
+        and isinstance(job.get("settings"), dict)
+        for job in jobs
     )
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra._internal.utils import get_args_parser
@@ -13,10 +17,12 @@ from hydra.conf import HydraConf
 
 from trimtab.commands.parsing import MULTIRUN, groups_of, key_of
 from trimtab.errors import TrimtabError, nearest
-from trimtab.registry import COMMANDS, SECTIONS, group_options
+from trimtab.registry import COMMANDS, SECTIONS, config_folder, group_options
 
 # No float is as large, and Python reads no number of some thousand digits.
 TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
+
+HEADER = 512  # of a file's letters, in which Hydra looks for its header
 
 
 def ordered(arguments: list[str]) -> list[str]:
@@ -80,6 +86,27 @@ def require_text(arguments: Sequence[str]) -> None:
                 f"{one!a}: expected text in {sys.getfilesystemencoding()}: rename the file or "
                 "folder, or set the locale of its name, as by LC_ALL=C.UTF-8"
             ) from error
+
+
+def require_unmarked(arguments: list[str]) -> None:
+    """Refuse an option's file whose byte-order mark hides its header from Hydra.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    known, _ = get_args_parser().parse_known_args(arguments)
+    groups = [path.name for path in config_folder().iterdir() if path.is_dir()]
+    for folder in filter(None, (config_folder(), known.config_dir)):
+        inner = (Path(folder, group).rglob("*.yaml") for group in groups)
+        for path in chain(Path(folder).glob("*.yaml"), *inner):
+            with suppress(OSError), path.open("rb") as file:  # Hydra says what it cannot read
+                head = file.read(HEADER)
+                if head.startswith(BOM_UTF8) and b"@package" in head:
+                    raise TrimtabError(
+                        f"{path}: begins with a byte-order mark, which hides its # @package from "
+                        "Hydra: save it as UTF-8 without it"
+                    )
 
 
 def require_readable(argument: str, command: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from os.path import normpath
@@ -14,11 +13,11 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from trimtab.commands.jobs import jobs_of_sweep, overrides_of, require_sound
 from trimtab.commands.messages import is_mistake, stop
+from trimtab.commands.mode import require_asked
 from trimtab.commands.same_settings import require_same
-from trimtab.commands.search_space import samples, size
-from trimtab.commands.sweep import SEARCH, UNFINISHED, require_single, tries_all
+from trimtab.commands.started import of_job, of_sweep
+from trimtab.commands.sweep import UNFINISHED, require_single, tries_all
 from trimtab.errors import ConfigError
 from trimtab.files import COMMAND, REPORT, RESULT, RESULTS, require_writable, write_json
 from trimtab.progress import say
@@ -144,8 +143,9 @@ class ClaimSweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim a sweep's folder, once all its jobs are known to be sound."""
         with _refusals():
+            require_asked(config.hydra)
             require_single(config.hydra)
-            command = {} if self._resume else _command(config)
+            command = {} if self._resume else of_sweep(config)
             self._claim(config, "hydra.sweep.dir", command, sweep=True)
             if tries_all(config.hydra):  # the jobs that were checked, and no others
                 config.hydra.sweeper._target_ = UNFINISHED
@@ -171,7 +171,7 @@ class ClaimSweep(Callback):
         if self._resume:
             (folder / COMMAND).touch()  # tells what has ended since from what had before
         else:
-            write_json(folder / COMMAND, _typed() | command)
+            write_json(folder / COMMAND, command)
 
 
 class Claim(ClaimSweep):
@@ -185,7 +185,7 @@ class Claim(ClaimSweep):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a job's folder; the job itself claims it."""
         with _refusals():
-            self._claim(config, "hydra.run.dir", {"jobs": 1})
+            self._claim(config, "hydra.run.dir", {} if self._resume else of_job(config))
         self._held.close()
 
 
@@ -222,26 +222,3 @@ def _require_apart(folder: Path, setting: str, places: Iterable[Path]) -> None:
         if is_command(content) and content.get("sweeper"):
             reason = f"the sweep in {place} has its own jobs there: name a folder outside of it"
             raise ConfigError(setting, folder, reason)
-
-
-def _typed() -> dict[str, Any]:
-    """Return what was typed, and where."""
-    return {"arguments": sys.argv[1:], "folder": os.getcwd()}
-
-
-def _command(config: DictConfig) -> dict[str, Any]:
-    """Return the jobs that came of what was typed, all of them sound."""
-    sweeper, jobs = config.hydra.sweeper, jobs_of_sweep(config)
-    if jobs is not None:
-        require_sound(config, list(jobs.values()))
-        number = len(jobs)
-    elif sweeper._target_ == SEARCH:
-        overrides = {one.key_or_group: one for one in overrides_of(config.hydra)}
-        require_sound(config, samples(overrides))
-        number = min(sweeper.n_trials, size(overrides) or sweeper.n_trials)
-    else:
-        number = sweeper.get("n_trials")
-    return {
-        "command": config.hydra.job.name, "jobs": number, "sweeper": sweeper._target_,
-        "started": jobs,
-    }  # fmt: skip

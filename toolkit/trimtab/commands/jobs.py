@@ -57,8 +57,13 @@ def jobs_of_sweep(config: DictConfig) -> dict[str, Job] | None:
     return found
 
 
-def require_sound(config: DictConfig, jobs: Sequence[Job]) -> None:
+def require_sound(config: DictConfig, jobs: Sequence[Job]) -> list[DictConfig]:
     """Refuse a sweep of which a job can never be run, before any has begun.
+
+    Returns
+    -------
+    configs : list of DictConfig
+        What each job is composed of.
 
     Raises
     ------
@@ -67,6 +72,7 @@ def require_sound(config: DictConfig, jobs: Sequence[Job]) -> None:
     """
     refused: dict[str, list[Job]] = {}
     foreign: list[list[str]] = []
+    configs: list[DictConfig] = []
     for job in jobs:
         try:
             hydra, own = composed(config, job)
@@ -74,7 +80,8 @@ def require_sound(config: DictConfig, jobs: Sequence[Job]) -> None:
             foreign.append(foreign_methods(own))
             kind = OmegaConf.get_type(own)
             assert kind is not None
-            settings = checked(without_foreign(own, hydra), kind)
+            configs.append(without_foreign(own, hydra))
+            settings = checked(configs[-1], kind)
             if isinstance(settings, EvaluateConfig) and not tries_all(hydra):
                 require_objective(settings)
         except Exception as error:
@@ -90,12 +97,18 @@ def require_sound(config: DictConfig, jobs: Sequence[Job]) -> None:
             raise TrimtabError(
                 f"methods.{name}: {name} is in no stack of the sweep, write methods={name}"
             )
+    return configs
 
 
 def overrides_of(hydra: HydraConf) -> list[Override]:
-    """Return the overrides of a sweep: its experiment's, then those of the command line."""
+    """Return the overrides of a sweep: its experiment's, then those of the command line.
+
+    What ``${...}`` stands for in the latter is in its place; a sweeper of its own leaves it to the
+    jobs.
+    """
     params = hydra.sweeper.get("params") or {}
-    every = parsed([*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task])
+    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=tries_all(hydra))
+    every = parsed([*(f"{key}={value}" for key, value in params.items()), *typed])
     return list({full_key(one): one for one in every}.values())  # the last of a key counts
 
 
@@ -125,11 +138,15 @@ def _folder(config: DictConfig, number: int, job: Job) -> str:
 
 def composed(config: DictConfig, job: Job) -> tuple[HydraConf, DictConfig]:
     """Return Hydra's part of a job's configuration, and ours."""
-    own = GlobalHydra.instance().config_loader().load_sweep_config(config, job)
-    hydra = own.hydra
-    with read_write(own), open_dict(own):
-        del own["hydra"]
-    return hydra, own
+    return apart(GlobalHydra.instance().config_loader().load_sweep_config(config, job))
+
+
+def apart(config: DictConfig) -> tuple[HydraConf, DictConfig]:
+    """Take Hydra's part out of a configuration, and return it and what is left."""
+    hydra = config.hydra
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return hydra, config
 
 
 def _require_read(sweep: HydraConf, job: HydraConf) -> None:

@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from trimtab.commands.arguments import require_text
+from trimtab.commands.arguments import require_text, require_unmarked
 from trimtab.commands.messages import is_mistake, program, stop
 from trimtab.commands.overrides import expand
 from trimtab.commands.resume import finished, to_resume, unfinished
@@ -61,6 +61,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
             sys.argv[1:] = left
         else:
             return finished(folder)
+        require_unmarked(sys.argv[1:])
     except Exception as error:
         if verbose or not is_mistake(error):
             raise

@@ -20,6 +20,7 @@ from trimtab.commands.arguments import (
     require_readable,
 )
 from trimtab.commands.dictionaries import one_by_one
+from trimtab.commands.mode import require_no_mode
 from trimtab.commands.parsing import MULTIRUN, choices, key_of, loader_of, parsed
 from trimtab.commands.texts import as_text
 from trimtab.commands.values import require_values
@@ -49,7 +50,7 @@ def expand(arguments: list[str], command: str) -> list[str]:
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if a
         setting is the other command's; if both one method and a stack are named; or for what
-        `trimtab.commands.arguments`, `.dictionaries`, `.texts` and `.values` refuse.
+        `trimtab.commands.arguments`, `.dictionaries`, `.mode`, `.texts` and `.values` refuse.
     """
     require_own(arguments, command)
     sweep = any(one in MULTIRUN for one in arguments)
@@ -59,6 +60,7 @@ def expand(arguments: list[str], command: str) -> list[str]:
         require_kept(one, command)
     given = [as_text(one, sweep) for one in arguments]
     loader = loader_of(given)
+    require_no_mode(given, loader)
     for one in given:
         require_values(one, loader, command)
     one_method, stacks = _asked("method", given, loader), _asked("methods", given, loader)

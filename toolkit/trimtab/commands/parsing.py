@@ -36,7 +36,7 @@ def groups_of(command: str) -> set[str]:
     return {path.name for path in config_folder().iterdir() if path.is_dir()} - others
 
 
-def loader_of(arguments: list[str]) -> ConfigLoader:
+def loader_of(arguments: list[str]) -> ConfigLoaderImpl:
     """Return what lists the options of groups before Hydra starts: ours, those of --config-dir."""
     known, _ = get_args_parser().parse_known_args(arguments)
     search_path = create_config_search_path(str(config_folder()))

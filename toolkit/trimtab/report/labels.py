@@ -13,6 +13,7 @@ from trimtab.report.job import Job
 
 # Settings that change where a job's files go, and no figure.
 ASIDE = ("tracking", "hydra", "artifacts", "on_missing")
+NO_FIGURES = {"wandb"}  # a package that only records what was measured
 FACTS: tuple[tuple[str, Callable[[Job], Any]], ...] = (
     ("seed", lambda job: job.seeds or job.get("environment.seed")),
     ("dtype", lambda job: job.get("model.dtype")),
@@ -58,6 +59,13 @@ def on_gpu(job: Job) -> bool:
     return "cuda" in str(job.get("device") or "cuda")
 
 
+def software(job: Job) -> dict[str, str]:
+    """Return what may change a figure beside the settings: kernel, device and package versions."""
+    packages: dict[str, str | None] = job.get("environment.packages") or {}
+    found = {"kernel": job.get("kernel"), "device": job.get("device"), **packages}
+    return {name: one for name, one in found.items() if one is not None and name not in NO_FIGURES}
+
+
 def commit(job: Job) -> str | None:
     """Return the first digits of the commit, with what says that files differed from it."""
     whole = job.get("environment.commit")
@@ -72,7 +80,8 @@ def labelled(jobs: Iterable[Job]) -> list[Job]:
 
     It is the stack, then its settings and the overrides that not all jobs have, then the model or
     the corpus where jobs have several and the overrides do not say which; then the settings that
-    differ though the same was typed, as where a file was edited between two jobs.
+    differ though the same was typed, as where a file was edited between two jobs; then what else
+    tells rows apart, the `software` of those that differ in their seed too.
     """
     jobs = list(jobs)
     common = shared(jobs)
@@ -82,9 +91,19 @@ def labelled(jobs: Iterable[Job]) -> list[Job]:
         if len({job.get(f"{name}.name") for job in jobs if job.ok}) > 1
     ]
     own = [_label(job, common, several) for job in jobs]
-    labels = [label + files for label, files in zip(own, _of_files(jobs), strict=True)]
+    edited = _of_files(jobs)
+    labels = [label + files for label, files in zip(own, edited, strict=True)]
     for name, fact in FACTS:
         labels = told_apart(labels, [f"{name}={fact(job)}" if job.ok else "" for job in jobs])
+    facts = [tuple(fact(job) for name, fact in FACTS if name != "seed") for job in jobs]
+    works = [
+        (_typed(job), files, *(job.get(f"{name}.name") for name in several), *others)
+        for job, files, others in zip(jobs, edited, facts, strict=True)
+    ]
+    ran = [software(job) if job.ok else {} for job in jobs]
+    for name in dict.fromkeys(chain(*ran)):
+        told = [f"{name}={one.get(name, 'none')}" if one else "" for one in ran]
+        labels = told_apart(labels, told, works)
     labels = told_apart(labels, [f"sweep={name}" for name in _sweeps(jobs)])
     labels = told_apart(labels, [f"({_place(job)})" for job in jobs])
     return [replace(job, label=label) for job, label in zip(jobs, labels, strict=True)]
@@ -139,11 +158,24 @@ def _stack(label: str, common: Sequence[str]) -> str:
     return label
 
 
-def told_apart(labels: Sequence[str], facts: Sequence[str]) -> list[str]:
-    """Add the facts to labels that are alike, where the facts that are known are not."""
-    pairs = list(zip(labels, facts, strict=True))
-    known = {label: {two for one, two in pairs if one == label and two} for label in labels}
-    return [f"{label} {fact}" if fact and len(known[label]) > 1 else label for label, fact in pairs]
+def told_apart(
+    labels: Sequence[str], facts: Sequence[str], alike: Sequence[Any] | None = None
+) -> list[str]:
+    """Add the facts to labels that are alike, where the facts that are known are not.
+
+    Parameters
+    ----------
+    alike : sequence, optional
+        What is equal for labels that count as alike; by default they themselves.
+    """
+    keys = labels if alike is None else alike
+    known: dict[Any, set[str]] = {key: set() for key in keys}
+    for key, fact in zip(keys, facts, strict=True):
+        known[key] |= {fact} - {""}
+    return [
+        f"{label} {fact}" if fact and len(known[key]) > 1 else label
+        for label, fact, key in zip(labels, facts, keys, strict=True)
+    ]
 
 
 def _sweeps(jobs: Sequence[Job]) -> list[str]:

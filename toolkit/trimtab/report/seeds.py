@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.report.derive import derived
 from trimtab.report.job import Job
-from trimtab.report.labels import commit, labelled, overrides, settings, typed
+from trimtab.report.labels import commit, labelled, overrides, settings, software, typed
 from trimtab.report.verdict import ALIKE, setting
 
 INTERVAL = ("estimate", "low", "high")
@@ -47,7 +47,8 @@ def _setting(job: Job) -> Any:
         return job.folder
     told = tuple(one for one in overrides(job) if not one.startswith("seed="))
     work = (*setting(job), job.get("tokens.baseline"), job.get("speed.paired"), *settings(job))
-    return job.content["label"], job.methods, typed(job), told, commit(job), *work
+    ran = commit(job), frozenset(software(job).items())
+    return job.content["label"], job.methods, typed(job), told, *ran, *work
 
 
 def _distinct(jobs: Sequence[Job]) -> bool:
