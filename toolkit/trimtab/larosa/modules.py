@@ -26,11 +26,20 @@ class KeepsInDecodeStep(Protocol):
     def in_decode_step(self, width: int, device: torch.device) -> Selection:
         """Return what a decode step on a device keeps of `width` activations."""
 
+    def description(self, width: int) -> tuple[Any, ...]:
+        """Return, as JSON values, all that decides which of `width` activations are kept."""
+
 
 def _in_decode_step(selector: Keep, width: int, device: torch.device) -> Selection:
     if not isinstance(selector, KeepsInDecodeStep):
         raise MisfitError(f"{type(selector).__name__} follows no rule that decode plans have")
     return selector.in_decode_step(width, device)
+
+
+def _described(selector: Keep, width: int) -> tuple[Any, ...]:
+    if not isinstance(selector, KeepsInDecodeStep):
+        return (type(selector).__name__,)
+    return selector.description(width)
 
 
 def _input_of(weight: Tensor) -> tuple[int, torch.device]:
@@ -71,6 +80,10 @@ class SparseLinear(nn.Module):
         if self.selector is None:
             return SiteInput()
         return SiteInput(selection=_in_decode_step(self.selector, *_input_of(self.weight)))
+
+    def beside_tensors(self) -> Any:
+        """Return what the layer drops of its input."""
+        return None if self.selector is None else _described(self.selector, len(self.weight))
 
 
 @torch.no_grad()
@@ -150,6 +163,11 @@ class SparseNorm(nn.Module):
         norm = norm_part(self.norm)
         selection = _in_decode_step(self.selector, *_input_of(norm.weight))
         return SiteInput(norm, self.transform, self.transform_scale, selection)
+
+    def beside_tensors(self) -> Any:
+        """Return which norm it is, and what is dropped of its output."""
+        norm = norm_part(self.norm)
+        return norm.centers, norm.epsilon, _described(self.selector, len(norm.weight))
 
 
 def change_basis(module: nn.Module, matrix: Tensor) -> RemovableHandle:
