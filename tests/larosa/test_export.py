@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import random_inputs, tiny
 from tests.generation.models import TOKENIZER
 from tests.models.contract import draw, stepwise
-from trimtab.adaptivocab import AdaptiVocab, Mode
+from trimtab.adaptivocab import AdaptiVocab, Mode, Rows
 from trimtab.artifact import Artifact
 from trimtab.errors import ArtifactError, MisfitError, TrimtabError
 from trimtab.files import sha256_of_json
@@ -211,6 +211,29 @@ def test_a_sparse_model_is_not_made_sparse_again(own, corpus):
     found = load_exported(own)
     with pytest.raises(MisfitError, match="sparse already"):
         LaRoSA(**SMALL).calibrate(found, TOKENIZER, corpus)
+
+
+@pytest.mark.parametrize("mode", [Mode.auto, Mode.full, Mode.input])
+@pytest.mark.parametrize("rows", [Rows.fitted, Rows.distilled])
+def test_rows_that_take_gradients_are_refused_before_anything_is_mined(
+    own, corpus, rows, mode, monkeypatch
+):
+    monkeypatch.setattr("trimtab.adaptivocab.calibrate.tokenize", None)
+    method = AdaptiVocab(mode=mode, rows=rows, **VOCABULARY)
+    with pytest.raises(MisfitError, match=f"^adaptivocab.rows={rows} is fitted by gradients"):
+        method.calibrate(load_exported(own), TOKENIZER, corpus)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rows": Rows.mean}, {"rows": Rows.exponential}, {"mode": Mode.draft}]
+)
+def test_a_vocabulary_without_gradients_is_made_for_a_loaded_model(own, corpus, settings):
+    found = load_exported(own)
+    method = AdaptiVocab(size=20, **{"mode": Mode.full, "max_bpb_increase": None} | settings,
+                         **VOCABULARY)  # fmt: skip
+    artifact = method.calibrate(found, TOKENIZER, corpus)
+    with method.apply(found, TOKENIZER, artifact):
+        assert found(random_inputs(1, 12)).logits.isfinite().all()
 
 
 def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_not(corpus, tmp_path):
