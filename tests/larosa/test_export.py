@@ -207,6 +207,25 @@ def test_a_loaded_model_does_not_depend_on_its_files(own):
     assert torch.equal(found(ids).logits, expected)
 
 
+@pytest.mark.parametrize("precision", Precision)
+def test_a_loaded_model_is_cast(corpus, tmp_path, precision):
+    loaded = tiny()
+    method, artifact = calibrated(loaded, corpus, transforms=Transforms.all, precision=precision)
+    folder = exported(loaded, method, artifact, tmp_path / "model")
+    ids = random_inputs(1, 12)
+    expected = load_exported(folder)(ids).logits
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        stored = {"int8": (torch.int8, torch.float32), "model": (dtype,)}[precision]
+        for cast in ("to", "type"):
+            found = getattr(load_exported(folder), cast)(dtype)
+            logits = found(ids).logits
+            assert logits.dtype == dtype
+            assert (logits - expected).abs().max() < 0.2 * expected.abs().max()
+            for norm in (one for one in found.modules() if isinstance(one, SparseNorm)):
+                parts = norm.transform, norm.transform_scale
+                assert tuple(part.dtype for part in parts if part is not None) == stored
+
+
 def test_a_sparse_model_is_not_made_sparse_again(own, corpus):
     found = load_exported(own)
     with pytest.raises(MisfitError, match="sparse already"):

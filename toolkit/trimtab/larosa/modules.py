@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +142,18 @@ class SparseNorm(nn.Module):
             for part in (transform, transform_scale)
         )
         self.selector = selector
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert as `to`, `half` and the like ask for; an int8 transform keeps its dtypes."""
+        quantized = self.transform_scale is not None
+        names = ("transform", "transform_scale") if quantized else ()
+        stored = {name: self.get_parameter(name).data for name in names}
+        super()._apply(function, recurse)
+        for name, before in stored.items():
+            made = self.get_parameter(name)
+            if made.dtype != before.dtype:
+                made.data = before.to(made.device)
+        return self
 
     @property
     def transform_bytes(self) -> int:
