@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -729,3 +730,22 @@ def test_a_models_generation_config_changes_neither_route(tokenizer, larosa):
                 found.append(made.tokens)
         assert model.generation_config is odd
     assert all(tokens == found[0] for tokens in found[:4])
+
+
+def test_a_baseline_ends_texts_as_the_optimized_model_does(tokenizer):
+    model, baseline = built().eval(), built().eval()
+    greedy = "trimtab.evaluation.metrics.greedy.Greedy"
+    config = dataclasses.replace(FAST, metrics={"greedy": greedy})
+
+    def agreement() -> float:
+        with trimtab.apply(model, tokenizer, [trimtab.VAttention()]) as optimized:
+            found = trimtab.measure(optimized, HELD_OUT, config, baseline=baseline)
+        return found["quality"]["greedy_agreement"]["estimate"]
+
+    prompt = tokenizer(HELD_OUT[0][:32], return_tensors="pt")
+    tokens = model.generate(**prompt, max_new_tokens=4, do_sample=False)[0, -4:]
+    for own in (GenerationConfig(eos_token_id=tokens.tolist()), None):
+        for one, other in ((baseline, model), (model, baseline)):
+            one.generation_config, other.generation_config = own, GenerationConfig(eos_token_id=2)
+            assert agreement() == 1.0
+            assert one.generation_config is own

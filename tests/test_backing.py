@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,13 +117,14 @@ def test_a_method_is_undone_exactly_after_its_model_was_packed(method):
     assert all(torch.equal(found[name], one) for name, one in before.items())
 
 
+@pytest.mark.parametrize("name", ["Backing({})", "{}"])
 @pytest.mark.parametrize("choice", backing.Backing)
-def test_what_is_allocated_lies_in_huge_pages_or_does_not(choice):
+def test_what_is_allocated_lies_in_huge_pages_or_does_not(choice, name):
     if "[never]" in TRANSPARENT.read_text("ascii"):
         pytest.skip("the system has no huge pages")
     code = (
         "from trimtab.backing import *\n"
-        f"use_pages(Backing({str(choice)!r}))\n"
+        f"use_pages({name.format(repr(str(choice)))})\n"
         "import torch\n"
         "one = torch.ones(2**24)\n"
         "print(huge_page_bytes() / one.nbytes)\n"
@@ -130,3 +132,11 @@ def test_what_is_allocated_lies_in_huge_pages_or_does_not(choice):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     share = float(done.stdout)
     assert share > 0.5 if choice is backing.Backing.huge else share < 0.1
+
+
+@pytest.mark.parametrize("choice", ["huge_pages", "", None, 0, trimtab.LaRoSA])
+def test_a_backing_that_there_is_not_is_refused(choice, monkeypatch):
+    monkeypatch.delenv(backing.TORCH_HUGE_PAGES, raising=False)
+    with pytest.raises(trimtab.ConfigError, match="^backing=.*: expected huge or as_loaded"):
+        backing.use_pages(choice)
+    assert backing.TORCH_HUGE_PAGES not in os.environ

@@ -121,6 +121,13 @@ def test_a_column_of_a_table_holds_texts(column):
     assert Corpus.for_test(column).digest == Corpus.for_test(["one", "two"]).digest
 
 
+def test_a_split_is_named_or_refused():
+    corpus = Corpus.for_test(["one"])
+    assert corpus.documents("test") == corpus.documents(Split.test)
+    with pytest.raises(ConfigError, match=r"^split=tests: expected one of .* did you mean test\?$"):
+        corpus.documents("tests")
+
+
 def test_an_empty_split_is_refused_by_name():
     with pytest.raises(TrimtabError, match="no document in its test split"):
         corpus_of([]).documents(Split.test)

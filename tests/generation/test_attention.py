@@ -77,6 +77,9 @@ def test_a_decode_step_appends_and_attends_up_to_the_lengths():
         ({}, {"position_bias": torch.ones(1)}, "position_bias"),
         ({}, {"dropout": 0.1}, "dropout"),
         ({"is_causal": False}, {}, "later tokens"),
+        ({"config": SimpleNamespace(is_causal=False)}, {}, "later tokens"),
+        ({}, {"is_causal": False}, "later tokens"),
+        ({"is_causal": False}, {"s_aux": 1, "dropout": 0.1}, "s_aux, dropout, later tokens"),
     ],
 )
 def test_other_kinds_of_attention_are_refused(module, passed, message):

@@ -26,7 +26,7 @@ from trimtab.larosa.selection import Selectors
 from trimtab.models.adapter import adapter_for
 from trimtab.models.decode_parts import joined
 from trimtab.models.sources import DType
-from trimtab_kernels.decode_step import Linear, Norm, SiteInput, cpu
+from trimtab_kernels.decode_step import Activation, Linear, Norm, SiteInput, cpu
 from trimtab_kernels.decode_step.reference import decode_step
 
 
@@ -107,6 +107,13 @@ def test_parts_of_other_widths_are_refused():
         layers = (replace(layer, **changed), *plan.layers[1:])
         with pytest.raises(ValueError, match=message):
             cpu.CpuExecutor(replace(plan, layers=layers), *empty_cache(model, 3))
+
+
+def test_an_activation_is_named_or_refused():
+    layer = plan_of(model_of("gpt2")).layers[0]
+    assert replace(layer, activation="relu").activation is Activation.relu
+    with pytest.raises(ValueError, match="'tanh' is not a valid Activation"):
+        replace(layer, activation="tanh")
 
 
 OUTSIDE: list[tuple[tuple[list[int], ...], str]] = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import random_inputs, tiny
 from tests.generation.models import TOKENIZER
 from tests.models.contract import draw, stepwise
-from trimtab.adaptivocab import AdaptiVocab, Mode
+from trimtab.adaptivocab import AdaptiVocab, Mode, Rows
 from trimtab.artifact import Artifact
 from trimtab.errors import ArtifactError, MisfitError, TrimtabError
 from trimtab.files import sha256_of_json
@@ -205,10 +207,52 @@ def test_a_loaded_model_does_not_depend_on_its_files(own):
     assert torch.equal(found(ids).logits, expected)
 
 
+@pytest.mark.parametrize("precision", Precision)
+def test_a_loaded_model_is_cast(corpus, tmp_path, precision):
+    loaded = tiny()
+    method, artifact = calibrated(loaded, corpus, transforms=Transforms.all, precision=precision)
+    folder = exported(loaded, method, artifact, tmp_path / "model")
+    ids = random_inputs(1, 12)
+    expected = load_exported(folder)(ids).logits
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        stored = {"int8": (torch.int8, torch.float32), "model": (dtype,)}[precision]
+        for cast in ("to", "type"):
+            found = getattr(load_exported(folder), cast)(dtype)
+            logits = found(ids).logits
+            assert logits.dtype == dtype
+            assert (logits - expected).abs().max() < 0.2 * expected.abs().max()
+            for norm in (one for one in found.modules() if isinstance(one, SparseNorm)):
+                parts = norm.transform, norm.transform_scale
+                assert tuple(part.dtype for part in parts if part is not None) == stored
+
+
 def test_a_sparse_model_is_not_made_sparse_again(own, corpus):
     found = load_exported(own)
     with pytest.raises(MisfitError, match="sparse already"):
         LaRoSA(**SMALL).calibrate(found, TOKENIZER, corpus)
+
+
+@pytest.mark.parametrize("mode", [Mode.auto, Mode.full, Mode.input])
+@pytest.mark.parametrize("rows", [Rows.fitted, Rows.distilled])
+def test_rows_that_take_gradients_are_refused_before_anything_is_mined(
+    own, corpus, rows, mode, monkeypatch
+):
+    monkeypatch.setattr("trimtab.adaptivocab.calibrate.tokenize", None)
+    method = AdaptiVocab(mode=mode, rows=rows, **VOCABULARY)
+    with pytest.raises(MisfitError, match=f"^adaptivocab.rows={rows} is fitted by gradients"):
+        method.calibrate(load_exported(own), TOKENIZER, corpus)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rows": Rows.mean}, {"rows": Rows.exponential}, {"mode": Mode.draft}]
+)
+def test_a_vocabulary_without_gradients_is_made_for_a_loaded_model(own, corpus, settings):
+    found = load_exported(own)
+    method = AdaptiVocab(size=20, **{"mode": Mode.full, "max_bpb_increase": None} | settings,
+                         **VOCABULARY)  # fmt: skip
+    artifact = method.calibrate(found, TOKENIZER, corpus)
+    with method.apply(found, TOKENIZER, artifact):
+        assert found(random_inputs(1, 12)).logits.isfinite().all()
 
 
 def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_not(corpus, tmp_path):
@@ -324,6 +368,79 @@ def rewrite(folder: Path, **changes) -> None:
     del content["content_sha256"]
     content |= changes
     path.write_text(json.dumps({**content, "content_sha256": sha256_of_json(content)}))
+
+
+def described(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings and the plan that the description has."""
+    content = json.loads((folder / "trimtab.json").read_text())
+    return content["settings"], content["plan"]
+
+
+def identified(folder: Path) -> str:
+    return fingerprint(load_exported(folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"selection": "topk"},
+        {"selection": "capped", "cap": 1.2},
+        {"dense_prefix": 3},
+        {"prefill": "dense"},
+    ],
+    ids=str,
+)
+def test_another_selection_is_another_model(own, changes):
+    settings, _ = described(own)
+    assert settings | changes != settings
+    before = identified(own)
+    rewrite(own, settings=settings | changes)
+    assert identified(own) != before
+
+
+@pytest.mark.parametrize(
+    ("selection", "part"),
+    [("threshold", "threshold"), ("topk", "sparsity"), ("capped", "sparsity")],
+)
+@pytest.mark.parametrize("site", ["h2", "h3"])
+def test_another_sparsity_of_one_site_is_another_model(own, selection, part, site):
+    settings, plan = described(own)
+    rewrite(own, settings=settings | {"selection": selection, "cap": 1.0})
+    before = identified(own)
+    plan["sites"][site][1][part] *= 1.5
+    rewrite(own, plan=plan)
+    assert identified(own) != before
+
+
+def test_a_setting_that_the_selection_does_not_read_makes_no_other_model(own):
+    settings, plan = described(own)
+    assert settings["selection"] == "threshold"
+    before = identified(own)
+    plan["sites"]["h3"][1]["sparsity"] *= 1.5
+    rewrite(own, plan=plan, settings=settings | {"cap": 1.7})
+    assert identified(own) == before
+
+
+def test_a_model_stays_the_same_when_it_has_run_is_copied_or_loaded_again(own):
+    rewrite(own, settings=described(own)[0] | {"selection": "capped", "dense_prefix": 2})
+    found = load_exported(own)
+    before = fingerprint(found)
+    found(random_inputs(2, 12))
+    with Engine(found, TOKENIZER, slots=2, max_len=64) as engine:
+        engine.generate([[5, 6, 7]], max_new_tokens=3)
+    for same in (found, copy.deepcopy(found), found.to("cpu"), load_exported(own)):
+        assert fingerprint(same) == before
+
+
+def test_an_artifact_of_one_sparse_model_is_refused_by_another(own, corpus):
+    method = AdaptiVocab(mode=Mode.draft, size=20, **VOCABULARY)
+    first = load_exported(own)
+    artifact = method.calibrate(first, TOKENIZER, corpus)
+    with method.apply(first, TOKENIZER, artifact):
+        pass
+    rewrite(own, settings=described(own)[0] | {"prefill": "dense"})
+    with pytest.raises(ArtifactError, match="belongs to another model"):
+        method.apply(load_exported(own), TOKENIZER, artifact)
 
 
 @pytest.mark.parametrize("changes", [{"schema": 99}, {"method": "other"}])

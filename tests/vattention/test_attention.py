@@ -204,6 +204,34 @@ def test_attention_weights_that_it_has_not_are_refused(name):
         generate(model, equally_long(1))
 
 
+@pytest.mark.parametrize("where", ["config", "keyword"])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma2", "tiny-gemma3", "tiny-gpt2"])
+def test_later_tokens_are_seen_on_a_virtual_cache_and_refused_by_the_kernel(name, where):
+    model, ids = copy.deepcopy(model_of(name)), prompts(1)
+    causal = model(ids).logits
+    given = {}
+    if where == "config":
+        model.config.is_causal = False
+    else:
+        given["is_causal"] = False
+
+    def passes(cache: Cache) -> Tensor:
+        parts = ids[:, :12], ids[:, 12:13], ids[:, 13:]
+        return torch.cat(
+            [model(part, past_key_values=cache, **given).logits for part in parts], dim=1
+        )
+
+    expected = passes(DynamicCache(config=model.config))
+    assert (expected - causal).abs().max() > 0.01
+    with make(model, 1) as cache:
+        torch.testing.assert_close(passes(cache), expected, rtol=0, atol=0)
+    with decode_kernel(model), pytest.raises(MisfitError, match=r"later tokens \(is_causal=False"):
+        model(ids, **given)
+    model.config.is_causal = True
+    with decode_kernel(model):
+        torch.testing.assert_close(model(ids, is_causal=True).logits, causal, rtol=1e-4, atol=1e-5)
+
+
 def test_after_an_error_the_model_has_its_own_attention_again():
     model = copy.deepcopy(model_of("tiny-llama"))
     before = model.config._attn_implementation

@@ -16,6 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimtab.ranges import member_of
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -39,14 +41,20 @@ class Backing(StrEnum):
     as_loaded = "as_loaded"
 
 
-def use_pages(backing: Backing) -> None:
+def use_pages(backing: Backing | str) -> None:
     """Have the memory that this process allocates from now on be backed so.
 
     To be called before torch allocates a tensor on the CPU, for the first time.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such backing.
     """
+    ordinary = member_of(Backing, backing, "backing") is Backing.as_loaded
     os.environ[TORCH_HUGE_PAGES] = "1"
     # It fails only where the kernel has no huge pages, and so nothing to disable.
-    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, int(backing is Backing.as_loaded), 0, 0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, int(ordinary), 0, 0, 0)
 
 
 def pack(model: PreTrainedModel) -> None:

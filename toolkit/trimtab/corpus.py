@@ -14,6 +14,7 @@ from trimtab.corpora import CorpusSource, Document
 from trimtab.errors import TrimtabError
 from trimtab.files import sha256_of_json
 from trimtab.progress import say
+from trimtab.ranges import member_of
 
 ENOUGH = 20  # documents, for each split to get some
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -137,14 +138,15 @@ class Corpus:
     def _of_each(self, of: Callable[[Document], str]) -> dict[str, list[str]]:
         return {str(split): [*map(of, documents)] for split, documents in self.splits.items()}
 
-    def documents(self, split: Split) -> list[Document]:
+    def documents(self, split: Split | str) -> list[Document]:
         """Return the documents of a split.
 
         Raises
         ------
         TrimtabError
-            If the split is empty.
+            If the split is empty, or there is none of that name.
         """
+        split = member_of(Split, split, "split")
         if not self.splits[split]:
             raise TrimtabError(
                 f"the corpus {self.name} has no document in its {split} split: give it more "

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
-from trimtab.errors import nearest
+from trimtab.errors import ConfigError, nearest
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 KIND = {bool: "true or false", int: "a whole number", float: "a number", str: "a text, not empty"}
 LISTS = {int: "a list of whole numbers: [1,2]", str: "a list of texts: [A,B]"}
@@ -44,6 +46,20 @@ def accepted(metadata: Mapping[str, Any], hint: Any) -> str:
 def closest(value: Any, hint: Any) -> str:
     """Return a hint at the choice that was probably meant, or nothing."""
     return nearest(str(value), _choices(hint))
+
+
+def member_of(kind: type[Choice], value: Any, name: str) -> Choice:
+    """Return the member that a value is, or is the name of; `name` is the argument's.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    if value not in list(kind):
+        expected = f"expected {accepted({}, kind)}{closest(value, kind)}"
+        raise ConfigError(name, value, expected)
+    return kind(value)
 
 
 def _choices(hint: Any) -> list[str]:

@@ -198,6 +198,9 @@ class Layer:
     down: Linear
     post_mlp: Norm | None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "activation", Activation(self.activation))
+
 
 @dataclass(frozen=True)
 class DecodePlan:

@@ -17,7 +17,7 @@ from trimtab.adaptivocab.mining.pair_merging import PairMerging
 from trimtab.adaptivocab.mining.texts import Mined, TokenizedText, tokenize, up_to
 from trimtab.adaptivocab.ngrams import NGrams
 from trimtab.adaptivocab.quality_budget import QualityBudget
-from trimtab.adaptivocab.rows.fit import ON_TEXT, Extension, RowFitter
+from trimtab.adaptivocab.rows.fit import ON_TEXT, Extension, RowFitter, require_gradients
 from trimtab.adaptivocab.rows.scoring import ScoredText, score_texts
 from trimtab.adaptivocab.settings import AdaptiVocabSettings, Mode, NGramSelection
 from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
@@ -76,6 +76,7 @@ class Calibrator:
 
     def _merge(self) -> Extension | None:
         """Return the n-grams that become tokens."""
+        require_gradients(self._model, self._settings.rows)
         embedding: Any = self._model.get_input_embeddings()
         if len(self._tokenizer) > embedding.weight.shape[0]:
             raise MisfitError(

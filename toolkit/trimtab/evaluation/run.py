@@ -23,7 +23,7 @@ from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
 from trimtab.evaluation.schema import SCHEMA, CalibrationRun
 from trimtab.evaluation.settings import settings_of
 from trimtab.generation.stopping import require_going_on
-from trimtab.generation.transformers import set_aside
+from trimtab.generation.transformers import set_aside, using_generation_config
 from trimtab.models.changes import lock_of
 from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
@@ -80,7 +80,8 @@ def measure(
     config : MeasureConfig, optional
         What is generated, read and timed; the defaults of `evaluate.py` where None.
     baseline : PreTrainedModel, optional
-        A copy of the unmodified model, for a paired measurement; made where None.
+        A copy of the unmodified model, for a paired measurement; made where None. It generates by
+        the optimized model's generation config: texts of both end with the same tokens.
     subject : Subject, optional
         What the result says of the unmodified model; found out where None.
     label : str, optional
@@ -225,7 +226,8 @@ def _measure(
 
     if baseline is not None:
         first = Contender("baseline", baseline, tokenizer)
-        with inferring(baseline):
+        generation = optimized.model.generation_config
+        with inferring(baseline), using_generation_config(baseline, generation):
             take([first, candidate])
         return first, candidate, optimized.applied.measured()
     take([candidate])

@@ -53,18 +53,25 @@ def plain_generation(
     endless : bool
         Whether texts go on after a stop token.
     """
-    ends = None if endless else sorted(stop_tokens(model, tokenizer)) or None
+    plain = GenerationConfig(
+        eos_token_id=None if endless else sorted(stop_tokens(model, tokenizer)) or None,
+        pad_token_id=pad_token(tokenizer),
+        use_cache=True,
+    )
+    with using_generation_config(model, plain):
+        yield
+
+
+@contextmanager
+def using_generation_config(model: PreTrainedModel, config: Any) -> Iterator[None]:
+    """Have a model generate by a config that is not its own, or by none, within the block."""
     with lock_of(model):
-        config = model.generation_config
+        own = model.generation_config
         try:
-            model.generation_config = GenerationConfig(
-                eos_token_id=ends,
-                pad_token_id=pad_token(tokenizer),
-                use_cache=True,
-            )
+            model.generation_config = config
             yield
         finally:
-            model.generation_config = config
+            model.generation_config = own
 
 
 def set_aside(model: PreTrainedModel) -> dict[str, Any]:

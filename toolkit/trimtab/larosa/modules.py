@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +26,20 @@ class KeepsInDecodeStep(Protocol):
     def in_decode_step(self, width: int, device: torch.device) -> Selection:
         """Return what a decode step on a device keeps of `width` activations."""
 
+    def description(self, width: int) -> tuple[Any, ...]:
+        """Return, as JSON values, all that decides which of `width` activations are kept."""
+
 
 def _in_decode_step(selector: Keep, width: int, device: torch.device) -> Selection:
     if not isinstance(selector, KeepsInDecodeStep):
         raise MisfitError(f"{type(selector).__name__} follows no rule that decode plans have")
     return selector.in_decode_step(width, device)
+
+
+def _described(selector: Keep, width: int) -> tuple[Any, ...]:
+    if not isinstance(selector, KeepsInDecodeStep):
+        return (type(selector).__name__,)
+    return selector.description(width)
 
 
 def _input_of(weight: Tensor) -> tuple[int, torch.device]:
@@ -71,6 +80,10 @@ class SparseLinear(nn.Module):
         if self.selector is None:
             return SiteInput()
         return SiteInput(selection=_in_decode_step(self.selector, *_input_of(self.weight)))
+
+    def beside_tensors(self) -> Any:
+        """Return what the layer drops of its input."""
+        return None if self.selector is None else _described(self.selector, len(self.weight))
 
 
 @torch.no_grad()
@@ -130,6 +143,18 @@ class SparseNorm(nn.Module):
         )
         self.selector = selector
 
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert as `to`, `half` and the like ask for; an int8 transform keeps its dtypes."""
+        quantized = self.transform_scale is not None
+        names = ("transform", "transform_scale") if quantized else ()
+        stored = {name: self.get_parameter(name).data for name in names}
+        super()._apply(function, recurse)
+        for name, before in stored.items():
+            made = self.get_parameter(name)
+            if made.dtype != before.dtype:
+                made.data = before.to(made.device)
+        return self
+
     @property
     def transform_bytes(self) -> int:
         """Bytes of the transform and its scale."""
@@ -150,6 +175,11 @@ class SparseNorm(nn.Module):
         norm = norm_part(self.norm)
         selection = _in_decode_step(self.selector, *_input_of(norm.weight))
         return SiteInput(norm, self.transform, self.transform_scale, selection)
+
+    def beside_tensors(self) -> Any:
+        """Return which norm it is, and what is dropped of its output."""
+        norm = norm_part(self.norm)
+        return norm.centers, norm.epsilon, _described(self.selector, len(norm.weight))
 
 
 def change_basis(module: nn.Module, matrix: Tensor) -> RemovableHandle:

@@ -199,10 +199,18 @@ class Selector:
         if self.counts.device != device:
             with torch.inference_mode(False):
                 self.counts = self.counts.to(device)
+        return decode_step.Selection(*self._rule(width), self.counts)
+
+    def description(self, width: int) -> tuple[Any, ...]:
+        """Return, as JSON values, all that decides which of `width` activations are kept."""
+        return *self._rule(width), self.positions.prefill.value
+
+    def _rule(self, width: int) -> tuple[int, float, int]:
+        """Return how many activations stay at most, from which magnitude on, after which prefix."""
         prefix = self.positions.dense_prefix
         if self.selection is Selection.topk:
-            return decode_step.Selection(self._count(width), 0.0, prefix, self.counts)
-        return decode_step.Selection(self._cap(width), self.plan.threshold, prefix, self.counts)
+            return self._count(width), 0.0, prefix
+        return self._cap(width), self.plan.threshold, prefix
 
     def _keep(self, z: Tensor) -> Tensor:
         width = z.shape[-1]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.contents import bytes_of
@@ -28,6 +29,14 @@ PROBE = (
 )
 
 
+@runtime_checkable
+class ComputesByMore(Protocol):
+    """A module of ours that computes by more than its tensors and the model's config."""
+
+    def beside_tensors(self) -> Any:
+        """Return the rest of what it computes by, as JSON values."""
+
+
 @torch.inference_mode()
 def fingerprint(model: PreTrainedModel) -> str:
     """Return the SHA-256 of a model's class, its config, and all there is to say of its tensors.
@@ -35,7 +44,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     That is the name, dtype, shape and bytes of each. Tied tensors count once, under the first of
     their names. The dtype is part of it: an artifact that was calibrated in float32 belongs to the
     float32 model. Settings of the config count where they may change what the model predicts, and
-    so do tensors that the model computes from it, where they have been changed since.
+    so do tensors that the model computes from it, where they have been changed since. What a
+    sparse model drops counts, too.
 
     Returns
     -------
@@ -49,8 +59,10 @@ def fingerprint(model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     digest.update(json.dumps(_effective(model.config), sort_keys=True, default=str).encode())
-    seen: set[int] = set()
     require_in_memory(model)
+    if more := _beside_tensors(model):
+        digest.update(json.dumps(more, sort_keys=True).encode())
+    seen: set[int] = set()
     state = sorted({**model.state_dict(), **unlike_config(model)}.items())
     total = sum(tensor.nbytes for _, tensor in state)
     items = state if total < QUIET_BELOW else track(state, "Fingerprinting weights", len(state))
@@ -61,6 +73,15 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(bytes_of(tensor))
     return digest.hexdigest()
+
+
+def _beside_tensors(model: nn.Module) -> dict[str, Any]:
+    """Return what modules compute by that is in no tensor, by their names."""
+    return {
+        name: module.beside_tensors()
+        for name, module in model.named_modules()
+        if isinstance(module, ComputesByMore)
+    }
 
 
 def _effective(config: PreTrainedConfig) -> dict[str, Any]:

@@ -55,12 +55,22 @@ class AttentionSpec:
 
 def require_plain(module: nn.Module, dropout: float, others: dict[str, Any]) -> None:
     """Raise `MisfitError` if a layer needs more than causal attention by an `AttentionSpec`."""
-    foreign = [name for name in FOREIGN if others.get(name) is not None]
-    if foreign or dropout or not getattr(module, "is_causal", True):
+    asked = [name for name in FOREIGN if others.get(name) is not None]
+    if dropout:
+        asked.append("dropout")
+    if not _is_causal(module, others.get("is_causal")):
+        asked.append("later tokens (is_causal=False)")
+    if asked:
         raise MisfitError(
-            f"{type(module).__name__} asks for {', '.join(foreign) or 'dropout or later tokens'}: "
-            "Trimtab's attention is causal, with windows and soft caps only"
+            f"{type(module).__name__} asks for {', '.join(asked)}: Trimtab's attention is causal, "
+            "with windows and soft caps only; run the model with transformers' own attention"
         )
+
+
+def _is_causal(module: nn.Module, given: bool | None) -> bool:
+    """Say whether a layer, its config and the keyword of a pass all leave out later tokens."""
+    own = (getattr(one, "is_causal", True) for one in (module, getattr(module, "config", None)))
+    return (given is None or given) and all(own)
 
 
 def attend(

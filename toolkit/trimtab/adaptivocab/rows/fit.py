@@ -24,10 +24,22 @@ from trimtab.adaptivocab.rows.trie import Trie
 from trimtab.adaptivocab.settings import Rows
 from trimtab.adaptivocab.tokenizer.extender import TokenizerExtender
 from trimtab.corpus import start_token
+from trimtab.errors import MisfitError
+from trimtab.models.decode_parts import HasLinearPart
 from trimtab.models.facts import final_softcap
 
 ON_TEXT = (Rows.fitted, Rows.distilled)  # fitted on texts, by gradient and L-BFGS
 FROM_EXPONENTIAL = (*ON_TEXT, Rows.recovered)  # begin with the paper's rows
+
+
+def require_gradients(model: PreTrainedModel, rows: Rows) -> None:
+    """Raise `MisfitError` where rows are asked for that take gradients, of a model without any."""
+    if rows in ON_TEXT and any(isinstance(module, HasLinearPart) for module in model.modules()):
+        raise MisfitError(
+            f"adaptivocab.rows={rows} is fitted by gradients, and the operators of a sparse model "
+            "have none: use adaptivocab.rows=mean, adaptivocab.rows=exponential or "
+            "adaptivocab.mode=draft, or calibrate on the original and put LaRoSA on top"
+        )
 
 
 @dataclass(frozen=True)
