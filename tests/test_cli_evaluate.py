@@ -169,8 +169,9 @@ def test_a_job_within_a_sweep_is_not_resumed(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["", " ", None])
 def test_a_folder_of_no_name_is_not_the_current_one(name, capsys):
+    config = OmegaConf.create({"hydra": {"run": {"dir": name}, "overrides": {"task": []}}})
     with pytest.raises(SystemExit):
-        Claim().on_run_start(OmegaConf.create({"hydra": {"run": {"dir": name}}}))
+        Claim().on_run_start(config)
     expected = f"error: hydra.run.dir={name or ''}: expected a folder, not empty: leave it out for"
     assert expected in capsys.readouterr().err
 
