@@ -33,7 +33,7 @@ def markdown(content: dict[str, Any]) -> str:
             "ones in all:"
         )
         parts.append(table(COLUMNS, [_cells(row) for row in run["rows"]]))
-        known = (([row["contender"]], row["work_ms"]) for row in run["rows"])
+        known = (([row["contender"]], row.get("work_ms")) for row in run["rows"])
         if work := step_work("round", ["contender"], known):
             parts += [work[0] + " The prefill is outside, too.", *work[1:]]
     rows = content["runs"][0]["rows"]
