@@ -31,7 +31,7 @@ def started(sweep: Path) -> dict[str, list[str]]:
 def interpolations(sweep: Path) -> list[tuple[list[str], dict[str, Any]]]:
     """Return jobs, by their overrides, with what ``${...}`` stood for as their sweep was started.
 
-    None are known of a sweep that an older version started.
+    There are none where no setting was written so.
     """
     found = _command(sweep).get("interpolated") or []
     return [(one["overrides"], one["settings"]) for one in found]
