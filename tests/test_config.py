@@ -170,6 +170,12 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ),
         ("evaluate", ["serving.new_tokens=[9,3]"], "serving.new_tokens=[9, 3]: expected the least"),
         ("evaluate", ["serving.prompt_bytes=[64]"], "prompt_bytes=[64]: expected the least and"),
+        ("evaluate", ["serving.peers=[vllm]"], "serving.peers=['vllm']: expected some of static, "),
+        (
+            "evaluate",
+            ["serving.peers=[static,static]"],
+            "['static', 'static']: expected some of st",
+        ),
         ("evaluate", ["on_missing=guess"], "on_missing=guess: expected calibrate or error"),
         ("evaluate", ["seed=null"], "seed=null: expected a whole number, at least 0 and below"),
         ("evaluate", ["threads=x"], "threads=x: expected null or a whole number, at least 1"),

@@ -77,6 +77,16 @@ def test_every_server_has_a_row_for_every_number_of_requests_with_all_its_figure
     assert "own greedy ones" in row(result, "continuous")["reason"]
 
 
+def test_peers_that_are_left_out_are_not_served(tmp_path):
+    found = served(tmp_path, "serving.requests=[2]", "serving.peers=[static]", methods=VATTENTION)
+    served_by = [one["server"] for one in found["serving"]["servers"]]
+    assert sorted(served_by) == ["candidate", "control", "padded", "static"]
+    assert found["serving"]["speedup_continuous"] is None
+    assert found["reasons"]["serving.speedup_continuous"] == "serving.peers has no continuous"
+    assert found["serving"]["speedup"]
+    assert found["serving"]["verdict"]
+
+
 def test_figures_are_those_of_the_samples(result):
     asked = [one for one in result["samples"]["serving_requests"] if one["requests"] == 4]
     tokens, size = (sum(one[name] for one in asked) for name in ("new_tokens", "bytes"))

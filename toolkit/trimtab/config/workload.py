@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from trimtab.settings import Settings, setting, settings
 
+PEERS = ("static", "continuous")
+
 
 @settings
 class GenerationConfig(Settings):
@@ -128,6 +130,11 @@ class ServingConfig(Settings):
         at_least=1,
         unit="bytes",
     )
+    peers: list[str] = setting(
+        default=list(PEERS),
+        meaning="how else transformers serves the unmodified model, beside a padded batch: on a "
+        "static cache, by continuous batching; [] leaves both out",
+    )
     repeats: int = setting(default=3, meaning="timed rounds of all servers", at_least=2)
 
     def __post_init__(self) -> None:
@@ -136,3 +143,5 @@ class ServingConfig(Settings):
             bounds = getattr(self, name)
             in_order = len(bounds) == 2 and bounds[0] <= bounds[1]
             self.require(in_order, name, "the least and the most: [least,most]")
+        known = {*self.peers} <= {*PEERS} and len({*self.peers}) == len(self.peers)
+        self.require(known, "peers", f"some of {', '.join(PEERS)}, each once: [{','.join(PEERS)}]")

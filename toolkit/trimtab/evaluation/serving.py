@@ -105,12 +105,14 @@ def answer_in_turn(entrants: Sequence[Entrant], repeats: int, order: Random) -> 
             yield number
 
 
-def entrants_of(one: Contender, prompts: Sequence[Prompt], budget: int) -> list[Entrant]:
+def entrants_of(
+    one: Contender, prompts: Sequence[Prompt], budget: int, peers: Sequence[str]
+) -> list[Entrant]:
     """Return the servers of a contender.
 
     The candidate has one: the engine, where the stack needs it, or a padded batch. The baseline is
-    served in all of transformers' ways, in the first of them twice: how far the second differs
-    from it is noise.
+    served in a padded batch twice, as how far the second differs from the first is noise, and by
+    its peers: ``static``, ``continuous``.
     """
     given = requests_of(prompts, one.tokenizer, one.output_tokenizer)
     size = CacheShape.of(one.model.config).token_bytes(one.model.dtype)
@@ -135,10 +137,11 @@ def entrants_of(one: Contender, prompts: Sequence[Prompt], budget: int) -> list[
     kinds = {
         "padded": CacheKind.dynamic, "control": CacheKind.dynamic, "static": CacheKind.static,
     }  # fmt: skip
-    return [
+    found = [
         *(Entrant(name, given, padded(twin(one.model), kind)) for name, kind in kinds.items()),
         Entrant("continuous", given, continuous, own_text=True),
     ]
+    return [entrant for entrant in found if entrant.name in ("padded", "control", *peers)]
 
 
 def requests_of(

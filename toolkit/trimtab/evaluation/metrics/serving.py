@@ -88,7 +88,7 @@ class Serving(Metric):
                 entrants = [
                     entrant
                     for one in contenders
-                    for entrant in entrants_of(one, prompts, self._budget or 0)
+                    for entrant in entrants_of(one, prompts, self._budget or 0, self._config.peers)
                 ]
                 self.entrants.setdefault(count, {}).update({one.name: one for one in entrants})
                 repeats = self._config.repeats
@@ -122,6 +122,9 @@ class Serving(Metric):
     def _compare(self, result: Result, largest: dict[str, Entrant]) -> None:
         found: dict[str, Estimate] = {}
         for name, *compared in RATIOS:
+            if missing := [one for one in compared if one not in largest]:
+                result.missing(f"serving.{name}", f"serving.peers has no {missing[0]}")
+                continue
             ours, theirs = (largest[one] for one in compared)
             if reason := _unanswered(ours) or _unanswered(theirs):
                 result.missing(f"serving.{name}", reason)
