@@ -24,7 +24,7 @@ from trimtab.backing import Backing, pack
 from trimtab.calibration import artifacts_for
 from trimtab.evaluation.memory import copied, step_bytes, twin
 from trimtab.evaluation.work import spent
-from trimtab.generation.transformers import Clock, plain_generation
+from trimtab.generation.transformers import Clock, plainly_generating
 from trimtab.larosa import Allocation, Basis, LaRoSA, Selection, Transforms
 from trimtab.method import Method
 from trimtab.models.facts import CacheShape
@@ -238,20 +238,19 @@ def contenders(setting: Setting, keys: Sequence[str]) -> tuple[list[Contender], 
 
 def _stock(setting: Setting, name: str, model: PreTrainedModel, **options: Any) -> Contender:
     """Return transformers' `generate`."""
-    generate: Any = model.generate
     tokenizer = setting.loaded.tokenizer
+    generate: Any = plainly_generating(model, tokenizer, endless=True).generate
 
     def run(ids: list[int]) -> Continuation:
         clock, prompt = Clock(), torch.tensor([ids])
-        with plain_generation(model, tokenizer):
-            output = generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                do_sample=False,
-                max_new_tokens=setting.options.new_tokens,
-                streamer=clock,
-                **options,
-            )
+        output = generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=setting.options.new_tokens,
+            streamer=clock,
+            **options,
+        )
         text = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
         return Continuation.of(clock.times[1:], text)
 

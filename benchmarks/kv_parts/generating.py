@@ -13,7 +13,7 @@ from kv_parts.timing import compared, interleave
 from trimtab.errors import TrimtabError
 from trimtab.generation import Engine
 from trimtab.generation.stopping import stop_tokens
-from trimtab.generation.transformers import Clock, plain_generation
+from trimtab.generation.transformers import Clock, plainly_generating
 from trimtab.models.loading import load_model
 from trimtab.models.shapes import shapes
 from trimtab.models.sources import (
@@ -123,16 +123,16 @@ class Texts:
     @torch.inference_mode()
     def _generate(self, name: str, **cache: Any) -> None:
         clock = Clock()
-        with plain_generation(self._model, self._tokenizer):
-            sequences = self._model.generate(
-                self._prompts,
-                attention_mask=torch.ones_like(self._prompts),
-                do_sample=False,
-                min_new_tokens=self._new,
-                max_new_tokens=self._new,
-                streamer=clock,
-                **cache,
-            )
+        plain: Any = plainly_generating(self._model, self._tokenizer)
+        sequences = plain.generate(
+            self._prompts,
+            attention_mask=torch.ones_like(self._prompts),
+            do_sample=False,
+            min_new_tokens=self._new,
+            max_new_tokens=self._new,
+            streamer=clock,
+            **cache,
+        )
         self._note(name, clock.times[1:])
         self.tokens[name] = sequences[:, self._prompts.shape[1] :].cpu()
 

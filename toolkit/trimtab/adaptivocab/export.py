@@ -40,6 +40,7 @@ from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
 from trimtab.models.saving import require_vacant, save_config
+from trimtab.models.view import generating_by
 from trimtab.progress import answer, may_go_unread
 from trimtab.settings import path_of
 
@@ -100,13 +101,8 @@ def _write(
 def _save(model: PreTrainedModel, folder: Path) -> None:
     """Save a model as transformers does, also one without a configuration of its generation."""
     save_config(model, folder)  # says in one line what cannot be saved
-    own = model.generation_config
-    if own is None:
-        model.generation_config = GenerationConfig.from_model_config(model.config)
-    try:
-        model.save_pretrained(folder)
-    finally:
-        model.generation_config = own
+    own = model.generation_config or GenerationConfig.from_model_config(model.config)
+    generating_by(model, own).save_pretrained(folder)
 
 
 def ordinary(model: PreTrainedModel) -> PreTrainedModel:

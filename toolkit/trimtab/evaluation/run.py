@@ -23,13 +23,14 @@ from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
 from trimtab.evaluation.schema import SCHEMA, CalibrationRun
 from trimtab.evaluation.settings import settings_of
 from trimtab.generation.stopping import require_going_on
-from trimtab.generation.transformers import set_aside, using_generation_config
+from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
 from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.predictions import require_cache, require_predictions
 from trimtab.models.pretrained import short_name
 from trimtab.models.state import inferring, own_precision, require_evaluation
+from trimtab.models.view import generating_by
 from trimtab.optimized import Optimized
 from trimtab.progress import say
 from trimtab.quiet import timing_turn
@@ -225,9 +226,9 @@ def _measure(
                 metric.measure(contenders)
 
     if baseline is not None:
-        first = Contender("baseline", baseline, tokenizer)
-        generation = optimized.model.generation_config
-        with inferring(baseline), using_generation_config(baseline, generation):
+        view = generating_by(baseline, optimized.model.generation_config)
+        first = Contender("baseline", view, tokenizer)
+        with inferring(baseline):
             take([first, candidate])
         return first, candidate, optimized.applied.measured()
     take([candidate])

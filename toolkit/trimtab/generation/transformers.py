@@ -26,8 +26,8 @@ from trimtab.generation.request import Completion, Finish, allowed
 from trimtab.generation.sampling import Sampling, seed_of
 from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
-from trimtab.models.changes import lock_of
 from trimtab.models.predictions import require_finite
+from trimtab.models.view import generating_by
 
 KEPT = (
     "bos_token_id",
@@ -39,11 +39,10 @@ KEPT = (
 _RANDOM = RLock()  # PyTorch's random state is one for all threads
 
 
-@contextmanager
-def plain_generation(
+def plainly_generating(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, endless: bool = False
-) -> Iterator[None]:
-    """Have `generate` follow its arguments and nothing else within the block.
+) -> PreTrainedModel:
+    """Return the model as one whose `generate` follows its arguments and nothing else.
 
     What a checkpoint's generation config may ask for beside the stop tokens (penalties, forced
     tokens, time limits, ...) our engine does not do; see `set_aside`.
@@ -58,20 +57,7 @@ def plain_generation(
         pad_token_id=pad_token(tokenizer),
         use_cache=True,
     )
-    with using_generation_config(model, plain):
-        yield
-
-
-@contextmanager
-def using_generation_config(model: PreTrainedModel, config: Any) -> Iterator[None]:
-    """Have a model generate by a config that is not its own, or by none, within the block."""
-    with lock_of(model):
-        own = model.generation_config
-        try:
-            model.generation_config = config
-            yield
-        finally:
-            model.generation_config = own
+    return generating_by(model, plain)
 
 
 def set_aside(model: PreTrainedModel) -> dict[str, Any]:
@@ -179,8 +165,8 @@ def generate(
     limit, at_limit = allowed(max_new_tokens, room - len(prompt))
     text = Detokenizer(output_tokenizer, stop)
     reader = StoppingCriteriaList([_Reader(text, len(prompt), ends)])
-    run: Any = model.generate
-    with _seeded(sampling, index, device), plain_generation(model, output_tokenizer):
+    run: Any = plainly_generating(model, output_tokenizer).generate
+    with _seeded(sampling, index, device):
         output = run(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

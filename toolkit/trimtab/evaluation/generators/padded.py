@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from trimtab.evaluation.cache_memory import CacheKind, CacheMemory, batch_memory
 from trimtab.evaluation.generators.generator import ForcedContinuations
 from trimtab.evaluation.generators.server import Answer, Request, require_all
-from trimtab.generation.transformers import Clock, plain_generation
+from trimtab.generation.transformers import Clock, plainly_generating
 from trimtab.models.adapter import module_device
 from trimtab.models.facts import longest_text
 
@@ -104,20 +104,17 @@ class PaddedServer:
             forced = ForcedContinuations(longest, given, self._device)
             options["logits_processor"] = LogitsProcessorList([forced])
         if self._kind is CacheKind.static:
-            # A model that generated a longer text before would get a cache of that length again.
-            vars(self._model).pop("_previous_max_cache_length", None)
             options |= {"cache_implementation": "static", "disable_compile": True}
-        clock, generate = Clock(), self._model.generate
-        with plain_generation(self._model, self._tokenizer, endless=True):
-            output = generate(  # type: ignore[operator]
-                input_ids=ids.to(self._device),
-                attention_mask=mask.to(self._device),
-                do_sample=False,
-                max_new_tokens=new,
-                streamer=clock,
-                return_dict_in_generate=True,
-                **options,
-            )
+        clock, plain = Clock(), plainly_generating(self._model, self._tokenizer, endless=True)
+        output = plain.generate(  # type: ignore[operator]
+            input_ids=ids.to(self._device),
+            attention_mask=mask.to(self._device),
+            do_sample=False,
+            max_new_tokens=new,
+            streamer=clock,
+            return_dict_in_generate=True,
+            **options,
+        )
         return output, clock
 
 

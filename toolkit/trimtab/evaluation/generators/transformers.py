@@ -17,7 +17,7 @@ from trimtab.evaluation.generators.generator import ForcedContinuations
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation.prompts import token_ids
-from trimtab.generation.transformers import Clock, plain_generation
+from trimtab.generation.transformers import Clock, plainly_generating
 from trimtab.models.adapter import module_device
 
 
@@ -105,8 +105,6 @@ def transformers_cache(
     """Return what one of transformers' caches holds at the end of a generation."""
     options: dict[str, Any] = {}
     if kind is CacheKind.static:
-        # A model that generated a longer text before would get a cache of that length again.
-        vars(model).pop("_previous_max_cache_length", None)
         options = {"cache_implementation": "static", "disable_compile": True}
 
     ids = token_ids(tokenizer, prompt.text)
@@ -129,17 +127,16 @@ def _generate(
 ) -> Any:
     """Generate exactly `new_tokens` tokens: stop tokens end nothing, or are not chosen."""
     ids = torch.tensor([prompt], device=_device(model))
-    generate: Any = model.generate
-    with plain_generation(model, tokenizer, endless=endless):
-        return generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            min_new_tokens=None if endless else new_tokens,
-            max_new_tokens=new_tokens,
-            return_dict_in_generate=True,
-            **options,
-        )
+    generate: Any = plainly_generating(model, tokenizer, endless=endless).generate
+    return generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        min_new_tokens=None if endless else new_tokens,
+        max_new_tokens=new_tokens,
+        return_dict_in_generate=True,
+        **options,
+    )
 
 
 def _device(model: PreTrainedModel) -> torch.device:

@@ -12,6 +12,7 @@ from lm_eval.models.huggingface import HFLM
 
 from trimtab.corpus import encode
 from trimtab.evaluation.contenders import Contender
+from trimtab.generation.transformers import plainly_generating
 from trimtab.models.facts import longest_text
 from trimtab.progress import track
 
@@ -29,7 +30,7 @@ class ContenderLM(HFLM):
 
     def __init__(self, contender: Contender) -> None:
         super().__init__(
-            pretrained=contender.model,
+            pretrained=plainly_generating(contender.model, contender.output_tokenizer),
             tokenizer=copy.deepcopy(contender.output_tokenizer),
             max_length=longest_text(contender.model.config),
         )

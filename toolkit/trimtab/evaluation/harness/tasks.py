@@ -18,7 +18,6 @@ from transformers import PreTrainedConfig, set_seed
 from trimtab.errors import ConfigError, first_line
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.harness.model import ContenderLM
-from trimtab.generation.transformers import plain_generation
 from trimtab.models.facts import longest_text
 from trimtab.settings import path_of
 
@@ -120,7 +119,7 @@ def solve(contender: Contender, tasks: dict[str, Any], limit: int | None, seed: 
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=seed)
     set_seed(seed)
-    with _quiet(), plain_generation(contender.model, contender.output_tokenizer):
+    with _quiet():
         found = evaluate(
             ContenderLM(contender),
             {"tasks": tasks, "groups": {}},

@@ -1,0 +1,55 @@
+"""What other threads see of a model, and of PyTorch, while ours measure and generate."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from transformers import PreTrainedModel
+
+import trimtab
+from tests.conftest import tiny
+from tests.generation.models import TOKENIZER, prompts_of
+
+PROMPTS = prompts_of(5, 9, 3)
+TEXTS = [" ".join(f"word{(n * 7 + i * i) % 97}" for i in range(300)) for n in range(12)]
+MEASURED = trimtab.MeasureConfig(
+    quality=trimtab.QualityConfig(windows=2, window_bytes=256, context_bytes=32),
+    generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
+    speed=trimtab.SpeedConfig(repeats=3, warmup=0, seconds=0),
+)
+
+
+@contextmanager
+def looking(model: PreTrainedModel, look: Callable[[], Any]) -> Iterator[list[Any]]:
+    """Note what `look` returns whenever the model runs within the block."""
+    seen: list[Any] = []
+    with model.model.register_forward_pre_hook(lambda *given: seen.append(look())):
+        yield seen
+
+
+def test_a_models_generation_config_is_its_own_throughout():
+    model = tiny().model
+    baseline = copy.deepcopy(model)
+    own, other = model.generation_config, baseline.generation_config
+    with (
+        trimtab.apply(model, TOKENIZER, []) as optimized,
+        looking(model, lambda: model.generation_config is own) as seen,
+        looking(baseline, lambda: baseline.generation_config is other) as beside,
+    ):
+        optimized.generate(PROMPTS, max_new_tokens=4)
+        trimtab.measure(optimized, TEXTS, MEASURED, baseline=baseline)
+    assert {*seen, *beside} == {True}
+
+
+def test_a_generate_that_was_put_on_the_model_is_not_called():
+    """It may be bound to the model, and then goes by the model's own settings."""
+    model = tiny().model
+    with trimtab.apply(model, TOKENIZER, []) as optimized:
+        expected = optimized.generate(PROMPTS, max_new_tokens=4)
+        model.generate = lambda **options: pytest.fail("it was called")
+        found = optimized.generate(PROMPTS, max_new_tokens=4)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
