@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 import trimtab
@@ -17,10 +19,12 @@ from tests.generation.models import TOKENIZER, prompts_of
 PROMPTS = prompts_of(5, 9, 3)
 TEXTS = [" ".join(f"word{(n * 7 + i * i) % 97}" for i in range(300)) for n in range(12)]
 MEASURED = trimtab.MeasureConfig(
-    quality=trimtab.QualityConfig(windows=2, window_bytes=256, context_bytes=32),
+    quality=trimtab.QualityConfig(windows=2, window_bytes=600, context_bytes=32),
     generation=trimtab.GenerationConfig(prompts=2, prompt_bytes=32, new_tokens=4),
     speed=trimtab.SpeedConfig(repeats=3, warmup=0, seconds=0),
 )
+
+LIKELIHOOD = "trimtab.evaluation.metrics.likelihood.Likelihood"
 
 
 @contextmanager
@@ -53,3 +57,28 @@ def test_a_generate_that_was_put_on_the_model_is_not_called():
         model.generate = lambda **options: pytest.fail("it was called")
         found = optimized.generate(PROMPTS, max_new_tokens=4)
     assert [one.tokens for one in found] == [one.tokens for one in expected]
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-opt"])
+def test_the_default_dtype_is_left_alone_and_changes_nothing(name):
+    """Whoever loads a model in another thread sets it for that time, for all threads."""
+    model, found = tiny(name).model, []
+    model.generation_config.eos_token_id = None
+    method = trimtab.LaRoSA(tokens=600, window=300, probe_tokens=300)
+    config = dataclasses.replace(
+        MEASURED, serving=trimtab.ServingConfig(requests=[]), metrics={"likelihood": LIKELIHOOD}
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            with looking(model, torch.get_default_dtype) as seen:
+                made = trimtab.calibrate(model, TOKENIZER, method, TEXTS)
+                with trimtab.apply(model, TOKENIZER, [made]) as optimized:
+                    tokens = [one.tokens for one in optimized.generate(PROMPTS, max_new_tokens=4)]
+                    result = trimtab.measure(optimized, TEXTS, config)
+            assert {*seen, torch.get_default_dtype()} == {dtype}
+        finally:
+            torch.set_default_dtype(torch.float32)
+        tensors = {name: tensor.tolist() for name, tensor in made.tensors.items()}
+        found.append([made.statistics, tensors, tokens, result["quality"]["bits_per_byte"]])
+    assert found[0] == found[1]

@@ -44,7 +44,7 @@ def require_as_it_was(model: PreTrainedModel) -> None:
 @contextmanager
 def of_the_caller() -> Iterator[None]:
     """Set what another part of a program may have set for itself."""
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
             yield

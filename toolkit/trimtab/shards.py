@@ -180,7 +180,7 @@ def each(
 
 def wait() -> None:
     """Wait until all processes are here."""
-    summed(torch.zeros(1))
+    summed(torch.zeros(1, dtype=torch.float32))
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Reader:
                 region.madvise(mmap.MADV_HUGEPAGE)
             numbers = torch.frombuffer(region, dtype=torch.float32).fill_(1)
         else:
-            numbers = torch.ones(READ_BYTES // 4, device=device)
+            numbers = torch.ones(READ_BYTES // 4, dtype=torch.float32, device=device)
         self.huge_share = (huge_page_bytes() - before) / READ_BYTES
         self._device = device
         self._parts = numbers.chunk(parts)

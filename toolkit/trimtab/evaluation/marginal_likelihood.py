@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from trimtab.models.adapter import module_device
+from trimtab.models.adapter import module_device, positions_of
 
 Choices = list[list[tuple[int, int]]]  # at each position, the tokens that fit and their lengths
 
@@ -48,7 +48,8 @@ def marginal_likelihood_nats(
     device = module_device(model.get_input_embeddings())
     cache = DynamicCache(config=model.config)
     prompt = torch.tensor([context], device=device)
-    output = model(input_ids=prompt, past_key_values=cache, logits_to_keep=1)
+    places_of_prompt = positions_of(model, prompt)
+    output = model(input_ids=prompt, past_key_values=cache, logits_to_keep=1, **places_of_prompt)
     cache.batch_repeat_interleave(samples)
     log_probs = output.logits[:, -1].float().log_softmax(-1).expand(samples, -1)
     places, weights = [0] * samples, torch.zeros(samples, dtype=torch.float64)
@@ -65,7 +66,8 @@ def marginal_likelihood_nats(
         if min(places) == len(text):
             return math.log(samples) - float(weights.logsumexp(0))
         step = torch.tensor(chosen, device=device)[:, None]
-        output = model(input_ids=step, past_key_values=cache)
+        position = positions_of(model, step, cache.get_seq_length())
+        output = model(input_ids=step, past_key_values=cache, **position)
         log_probs = output.logits[:, -1].float().log_softmax(-1)
 
 

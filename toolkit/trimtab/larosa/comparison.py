@@ -20,7 +20,7 @@ from trimtab.larosa.plan import Plan
 from trimtab.larosa.selection import Selectors
 from trimtab.larosa.settings import LaRoSASettings, Prefill
 from trimtab.method import Calibration
-from trimtab.models.adapter import module_device
+from trimtab.models.adapter import module_device, positions_of
 from trimtab.models.predictions import require_finite
 from trimtab.progress import say
 from trimtab.resampling import rate_difference
@@ -132,7 +132,9 @@ def _nats(model: PreTrainedModel, windows: Tensor) -> list[float]:
     device = module_device(model.get_input_embeddings())
 
     def score(window: Tensor) -> dict[str, Tensor]:
-        logits = run(input_ids=window[None].to(device), use_cache=False).logits[0, :-1].float()
+        ids = window[None].to(device)
+        found = run(input_ids=ids, use_cache=False, **positions_of(model, ids))
+        logits = found.logits[0, :-1].float()
         require_finite(model, logits)
         targets = window[1:].to(logits.device)
         nats = nn.functional.cross_entropy(logits, targets, reduction="none")

@@ -137,7 +137,7 @@ def _fold_after_norm(
 def plain_norm(rms: bool, weight: Tensor, epsilon: float) -> nn.Module:
     """Return PyTorch's RMSNorm or LayerNorm with this weight and no bias."""
     kind, options = (nn.RMSNorm, {}) if rms else (nn.LayerNorm, {"bias": False})
-    norm = kind(len(weight), epsilon, device="meta", **options)
+    norm = kind(len(weight), epsilon, device="meta", dtype=weight.dtype, **options)
     norm.weight = nn.Parameter(weight, requires_grad=False)
     return norm
 

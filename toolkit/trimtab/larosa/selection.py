@@ -163,7 +163,7 @@ class Selector:
     @property
     def kept(self) -> float:
         """Share of the entries that were not zero, while recording."""
-        return float(self.recorded[0] / self.recorded[1])
+        return float(self.recorded[0].float() / self.recorded[1])
 
     def __call__(self, z: Tensor) -> Tensor:
         """Zero what is dropped of activations [..., d]."""

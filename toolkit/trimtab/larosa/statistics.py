@@ -157,7 +157,7 @@ class MagnitudeHistogram:
         counts = torch.zeros_like(self._counts)
         counts[used] = shards.summed(self._counts[used])
         seen = counts.flatten().cumsum(0)
-        tokens = seen[-1] / len(self.costs)
+        tokens = seen[-1].float() / len(self.costs)
         index = torch.searchsorted(seen, shares * seen[-1], right=True)
         thresholds = (index << DROPPED_BITS).to(torch.int32).view(torch.float32)
         every = self._spent.total_of(used).flatten()

@@ -29,6 +29,7 @@ __all__ = [
     "norm_bias",
     "norm_epsilon",
     "norm_weight",
+    "positions_of",
 ]
 
 
@@ -109,3 +110,14 @@ def input_width(linear: nn.Module) -> int:
 def module_device(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter."""
     return next(module.parameters()).device
+
+
+def positions_of(model: PreTrainedModel, tokens: Tensor, first: int = 0) -> dict[str, Tensor]:
+    """Return the argument that says where tokens [batch, length] are, for a model that needs it.
+
+    OPT would count them in PyTorch's default dtype, which any thread may set to one that rounds.
+    """
+    if model.config.model_type != "opt":
+        return {}
+    places = torch.arange(first, first + tokens.shape[1], device=tokens.device)
+    return {"position_ids": places[None]}

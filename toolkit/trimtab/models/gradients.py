@@ -48,8 +48,8 @@ def _finite(
 ) -> list[Tensor]:
     """Return float32 gradients, taken times 2 to that exponent or less, so that all are finite."""
     for tried in range(exponent, exponent - STEP * TRIES, -STEP):
-        scaled = torch.ldexp(at_output, torch.tensor(tried)).to(output)
+        scaled = (at_output * 2.0**tried).to(output)
         found = torch.autograd.grad(output, inputs, scaled, retain_graph=True)
         if all(part.isfinite().all() for part in found):
             break
-    return [torch.ldexp(part.float(), torch.tensor(-tried)) for part in found]
+    return [part.float() * 2.0**-tried for part in found]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trimtab.models.adapter import Adapter, module_device
+from trimtab.models.adapter import Adapter, module_device, positions_of
 
 
 class LayerwiseForward:
@@ -55,7 +55,7 @@ class LayerwiseForward:
         try:
             with self._replaced(note), torch.no_grad():
                 for window in windows:
-                    model.base_model(input_ids=self._on_device(window), use_cache=False)
+                    model.base_model(**self._arguments_of(window))
         finally:
             handle.remove()
         self.hidden = torch.cat(entered)
@@ -106,9 +106,10 @@ class LayerwiseForward:
             return hidden.to(hidden_states.device) if index == last else hidden_states
 
         with self._replaced(inject):
-            logits = self.model(input_ids=self._on_device(self._windows[0]), use_cache=False).logits
+            logits = self.model(**self._arguments_of(self._windows[0])).logits
         assert isinstance(logits, Tensor)
         return logits
 
-    def _on_device(self, window: Tensor) -> Tensor:
-        return window[None].to(module_device(self.model.get_input_embeddings()))
+    def _arguments_of(self, window: Tensor) -> dict[str, Any]:
+        ids = window[None].to(module_device(self.model.get_input_embeddings()))
+        return {"input_ids": ids, "use_cache": False, **positions_of(self.model, ids)}

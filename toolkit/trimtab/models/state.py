@@ -94,16 +94,14 @@ def zero_matrices(model: PreTrainedModel) -> list[str]:
 def own_precision() -> Iterator[None]:
     """Have models compute in their own dtype within the block, whatever the caller has set.
 
-    That is without autocast; new tensors are in float32, on the CPU.
+    That is without autocast; new tensors are on the CPU. The default dtype stays as it is, since
+    it is one for all threads: nothing here may depend on it.
     """
     with ExitStack() as undo:
         for kind in ("cpu", "cuda"):
             undo.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             undo.enter_context(torch.device("cpu"))
-        if (dtype := torch.get_default_dtype()) != torch.float32:
-            undo.callback(torch.set_default_dtype, dtype)
-            torch.set_default_dtype(torch.float32)
         yield
 
 

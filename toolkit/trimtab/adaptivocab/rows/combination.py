@@ -39,7 +39,7 @@ def weights(ngrams: NGrams, rows: Rows, *, head: bool) -> Tensor:
         scores = DECAY * (-position if head else position)
     elif rows in (Rows.first, Rows.last):
         chosen = 0 if rows is Rows.first else there.sum(1, keepdim=True) - 1
-        scores = torch.where(position == chosen, 0.0, -torch.inf)
+        scores = torch.zeros_like(position).masked_fill(position != chosen, -torch.inf)
     else:
         raise ValueError(f"{rows} rows are no fixed combination of their tokens' rows")
     return scores.masked_fill(~there, -torch.inf).softmax(-1, dtype=torch.float64)

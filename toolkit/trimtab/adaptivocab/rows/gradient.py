@@ -15,7 +15,7 @@ from trimtab.adaptivocab.rows.layers import outputs_of
 from trimtab.adaptivocab.rows.passages import Passage, with_start
 from trimtab.adaptivocab.rows.scoring import HiddenStates, logits_of
 from trimtab.adaptivocab.rows.targets import DistillationTargets
-from trimtab.models.adapter import adapter_for, module_device
+from trimtab.models.adapter import adapter_for, module_device, positions_of
 from trimtab.models.gradients import loss_gradients
 from trimtab.progress import track
 
@@ -158,7 +158,7 @@ def _minimise(
 def _run(model: PreTrainedModel, weights: dict[str, Tensor], ids: Tensor, start: int | None) -> Any:
     """Return what the model says of one text, int64 of shape [tokens], with other `weights`."""
     text = with_start(ids, start)[None].to(module_device(model.get_input_embeddings()))
-    arguments = {"input_ids": text, "use_cache": False}
+    arguments = {"input_ids": text, "use_cache": False, **positions_of(model, text)}
     return functional_call(model, weights, (), arguments, tie_weights=False)
 
 

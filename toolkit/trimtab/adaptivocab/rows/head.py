@@ -93,7 +93,8 @@ def _moment(hidden: Tensor) -> Tensor:
     """Return the damped second moment of hidden states, of shape [width, width]."""
     moment = hidden.T @ hidden / len(hidden)
     damping = DAMPING * moment.diagonal().mean()
-    return moment + damping * torch.eye(len(moment), device=moment.device)
+    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return moment + damping * identity
 
 
 def _later_tokens(weight: Tensor, ngrams: NGrams, firsts: int) -> Tensor:
@@ -108,7 +109,7 @@ def _later_tokens(weight: Tensor, ngrams: NGrams, firsts: int) -> Tensor:
 
 def _loss(rows: Tensor, features: HeadFeatures) -> tuple[Tensor, Tensor]:
     """Return the mean cross-entropy in nats, and its gradient with respect to the rows."""
-    total = torch.zeros((), device=rows.device)
+    total = rows.new_zeros(())
     gradient = torch.zeros_like(rows)
     for hidden, rest, target in features.chunks():
         logits = capped(hidden @ rows.T, features.softcap)
@@ -126,7 +127,7 @@ def _matched(rows: Tensor, constant: Tensor, features: HeadFeatures) -> Tensor:
     """Move every class's offset until it is predicted as often as the targets say."""
     logits = [hidden @ rows.T for hidden, _, _ in features.chunks()]
     wanted = sum(target.sum(0) for _, _, target in features.chunks())
-    offsets = torch.zeros(len(rows), device=rows.device)
+    offsets = rows.new_zeros(len(rows))
     for _ in range(SCALING_ROUNDS):
         predicted = torch.zeros_like(offsets)
         for part, rest in zip(logits, features.rest.split(CHUNK), strict=True):

@@ -41,7 +41,8 @@ class Ridge:
         rows : Tensor
             What to map them to, of shape [examples, width].
         """
-        center, spread = features.mean(0), features.std(0).clamp_min(torch.finfo().tiny)
+        tiny = torch.finfo(torch.float32).tiny
+        center, spread = features.mean(0), features.std(0).clamp_min(tiny)
         offset = rows.mean(0)
         scaled = (features - center) / spread
         gram, cross = (scaled.T @ other / len(scaled) for other in (scaled, rows - offset))

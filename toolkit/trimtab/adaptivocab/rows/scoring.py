@@ -15,7 +15,7 @@ from trimtab.adaptivocab.rows.extended import NewRows, extended
 from trimtab.adaptivocab.rows.passages import Passage, with_start
 from trimtab.corpus import encode, start_token
 from trimtab.errors import TrimtabError
-from trimtab.models.adapter import module_device
+from trimtab.models.adapter import module_device, positions_of
 from trimtab.models.facts import final_softcap
 from trimtab.models.state import mend_not_finite
 
@@ -101,13 +101,12 @@ def predict(model: PreTrainedModel, ids: Tensor, start: int | None) -> tuple[Ten
     head = model.get_output_embeddings()
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][0]))
-    text = with_start(ids, start)
+    text = with_start(ids, start)[None].to(module_device(model.get_input_embeddings()))
     try:
-        device = module_device(model.get_input_embeddings())
-        logits = model(input_ids=text[None].to(device), use_cache=False).logits[0].float()
+        found = model(input_ids=text, use_cache=False, **positions_of(model, text))
     finally:
         handle.remove()
-    hidden = seen[0].float()
+    logits, hidden = found.logits[0].float(), seen[0].float()
     if not hidden.isfinite().all():
         raise TrimtabError(
             f"what {type(model).__name__} makes of the text in {model.dtype} is not finite: "

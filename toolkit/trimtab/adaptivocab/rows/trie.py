@@ -92,7 +92,7 @@ class Trie:
 
     def mean_shares(self, conditionals: Mapping[Node, float]) -> Tensor:
         """Return `split` of every first token, float32 of shape [n-grams + firsts]."""
-        shares = torch.zeros(len(self.group))
+        shares = torch.zeros(len(self.group), dtype=torch.float32)
         for token in self.firsts.tolist():
             for number, share in self.split((token,), conditionals).items():
                 shares[number] = share

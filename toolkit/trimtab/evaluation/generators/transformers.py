@@ -18,7 +18,7 @@ from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.workload import Prompt
 from trimtab.generation.prompts import token_ids
 from trimtab.generation.transformers import Clock, plainly_generating
-from trimtab.models.adapter import module_device
+from trimtab.models.adapter import module_device, positions_of
 
 
 class TransformersGenerator:
@@ -47,10 +47,13 @@ class TransformersGenerator:
         """See `Generator.logits`. The context is prefilled, the text scored on top of its cache."""
         device, model = _device(self._model), self._model
         prompt, target = (torch.tensor([part], device=device) for part in (context, text))
-        first = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+        places = positions_of(model, prompt)
+        first = model(input_ids=prompt, use_cache=True, logits_to_keep=1, **places)
         if len(text) == 1:  # which nothing is read after
             return first.logits[0]
-        then = model(input_ids=target[:, :-1], past_key_values=first.past_key_values)
+        text_ids, cache = target[:, :-1], first.past_key_values
+        places = positions_of(model, text_ids, len(context))
+        then = model(input_ids=text_ids, past_key_values=cache, **places)
         return torch.cat([first.logits[0], then.logits[0]])
 
     def greedy(self, prompt: Prompt, new_tokens: int) -> str:
