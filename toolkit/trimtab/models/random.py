@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from trimtab.models.draws import DrawingFrom
 from trimtab.models.shapes import shape_of
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -35,9 +36,8 @@ def random_model(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.device(device):
-        torch.manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
+    with torch.device(device), DrawingFrom(generator):
         return AutoModelForCausalLM.from_config(config, dtype=dtype), tokenizer
 
 
