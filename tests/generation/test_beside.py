@@ -82,3 +82,21 @@ def test_the_default_dtype_is_left_alone_and_changes_nothing(name):
         tensors = {name: tensor.tolist() for name, tensor in made.tensors.items()}
         found.append([made.statistics, tensors, tokens, result["quality"]["bits_per_byte"]])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("stack", [[], [trimtab.VAttention()]])
+def test_a_sample_neither_reads_nor_moves_the_random_numbers_of_others(stack):
+    model, drawing = tiny().model, trimtab.Sampling(temperature=1.0, top_k=50, top_p=0.9, seed=3)
+    model.generation_config.eos_token_id = None
+    with trimtab.apply(model, TOKENIZER, stack) as optimized:
+
+        def sample() -> list[list[int]]:
+            made = optimized.generate(PROMPTS, max_new_tokens=8, sampling=drawing)
+            return [one.tokens for one in made]
+
+        expected = sample()
+        before = torch.get_rng_state()
+        with looking(model, lambda: torch.rand(1).item()) as drawn:
+            assert sample() == expected
+        torch.set_rng_state(before)
+        assert [torch.rand(1).item() for _ in drawn] == drawn

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from threading import RLock
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from trimtab.generation.request import Completion, Finish, allowed
-from trimtab.generation.sampling import Sampling, seed_of
+from trimtab.generation.sampling import Sampler, Sampling
 from trimtab.generation.stopping import Detokenizer, stop_tokens
 from trimtab.models.adapter import module_device
 from trimtab.models.predictions import require_finite
@@ -36,7 +34,6 @@ KEPT = (
     "_from_model_config",
     "transformers_version",
 )
-_RANDOM = RLock()  # PyTorch's random state is one for all threads
 
 
 def plainly_generating(
@@ -118,14 +115,19 @@ class _Reader(StoppingCriteria):
         return torch.tensor([self._text.stopped], device=input_ids.device)
 
 
-class _Finite(LogitsProcessor):
-    """Refuses predictions that are not finite: a token chosen from them would mean nothing."""
+class _Choice(LogitsProcessor):
+    """Has a text go on with what the engine's sampler chooses, by random numbers of its own.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    Predictions that are not finite are refused: a token chosen from them would mean nothing.
+    """
+
+    def __init__(self, model: PreTrainedModel, sampler: Sampler) -> None:
+        self._model, self._sampler = model, sampler
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
         require_finite(self._model, scores)
+        if not self._sampler.plain:  # else `generate` itself takes the largest
+            scores[0, self._sampler(input_ids[0].tolist(), scores)] = torch.inf
         return scores
 
 
@@ -166,40 +168,18 @@ def generate(
     text = Detokenizer(output_tokenizer, stop)
     reader = StoppingCriteriaList([_Reader(text, len(prompt), ends)])
     run: Any = plainly_generating(model, output_tokenizer).generate
-    with _seeded(sampling, index, device):
-        output = run(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=limit,
-            logits_processor=LogitsProcessorList([_Finite(model)]),
-            stopping_criteria=reader,
-            streamer=clock,
-            **_drawing(sampling),
-        )
+    choice = _Choice(model, Sampler(sampling, index, device))
+    output = run(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=limit,
+        logits_processor=LogitsProcessorList([choice]),
+        stopping_criteria=reader,
+        streamer=clock,
+    )
     tokens = output[0, len(prompt) :].tolist()
     return _completion(tokens, clock.times[1:], len(prompt), text, ends, at_limit)
-
-
-@contextmanager
-def _seeded(sampling: Sampling, index: int, device: torch.device) -> Iterator[None]:
-    """Draw by the seed of a prompt within the block, and leave the random state as it was."""
-    if sampling.greedy:
-        yield
-        return
-    with _RANDOM, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed_of(sampling, index))
-        yield
-
-
-def _drawing(sampling: Sampling) -> dict[str, Any]:
-    if sampling.greedy:
-        return {"do_sample": False}
-    return {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k or 0,
-        "top_p": sampling.top_p or 1.0,
-    }
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase) -> Any:
