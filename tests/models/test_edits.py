@@ -43,10 +43,14 @@ def in_layer(model: PreTrainedModel, name: str, index: int = 1) -> tuple[str, An
 def parts(model: PreTrainedModel) -> dict[str, Any]:
     """Return parts of a decoder layer that every architecture has."""
     adapter = adapter_for(model)
-    attention = adapter.sites.attention_output.readers[0].rpartition(".")[0]
     norm = adapter.sites.attention_input.norm
     assert norm is not None
-    found = {"attention": attention, "norm": norm, "activation": adapter.activation, "layer": ""}
+    found = {
+        "attention": adapter.attention,
+        "norm": norm,
+        "activation": adapter.activation,
+        "layer": "",
+    }
     return {what: in_layer(model, name) for what, name in found.items()}
 
 
@@ -239,3 +243,20 @@ def test_a_config_edited_after_loading_is_not_exported(corpus, tiny_llama, tmp_p
     own = LaRoSA(**SMALL, probe_tokens=128).calibrate(model, tokenizer, corpus)
     with pytest.raises(MisfitError, match=r"variance_epsilon: 1e-06, .* config makes it 0\.5"):
         own.export(model, tmp_path / "out", tokenizer)
+
+
+@pytest.mark.parametrize(("index", "found"), [(1, "1.self_attn.layer_idx: 2"), (2, "2: nothing")])
+def test_a_model_with_fewer_layers_than_its_config_is_not_exported(
+    index, found, corpus, tiny_llama, tmp_path
+):
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    del model.model.layers[index]
+    own = LaRoSA(**SMALL, probe_tokens=128).calibrate(model, tokenizer, corpus)
+    with pytest.raises(MisfitError, match=rf"^model\.layers\.{found}, and the model's config "):
+        own.export(model, tmp_path / "out", tokenizer)
+    model.config.num_hidden_layers = 2
+    if index == 1:
+        model.model.layers[1].self_attn.layer_idx = 1
+    own = LaRoSA(**SMALL, probe_tokens=128).calibrate(model, tokenizer, corpus)
+    own.export(model, tmp_path / "out", tokenizer)
+    assert len(trimtab.load_model(tmp_path / "out").model.layers) == 2

@@ -98,6 +98,8 @@ def _between(
 
 def _kind(module: nn.Module | None) -> str:
     """Return the qualified name of a module's class, the same for all that pass tensors on."""
+    if module is None:
+        return "nothing"
     kind = nn.Identity if isinstance(module, INERT) else type(module)
     return f"{kind.__module__}.{kind.__qualname__}"
 
