@@ -46,7 +46,7 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
     """
     adapter = adapter_for(model)
     layers = adapter.decoder_layers(model)
-    attention = [dict(layer.named_modules()).get(adapter.attention) for layer in layers]
+    attention: list[Any] = [dict(layer.named_modules()).get(adapter.attention) for layer in layers]
     places = [one.layer_idx for one in attention if hasattr(one, "layer_idx")]
     if len({*places} & {*range(len(layers))}) < len(places):
         raise MisfitError(
