@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList
 
-from tests.generation.models import engine_for, model_of, prompts_of
+from tests.generation.models import engine_for, model_of, prompts_of, stock
 from tests.generation.toys import Guesses
 from trimtab.errors import ConfigError, MisfitError, TrimtabError
 from trimtab.generation.limits import capacity
@@ -19,6 +19,7 @@ from trimtab.models.sources import DType
 from trimtab.vattention.layout import Geometry, committed_bytes
 from trimtab.vattention.settings import CacheSettings, Layout
 
+PROMPTS = prompts_of(5, 9)
 NUMBERED = pandas.DataFrame([[5]])  # its column is named 0
 
 
@@ -231,3 +232,26 @@ def test_capacity_is_the_most_tokens_whose_pages_the_budget_holds(budget, layout
     fits = [length for length in range(501) if committed_bytes([length], geometry, 4096) <= budget]
     assert capacity(geometry, 4096, budget) == max(fits)
     assert capacity(geometry, 4096, None) == 500
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda layers: layers.__delitem__(0), "2 layers has layer_idx=[1, 2]: expected 0 to 1"),
+        (lambda layers: layers.__delitem__(1), "2 layers has layer_idx=[0, 2]: expected 0 to 1"),
+        (lambda layers: layers.append(layers[1]), "4 layers has layer_idx=[0, 1, 2, 1]"),
+    ],
+)
+def test_layers_without_a_cache_of_their_own_are_refused(change, found):
+    model = model_of()
+    change(model.model.layers)
+    with pytest.raises(MisfitError, match=re.escape(found)):
+        engine_for(model)
+
+
+def test_fewer_layers_than_the_config_has_are_run():
+    model = model_of()
+    del model.model.layers[-1]
+    with engine_for(model) as engine:
+        found = [one.tokens for one in engine.generate(PROMPTS, max_new_tokens=6)]
+    assert found == [stock(model, prompt, 6) for prompt in PROMPTS]

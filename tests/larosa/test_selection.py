@@ -259,6 +259,25 @@ def test_the_padding_of_a_batch_is_not_the_beginning_of_its_texts(sparse, static
     assert torch.equal(output[:, 9:], torch.stack(continued))
 
 
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_a_prompt_in_chunks_is_dense_in_the_first_pass_of_its_own_row(sparse, prefix, static):
+    """Padding of whole chunks, so that each text is divided as it is alone."""
+    model, applied = sparse
+    sizes = torch.tensor([11, 3, 7])
+    texts = [random_inputs(1, int(size))[0] for size in sizes]
+    left = pad_sequence(texts, batch_first=True, padding_side="left")
+    mask = (torch.arange(11) >= 11 - sizes[:, None]).long()
+    options: dict[str, Any] = {"min_new_tokens": 6, "max_new_tokens": 6, "do_sample": False}
+    options["prefill_chunk_size"] = 4
+    if static:
+        options |= {"cache_implementation": "static", "disable_compile": True}
+    with applied(prefill=Prefill.dense, dense_prefix=prefix):
+        alone = [model.generate(text[None], **options)[0, len(text) :] for text in texts]
+        found = model.generate(left, attention_mask=mask, **options)[:, 11:]
+    assert torch.equal(found, torch.stack(alone))
+
+
 def test_a_compiled_model_is_where_in_its_text_each_pass_is(sparse_float32):
     model, applied = sparse_float32
     ids, mask = random_inputs(2, 9), torch.ones(2, 9, dtype=torch.int64)

@@ -36,10 +36,9 @@ from trimtab.artifact import Artifact
 from trimtab.errors import ArtifactError, ConfigError, MisfitError, TrimtabError, on_one_line
 from trimtab.files import publishing, write_json
 from trimtab.models.changes import lock_of
-from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
-from trimtab.models.saving import require_vacant, save_config
+from trimtab.models.saving import require_as_config, require_vacant, save_config
 from trimtab.models.view import generating_by
 from trimtab.progress import answer, may_go_unread
 from trimtab.settings import path_of
@@ -71,7 +70,7 @@ def export(
     """
     vocabulary = _exportable(artifact, folder)
     artifact.require_model(fingerprint(model))
-    require_derived(model)
+    require_as_config(model)
     if tokenizer is not None:
         artifact.require_tokenizer(tokenizer)
     _write(model, tokenizer, vocabulary, folder)

@@ -40,11 +40,20 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
     ------
     MisfitError
         If the architecture is not supported, or the model is in training mode, on several
-        devices or not in memory.
+        devices or not in memory; or its layers are not numbered.
     TrimtabError
         If the model has too few positions.
     """
-    layers = adapter_for(model).decoder_layers(model)
+    adapter = adapter_for(model)
+    layers = adapter.decoder_layers(model)
+    attention: list[Any] = [dict(layer.named_modules()).get(adapter.attention) for layer in layers]
+    places = [one.layer_idx for one in attention if hasattr(one, "layer_idx")]
+    if len({*places} & {*range(len(layers))}) < len(places):
+        raise MisfitError(
+            f"the attention of the model's {len(layers)} layers has layer_idx={places}: expected "
+            f"0 to {len(layers) - 1}, each once, as each has a KV cache of its own by that number; "
+            "set it anew where layers were taken out, copied or added"
+        )
     devices = {parameter.device for layer in layers for parameter in layer.parameters()}
     if len(devices) > 1:
         raise MisfitError(

@@ -29,11 +29,10 @@ from trimtab.larosa.selection import Selectors
 from trimtab.larosa.settings import LaRoSASettings
 from trimtab.method import EXPORTED
 from trimtab.models.changes import lock_of
-from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.load_errors import unusable_generation_config
 from trimtab.models.refusals import refuse_to_save
-from trimtab.models.saving import require_vacant, save_config
+from trimtab.models.saving import require_as_config, require_vacant, save_config
 from trimtab.models.state import own_modes
 from trimtab.progress import waiting
 
@@ -57,7 +56,7 @@ def export(
     """Save `model` as LaRoSA makes it by `artifact`, see `LaRoSA.export`."""
     require_vacant(folder)
     artifact.require_model(fingerprint(model))
-    require_derived(model)
+    require_as_config(model)
     _require_one_vocabulary(model)
     plan = Plan.from_json(artifact.parameters["plan"])
     selector = Selectors(plan, settings).selector

@@ -33,7 +33,7 @@ class Positions(threading.local):
     prefill : Prefill
         `dense` leaves the tokens of a prompt alone: in the engine those of its chunks, in
         ``generate_batch`` those that begin a text or come several at a time, elsewhere those of the
-        first forward pass of a text.
+        first forward pass of a text, which for a padded row is that in which its padding ends.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Positions(threading.local):
             self.rows = self._of_prompts(kwargs["position_ids"], ends)
         elif prompt and self.prefill is Prefill.dense:
             self.dense = self.length
-        elif not self.dense_prefix:
+        elif not self.dense_prefix and (step is not None or self.prefill is not Prefill.dense):
             return
         elif step is None and (rows := self._rows(start, tokens.device, kwargs)) is not None:
             # Compared on their own device: to look at a number there is to wait for the device.
@@ -109,11 +109,15 @@ class Positions(threading.local):
         """Return which positions of each row stay dense; None if nothing tells rows apart."""
         mask, positions = given.get("attention_mask"), given.get("position_ids")
         found = None if positions is None else positions < self.dense_prefix
+        first = None if positions is None else (positions == 0).any(-1, keepdim=True)
         if isinstance(mask, Tensor) and mask.dim() == 2:
             places = torch.arange(start, start + self.length, device=device)
-            begun = places - mask.ne(0).int().argmax(-1, keepdim=True) < self.dense_prefix
+            begin = mask.ne(0).int().argmax(-1, keepdim=True)
+            begun, first = places - begin < self.dense_prefix, begin >= start
             found = begun if found is None else found | begun
-        return found
+        if found is None or first is None or self.prefill is not Prefill.dense:
+            return found
+        return found | first
 
 
 @dataclass

@@ -115,6 +115,11 @@ class Adapter:
         assert isinstance(layers, nn.ModuleList)
         return list(layers)
 
+    @property
+    def attention(self) -> str:
+        """Name, within the decoder layer, of the attention module."""
+        return self.sites.attention_output.readers[0].rpartition(".")[0]
+
     def readers(self, layer: nn.Module, site: Site) -> list[nn.Module]:
         """Return the linear layers that read `site` in one decoder layer."""
         return [layer.get_submodule(name) for name in site.readers]

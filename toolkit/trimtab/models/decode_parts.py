@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import input_major
+from trimtab.models.code import code_beside
 from trimtab.models.norms import GEMMA_NORMS, centers, norm_epsilon
 from trimtab.models.sites import Site
 from trimtab_kernels.decode_step import Activation, Linear, Norm, SiteInput
@@ -33,7 +34,7 @@ ACTIVATIONS = {
     GELUTanh: Activation.gelu_tanh,
     NewGELUActivation: Activation.gelu_tanh,
 }
-KNOWN_CODE = ("torch.nn.", "transformers.", "trimtab.")
+KNOWN_CODE = "torch.nn.", "transformers.", "trimtab."
 KNOWN_WRAPPERS = (*KNOWN_CODE, "torch.utils.")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -176,19 +177,13 @@ def require_known_code(model: nn.Module) -> None:
         if any(not getattr(hook, "in_decode_plan", False) for hook in hooks):
             raise MisfitError(f"{name} has a hook of somebody else")
         own = f"{type(module).__module__}.".startswith(KNOWN_CODE)
-        if "forward" in vars(module) or not own or not _known(type(module).forward):
+        if (
+            "forward" in vars(module)
+            or not own
+            or code_beside(type(module).forward, KNOWN_WRAPPERS)
+        ):
             raise MisfitError(f"{name} runs code of somebody else")
         if is_parametrized(module):
             raise MisfitError(f"{name} makes its weights of others in every pass")
         if isinstance(module, nn.Embedding) and module.max_norm is not None:
             raise MisfitError(f"{name} shortens its rows to max_norm={module.max_norm}")
-
-
-def _known(function: Any) -> bool:
-    """Return whether a function, and what it wraps, is known code."""
-    while function is not None:
-        code = getattr(function, "__globals__", {}).get("__name__", function.__module__)
-        if not f"{code}.".startswith(KNOWN_WRAPPERS):
-            return False
-        function = getattr(function, "__wrapped__", None)
-    return True

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trimtab.errors import MisfitError
-
 CLOSE = 1e-5  # relative: other machines round powers otherwise in the last bit
 
 
@@ -46,21 +44,6 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     info = torch.finfo(found.dtype)
     least = info.tiny * info.eps
     return torch.allclose(found, expected, rtol=max(CLOSE, info.eps), atol=least)
-
-
-def require_derived(model: PreTrainedModel) -> None:
-    """Refuse a model that would not be loaded as it is saved.
-
-    Raises
-    ------
-    MisfitError
-    """
-    if changed := sorted(unlike_config(model)):
-        raise MisfitError(
-            f"{changed[0]} is not what the model's config makes of it, and no saved model holds "
-            "it: say in the config what it should be (such as rope_parameters), and load the model "
-            "with that"
-        )
 
 
 def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from trimtab.contents import bytes_of
 from trimtab.models.derived import unlike_config
+from trimtab.models.edits import edits
 from trimtab.models.state import require_in_memory
 from trimtab.progress import track
 
@@ -44,8 +45,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     That is the name, dtype, shape and bytes of each. Tied tensors count once, under the first of
     their names. The dtype is part of it: an artifact that was calibrated in float32 belongs to the
     float32 model. Settings of the config count where they may change what the model predicts, and
-    so do tensors that the model computes from it, where they have been changed since. What a
-    sparse model drops counts, too.
+    so do tensors and modules that the model makes from it, where they have been changed since. What
+    a sparse model drops counts, too.
 
     Returns
     -------
@@ -62,6 +63,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     require_in_memory(model)
     if more := _beside_tensors(model):
         digest.update(json.dumps(more, sort_keys=True).encode())
+    if edited := {name: one.found for name, one in edits(model).items()}:
+        digest.update(json.dumps(edited, sort_keys=True).encode())
     seen: set[int] = set()
     state = sorted({**model.state_dict(), **unlike_config(model)}.items())
     total = sum(tensor.nbytes for _, tensor in state)

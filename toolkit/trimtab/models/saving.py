@@ -7,14 +7,37 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.files import is_vacant
+from trimtab.models.derived import unlike_config
+from trimtab.models.edits import edits
 
 
 def require_vacant(folder: Path) -> None:
     """Raise `TrimtabError` where a folder that is to be made holds something, or is a file."""
     if not is_vacant(folder):
         raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
+
+
+def require_as_config(model: PreTrainedModel) -> None:
+    """Refuse a model that would not be loaded as it is saved.
+
+    Raises
+    ------
+    MisfitError
+    """
+    if changed := sorted(unlike_config(model)):
+        raise MisfitError(
+            f"{changed[0]} is not what the model's config makes of it, and no saved model holds "
+            "it: say in the config what it should be (such as rope_parameters), and load the model "
+            "with that"
+        )
+    for name, edit in edits(model).items():
+        raise MisfitError(
+            f"{name}: {edit.found}, and the model's config makes it {edit.expected}, as it would "
+            "be when the saved model is loaded: say in the config what it should be (such as "
+            "hidden_act), and load the model with that; what no config says cannot be exported"
+        )
 
 
 def save_config(model: PreTrainedModel, folder: Path) -> None:

@@ -1,0 +1,262 @@
+"""Modules that a caller has changed in what neither a tensor nor the config says."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from accelerate import dispatch_model
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from transformers import PreTrainedModel
+
+import trimtab
+from tests.conftest import SHAPES, tiny
+from tests.generation.models import engine_for
+from trimtab.adaptivocab import AdaptiVocab
+from trimtab.errors import ArtifactError, MisfitError
+from trimtab.larosa import LaRoSA
+from trimtab.models.adapter import adapter_for
+from trimtab.models.edits import edits
+from trimtab.models.fingerprint import fingerprint
+
+IDS = torch.arange(3, 30)[None]
+SMALL: dict[str, Any] = {"tokens": 512, "window": 64}
+Change = Callable[[PreTrainedModel], object]
+
+
+def negated(module: nn.Module, *args: Any) -> Any:
+    """Be a hook that turns round what a module reads or returns."""
+    return -args[-1] if isinstance(args[-1], torch.Tensor) else (-args[-1][0], *args[-1][1:])
+
+
+def in_layer(model: PreTrainedModel, name: str, index: int = 1) -> tuple[str, Any]:
+    """Return the full name of a part of a decoder layer, and the part."""
+    full = f"{adapter_for(model).layers}.{index}.{name}".rstrip(".")
+    return full, model.get_submodule(full)
+
+
+def parts(model: PreTrainedModel) -> dict[str, Any]:
+    """Return parts of a decoder layer that every architecture has."""
+    adapter = adapter_for(model)
+    norm = adapter.sites.attention_input.norm
+    assert norm is not None
+    found = {
+        "attention": adapter.attention,
+        "norm": norm,
+        "activation": adapter.activation,
+        "layer": "",
+    }
+    return {what: in_layer(model, name) for what, name in found.items()}
+
+
+def set_in(part: str, **values: Any) -> Change:
+    """Return what sets the first of these attributes that a part has, and says its name."""
+
+    def change(model: PreTrainedModel) -> str:
+        place, module = parts(model)[part]
+        name = next(name for name in values if hasattr(module, name))
+        setattr(module, name, values[name])
+        return f"{place}.{name}"
+
+    return change
+
+
+def another_class(model: PreTrainedModel) -> str:
+    place, _ = parts(model)["activation"]
+    model.set_submodule(place, nn.Tanh())
+    return place
+
+
+def hook(kind: str, model: PreTrainedModel) -> str:
+    place, layer = parts(model)["layer"]
+    getattr(layer, kind)(negated)
+    return f"{place}.hooks"
+
+
+def forward(model: PreTrainedModel) -> str:
+    place, layer = parts(model)["layer"]
+    layer.forward = partial(lambda run, *args, **more: -run(*args, **more), layer.forward)
+    return f"{place}.hooks"
+
+
+ANY: dict[str, Change] = {
+    "activation": another_class,
+    "scaling": set_in("attention", scaling=2.0),
+    "epsilon": set_in("norm", variance_epsilon=0.5, eps=0.5),
+    "hook": partial(hook, "register_forward_hook"),
+    "pre-hook": partial(hook, "register_forward_pre_hook"),
+    "forward": forward,
+}
+
+
+def named(name: str, value: Any) -> Change:
+    """Return what sets an attribute by its full name."""
+
+    def change(model: PreTrainedModel) -> str:
+        place, _, own = name.rpartition(".")
+        assert hasattr(model.get_submodule(place), own)
+        setattr(model.get_submodule(place), own, value)
+        return name
+
+    return change
+
+
+OWN: list[tuple[str, Change]] = [
+    *((shape, named("model.rotary_emb.attention_scaling", 3.0))
+      for shape in ("tiny-llama", "tiny-qwen3", "tiny-gemma2", "tiny-phi3")),
+    ("tiny-gemma3", named("model.rotary_emb.sliding_attention_attention_scaling", 3.0)),
+    ("tiny-gemma2", named("model.layers.0.self_attn.attn_logit_softcapping", 0.1)),
+    ("tiny-gemma3", named("model.layers.0.self_attn.q_norm.eps", 0.5)),
+    ("tiny-opt", named("model.decoder.layers.0.do_layer_norm_before", False)),
+    ("tiny-opt", named("model.decoder.embed_positions.offset", 0)),
+    ("tiny-llama", named("model.embed_tokens.max_norm", 0.01)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "change"),
+    [*((shape, change) for shape in SHAPES for change in ANY.values()), *OWN],
+)
+@torch.no_grad()
+def test_what_a_module_computes_by_makes_another_model(shape, change):
+    model = tiny(shape).model
+    before, expected = fingerprint(model), model(IDS).logits
+    assert not edits(model)
+    name = change(model)
+    found = model(IDS).logits
+    assert (found - expected).abs().max() > 1e-3
+    assert [*edits(model)] == [name]
+    assert fingerprint(model) != before
+    assert fingerprint(copy.deepcopy(model)) == fingerprint(model)
+
+
+def test_settings_of_a_class_that_took_the_place_of_another_count():
+    prints = set()
+    for slope in (0.1, 0.2):
+        model = tiny().model
+        model.model.layers[0].mlp.act_fn = nn.LeakyReLU(slope)
+        prints.add(fingerprint(model))
+    assert len(prints) == 2
+
+
+def test_a_hook_of_all_modules_makes_another_model(tiny_llama):
+    before = fingerprint(tiny_llama.model)
+    handle = register_module_forward_hook(lambda *_: None)
+    try:
+        assert fingerprint(tiny_llama.model) != before
+    finally:
+        handle.remove()
+    assert fingerprint(tiny_llama.model) == before
+
+
+def without_dropout(model: PreTrainedModel) -> None:
+    for layer in model.transformer.h:
+        layer.attn.resid_dropout = nn.Identity()
+        layer.mlp.dropout.p = 0.5
+
+
+NOTHING: dict[str, Change] = {
+    "training": lambda model: model.train(),
+    "checkpointing": lambda model: model.gradient_checkpointing_enable(),
+    "dropout": without_dropout,
+    "accelerate": lambda model: dispatch_model(model, {"": "cpu"}, force_hooks=True),
+    "compiled": lambda model: setattr(model, "forward", torch.compile(model.forward)),
+    "padding": lambda model: setattr(model.config, "pad_token_id", 5),
+    "name": lambda model: setattr(model.transformer.h[0], "name", "first"),
+    "run": lambda model: model(IDS, output_hidden_states=True),
+}
+
+
+@pytest.mark.parametrize("change", NOTHING.values(), ids=NOTHING)
+def test_what_changes_no_prediction_makes_no_other_model(change):
+    model = tiny("tiny-gpt2").model
+    before = fingerprint(model)
+    change(model)
+    assert fingerprint(model) == before
+    assert not edits(model)
+
+
+def test_rotations_that_follow_the_length_of_a_text_are_no_edit():
+    drawn = tiny("tiny-gemma3").model
+    config = copy.deepcopy(drawn.config)
+    config.max_position_embeddings = 64
+    config.rope_parameters["full_attention"] |= {"rope_type": "dynamic", "factor": 4.0}
+    model = type(drawn)(config).eval()
+    model(torch.zeros(1, 200, dtype=torch.int64))
+    assert not edits(model)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_methods_make_of_a_model_is_no_edit(shape, corpus, tmp_path):
+    loaded = tiny(shape)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    rotated = {} if adapter_for(model).post_norms else {"residual": "model"}
+    sparse = LaRoSA(**SMALL, probe_tokens=128, **rotated)
+    words = AdaptiVocab(mode="full", size=8, max_bpb_increase=None, rows="mean")
+    artifact = sparse.calibrate(model, tokenizer, corpus)
+    with trimtab.apply(model, tokenizer, [artifact]), engine_for(model):
+        assert not edits(model)
+    artifact.export(model, tmp_path / "sparse", tokenizer)
+    assert not edits(trimtab.load_model(tmp_path / "sparse"))
+    artifact = words.calibrate(model, tokenizer, corpus)
+    with trimtab.apply(model, tokenizer, [artifact]):
+        assert not edits(model)
+    model.resize_token_embeddings(len(tokenizer) + 3)
+    model.save_pretrained(tmp_path / "saved")
+    assert not edits(model)
+    assert fingerprint(trimtab.load_model(tmp_path / "saved")) == fingerprint(model)
+
+
+@pytest.mark.parametrize("change", ["activation", "hook", "epsilon"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        LaRoSA(**SMALL, probe_tokens=128),
+        AdaptiVocab(mode="full", size=8, max_bpb_increase=None, rows="mean"),
+    ],
+    ids=lambda one: one.name,
+)
+def test_an_edited_model_takes_no_older_artifact_and_is_not_exported(
+    method, change, corpus, tiny_llama, tmp_path
+):
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    older = method.calibrate(model, tokenizer, corpus)
+    name = str(ANY[change](model))
+    with pytest.raises(ArtifactError, match="belongs to another model"):
+        method.apply(model, tokenizer, older)
+    own = method.calibrate(model, tokenizer, corpus)
+    with method.apply(model, tokenizer, own):
+        pass
+    with pytest.raises(MisfitError, match=f"^{name}: .*, and the model's config makes it "):
+        own.export(model, tmp_path / "out", tokenizer)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_edited_after_loading_is_not_exported(corpus, tiny_llama, tmp_path):
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    model.config.rms_norm_eps = 0.5
+    own = LaRoSA(**SMALL, probe_tokens=128).calibrate(model, tokenizer, corpus)
+    with pytest.raises(MisfitError, match=r"variance_epsilon: 1e-06, .* config makes it 0\.5"):
+        own.export(model, tmp_path / "out", tokenizer)
+
+
+@pytest.mark.parametrize(("index", "found"), [(1, "1.self_attn.layer_idx: 2"), (2, "2: nothing")])
+def test_a_model_with_fewer_layers_than_its_config_is_not_exported(
+    index, found, corpus, tiny_llama, tmp_path
+):
+    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
+    del model.model.layers[index]
+    own = LaRoSA(**SMALL, probe_tokens=128).calibrate(model, tokenizer, corpus)
+    with pytest.raises(MisfitError, match=rf"^model\.layers\.{found}, and the model's config "):
+        own.export(model, tmp_path / "out", tokenizer)
+    model.config.num_hidden_layers = 2
+    if index == 1:
+        model.model.layers[1].self_attn.layer_idx = 1
+    own = LaRoSA(**SMALL, probe_tokens=128).calibrate(model, tokenizer, corpus)
+    own.export(model, tmp_path / "out", tokenizer)
+    assert len(trimtab.load_model(tmp_path / "out").model.layers) == 2
