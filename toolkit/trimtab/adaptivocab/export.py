@@ -39,7 +39,7 @@ from trimtab.models.changes import lock_of
 from trimtab.models.derived import require_derived
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
-from trimtab.models.saving import require_vacant, save_config
+from trimtab.models.saving import require_vacant, savable, save_config
 from trimtab.progress import answer, may_go_unread
 from trimtab.settings import path_of
 
@@ -104,7 +104,8 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     if own is None:
         model.generation_config = GenerationConfig.from_model_config(model.config)
     try:
-        model.save_pretrained(folder)
+        with savable(model.config):
+            model.save_pretrained(folder)
     finally:
         model.generation_config = own
 
