@@ -394,6 +394,7 @@ def test_the_help_says_which_methods_need_no_calibration():
     ("error", "line"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left", "/from", None, "/to"), "/to: No space left"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
             "standard output, or a temporary file: No space left on device",

@@ -359,6 +359,13 @@ def test_a_dataset_is_loaded_from_a_local_folder(tmp_path):
         load_corpus(hub(str(tmp_path)))
 
 
+def test_the_folder_of_a_dataset_may_be_written_short(monkeypatch, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "train.jsonl").write_text('{"text": "mine"}')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [document.text for document in hub("~/texts").documents()] == ["mine"]
+
+
 def test_a_dataset_that_cannot_be_had_is_named():
     with pytest.raises(ConfigError, match="corpus.name=nobody/nothing: cannot be loaded"):
         load_corpus(hub("nobody/nothing"))
@@ -371,6 +378,42 @@ def test_a_dataset_that_fails_without_a_word_is_named(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", fails)
     with pytest.raises(ConfigError, match="=a/b: cannot be loaded: NotImplementedError"):
         load_corpus(hub("a/b"))
+
+
+IMAGE = [{"bytes": b"none", "path": None}]
+
+
+def test_of_a_dataset_the_column_of_texts_alone_is_decoded(tmp_path):
+    features = {"text": datasets.Value("string"), "image": datasets.Image()}
+    beside = datasets.Features(features)
+    rows = datasets.Dataset.from_dict({"text": ["one"], "image": IMAGE}, features=beside)
+    rows.to_parquet(str(tmp_path / "train.parquet"))
+    assert [document.text for document in hub(str(tmp_path)).documents()] == ["one"]
+    with pytest.raises(TrimtabError, match=r"no text in the field 'x' \(found: text, image\)"):
+        load_corpus(hub(str(tmp_path), "x"))
+    with pytest.raises(TrimtabError, match=r"\[0\]: the field 'image' cannot be read \(.*\)"):
+        load_corpus(hub(str(tmp_path), "image"))
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"a.jsonl": '{"text": "\\ud83d"}'}, "JSON from file '.*a.jsonl': .* surrogate pair .*"),
+        ({"a.parquet": "PAR1xxxx"}, "'.*a.parquet': Parquet magic bytes not found .*"),
+        ({"a.csv": "text,n\na,1\nb,2,3,4\n"}, "'.*a.csv': .* Expected 2 fields in line 3, saw 4"),
+        ({"a.csv": "text,n\na,1\n", "b.csv": "text,m,n\nb,x,1\n"}, "Schema at .* text: .*"),
+        ({"a.txt": b"caf\xe9".decode("latin-1")}, "'utf-8' codec can't decode byte 0xe9 .*"),
+    ],
+    ids=["surrogate", "parquet", "csv", "columns", "latin-1"],
+)
+def test_a_file_of_a_dataset_that_cannot_be_read_is_one_line_with_the_reason(
+    tmp_path, capfd, files, reason
+):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=rf"^corpus\.name=\S+: cannot be loaded: .*{reason}$"):
+        load_corpus(hub(str(tmp_path)))
+    assert capfd.readouterr().err == ""
 
 
 def test_half_a_character_is_refused_with_its_place(tmp_path):

@@ -1,20 +1,26 @@
 """W&B runs as they are written: opened, refused, failed, and the runs of a whole sweep."""
 
+import errno
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import wandb
 from omegaconf import OmegaConf
 
 from tests.conftest import SMALL, TINY, tiny
+from tests.test_artifact import artifact
 from tests.test_cli_evaluate import FAST, METHOD
 from tests.wandb_runs import runs_in
 from trimtab import tracking
 from trimtab.calibration import calibrate
+from trimtab.commands import summary
 from trimtab.config import TrackingConfig, TrackingMode
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.larosa import LaRoSA
@@ -214,6 +220,75 @@ def test_one_id_for_the_runs_of_a_sweep_is_refused(monkeypatch, tmp_path):
     with pytest.raises(TrimtabError, match="^WANDB_RUN_ID=r1: names one run, .*: leave out -m"):
         begin(configured(tmp_path), Job("evaluate", "a label", group="a sweep"))
     assert list(tmp_path.iterdir()) == []
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("step", ["log_artifact", "finish"])
+@pytest.mark.parametrize("variable", ["WANDB_DIR", ""])
+def test_a_disk_that_fills_costs_a_job_its_run_alone(monkeypatch, tmp_path, capsys, variable, step):
+    written = getattr(wandb.Run, step)
+    made = artifact()
+    made.save(tmp_path / "made")
+    monkeypatch.setattr(wandb.Run, step, lambda *a, **k: full_disk(written(*a, **k)))
+    if variable:
+        monkeypatch.setenv(variable, str(tmp_path))
+    with tracking.run(configured(tmp_path), JOB) as log:
+        log.begin()
+        log.artifact(made, tmp_path / "made")
+    place = f"{variable or 'tracking.folder'}={tmp_path}"
+    told = f"Warning: the W&B run is incomplete: {place}: No space left on device; make room there"
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_a_disk_that_is_full_when_a_run_ends_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
+    begin(configured(tmp_path))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"Warning: the W&B run is incomplete: tracking.folder={tmp_path}: No ")
+
+
+def test_what_keeps_a_run_from_being_written_leaves_the_error_of_its_job(
+    monkeypatch, tmp_path, capsys
+):
+    finish = wandb.Run.finish
+
+    def fails(run: wandb.Run, **how: Any) -> None:
+        finish(run, **how)
+        raise wandb.Error("the service is gone\nand more")
+
+    monkeypatch.setattr(wandb.Run, "finish", fails)
+    with (
+        pytest.raises(TrimtabError, match="^no memory left$"),
+        tracking.run(configured(tmp_path), JOB) as log,
+    ):
+        log.begin()
+        raise TrimtabError("no memory left")
+    told = "Warning: the W&B run is incomplete: Error: the service is gone\n"
+    assert capsys.readouterr().err == told
+
+
+def test_a_run_that_cannot_be_opened_for_its_disk_is_refused_by_name(monkeypatch, tmp_path):
+    monkeypatch.setattr("wandb.init", full_disk)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    expected = f"^WANDB_DIR={tmp_path}: No space left on device; make room there, or name another"
+    with pytest.raises(TrimtabError, match=expected):
+        begin(configured(tmp_path))
+
+
+@pytest.mark.parametrize("own", [None, TrimtabError("the job's own")])
+def test_a_summary_that_cannot_be_written_leaves_what_the_sweep_ends_in(monkeypatch, capsys, own):
+    monkeypatch.setattr(summary, "_begun", [(Path("sweep"), None)])
+    monkeypatch.setattr(tracking, "summarise", full_disk)
+    with (
+        pytest.raises(TrimtabError, match="^the job's own$") if own else nullcontext(),
+        summary.summarised(),
+    ):
+        if own:
+            raise own
+    assert capsys.readouterr().err.startswith("Warning: the sweep has no W&B summary: ")
 
 
 def test_an_interrupted_job_is_closed_as_failed(tmp_path):

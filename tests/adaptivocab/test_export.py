@@ -72,6 +72,17 @@ def test_an_exported_folder_needs_nothing_of_ours(
     assert expanded == encode(base, text)
 
 
+def test_a_model_that_is_to_return_its_attention_weights_is_saved_without_that(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    loaded = tiny()
+    artifact = calibrated(method(), loaded, corpus)
+    loaded.model.config._output_attentions = True  # as a checkpoint's config.json says it
+    method().export(loaded.model, loaded.tokenizer, artifact, tmp_path / "out")
+    saved = AutoConfig.from_pretrained(tmp_path / "out")
+    assert (saved.output_attentions, loaded.model.config.output_attentions) == (False, True)
+
+
 def exported(name: str, kind: str, folder: Path, **shape: Any) -> tuple[Artifact, LoadedModel]:
     """Calibrate a model with a tokenizer of a kind on prose, and export it."""
     tokenizer = base(kind)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from tests.conftest import random_inputs, tiny
 from tests.generation.models import TOKENIZER
@@ -298,13 +299,33 @@ def test_a_failed_export_leaves_nothing(corpus, tmp_path, monkeypatch):
     assert list((tmp_path / "parent").iterdir()) == []
 
 
-def test_a_configuration_that_transformers_does_not_save_is_said_to_be_that(corpus, tmp_path):
+def test_a_configuration_that_transformers_does_not_save_is_said_to_be_that(
+    monkeypatch, corpus, tmp_path
+):
     loaded = tiny()
     method, artifact = calibrated(loaded, corpus)
+
+    def validate(config: PreTrainedConfig) -> None:
+        raise StrictDataclassClassValidationError("validate_heads", ValueError("five heads"))
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(TrimtabError, match="cannot save the model's configuration: .*: five heads$"),
+    ):
+        patched.setattr(type(loaded.model.config), "validate", validate)
+        exported(loaded, method, artifact, tmp_path / "model")
     loaded.model.generation_config.temperature = -1.0
     with pytest.raises(TrimtabError, match="cannot save the model's configuration: .*temperature"):
         exported(loaded, method, artifact, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_to_return_its_attention_weights_is_saved_without_that(corpus, tmp_path):
+    loaded = tiny()
+    method, artifact = calibrated(loaded, corpus)
+    loaded.model.config._output_attentions = True  # as a checkpoint's config.json says it
+    model = load_exported(exported(loaded, method, artifact, tmp_path / "model"))
+    assert (model.config.output_attentions, loaded.model.config.output_attentions) == (False, True)
 
 
 def test_an_artifact_of_another_model_or_method_is_refused(corpus, tmp_path):

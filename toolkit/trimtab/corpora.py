@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from trimtab.errors import ConfigError, TrimtabError, as_text, first_line
+from trimtab import hub_texts
+from trimtab.errors import ConfigError, as_text
 from trimtab.globbing import literal, matching, once
-from trimtab.progress import waiting
 from trimtab.settings import Settings, path_of, setting, settings
-from trimtab.text_files import BYTE_ORDER_MARK, json_lines, read_text, text_of
+from trimtab.text_files import BYTE_ORDER_MARK, json_lines, read_text
 
 RECORDS = ".jsonl"
 KINDS = (".txt", ".md", RECORDS)
@@ -205,20 +205,6 @@ class HubCorpus(CorpusSource):
         return self.name
 
     def documents(self) -> Iterator[Document]:
-        try:
-            import datasets
-        except ImportError as error:
-            needed = "corpus=hub needs the datasets package: pip install datasets"
-            raise TrimtabError(needed) from error
-        datasets.disable_progress_bars()
-        try:
-            with waiting(f"Loading the dataset {self.name}"):
-                rows = datasets.load_dataset(
-                    self.name, self.subset, split=self.split, revision=self.revision
-                )
-        except Exception as error:  # datasets raises many unrelated types for "cannot be had"
-            reason = f"cannot be loaded: {first_line(error)}"
-            raise ConfigError("corpus.name", self.name, reason) from error
-        for number, row in enumerate(rows):
-            text = text_of(row, self.text_field, f"{self.name}[{number}]")
+        rows = hub_texts.load(self.name, self.subset, self.split, self.revision)
+        for number, text in hub_texts.texts(rows, self.text_field, self.name):
             yield Document(f"{self.name}:{number}", text)

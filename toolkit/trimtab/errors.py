@@ -43,9 +43,11 @@ def on_one_line(error: TrimtabError | OSError) -> str:
     Files of the toolkit's own are named, so one without a name is a stream or a library's.
     """
     if isinstance(error, OSError) and error.strerror:
-        if error.filename:
-            return as_text(f"{error.filename}: {error.strerror}")
-        if error.errno in FULL:
+        full = error.errno in FULL
+        # Of two names the second is the one that is written.
+        if of := (full and error.filename2) or error.filename:
+            return as_text(f"{of}: {error.strerror}")
+        if full:
             return f"{UNNAMED}: {error.strerror}"
         return error.strerror
     return as_text(" ".join(str(error).split()))

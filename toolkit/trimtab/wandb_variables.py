@@ -52,6 +52,12 @@ def disabled_by() -> str | None:
     return f"{source}={mode}" if mode == TrackingMode.disabled else None
 
 
+def folder_setting(folder: str) -> str:
+    """Return what names the folder of the runs: W&B's variable, its settings file, or ours."""
+    source, given = _given("WANDB_DIR")
+    return source if given and str(path_of(given)) == folder else "tracking.folder"
+
+
 def _given(variable: str) -> tuple[str, str]:
     """Return what W&B takes for a variable, where none is empty, and where that is from."""
     if given := os.environ.get(variable):

@@ -38,7 +38,7 @@ from trimtab.files import publishing, write_json
 from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.loading import load_source
-from trimtab.models.saving import require_as_config, require_vacant, save_config
+from trimtab.models.saving import require_as_config, require_vacant, savable, save_config
 from trimtab.models.view import generating_by
 from trimtab.progress import answer, may_go_unread
 from trimtab.settings import path_of
@@ -101,7 +101,8 @@ def _save(model: PreTrainedModel, folder: Path) -> None:
     """Save a model as transformers does, also one without a configuration of its generation."""
     save_config(model, folder)  # says in one line what cannot be saved
     own = model.generation_config or GenerationConfig.from_model_config(model.config)
-    generating_by(model, own).save_pretrained(folder)
+    with savable(model.config):
+        generating_by(model, own).save_pretrained(folder)
 
 
 def ordinary(model: PreTrainedModel) -> PreTrainedModel:

@@ -12,7 +12,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands.jobs import overrides_of
+from trimtab.commands.messages import is_mistake, one_line
 from trimtab.config import TrackingConfig
+from trimtab.progress import say
 
 _begun: list[tuple[Path, TrackingConfig | None]] = []
 
@@ -31,11 +33,19 @@ class Summary(Callback):
 
 @contextmanager
 def summarised() -> Iterator[None]:
-    """Sum up the sweep that runs in the ``with``, if one does, unless it is interrupted."""
+    """Sum up the sweep that runs in the ``with``, if one does, unless it is interrupted.
+
+    Where that cannot be done, it is a warning: the sweep and its own errors do not depend on it.
+    """
     try:
         yield
     finally:
         if _begun and not isinstance(sys.exception(), KeyboardInterrupt):
             from trimtab import tracking
 
-            tracking.summarise(*_begun.pop())
+            try:
+                tracking.summarise(*_begun.pop())
+            except Exception as error:
+                if not is_mistake(error):
+                    raise
+                say(f"Warning: the sweep has no W&B summary: {one_line(error)}")

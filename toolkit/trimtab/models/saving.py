@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.files import is_vacant
@@ -40,6 +43,21 @@ def require_as_config(model: PreTrainedModel) -> None:
         )
 
 
+@contextmanager
+def savable(config: PreTrainedConfig) -> Iterator[None]:
+    """Have a configuration not ask for attention weights, where transformers would not save it.
+
+    It loads one that does with any attention, and saves it with the eager one alone.
+    """
+    asked = config.output_attentions
+    if config._attn_implementation != "eager":
+        config._output_attentions = False  # what its property sets, which refuses to set it back
+    try:
+        yield
+    finally:
+        config._output_attentions = asked
+
+
 def save_config(model: PreTrainedModel, folder: Path) -> None:
     """Save the configuration of a model and, where there is one, that of its generation.
 
@@ -52,10 +70,11 @@ def save_config(model: PreTrainedModel, folder: Path) -> None:
     config.architectures = [type(model).__name__]
     config.dtype = str(model.dtype).removeprefix("torch.")
     try:
-        config.save_pretrained(folder)
+        with savable(config):
+            config.save_pretrained(folder)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise TrimtabError(
             f"transformers cannot save the model's configuration: {' '.join(str(error).split())}"
         ) from error

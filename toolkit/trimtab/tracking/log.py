@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,20 +18,28 @@ from trimtab.files import flatten, is_table
 from trimtab.report import build_report, draw
 from trimtab.report.load import load_jobs
 
+ROOM = 2**16  # bytes that are free where the disk is not full
+
 
 class Log:
-    """What a job may write to its run.
+    """What a job may write to its run; where that fails, the job goes on.
 
     Parameters
     ----------
     open_run : callable or None
         Opens the run, tags in; None where nothing is kept.
+
+    Attributes
+    ----------
+    failure : Exception or None
+        The first that kept something out of the run.
     """
 
     def __init__(self, open_run: Callable[[tuple[str, ...]], wandb.Run] | None) -> None:
         self._open = open_run
         self._run: wandb.Run | None = None
         self._exit_code = 0
+        self.failure: Exception | None = None
 
     def begin(self, *tags: str) -> None:
         """Open the run, now that nothing of the job's settings is left to refuse."""
@@ -42,10 +54,11 @@ class Log:
         if self._run is None:
             return
         method = artifact.key.method
-        self._run.config.update({f"artifact_digests.{method}": artifact.key.digest})
-        self._run.log_artifact(_calibration(method, artifact.key.digest, folder))
-        figures = {"statistics": artifact.statistics, "run": artifact.run}
-        self._run.summary.update(scalars({method: figures}))
+        with self._going_on():
+            self._run.config.update({f"artifact_digests.{method}": artifact.key.digest})
+            self._run.log_artifact(_calibration(method, artifact.key.digest, folder))
+            figures = {"statistics": artifact.statistics, "run": artifact.run}
+            self._run.summary.update(scalars({method: figures}))
 
     def result(self, result: dict[str, Any], folder: Path, artifacts: str) -> None:
         """Log a result: figures, raw samples as tables, the plots of the job's own report.
@@ -59,16 +72,17 @@ class Log:
         """
         if self._run is None:
             return
-        for method, digest in result["artifacts"].items():
-            self._run.config.update({f"artifact_digests.{method}": digest})
-            place = folder_of(artifacts, result["model"]["name"], method, digest)
-            self._use(_calibration(method, digest, place))
-        figures = flatten(result)
-        found = {name: item for name, item in figures.items() if is_table(item)}
-        tables = {name.replace(".", "/"): table(rows) for name, rows in found.items()}
-        with TemporaryDirectory() as pictures:
-            draw(folder, Path(pictures))
-            self._write(scalars(result), tables | images(Path(pictures)))
+        with self._going_on():
+            for method, digest in result["artifacts"].items():
+                self._run.config.update({f"artifact_digests.{method}": digest})
+                place = folder_of(artifacts, result["model"]["name"], method, digest)
+                self._use(_calibration(method, digest, place))
+            figures = flatten(result)
+            found = {name: item for name, item in figures.items() if is_table(item)}
+            tables = {name.replace(".", "/"): table(rows) for name, rows in found.items()}
+            with TemporaryDirectory() as pictures:
+                draw(folder, Path(pictures))
+                self._write(scalars(result), tables | images(Path(pictures)))
 
     def sweep(self, folder: Path) -> None:
         """Log a sweep's report: one row a job, the plots, and the report with its files."""
@@ -76,18 +90,22 @@ class Log:
             return
         report = build_report(folder).parent
         jobs = load_jobs(folder)
-        rows = [scalars({**job.content, "label": job.label}) for job in jobs]
-        media: dict[str, Any] = {"jobs": table(rows), **images(report)}
-        media |= {f"report/{page.stem}": wandb.Html(str(page)) for page in report.glob("*.html")}
-        entry = wandb.Artifact(f"report-{self._run.id}", type="report")
-        self._run.log_artifact(_with_files(entry, report))
-        failed = sum(not job.ok for job in jobs)
-        self._write({"measured_jobs": len(jobs) - failed, "failed_jobs": failed}, media)
+        with self._going_on():
+            rows = [scalars({**job.content, "label": job.label}) for job in jobs]
+            media: dict[str, Any] = {"jobs": table(rows), **images(report)}
+            pages = report.glob("*.html")
+            media |= {f"report/{page.stem}": wandb.Html(str(page)) for page in pages}
+            entry = wandb.Artifact(f"report-{self._run.id}", type="report")
+            self._run.log_artifact(_with_files(entry, report))
+            failed = sum(not job.ok for job in jobs)
+            self._write({"measured_jobs": len(jobs) - failed, "failed_jobs": failed}, media)
 
     def fail(self, kind: str, message: str) -> None:
         """Say what the job failed of."""
         self._exit_code = 1
-        if self._run is not None:
+        if self._run is None:
+            return
+        with self._going_on():
             self._run.summary.update({"status": "error", "type": kind, "message": message})
 
     def finish(self) -> Path | None:
@@ -95,8 +113,21 @@ class Log:
         if self._run is None:
             return None
         folder = Path(self._run.dir).parent
-        self._run.finish(exit_code=self._exit_code)
+        with self._going_on():
+            self._run.finish(exit_code=self._exit_code)
+            # W&B writes runs in a process of its own, which does not say that it could not.
+            if shutil.disk_usage(folder).free < ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return folder
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Keep what stands in the way of the run from the job, which does not depend on it."""
+        try:
+            yield
+        except Exception as error:  # W&B raises many unrelated types
+            self.failure = self.failure or error
+            self._exit_code = 1
 
     def _use(self, files: wandb.Artifact) -> None:
         """Make a calibration an input of the run, uploading it unless W&B has it already.

@@ -13,13 +13,13 @@ import wandb
 from wandb.env import get_cache_dir, get_data_dir
 
 from trimtab.config import TrackingConfig, TrackingMode
-from trimtab.errors import ConfigError, TrimtabError
+from trimtab.errors import ConfigError, TrimtabError, first_line, on_one_line
 from trimtab.files import require_writable
 from trimtab.progress import say
 from trimtab.settings import path_of
 from trimtab.tracking.job import Job, Record
 from trimtab.tracking.log import Log
-from trimtab.wandb_variables import disabled_by
+from trimtab.wandb_variables import disabled_by, folder_setting
 
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 
@@ -37,7 +37,7 @@ def check(config: TrackingConfig) -> None:
     if config.mode is TrackingMode.disabled:
         return
     with _at_home():
-        require_writable("tracking.folder", config.folder)
+        require_writable(folder_setting(config.folder), config.folder)
         require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))
         require_writable("WANDB_CACHE_DIR", path_of(get_cache_dir()))
 
@@ -73,8 +73,9 @@ def run(
 ) -> Iterator[Log]:
     """Keep a log of a job for the time of the ``with``; its run opens with `Log.begin`.
 
-    The run is finished whatever happens. Where it fails, its summary says why, as error.json does:
-    ``status``, ``type`` and ``message``.
+    The run is finished whatever happens. What cannot be written to it is a warning, as the job does
+    not depend on it. Where the job fails, the summary says why, as error.json does: ``status``,
+    ``type`` and ``message``.
 
     Parameters
     ----------
@@ -114,18 +115,21 @@ def run(
             log.fail(type(error).__name__, explain(error))
             raise
         finally:
-            if (directory := log.finish()) and config.mode is TrackingMode.offline:
+            directory = log.finish()
+            if log.failure is not None:
+                say(f"Warning: the W&B run is incomplete: {_told(config, log.failure)}")
+            elif directory and config.mode is TrackingMode.offline:
                 say(f"W&B run kept offline; upload it with: wandb sync {directory}")
 
 
 def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Run:
     """Open a run; what W&B's variables say of its id, name, group and tags comes first."""
     folder = path_of(config.folder)
-    folder.mkdir(parents=True, exist_ok=True)
     given = os.environ.get("WANDB_TAGS", "")
     every = [*tags, *job.tags, *filter(None, given.split(","))]
     earlier = None if job.folder is None else Record.read(job.folder)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         opened = wandb.init(
             mode=config.mode.value,
             project=config.project,
@@ -142,6 +146,8 @@ def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Ru
         )
     except wandb.Error as error:
         raise _refusal(config, str(error).rstrip(".")) from error
+    except OSError as error:
+        raise TrimtabError(_told(config, error)) from error
     except ValueError as error:  # the settings above are checked
         reason = " ".join(str(error).split())
         raise TrimtabError(f"W&B refuses one of its variables, WANDB_...: {reason}") from error
@@ -160,6 +166,15 @@ def _record(opened: wandb.Run, config: TrackingConfig) -> Record:
         folder=str(path_of(config.folder).resolve()),
         directory=str(Path(opened.dir).parent.resolve()),
     )
+
+
+def _told(config: TrackingConfig, error: Exception) -> str:
+    """Say why a run cannot be written; where it is, if it is for its disk."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return f"{type(error).__name__}: {first_line(error)}"
+    reason = on_one_line(error) if error.filename else error.strerror
+    where = f"{folder_setting(config.folder)}={config.folder}"
+    return f"{where}: {reason}; make room there, or name another folder"
 
 
 def _refusal(config: TrackingConfig, reason: str) -> ConfigError:
