@@ -557,6 +557,8 @@ def test_the_winners_command_has_all_that_its_figure_depends_on(tmp_path, capsys
         tell_winner(written(tmp_path / str(number), [job]), None)
     kept = "python evaluate.py methods=larosa methods.larosa.sparsity=0.4"
     assert capsys.readouterr().out.splitlines() == [kept, f"{kept} experiment=mine"]
+    tell_winner(written(tmp_path / "own", [job | {"options": ["--config-dir=a b"]}]), None)
+    assert capsys.readouterr().out.startswith("python evaluate.py '--config-dir=a b' methods=")
 
 
 def test_a_calibration_is_resumed_by_its_own_command(refusal):

@@ -247,7 +247,8 @@ def test_every_field_is_documented_and_every_documented_field_is_there(result, f
         missing = any(other.startswith(f"{name}.") for other in found)
         (sections if missing else fields).add(generic)
     assert fields <= documented
-    assert documented - {"overrides"} <= fields | sections  # which are those of a command line
+    of_commands = {"overrides", "options"}
+    assert documented - of_commands <= fields | sections
 
 
 def test_the_settings_are_all_that_the_figures_depend_on_but_the_seed(result):

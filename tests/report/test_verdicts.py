@@ -1,5 +1,6 @@
 """What a report says of stacks: verdicts, gains and costs, which to use, what to do next."""
 
+import re
 from typing import Any
 
 import pytest
@@ -707,6 +708,28 @@ def test_what_python_measured_has_no_command(tmp_path):
         "Measure `larosa` on your own model and text",
     ]
     assert added(rows) == []
+
+
+def test_every_command_reads_the_configuration_that_its_job_read(tmp_path):
+    jobs = [
+        result(name, (1.5, 1.4, 1.6), methods=("adaptivocab", name), lost=0, same=True,
+               overrides=[f"methods=[adaptivocab,{name}]"]) | {"options": [f"--config-dir={one}"]}
+        for one in "ab" for name in ("larosa", "vattention")
+    ]  # fmt: skip
+    for job in jobs:
+        job["environment"]["load"] = {"busy": True, "reason": "others"}
+    lacking = {"status": "error", "label": "larosa", "type": "MissingArtifactError"}
+    for name in ("--config-dir=a", "--config-name=c"):
+        jobs.append(lacking | {"overrides": ["methods=larosa"], "options": [name]})
+    rows = load_jobs(written(tmp_path, jobs))
+    steps = [*next_steps(rows, choices(rows)), *added(rows)]
+    commands = [told for one in steps for told in re.findall(r"python (\w+\.py [^`]*)", one)]
+    for one in "ab":
+        again = f"evaluate.py --config-dir={one} -m 'methods=[adaptivocab,larosa],[adaptivocab,vat"
+        assert any(told.startswith(again) for told in commands)
+    assert "calibrate.py --config-dir=a methods=larosa" in commands
+    assert "evaluate.py --config-name=c methods=larosa on_missing=calibrate" in commands
+    assert all(" --config-" in told or " resume=" in told for told in commands)
 
 
 def test_a_mean_over_seeds_is_measured_again_with_all_of_them(tmp_path):

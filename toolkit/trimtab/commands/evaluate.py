@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from trimtab.commands import sweep_progress
 from trimtab.commands.check import checked, methods_of
 from trimtab.commands.folders import claimed, withdraw
-from trimtab.commands.launch import choices, launch, output_folder
+from trimtab.commands.launch import choices, launch, output_folder, sources
 from trimtab.commands.messages import one_line, stop
 from trimtab.commands.search import objective, require_objective
 from trimtab.commands.sweep import (
@@ -205,7 +205,8 @@ def _names(config: DictConfig) -> dict[str, Any]:
     """Return what the reports of this job and of others tell it by."""
     overrides = HydraConfig.get().overrides.task
     measured = [one for one in overrides if not one.startswith("tracking.")]
-    return {"label": label(config), "overrides": measured}
+    typed = {"options": found} if (found := sources("evaluate")) else {}
+    return {"label": label(config), "overrides": measured, **typed}
 
 
 def label(config: DictConfig) -> str:

@@ -44,7 +44,7 @@ def require_sweep() -> None:
     hydra = HydraConfig.get()
     if in_sweep():
         return
-    for one in _of_hydra(hydra):
+    for one in of_hydra(hydra):
         if one.lstrip("+~").startswith(OF_SWEEPS):
             raise TrimtabError(f"{one}: only a sweep reads it, which needs -m")
     given = any(one.startswith("methods=") for one in hydra.overrides.task)
@@ -62,13 +62,13 @@ def require_single(hydra: HydraConf) -> None:
     ------
     TrimtabError
     """
-    for one in _of_hydra(hydra):
+    for one in of_hydra(hydra):
         if one.lstrip("+~").startswith(OF_ONE_JOB):
             write = one.lstrip("+~").replace(OF_ONE_JOB, "hydra.sweep.", 1)
             raise TrimtabError(f"{one}: only a single job reads it, of a sweep it is {write}")
 
 
-def _of_hydra(hydra: HydraConf) -> list[str]:
+def of_hydra(hydra: HydraConf) -> list[str]:
     """Return the overrides of Hydra's own settings as they were typed, ``${...}`` included."""
     found: Any = OmegaConf.to_container(hydra.overrides.hydra)
     return list(found)

@@ -17,6 +17,7 @@ from trimtab.report.lengths import EXTENT, ROUNDS, shortening
 from trimtab.report.notices import moved
 from trimtab.report.refused import calibrations, corrections, is_refused
 from trimtab.report.verdict import ALIKE, NOISY, verdict
+from trimtab.retyped import options, retyped
 
 ASKED = {
     "quality": "quality.bits_per_byte",
@@ -74,7 +75,7 @@ def command(
         stack = next((one for one in overrides(job) if one.startswith("methods=")), stack)
     sweep, seeds = (["-m"], [f"seed={','.join(map(str, job.seeds))}"]) if job.seeds else ([], [])
     every = [*sweep, *kept, stack, *seeds, *more]
-    return shlex.join(["python", "evaluate.py", *every])
+    return retyped(job.content, *every)
 
 
 def _belongs(override: str, methods: Sequence[str]) -> bool:
@@ -150,14 +151,15 @@ def _together(
     for row, why in again:
         aside = ("methods=", *shortening(overrides(row), kinds))
         others = [one for one in overrides(row) if not one.startswith(aside)]
-        alike.setdefault((why, typed(row), row.seeds, *others), []).append(row)
-    for (why, known, _, *others), those in alike.items():
+        key = why, typed(row), options(row.content), row.seeds
+        alike.setdefault((*key, *others), []).append(row)
+    for (why, known, _, _, *others), those in alike.items():
         stacks = [one for row in those for one in overrides(row) if one.startswith("methods=")]
         if known and len(those) > 1 and len(stacks) == len(those) and not those[0].seeds:
             every = ",".join(one.removeprefix("methods=") for one in stacks)
             members = [name for row in those for name in row.methods]
             kept = [one for one in others if _belongs(one, members)]
-            told = shlex.join(["python", "evaluate.py", "-m", *kept, f"methods={every}"])
+            told = retyped(those[0].content, "-m", *kept, f"methods={every}")
             yield those, why, told
         else:
             for row in those:
