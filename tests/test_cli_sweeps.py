@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import ROOT, SMALL, TINY
+from tests.conftest import ROOT, SMALL, TINY, variables
 from tests.report.cases import result, written
 from tests.test_cli_evaluate import FAST, METHOD, VOCABULARY
 from tests.wandb_runs import runs_in
@@ -395,6 +396,32 @@ def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, nam
         f"evaluate.py: error: mine/{name}.yaml: begins with a byte-order mark, which hides its "
         "# @package from Hydra: save it as UTF-8 without it"
     )
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("model._target_=nope.X", "_target_=nope.X: expected the dotted name of a class: No modul"),
+        ("+metrics.mine=broken.Mine", "metrics.mine=broken.Mine: expected the dotted name of a cla"
+         "ss: KeyError: 'x'"),
+        ("+metrics.mine=trimtab.stack.Stack", "metrics.mine=trimtab.stack.Stack: expected a trimt"),
+        ("~metrics.latency", "metrics.tokens=trimtab.evaluation.metrics.tokens.Tokens: needs the "
+         "samples of Latency"),
+    ],
+)  # fmt: skip
+def test_a_class_that_is_none_is_refused_in_one_line_before_a_job_has_a_folder(
+    command, refusal, monkeypatch, tmp_path, argument, expected
+):
+    (tmp_path / "broken.py").write_text("{}['x']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    before = state(tmp_path)
+    assert expected in refusal("evaluate", "-m", argument, "seed=0,1")
+    path = os.pathsep.join([str(tmp_path), variables()["PYTHONPATH"]])
+    refused = command("evaluate.py", argument, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
+    (line,) = refused.stderr.splitlines()
+    assert expected in line
+    assert state(tmp_path) == before
 
 
 @pytest.mark.parametrize("argument", ["corpus.glob=caf\udce9/*.md", "hydra.run.dir=\udcff"])

@@ -202,6 +202,12 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["+foo=3"], "unknown setting foo; the top level has: seed"),
         ("evaluate", ["+tracking.foo=3"], "unknown setting tracking.foo; tracking has: mode"),
         ("calibrate", ["model._target_=os.system"], "_target_=os.system: expected the dotted name"),
+        (
+            "calibrate",
+            ["model._target_=trimtab.corpora.PythonDoc"],
+            "expected the dotted name of a class: trimtab.corpora has no PythonDoc, did you mean "
+            "PythonDocs?",
+        ),
         ("calibrate", ["~model._target_"], "_target_=None: expected the dotted name of a class"),
         (
             "calibrate",

@@ -312,7 +312,7 @@ def test_the_quality_figures_are_those_of_the_samples(result):
 def test_a_metric_that_is_none_is_refused_before_anything_is_calibrated(folder, hub, tmp_path):
     config = configured(folder, *hub, f"artifacts={tmp_path}", "on_missing=calibrate")
     config.metrics["latency"] = "false"
-    with pytest.raises(ConfigError, match="metrics.latency=false: expected the path of a class"):
+    with pytest.raises(ConfigError, match="metrics.latency=false: expected the dotted name"):
         evaluate(config, "refused")
     assert not any(tmp_path.iterdir())
 

@@ -144,7 +144,6 @@ def evaluate(
     from trimtab.environment import prepare
     from trimtab.evaluation.job import Job
     from trimtab.evaluation.memory import copied, require_room_for_copy
-    from trimtab.evaluation.metrics import metrics_of
     from trimtab.evaluation.metrics import prepare as prepare_metrics
     from trimtab.evaluation.run import Subject
     from trimtab.evaluation.trace import trace_of
@@ -152,11 +151,10 @@ def evaluate(
     from trimtab.stack import Stack
 
     stack = Stack(methods_of(settings))
-    metrics_of(settings.metrics)  # refused here, before minutes of calibration
     use_pages(settings.memory)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
-    documents = corpus.documents(Split.test)  # likewise
+    documents = corpus.documents(Split.test)  # refused here, before minutes of calibration
     trace_of(settings.serving)  # likewise
     loaded = load_model(settings.model)
     stack.check(loaded.model)
