@@ -111,6 +111,23 @@ def test_a_command_of_a_report_reads_the_configuration_that_the_job_read(command
     assert "the corpus *.txt holds no text" in again.stderr
 
 
+@pytest.mark.parametrize("many", [[], ["-m", "seed=0"]])
+def test_what_an_experiment_sets_for_another_stack_is_not_read(command, tmp_path, many):
+    """The jobs end at a corpus that holds no text."""
+    (tmp_path / "blank.txt").touch()
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.write_text("# @package _global_\nmethods: {larosa: {sparsity: 0.6}}\n")
+    given = ["--config-dir=mine", "experiment=own", *TINY, "corpus=files", "corpus.glob=*.txt"]
+    given += ["tracking.mode=disabled", *many]
+    other = command("evaluate.py", *given, "methods=vattention")
+    assert "the corpus *.txt holds no text" in other.stderr
+    for more in ([], ["methods=vattention", "larosa.sparsity=0.3"]):
+        refused = command("evaluate.py", *given, *more)
+        assert "methods.larosa: larosa is " in refused.stderr
+        assert refused.stderr.count(", write methods=larosa") == 1
+
+
 def test_a_folder_in_a_file_may_be_below_the_home_folder(command, tmp_path):
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     own = tmp_path / "mine" / "experiment" / "own.yaml"
