@@ -387,6 +387,14 @@ def test_a_sweep_is_asked_for_by_the_option_alone(refusal, tmp_path, name, argum
     assert state(tmp_path) == before
 
 
+def test_a_short_name_in_an_experiments_sweep_is_refused_with_its_full_name(refusal, tmp_path):
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\nhydra: {sweeper: {params: {layout: 'slot,mega'}}}\n")
+    line = refusal("evaluate", "-m", "--config-dir=mine", "experiment=own", "methods=vattention")
+    assert "unknown setting layout, write methods.vattention.layout; the top level has" in line
+
+
 @pytest.mark.parametrize("name", ["experiment/own", "model/mine/own", "own"])
 def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, name):
     file = tmp_path / "mine" / f"{name}.yaml"
