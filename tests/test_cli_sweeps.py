@@ -170,21 +170,24 @@ PUT_BACK = (
 )
 
 
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("many", "record"), [(False, ".hydra"), (True, ".hydra"), (False, "the/record"), (True, "own")]
+)
 def test_what_an_experiment_sets_otherwise_by_now_is_not_mixed_with_what_was_measured(
-    command, tmp_path, many
+    command, tmp_path, many, record
 ):
     """The jobs end at a corpus that holds no text."""
     (tmp_path / "blank.txt").touch()
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     own = tmp_path / "mine" / "experiment" / "own.yaml"
-    own.write_text("# @package _global_\nspeed: {repeats: 3}\n")
+    placed = f"# @package _global_\nhydra: {{output_subdir: {record}}}\n"
+    own.write_text(f"{placed}speed: {{repeats: 3}}\n")
     given = ["--config-dir", "mine", "experiment=own", *TINY, "corpus=files", "corpus.glob=*.txt"]
     place = ["-m", "seed=0,1", "hydra.sweep.dir=job"] if many else ["hydra.run.dir=job"]
     started = command("evaluate.py", *given, *place, "tracking.mode=disabled")
     assert "the corpus *.txt holds no text" in started.stderr
     job = Path("job/0" if many else "job")
-    own.write_text("# @package _global_\nspeed: {repeats: 4}\ntracking: {project: another}\n")
+    own.write_text(f"{placed}speed: {{repeats: 4}}\ntracking: {{project: another}}\n")
     before = state(tmp_path)
     resumed = command("evaluate.py", "resume=job")
     assert resumed.returncode == 1
@@ -193,7 +196,7 @@ def test_what_an_experiment_sets_otherwise_by_now_is_not_mixed_with_what_was_mea
         f"speed.repeats was 3 and is 4: {PUT_BACK}\n"
     )
     assert state(tmp_path) == before
-    for record in tmp_path.glob("job/**/.hydra/overrides.yaml"):
+    for record in tmp_path.glob("job/**/overrides.yaml"):
         record.write_text("")  # its job was killed as it began
     resumed = command("evaluate.py", "resume=job", "tracking.mode=offline")
     assert "the corpus *.txt holds no text" in resumed.stderr

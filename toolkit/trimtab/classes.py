@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.errors import ConfigError, first_line, nearest
 
 
-def class_named(setting: str, name: Any) -> type:
+def class_named(setting: str, name: Any) -> Any:
     """Return the class that a setting names.
 
     Raises
