@@ -1,6 +1,8 @@
 """`evaluate.py` as a user runs it, one job and a sweep."""
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -80,6 +82,50 @@ def test_a_stack_that_an_experiment_of_the_users_names_is_the_label(command, tmp
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "job" / "result.json").read_text())
     assert (result["label"], result["methods"]) == ("vattention", ["vattention"])
+    assert result["options"] == ["--config-dir=mine"]
+
+
+def test_a_command_of_a_report_reads_the_configuration_that_the_job_read(command, tmp_path):
+    """The jobs end at a corpus that holds no text, or at an artifact that is not there."""
+    (tmp_path / "blank.txt").touch()
+    for folder in ("mine", "another"):
+        (tmp_path / folder / "methods").mkdir(parents=True)
+        mine = tmp_path / folder / "methods" / f"of_{folder}.yaml"
+        mine.write_text("defaults: [/method@larosa: larosa]\n")
+    (tmp_path / "mine" / "whole.yaml").write_text("defaults: [evaluate, _self_]\n")
+    given = [f"--config-dir={tmp_path}/mine", "--config-name=whole", *TINY]
+    given += [f"hydra.searchpath=[file://{tmp_path}/another]", "tracking.mode=disabled"]
+    typed = ["--config-dir=mine", "--config-name=whole", *given[4:5]]
+    for place, more in (
+        ("job", ["methods=of_mine", "hydra.run.dir=job"]),
+        ("job/0", ["-m", "methods=of_another", "seed=1", "hydra.sweep.dir=job"]),
+    ):
+        blank = command("evaluate.py", *given, *more, "corpus=files", "corpus.glob=*.txt")
+        assert "the corpus *.txt holds no text" in blank.stderr
+        assert json.loads((tmp_path / place / "error.json").read_text())["options"] == typed
+        shutil.rmtree(tmp_path / "job")
+    command("evaluate.py", *given, "methods=of_mine", "on_missing=error", "hydra.run.dir=job")
+    told = (tmp_path / "job" / "report" / "report.md").read_text()
+    (made,) = re.findall("Make the artifacts of `of_mine`: `python (.*)`", told)
+    again = command(*shlex.split(made), "corpus=files", "corpus.glob=*.txt")
+    assert "the corpus *.txt holds no text" in again.stderr
+
+
+@pytest.mark.parametrize("many", [[], ["-m", "seed=0"]])
+def test_what_an_experiment_sets_for_another_stack_is_not_read(command, tmp_path, many):
+    """The jobs end at a corpus that holds no text."""
+    (tmp_path / "blank.txt").touch()
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.write_text("# @package _global_\nmethods: {larosa: {sparsity: 0.6}}\n")
+    given = ["--config-dir=mine", "experiment=own", *TINY, "corpus=files", "corpus.glob=*.txt"]
+    given += ["tracking.mode=disabled", *many]
+    other = command("evaluate.py", *given, "methods=vattention")
+    assert "the corpus *.txt holds no text" in other.stderr
+    for more in ([], ["methods=vattention", "larosa.sparsity=0.3"]):
+        refused = command("evaluate.py", *given, *more)
+        assert "methods.larosa: larosa is " in refused.stderr
+        assert refused.stderr.count(", write methods=larosa") == 1
 
 
 def test_a_folder_in_a_file_may_be_below_the_home_folder(command, tmp_path):

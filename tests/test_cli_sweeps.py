@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import ROOT, SMALL, TINY
+from tests.conftest import ROOT, SMALL, TINY, variables
 from tests.report.cases import result, written
 from tests.test_cli_evaluate import FAST, METHOD, VOCABULARY
 from tests.wandb_runs import runs_in
@@ -169,21 +170,24 @@ PUT_BACK = (
 )
 
 
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(
+    ("many", "record"), [(False, ".hydra"), (True, ".hydra"), (False, "the/record"), (True, "own")]
+)
 def test_what_an_experiment_sets_otherwise_by_now_is_not_mixed_with_what_was_measured(
-    command, tmp_path, many
+    command, tmp_path, many, record
 ):
     """The jobs end at a corpus that holds no text."""
     (tmp_path / "blank.txt").touch()
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     own = tmp_path / "mine" / "experiment" / "own.yaml"
-    own.write_text("# @package _global_\nspeed: {repeats: 3}\n")
+    placed = f"# @package _global_\nhydra: {{output_subdir: {record}}}\n"
+    own.write_text(f"{placed}speed: {{repeats: 3}}\n")
     given = ["--config-dir", "mine", "experiment=own", *TINY, "corpus=files", "corpus.glob=*.txt"]
     place = ["-m", "seed=0,1", "hydra.sweep.dir=job"] if many else ["hydra.run.dir=job"]
     started = command("evaluate.py", *given, *place, "tracking.mode=disabled")
     assert "the corpus *.txt holds no text" in started.stderr
     job = Path("job/0" if many else "job")
-    own.write_text("# @package _global_\nspeed: {repeats: 4}\ntracking: {project: another}\n")
+    own.write_text(f"{placed}speed: {{repeats: 4}}\ntracking: {{project: another}}\n")
     before = state(tmp_path)
     resumed = command("evaluate.py", "resume=job")
     assert resumed.returncode == 1
@@ -192,7 +196,7 @@ def test_what_an_experiment_sets_otherwise_by_now_is_not_mixed_with_what_was_mea
         f"speed.repeats was 3 and is 4: {PUT_BACK}\n"
     )
     assert state(tmp_path) == before
-    for record in tmp_path.glob("job/**/.hydra/overrides.yaml"):
+    for record in tmp_path.glob("job/**/overrides.yaml"):
         record.write_text("")  # its job was killed as it began
     resumed = command("evaluate.py", "resume=job", "tracking.mode=offline")
     assert "the corpus *.txt holds no text" in resumed.stderr
@@ -386,6 +390,14 @@ def test_a_sweep_is_asked_for_by_the_option_alone(refusal, tmp_path, name, argum
     assert state(tmp_path) == before
 
 
+def test_a_short_name_in_an_experiments_sweep_is_refused_with_its_full_name(refusal, tmp_path):
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\nhydra: {sweeper: {params: {layout: 'slot,mega'}}}\n")
+    line = refusal("evaluate", "-m", "--config-dir=mine", "experiment=own", "methods=vattention")
+    assert "unknown setting layout, write methods.vattention.layout; the top level has" in line
+
+
 @pytest.mark.parametrize("name", ["experiment/own", "model/mine/own", "own"])
 def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, name):
     file = tmp_path / "mine" / f"{name}.yaml"
@@ -395,6 +407,32 @@ def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, nam
         f"evaluate.py: error: mine/{name}.yaml: begins with a byte-order mark, which hides its "
         "# @package from Hydra: save it as UTF-8 without it"
     )
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("model._target_=nope.X", "_target_=nope.X: expected the dotted name of a class: No modul"),
+        ("+metrics.mine=broken.Mine", "metrics.mine=broken.Mine: expected the dotted name of a cla"
+         "ss: KeyError: 'x'"),
+        ("+metrics.mine=trimtab.stack.Stack", "metrics.mine=trimtab.stack.Stack: expected a trimt"),
+        ("~metrics.latency", "metrics.tokens=trimtab.evaluation.metrics.tokens.Tokens: needs the "
+         "samples of Latency"),
+    ],
+)  # fmt: skip
+def test_a_class_that_is_none_is_refused_in_one_line_before_a_job_has_a_folder(
+    command, refusal, monkeypatch, tmp_path, argument, expected
+):
+    (tmp_path / "broken.py").write_text("{}['x']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    before = state(tmp_path)
+    assert expected in refusal("evaluate", "-m", argument, "seed=0,1")
+    path = os.pathsep.join([str(tmp_path), variables()["PYTHONPATH"]])
+    refused = command("evaluate.py", argument, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
+    (line,) = refused.stderr.splitlines()
+    assert expected in line
+    assert state(tmp_path) == before
 
 
 @pytest.mark.parametrize("argument", ["corpus.glob=caf\udce9/*.md", "hydra.run.dir=\udcff"])
@@ -557,6 +595,8 @@ def test_the_winners_command_has_all_that_its_figure_depends_on(tmp_path, capsys
         tell_winner(written(tmp_path / str(number), [job]), None)
     kept = "python evaluate.py methods=larosa methods.larosa.sparsity=0.4"
     assert capsys.readouterr().out.splitlines() == [kept, f"{kept} experiment=mine"]
+    tell_winner(written(tmp_path / "own", [job | {"options": ["--config-dir=a b"]}]), None)
+    assert capsys.readouterr().out.startswith("python evaluate.py '--config-dir=a b' methods=")
 
 
 def test_a_calibration_is_resumed_by_its_own_command(refusal):

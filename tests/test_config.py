@@ -202,6 +202,12 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
         ("evaluate", ["+foo=3"], "unknown setting foo; the top level has: seed"),
         ("evaluate", ["+tracking.foo=3"], "unknown setting tracking.foo; tracking has: mode"),
         ("calibrate", ["model._target_=os.system"], "_target_=os.system: expected the dotted name"),
+        (
+            "calibrate",
+            ["model._target_=trimtab.corpora.PythonDoc"],
+            "expected the dotted name of a class: trimtab.corpora has no PythonDoc, did you mean "
+            "PythonDocs?",
+        ),
         ("calibrate", ["~model._target_"], "_target_=None: expected the dotted name of a class"),
         (
             "calibrate",
@@ -486,8 +492,23 @@ def test_what_is_added_to_hydras_own_settings_has_to_be_read(command, added, mes
     with pytest.raises(TrimtabError) as error:
         expand([added], command)
     assert str(error.value).startswith(message)
-    read = ["+hydra.job.env_set.FOO=1", "++hydra.run.dir=x", "+hydra.sweeper.params.seed=1"]
+    read = ["+hydra.job.env_set.FOO=1", "++hydra.run.dir=x"]
     assert expand(read, command) == read
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_a_parameter_of_the_sweeper_is_an_override_of_the_sweep(plus):
+    typed = f"{plus}hydra.sweeper.params"
+    given = ["-m", "methods=all", f"{typed}.layout=slot,mega", f"{typed}.seed=1"]
+    assert expand(given, "evaluate") == [
+        "-m", "methods=all", "++methods.vattention.layout=slot,mega", "seed=1"
+    ]  # fmt: skip
+    refused = {f"{typed}={{seed:1}}": "name the values of each setting by itself: SETTING=A,B"}
+    single = {f"{typed}.layout=mega": "only a sweep reads it, which needs -m"}
+    for more, lines in ((["-m"], refused), ([], single)):
+        for argument, expected in lines.items():
+            with pytest.raises(TrimtabError, match=re.escape(f"{argument}: {expected}") + "$"):
+                expand([*more, "methods=all", argument], "evaluate")
 
 
 @pytest.mark.parametrize(

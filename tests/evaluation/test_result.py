@@ -247,7 +247,8 @@ def test_every_field_is_documented_and_every_documented_field_is_there(result, f
         missing = any(other.startswith(f"{name}.") for other in found)
         (sections if missing else fields).add(generic)
     assert fields <= documented
-    assert documented - {"overrides"} <= fields | sections  # which are those of a command line
+    of_commands = {"overrides", "options"}
+    assert documented - of_commands <= fields | sections
 
 
 def test_the_settings_are_all_that_the_figures_depend_on_but_the_seed(result):
@@ -311,7 +312,7 @@ def test_the_quality_figures_are_those_of_the_samples(result):
 def test_a_metric_that_is_none_is_refused_before_anything_is_calibrated(folder, hub, tmp_path):
     config = configured(folder, *hub, f"artifacts={tmp_path}", "on_missing=calibrate")
     config.metrics["latency"] = "false"
-    with pytest.raises(ConfigError, match="metrics.latency=false: expected the path of a class"):
+    with pytest.raises(ConfigError, match="metrics.latency=false: expected the dotted name"):
         evaluate(config, "refused")
     assert not any(tmp_path.iterdir())
 

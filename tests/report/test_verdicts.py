@@ -1,5 +1,6 @@
 """What a report says of stacks: verdicts, gains and costs, which to use, what to do next."""
 
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from tests.report.cases import (
     sparse,
     written,
 )
+from trimtab.config import METRICS, EvaluateConfig, SpeedConfig
+from trimtab.evaluation.settings import settings_of
+from trimtab.larosa import LaRoSA
 from trimtab.report import build_report
 from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.balance import balance, control_told
@@ -25,6 +29,7 @@ from trimtab.report.notices import warnings
 from trimtab.report.seeds import rows as rows_of
 from trimtab.report.table import main_table, markdown
 from trimtab.report.verdict import groups_of, verdict
+from trimtab.vattention import VAttention
 
 
 @pytest.mark.parametrize(
@@ -683,6 +688,43 @@ def test_what_is_proposed_to_measure_is_what_was_an_example(tmp_path, typed, tol
         assert all(part in steps[0] for part in parts)
 
 
+@pytest.mark.parametrize("typed", [["experiment=own"], ["experiment=demo"], []])
+def test_what_an_experiment_of_the_users_sets_is_in_the_command_for_the_users_model(
+    tmp_path, typed
+):
+    stack = [LaRoSA(sparsity=0.6, tokens=4096)]
+    config = EvaluateConfig(speed=SpeedConfig(repeats=3, warmup=7))
+    config.metrics["mine"] = config.metrics.pop("energy")
+    job = result("larosa", (1.5, 1.4, 1.6), overrides=[
+        "methods=larosa", "methods.larosa.tokens=4096", "model=random", "model.config=tiny", *typed,
+    ])  # fmt: skip
+    job["settings"] = settings_of(stack, config)
+    job["settings"] |= {"model.device": "auto", "model.dtype": "bfloat16"}
+    rows = load_jobs(written(tmp_path, [job]))
+    (own,) = next_steps(rows, choices(rows))
+    told = [
+        "speed.warmup=7", "methods.larosa.sparsity=0.6", "model.dtype=bfloat16",
+        f"+metrics.mine={METRICS['energy']}",
+    ]  # fmt: skip
+    assert ", without the settings that shortened" in own or not typed
+    kept = f" {' '.join(told)}" if typed == ["experiment=own"] else ""
+    assert own.endswith(
+        f"`python evaluate.py methods.larosa.tokens=4096 methods=larosa{kept} model=hub "
+        "model.name=/path/of/your/model corpus=files corpus.glob=/path/of/your/texts`"
+    )
+
+
+def test_a_part_of_a_stack_is_measured_with_what_the_stacks_file_set(tmp_path):
+    stack = [LaRoSA(sparsity=0.6), VAttention()]
+    job = result("mine", (1.5, 1.4, 1.6), methods=("larosa", "vattention"),
+                 overrides=["methods=mine"])  # fmt: skip
+    job["settings"] = settings_of(stack, EvaluateConfig())
+    assert added(load_jobs(written(tmp_path, [job]))) == [
+        "python evaluate.py methods=larosa methods.larosa.sparsity=0.6",
+        "python evaluate.py methods=vattention",
+    ]
+
+
 def test_disturbed_rows_of_other_settings_are_measured_again_apart(tmp_path):
     jobs = [
         result(name, (1.5, 1.4, 1.6), methods=("larosa",), overrides=["methods=larosa", *typed])
@@ -707,6 +749,28 @@ def test_what_python_measured_has_no_command(tmp_path):
         "Measure `larosa` on your own model and text",
     ]
     assert added(rows) == []
+
+
+def test_every_command_reads_the_configuration_that_its_job_read(tmp_path):
+    jobs = [
+        result(name, (1.5, 1.4, 1.6), methods=("adaptivocab", name), lost=0, same=True,
+               overrides=[f"methods=[adaptivocab,{name}]"]) | {"options": [f"--config-dir={one}"]}
+        for one in "ab" for name in ("larosa", "vattention")
+    ]  # fmt: skip
+    for job in jobs:
+        job["environment"]["load"] = {"busy": True, "reason": "others"}
+    lacking = {"status": "error", "label": "larosa", "type": "MissingArtifactError"}
+    for name in ("--config-dir=a", "--config-name=c"):
+        jobs.append(lacking | {"overrides": ["methods=larosa"], "options": [name]})
+    rows = load_jobs(written(tmp_path, jobs))
+    steps = [*next_steps(rows, choices(rows)), *added(rows)]
+    commands = [told for one in steps for told in re.findall(r"python (\w+\.py [^`]*)", one)]
+    for one in "ab":
+        again = f"evaluate.py --config-dir={one} -m 'methods=[adaptivocab,larosa],[adaptivocab,vat"
+        assert any(told.startswith(again) for told in commands)
+    assert "calibrate.py --config-dir=a methods=larosa" in commands
+    assert "evaluate.py --config-name=c methods=larosa on_missing=calibrate" in commands
+    assert all(" --config-" in told or " resume=" in told for told in commands)
 
 
 def test_a_mean_over_seeds_is_measured_again_with_all_of_them(tmp_path):

@@ -12,11 +12,11 @@ from textwrap import fill, indent
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
-from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from trimtab import config
-from trimtab.errors import ConfigError, TrimtabError, first_line
+from trimtab.classes import class_named
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.settings import defaults, describe, told
 from trimtab.wandb_variables import tracking_default
 
@@ -89,7 +89,7 @@ def targets(group: str) -> dict[str, type]:
     found = {}
     for path in sorted((config_folder() / group).glob("*.yaml")):
         node: Any = OmegaConf.load(path)
-        found[path.stem] = _class(node.get("_target_"), str(path))
+        found[path.stem] = class_named(f"{path}: _target_", node.get("_target_"))
     return found
 
 
@@ -133,7 +133,7 @@ def build(node: Mapping[str, Any], kind: type[T]) -> T:
         For an unknown setting or a value of the wrong type.
     """
     settings = dict(node)
-    target = _class(settings.pop("_target_", None), kind.__name__)
+    target = class_named(f"{kind.__name__}: _target_", settings.pop("_target_", None))
     if not issubclass(target, kind):
         raise ConfigError("_target_", target.__name__, f"expected a {kind.__name__}")
     place = target.place
@@ -146,15 +146,6 @@ def build(node: Mapping[str, Any], kind: type[T]) -> T:
     made = built[place]
     assert isinstance(made, kind)
     return made
-
-
-def _class(name: Any, place: str) -> Any:
-    """Return the class with a dotted name that stands at `place`."""
-    try:
-        return get_class(name)
-    except Exception as error:  # Hydra raises many types, and a module may raise any
-        expected = f"expected the dotted name of a class ({first_line(error)})"
-        raise ConfigError(f"{place}: _target_", name, expected) from error
 
 
 def _options(group: str) -> str:

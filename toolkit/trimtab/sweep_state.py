@@ -153,6 +153,7 @@ def is_whole(content: Any) -> bool:
     reasons = content.get("reasons", {})
     if not (
         _are_texts(content.get("overrides", []))
+        and _are_texts(content.get("options", []))
         and isinstance(reasons, dict)
         and _are_texts([*reasons.values()])
     ):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from trimtab.commands.messages import meant
-from trimtab.config import CalibrateConfig, CommandConfig, EvaluateConfig
+from trimtab.config import METRICS, CalibrateConfig, CommandConfig, EvaluateConfig
 from trimtab.corpora import CorpusSource
 from trimtab.errors import TrimtabError
 from trimtab.method import NOT_CALIBRATED, Method
@@ -38,6 +38,10 @@ def checked(config: DictConfig, kind: type[Config]) -> Config:
     if kind is CalibrateConfig and not any(method.calibrated for method in methods):
         names = " and ".join(method.name for method in methods) or "baseline"
         raise TrimtabError(NOT_CALIBRATED.format(name=names))
+    if isinstance(settings, EvaluateConfig) and [*settings.metrics.items()] != [*METRICS.items()]:
+        from trimtab.evaluation.metrics import metrics_of  # heavy, and ours are sound
+
+        metrics_of(settings.metrics)
     return settings
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from trimtab.commands import sweep_progress
 from trimtab.commands.check import checked, methods_of
 from trimtab.commands.folders import claimed, withdraw
-from trimtab.commands.launch import choices, launch, output_folder
+from trimtab.commands.launch import choices, launch, output_folder, sources
 from trimtab.commands.messages import one_line, stop
 from trimtab.commands.search import objective, require_objective
 from trimtab.commands.sweep import (
@@ -144,7 +144,6 @@ def evaluate(
     from trimtab.environment import prepare
     from trimtab.evaluation.job import Job
     from trimtab.evaluation.memory import copied, require_room_for_copy
-    from trimtab.evaluation.metrics import metrics_of
     from trimtab.evaluation.metrics import prepare as prepare_metrics
     from trimtab.evaluation.run import Subject
     from trimtab.evaluation.trace import trace_of
@@ -152,11 +151,10 @@ def evaluate(
     from trimtab.stack import Stack
 
     stack = Stack(methods_of(settings))
-    metrics_of(settings.metrics)  # refused here, before minutes of calibration
     use_pages(settings.memory)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
-    documents = corpus.documents(Split.test)  # likewise
+    documents = corpus.documents(Split.test)  # refused here, before minutes of calibration
     trace_of(settings.serving)  # likewise
     loaded = load_model(settings.model)
     stack.check(loaded.model)
@@ -205,7 +203,8 @@ def _names(config: DictConfig) -> dict[str, Any]:
     """Return what the reports of this job and of others tell it by."""
     overrides = HydraConfig.get().overrides.task
     measured = [one for one in overrides if not one.startswith("tracking.")]
-    return {"label": label(config), "overrides": measured}
+    typed = {"options": found} if (found := sources("evaluate")) else {}
+    return {"label": label(config), "overrides": measured, **typed}
 
 
 def label(config: DictConfig) -> str:

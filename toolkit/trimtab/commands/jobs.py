@@ -20,6 +20,7 @@ from trimtab.commands.search import require_objective
 from trimtab.commands.sweep import (
     BY_NUMBER,
     foreign_methods,
+    is_wanted,
     require_below,
     tries_all,
     without_foreign,
@@ -93,7 +94,7 @@ def require_sound(config: DictConfig, jobs: Sequence[Job]) -> list[DictConfig]:
         stopped = "; no job was started: correct this and run it again" if len(jobs) > 1 else ""
         raise TrimtabError("; ".join(told) + stopped)
     for name in foreign[0]:
-        if all(name in names for names in foreign):
+        if all(name in names for names in foreign) and is_wanted(name, jobs[0]):
             raise TrimtabError(
                 f"methods.{name}: {name} is in no stack of the sweep, write methods={name}"
             )

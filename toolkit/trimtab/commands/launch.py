@@ -16,9 +16,10 @@ from omegaconf import DictConfig
 from trimtab.commands.arguments import require_text, require_unmarked
 from trimtab.commands.messages import is_mistake, program, stop
 from trimtab.commands.overrides import expand
+from trimtab.commands.parsing import key_of
 from trimtab.commands.resume import finished, to_resume, unfinished
 from trimtab.commands.summary import summarised
-from trimtab.commands.sweep import in_sweep, require_sweep
+from trimtab.commands.sweep import in_sweep, of_hydra, require_sweep
 from trimtab.progress import may_go_unread, prepare_streams
 from trimtab.registry import config_folder, register
 
@@ -92,3 +93,20 @@ def choices() -> dict[str, str]:
     chosen = HydraConfig.get().runtime.choices
     ours = {str(group): option for group, option in chosen.items() if not {"/", "@"} & set(group)}
     return {group: str(option) for group, option in ours.items() if option is not None}
+
+
+def sources(command: str) -> list[str]:
+    """Return what was typed of where the running job's configuration is read beside ours.
+
+    A folder is named from the current one where it is below it.
+    """
+    hydra = HydraConfig.get()
+    found = []
+    for one in hydra.runtime.config_sources:
+        if one.provider == "command-line":
+            folder, here = Path(one.path), Path(hydra.runtime.cwd)
+            place = folder.relative_to(here) if folder.is_relative_to(here) else folder
+            found.append(f"--config-dir={place}")
+    if hydra.job.config_name != command:
+        found.append(f"--config-name={hydra.job.config_name}")
+    return found + [one for one in of_hydra(hydra) if key_of(one) == "hydra.searchpath"]

@@ -194,6 +194,9 @@ def _named_twice(method: str) -> str:
 
 def meant(key: str, known: Sequence[str], place: str) -> str:
     """Return a hint at the setting that was probably meant: at the top level, one of a method."""
+    own = [name for name, kind in targets("method").items() if key in defaults(kind)]
+    if own and not place:
+        return f", write {' or '.join(f'methods.{name}.{key}' for name in own)}"
     of_methods = (
         () if place else {name for kind in targets("method").values() for name in defaults(kind)}
     )

@@ -22,6 +22,7 @@ from trimtab.commands.arguments import (
 from trimtab.commands.dictionaries import one_by_one
 from trimtab.commands.mode import require_no_mode
 from trimtab.commands.parsing import MULTIRUN, choices, key_of, loader_of, parsed
+from trimtab.commands.sweep import NEEDS_SWEEP
 from trimtab.commands.texts import as_text
 from trimtab.commands.values import require_values
 from trimtab.config import CalibrateConfig
@@ -35,6 +36,8 @@ from trimtab.registry import (
 )
 from trimtab.settings import defaults
 
+PARAMS = "hydra.sweeper.params"
+
 
 def expand(arguments: list[str], command: str) -> list[str]:
     """Return the arguments with the settings of methods under their full names.
@@ -42,19 +45,22 @@ def expand(arguments: list[str], command: str) -> list[str]:
     ``sparsity=0.4`` and ``larosa.sparsity=0.4`` are ``method.sparsity=0.4`` for one method, as
     calibrate.py takes it, and ``methods.larosa.sparsity=0.4`` for a stack. A key that belongs to
     nothing stays, and is refused under that name. Values are as `trimtab.commands.texts` reads
-    them, and settings in a dictionary stand one by one. Of a key that is typed several times the
+    them, and settings in a dictionary stand one by one. What is typed as ``hydra.sweeper.params``
+    is an override of the sweep. Of a key that is typed several times the
     last counts, and is alone in what is returned.
 
     Raises
     ------
     TrimtabError
-        If several methods have a setting of that name, or a method has none in a sweep; if a
+        If several methods have a setting of that name, or a method has none in a sweep; if only a
+        sweep, and this is none, reads it; if a
         setting is the other command's; if both one method and a stack are named; or for what
         `trimtab.commands.arguments`, `.dictionaries`, `.mode`, `.texts` and `.values` refuse.
     """
     require_own(arguments, command)
     sweep = any(one in MULTIRUN for one in arguments)
     arguments = [one for together in ordered(arguments) for one in one_by_one(together)]
+    arguments = [_of_sweep(one, sweep) for one in arguments]
     for one in arguments:
         require_readable(one, command)
         require_kept(one, command)
@@ -76,6 +82,18 @@ def expand(arguments: list[str], command: str) -> list[str]:
     if command == "calibrate":  # beside the others: options may follow
         expanded.insert(given.index(str(stacks[0].input_line)), "~method")
     return _last(expanded)
+
+
+def _of_sweep(argument: str, sweep: bool) -> str:
+    """Return a parameter of the sweeper as the override that it stands for."""
+    key = key_of(argument) or ""
+    if not f"{key}.".startswith(f"{PARAMS}."):
+        return argument
+    if not sweep:
+        raise TrimtabError(f"{argument}: {NEEDS_SWEEP}")
+    if key == PARAMS:
+        raise TrimtabError(f"{argument}: name the values of each setting by itself: SETTING=A,B")
+    return argument.lstrip("+").removeprefix(f"{PARAMS}.")
 
 
 def _last(arguments: Iterable[str]) -> list[str]:

@@ -16,7 +16,8 @@ from trimtab.files import flatten
 from trimtab.ranges import written
 from trimtab.sweep_state import interpolations
 
-RECORD = ".hydra"  # the folder in which Hydra writes what a job was composed of, as it begins
+# What Hydra writes as a job begins, into a folder that hydra.output_subdir names.
+GIVEN = "overrides.yaml"
 
 
 def require_same(config: DictConfig, sweep: Path, jobs: Sequence[Path]) -> None:
@@ -64,8 +65,8 @@ Compared = tuple[Path, dict[str, Any], dict[str, Any]]
 
 def _begun(config: DictConfig, jobs: Sequence[Path]) -> Iterator[Compared]:
     """Yield the jobs that have begun, each with its settings then and now, as they are written."""
-    for job in jobs:
-        started, given = (_read(job / RECORD / name) for name in ("config.yaml", "overrides.yaml"))
+    for job, path in ((one, path) for one in jobs for path in one.rglob(GIVEN)):
+        started, given = _read(path.with_name("config.yaml")), _read(path)
         if started and isinstance(given, list):
             yield job, _flat(started), _settings(composed(config, given)[1])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from trimtab.config import METRICS, EvaluateConfig
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.progress import answer, say
 from trimtab.registry import method_names
+from trimtab.retyped import retyped
 from trimtab.sweep_state import read_whole
 
 BUDGET = "search.max_bpb_increase"
@@ -83,7 +83,7 @@ def tell_winner(folder: Path, budget: float | None) -> None:
         f"The fastest of {len(results)} configurations{within} is {speedup['estimate']:.3f} "
         f"[{speedup['low']:.3f}, {speedup['high']:.3f}] times as fast as the unmodified model:"
     )
-    answer(shlex.join(["python", "evaluate.py", *_own(best)]))
+    answer(retyped(best, *_own(best)))
 
 
 def _own(result: dict[str, Any]) -> list[str]:

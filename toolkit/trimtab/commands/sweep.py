@@ -21,6 +21,7 @@ from trimtab.sweep_state import started
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 UNFINISHED = "hydra_plugins.trimtab_unfinished.Unfinished"
 OF_SWEEPS = ("hydra/launcher", "hydra/sweeper", "hydra.launcher.", "hydra.sweeper.", "hydra.sweep.")
+NEEDS_SWEEP = "only a sweep reads it, which needs -m"
 OF_ONE_JOB = "hydra.run."
 BY_NUMBER = "${hydra.job.num}"
 SEARCH = "hydra_plugins.trimtab_search.Search"
@@ -44,9 +45,9 @@ def require_sweep() -> None:
     hydra = HydraConfig.get()
     if in_sweep():
         return
-    for one in _of_hydra(hydra):
+    for one in of_hydra(hydra):
         if one.lstrip("+~").startswith(OF_SWEEPS):
-            raise TrimtabError(f"{one}: only a sweep reads it, which needs -m")
+            raise TrimtabError(f"{one}: {NEEDS_SWEEP}")
     given = any(one.startswith("methods=") for one in hydra.overrides.task)
     if not given and "methods" in (hydra.sweeper.get("params") or ()):
         raise TrimtabError(
@@ -62,13 +63,13 @@ def require_single(hydra: HydraConf) -> None:
     ------
     TrimtabError
     """
-    for one in _of_hydra(hydra):
+    for one in of_hydra(hydra):
         if one.lstrip("+~").startswith(OF_ONE_JOB):
             write = one.lstrip("+~").replace(OF_ONE_JOB, "hydra.sweep.", 1)
             raise TrimtabError(f"{one}: only a single job reads it, of a sweep it is {write}")
 
 
-def _of_hydra(hydra: HydraConf) -> list[str]:
+def of_hydra(hydra: HydraConf) -> list[str]:
     """Return the overrides of Hydra's own settings as they were typed, ``${...}`` included."""
     found: Any = OmegaConf.to_container(hydra.overrides.hydra)
     return list(found)
@@ -133,7 +134,8 @@ def without_foreign(config: DictConfig, hydra: HydraConf) -> DictConfig:
     Raises
     ------
     TrimtabError
-        If there is no such method, or no sweep, whose other jobs may hold it.
+        If there is no such method; or, outside of a sweep, whose other jobs may hold it, if it is
+        wanted.
     """
     if not (foreign := foreign_methods(config)):
         return config
@@ -141,15 +143,24 @@ def without_foreign(config: DictConfig, hydra: HydraConf) -> DictConfig:
         if name not in method_names():
             hint, known = nearest(name, method_names()), ", ".join(method_names())
             raise TrimtabError(f"methods.{name}: no such method{hint}; there are: {known}")
-    if hydra.mode != RunMode.MULTIRUN:
+    wanted = [name for name in foreign if is_wanted(name, hydra.overrides.task)]
+    if wanted and hydra.mode != RunMode.MULTIRUN:
         raise TrimtabError(
-            f"methods.{foreign[0]}: {foreign[0]} is not in the stack, write methods={foreign[0]}"
+            f"methods.{wanted[0]}: {wanted[0]} is not in the stack, write methods={wanted[0]}"
         )
     kept = config.copy()
     with open_dict(kept):
         for name in foreign:
             del kept.methods[name]
     return kept
+
+
+def is_wanted(method: str, overrides: Sequence[str]) -> bool:
+    """Return whether settings of a method are typed, or a file has them and no stack is typed."""
+    keys = [one.lstrip("+~") for one in overrides]
+    return any(_names(one, [method]) for one in keys) or not any(
+        one.startswith("methods=") for one in keys
+    )
 
 
 def own_settings(hydra: HydraConf) -> list[str]:

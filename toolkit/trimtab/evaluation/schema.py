@@ -70,7 +70,7 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of result.json.
 
     Every field may be null, but for the first ones: `reasons` says why one is. A command adds
-    `overrides`; a method of one's own any section, which the schema does not tell.
+    `overrides` and `options`; a method of one's own any section, which the schema does not tell.
     """
     fields = dict(HEAD)
     for metric in metrics_of(METRICS):

@@ -10,13 +10,16 @@ from typing import Any
 
 from trimtab.report.attribution import missing, wholes
 from trimtab.report.choice import Choice
+from trimtab.report.command import belongs, command
 from trimtab.report.figures import code, listed
+from trimtab.report.from_files import OF_EVERY_MODEL, from_files
 from trimtab.report.job import Job
 from trimtab.report.labels import overrides, typed
-from trimtab.report.lengths import EXTENT, ROUNDS, shortening
+from trimtab.report.lengths import DEMO, EXTENT, ROUNDS, shortening
 from trimtab.report.notices import moved
 from trimtab.report.refused import calibrations, corrections, is_refused
 from trimtab.report.verdict import ALIKE, NOISY, verdict
+from trimtab.retyped import options, retyped
 
 ASKED = {
     "quality": "quality.bits_per_byte",
@@ -50,36 +53,6 @@ def unmeasured(rows: Sequence[Job]) -> list[str]:
         place = "" if alike else f" (in {listed([code(row.label) for row in those])})"
         said.append(f"{name}{place}: {why}")
     return said
-
-
-def command(
-    job: Job, methods: Sequence[str], *more: str, without: Sequence[str] = ()
-) -> str | None:
-    """Return the command that measures these methods of a job's stack with its settings.
-
-    None where the job was measured from Python, and its result does not have its settings.
-
-    Parameters
-    ----------
-    more : str
-        Overrides that are added.
-    without : sequence of str
-        Overrides that are left out.
-    """
-    if not typed(job):
-        return None
-    kept = [one for one in overrides(job) if _belongs(one, methods) and one not in without]
-    stack = f"methods=[{','.join(methods)}]" if len(methods) > 1 else f"methods={''.join(methods)}"
-    if tuple(methods) == job.methods:  # as it was called
-        stack = next((one for one in overrides(job) if one.startswith("methods=")), stack)
-    sweep, seeds = (["-m"], [f"seed={','.join(map(str, job.seeds))}"]) if job.seeds else ([], [])
-    every = [*sweep, *kept, stack, *seeds, *more]
-    return shlex.join(["python", "evaluate.py", *every])
-
-
-def _belongs(override: str, methods: Sequence[str]) -> bool:
-    head, _, rest = override.partition("=")[0].partition(".")
-    return head != "methods" or rest.partition(".")[0] in methods
 
 
 def added(rows: Sequence[Job]) -> list[str]:
@@ -130,13 +103,22 @@ def _own(best: Job) -> Iterator[str]:
         if not any(f"{group}={option}" in overrides(best) for option in options)
     ]  # fmt: skip
     if examples:
-        groups = ("experiment", *(group for _, group, _ in examples))
-        short = shortening(overrides(best), EXTENT)
-        other = [one for one in overrides(best) if one.startswith(groups)]
+        typed_by = [one for one in overrides(best) if one.startswith("experiment=")]
+        files = from_files(best, best.methods) if typed_by not in ([], [DEMO]) else []
+        short = shortening([*overrides(best), *files], EXTENT)
+        groups = [group for _, group, _ in examples]
+        other = [one for one in overrides(best) if _is_of(one, groups)]
         paths = [path for *_, these in examples for path in these]
-        own = command(best, best.methods, *paths, without=[*short, *other])
+        files = [one for one in files if one not in short]
+        own = command(best, best.methods, *files, *paths, without=[*short, *other, *typed_by])
         step = f"Measure {code(best.label)} on your own {listed([what for what, *_ in examples])}"
         yield _with(step, own, SHORTENED if short else "")
+
+
+def _is_of(override: str, groups: Sequence[str]) -> bool:
+    """Return whether this is an option of one of the groups, or a setting that not all have."""
+    key = override.partition("=")[0]
+    return key.partition(".")[0] in groups and key not in OF_EVERY_MODEL
 
 
 def _together(
@@ -150,14 +132,15 @@ def _together(
     for row, why in again:
         aside = ("methods=", *shortening(overrides(row), kinds))
         others = [one for one in overrides(row) if not one.startswith(aside)]
-        alike.setdefault((why, typed(row), row.seeds, *others), []).append(row)
-    for (why, known, _, *others), those in alike.items():
+        key = why, typed(row), options(row.content), row.seeds
+        alike.setdefault((*key, *others), []).append(row)
+    for (why, known, _, _, *others), those in alike.items():
         stacks = [one for row in those for one in overrides(row) if one.startswith("methods=")]
         if known and len(those) > 1 and len(stacks) == len(those) and not those[0].seeds:
             every = ",".join(one.removeprefix("methods=") for one in stacks)
             members = [name for row in those for name in row.methods]
-            kept = [one for one in others if _belongs(one, members)]
-            told = shlex.join(["python", "evaluate.py", "-m", *kept, f"methods={every}"])
+            kept = [one for one in others if belongs(one, members)]
+            told = retyped(those[0].content, "-m", *kept, f"methods={every}")
             yield those, why, told
         else:
             for row in those:

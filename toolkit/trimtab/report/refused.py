@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -13,6 +12,7 @@ from trimtab.registry import stack_members
 from trimtab.report.figures import code, named
 from trimtab.report.job import Job
 from trimtab.report.labels import typed
+from trimtab.retyped import options, retyped
 
 KINDS = ConfigError.__name__, MisfitError.__name__
 
@@ -35,7 +35,8 @@ def corrections(rows: Sequence[Job]) -> list[str]:
 def calibrations(rows: Sequence[Job]) -> list[str]:
     """Return how to make the artifacts that jobs lack, as on_missing=error asks: a step for each.
 
-    What an experiment sets calibrate.py does not read: there the job itself makes them.
+    What an experiment, or another configuration than ours, sets calibrate.py does not read: there
+    the job itself makes them.
     """
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -49,9 +50,9 @@ def calibrations(rows: Sequence[Job]) -> list[str]:
 def _calibration(row: Job) -> str:
     given = [one.lstrip("+") for one in row.content["overrides"]]
     last = {one.partition("=")[0]: one for one in given}
-    if "experiment" in last:
+    if "experiment" in last or any(one.startswith("--config-name") for one in options(row.content)):
         last["on_missing"] = "on_missing=calibrate"
-        return shlex.join(["python", "evaluate.py", *last.values()])
+        return retyped(row.content, *last.values())
     members = stack_members(last.get("methods", "").partition("=")[2])
     known = {one.name for one in fields(CalibrateConfig)}
     kept = [
@@ -59,4 +60,4 @@ def _calibration(row: Job) -> str:
         if key.partition(".")[0] in known
         and (not key.startswith("methods.") or key.split(".")[1] in members)
     ]  # fmt: skip
-    return shlex.join(["python", "calibrate.py", *kept])
+    return retyped(row.content, *kept, script="calibrate.py")

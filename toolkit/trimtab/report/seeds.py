@@ -11,6 +11,7 @@ from trimtab.report.derive import derived
 from trimtab.report.job import Job
 from trimtab.report.labels import commit, labelled, overrides, settings, software, typed
 from trimtab.report.verdict import ALIKE, setting
+from trimtab.retyped import options
 
 INTERVAL = ("estimate", "low", "high")
 RATIOS = (
@@ -48,7 +49,8 @@ def _setting(job: Job) -> Any:
     told = tuple(one for one in overrides(job) if not one.startswith("seed="))
     work = (*setting(job), job.get("tokens.baseline"), job.get("speed.paired"), *settings(job))
     ran = commit(job), frozenset(software(job).items())
-    return job.content["label"], job.methods, typed(job), told, *ran, *work
+    typing = typed(job), options(job.content), told
+    return job.content["label"], job.methods, *typing, *ran, *work
 
 
 def _distinct(jobs: Sequence[Job]) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from hydra.utils import get_class
-
-from trimtab.errors import ConfigError, first_line
+from trimtab.classes import class_named
+from trimtab.errors import ConfigError
 from trimtab.evaluation.job import Job
 from trimtab.evaluation.metrics.metric import Metric
 
@@ -22,11 +21,7 @@ def metrics_of(paths: dict[str, str]) -> list[type[Metric]]:
     kinds: list[type[Metric]] = []
     for name, path in paths.items():
         setting = f"metrics.{name}"
-        try:
-            kind = get_class(path)
-        except Exception as error:  # Hydra raises the import's own errors, of any type
-            reason = f"expected the path of a class: {first_line(error)}"
-            raise ConfigError(setting, path, reason) from error
+        kind = class_named(setting, path)
         if not issubclass(kind, Metric):
             raise ConfigError(setting, path, "expected a trimtab.evaluation.metrics.Metric")
         for other in kind.needs:
