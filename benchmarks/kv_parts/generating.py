@@ -71,8 +71,11 @@ class Texts:
         self._device = options.device
         self._ends = sorted(stop_tokens(loaded.model, loaded.tokenizer))
         shape = options.model_batch, options.model_context
-        drawn = torch.randint(self._model.config.vocab_size, shape)
-        self._prompts = drawn.to(options.device)
+        special = {*loaded.tokenizer.all_special_ids}  # the padding token is no text
+        text = torch.tensor(sorted({*range(self._model.config.vocab_size)} - special))
+        drawn = torch.Generator().manual_seed(options.seed)
+        places = torch.randint(len(text), shape, generator=drawn)
+        self._prompts = text[places].to(options.device)
         # Until the last prompt is prefilled, other sequences may decode a token at every chunk.
         chunks = options.model_batch * -(-options.model_context // CHUNK)
         if options.new_tokens < chunks + 2:
