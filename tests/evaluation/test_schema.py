@@ -67,7 +67,7 @@ def test_a_name_is_not_a_field_and_a_section_at_once(monkeypatch):
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        ({"mine": "trimtab.nowhere.Mine"}, "metrics.mine=trimtab.nowhere.Mine: expected the path"),
+        ({"mine": "trimtab.nowhere.Mine"}, "trimtab has no nowhere"),
         ({"mine": "trimtab.artifact.Artifact"}, "expected a trimtab.evaluation.metrics.Metric"),
         ({"latency": LATENCY, "greedy": GREEDY}, "needs the samples of Greedy: have it before"),
     ],
