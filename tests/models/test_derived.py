@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from tests.conftest import SHAPES, tiny
 from tests.generation.models import Recorder, engine_for
 from tests.models.contract import assert_equal, draw
+from tests.models.edited import check_refused
 from trimtab.adaptivocab import AdaptiVocab
-from trimtab.errors import ArtifactError, MisfitError
 from trimtab.larosa import LaRoSA
 from trimtab.models.derived import unlike_config
 from trimtab.models.fingerprint import fingerprint
@@ -106,14 +106,9 @@ def test_frequencies_that_follow_the_length_of_a_text_are_no_change_by_hand(kind
 def test_what_no_folder_holds_is_neither_applied_by_an_older_artifact_nor_exported(
     method, corpus, tiny_llama, tmp_path
 ):
-    model, tokenizer = tiny_llama.model, tiny_llama.tokenizer
-    older = method.calibrate(model, tokenizer, corpus)
-    model.model.rotary_emb.inv_freq.mul_(0.5)
-    with pytest.raises(ArtifactError, match="belongs to another model"):
-        method.apply(model, tokenizer, older)
-    own = method.calibrate(model, tokenizer, corpus)
-    with method.apply(model, tokenizer, own):
-        pass
-    with pytest.raises(MisfitError, match=r"^model\.rotary_emb\.inv_freq is not what .* config"):
-        own.export(model, tmp_path / "out", tokenizer)
-    assert not (tmp_path / "out").exists()
+    def slow_down(model: PreTrainedModel) -> str:
+        model.model.rotary_emb.inv_freq.mul_(0.5)
+        return "model.rotary_emb.inv_freq"
+
+    folder = tmp_path / "out"
+    check_refused(method, tiny_llama, corpus, folder, slow_down, " is not what .* config")

@@ -46,15 +46,15 @@ def expand(arguments: list[str], command: str) -> list[str]:
     calibrate.py takes it, and ``methods.larosa.sparsity=0.4`` for a stack. A key that belongs to
     nothing stays, and is refused under that name. Values are as `trimtab.commands.texts` reads
     them, and settings in a dictionary stand one by one. What is typed as ``hydra.sweeper.params``
-    is an override of the sweep. Of a key that is typed several times the
-    last counts, and is alone in what is returned.
+    is an override of the sweep. Of a key that is typed several times the last counts, and is alone
+    in what is returned.
 
     Raises
     ------
     TrimtabError
         If several methods have a setting of that name, or a method has none in a sweep; if only a
-        sweep, and this is none, reads it; if a
-        setting is the other command's; if both one method and a stack are named; or for what
+        sweep reads it, and this is none; if a setting is the other command's; if both one method
+        and a stack are named; or for what
         `trimtab.commands.arguments`, `.dictionaries`, `.mode`, `.texts` and `.values` refuse.
     """
     require_own(arguments, command)
