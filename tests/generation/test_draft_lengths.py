@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,21 +143,41 @@ def test_relative_times_do_not_follow_a_stall_nor_a_lucky_sample():
     )
 
 
-def test_steps_over_few_rows_are_timed_most(monkeypatch):
-    now, calls = [0.0], [0] * 8
+@pytest.fixture
+def clock(monkeypatch):
+    """Return what the time of steps is measured by: a list with the seconds so far."""
+    now = [0.0]
     monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def steps_of(clock: list[float], spread: float) -> list[Callable[[], None]]:
+    """Return steps of 10, 20, ... ms, whose standard deviation is a share of that."""
+    draw = np.random.default_rng(0)
 
     def step(place: int) -> None:
-        now[0] += 0.01 * (place + 1)
-        calls[place] += 1
+        clock[0] += 0.01 * (place + 1) * (1 + spread * draw.standard_normal())
 
-    samples = costs._timed([partial(step, place) for place in range(8)])
+    return [partial(step, place) for place in range(8)]
+
+
+def test_steps_over_few_rows_are_timed_most_and_for_so_long(clock):
+    samples = costs._timed(steps_of(clock, spread=0.2))
     assert [len(own) for own in samples[costs.FEW :]] == [costs.LEAST] * 4
     assert min(map(len, samples[: costs.FEW])) > 5 * costs.LEAST
-    assert now[0] == pytest.approx(costs.ENOUGH, rel=0.1)
+    assert clock[0] == pytest.approx(costs.ENOUGH, rel=0.1)
+    warming_up = clock[0] - sum(map(sum, samples))
+    assert warming_up == pytest.approx(0.08, rel=0.5)  # the last one, once
     for place, own in enumerate(samples):
-        assert own == pytest.approx([0.01 * (place + 1)] * len(own))
-    assert calls == [*map(len, samples[:-1]), 1 + len(samples[-1])]  # once to warm up
+        assert np.median(own) == pytest.approx(0.01 * (place + 1), rel=0.3)
+
+
+def test_times_are_taken_until_they_are_precise(clock):
+    quiet, more = (costs._timed(steps_of(clock, spread)) for spread in (0.001, 0.06))
+    assert [len(own) for own in quiet] == [costs.LEAST_OF_FEW] * 4 + [costs.LEAST] * 4
+    assert costs.LEAST_OF_FEW < len(more[0]) < 40
+    error = 1.2533 * 0.06 * np.sqrt(2 / len(more[0]))  # of the ratio of two medians
+    assert error == pytest.approx(costs.PRECISE, rel=0.5)
 
 
 @pytest.fixture

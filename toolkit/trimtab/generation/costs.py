@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
+from scipy.stats import norm
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,10 +23,11 @@ from trimtab.generation.executor import MOST_ROWS, uncounted
 from trimtab.generation.forward import Forward, Span
 from trimtab.vattention.virtual_kv import VirtualKV
 
-ROWS = (1, 2, 3, 4, 6, 8, 12, MOST_ROWS)  # timed; between them, costs are interpolated
+ROWS = (1, 2, 3, 4, 6, 8, MOST_ROWS)  # timed; between them, costs are interpolated
 DEPTH = 128  # tokens of context
 FEW = 4  # the first of them, on which drafts hang most
-LEAST, ENOUGH = 3, 3.0  # rounds over all, and the seconds after which there is none over few
+LEAST, LEAST_OF_FEW = 3, 5  # rounds over all, and over few
+PRECISE, ENOUGH = 0.02, 3.0  # of few: the standard error, or else the seconds, at which rounds end
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,15 @@ def _relative(rows: Sequence[int], samples: Sequence[Sequence[float]]) -> tuple[
 def _timed(steps: list[Callable[[], object]]) -> list[list[float]]:
     """Return the seconds that each of some steps takes, again and again, in drawn order.
 
-    The last one, which needs the most memory, runs once before; the first few are run more often.
+    The last one, which needs the most memory, runs once before. The first few are run until their
+    relative times are precise, or for so long.
     """
     steps[-1]()
     seconds: list[list[float]] = [[] for _ in steps]
     draw, started, rounds = random.Random(0), time.perf_counter(), 0
-    while rounds < LEAST or time.perf_counter() - started < ENOUGH:
+    while rounds < LEAST_OF_FEW or not (
+        time.perf_counter() - started >= ENOUGH or _error(seconds[:FEW]) <= PRECISE
+    ):
         turn = range(len(steps))[: None if rounds < LEAST else FEW]
         for place in draw.sample(turn, len(turn)):
             begun = time.perf_counter()
@@ -143,3 +148,15 @@ def _timed(steps: list[Callable[[], object]]) -> list[list[float]]:
             seconds[place].append(time.perf_counter() - begun)
         rounds += 1
     return seconds
+
+
+def _error(samples: Sequence[Sequence[float]]) -> float:
+    """Return the standard error of the ratio of two medians, relative to it.
+
+    All samples have one spread, relative to their medians. A few outliers do not change it.
+    """
+    deviations = np.concatenate([np.array(own) / np.median(own) - 1 for own in samples])
+    number = len(samples[0])
+    spread = np.median(np.abs(deviations)) / norm.ppf(0.75) * np.sqrt(number / (number - 1))
+    of_median = np.sqrt(np.pi / 2 / number) * spread  # of normal samples
+    return float(np.sqrt(2) * of_median)
