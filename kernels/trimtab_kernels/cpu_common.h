@@ -48,7 +48,9 @@ inline std::string name(at::ScalarType dtype) {
 }
 
 inline std::string instruction_set() {
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+  return "AVX-512 BF16";
+#elif defined(__AVX512F__)
   return "AVX-512";
 #elif defined(__AVX2__)
   return "AVX2";

@@ -1,4 +1,4 @@
-// A register of float32 numbers, and loads into it from narrower types.
+// A register of float32 numbers, loads into it from narrower types, and products of bfloat16 numbers.
 
 #pragma once
 
@@ -7,6 +7,8 @@
 #endif
 
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "cpu_common.h"
 
@@ -19,6 +21,13 @@ constexpr int kLanes = 16;
 constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
+#endif
+// Whether the processor multiplies pairs of bfloat16 numbers. A test defines TRIMTAB_PAIR_PRODUCTS to have
+// the code for it run on other processors.
+#if defined(__AVX512BF16__) || defined(TRIMTAB_PAIR_PRODUCTS)
+constexpr bool kPairProducts = true;
+#else
+constexpr bool kPairProducts = false;
 #endif
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
@@ -57,6 +66,67 @@ inline Vector load(const int8_t* source) {
 #else
   return __builtin_convertvector(bytes, Vector);
 #endif
+}
+
+// A register of bfloat16 numbers, two in every lane.
+typedef uint16_t Pairs __attribute__((vector_size(4 * kLanes)));
+
+// Whether products with weights of this type are those of pairs, by an instruction of their own. What
+// they are multiplied by is then rounded to bfloat16, as it is in a model of this dtype.
+template <typename W>
+constexpr bool kByPairs = kPairProducts && std::is_same_v<W, BFloat16>;
+
+template <typename N, typename T>
+inline N load_as(const T* source) {
+  if constexpr (std::is_same_v<N, Pairs>) {
+    Pairs result;
+    std::memcpy(&result, source, sizeof result);
+    return result;
+  } else {
+    return load(source);
+  }
+}
+
+inline Vector add_product(Vector sums, Vector a, Vector b) {
+  return sums + a * b;
+}
+
+// Adds the products of the high halves of every lane, then those of the low ones.
+inline Vector add_product(Vector sums, Pairs a, Pairs b) {
+#if defined(__AVX512BF16__)
+  return (Vector)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+#else
+  const auto high = [](Pairs pairs) { return (Vector)((Words)pairs & 0xFFFF0000u); };
+  const auto low = [](Pairs pairs) { return (Vector)((Words)pairs << 16); };
+  return sums + high(a) * high(b) + low(a) * low(b);
+#endif
+}
+
+// The same two numbers, of bfloat16 precision, in every lane: the first in the high halves.
+inline Pairs pair_of(float first, float second) {
+  uint32_t high, low;
+  std::memcpy(&high, &first, sizeof high);
+  std::memcpy(&low, &second, sizeof low);
+  return (Pairs)(((high & 0xFFFF0000u) | low >> 16) - Words{});
+}
+
+// Pairs of what two rows have in the same columns, of the first row in the high halves: of kLanes columns,
+// then of as many again.
+template <typename W, int... I>
+inline void zip(const W* first, const W* second, Pairs* pairs,
+                std::integer_sequence<int, I...> = {}) {
+  if constexpr (sizeof...(I) == 0) {
+    zip(first, second, pairs, std::make_integer_sequence<int, 2 * kLanes>());
+  } else {
+    const Pairs high = load_as<Pairs>(first), low = load_as<Pairs>(second);
+#if defined(__clang__)
+    pairs[0] = __builtin_shufflevector(low, high, (I / 2 + I % 2 * 2 * kLanes)...);
+    pairs[1] = __builtin_shufflevector(low, high, (kLanes + I / 2 + I % 2 * 2 * kLanes)...);
+#else
+    pairs[0] = __builtin_shuffle(low, high, Pairs{(I / 2 + I % 2 * 2 * kLanes)...});
+    pairs[1] = __builtin_shuffle(low, high, Pairs{(kLanes + I / 2 + I % 2 * 2 * kLanes)...});
+#endif
+  }
 }
 
 }  // namespace trimtab

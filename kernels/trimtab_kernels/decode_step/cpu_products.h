@@ -15,6 +15,7 @@ namespace trimtab {
 struct Input {
   int64_t rows = 0, width = 0;
   std::vector<float> numbers;  // [rows, width]
+  std::vector<BFloat16> halves;  // the same, where they are multiplied by pairs
   // The entries that at least one row keeps: their indices, and their values by row.
   std::vector<int64_t> indices;
   std::vector<float> values;  // [rows, count], rows `width` apart
@@ -29,6 +30,27 @@ struct Input {
   }
   float* row(int64_t index) { return numbers.data() + index * width; }
   const float* row(int64_t index) const { return numbers.data() + index * width; }
+  // A row as it is multiplied with weights of type W.
+  template <typename W>
+  auto factors(int64_t index) const {
+    if constexpr (kByPairs<W>) {
+      return halves.data() + index * width;
+    } else {
+      return row(index);
+    }
+  }
+
+  // Once the rows are made: rounds them as they are to be multiplied in a model of dtype T.
+  template <typename T>
+  void round() {
+    if constexpr (kByPairs<T>) {
+      halves.resize(std::max<size_t>(halves.size(), rows * width));
+      for (int64_t i = 0; i < rows * width; ++i) {
+        halves[i] = static_cast<BFloat16>(numbers[i]);
+        numbers[i] = widen(halves[i]);
+      }
+    }
+  }
 
   // The entries kept in the first or the second half of the width.
   Range kept_in(int64_t half) const {
@@ -58,14 +80,15 @@ constexpr int kDotRows = kLanes == 16 ? 8 : 4;
 constexpr int kDotOutputs = kLanes == 16 ? 4 : 2;
 
 // The numbers of a vector from c on, with zeros after its end, where nothing is read.
-template <typename T>
-inline Vector numbers_from(const T* source, int64_t c, int64_t width) {
-  if (c + kLanes <= width) {
-    return load(source + c);
+template <typename N, typename T>
+inline N numbers_from(const T* source, int64_t c, int64_t width) {
+  constexpr int64_t kCount = std::is_same_v<N, Pairs> ? 2 * kLanes : kLanes;
+  if (c + kCount <= width) {
+    return load_as<N>(source + c);
   }
-  T padded[kLanes] = {};
+  T padded[kCount] = {};
   std::memcpy(padded, source + c, (width - c) * sizeof(T));
-  return load(padded);
+  return load_as<N>(padded);
 }
 
 // Weights are fetched this far ahead. The processor's own prefetcher follows one stream a page, and
@@ -73,33 +96,34 @@ inline Vector numbers_from(const T* source, int64_t c, int64_t width) {
 constexpr int64_t kAheadBytes = 8192;
 
 // products[r * apart + o] = lane by lane, the product of row r with output o
-template <int R, int O, typename T>
-inline void dot(const float* x, const T* const* outputs, int64_t width, int apart,
-                Vector* products) {
+template <int R, int O, typename X, typename T>
+inline void dot(const X* x, const T* const* outputs, int64_t width, int apart, Vector* products) {
+  using Numbers = std::conditional_t<std::is_same_v<X, BFloat16>, Pairs, Vector>;
+  constexpr int64_t kStep = sizeof(Vector) / sizeof(X);
   Vector sums[R][O] = {};
   const auto add = [&](const auto& row_at, const auto& weights_at) {
-    Vector rows[R];
+    Numbers rows[R];
     for (int r = 0; r < R; ++r) {
       rows[r] = row_at(r);
     }
     for (int o = 0; o < O; ++o) {
-      const Vector weights = weights_at(o);
+      const Numbers weights = weights_at(o);
       for (int r = 0; r < R; ++r) {
-        sums[r][o] += rows[r] * weights;
+        sums[r][o] = add_product(sums[r][o], rows[r], weights);
       }
     }
   };
   int64_t c = 0;
-  for (; c + kLanes <= width; c += kLanes) {
-    add([&](int r) { return load(x + r * width + c); },
+  for (; c + kStep <= width; c += kStep) {
+    add([&](int r) { return load_as<Numbers>(x + r * width + c); },
         [&](int o) {
           __builtin_prefetch(reinterpret_cast<const char*>(outputs[o] + c) + kAheadBytes);
-          return load(outputs[o] + c);
+          return load_as<Numbers>(outputs[o] + c);
         });
   }
   if (c < width) {
-    add([&](int r) { return numbers_from(x + r * width, c, width); },
-        [&](int o) { return numbers_from(outputs[o], c, width); });
+    add([&](int r) { return numbers_from<Numbers>(x + r * width, c, width); },
+        [&](int o) { return numbers_from<Numbers>(outputs[o], c, width); });
   }
   for (int r = 0; r < R; ++r) {
     for (int o = 0; o < O; ++o) {
@@ -110,8 +134,8 @@ inline void dot(const float* x, const T* const* outputs, int64_t width, int apar
 
 // out[r * stride + o] = the product of row r with output o. Every sum is built in one order, whatever
 // is multiplied beside it.
-template <int R, typename T>
-void dots(const float* x, int64_t width, const T* weight, int64_t outputs_apart, int64_t outputs,
+template <int R, typename X, typename T>
+void dots(const X* x, int64_t width, const T* weight, int64_t outputs_apart, int64_t outputs,
           float* out, int64_t stride) {
   // Outputs whose lanes are added up together, with the lanes of a row left idle if R is 3, 5, ...
   constexpr int kTogether = kLanes / std::bit_ceil(unsigned{R});
@@ -135,9 +159,9 @@ void dots(const float* x, int64_t width, const T* weight, int64_t outputs_apart,
 }
 
 // The same for any number of rows, as many at a time as possible.
-template <int R = kDotRows, typename T>
-void dots_of_rows(const float* x, int64_t rows, int64_t width, const T* weight,
-                  int64_t outputs_apart, int64_t outputs, float* out, int64_t stride) {
+template <int R = kDotRows, typename X, typename T>
+void dots_of_rows(const X* x, int64_t rows, int64_t width, const T* weight, int64_t outputs_apart,
+                  int64_t outputs, float* out, int64_t stride) {
   if (rows >= R) {
     dots<R>(x, width, weight, outputs_apart, outputs, out, stride);
     dots_of_rows<R>(x + R * width, rows - R, width, weight, outputs_apart, outputs,
@@ -153,7 +177,7 @@ template <typename W>
 void dot_products(const Input& in, const W* weight, int64_t apart, Range range, float* out,
                   int64_t stride) {
   for (int64_t o = range.begin; o < range.end; o += kLanes) {
-    dots_of_rows(in.row(0), in.rows, in.width, weight + o * apart, apart,
+    dots_of_rows(in.factors<W>(0), in.rows, in.width, weight + o * apart, apart,
                  std::min<int64_t>(kLanes, range.end - o), out + o - range.begin, stride);
   }
 }

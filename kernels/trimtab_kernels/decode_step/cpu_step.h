@@ -169,6 +169,7 @@ class Step {
       for (int64_t r = 0; r < count(); ++r) {
         normalize<T>(step.plan_.final_norm, own.input.row(r), own.input.row(r));
       }
+      own.input.round<T>();
       end(Work::inputs);
       if (step.choice_) {
         choose(*step.choice_);
@@ -214,6 +215,7 @@ class Step {
         return;
       }
       read(stream);
+      own.input.round<T>();
       own.input.compact();
       const int64_t halves = halves_of(*change);
       make(*change, other, 0, halves);
@@ -443,7 +445,7 @@ class Step {
         for (int64_t o = part.begin; o < part.end; ++o) {
           if (!(approximate.row(r)[o] + choice.head.radius(o) * lengths[r] < cut)) {
             float logit;
-            dots<1>(input.row(r), input.width,
+            dots<1>(input.factors<T>(r), input.width,
                     head.weight.const_data_ptr<T>() + o * head.weight.stride(1), 0, 1, &logit, 1);
             largest.see(o, widen(stored_logit<T>(logit, softcap)));
             ++exact;
@@ -471,6 +473,7 @@ class Step {
         normalize<T>(*site.norm, input.row(r), input.row(r));
       }
       if (site.transform) {
+        input.round<T>();
         input.compact();
         end(Work::inputs);
         const int64_t halves = halves_of(*site.transform);
@@ -494,6 +497,7 @@ class Step {
           counts[1] += size;
         }
       }
+      input.round<T>();
       input.compact();
       end(Work::inputs);
     }
