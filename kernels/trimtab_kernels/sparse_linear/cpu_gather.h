@@ -43,15 +43,15 @@ inline void add_rows(float* sums, int64_t apart, const W* const* rows, const W* 
       factors[t][g] = values[t * width + g] - Vector{};
     }
   }
-  int64_t c = first;
   constexpr int kPairs = kByPairs<W> ? G / 2 : 0;
-  Pairs pairs[R][kPairs + 1];
+  Pairs pairs[R][kPairs + 1];  // of factors
   for (int t = 0; t < R; ++t) {
     for (int p = 0; p < kPairs; ++p) {
       const float* const two = values + t * width + 2 * p;
       pairs[t][p] = pair_of(two[0], two[1]);
     }
   }
+  int64_t c = first;
   const auto add_pairs = [&] {
     Pairs weights[kPairs + 1][2];
     for (int p = 0; p < kPairs; ++p) {
