@@ -66,7 +66,11 @@ def method(module: Any) -> None:
     module.forward = MethodType(forward, module)
 
 
-CHANGES = [compiled, closure, default, recursive, with_partial, from_global, method]
+def compiled_whole(module: Any) -> None:
+    module.compile(backend="eager")
+
+
+CHANGES = [compiled, compiled_whole, closure, default, recursive, with_partial, from_global, method]
 
 
 @torch.no_grad()
@@ -97,14 +101,18 @@ def test_hooks_of_a_copy_know_the_copy():
     assert [*map(id, seen)] == [id(made), id(model)]
 
 
-def test_a_copy_of_a_compiled_model_is_compiled():
+@pytest.mark.parametrize("whole", [False, True], ids=["forward", "module"])
+def test_a_copy_of_a_compiled_model_is_compiled(whole):
     model, compilations = tiny().model, []
 
     def backend(graph: Any, _: Any) -> Any:
         compilations.append(graph)
         return graph
 
-    model.forward = torch.compile(model.forward, backend=backend)
+    if whole:
+        model.compile(backend=backend)
+    else:
+        model.forward = torch.compile(model.forward, backend=backend)
     with torch.no_grad():
         copied(model)(IDS)
     assert compilations

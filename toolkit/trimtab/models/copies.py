@@ -17,10 +17,10 @@ Known = dict[int, Any]  # copies, by the identities of their originals, as `copy
 
 
 def copy_of(model: Copied, shared: Iterable[Tensor] = ()) -> Copied:
-    """Return a copy of a model, with functions that run its own parts.
+    """Return a copy of a model, with functions that run its own parts, compiled as the model is.
 
     `copy.deepcopy` leaves functions as they are: a compiled or wrapped ``forward``, or a hook,
-    would run parts of the original.
+    would run parts of the original. And it leaves out what ``module.compile()`` has made.
 
     Parameters
     ----------
@@ -30,7 +30,8 @@ def copy_of(model: Copied, shared: Iterable[Tensor] = ()) -> Copied:
     """
     known: Known = {id(tensor): tensor for tensor in shared}
     made = copy.deepcopy(model, known)
-    for module in made.modules():
+    for original, module in zip(model.modules(), made.modules(), strict=True):
+        vars(module)["_compiled_call_impl"] = original._compiled_call_impl
         for name, value in vars(module).items():
             vars(module)[name] = _of_copy(value, known)
     return made
