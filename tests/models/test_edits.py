@@ -12,7 +12,10 @@ import torch
 from accelerate import dispatch_model
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import trimtab
 from tests.conftest import SHAPES, tiny
@@ -24,6 +27,7 @@ from trimtab.larosa import LaRoSA
 from trimtab.models.adapter import adapter_for
 from trimtab.models.edits import edits
 from trimtab.models.fingerprint import fingerprint
+from trimtab.vattention.attention import decode_kernel
 
 IDS = torch.arange(3, 30)[None]
 SMALL: dict[str, Any] = {"tokens": 512, "window": 64}
@@ -73,6 +77,28 @@ def another_class(model: PreTrainedModel) -> str:
     return place
 
 
+def sharper(module: Any, *given: Any, scaling: float, softcap: object = None, **more: Any) -> Any:
+    return sdpa_attention_forward(module, *given, scaling=3 * scaling, **more)
+
+
+def attention(model: PreTrainedModel) -> str:
+    with_attention(model.config)
+    return "attn_implementation"
+
+
+def attention_of_a_layer(model: PreTrainedModel) -> str:
+    place, module = parts(model)["attention"]
+    module.config = with_attention(copy.deepcopy(module.config))
+    return f"{place}.attn_implementation"
+
+
+def with_attention(config: Any) -> Any:
+    AttentionInterface.register("sharper", sharper)
+    AttentionMaskInterface.register("sharper", sdpa_mask)
+    config._attn_implementation = "sharper"
+    return config
+
+
 def hook(kind: str, model: PreTrainedModel) -> str:
     place, layer = parts(model)["layer"]
     getattr(layer, kind)(negated)
@@ -92,6 +118,8 @@ ANY: dict[str, Change] = {
     "hook": partial(hook, "register_forward_hook"),
     "pre-hook": partial(hook, "register_forward_pre_hook"),
     "forward": forward,
+    "attention": attention,
+    "attention of a layer": attention_of_a_layer,
 }
 
 
@@ -136,6 +164,40 @@ def test_what_a_module_computes_by_makes_another_model(shape, change):
     assert fingerprint(copy.deepcopy(model)) == fingerprint(model)
 
 
+@pytest.mark.parametrize("name", ["sdpa", "mask", "eager"])
+def test_a_function_in_the_place_of_transformers_own_makes_another_model(name, monkeypatch):
+    model = tiny().model
+    model.set_attn_implementation("sdpa" if name == "mask" else name)
+    before = fingerprint(model)
+    if name == "mask":
+        given = {**AttentionMaskInterface._global_mapping, "sdpa": lambda **more: None}
+        monkeypatch.setattr(AttentionMaskInterface, "_global_mapping", given)
+    else:
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, name, sharper)
+    assert [*edits(model)] == ["attn_implementation"]
+    assert fingerprint(model) != before
+
+
+@pytest.mark.parametrize("change", [attention, attention_of_a_layer])
+@pytest.mark.parametrize("shape", ["tiny-llama", "tiny-gemma3", "tiny-gpt2"])
+def test_a_callers_attention_is_not_replaced(shape, change):
+    model = tiny(shape).model
+    engine = engine_for(model)
+    name = change(model)
+    before = model.config._attn_implementation
+    told = f"^{name} selects tests.models.test_edits.sharper: Trimtab's attention would replace it"
+    for call in (
+        lambda: engine_for(model),
+        engine.__enter__,
+        decode_kernel(model).__enter__,
+        lambda: trimtab.apply(model, tiny(shape).tokenizer, [trimtab.VAttention()]).__enter__(),
+    ):
+        with pytest.raises(MisfitError, match=told):
+            call()
+    assert model.config._attn_implementation == before
+    assert not model._forward_pre_hooks
+
+
 def test_settings_of_a_class_that_took_the_place_of_another_count():
     prints = set()
     for slope in (0.1, 0.2):
@@ -169,6 +231,7 @@ NOTHING: dict[str, Change] = {
     "compiled": lambda model: setattr(model, "forward", torch.compile(model.forward)),
     "padding": lambda model: setattr(model.config, "pad_token_id", 5),
     "name": lambda model: setattr(model.transformer.h[0], "name", "first"),
+    "attention": lambda model: model.set_attn_implementation("eager"),
     "run": lambda model: model(IDS, output_hidden_states=True),
 }
 
@@ -213,7 +276,7 @@ def test_what_methods_make_of_a_model_is_no_edit(shape, corpus, tmp_path):
     assert fingerprint(trimtab.load_model(tmp_path / "saved")) == fingerprint(model)
 
 
-@pytest.mark.parametrize("change", ["activation", "hook", "epsilon"])
+@pytest.mark.parametrize("change", ["activation", "hook", "epsilon", "attention"])
 @pytest.mark.parametrize(
     "method",
     [

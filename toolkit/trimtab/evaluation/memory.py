@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from trimtab.errors import ConfigError
 from trimtab.models.architectures import ADAPTERS
+from trimtab.models.copies import copy_of
 
 
 def parameter_bytes(model: PreTrainedModel) -> int:
@@ -60,13 +60,12 @@ def copied(model: PreTrainedModel) -> PreTrainedModel:
         If it does not fit, with the memory needed and the memory free.
     """
     require_room_for_copy(model)
-    return copy.deepcopy(model)
+    return copy_of(model)
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model with the same weights, whose attention can be set independently."""
-    weights = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(weight): weight for weight in weights})
+    return copy_of(model, [*model.parameters(), *model.buffers()])
 
 
 def require_room_for_copy(model: PreTrainedModel) -> None:

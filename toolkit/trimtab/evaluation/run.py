@@ -25,6 +25,7 @@ from trimtab.evaluation.settings import settings_of
 from trimtab.generation.stopping import require_going_on
 from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
+from trimtab.models.copies import runs_parts_of
 from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.predictions import require_cache, require_predictions
@@ -115,6 +116,11 @@ def measure(
         require_language_model(baseline, "baseline")
     if baseline is optimized.model:
         raise TrimtabError("baseline is the optimized model itself: give a copy, or leave it out")
+    if baseline is not None and runs_parts_of(baseline, optimized.model):
+        raise TrimtabError(
+            "baseline runs parts of the optimized model: copy.deepcopy copies no function that was "
+            "set as a forward or a hook; leave baseline out"
+        )
     with lock_of(optimized.model), own_precision():
         return _measured(optimized, texts, config, baseline, subject, label)
 

@@ -19,8 +19,8 @@ from trimtab.generation.attention import NAME
 from trimtab.generation.executor import MOST_ROWS, Executor, executor_for
 from trimtab.generation.steps import DecodeStep, ExtendStep, PackedStep, Step
 from trimtab.models.adapter import adapter_for
+from trimtab.models.configs import configs_beside
 from trimtab.models.predictions import require_finite
-from trimtab.vattention.attention import configs_beside
 from trimtab.vattention.virtual_kv import VirtualKV
 
 SIMPLE = {bool, int, float, str, type(None)}

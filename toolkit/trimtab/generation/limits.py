@@ -11,6 +11,7 @@ from trimtab.arguments import is_listing, shown
 from trimtab.errors import MisfitError, TrimtabError
 from trimtab.generation.prompts import whole_numbers
 from trimtab.models.adapter import adapter_for
+from trimtab.models.configs import require_stock_attention
 from trimtab.models.facts import longest_text
 from trimtab.models.state import require_evaluation, require_in_memory
 from trimtab.settings import is_whole
@@ -39,8 +40,8 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
     Raises
     ------
     MisfitError
-        If the architecture is not supported, or the model is in training mode, on several
-        devices or not in memory; or its layers are not numbered.
+        If the architecture or the attention function is not supported, or the model is in training
+        mode, on several devices or not in memory; or its layers are not numbered.
     TrimtabError
         If the model has too few positions.
     """
@@ -62,6 +63,7 @@ def check_model(model: PreTrainedModel, max_len: int) -> None:
         )
     require_in_memory(model)
     require_evaluation(model)
+    require_stock_attention(model)
     longest = longest_text(model.config)
     if max_len > longest:
         raise TrimtabError(

@@ -13,6 +13,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from transformers import PreTrainedModel
 
 from trimtab.models.code import code_beside
+from trimtab.models.configs import foreign_attention
 
 OURS = "trimtab."
 KNOWN_CODE = ("torch.", "transformers.", "accelerate.", OURS)
@@ -47,15 +48,18 @@ def edits(model: PreTrainedModel) -> dict[str, Edit]:
     """Return what modules compute by that is not what the model's config makes of them.
 
     That is another class or setting than theirs, a hook or a ``forward`` of somebody else, a
-    module more or less. What our methods put in the place of modules says itself what it does
-    (`trimtab.models.fingerprint`).
+    module more or less; and an attention function that is not transformers'. What our methods put
+    in the place of modules says itself what it does (`trimtab.models.fingerprint`).
 
     Returns
     -------
     dict of str to Edit
         By the names of modules, settings and ``hooks``.
     """
-    return dict(_between("", model, _made_anew(model)))
+    attention = {
+        name: Edit(found, "transformers' own") for name, found in foreign_attention(model).items()
+    }
+    return attention | dict(_between("", model, _made_anew(model)))
 
 
 def _made_anew(model: PreTrainedModel) -> nn.Module:

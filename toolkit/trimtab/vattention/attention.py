@@ -26,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 from trimtab.arguments import require_language_model
 from trimtab.errors import MisfitError
 from trimtab.models.changes import undone_in_order
+from trimtab.models.configs import configs_beside, require_stock_attention, with_parts
 from trimtab_kernels.decode_attention import decode_attention
 
 NAME = "trimtab_decode"
@@ -127,40 +128,22 @@ def using_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Have a model use the attention function of a given name for the time of the ``with``.
 
     Whatever is set meanwhile, every config has its own again afterwards.
+
+    Raises
+    ------
+    MisfitError
+        If its own is neither transformers' nor ours.
     """
+    require_stock_attention(model)
     with ExitStack() as undo:
         with _SETTING:  # models may share configs
             beside = configs_beside(model)
-            for config in _with_parts([model.config, *beside]):
+            for config in with_parts([model.config, *beside]):
                 undo.enter_context(_kept(config))
             model.set_attn_implementation(name)
             for config in beside:
                 config._attn_implementation = name
         yield
-
-
-def configs_beside(model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """Return the configs, other than the model's own, that its modules read.
-
-    A layer that was copied, or comes from another model, has one.
-    """
-    found = {id(model.config): model.config}
-    for module in model.modules():
-        if isinstance(config := vars(module).get("config"), PreTrainedConfig):
-            found[id(config)] = config
-    return list(found.values())[1:]
-
-
-def _with_parts(configs: list[PreTrainedConfig]) -> list[PreTrainedConfig]:
-    """Return configs and those within them, each once."""
-    found: dict[int, PreTrainedConfig] = {}
-    while configs:
-        found |= {id(config): config for config in configs}
-        parts = [getattr(config, name, None) for config in configs for name in config.sub_configs]
-        configs = [
-            part for part in parts if isinstance(part, PreTrainedConfig) and id(part) not in found
-        ]
-    return list(found.values())
 
 
 @undone_in_order
@@ -191,8 +174,9 @@ def decode_kernel(model: PreTrainedModel) -> Iterator[None]:
     TrimtabError
         If it is no model.
     MisfitError
-        If the model generates no text; and in a forward pass with dropout, attention to later
-        tokens, or terms added to the scores, or that is to return attention weights.
+        If the model generates no text, or its attention function is not transformers'; and in a
+        forward pass with dropout, attention to later tokens, or terms added to the scores, or that
+        is to return attention weights.
     """
     require_language_model(model)
     refusing = model.register_forward_pre_hook(_refuse_weights, with_kwargs=True)

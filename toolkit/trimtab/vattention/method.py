@@ -45,14 +45,15 @@ class VAttention(CacheSettings, Method):
         Raises
         ------
         MisfitError
-            If the model has no adapter, is not in memory, keeps anything but keys and values, or
-            has another dtype than the cache.
+            If the model has no adapter, has an attention function that is not transformers', is not
+            in memory, keeps anything but keys and values, or has another dtype than the cache.
         ConfigError
             If the device has no such pages, or the budget is below one.
         TrimtabError
             If the device or its driver has no virtual memory management.
         """
         from trimtab.models.adapter import adapter_for, module_device
+        from trimtab.models.configs import require_stock_attention
         from trimtab.models.facts import CacheShape
         from trimtab.models.state import require_in_memory
         from trimtab.vattention.layout import DTYPES
@@ -60,6 +61,7 @@ class VAttention(CacheSettings, Method):
 
         layers = adapter_for(model).decoder_layers(model)
         require_in_memory(model)
+        require_stock_attention(model)
         CacheShape.of(model.config)
         if model.dtype not in DTYPES:
             known = [str(one).removeprefix("torch.") for one in DTYPES]
