@@ -7,10 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -205,6 +207,138 @@ def test_settings_of_a_class_that_took_the_place_of_another_count():
         model.model.layers[0].mlp.act_fn = nn.LeakyReLU(slope)
         prints.add(fingerprint(model))
     assert len(prints) == 2
+
+
+class Scaled(nn.Module):
+    """An activation that scales what SiLU makes."""
+
+    def __init__(self, factor: Any) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.silu(x) * torch.as_tensor(self.factor)
+
+
+class Negated(nn.Identity):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x
+
+
+class AtRandom(nn.Dropout):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(x, 0.5, training=True)
+
+
+def steering(strength: float) -> Change:
+    """Return what adds to the output of a layer by a hook that encloses how much."""
+    return lambda model: parts(model)["layer"][1].register_forward_hook(
+        lambda module, read, made: made + strength * torch.arange(made.shape[-1])
+    )
+
+
+def bound(strength: torch.Tensor) -> Change:
+    """Return what does so by a hook that has how much as its argument."""
+
+    def add(much: torch.Tensor, module: nn.Module, read: Any, made: torch.Tensor) -> torch.Tensor:
+        return made + much * torch.arange(made.shape[-1])
+
+    return lambda model: parts(model)["layer"][1].register_forward_hook(partial(add, strength))
+
+
+def activating(module: nn.Module) -> Change:
+    return lambda model: model.set_submodule(parts(model)["activation"][0], module)
+
+
+def calling(function: Any) -> Change:
+    """Return what has a function in the place of the activation's module."""
+
+    def change(model: PreTrainedModel) -> None:
+        mlp = model.model.layers[1].mlp
+        del mlp.act_fn
+        mlp.act_fn = function
+
+    return change
+
+
+def standing_in(function: Any) -> Change:
+    return lambda model: setattr(model.model.layers[1].mlp.act_fn, "forward", function)
+
+
+def of_a_subclass(factor: float) -> Change:
+    """Return what makes a model's class one of its name that scales its logits."""
+
+    def change(model: PreTrainedModel) -> None:
+        class Derived(type(model)):  # type: ignore[misc]
+            def forward(self, *args: Any, **more: Any) -> Any:
+                made = super().forward(*args, **more)
+                made.logits = made.logits * factor
+                return made
+
+        Derived.__name__ = type(model).__name__
+        model.__class__ = Derived
+
+    return change
+
+
+def untouched(model: PreTrainedModel) -> None:
+    pass
+
+
+PAIRS: dict[str, tuple[Change, Change]] = {
+    "enclosed": (steering(0.1), steering(0.2)),
+    "argument": (bound(torch.tensor(0.1)), bound(torch.tensor(0.2))),
+    "tensor": (activating(Scaled(torch.tensor(0.5))), activating(Scaled(torch.tensor(1.5)))),
+    "numpy": (activating(Scaled(np.float32(0.5))), activating(Scaled(np.float32(1.5)))),
+    "array": (activating(Scaled(np.float32([0.5]))), activating(Scaled(np.float32([1.5])))),
+    "identity": (activating(nn.Identity()), activating(Negated())),
+    "functions": (calling(functional.relu), calling(functional.gelu)),
+    "partials": (
+        calling(partial(functional.leaky_relu, negative_slope=0.1)),
+        calling(partial(functional.leaky_relu, negative_slope=0.9)),
+    ),
+    "lambdas": (standing_in(lambda x: x), standing_in(lambda x: 2 * x)),
+    "forward": (standing_in(torch.tanh), untouched),
+    "method": (standing_in(nn.ReLU().forward), untouched),
+    "class": (of_a_subclass(2.0), untouched),
+}
+
+
+@pytest.mark.parametrize("changes", PAIRS.values(), ids=PAIRS)
+@torch.no_grad()
+def test_models_that_predict_differently_have_two_fingerprints(changes):
+    models = [tiny().model, tiny().model]
+    for change, model in zip(changes, models, strict=True):
+        change(model)
+    first, second = (model(IDS).logits for model in models)
+    assert (first - second).abs().max() > 1e-3
+    assert edits(models[0])
+    assert fingerprint(models[0]) != fingerprint(models[1])
+    assert fingerprint(copy.deepcopy(models[0])) == fingerprint(models[0])
+
+
+@pytest.mark.parametrize("module", [Negated(), AtRandom()], ids=repr)
+def test_what_is_derived_of_modules_without_effect_counts(module):
+    model = tiny("tiny-gpt2").model
+    before = fingerprint(model)
+    model.transformer.h[0].mlp.dropout = module
+    assert "transformer.h.0.mlp.dropout" in edits(model)
+    assert fingerprint(model) != before
+
+
+def test_a_hook_that_keeps_what_it_sees_makes_no_model_after_model():
+    model, kept, calls = tiny().model, [], 0
+
+    def keep(module: nn.Module, read: Any, made: Any) -> None:
+        nonlocal calls
+        calls += 1
+        kept.append(made)
+
+    model.model.layers[0].register_forward_hook(keep)
+    before = fingerprint(model)
+    model(IDS)
+    assert calls == len(kept) == 1
+    assert fingerprint(model) == before
 
 
 def test_a_hook_of_all_modules_makes_another_model(tiny_llama):

@@ -53,6 +53,13 @@ class AdaptiVocab(AdaptiVocabSettings, Method):
                 f"the head of {type(model).__name__} has a bias, which new rows would need too: "
                 "use adaptivocab.mode=draft"
             )
+        for part in (head, model.get_input_embeddings()):
+            if "weight" not in part._parameters:
+                raise MisfitError(
+                    f"the weight of a {type(part).__name__} of {type(model).__name__} is made of "
+                    "others in every pass, and new rows are added to a parameter: make it one "
+                    "(such as by torch.nn.utils.prune.remove), or use adaptivocab.mode=draft"
+                )
 
     def claims(self, model: PreTrainedModel) -> frozenset[str]:
         """Return the drafts, or the tokenizer with the embedding and the head, or all of these."""

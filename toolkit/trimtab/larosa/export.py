@@ -28,6 +28,7 @@ from trimtab.larosa.rebuild import install, without_tensors
 from trimtab.larosa.selection import Selectors
 from trimtab.larosa.settings import LaRoSASettings
 from trimtab.method import EXPORTED
+from trimtab.models.adapter import adapter_for
 from trimtab.models.changes import lock_of
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.load_errors import unusable_generation_config
@@ -56,8 +57,8 @@ def export(
     """Save `model` as LaRoSA makes it by `artifact`, see `LaRoSA.export`."""
     require_vacant(folder)
     artifact.require_model(fingerprint(model))
-    require_as_config(model)
     _require_one_vocabulary(model)
+    require_as_config(model, free=_of_readers(model))
     plan = Plan.from_json(artifact.parameters["plan"])
     selector = Selectors(plan, settings).selector
     with (
@@ -127,6 +128,18 @@ def load_exported(folder: str | Path, device: str | torch.device = "cpu") -> Pre
         nn.Module.to(model.eval(), device)
         refuse_to_save(model, f"{folder}: transformers cannot save a sparse model: copy the folder")
         return model
+
+
+def _of_readers(model: PreTrainedModel) -> list[str]:
+    """Return the names of what sparse linear layers have, which they get as the folder has it."""
+    adapter = adapter_for(model)
+    return [
+        f"{adapter.layers}.{index}.{name}.{own}"
+        for index in range(len(adapter.decoder_layers(model)))
+        for site in adapter.sites
+        for name in site.readers
+        for own in ("weight", "bias")
+    ]
 
 
 def _require_one_vocabulary(model: PreTrainedModel) -> None:

@@ -14,6 +14,7 @@ from trimtab.contents import bytes_of
 from trimtab.models.derived import unlike_config
 from trimtab.models.edits import edits
 from trimtab.models.state import require_in_memory
+from trimtab.models.tensors import firsts, shared
 from trimtab.progress import track
 
 QUIET_BELOW = 2**30  # bytes that are hashed in well under two seconds
@@ -43,10 +44,11 @@ def fingerprint(model: PreTrainedModel) -> str:
     """Return the SHA-256 of a model's class, its config, and all there is to say of its tensors.
 
     That is the name, dtype, shape and bytes of each. Tied tensors count once, under the first of
-    their names. The dtype is part of it: an artifact that was calibrated in float32 belongs to the
-    float32 model. Settings of the config count where they may change what the model predicts, and
-    so do tensors and modules that the model makes from it, where they have been changed since. What
-    a sparse model drops counts, too.
+    their names; to which one they are tied counts, too, but for head and embedding. The dtype is
+    part of it: an artifact that was calibrated in float32 belongs to the float32 model. Settings of
+    the config count where they may change what the model predicts, and so do tensors and modules
+    that the model makes from it, where they have been changed since. What a sparse model drops
+    counts, too.
 
     Returns
     -------
@@ -65,14 +67,13 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(json.dumps(more, sort_keys=True).encode())
     if edited := {name: one.found for name, one in edits(model).items()}:
         digest.update(json.dumps(edited, sort_keys=True).encode())
-    seen: set[int] = set()
-    state = sorted({**model.state_dict(), **unlike_config(model)}.items())
-    total = sum(tensor.nbytes for _, tensor in state)
-    items = state if total < QUIET_BELOW else track(state, "Fingerprinting weights", len(state))
+    state = dict(sorted({**model.state_dict(), **unlike_config(model)}.items()))
+    if ties := shared(model, state):
+        digest.update(json.dumps(ties, sort_keys=True).encode())
+    once = [(name, state[name]) for name, first in firsts(state).items() if name == first]
+    total = sum(tensor.nbytes for _, tensor in once)
+    items = once if total < QUIET_BELOW else track(once, "Fingerprinting weights", len(once))
     for name, tensor in items:
-        if tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(bytes_of(tensor))
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from trimtab.errors import MisfitError, TrimtabError
 from trimtab.files import is_vacant
 from trimtab.models.derived import unlike_config
 from trimtab.models.edits import edits
+from trimtab.models.tensors import tensors_unlike_config
 
 
 def require_vacant(folder: Path) -> None:
@@ -22,8 +23,14 @@ def require_vacant(folder: Path) -> None:
         raise TrimtabError(f"{folder} exists and is not an empty folder: name another one")
 
 
-def require_as_config(model: PreTrainedModel) -> None:
+def require_as_config(model: PreTrainedModel, free: Collection[str] = ()) -> None:
     """Refuse a model that would not be loaded as it is saved.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    free : collection of str
+        Names of tensors that are loaded whatever the config says of them.
 
     Raises
     ------
@@ -40,6 +47,13 @@ def require_as_config(model: PreTrainedModel) -> None:
             f"{name}: {edit.found}, and the model's config makes it {edit.expected}, as it would "
             "be when the saved model is loaded: say in the config what it should be (such as "
             "hidden_act), and load the model with that; what no config says cannot be exported"
+        )
+    for name, edit in tensors_unlike_config(model, free).items():
+        raise MisfitError(
+            f"{name}: {edit.found}, and the model's config makes it {edit.expected}, as it would "
+            "be when the saved model is loaded: say in the config what it should be (such as "
+            "attention_bias), make masks and parametrizations part of the weight (such as by "
+            "torch.nn.utils.prune.remove), or give each module a tensor of its own"
         )
 
 
