@@ -415,6 +415,9 @@ def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, nam
         ("model._target_=nope.X", "_target_=nope.X: expected the dotted name of a class: No modul"),
         ("+metrics.mine=broken.Mine", "metrics.mine=broken.Mine: expected the dotted name of a cla"
          "ss: KeyError: 'x'"),
+        ("+metrics.mine=leaving.Mine", "metrics.mine=leaving.Mine: expected the dotted name of a c"
+         "lass: SystemExit: no"),
+        ("+metrics.mine=trimtab.evaluation.metrics.Metric", "expected a metric with a method "),
         ("+metrics.mine=trimtab.stack.Stack", "metrics.mine=trimtab.stack.Stack: expected a trimt"),
         ("~metrics.latency", "metrics.tokens=trimtab.evaluation.metrics.tokens.Tokens: needs the "
          "samples of Latency"),
@@ -424,6 +427,7 @@ def test_a_class_that_is_none_is_refused_in_one_line_before_a_job_has_a_folder(
     command, refusal, monkeypatch, tmp_path, argument, expected
 ):
     (tmp_path / "broken.py").write_text("{}['x']\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit('no')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     before = state(tmp_path)
