@@ -22,6 +22,8 @@ from trimtab.registry import COMMANDS, SECTIONS, config_folder, group_options
 # No float is as large, and Python reads no number of some thousand digits.
 TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
 
+MEMBER = re.compile(r"[+~]*/?methods?@")  # an option in a stack, as files name it
+
 HEADER = 512  # of a file's letters, in which Hydra looks for its header
 
 
@@ -110,7 +112,7 @@ def require_unmarked(arguments: list[str]) -> None:
 
 
 def require_readable(argument: str, command: str) -> None:
-    """Refuse what is added and nothing reads, and a number with hundreds of digits.
+    """Refuse what is added and nothing reads, one method of a stack, and hundreds of digits.
 
     Raises
     ------
@@ -119,6 +121,10 @@ def require_readable(argument: str, command: str) -> None:
     if number := TOO_LONG.search(argument):
         raise TrimtabError(
             f"{argument:.60}...: expected a number of less than 300 digits, not {len(number[0])}"
+        )
+    if MEMBER.match(argument):
+        raise TrimtabError(
+            f"{argument}: a stack is named as a whole, as in 'methods=[larosa,vattention]'"
         )
     if not argument.startswith("+"):
         return
