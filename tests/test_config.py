@@ -566,6 +566,9 @@ def test_the_home_folder_may_be_written_short_in_any_value(monkeypatch):
         "corpus.glob=/home/me/texts/*.md", "artifacts=/home/me", "~corpus.glob", "--config-dir=~/x",
     ]  # fmt: skip
     assert expand(['artifacts="~/a b"'], "evaluate") == ["artifacts='/home/me/a b'"]
+    paths = "hydra.searchpath=[~/my,'file:///a b',file://~/c, ${oc.env:X}]"
+    read = "hydra.searchpath=[/home/me/my,'file:///a b','file://~/c',${oc.env:X}]"
+    assert expand([paths], "evaluate") == [read]
     for given, expected in (
         ("artifacts=~/a, ~/b", "artifacts=/home/me/a,/home/me/b"),
         ("artifacts=\"~/a\",'~/b'", "artifacts='/home/me/a','/home/me/b'"),
