@@ -168,12 +168,23 @@ def test_a_folder_that_holds_a_result_is_refused_and_left_as_it_is(command, tmp_
         assert state() == before
 
 
-def test_a_label_says_what_was_taken_out_of_the_stack(monkeypatch):
-    task = ["methods=all", "~methods.larosa", "methods.vattention.layout=mega"]
+@pytest.mark.parametrize(
+    ("task", "held", "label"),
+    [
+        (
+            ["methods=all", "~methods.larosa", "methods.vattention.layout=mega"],
+            ["adaptivocab", "vattention"],
+            "all ~larosa vattention.layout=mega",
+        ),
+        (["methods=larosa", "experiment=adds"], ["larosa", "vattention"], "larosa,vattention"),
+        (["methods=own"], ["larosa", "of_the_user"], "own"),
+        (["methods=larosa", "methods=baseline"], [], "baseline"),
+    ],
+)
+def test_a_label_says_which_methods_the_job_holds(monkeypatch, task, held, label):
     chosen = SimpleNamespace(overrides=SimpleNamespace(task=task))
     monkeypatch.setattr(evaluate.HydraConfig, "get", lambda: chosen)
-    config = OmegaConf.create({"methods": {"adaptivocab": {}, "vattention": {}}})
-    assert evaluate.label(config) == "all ~larosa vattention.layout=mega"
+    assert evaluate.label(OmegaConf.create({"methods": {name: {} for name in held}})) == label
 
 
 def test_what_fails_after_the_result_leaves_it_alone(monkeypatch, tmp_path):

@@ -399,14 +399,43 @@ def test_a_short_name_in_an_experiments_sweep_is_refused_with_its_full_name(refu
 
 
 @pytest.mark.parametrize("name", ["experiment/own", "model/mine/own", "own"])
-def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, name):
+@pytest.mark.parametrize(
+    "given", [["--config-dir", "mine"], ["hydra.searchpath=[pkg://trimtab,file://mine]"]], ids=str
+)
+def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, name, given):
     file = tmp_path / "mine" / f"{name}.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("# @package _global_\nspeed: {repeats: 3}\n", "utf-8-sig")
-    assert refusal("evaluate", "--config-dir", "mine", "experiment=own") == (
+    assert refusal("evaluate", *given, "experiment=own") == (
         f"evaluate.py: error: mine/{name}.yaml: begins with a byte-order mark, which hides its "
         "# @package from Hydra: save it as UTF-8 without it"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("file:///nope", "file:///nope: expected a folder or package that is there"),
+        ("pkg://nope", "pkg://nope: expected a folder or package that is there"),
+        (
+            "file://~/my",
+            "file://~/my: expected a folder or package that is there: write file:///h/my",
+        ),
+        ("~/my", "file:///h/my: expected a folder or package that is there"),
+    ],
+)
+def test_a_search_path_of_what_is_not_there_is_refused(refusal, monkeypatch, given, expected):
+    monkeypatch.setenv("HOME", "/h")
+    line = f"evaluate.py: error: hydra.searchpath={expected}"
+    assert refusal("evaluate", f"hydra.searchpath=[{given}]") == line
+
+
+def test_a_search_path_in_a_file_is_refused_likewise(refusal, tmp_path):
+    (tmp_path / "whole.yaml").write_text(
+        "defaults: [evaluate, _self_]\nhydra: {searchpath: [file:///nope]}\n"
+    )
+    line = refusal("evaluate", "--config-dir=.", "--config-name=whole")
+    assert line.startswith("evaluate.py: error: hydra.searchpath=file:///nope: expected a folder")
 
 
 @pytest.mark.parametrize(
@@ -415,6 +444,9 @@ def test_a_byte_order_mark_that_hides_a_header_is_refused(refusal, tmp_path, nam
         ("model._target_=nope.X", "_target_=nope.X: expected the dotted name of a class: No modul"),
         ("+metrics.mine=broken.Mine", "metrics.mine=broken.Mine: expected the dotted name of a cla"
          "ss: KeyError: 'x'"),
+        ("+metrics.mine=leaving.Mine", "metrics.mine=leaving.Mine: expected the dotted name of a c"
+         "lass: SystemExit: no"),
+        ("+metrics.mine=trimtab.evaluation.metrics.Metric", "expected a metric with a method "),
         ("+metrics.mine=trimtab.stack.Stack", "metrics.mine=trimtab.stack.Stack: expected a trimt"),
         ("~metrics.latency", "metrics.tokens=trimtab.evaluation.metrics.tokens.Tokens: needs the "
          "samples of Latency"),
@@ -424,6 +456,7 @@ def test_a_class_that_is_none_is_refused_in_one_line_before_a_job_has_a_folder(
     command, refusal, monkeypatch, tmp_path, argument, expected
 ):
     (tmp_path / "broken.py").write_text("{}['x']\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit('no')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     before = state(tmp_path)

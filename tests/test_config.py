@@ -566,6 +566,9 @@ def test_the_home_folder_may_be_written_short_in_any_value(monkeypatch):
         "corpus.glob=/home/me/texts/*.md", "artifacts=/home/me", "~corpus.glob", "--config-dir=~/x",
     ]  # fmt: skip
     assert expand(['artifacts="~/a b"'], "evaluate") == ["artifacts='/home/me/a b'"]
+    paths = "hydra.searchpath=[~/my,'file:///a b',file://~/c, ${oc.env:X}]"
+    read = "hydra.searchpath=[/home/me/my,'file:///a b','file://~/c',${oc.env:X}]"
+    assert expand([paths], "evaluate") == [read]
     for given, expected in (
         ("artifacts=~/a, ~/b", "artifacts=/home/me/a,/home/me/b"),
         ("artifacts=\"~/a\",'~/b'", "artifacts='/home/me/a','/home/me/b'"),
@@ -712,6 +715,9 @@ def test_a_sweep_is_one_however_short_it_is_asked_for(option):
     assert expand(given, "evaluate") == [option, given[0], "++methods.larosa.sparsity=0.4"]
 
 
+CHOSEN = "an option is chosen by its group"
+
+
 @pytest.mark.parametrize(
     ("name", "given", "expected"),
     [
@@ -728,6 +734,15 @@ def test_a_sweep_is_one_however_short_it_is_asked_for(option):
             "methods has one value, nothing is added: write methods=vattention, and sever",
         ),
         ("calibrate", ["++model=hub"], "model has one value, nothing is added: write mode"),
+        (
+            "evaluate",
+            ["methods=larosa", "+method@methods.vattention=vattention"],
+            "a stack is named as a whole, as in 'methods=[larosa,vattention]'",
+        ),
+        ("evaluate", ["methods=all", "~method@methods.larosa"], "a stack is named as a whole"),
+        ("evaluate", ["-m", "hydra.launcher=workers"], f"{CHOSEN}: write hydra/launcher=workers; "),
+        ("evaluate", ["-m", "++hydra.sweeper=search"], f"{CHOSEN}: write hydra/sweeper=search; t"),
+        ("evaluate", ["hydra.launcher=null"], f"{CHOSEN}: write hydra/launcher=OPTION; there are"),
         ("calibrate", ["--sparsity=0.4"], "no such option; a setting has no dashes: sparsity=V"),
         ("evaluate", ["seed=1", "0.4", "--sparsity"], "no such option; a setting has no dashes"),
         ("calibrate", ["+experiment=demo"], "experiments are evaluate.py's"),

@@ -346,6 +346,30 @@ def hub(name: str, text_field: str = "text") -> HubCorpus:
     )
 
 
+@pytest.mark.parametrize("place", ["saved", "of [mine]"])
+def test_a_dataset_that_was_saved_to_disk_is_loaded(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"text": "one"}, {"text": "two"}]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / place))
+    corpus = hub(str(tmp_path / place))
+    assert [document.text for document in corpus.documents()] == ["one", "two"]
+    corpus = HubCorpus(name=str(tmp_path / place), split="test")
+    with pytest.raises(ConfigError, match="cannot be loaded: Unknown split"):
+        load_corpus(corpus)
+
+
+@pytest.mark.parametrize("subset", [None, "fr"])
+def test_the_subsets_of_a_dataset_are_named(tmp_path, monkeypatch, subset):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    kinds = [f"- {{config_name: {name}, data_files: {name}.jsonl}}" for name in ("en", "de")]
+    (tmp_path / "README.md").write_text("\n".join(["---", "configs:", *kinds, "---"]))
+    for name in ("en", "de"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "one"}\n')
+    expected = "cannot be loaded: write corpus.subset=NAME; there are: en, de$"
+    with pytest.raises(ConfigError, match=expected):
+        load_corpus(HubCorpus(name=str(tmp_path), subset=subset))
+
+
 def test_a_dataset_is_loaded_from_a_local_folder(tmp_path):
     rows = [{"text": f"row {n}", "id": n} for n in range(5)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -69,6 +69,10 @@ def test_a_name_is_not_a_field_and_a_section_at_once(monkeypatch):
     [
         ({"mine": "trimtab.nowhere.Mine"}, "trimtab has no nowhere"),
         ({"mine": "trimtab.artifact.Artifact"}, "expected a trimtab.evaluation.metrics.Metric"),
+        (
+            {"mine": "trimtab.evaluation.metrics.Metric"},
+            "expected a metric with a method summarise",
+        ),
         ({"latency": LATENCY, "greedy": GREEDY}, "needs the samples of Greedy: have it before"),
     ],
 )

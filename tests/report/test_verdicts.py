@@ -23,6 +23,7 @@ from trimtab.report.advice import added, next_steps, unmeasured
 from trimtab.report.balance import balance, control_told
 from trimtab.report.choice import choices
 from trimtab.report.document import document
+from trimtab.report.from_files import OF_EVERY_MODEL
 from trimtab.report.lengths import EXTENT, shortening
 from trimtab.report.load import load_jobs
 from trimtab.report.notices import warnings
@@ -697,13 +698,13 @@ def test_what_an_experiment_of_the_users_sets_is_in_the_command_for_the_users_mo
     config.metrics["mine"] = config.metrics.pop("energy")
     job = result("larosa", (1.5, 1.4, 1.6), overrides=[
         "methods=larosa", "methods.larosa.tokens=4096", "model=random", "model.config=tiny", *typed,
-    ])  # fmt: skip
+    ], seed=5)  # fmt: skip
     job["settings"] = settings_of(stack, config)
     job["settings"] |= {"model.device": "auto", "model.dtype": "bfloat16"}
     rows = load_jobs(written(tmp_path, [job]))
     (own,) = next_steps(rows, choices(rows))
     told = [
-        "speed.warmup=7", "methods.larosa.sparsity=0.6", "model.dtype=bfloat16",
+        "speed.warmup=7", "methods.larosa.sparsity=0.6", "model.dtype=bfloat16", "seed=5",
         f"+metrics.mine={METRICS['energy']}",
     ]  # fmt: skip
     assert ", without the settings that shortened" in own or not typed
@@ -712,6 +713,19 @@ def test_what_an_experiment_of_the_users_sets_is_in_the_command_for_the_users_mo
         f"`python evaluate.py methods.larosa.tokens=4096 methods=larosa{kept} model=hub "
         "model.name=/path/of/your/model corpus=files corpus.glob=/path/of/your/texts`"
     )
+
+
+def test_the_seeds_of_a_row_are_in_its_command_once(tmp_path):
+    jobs = [
+        result("larosa", (1.5, 1.4, 1.6), seed=seed,
+               overrides=["methods=larosa", "experiment=own", f"seed={seed}"])
+        | {"settings": settings_of([LaRoSA()], EvaluateConfig()) | OF_EVERY_MODEL}
+        for seed in (3, 4)
+    ]  # fmt: skip
+    row, *others = found = rows_of(load_jobs(written(tmp_path, jobs)))
+    assert (row.seeds, others) == ((3, 4), [])
+    (own,) = next_steps(found, choices(found))
+    assert "evaluate.py -m methods=larosa seed=3,4 model=hub" in own
 
 
 def test_a_part_of_a_stack_is_measured_with_what_the_stacks_file_set(tmp_path):

@@ -19,7 +19,7 @@ def class_named(setting: str, name: Any) -> Any:
     """
     try:
         found = _found(name)
-    except Exception as error:  # a module may raise any
+    except (Exception, SystemExit) as error:  # a module may raise any
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         reason = f"expected the dotted name of a class: {kind}{first_line(error)}"
         raise ConfigError(setting, name, reason) from error

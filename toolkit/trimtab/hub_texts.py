@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 REPORT = "Failed to "  # how it begins to say which file it cannot read
 KIND = re.compile(r" with error (<class '[^']*'>|\w+): ")
 UNTOLD = "An error occurred while generating the dataset"  # where its cause says what
+SAVED = "state.json"  # what Dataset.save_to_disk writes beside one split
+SUBSETS = re.compile(r"[Aa]vailable(?: configs)?: \[(.*?)\]")  # as it lists them
 LONGEST = 400  # characters of a reason
 
 
 def load(name: str, subset: str | None, split: str, revision: str | None) -> Dataset:
-    """Load one split of a dataset.
+    """Load one split of a dataset, or of what Dataset.save_to_disk wrote, which has one.
 
     Raises
     ------
@@ -44,9 +47,15 @@ def load(name: str, subset: str | None, split: str, revision: str | None) -> Dat
     with _reports() as reports:
         try:
             with waiting(f"Loading the dataset {name}"):
+                if (folder / SAVED).is_file():
+                    files = [escape(str(one)) for one in sorted(folder.glob("*.arrow"))]
+                    return datasets.load_dataset("arrow", data_files=files, split=split)
                 return datasets.load_dataset(place, subset, split=split, revision=revision)
         except Exception as error:  # datasets raises many unrelated types for "cannot be had"
             reason = KIND.sub(": ", reports[-1]) if reports else _reason(error)
+            if several := SUBSETS.search(str(error)):
+                names = several[1].replace("'", "")
+                reason = f"write corpus.subset=NAME; there are: {names}"
             raise ConfigError("corpus.name", name, f"cannot be loaded: {reason}") from error
 
 

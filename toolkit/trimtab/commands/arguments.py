@@ -9,18 +9,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from itertools import chain
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 
-from trimtab.commands.parsing import MULTIRUN, groups_of, key_of
-from trimtab.errors import TrimtabError, nearest
+from trimtab.commands.parsing import MULTIRUN, groups_of, key_of, sources_of
+from trimtab.errors import ConfigError, TrimtabError, nearest
 from trimtab.registry import COMMANDS, SECTIONS, config_folder, group_options
+
+SEARCHPATH = "hydra.searchpath"
 
 # No float is as large, and Python reads no number of some thousand digits.
 TOO_LONG = re.compile(r"(?<![\w.])\d[\d_]{308,}(?![\w.])")
+
+MEMBER = re.compile(r"[+~]*/?methods?@")  # an option in a stack, as files name it
 
 HEADER = 512  # of a file's letters, in which Hydra looks for its header
 
@@ -88,18 +93,31 @@ def require_text(arguments: Sequence[str]) -> None:
             ) from error
 
 
-def require_unmarked(arguments: list[str]) -> None:
-    """Refuse an option's file whose byte-order mark hides its header from Hydra.
+def from_here(folder: Path, here: Path) -> Path:
+    """Return a folder as it is typed: from the current one where it is below it."""
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def require_sources(arguments: list[str], command: str) -> None:
+    """Refuse a folder of hydra.searchpath that is none, and an option's file with a hidden header.
+
+    A byte-order mark hides it from Hydra.
 
     Raises
     ------
     TrimtabError
     """
-    known, _ = get_args_parser().parse_known_args(arguments)
     groups = [path.name for path in config_folder().iterdir() if path.is_dir()]
-    for folder in filter(None, (config_folder(), known.config_dir)):
+    for source in sources_of(arguments, command):
+        place = f"{source.scheme()}://"
+        if source.provider.startswith(SEARCHPATH) and not source.available():
+            home = expanduser(source.path)
+            write = "" if home == source.path else f": write {place}{home}"
+            expected = f"expected a folder or package that is there{write}"
+            raise ConfigError(SEARCHPATH, place + source.path, expected)
+        folder = from_here(Path(source.path), Path.cwd())
         inner = (Path(folder, group).rglob("*.yaml") for group in groups)
-        for path in chain(Path(folder).glob("*.yaml"), *inner):
+        for path in chain(folder.glob("*.yaml"), *inner) if place == "file://" else ():
             with suppress(OSError), path.open("rb") as file:  # Hydra says what it cannot read
                 head = file.read(HEADER)
                 if head.startswith(BOM_UTF8) and b"@package" in head:
@@ -110,7 +128,7 @@ def require_unmarked(arguments: list[str]) -> None:
 
 
 def require_readable(argument: str, command: str) -> None:
-    """Refuse what is added and nothing reads, and a number with hundreds of digits.
+    """Refuse what is added and nothing reads, one method of a stack, and hundreds of digits.
 
     Raises
     ------
@@ -119,6 +137,10 @@ def require_readable(argument: str, command: str) -> None:
     if number := TOO_LONG.search(argument):
         raise TrimtabError(
             f"{argument:.60}...: expected a number of less than 300 digits, not {len(number[0])}"
+        )
+    if MEMBER.match(argument):
+        raise TrimtabError(
+            f"{argument}: a stack is named as a whole, as in 'methods=[larosa,vattention]'"
         )
     if not argument.startswith("+"):
         return

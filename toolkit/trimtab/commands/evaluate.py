@@ -30,6 +30,7 @@ from trimtab.config import EvaluateConfig, OnMissing
 from trimtab.errors import TrimtabError
 from trimtab.files import REPEAT, RESULTS, require_writable, write_json
 from trimtab.progress import answer, say, waiting
+from trimtab.registry import method_names, stack_members
 from trimtab.sweep_state import more_jobs
 
 NO_TORCHRUN = (
@@ -212,7 +213,9 @@ def label(config: DictConfig) -> str:
     overrides = [item.lstrip("+") for item in HydraConfig.get().overrides.task]
     stacks = [item.partition("=")[2] for item in overrides if item.startswith("methods=")]
     held = [] if OmegaConf.is_missing(config, "methods") else list(config.methods)
-    stack = stacks[-1] if stacks else ",".join(held) or "baseline"
+    ours = {*held} & {*method_names()}
+    whole = stacks and stack_members(stacks[-1]) >= ours  # no file adds to it
+    stack = stacks[-1] if whole else ",".join(held) or "baseline"
     changed = [
         item.replace("methods.", "", 1)
         for item in overrides

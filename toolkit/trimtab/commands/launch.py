@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from trimtab.commands.arguments import require_text, require_unmarked
+from trimtab.commands.arguments import SEARCHPATH, from_here, require_sources, require_text
 from trimtab.commands.messages import is_mistake, program, stop
 from trimtab.commands.overrides import expand
 from trimtab.commands.parsing import key_of
@@ -62,7 +62,6 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
             sys.argv[1:] = left
         else:
             return finished(folder)
-        require_unmarked(sys.argv[1:])
     except Exception as error:
         if verbose or not is_mistake(error):
             raise
@@ -71,6 +70,7 @@ def launch(task: Callable[[DictConfig], Any], config_name: str) -> None:
         config_path=str(config_folder()), config_name=config_name, version_base="1.3"
     )(guarded)
     try:
+        require_sources(sys.argv[1:], config_name)
         with may_go_unread(), summarised():
             entry()
     except Exception as error:
@@ -104,9 +104,8 @@ def sources(command: str) -> list[str]:
     found = []
     for one in hydra.runtime.config_sources:
         if one.provider == "command-line":
-            folder, here = Path(one.path), Path(hydra.runtime.cwd)
-            place = folder.relative_to(here) if folder.is_relative_to(here) else folder
+            place = from_here(Path(one.path), Path(hydra.runtime.cwd))
             found.append(f"--config-dir={place}")
     if hydra.job.config_name != command:
         found.append(f"--config-name={hydra.job.config_name}")
-    return found + [one for one in of_hydra(hydra) if key_of(one) == "hydra.searchpath"]
+    return found + [one for one in of_hydra(hydra) if key_of(one) == SEARCHPATH]

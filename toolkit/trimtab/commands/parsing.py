@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from warnings import catch_warnings
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.plugins.config_source import ConfigSource
 
 from trimtab.registry import config_folder
 
@@ -41,8 +44,24 @@ def loader_of(arguments: list[str]) -> ConfigLoaderImpl:
     known, _ = get_args_parser().parse_known_args(arguments)
     search_path = create_config_search_path(str(config_folder()))
     if known.config_dir is not None:
-        search_path.append("command-line", f"file://{os.path.abspath(known.config_dir)}")
+        place, schemas = f"file://{os.path.abspath(known.config_dir)}", SearchPathQuery("schema")
+        search_path.prepend("command-line", place, schemas)
     return ConfigLoaderImpl(search_path)
+
+
+def sources_of(arguments: list[str], command: str) -> list[ConfigSource]:
+    """Return where Hydra will read options: as `loader_of`, and from hydra.searchpath.
+
+    Raises
+    ------
+    hydra.errors.HydraException
+        If its grammar cannot read an argument, or hydra.searchpath is no list of texts.
+    """
+    known, _ = get_args_parser().parse_known_args(arguments)
+    load = loader_of(arguments)._parse_overrides_and_create_caching_repo
+    with catch_warnings(action="ignore"):  # of what is not there
+        _, found = load(known.config_name or command, known.overrides)
+    return list(found.get_sources())
 
 
 def parsed(overrides: Iterable[str], loader: ConfigLoader | None = None) -> list[Override]:

@@ -42,6 +42,10 @@ def as_text(argument: str, sweep: bool) -> str:
     try:
         (override,) = parsed([f"{name}={value}"])
     except HydraException as error:
+        if value.startswith("[") and any(get_origin(one) is list for one in _hints(key)):
+            members = PART.sub(lambda part: _as_member(part[0]), value)
+            if members != value:
+                return as_text(f"{name}={members}", sweep)
         if not _takes_text(key):
             _require_pairs(argument, value)
         if sweep and "," in value:
@@ -96,6 +100,17 @@ def _with_home(part: str, sweep: bool) -> str:
     return expanduser(part.strip()) if sweep and _at_home(part.strip()) else part
 
 
+def _as_member(part: str) -> str:
+    """Return a member of a list, the home folder in full; in quotes if it cannot be read."""
+    text = part.strip()
+    text = expanduser(text) if _at_home(text) else text
+    try:
+        parsed([f"value={text}"])
+    except HydraException:
+        return _quoted(text)
+    return text
+
+
 def _as_typed(part: str) -> str:
     """Return a part of a value in quotes if it would become a text that was not typed."""
     value = _value(part)
@@ -114,11 +129,16 @@ def _value(part: str) -> Any:
 
 def _takes_text(key: str) -> bool:
     """Return whether a setting, ours or Hydra's, is a text or holds texts."""
+    return any(str in _kinds(hint) for hint in _hints(key))
+
+
+def _hints(key: str) -> list[Any]:
+    """Return the types of a setting: of a method's by itself, those of all methods."""
     first, *rest = key.split(".")
     if first == "hydra":
-        return str in _kinds(_of_hydra(rest))
+        return [_of_hydra(rest)]
     name = key.rpartition(".")[2]
-    return any(str in _kinds(get_type_hints(one)[name]) for one in owners(key))
+    return [get_type_hints(one)[name] for one in owners(key)]
 
 
 def _of_hydra(names: list[str]) -> Any:

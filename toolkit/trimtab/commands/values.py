@@ -9,7 +9,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 
 from trimtab.commands.messages import owners
-from trimtab.commands.parsing import choices, groups_of, key_of, parsed
+from trimtab.commands.parsing import choices, full_key, groups_of, key_of, parsed
 from trimtab.errors import TrimtabError
 from trimtab.registry import group_options, stack_members
 from trimtab.settings import defaults
@@ -26,6 +26,7 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
         return
     (override,) = parsed([argument], loader)
     _require_truth(override, key)
+    _require_settings(override, loader)
     if key in groups_of(command) and any(one.count("[") > 1 for one in choices(override)):
         raise TrimtabError(
             f"{argument}: is a list of lists; expected options of {key}, as in "
@@ -64,6 +65,21 @@ def require_values(argument: str, loader: ConfigLoader, command: str) -> None:
         )
         there = ", ".join(group_options(key))
         raise TrimtabError(f"{argument}: is no option, {fix}; there are: {there}")
+
+
+def _require_settings(override: Override, loader: ConfigLoader) -> None:
+    """Refuse a value for what has settings of Hydra's: an option is chosen by its group."""
+    group = full_key(override).replace(".", "/")
+    if not group.startswith("hydra/") or not (options := loader.get_group_options(group)):
+        return
+    value = override.value()
+    if isinstance(value, dict):
+        return
+    write = f"{group}={value if isinstance(value, str) else 'OPTION'}"
+    raise TrimtabError(
+        f"{override.input_line}: an option is chosen by its group: write {write}; there are: "
+        f"{', '.join(options)}"
+    )
 
 
 def _require_stack(override: Override, command: str) -> None:

@@ -20,7 +20,7 @@ def from_files(job: Job, methods: Sequence[str]) -> list[str]:
     """Return the settings of a job that are no defaults, and that nobody typed, as overrides.
 
     Of those of a model and a corpus, which are of the option that was chosen, only `OF_EVERY_MODEL`
-    are among them.
+    are among them; the seed is, but of jobs that were averaged.
 
     Parameters
     ----------
@@ -32,7 +32,11 @@ def from_files(job: Job, methods: Sequence[str]) -> list[str]:
         return []
     kinds = targets("method")
     stack = [kinds[name]() for name in methods if name in kinds]
-    usual = settings_of(stack, EvaluateConfig()) | OF_EVERY_MODEL
+    config = EvaluateConfig()
+    usual = settings_of(stack, config) | OF_EVERY_MODEL
+    if not job.seeds:
+        usual |= {"seed": config.seed}
+        found = {**found, "seed": job.get("environment.seed")}
     typed = {one.partition("=")[0].removeprefix("~") for one in overrides(job)}
     told = []
     for name in {**usual, **found}:

@@ -24,6 +24,8 @@ def metrics_of(paths: dict[str, str]) -> list[type[Metric]]:
         kind = class_named(setting, path)
         if not issubclass(kind, Metric):
             raise ConfigError(setting, path, "expected a trimtab.evaluation.metrics.Metric")
+        if kind.summarise is Metric.summarise:
+            raise ConfigError(setting, path, "expected a metric with a method summarise of its own")
         for other in kind.needs:
             if other not in kinds:
                 raise ConfigError(
