@@ -25,7 +25,7 @@ from trimtab.evaluation.settings import settings_of
 from trimtab.generation.stopping import require_going_on
 from trimtab.generation.transformers import set_aside
 from trimtab.models.changes import lock_of
-from trimtab.models.copies import runs_parts_of
+from trimtab.models.copies import part_that_runs
 from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.predictions import require_cache, require_predictions
@@ -116,10 +116,10 @@ def measure(
         require_language_model(baseline, "baseline")
     if baseline is optimized.model:
         raise TrimtabError("baseline is the optimized model itself: give a copy, or leave it out")
-    if baseline is not None and runs_parts_of(baseline, optimized.model):
+    if baseline is not None and part_that_runs(optimized.model, baseline) is not None:
         raise TrimtabError(
             "baseline runs parts of the optimized model: copy.deepcopy copies no function that was "
-            "set as a forward or a hook; leave baseline out"
+            "set as forward or hook; load a model for it, or measure with paired=False"
         )
     with lock_of(optimized.model), own_precision():
         return _measured(optimized, texts, config, baseline, subject, label)
