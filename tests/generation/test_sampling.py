@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import math
 
 import numpy as np
@@ -60,6 +62,12 @@ def test_numbers_of_every_kind_are_read_as_pythons_own():
     kinds = [type(getattr(given, name)) for name in ("temperature", "top_k", "top_p", "seed")]
     assert kinds == [float, int, float, int]
     assert 0 <= Sampler(given, 0, CPU)([], torch.tensor([LOGITS])) < len(LOGITS)
+
+
+def test_narrow_temperatures_are_read_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Sampling(temperature=np.float16(0.5)).temperature == 0.5
 
 
 def test_the_first_of_equal_logits_is_taken_where_nothing_is_drawn():

@@ -113,7 +113,7 @@ def test_a_finished_generation_is_continued(name):
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
-def test_another_text_in_a_cache_that_is_not_reset_is_refused(name):
+def test_a_text_of_which_no_token_is_left_in_a_cache_that_is_not_reset_is_refused(name):
     model, ids = model_of(name), prompts(1)
     with make(model) as cache:
         first = generate(model, ids, cache)

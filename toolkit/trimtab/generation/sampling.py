@@ -57,7 +57,7 @@ class Sampling:
             (
                 "temperature",
                 Real,
-                lambda one: one == 0 or LEAST_TEMPERATURE <= one <= LARGEST,
+                lambda one: one == 0 or LEAST_TEMPERATURE <= float(one) <= LARGEST,
                 f"a number from {LEAST_TEMPERATURE:g} on, or 0, which is greedy",
             ),
             ("top_k", Integral, lambda one: one >= 1, "a whole number of at least 1, or None"),

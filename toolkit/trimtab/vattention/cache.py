@@ -28,6 +28,9 @@ class VirtualCache(Cache):
     the same tokens, with the same attention masks. Every token is kept until `crop`, `reset` or
     `close`, in sliding layers too. For inference only. A context manager that closes the cache.
 
+    As in a `DynamicCache`, the tokens of a prompt that are cached are not looked at again: before
+    a text that does not go on from the one in the cache, call `reset`.
+
     While it holds tokens of one thread, others that change it are refused; only `reset` and `close`
     are not. A text of another thread does not go on after that.
 
