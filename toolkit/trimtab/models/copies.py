@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trimtab.errors import TrimtabError
 
 Copied = TypeVar("Copied", bound=nn.Module)
+RUNS = "_modules", "forward", "_forward_pre_hooks", "_forward_hooks"  # in a forward pass
 
 
 def copy_of(model: Copied, shared: Iterable[Tensor] = ()) -> Copied:
@@ -47,7 +48,7 @@ def part_that_runs(other: nn.Module, model: nn.Module) -> str | None:
     """Return the name of a module with a function that runs modules of another model, or None."""
     parts = {id(module) for module in other.modules()}
     for name, module in model.named_modules():
-        if _reaches(vars(module), parts):
+        if _reaches([vars(module).get(own) for own in RUNS], parts):
             return name
     return None
 
