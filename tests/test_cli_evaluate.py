@@ -16,6 +16,7 @@ from tests.conftest import SMALL, TINY
 from trimtab.commands import evaluate
 from trimtab.commands.folders import Claim, claimed, withdraw
 from trimtab.errors import ConfigError
+from trimtab.models.embedded import cache_folder
 from trimtab.registry import config_folder
 
 FAST = [
@@ -133,7 +134,7 @@ def test_a_folder_in_a_file_may_be_below_the_home_folder(command, tmp_path):
     own = tmp_path / "mine" / "experiment" / "own.yaml"
     own.write_text("# @package _global_\nartifacts: ~/kept\ntracking: {folder: ~/runs}\n")
     given = ["--config-dir", "mine", "experiment=own", "methods=larosa", *METHOD, *TINY, *FAST]
-    environment = {"HOME": str(tmp_path / "home"), "TRIMTAB_CACHE": str(tmp_path / "cache")}
+    environment = {"HOME": str(tmp_path / "home"), "TRIMTAB_CACHE": str(cache_folder())}
     done = command("evaluate.py", *given, **environment)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "home").iterdir()} >= {"kept", "runs"}
