@@ -7,6 +7,7 @@ What can be set, and to what, is the class's own, see `trimtab.settings`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from textwrap import fill, indent
 from typing import Any, TypeVar
@@ -56,8 +57,7 @@ def default_options() -> dict[str, str]:
     """Return the option of each group that the commands take where none is asked for."""
     found: dict[str, str] = {}
     for command in COMMANDS:
-        node: Any = OmegaConf.load(config_folder() / f"{command}.yaml")
-        for entry in node.defaults:
+        for entry in _read(config_folder() / f"{command}.yaml").defaults:
             if not isinstance(entry, str):
                 found |= {str(group): str(option) for group, option in entry.items() if option}
     return found
@@ -74,8 +74,7 @@ def stack_members(stack: str) -> set[str]:
     path = config_folder() / "methods" / f"{stack}.yaml"
     if not path.exists():  # from a folder of the user's: it may hold any
         return set(method_names())
-    node: Any = OmegaConf.load(path)
-    return {str(name) for entry in node.get("defaults", ()) for name in entry.values()}
+    return {str(name) for entry in _read(path).get("defaults", ()) for name in entry.values()}
 
 
 def targets(group: str) -> dict[str, type]:
@@ -88,8 +87,7 @@ def targets(group: str) -> dict[str, type]:
     """
     found = {}
     for path in sorted((config_folder() / group).glob("*.yaml")):
-        node: Any = OmegaConf.load(path)
-        found[path.stem] = class_named(f"{path}: _target_", node.get("_target_"))
+        found[path.stem] = class_named(f"{path}: _target_", _read(path).get("_target_"))
     return found
 
 
@@ -146,6 +144,11 @@ def build(node: Mapping[str, Any], kind: type[T]) -> T:
     made = built[place]
     assert isinstance(made, kind)
     return made
+
+
+@cache
+def _read(path: Path) -> Any:
+    return OmegaConf.load(path)
 
 
 def _options(group: str) -> str:
