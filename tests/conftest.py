@@ -21,6 +21,7 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands read the bytecode of those before them
 
 import torch
 from transformers import PreTrainedTokenizerBase

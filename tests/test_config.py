@@ -405,6 +405,10 @@ def test_the_help_says_which_methods_need_no_calibration():
             OSError(errno.ENOSPC, "No space left on device"),
             "standard output, or a temporary file: No space left on device",
         ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory"),  # of os.getcwd
+            "the current folder has been removed: change to one that is there",
+        ),
         (SafetensorError("I/O error: No space left"), "I/O error: No space left"),
     ],
 )

@@ -1,4 +1,5 @@
 import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,18 @@ def test_what_a_link_leads_to_can_be_written_or_not(tmp_path):
     with pytest.raises(ConfigError, match=r"artifacts=.*broken: cannot be written: .*name a"):
         require_writable("artifacts", tmp_path / "broken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "link"]
+
+
+def test_a_folder_without_room_for_a_few_small_files_is_refused(tmp_path):
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
+    try:
+        with pytest.raises(ConfigError, match=r"cannot be written: File too large; name a folder"):
+            require_writable("hydra.run.dir", tmp_path / "job")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    require_writable("hydra.run.dir", tmp_path / "job")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_mount_point_is_refused_before_anything_is_written():

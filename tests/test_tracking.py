@@ -342,6 +342,12 @@ def test_a_run_online_without_a_login_is_refused_with_the_way_out(monkeypatch, t
     assert not (tmp_path / RECORD).exists()
 
 
+def test_a_run_id_that_cannot_be_is_refused_by_name(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_RUN_ID", "a/b")
+    with pytest.raises(ConfigError, match="^WANDB_RUN_ID=a/b: Run ID cannot contain"):
+        begin(TrackingConfig(folder=str(tmp_path)))
+
+
 def test_a_project_that_cannot_be_is_refused_by_name(tmp_path):
     config = TrackingConfig(project="a/b", folder=str(tmp_path))
     with pytest.raises(ConfigError, match=r"^tracking\.project=a/b: Invalid project name"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint import checkpoint_wrapper
 
 from tests.conftest import random_inputs, tiny
 from tests.models.contract import assert_equal, draw
@@ -296,6 +297,15 @@ class Wrapper(nn.Module):
         self.inner, self.weight = inner, inner.weight
 
 
+class Around(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
 MORE = {
     "adapter": (
         lambda on: setattr(on.mlp, "up_proj", Adapter(64, 160)),
@@ -327,6 +337,21 @@ MORE = {
         lambda on: nn.utils.parametrizations.weight_norm(on.mlp.up_proj),
         r"mlp\.up_proj is a ParametrizedLinear",
     ),
+}
+HIDDEN = {
+    "an MLP": (
+        lambda layers: setattr(layers[1], "mlp", Around(layers[1].mlp)),
+        r"has no mlp\.gate_proj for LaRoSA to replace",
+    ),
+    "a layer": (
+        lambda layers: layers.__setitem__(1, Around(layers[1])),
+        r"has no self_attn\.q_proj for LaRoSA to replace",
+    ),
+}
+SURGERY = {
+    **{name: change for name, (change, _) in HIDDEN.items()},
+    "a layer less": lambda layers: layers.__delitem__(1),
+    "checkpointing": checkpoint_wrapper.apply_activation_checkpointing,
 }
 
 
@@ -366,6 +391,38 @@ def test_weights_are_ordinary_ones_after_an_export_in_inference_mode(corpus, tin
     with torch.inference_mode():
         artifact.export(model, tmp_path / "exported", tiny_llama.tokenizer)
     assert not any(parameter.is_inference() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_a_wrapper_hides_is_refused(tiny_llama, name):
+    change, message = HIDDEN[name]
+    change(tiny_llama.model.model.layers)
+    with pytest.raises(MisfitError, match=rf"^model\.layers\.1 {message}.*take off what wraps it"):
+        LaRoSA().check(tiny_llama.model)
+
+
+@pytest.mark.parametrize("name", SURGERY)
+def test_all_of_a_model_comes_back_however_it_was_taken_apart_meanwhile(corpus, tiny_llama, name):
+    model, method, ids = tiny_llama.model, LaRoSA(**SMALL), random_inputs(1, 16)
+    artifact = method.calibrate(model, tiny_llama.tokenizer, corpus)
+    other = tiny().model
+    SURGERY[name](other.model.layers)
+    with method.apply(model, tiny_llama.tokenizer, artifact):
+        SURGERY[name](model.model.layers)
+    assert torch.equal(model(ids).logits, other(ids).logits)
+
+
+def test_a_wrapper_that_passes_on_what_it_wraps_is_in_nobodys_way(corpus, tiny_llama):
+    model, method, ids = tiny_llama.model, LaRoSA(**SMALL), random_inputs(1, 16)
+    artifact = method.calibrate(model, tiny_llama.tokenizer, corpus)
+    with method.apply(model, tiny_llama.tokenizer, artifact):
+        sparse = model(ids).logits
+    checkpoint_wrapper.apply_activation_checkpointing(
+        model, check_fn=lambda part: "MLP" in type(part).__name__
+    )
+    wrapped = method.calibrate(model, tiny_llama.tokenizer, corpus)
+    with method.apply(model, tiny_llama.tokenizer, wrapped):
+        assert torch.equal(model(ids).logits, sparse)
 
 
 @pytest.mark.parametrize("name", MORE)

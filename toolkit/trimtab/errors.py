@@ -14,6 +14,7 @@ FULL = (
 )  # writing to an open file, the error does not name it
 
 UNNAMED = "standard output, or a temporary file"
+GONE = "the current folder has been removed: change to one that is there"
 
 
 class TrimtabError(Exception):
@@ -49,6 +50,8 @@ def on_one_line(error: TrimtabError | OSError) -> str:
             return as_text(f"{of}: {error.strerror}")
         if full:
             return f"{UNNAMED}: {error.strerror}"
+        if isinstance(error, FileNotFoundError):
+            return GONE
         return error.strerror
     return as_text(" ".join(str(error).split()))
 

@@ -26,6 +26,7 @@ Made = TypeVar("Made")
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)$")  # what Rust's libraries end the message with
 ROOM = "set TMPDIR to a folder with room"
+LEAST_ROOM = 2**16  # bytes, without which nothing is begun
 RESULT = "result.json"
 ERROR = "error.json"
 RESULTS = RESULT, ERROR  # what a job of evaluate.py leaves, one of the two
@@ -153,7 +154,7 @@ def is_vacant(path: Path) -> bool:
 
 
 def require_writable(setting: str, folder: str | Path) -> None:
-    """Refuse a folder that cannot be written, or cannot be made; nothing is left behind.
+    """Refuse a folder that cannot be made, or written a few small files; nothing is left behind.
 
     Parameters
     ----------
@@ -161,8 +162,8 @@ def require_writable(setting: str, folder: str | Path) -> None:
         Full name of the setting that the folder comes from.
     """
     try:
-        with tempfile.TemporaryFile(dir=_existing(path_of(folder).resolve())):
-            pass
+        with tempfile.TemporaryFile(dir=_existing(path_of(folder).resolve())) as file:
+            file.write(bytes(LEAST_ROOM))
     except OSError as error:
         reason = f"cannot be written: {error.strerror}; name a folder that can"
         raise ConfigError(setting, folder, reason) from error

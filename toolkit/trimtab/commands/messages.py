@@ -45,7 +45,8 @@ def is_mistake(error: Exception) -> bool:
     if isinstance(error, Mistake):  # some of Hydra's are system errors, too
         return True
     if isinstance(error, OSError):
-        return error.filename is not None or error.errno in FULL
+        unnamed = error.errno in FULL or isinstance(error, FileNotFoundError)
+        return error.filename is not None or unnamed
     return isinstance(error, SafetensorError) and "I/O error" in str(error)
 
 

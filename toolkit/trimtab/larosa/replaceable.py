@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import Adapter
+from trimtab.models.architectures import UNWRAP
 
 HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
 
@@ -47,15 +48,25 @@ def require_replaceable(adapter: Adapter, layer: nn.Module, place: str) -> None:
     Raises
     ------
     MisfitError
-        If a linear layer is of another class (an adapter, a quantized product), or if hooks or a
-        forward of its own are on one of the modules.
+        If a linear layer is of another class (an adapter, a quantized product), if hooks or a
+        forward of its own are on one of the modules, or if a wrapper hides one.
     """
     for site in adapter.sites:
         for name in site.readers:
-            _require_linear(layer.get_submodule(name), f"{place}.{name}")
-            _require_bare(layer.get_submodule(name), f"{place}.{name}")
+            linear = _part(layer, name, place)
+            _require_linear(linear, f"{place}.{name}")
+            _require_bare(linear, f"{place}.{name}")
         if site.norm is not None:
-            _require_bare(layer.get_submodule(site.norm), f"{place}.{site.norm}")
+            _require_bare(_part(layer, site.norm, place), f"{place}.{site.norm}")
+
+
+def _part(layer: nn.Module, name: str, place: str) -> nn.Module:
+    try:
+        return layer.get_submodule(name)
+    except AttributeError as error:
+        raise MisfitError(
+            f"{place} has no {name} for LaRoSA to replace ({error}): {UNWRAP}"
+        ) from error
 
 
 def _require_linear(module: nn.Module, name: str) -> None:

@@ -46,7 +46,7 @@ class Aside:
 
     def __init__(self, model: nn.Module, file: IO[bytes]) -> None:
         self._model, self._file = model, file
-        self._originals: list[tuple[str, nn.Module]] = []
+        self._originals: list[tuple[nn.Module, str, nn.Module]] = []
         self._moved: list[_Moved] = []
         self._piece = bytearray(PIECE)
         self._reserved = [_reserved("the model", SPARE)]
@@ -64,6 +64,7 @@ class Aside:
             parameters come back. The submodule is as it was.
         """
         original = self._model.get_submodule(name)
+        holder, attribute = _holder(self._model, name)
         parameters = dict(original.named_parameters())
         self._reserved += [
             _reserved(name, parameter.nbytes + mmap.PAGESIZE)
@@ -79,15 +80,16 @@ class Aside:
                 f"bytes: {error.strerror or error}; {ROOM} for the model"
             ) from error
         self._moved += moved
-        self._originals.append((name, original))
+        self._originals.append((holder, attribute, original))
         for parameter in parameters.values():
             parameter.data = parameter.new_empty(0)
-        self._model.set_submodule(name, module.eval())
+        setattr(holder, attribute, module.eval())
 
     def put_back(self) -> None:
         """Put the submodules back, and then their parameters, once what stood in has left memory.
 
-        It takes no file, and no memory or address space but what `replace` has set apart.
+        It takes no file, and no memory or address space but what `replace` has set apart. They go
+        back into the modules that they were taken from, wherever in the model those are by now.
 
         Raises
         ------
@@ -96,8 +98,8 @@ class Aside:
         """
         for reserved in self._reserved:
             reserved.close()
-        for name, original in reversed(self._originals):
-            self._model.set_submodule(name, original)
+        for holder, attribute, original in reversed(self._originals):
+            setattr(holder, attribute, original)
         lost: list[str] = []
         reason: Exception | None = None
         for moved in reversed(self._moved):
@@ -169,6 +171,14 @@ def aside(model: nn.Module) -> Iterator[Aside]:
         finally:
             with uninterrupted():
                 away.put_back()
+
+
+def _holder(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that a submodule is a part of, and as what; no wrapper around that one."""
+    above, _, attribute = name.rpartition(".")
+    part = model.get_submodule(name)
+    holders = model.get_submodule(above).modules()
+    return next(one for one in holders if one._modules.get(attribute) is part), attribute
 
 
 def _reserved(name: str, size: int) -> mmap.mmap:

@@ -12,7 +12,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from trimtab.errors import MisfitError
 from trimtab.models.sites import Site, Sites
+
+UNWRAP = "take off what wraps it first"
 
 
 def _nothing(config: PreTrainedConfig) -> Mapping[str, Any]:
@@ -110,9 +113,20 @@ class Adapter:
         return model.get_submodule(self.layers.rpartition(".")[0])
 
     def decoder_layers(self, model: PreTrainedModel) -> list[nn.Module]:
-        """Return the decoder layers, first to last."""
-        layers = model.get_submodule(self.layers)
-        assert isinstance(layers, nn.ModuleList)
+        """Return the decoder layers, first to last.
+
+        Raises
+        ------
+        MisfitError
+            If they are not where transformers has them.
+        """
+        try:
+            layers = model.get_submodule(self.layers)
+        except AttributeError as error:
+            raise MisfitError(f"{self.layers} is not there ({error}): {UNWRAP}") from error
+        if not isinstance(layers, nn.ModuleList):
+            found = type(layers).__name__
+            raise MisfitError(f"{self.layers} is a {found}, and no nn.ModuleList: {UNWRAP}")
         return list(layers)
 
     @property

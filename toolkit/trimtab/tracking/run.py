@@ -178,6 +178,8 @@ def _told(config: TrackingConfig, error: Exception) -> str:
 
 
 def _refusal(config: TrackingConfig, reason: str) -> ConfigError:
+    if reason.startswith("Run ID"):
+        return ConfigError("WANDB_RUN_ID", os.environ.get("WANDB_RUN_ID"), reason)
     if reason.startswith("Invalid project name"):
         return ConfigError("tracking.project", config.project, reason)
     online = config.mode is TrackingMode.online
