@@ -28,7 +28,7 @@ SLOTS = 3
 # Slots and positions of the rows of a step: of two texts, and of one alone.
 STEPS = (((2, 9), (2, 10), (0, 5)), ((2, 11),))
 ALL = [one for one in VARIANTS if f"{one}, window" not in VARIANTS]
-FEW = ["llama", "gemma2", "gpt2"]  # which have most of what any plan has
+FEW = ["llama", "gemma2"]  # with those of `main`, most of what any plan has
 
 
 def check(plan: DecodePlan, model: PreTrainedModel, *, batch_invariant: bool = False) -> None:
