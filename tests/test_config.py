@@ -916,8 +916,9 @@ def test_settings_files_of_wandb_count_where_there_is_no_variable(monkeypatch, t
     assert typed(composed(name), KINDS[name]).tracking.project == "mine"
     (tmp_path / "wandb" / "settings").write_text("[default]\nmode = of")
     assert refused(name).startswith("wandb/settings: mode=of: expected offline, online")
-    (tmp_path / "wandb" / "settings").write_text("mode")
-    assert typed(composed(name), KINDS[name]).tracking.mode == "online"
+    for unread in ("mode", "[default]\nmode = disabled\nmode = off", "[default]\n[default]"):
+        (tmp_path / "wandb" / "settings").write_text(unread)
+        assert typed(composed(name), KINDS[name]).tracking.mode == "online"
 
 
 @pytest.mark.parametrize("plus", ["", "++"])

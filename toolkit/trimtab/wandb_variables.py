@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from configparser import ConfigParser
 from configparser import Error as NotRead
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,10 @@ def _given(variable: str) -> tuple[str, str]:
     key = IN_FILES.get(variable, variable.removeprefix("WANDB_").lower())
     for path in _files():
         parser = ConfigParser(interpolation=None)
-        with suppress(OSError, NotRead, UnicodeDecodeError):
+        try:
             parser.read(path)
+        except (OSError, NotRead, UnicodeDecodeError):  # W&B warns, and goes on without it
+            continue
         if given := parser.get("default", key, fallback=""):
             return f"{path}: {key}", given
     return variable, ""
