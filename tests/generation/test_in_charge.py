@@ -188,6 +188,20 @@ def test_a_vocabulary_leaves_a_model_that_shares_the_config_alone(words, order, 
     assert not config.use_cache
 
 
+@pytest.mark.parametrize("inner", [engine_for, decode_kernel])
+def test_a_vocabulary_may_be_left_before_what_was_entered_in_it(words, inner):
+    model = tiny().model
+    config, expected = model.config, stock(model, PROMPTS[0], NEW)
+    with unchanged(model):
+        vocabulary, other = trimtab.apply(model, TOKENIZER, [words]), inner(model)
+        vocabulary.__enter__()
+        other.__enter__()
+        vocabulary.__exit__(None, None, None)
+        other.__exit__(None, None, None)
+    assert all(one.config is config for one in model.modules() if hasattr(one, "config"))
+    assert stock(model, PROMPTS[0], NEW) == expected
+
+
 def test_an_engine_does_not_run_a_model_that_was_changed_after_it_was_entered(larosa):
     model = tiny().model
     optimized = trimtab.apply(model, TOKENIZER, [larosa])

@@ -341,11 +341,11 @@ MORE = {
 HIDDEN = {
     "an MLP": (
         lambda layers: setattr(layers[1], "mlp", Around(layers[1].mlp)),
-        r"has no mlp\.gate_proj for LaRoSA to replace",
+        r"\.mlp is a Around, which has no gate_proj",
     ),
     "a layer": (
         lambda layers: layers.__setitem__(1, Around(layers[1])),
-        r"has no self_attn\.q_proj for LaRoSA to replace",
+        r" is a Around, which has no self_attn",
     ),
 }
 SURGERY = {
@@ -397,7 +397,7 @@ def test_weights_are_ordinary_ones_after_an_export_in_inference_mode(corpus, tin
 def test_what_a_wrapper_hides_is_refused(tiny_llama, name):
     change, message = HIDDEN[name]
     change(tiny_llama.model.model.layers)
-    with pytest.raises(MisfitError, match=rf"^model\.layers\.1 {message}.*take off what wraps it"):
+    with pytest.raises(MisfitError, match=rf"^model\.layers\.1{message}: take off what wraps it"):
         LaRoSA().check(tiny_llama.model)
 
 
@@ -412,17 +412,56 @@ def test_all_of_a_model_comes_back_however_it_was_taken_apart_meanwhile(corpus, 
     assert torch.equal(model(ids).logits, other(ids).logits)
 
 
-def test_a_wrapper_that_passes_on_what_it_wraps_is_in_nobodys_way(corpus, tiny_llama):
-    model, method, ids = tiny_llama.model, LaRoSA(**SMALL), random_inputs(1, 16)
-    artifact = method.calibrate(model, tiny_llama.tokenizer, corpus)
+@pytest.mark.parametrize(
+    ("place", "when", "settings", "right"),
+    [
+        ("", "forward_pre", {}, True),
+        ("", "forward", {}, True),
+        ("mlp", "forward", {}, True),
+        ("self_attn", "forward_pre", {}, False),
+        ("mlp", "forward_pre", {}, False),
+        ("", "forward_pre", {"residual": "layer"}, False),
+        ("", "forward", {"residual": "layer"}, False),
+        ("mlp", "forward", {"residual": "layer"}, False),
+    ],
+)
+def test_a_hook_that_would_see_what_is_transformed_is_refused(
+    corpus, tiny_llama, place, when, settings, right
+):
+    def steer(module, inputs, outputs=None):
+        given = inputs if outputs is None else outputs
+        return given + 0.1 if isinstance(given, torch.Tensor) else (given[0] + 0.1, *given[1:])
+
+    model, ids = tiny_llama.model, random_inputs(1, 16)
+    module = model.model.layers[1].get_submodule(place)
+    getattr(module, f"register_{when}_hook")(steer)
+    method = LaRoSA(**SMALL, sparsity=0, count="nominal", transforms="all", **settings)
+    if not right:
+        name = f"model.layers.1.{place}".rstrip(".")
+        with pytest.raises(MisfitError, match=f"^{name} has .*steer.* what LaRoSA has transformed"):
+            method.check(model)
+        return
+    artifact, expected = method.calibrate(model, tiny_llama.tokenizer, corpus), model(ids).logits
     with method.apply(model, tiny_llama.tokenizer, artifact):
-        sparse = model(ids).logits
-    checkpoint_wrapper.apply_activation_checkpointing(
-        model, check_fn=lambda part: "MLP" in type(part).__name__
-    )
-    wrapped = method.calibrate(model, tiny_llama.tokenizer, corpus)
-    with method.apply(model, tiny_llama.tokenizer, wrapped):
-        assert torch.equal(model(ids).logits, sparse)
+        assert_equal(model(ids).logits, expected)
+
+
+@pytest.mark.parametrize("compiled", ["layers in place", "layers", "an MLP's forward", "all"])
+def test_what_is_compiled_is_calibrated_as_it_is(corpus, tiny_llama, compiled):
+    model, method = tiny_llama.model, LaRoSA(**SMALL)
+    expected = method.calibrate(model, tiny_llama.tokenizer, corpus)
+    layers = model.model.layers
+    for index, layer in enumerate(layers):
+        if compiled == "layers in place":
+            layer.compile(backend="eager")
+        elif compiled == "layers":
+            layers[index] = torch.compile(layer, backend="eager")
+        elif compiled == "an MLP's forward":
+            layer.mlp.forward = torch.compile(layer.mlp.forward, backend="eager")
+    if compiled == "all":
+        model.model.compile(backend="eager")
+    found = method.calibrate(model, tiny_llama.tokenizer, corpus)
+    assert found.parameters["plan"] == expected.parameters["plan"]
 
 
 @pytest.mark.parametrize("name", MORE)

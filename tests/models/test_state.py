@@ -86,3 +86,16 @@ def test_what_is_measured_has_no_dropout(model, tokenizer, corpus, paired):
     both = result["quality"]["bits_per_byte"]
     assert both["baseline"] == both["candidate"]
     assert both == expected["quality"]["bits_per_byte"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_compiled_model_is_calibrated_as_it_is(model, tokenizer, corpus, name):
+    expected = METHODS[name].calibrate(model, tokenizer, corpus)
+    model.transformer.compile(backend="eager")
+    for layer in model.transformer.h:
+        layer.mlp.compile(backend="eager")
+    model.eval()(torch.arange(8)[None])  # compiles them, without any hook
+    found = METHODS[name].calibrate(model.train(), tokenizer, corpus)
+    assert found.key == expected.key
+    assert found.parameters == expected.parameters
+    assert all(torch.equal(one, expected.tensors[key]) for key, one in found.tensors.items())

@@ -150,7 +150,7 @@ class Method(ABC):
         from trimtab.models.facts import require_known_tokens
         from trimtab.models.fingerprint import fingerprint
         from trimtab.models.predictions import require_predictions
-        from trimtab.models.state import inferring, own_modes
+        from trimtab.models.state import inferring, is_compiled, own_modes, uncompiled
 
         require_model(model)
         with lock_of(model), own_modes():
@@ -167,7 +167,8 @@ class Method(ABC):
             require_known_tokens(model, tokenizer, texts)
             started = time.perf_counter()
             place = nullcontext(checkpoint) if checkpoint else temporary_folder()
-            with place as folder, inferring(model):
+            stance = uncompiled() if is_compiled(model) else nullcontext()
+            with place as folder, inferring(model), stance:
                 for text in texts[:1]:
                     require_predictions(model, encode(tokenizer, text))
                 calibration = self.fit(model, tokenizer, corpus, folder)

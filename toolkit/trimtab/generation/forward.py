@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from numbers import Number
 from typing import Any, NamedTuple
@@ -21,12 +20,11 @@ from trimtab.generation.steps import DecodeStep, ExtendStep, PackedStep, Step
 from trimtab.models.adapter import adapter_for
 from trimtab.models.configs import configs_beside
 from trimtab.models.predictions import require_finite
+from trimtab.models.state import is_compiled, uncompiled
 from trimtab.vattention.virtual_kv import VirtualKV
 
 SIMPLE = {bool, int, float, str, type(None)}
 COLLECTIONS = list, tuple, dict
-COMPILED = "_torchdynamo_orig_callable"  # what the compiler notes on functions that it compiles
-_STANCE = threading.RLock()  # the compiler's is that of the whole process
 
 
 class Span(NamedTuple):
@@ -81,7 +79,7 @@ class Forward:
         self._no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self.parts = _parts(model)
         self._configs = model.config, *configs_beside(model)
-        self._compiled = _is_compiled(model)
+        self._compiled = is_compiled(model)
         self.executor = self._make_executor()
         self._refreshed = False
 
@@ -91,7 +89,7 @@ class Forward:
             self.executor = self._make_executor()
             self.parts = parts
         self._configs = self._model.config, *configs_beside(self._model)
-        self._compiled = _is_compiled(self._model)
+        self._compiled = is_compiled(self._model)
         self._refreshed = False
 
     def _make_executor(self) -> Executor:
@@ -227,7 +225,8 @@ class Forward:
 
     def _run(self, tokens: Tensor, positions: Tensor, step: Step, keep: int | Tensor) -> Tensor:
         self._require_in_charge()
-        stance = _uncompiled() if self._compiled else nullcontext()
+        # Compiled code would keep the cache's tensors.
+        stance = uncompiled() if self._compiled else nullcontext()
         # The cache has the model's dtype.
         with stance, torch.autocast(self.device.type, enabled=False):
             logits: Tensor = self._model(
@@ -239,21 +238,6 @@ class Forward:
                 step=step,
             ).logits
         return logits
-
-
-def _is_compiled(model: PreTrainedModel) -> bool:
-    """Return whether `torch.compile` has been applied to the model, or to a module of it."""
-    return any(
-        module._compiled_call_impl is not None or hasattr(module.forward, COMPILED)
-        for module in model.modules()
-    )
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Have compiled modules run as they are: compiled code would keep the cache's tensors."""
-    with _STANCE, torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def _rows(spans: Sequence[Span]) -> tuple[list[int], list[int], list[int]]:

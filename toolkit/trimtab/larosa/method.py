@@ -48,7 +48,8 @@ class LaRoSA(LaRoSASettings, Method):
         layers = {f"{adapter.layers}.{index}": layer
                   for index, layer in enumerate(adapter.decoder_layers(model))}  # fmt: skip
         for place, layer in layers.items():
-            require_replaceable(adapter, layer, place)
+            rotated = self.residual is not RotationScope.none
+            require_replaceable(adapter, layer, place, rotated=rotated)
         require_unshared(layers.items())
         if adapter.post_norms and self.residual is not RotationScope.none:
             raise MisfitError(

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import Adapter
 from trimtab.models.architectures import UNWRAP
+from trimtab.models.edits import code_after, code_before
 
 HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
 
@@ -37,36 +38,56 @@ def require_unshared(layers: Iterable[tuple[str, nn.Module]]) -> None:
                 )
 
 
-def require_replaceable(adapter: Adapter, layer: nn.Module, place: str) -> None:
-    """Refuse a decoder layer with norms or linear layers that do more than is known of them.
+def require_replaceable(adapter: Adapter, layer: nn.Module, place: str, *, rotated: bool) -> None:
+    """Refuse a decoder layer with modules that do more than is known of them.
 
     Parameters
     ----------
     place : str
         Dotted name of the layer in the model.
+    rotated : bool
+        Whether the residual stream is to be rotated, so that what layers read and return is.
 
     Raises
     ------
     MisfitError
         If a linear layer is of another class (an adapter, a quantized product), if hooks or a
-        forward of its own are on one of the modules, or if a wrapper hides one.
+        forward of its own are on one of the modules, or somebody else's code sees what LaRoSA
+        transforms, or if one is wrapped.
     """
+    within: dict[str, nn.Module] = {}
     for site in adapter.sites:
         for name in site.readers:
-            linear = _part(layer, name, place)
+            linear = _part(layer, name, place, within)
             _require_linear(linear, f"{place}.{name}")
             _require_bare(linear, f"{place}.{name}")
         if site.norm is not None:
-            _require_bare(_part(layer, site.norm, place), f"{place}.{site.norm}")
+            _require_bare(_part(layer, site.norm, place, within), f"{place}.{site.norm}")
+    for name, module in within.items():
+        _require_unseen(module, name, inputs=rotated or name != place, outputs=rotated)
 
 
-def _part(layer: nn.Module, name: str, place: str) -> nn.Module:
-    try:
-        return layer.get_submodule(name)
-    except AttributeError as error:
+def _part(layer: nn.Module, name: str, place: str, within: dict[str, nn.Module]) -> nn.Module:
+    """Return a module of a layer, and note in `within` those that it is in, by dotted name."""
+    part = layer
+    for attribute in name.split("."):
+        part = getattr(part, "_orig_mod", part)  # of what torch.compile makes
+        within[place] = part
+        found = part._modules.get(attribute)
+        if found is None:
+            kind = type(part).__name__
+            raise MisfitError(f"{place} is a {kind}, which has no {attribute}: {UNWRAP}")
+        part, place = found, f"{place}.{attribute}"
+    return part
+
+
+def _require_unseen(module: nn.Module, name: str, *, inputs: bool, outputs: bool) -> None:
+    before, after = code_before(module), code_after(module)
+    if found := (before if inputs else []) + (after if outputs else []):
         raise MisfitError(
-            f"{place} has no {name} for LaRoSA to replace ({error}): {UNWRAP}"
-        ) from error
+            f"{name} has {found[0]} on it, which would see what LaRoSA has transformed: take it "
+            "off first, or put it on the whole decoder layer and leave larosa.residual=none"
+        )
 
 
 def _require_linear(module: nn.Module, name: str) -> None:

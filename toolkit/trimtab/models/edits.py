@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import BuiltinFunctionType, FunctionType
@@ -156,15 +156,29 @@ def _described(function: Any) -> str:
 
 def _code_beside(module: nn.Module, *, is_root: bool) -> list[str]:
     """Return the names of functions that run with, or instead of, a module's own."""
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    found = code_before(module) + code_after(module)
     if is_root:
-        hooks += [*_global_forward_pre_hooks.values(), *_global_forward_hooks.values()]
-        hooks.append(type(module).forward)
-    found = [_described(hook) for hook in hooks if code_beside(hook, KNOWN_CODE)]
+        hooks = [*_global_forward_pre_hooks.values(), *_global_forward_hooks.values()]
+        found += _foreign([*hooks, type(module).forward])
+    return found
+
+
+def code_before(module: nn.Module) -> list[str]:
+    """Return the names of somebody else's functions that a module's inputs go through first."""
+    found = _foreign(module._forward_pre_hooks.values())
     own = vars(module).get("forward")
     if own is not None and (code_beside(own, KNOWN_CODE) or _replaces(own, type(module).forward)):
         found.append(_described(own))
     return found
+
+
+def code_after(module: nn.Module) -> list[str]:
+    """Return the names of somebody else's functions that a module's outputs go through."""
+    return _foreign(module._forward_hooks.values())
+
+
+def _foreign(functions: Iterable[Any]) -> list[str]:
+    return [_described(one) for one in functions if code_beside(one, KNOWN_CODE)]
 
 
 def _replaces(function: Any, own: Any) -> bool:

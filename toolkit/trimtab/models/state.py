@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TypeVar
@@ -15,6 +16,9 @@ from trimtab.models.architectures import ADAPTERS
 from trimtab.models.changes import undone_in_order
 
 Made = TypeVar("Made")
+
+COMPILED = "_torchdynamo_orig_callable"  # what the compiler notes on functions that it compiles
+_STANCE = threading.RLock()  # the compiler's is that of the whole process
 
 
 @undone_in_order
@@ -88,6 +92,21 @@ def zero_matrices(model: PreTrainedModel) -> list[str]:
         and not weight[:1].any()  # which spares most matrices being read whole
         and not weight.any()
     ]
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether `torch.compile` has been applied to the model, or to a module of it."""
+    return any(
+        module._compiled_call_impl is not None or hasattr(module.forward, COMPILED)
+        for module in model.modules()
+    )
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Have compiled modules of all models run as they are: compiled code leaves out new hooks."""
+    with _STANCE, torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

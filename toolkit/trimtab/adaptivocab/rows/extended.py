@@ -70,7 +70,7 @@ def extended(model: PreTrainedModel, rows: NewRows, *, output: bool) -> Iterator
         raise TrimtabError(f"the rows made for n-grams are not finite: {mend_not_finite(model)}")
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     weights: tuple[Any, Any] = embedding.weight, head.weight
-    with _own_config(model) as config:
+    with _own_config(model.config, model) as config:
         settings = config.vocab_size, config.tie_word_embeddings
         try:
             _set_rows(embedding, torch.cat([weights[0], rows.input.to(weights[0])]))
@@ -85,13 +85,14 @@ def extended(model: PreTrainedModel, rows: NewRows, *, output: bool) -> Iterator
             config.vocab_size, config.tie_word_embeddings = settings
 
 
-@contextmanager
-def _own_config(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
+@undone_in_order
+def _own_config(shared: PreTrainedConfig, model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
     """Give `model` a copy of its config, which other models may share, within the block.
 
-    What is set in it meanwhile is set in the model's own afterwards.
+    What is set in it meanwhile is set in the model's own afterwards; what sets it for a time is
+    left before.
     """
-    shared, own = model.config, copy(model.config)
+    own = copy(shared)
     undone_together(own, shared)
     before = dict(vars(own))
     holders: list[Any] = [one for one in model.modules() if vars(one).get("config") is shared]
