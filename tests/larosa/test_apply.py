@@ -438,12 +438,26 @@ def test_a_hook_that_would_see_what_is_transformed_is_refused(
     method = LaRoSA(**SMALL, sparsity=0, count="nominal", transforms="all", **settings)
     if not right:
         name = f"model.layers.1.{place}".rstrip(".")
-        with pytest.raises(MisfitError, match=f"^{name} has .*steer.* what LaRoSA has transformed"):
+        with pytest.raises(
+            MisfitError, match=f"^{name} runs .*steer.* what LaRoSA has transformed"
+        ):
             method.check(model)
         return
     artifact, expected = method.calibrate(model, tiny_llama.tokenizer, corpus), model(ids).logits
     with method.apply(model, tiny_llama.tokenizer, artifact):
         assert_equal(model(ids).logits, expected)
+
+
+def test_a_class_of_the_callers_that_would_see_what_is_transformed_is_refused(tiny_llama):
+    mlp = tiny_llama.model.model.layers[1].mlp
+
+    class Louder(type(mlp)):
+        def forward(self, x):
+            return super().forward(2 * x)
+
+    mlp.__class__ = Louder
+    with pytest.raises(MisfitError, match=r"^model\.layers\.1\.mlp runs .*Louder\.forward"):
+        LaRoSA().check(tiny_llama.model)
 
 
 @pytest.mark.parametrize("compiled", ["layers in place", "layers", "an MLP's forward", "all"])

@@ -47,11 +47,11 @@ class LaRoSA(LaRoSASettings, Method):
             )
         layers = {f"{adapter.layers}.{index}": layer
                   for index, layer in enumerate(adapter.decoder_layers(model))}  # fmt: skip
+        rotated = self.residual is not RotationScope.none
         for place, layer in layers.items():
-            rotated = self.residual is not RotationScope.none
             require_replaceable(adapter, layer, place, rotated=rotated)
         require_unshared(layers.items())
-        if adapter.post_norms and self.residual is not RotationScope.none:
+        if adapter.post_norms and rotated:
             raise MisfitError(
                 f"{type(model).__name__} normalises what attention and MLP add to the residual "
                 "stream, so that a rotation of it cannot be absorbed: use larosa.residual=none"

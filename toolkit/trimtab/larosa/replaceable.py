@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import Adapter
 from trimtab.models.architectures import UNWRAP
-from trimtab.models.edits import code_after, code_before
+from trimtab.models.edits import code_after, code_before, code_of_class
 
 HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
 
@@ -82,11 +82,11 @@ def _part(layer: nn.Module, name: str, place: str, within: dict[str, nn.Module])
 
 
 def _require_unseen(module: nn.Module, name: str, *, inputs: bool, outputs: bool) -> None:
-    before, after = code_before(module), code_after(module)
+    before, after = code_of_class(module) + code_before(module), code_after(module)
     if found := (before if inputs else []) + (after if outputs else []):
         raise MisfitError(
-            f"{name} has {found[0]} on it, which would see what LaRoSA has transformed: take it "
-            "off first, or put it on the whole decoder layer and leave larosa.residual=none"
+            f"{name} runs {found[0]}, which would see what LaRoSA has transformed: take it off "
+            "first, or put it on the whole decoder layer and leave larosa.residual=none"
         )
 
 

@@ -158,9 +158,14 @@ def _code_beside(module: nn.Module, *, is_root: bool) -> list[str]:
     """Return the names of functions that run with, or instead of, a module's own."""
     found = code_before(module) + code_after(module)
     if is_root:
-        hooks = [*_global_forward_pre_hooks.values(), *_global_forward_hooks.values()]
-        found += _foreign([*hooks, type(module).forward])
+        found += _foreign([*_global_forward_pre_hooks.values(), *_global_forward_hooks.values()])
+        found += code_of_class(module)
     return found
+
+
+def code_of_class(module: nn.Module) -> list[str]:
+    """Return the name of the ``forward`` of a module's class, if that is somebody else's."""
+    return _foreign([type(module).forward])
 
 
 def code_before(module: nn.Module) -> list[str]:
