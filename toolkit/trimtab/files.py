@@ -154,7 +154,7 @@ def is_vacant(path: Path) -> bool:
 
 
 def require_writable(setting: str, folder: str | Path) -> None:
-    """Refuse a folder that cannot be made, or written a few small files; nothing is left behind.
+    """Refuse a folder that cannot be made, or has no room for small files; it leaves nothing there.
 
     Parameters
     ----------
