@@ -263,6 +263,39 @@ def test_sliding_layers_without_a_window_are_named(tmp_path, shape, changes):
         load_model(source)
 
 
+def test_an_attention_for_batches_of_requests_alone_is_named(tmp_path, tiny_llama):
+    source = saved(tiny_llama, tmp_path)
+    described(tmp_path, _attn_implementation="paged|eager")
+    expected = r"config.json has attn_implementation=paged\|eager, .* batching .*: make it eager$"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+@pytest.mark.parametrize("alike", [True, False])
+def test_two_files_may_hold_a_tensor_alike_alone(tmp_path, tiny_llama, kind, alike):
+    source = saved(tiny_llama, tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    stem = "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"
+    again = whole[NORM] if alike else whole[NORM] + 1
+    parts = {f"a.{kind}": whole, f"b.{kind}": {NORM: again}}
+    for file, tensors in parts.items():
+        if kind == "bin":
+            torch.save(tensors, tmp_path / file)
+        else:
+            save_file(tensors, tmp_path / file, {"format": "pt"})
+    weight_map = dict.fromkeys(whole, f"a.{kind}") | {NORM: f"b.{kind}"}
+    index = tmp_path / f"{stem}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    if alike:
+        assert load_model(source).fingerprint == tiny_llama.fingerprint
+        return
+    expected = rf"a\.{kind} and b\.{kind} both hold {re.escape(NORM)}, and not alike: download"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
 def test_an_error_that_is_not_the_configs_is_said_as_it_is(tmp_path, tiny_llama, monkeypatch):
     source = saved(tiny_llama, tmp_path)
 

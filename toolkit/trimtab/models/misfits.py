@@ -12,6 +12,7 @@ from trimtab.errors import TrimtabError
 from trimtab.models.stored import stored_tensors
 
 SLIDING = "sliding_attention"
+PAGED = "paged|"
 OTHER_SHAPES = "has tensors of other shapes than its config says:"
 
 
@@ -31,6 +32,15 @@ def require_window(model: PreTrainedModel) -> None:
         if kinds:
             told += f", as its layer_types hold {SLIDING}"
         raise TrimtabError(f"{told}: correct it or download it again")
+
+
+def require_unpaged_attention(model: PreTrainedModel) -> None:
+    """Refuse an attention that needs the pages of transformers' continuous batching."""
+    if (name := model.config._attn_implementation or "").startswith(PAGED):
+        raise TrimtabError(
+            f"{CONFIG_NAME} has attn_implementation={name}, which only transformers' continuous "
+            f"batching can run: make it {name.removeprefix(PAGED)}"
+        )
 
 
 def other_shapes(folder: Path) -> list[str]:

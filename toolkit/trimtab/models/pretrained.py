@@ -23,7 +23,12 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from trimtab.arguments import require_tokenizer
 from trimtab.errors import ConfigError, TrimtabError
 from trimtab.models.load_errors import why_not_loaded
-from trimtab.models.misfits import OTHER_SHAPES, other_shape, require_window
+from trimtab.models.misfits import (
+    OTHER_SHAPES,
+    other_shape,
+    require_unpaged_attention,
+    require_window,
+)
 from trimtab.models.state import zero_matrices
 from trimtab.models.stored import FLOATS, stored_tensors
 from trimtab.progress import waiting
@@ -93,8 +98,8 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
     ------
     TrimtabError
         If the checkpoint and the model that its config describes differ in a tensor, a weight is
-        quantized and nothing says how, a matrix is all zeros, or there is an adapter that is not
-        loaded.
+        quantized and nothing says how, a matrix is all zeros, two files hold a tensor differently,
+        its attention runs no forward pass, or there is an adapter that is not loaded.
     """
     load: Any = AutoModelForCausalLM.from_pretrained
     model: PreTrainedModel
@@ -111,6 +116,7 @@ def complete(folder: str | Path, **options: Any) -> PreTrainedModel:
             "merge it into the weights"
         )
     require_window(model)
+    require_unpaged_attention(model)
     unread = _unread(model, folder, options.get("revision"))
     asked = getattr(model.config, "quantization_config", None)
     if unread and asked is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from zipfile import is_zipfile
 
 import torch
@@ -17,6 +17,8 @@ from transformers.utils import (
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
 )
+
+from trimtab.errors import TrimtabError
 
 FILES = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME
 """Of these transformers reads the first that is there."""
@@ -45,16 +47,46 @@ def stored_tensors(name: str | Path, revision: str | None) -> dict[str, Stored]:
     -------
     dict of str to Stored
         By their names in the files.
+
+    Raises
+    ------
+    TrimtabError
+        If two files hold different tensors of one name: transformers takes either.
     """
     files = (_file(name, file, revision) for file in FILES)
     first = next((path for path in files if path is not None), None)
     if first is None:
         return {}
-    parts: list[Path | None] = [first]
+    parts = [first]
     if first.suffix == ".json":
         index = json.loads(first.read_text("utf-8"))["weight_map"]
-        parts = [_file(name, file, revision) for file in sorted(set(index.values()))]
-    return {tensor: one for path in parts if path is not None for tensor, one in _tensors(path)}
+        files = (_file(name, file, revision) for file in sorted(set(index.values())))
+        parts = [path for path in files if path is not None]
+    found: dict[str, Stored] = {}
+    places: dict[str, Path] = {}
+    for path in parts:
+        for tensor, one in _tensors(path):
+            if tensor in found and not _alike(tensor, places[tensor], path):
+                raise TrimtabError(
+                    f"{places[tensor].name} and {path.name} both hold {tensor}, and not alike: "
+                    "download the checkpoint again, or save it into an empty folder"
+                )
+            found[tensor], places[tensor] = one, path
+    return found
+
+
+def _alike(name: str, *paths: Path) -> bool:
+    """Return whether files of weights hold the same tensor of a name."""
+    one, other = (_read(path, name) for path in paths)
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _read(path: Path, name: str) -> torch.Tensor:
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            return cast(torch.Tensor, file.get_tensor(name))
+    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    return cast(torch.Tensor, tensors[name])
 
 
 def _file(name: str | Path, file: str, revision: str | None) -> Path | None:
