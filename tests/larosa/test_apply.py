@@ -417,7 +417,8 @@ def test_all_of_a_model_comes_back_however_it_was_taken_apart_meanwhile(corpus, 
     [
         ("", "forward_pre", {}, True),
         ("", "forward", {}, True),
-        ("mlp", "forward", {}, True),
+        ("mlp", "forward", {}, False),
+        ("self_attn", "forward", {}, False),
         ("self_attn", "forward_pre", {}, False),
         ("mlp", "forward_pre", {}, False),
         ("", "forward_pre", {"residual": "layer"}, False),
@@ -446,6 +447,42 @@ def test_a_hook_that_would_see_what_is_transformed_is_refused(
     artifact, expected = method.calibrate(model, tiny_llama.tokenizer, corpus), model(ids).logits
     with method.apply(model, tiny_llama.tokenizer, artifact):
         assert_equal(model(ids).logits, expected)
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward", "class"])
+def test_what_is_on_the_final_norm_sees_the_basis_of_the_model(corpus, tiny_llama, kind):
+    model, ids = tiny_llama.model, random_inputs(1, 16)
+
+    def shifted(module, inputs, outputs=0.0):
+        moved = outputs + 0.3 * inputs[0].roll(1, -1)
+        return (moved,) if kind == "forward_pre" else moved
+
+    class Shifting(type(model.model.norm)):
+        def forward(self, x):
+            return super().forward(x + 0.3 * x.roll(1, -1))
+
+    if kind == "class":
+        model.model.norm.__class__ = Shifting
+    else:
+        getattr(model.model.norm, f"register_{kind}_hook")(shifted)
+    method = LaRoSA(**SMALL, sparsity=0, count="nominal", residual="model")
+    artifact, expected = method.calibrate(model, tiny_llama.tokenizer, corpus), model(ids).logits
+    with method.apply(model, tiny_llama.tokenizer, artifact):
+        assert_equal(model(ids).logits, expected)
+
+
+@pytest.mark.parametrize("kind", ["forward_pre", "forward"])
+def test_hooks_on_all_modules_are_refused(tiny_llama, kind):
+    def louder(module, *given):
+        return None
+
+    handle = getattr(nn.modules.module, f"register_module_{kind}_hook")(louder)
+    try:
+        with pytest.raises(MisfitError, match=r"louder .* is a hook on every module .* remove it"):
+            LaRoSA().check(tiny_llama.model)
+    finally:
+        handle.remove()
+    LaRoSA().check(tiny_llama.model)
 
 
 def test_a_class_of_the_callers_that_would_see_what_is_transformed_is_refused(tiny_llama):

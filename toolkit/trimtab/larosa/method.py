@@ -31,7 +31,11 @@ class LaRoSA(LaRoSASettings, Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raise `MisfitError` where the model has no adapter or cannot be made sparse as asked."""
         from trimtab.larosa.modules import SparseNorm
-        from trimtab.larosa.replaceable import require_replaceable, require_unshared
+        from trimtab.larosa.replaceable import (
+            require_no_global_hooks,
+            require_replaceable,
+            require_unshared,
+        )
         from trimtab.models.adapter import adapter_for
 
         adapter = adapter_for(model)
@@ -48,6 +52,7 @@ class LaRoSA(LaRoSASettings, Method):
         layers = {f"{adapter.layers}.{index}": layer
                   for index, layer in enumerate(adapter.decoder_layers(model))}  # fmt: skip
         rotated = self.residual is not RotationScope.none
+        require_no_global_hooks()
         for place, layer in layers.items():
             require_replaceable(adapter, layer, place, rotated=rotated)
         require_unshared(layers.items())

@@ -185,10 +185,11 @@ class SparseNorm(nn.Module):
 def change_basis(module: nn.Module, matrix: Tensor) -> RemovableHandle:
     """Have what `module` reads multiplied by a matrix, which becomes its buffer `BASIS_CHANGE`.
 
-    The handle takes the multiplication away again, but not the buffer.
+    Other hooks of the module see the product. The handle takes the multiplication away again, but
+    not the buffer.
     """
     module.register_buffer(BASIS_CHANGE, matrix)
-    return module.register_forward_pre_hook(_multiply)
+    return module.register_forward_pre_hook(_multiply, prepend=True)
 
 
 @in_plan

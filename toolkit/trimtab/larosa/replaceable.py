@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from trimtab.errors import MisfitError
 from trimtab.models.adapter import Adapter
 from trimtab.models.architectures import UNWRAP
-from trimtab.models.edits import code_after, code_before, code_of_class
+from trimtab.models.edits import code_after, code_before, code_of_all_modules, code_of_class
 
 HOOKS = "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
 
@@ -36,6 +36,20 @@ def require_unshared(layers: Iterable[tuple[str, nn.Module]]) -> None:
                     f"{name} and {other} are one weight, which LaRoSA would rewrite in two ways: "
                     "give each layer a copy of its own"
                 )
+
+
+def require_no_global_hooks() -> None:
+    """Refuse somebody else's hooks on all modules: LaRoSA's are others, and see other activations.
+
+    Raises
+    ------
+    MisfitError
+    """
+    if found := code_of_all_modules():
+        raise MisfitError(
+            f"{found[0]} is a hook on every module (torch.nn.modules.module), and would see what "
+            "LaRoSA has transformed and replaced: remove it first, or put it on decoder layers"
+        )
 
 
 def require_replaceable(adapter: Adapter, layer: nn.Module, place: str, *, rotated: bool) -> None:
@@ -64,7 +78,8 @@ def require_replaceable(adapter: Adapter, layer: nn.Module, place: str, *, rotat
         if site.norm is not None:
             _require_bare(_part(layer, site.norm, place, within), f"{place}.{site.norm}")
     for name, module in within.items():
-        _require_unseen(module, name, inputs=rotated or name != place, outputs=rotated)
+        if rotated or name != place:
+            _require_unseen(module, name)
 
 
 def _part(layer: nn.Module, name: str, place: str, within: dict[str, nn.Module]) -> nn.Module:
@@ -81,9 +96,8 @@ def _part(layer: nn.Module, name: str, place: str, within: dict[str, nn.Module])
     return part
 
 
-def _require_unseen(module: nn.Module, name: str, *, inputs: bool, outputs: bool) -> None:
-    before, after = code_of_class(module) + code_before(module), code_after(module)
-    if found := (before if inputs else []) + (after if outputs else []):
+def _require_unseen(module: nn.Module, name: str) -> None:
+    if found := code_of_class(module) + code_before(module) + code_after(module):
         raise MisfitError(
             f"{name} runs {found[0]}, which would see what LaRoSA has transformed: take it off "
             "first, or put it on the whole decoder layer and leave larosa.residual=none"

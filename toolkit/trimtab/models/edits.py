@@ -158,9 +158,13 @@ def _code_beside(module: nn.Module, *, is_root: bool) -> list[str]:
     """Return the names of functions that run with, or instead of, a module's own."""
     found = code_before(module) + code_after(module)
     if is_root:
-        found += _foreign([*_global_forward_pre_hooks.values(), *_global_forward_hooks.values()])
-        found += code_of_class(module)
+        found += code_of_all_modules() + code_of_class(module)
     return found
+
+
+def code_of_all_modules() -> list[str]:
+    """Return the names of somebody else's functions that run around every module there is."""
+    return _foreign([*_global_forward_pre_hooks.values(), *_global_forward_hooks.values()])
 
 
 def code_of_class(module: nn.Module) -> list[str]:
@@ -178,7 +182,7 @@ def code_before(module: nn.Module) -> list[str]:
 
 
 def code_after(module: nn.Module) -> list[str]:
-    """Return the names of somebody else's functions that a module's outputs go through."""
+    """Return the names of somebody else's functions that get a module's outputs, and its inputs."""
     return _foreign(module._forward_hooks.values())
 
 
