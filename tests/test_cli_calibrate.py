@@ -166,6 +166,19 @@ def test_output_that_nobody_reads_is_no_failure(tmp_path, arguments):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("name", [*COMMANDS, "trimtab.report"])
+def test_a_current_folder_that_was_removed_is_one_line(tmp_path, name):
+    (folder := tmp_path / "gone").mkdir()
+    gone = "import os, runpy, sys; os.rmdir(os.getcwd()); del sys.argv[0]"
+    started = "runpy.run_module(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-P", "-c", f"{gone}; {started}", name]
+    command += [str(tmp_path)] if name == "trimtab.report" else []
+    done = subprocess.run(command, cwd=folder, env=variables(), capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "the current folder has been removed: change to one that is there" in line
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_a_module_too(tmp_path, name):
     command = [sys.executable, "-m", name, "--cfg", "job"]

@@ -409,6 +409,10 @@ def test_the_help_says_which_methods_need_no_calibration():
             FileNotFoundError(errno.ENOENT, "No such file or directory"),  # of os.getcwd
             "the current folder has been removed: change to one that is there",
         ),
+        (
+            FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
+            "No usable temporary directory found in ['/tmp']: set TMPDIR to a folder with room",
+        ),
         (SafetensorError("I/O error: No space left"), "I/O error: No space left"),
     ],
 )
@@ -904,7 +908,7 @@ def test_settings_files_of_wandb_count_where_there_is_no_variable(monkeypatch, t
     monkeypatch.setenv("WANDB_MODE", "")
     for folder, lines in (
         ("users", ["mode = online", "project = theirs", "entity = us"]),
-        ("wandb", ["mode = disabled", "project = 100%"]),
+        ("wandb", ["mode = disabled", "project = 100%%"]),  # W&B reads %% as %
     ):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "settings").write_text("\n".join(["[default]", *lines]))

@@ -11,6 +11,7 @@ from trimtab.files import (
     canonical_json,
     publishing,
     replacing,
+    require_artifacts,
     require_writable,
     save_tensors,
     temporary_folder,
@@ -122,6 +123,19 @@ def test_what_a_link_leads_to_can_be_written_or_not(tmp_path):
     with pytest.raises(ConfigError, match=r"artifacts=.*broken: cannot be written: .*name a"):
         require_writable("artifacts", tmp_path / "broken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "link"]
+
+
+def test_artifacts_are_found_where_none_can_be_written(tmp_path, monkeypatch):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ConfigError, match="artifacts=.*: cannot be written: Read-only"):
+        require_artifacts(tmp_path)
+    folder = tmp_path / "model" / "method" / "digest"
+    folder.mkdir(parents=True)
+    (folder / "artifact.json").touch()
+    require_artifacts(tmp_path)
 
 
 def test_a_folder_without_room_for_a_few_small_files_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
@@ -352,6 +353,52 @@ def test_a_project_that_cannot_be_is_refused_by_name(tmp_path):
     config = TrackingConfig(project="a/b", folder=str(tmp_path))
     with pytest.raises(ConfigError, match=r"^tracking\.project=a/b: Invalid project name"):
         begin(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("wandb/settings", b"[default]\nfoo = 5%\n", "foo: '%' must be followed by .* write %%"),
+        ("users/settings", b"[default]\nentity = 100%x\n", "entity: '%' must be followed by"),
+        ("config-defaults.yaml", b"seed: 3", "expected lines such as `seed: {value: 3}`"),
+        ("config-defaults.yaml", b"- a", "expected lines such as"),
+        ("config-defaults.yaml", b"a: [", "while parsing a flow node"),
+        ("config-defaults.yaml", b"\xff", ".*can't decode byte 0xff"),
+        ("more.yaml", b"seed: 3", "expected lines such as"),
+    ],
+)
+def test_a_file_that_weights_and_biases_would_fail_to_read_is_named(
+    monkeypatch, tmp_path, file, content, expected
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "users"))
+    monkeypatch.setenv("WANDB_CONFIG_PATHS", "more.yaml")
+    tracking.check(config := configured(tmp_path))
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(TrimtabError, match=rf"{file}\b.*: {expected}"):
+        tracking.check(config)
+    tracking.check(replace(config, mode=TrackingMode.disabled))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves it open
+def test_files_that_weights_and_biases_reads_by_itself_count(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config-defaults.yaml").write_text("wandb_version: 1\nours: {value: 3}\n")
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nrun_notes = 5%%\n")
+    begin(configured(tmp_path))
+    (run,) = runs_in(tmp_path)
+    assert run.config["ours"] == 3
+
+
+def test_the_command_that_uploads_a_run_can_be_copied(capsys, tmp_path):
+    folder = tmp_path / "my runs"
+    begin(TrackingConfig(folder=str(folder)))
+    line = capsys.readouterr().err.partition("upload it with: ")[2]
+    *command, directory = shlex.split(line)
+    assert command == ["wandb", "sync"]
+    assert Path(directory).parent.parent == folder
 
 
 @pytest.mark.parametrize("variable", ["WANDB_DATA_DIR", "WANDB_CACHE_DIR"])

@@ -263,6 +263,19 @@ def test_sliding_layers_without_a_window_are_named(tmp_path, shape, changes):
         load_model(source)
 
 
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_a_tied_checkpoint_without_its_embedding_is_one_line(tmp_path, capfd, wrapper):
+    source = saved(tiny("tiny-gemma3"), tmp_path)
+    path = tmp_path / "model.safetensors"
+    names = {f"{wrapper}{name}": tensor for name, tensor in load_file(path).items()}
+    names.pop("model.embed_tokens.weight", None)
+    save_file(names, path, {"format": "pt"})
+    capfd.readouterr()
+    with pytest.raises(ConfigError, match="the checkpoint lacks|are named with module"):
+        load_model(source)
+    assert "corrupted" not in capfd.readouterr().err
+
+
 def test_an_attention_for_batches_of_requests_alone_is_named(tmp_path, tiny_llama):
     source = saved(tiny_llama, tmp_path)
     described(tmp_path, _attn_implementation="paged|eager")

@@ -20,6 +20,7 @@ from trimtab.arguments import require_model, require_path, require_tokenizer
 from trimtab.contents import differences, summaries
 from trimtab.errors import ArtifactError
 from trimtab.files import (
+    ARTIFACT,
     publishing,
     require_writable,
     save_tensors,
@@ -33,7 +34,7 @@ from trimtab.registry import targets
 from trimtab.settings import path_of
 
 SCHEMA = 7
-DESCRIPTION, TENSORS = "artifact.json", "tensors.safetensors"
+DESCRIPTION, TENSORS = ARTIFACT, "tensors.safetensors"
 
 
 @dataclass(frozen=True)

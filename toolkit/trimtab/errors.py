@@ -14,6 +14,8 @@ FULL = (
 )  # writing to an open file, the error does not name it
 
 UNNAMED = "standard output, or a temporary file"
+ROOM = "set TMPDIR to a folder with room"
+NO_TEMPORARY = "No usable temporary directory"  # how Python's tempfile begins, and names no file
 GONE = "the current folder has been removed: change to one that is there"
 
 
@@ -50,6 +52,8 @@ def on_one_line(error: TrimtabError | OSError) -> str:
             return as_text(f"{of}: {error.strerror}")
         if full:
             return f"{UNNAMED}: {error.strerror}"
+        if error.strerror.startswith(NO_TEMPORARY):
+            return f"{error.strerror}: {ROOM}"
         if isinstance(error, FileNotFoundError):
             return GONE
         return error.strerror

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
-from trimtab.errors import FULL, ConfigError, TrimtabError
+from trimtab.errors import FULL, ROOM, ConfigError, TrimtabError
 from trimtab.settings import path_of
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 OS_ERROR = re.compile(r"\(os error (\d+)\)$")  # what Rust's libraries end the message with
-ROOM = "set TMPDIR to a folder with room"
 LEAST_ROOM = 2**16  # bytes, without which nothing is begun
+ARTIFACT = "artifact.json"
 RESULT = "result.json"
 ERROR = "error.json"
 RESULTS = RESULT, ERROR  # what a job of evaluate.py leaves, one of the two
@@ -167,6 +167,12 @@ def require_writable(setting: str, folder: str | Path) -> None:
     except OSError as error:
         reason = f"cannot be written: {error.strerror}; name a folder that can"
         raise ConfigError(setting, folder, reason) from error
+
+
+def require_artifacts(folder: str | Path) -> None:
+    """Refuse a folder of artifacts that holds none, and where none could be written."""
+    if not any(path_of(folder).glob(f"*/*/*/{ARTIFACT}")):
+        require_writable("artifacts", folder)
 
 
 def _existing(path: Path) -> Path:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from configparser import ConfigParser
+from configparser import ConfigParser, InterpolationError
 from configparser import Error as NotRead
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from trimtab.config import TrackingConfig, TrackingMode
-from trimtab.errors import ConfigError
+from trimtab.errors import ConfigError, TrimtabError
 from trimtab.settings import defaults, path_of
 
 TRUE = "1", "true", "yes", "on"
 OLD_MODES = {"dryrun": "offline", "run": "online"}
+SECTION = "default"  # of the settings files
+DEFAULTS = "config-defaults.yaml"  # what runs' configurations begin with, in the current folder
 IN_FILES = {"WANDB_DIR": "root_dir"}  # named otherwise than the variable
 
 
@@ -63,14 +67,63 @@ def _given(variable: str) -> tuple[str, str]:
         return variable, given
     key = IN_FILES.get(variable, variable.removeprefix("WANDB_").lower())
     for path in _files():
-        parser = ConfigParser(interpolation=None)
         try:
-            parser.read(path)
-        except (OSError, NotRead, UnicodeDecodeError):  # W&B warns, and goes on without it
+            given = _read(path).get(SECTION, key, fallback="")
+        except InterpolationError:  # which is refused where a run is kept
             continue
-        if given := parser.get("default", key, fallback=""):
+        if given:
             return f"{path}: {key}", given
     return variable, ""
+
+
+def require_readable() -> None:
+    """Refuse files that W&B reads by itself, and would fail to.
+
+    Raises
+    ------
+    TrimtabError
+    """
+    for path in _files():
+        try:
+            dict(_read(path)[SECTION])
+        except KeyError:
+            continue
+        except InterpolationError as error:
+            reason = f"{error.option}: {error.message}; write %% for %"
+            raise TrimtabError(f"{path}: {reason}") from error
+    for path in map(Path, [DEFAULTS, *os.environ.get("WANDB_CONFIG_PATHS", "").split(",")]):
+        if path.is_file():
+            _require_configuration(path)
+
+
+def _require_configuration(path: Path) -> None:
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+    else:
+        if content is None or (isinstance(content, dict) and all(map(_is_value, content.items()))):
+            return
+        reason = "expected lines such as `seed: {value: 3}`"
+    raise TrimtabError(
+        f"{path}, which W&B reads by itself: {reason}; correct or move it, or write "
+        "tracking.mode=disabled"
+    )
+
+
+def _is_value(item: tuple[Any, Any]) -> bool:
+    name, content = item
+    return name == "wandb_version" or (isinstance(content, dict) and "value" in content)
+
+
+def _read(path: Path) -> ConfigParser:
+    """Return what W&B reads in a settings file: nothing where it warns, and goes on without it."""
+    parser = ConfigParser()
+    try:
+        parser.read(path)
+    except (OSError, NotRead, UnicodeDecodeError):
+        return ConfigParser()
+    return parser
 
 
 def _files() -> Iterator[Path]:

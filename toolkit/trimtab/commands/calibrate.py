@@ -49,14 +49,14 @@ def _calibrate(config: DictConfig, settings: CalibrateConfig, stack: Stack) -> N
     from trimtab.calibration import artifacts_for
     from trimtab.corpus import load_corpus
     from trimtab.environment import prepare
-    from trimtab.files import require_writable
+    from trimtab.files import require_artifacts
     from trimtab.models.loading import load_model
 
     tracked = settings.tracking
     if not shards.writes():
         tracked = replace(tracked, mode=TrackingMode.disabled)
     tracking.check(tracked)
-    require_writable("artifacts", settings.artifacts)
+    require_artifacts(settings.artifacts)
     prepare(settings.seed, settings.threads)
     corpus = load_corpus(settings.corpus)
     model = load_model(settings.model)

@@ -28,7 +28,7 @@ from trimtab.commands.sweep import (
 from trimtab.commands.torchrun import is_launched, one_speaks
 from trimtab.config import EvaluateConfig, OnMissing
 from trimtab.errors import TrimtabError
-from trimtab.files import REPEAT, RESULTS, require_writable, write_json
+from trimtab.files import REPEAT, RESULTS, require_artifacts, write_json
 from trimtab.progress import answer, say, waiting
 from trimtab.registry import method_names, stack_members
 from trimtab.sweep_state import more_jobs
@@ -103,7 +103,7 @@ def _evaluate(config: DictConfig, folder: Path) -> float | None:
         from trimtab import tracking
 
     if settings.on_missing is OnMissing.calibrate:
-        require_writable("artifacts", settings.artifacts)
+        require_artifacts(settings.artifacts)
     job = tracking.Job(
         "evaluate",
         name=_run_name(config),

@@ -13,8 +13,8 @@ from typing import IO
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import TrimtabError
-from trimtab.files import ROOM, made_temporary
+from trimtab.errors import ROOM, TrimtabError
+from trimtab.files import made_temporary
 from trimtab.interrupts import uninterrupted
 
 PIECE = 2**20  # bytes that are read at once

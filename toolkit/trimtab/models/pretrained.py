@@ -37,7 +37,7 @@ from trimtab.settings import path_of
 ADAPTER = "adapter_config.json"
 OLD_BUFFERS = ("attn.masked_bias",)  # a constant in checkpoints of GPT-2 that are some years old
 REPORTING = "modeling_utils", "tokenization_utils_tokenizers"  # of transformers' modules
-REPORTS = "LOAD REPORT", "Could not extract SentencePiece model"
+REPORTS = "LOAD REPORT", "This checkpoint seem corrupted", "Could not extract SentencePiece model"
 WRAPPED = re.compile(r"(?<![^.])(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+")
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from trimtab.errors import TrimtabError, on_one_line
 from trimtab.progress import answer, may_go_unread
-from trimtab.report import build_report
 from trimtab.settings import path_of
 
 
@@ -37,6 +36,8 @@ def main() -> None:
     try:
         with may_go_unread():
             options = parser.parse_args()
+            from trimtab.report import build_report
+
             answer(str(build_report(*options.folder, out=options.out)))
             if options.wandb is not None:
                 from trimtab.report.wandb_report import publish

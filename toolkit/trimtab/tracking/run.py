@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from os.path import expanduser
 from pathlib import Path
+from shlex import quote
 
 import wandb
 from wandb.env import get_cache_dir, get_data_dir
@@ -19,7 +20,7 @@ from trimtab.progress import say
 from trimtab.settings import path_of
 from trimtab.tracking.job import Job, Record
 from trimtab.tracking.log import Log
-from trimtab.wandb_variables import disabled_by, folder_setting
+from trimtab.wandb_variables import disabled_by, folder_setting, require_readable
 
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 
@@ -32,10 +33,12 @@ def check(config: TrackingConfig) -> None:
     Raises
     ------
     TrimtabError
-        If one cannot be written, or there is no home folder, which they are in by default.
+        If one cannot be written, or there is no home folder, which they are in by default; or if
+        W&B could not read a file of its own.
     """
     if config.mode is TrackingMode.disabled:
         return
+    require_readable()
     with _at_home():
         require_writable(folder_setting(config.folder), config.folder)
         require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))
@@ -119,7 +122,7 @@ def run(
             if log.failure is not None:
                 say(f"Warning: the W&B run is incomplete: {_told(config, log.failure)}")
             elif directory and config.mode is TrackingMode.offline:
-                say(f"W&B run kept offline; upload it with: wandb sync {directory}")
+                say(f"W&B run kept offline; upload it with: wandb sync {quote(str(directory))}")
 
 
 def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Run:
