@@ -640,7 +640,7 @@ def test_the_command_compares_sweeps_and_prints_the_path(report, tmp_path):
 def test_a_backend_of_matplotlib_that_is_not_here_is_none_of_reports(fresh_command, given, kept):
     script = """
 import os
-import trimtab.report
+import trimtab.report.build
 import matplotlib
 backend = matplotlib.rcParams._get_backend_or_none()
 print(os.environ["MPLBACKEND"], backend, sep=",", end="")
@@ -723,7 +723,7 @@ def test_a_report_may_go_below_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["trimtab.report", "~/a", "--out=~/b"])
     monkeypatch.setattr(
-        "trimtab.report.__main__.build_report", lambda *folders, out: given.extend([*folders, out])
+        "trimtab.report.build.build_report", lambda *folders, out: given.extend([*folders, out])
     )
     report_main()
     assert given == [tmp_path / "a", tmp_path / "b"]
