@@ -8,7 +8,6 @@
 
 #include <cstring>
 #include <type_traits>
-#include <utility>
 
 #include "cpu_common.h"
 
@@ -100,33 +99,6 @@ inline Vector add_product(Vector sums, Pairs a, Pairs b) {
   const auto low = [](Pairs pairs) { return (Vector)((Words)pairs << 16); };
   return sums + high(a) * high(b) + low(a) * low(b);
 #endif
-}
-
-// The same two numbers, of bfloat16 precision, in every lane: the first in the high halves.
-inline Pairs pair_of(float first, float second) {
-  uint32_t high, low;
-  std::memcpy(&high, &first, sizeof high);
-  std::memcpy(&low, &second, sizeof low);
-  return (Pairs)(((high & 0xFFFF0000u) | low >> 16) - Words{});
-}
-
-// Pairs of what two rows have in the same columns, of the first row in the high halves: of kLanes columns,
-// then of as many again.
-template <typename W, int... I>
-inline void zip(const W* first, const W* second, Pairs* pairs,
-                std::integer_sequence<int, I...> = {}) {
-  if constexpr (sizeof...(I) == 0) {
-    zip(first, second, pairs, std::make_integer_sequence<int, 2 * kLanes>());
-  } else {
-    const Pairs high = load_as<Pairs>(first), low = load_as<Pairs>(second);
-#if defined(__clang__)
-    pairs[0] = __builtin_shufflevector(low, high, (I / 2 + I % 2 * 2 * kLanes)...);
-    pairs[1] = __builtin_shufflevector(low, high, (kLanes + I / 2 + I % 2 * 2 * kLanes)...);
-#else
-    pairs[0] = __builtin_shuffle(low, high, Pairs{(I / 2 + I % 2 * 2 * kLanes)...});
-    pairs[1] = __builtin_shuffle(low, high, Pairs{(kLanes + I / 2 + I % 2 * 2 * kLanes)...});
-#endif
-  }
 }
 
 }  // namespace trimtab

@@ -16,14 +16,6 @@ extern "C" void dense(const BFloat16* x, int64_t rows, int64_t width, const BFlo
   dot_products(in, weight, width, {0, outputs}, out, outputs);
 }
 
-// out[t] += values[t] of every entry times its weights, for `tokens` rows of values. `out` has as many
-// columns as the weights.
-extern "C" void gathered(const float* values, int64_t tokens, int64_t entries,
-                         const BFloat16* weight, int64_t columns, float* out) {
-  const auto row_of = [&](int64_t entry) { return weight + entry * columns; };
-  add_entries_of_tokens(tokens, out, columns, row_of, int64_t{0}, entries, values, entries, columns);
-}
-
 // numbers -> what they are once they are rounded to be multiplied
 extern "C" void rounded(float* numbers, int64_t count) {
   Input in;

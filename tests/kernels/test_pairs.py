@@ -43,18 +43,6 @@ def dense(library: ctypes.CDLL, x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def gathered(library: ctypes.CDLL, x: Tensor, weight: Tensor) -> Tensor:
-    """Return x @ weight for contiguous bfloat16 tensors."""
-    values = x.float()
-    out = torch.zeros(len(x), weight.shape[1])
-    sizes = [ctypes.c_int64(number) for number in (*x.shape, weight.shape[1])]
-    library.gathered(
-        ctypes.c_void_p(values.data_ptr()), sizes[0], sizes[1],
-        ctypes.c_void_p(weight.data_ptr()), sizes[2], ctypes.c_void_p(out.data_ptr()),
-    )  # fmt: skip
-    return out
-
-
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 9, 17])
 @pytest.mark.parametrize("width", [1, 31, 64, 100])
 @pytest.mark.parametrize("outputs", [1, 5, 40])
@@ -64,22 +52,12 @@ def test_dense_products_are_those_of_float64(library, rows, width, outputs):
     assert_close(dense(library, x, weight).double(), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 9])
-@pytest.mark.parametrize("entries", [1, 2, 7, 8, 27])
-@pytest.mark.parametrize("columns", [1, 16, 33, 130, 700])
-def test_gathered_products_are_those_of_float64(library, tokens, entries, columns):
-    x, weight = normal(tokens, entries), normal(entries, columns)
-    expected = x.double() @ weight.double()
-    assert_close(gathered(library, x, weight).double(), expected, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("product", [dense, gathered])
-def test_rows_beside_a_row_change_no_bit_of_it(library, product):
+def test_rows_beside_a_row_change_no_bit_of_it(library):
     x, weight = normal(9, 128), normal(128, 128)
-    together = product(library, x, weight)
+    together = dense(library, x, weight)
     for rows in (1, 2, 3, 4, 5, 8):
-        assert torch.equal(product(library, x[:rows].contiguous(), weight), together[:rows])
-    assert torch.equal(product(library, x[3:4].contiguous(), weight), together[3:4])
+        assert torch.equal(dense(library, x[:rows].contiguous(), weight), together[:rows])
+    assert torch.equal(dense(library, x[3:4].contiguous(), weight), together[3:4])
 
 
 def test_what_is_multiplied_is_rounded_as_pytorch_rounds(library):

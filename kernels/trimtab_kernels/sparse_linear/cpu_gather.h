@@ -43,36 +43,7 @@ inline void add_rows(float* sums, int64_t apart, const W* const* rows, const W* 
       factors[t][g] = values[t * width + g] - Vector{};
     }
   }
-  constexpr int kPairs = kByPairs<W> ? G / 2 : 0;
-  Pairs pairs[R][kPairs + 1];  // of factors
-  for (int t = 0; t < R; ++t) {
-    for (int p = 0; p < kPairs; ++p) {
-      const float* const two = values + t * width + 2 * p;
-      pairs[t][p] = pair_of(two[0], two[1]);
-    }
-  }
   int64_t c = first;
-  const auto add_pairs = [&] {
-    Pairs weights[kPairs + 1][2];
-    for (int p = 0; p < kPairs; ++p) {
-      zip(rows[2 * p] + c, rows[2 * p + 1] + c, weights[p]);
-    }
-    for (int t = 0; t < R; ++t) {
-      float* const sum = sums + t * apart + c;
-      Vector left = load(sum), right = load(sum + kLanes);
-      for (int p = 0; p < kPairs; ++p) {
-        left = add_product(left, weights[p][0], pairs[t][p]);
-        right = add_product(right, weights[p][1], pairs[t][p]);
-      }
-      if constexpr (G % 2 == 1) {
-        left += factors[t][G - 1] * load(rows[G - 1] + c);
-        right += factors[t][G - 1] * load(rows[G - 1] + c + kLanes);
-      }
-      store(sum, left);
-      store(sum + kLanes, right);
-    }
-    c += 2 * kLanes;
-  };
   const auto add = [&] {
     Vector weights[G];
     for (int g = 0; g < G; ++g) {
@@ -91,14 +62,8 @@ inline void add_rows(float* sums, int64_t apart, const W* const* rows, const W* 
     for (int g = 0; kFetch && g < G; ++g) {
       __builtin_prefetch(next[g] + c);
     }
-    if constexpr (kPairs > 0) {
-      for (int64_t i = 0; i < kLine; i += 2 * kLanes) {
-        add_pairs();
-      }
-    } else {
-      for (int64_t i = 0; i < kLine; i += kLanes) {
-        add();
-      }
+    for (int64_t i = 0; i < kLine; i += kLanes) {
+      add();
     }
   }
   while (c + kLanes <= last) {
@@ -142,7 +107,7 @@ inline int64_t add_tile(float* sums, int64_t apart, const W* const* rows, const 
                         int64_t count, const float* values, int64_t width, int64_t first,
                         int64_t last) {
   constexpr int64_t kLine = kCacheLineBytes / sizeof(W);
-  constexpr int C = kByPairs<W> ? std::max(kGroup<R> / 2, 1) * 2 : kGroup<R>;
+  constexpr int C = kGroup<R>;
   int64_t c = first;
   for (; c + C * kLanes <= last; c += C * kLanes) {
     Vector tile[R][C];
@@ -151,37 +116,20 @@ inline int64_t add_tile(float* sums, int64_t apart, const W* const* rows, const 
         tile[t][v] = load(sums + t * apart + c + v * kLanes);
       }
     }
-    const auto fetch = [&](int64_t g) {
+    for (int64_t g = 0; g < count; ++g) {
       for (int64_t ahead = 0; kFetch && ahead < C * kLanes; ahead += kLine) {
         __builtin_prefetch(next[g] + c + ahead);
       }
-    };
-    // Numbers: of the weights that a token multiplies by the same factor
-    const auto add = [&]<typename Numbers>(const Numbers (&weights)[C], const auto& factor_of) {
-      for (int t = 0; t < R; ++t) {
-        const Numbers factor = factor_of(values + t * width);
-        for (int v = 0; v < C; ++v) {
-          tile[t][v] = add_product(tile[t][v], factor, weights[v]);
-        }
-      }
-    };
-    int64_t g = 0;
-    for (; kByPairs<W> && g + 2 <= count; g += 2) {
-      fetch(g);
-      fetch(g + 1);
-      Pairs weights[C];
-      for (int v = 0; v < C; v += 2) {
-        zip(rows[g] + c + v * kLanes, rows[g + 1] + c + v * kLanes, weights + v);
-      }
-      add(weights, [&](const float* own) { return pair_of(own[g], own[g + 1]); });
-    }
-    for (; g < count; ++g) {
-      fetch(g);
       Vector weights[C];
       for (int v = 0; v < C; ++v) {
         weights[v] = load(rows[g] + c + v * kLanes);
       }
-      add(weights, [&](const float* own) { return own[g] - Vector{}; });
+      for (int t = 0; t < R; ++t) {
+        const Vector factor = values[t * width + g] - Vector{};
+        for (int v = 0; v < C; ++v) {
+          tile[t][v] += factor * weights[v];
+        }
+      }
     }
     for (int t = 0; t < R; ++t) {
       for (int v = 0; v < C; ++v) {
