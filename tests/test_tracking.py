@@ -364,7 +364,9 @@ def test_a_project_that_cannot_be_is_refused_by_name(tmp_path):
         ("config-defaults.yaml", b"- a", "expected lines such as"),
         ("config-defaults.yaml", b"a: [", "while parsing a flow node"),
         ("config-defaults.yaml", b"\xff", ".*can't decode byte 0xff"),
-        ("more.yaml", b"seed: 3", "expected lines such as"),
+        ("config-defaults.yaml", b"on: {value: 1}", "expected lines such as"),
+        ("config-defaults.yaml", b"wandb_version: 2", "expected .* wandb_version: 1 if"),
+        ("wandb/settings", b"[default]\nproject = caf\xe9", ".*can't decode byte 0xe9"),
     ],
 )
 def test_a_file_that_weights_and_biases_would_fail_to_read_is_named(
@@ -372,13 +374,24 @@ def test_a_file_that_weights_and_biases_would_fail_to_read_is_named(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "users"))
-    monkeypatch.setenv("WANDB_CONFIG_PATHS", "more.yaml")
     tracking.check(config := configured(tmp_path))
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(content)
     with pytest.raises(TrimtabError, match=rf"{file}\b.*: {expected}"):
         tracking.check(config)
     tracking.check(replace(config, mode=TrackingMode.disabled))
+
+
+@pytest.mark.parametrize(
+    ("variable", "field"),
+    [("WANDB_CONFIG_PATHS", "config_paths"), ("WANDB_CONSOLE", "console")],
+)
+def test_a_variable_that_weights_and_biases_refuses_is_told_before_there_is_work(
+    monkeypatch, tmp_path, variable, field
+):
+    monkeypatch.setenv(variable, "more.yaml")
+    with pytest.raises(TrimtabError, match=rf"^W&B refuses one of its variables, .*{field}"):
+        tracking.check(configured(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves it open
@@ -392,13 +405,31 @@ def test_files_that_weights_and_biases_reads_by_itself_count(monkeypatch, tmp_pa
     assert run.config["ours"] == 3
 
 
-def test_the_command_that_uploads_a_run_can_be_copied(capsys, tmp_path):
-    folder = tmp_path / "my runs"
-    begin(TrackingConfig(folder=str(folder)))
+@pytest.mark.parametrize("folder", ["my runs", "-runs"])
+def test_the_command_that_uploads_a_run_can_be_copied(monkeypatch, capsys, tmp_path, folder):
+    monkeypatch.chdir(tmp_path)
+    begin(TrackingConfig(folder=folder))
     line = capsys.readouterr().err.partition("upload it with: ")[2]
     *command, directory = shlex.split(line)
     assert command == ["wandb", "sync"]
-    assert Path(directory).parent.parent == folder
+    assert not directory.startswith("-")
+    assert Path(directory).parent.parent == Path(folder)
+
+
+def test_a_temporary_folder_that_fills_while_plots_are_drawn_is_named(
+    monkeypatch, tmp_path, capsys
+):
+    def drawn(folder: Path, pictures: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(pictures / "speed.png"))
+
+    monkeypatch.setattr("trimtab.tracking.log.draw", drawn)
+    with tracking.run(configured(tmp_path), JOB) as log:
+        log.begin()
+        log.result({"artifacts": {}, "model": {"name": "tiny"}}, tmp_path, "artifacts")
+    said = capsys.readouterr().err
+    assert "the W&B run is incomplete: " in said
+    assert "speed.png: No space left on device; set TMPDIR to a folder with room" in said
+    assert "tracking.folder" not in said
 
 
 @pytest.mark.parametrize("variable", ["WANDB_DATA_DIR", "WANDB_CACHE_DIR"])

@@ -15,7 +15,7 @@ from torch.distributed.algorithms._checkpoint import checkpoint_wrapper
 from tests.conftest import random_inputs, tiny
 from tests.models.contract import assert_equal, draw
 from trimtab.corpus import Corpus, Document, Split
-from trimtab.errors import MisfitError
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.larosa import (
     Allocation,
     Basis,
@@ -469,6 +469,45 @@ def test_what_is_on_the_final_norm_sees_the_basis_of_the_model(corpus, tiny_llam
     artifact, expected = method.calibrate(model, tiny_llama.tokenizer, corpus), model(ids).logits
     with method.apply(model, tiny_llama.tokenizer, artifact):
         assert_equal(model(ids).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("asked", ["call", "config"])
+def test_hidden_states_are_those_of_the_model_or_refused(corpus, name, asked):
+    loaded, ids = tiny(name), random_inputs(1, 16)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    keywords = {"output_hidden_states": True} if asked == "call" else {}
+    made = {}
+    for residual in ("none", "layer", "model"):
+        method = LaRoSA(**SMALL, sparsity=0, count="nominal", residual=residual)
+        made[residual] = method, method.calibrate(model, tokenizer, corpus)
+    expected = model(ids, output_hidden_states=True).hidden_states
+    for residual, (method, artifact) in made.items():
+        with method.apply(model, tokenizer, artifact):
+            model(ids)
+            model.config.output_hidden_states = asked == "config"
+            if residual == "none":
+                for found, own in zip(model(ids, **keywords).hidden_states, expected, strict=True):
+                    assert_equal(found, own)
+            else:
+                with pytest.raises(ValueError, match="^output_hidden_states: .*residual=none"):
+                    model(ids, **keywords)
+        model.config.output_hidden_states = False
+    assert torch.equal(model(ids, output_hidden_states=True).hidden_states[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("attention", "expected"),
+    [
+        ("flex_attention", "^attn_implementation=flex_attention has no gradients on a CPU"),
+        ("paged|eager", r"attn_implementation=paged\|eager, .*: make it eager$"),
+    ],
+)
+def test_an_attention_that_cannot_calibrate_is_named(corpus, tiny_llama, attention, expected):
+    model, method = tiny_llama.model, LaRoSA(**SMALL)
+    model.set_attn_implementation(attention)
+    with pytest.raises(TrimtabError, match=expected):
+        method.calibrate(model, tiny_llama.tokenizer, corpus)
 
 
 @pytest.mark.parametrize("kind", ["forward_pre", "forward"])

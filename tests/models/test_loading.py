@@ -284,6 +284,20 @@ def test_an_attention_for_batches_of_requests_alone_is_named(tmp_path, tiny_llam
         load_model(source)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_shards_beside_a_whole_file_are_the_same_weights_or_refused(tmp_path, tiny_llama, alike):
+    source = saved(tiny_llama, tmp_path)
+    later = tiny_llama.model if alike else tiny(seed=1).model
+    later.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert (tmp_path / "model.safetensors").exists()
+    if alike:
+        assert load_model(source).fingerprint == tiny_llama.fingerprint
+        return
+    expected = r"model\.safetensors and model-\d+-of-\d+\.safetensors both hold .*, and not alike"
+    with pytest.raises(ConfigError, match=expected):
+        load_model(source)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize("alike", [True, False])
 def test_two_files_may_hold_a_tensor_alike_alone(tmp_path, tiny_llama, kind, alike):

@@ -514,6 +514,20 @@ def test_close_frees_everything_once_no_tensor_is_held():
         generate(model, prompts(1), cache)
 
 
+def test_a_tensor_that_only_a_cycle_holds_does_not_keep_a_cache_open():
+    model = model_of("tiny-llama")
+    cache = make(model)
+    generate(model, prompts(1), cache)
+    cycle = [cache.layers[0].keys]
+    cycle.append(cycle)
+    gc.disable()
+    try:
+        del cycle
+        cache.close()
+    finally:
+        gc.enable()
+
+
 def test_an_error_within_the_context_is_the_one_raised():
     with pytest.raises(KeyError) as error, make(model_of("tiny-llama")) as cache:
         cache.update(*(each[0] for each in states(cache, 1, 3, 0)), 0)

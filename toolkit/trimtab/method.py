@@ -149,6 +149,7 @@ class Method(ABC):
         from trimtab.models.dtypes import require_dtypes_that_work
         from trimtab.models.facts import require_known_tokens
         from trimtab.models.fingerprint import fingerprint
+        from trimtab.models.misfits import require_unpaged_attention
         from trimtab.models.predictions import require_predictions
         from trimtab.models.state import inferring, is_compiled, own_modes, uncompiled
 
@@ -158,6 +159,7 @@ class Method(ABC):
             self.check(model)
             require_tokenizer(tokenizer)
             require_dtypes_that_work(model)
+            require_unpaged_attention(model)
             if any(parameter.is_inference() for parameter in model.parameters()):
                 raise MisfitError(
                     "the model was loaded under torch.inference_mode, where tensors take no part "

@@ -66,7 +66,7 @@ def _given(variable: str) -> tuple[str, str]:
     if given := os.environ.get(variable):
         return variable, given
     key = IN_FILES.get(variable, variable.removeprefix("WANDB_").lower())
-    for path in _files():
+    for path in settings_files():
         try:
             given = _read(path).get(SECTION, key, fallback="")
         except InterpolationError:  # which is refused where a run is kept
@@ -83,7 +83,7 @@ def require_readable() -> None:
     ------
     TrimtabError
     """
-    for path in _files():
+    for path in settings_files():
         try:
             dict(_read(path)[SECTION])
         except KeyError:
@@ -91,9 +91,8 @@ def require_readable() -> None:
         except InterpolationError as error:
             reason = f"{error.option}: {error.message}; write %% for %"
             raise TrimtabError(f"{path}: {reason}") from error
-    for path in map(Path, [DEFAULTS, *os.environ.get("WANDB_CONFIG_PATHS", "").split(",")]):
-        if path.is_file():
-            _require_configuration(path)
+    if (path := Path(DEFAULTS)).exists():
+        _require_configuration(path)
 
 
 def _require_configuration(path: Path) -> None:
@@ -104,7 +103,7 @@ def _require_configuration(path: Path) -> None:
     else:
         if content is None or (isinstance(content, dict) and all(map(_is_value, content.items()))):
             return
-        reason = "expected lines such as `seed: {value: 3}`"
+        reason = "expected lines such as `seed: {value: 3}`, and wandb_version: 1 if it is there"
     raise TrimtabError(
         f"{path}, which W&B reads by itself: {reason}; correct or move it, or write "
         "tracking.mode=disabled"
@@ -113,7 +112,9 @@ def _require_configuration(path: Path) -> None:
 
 def _is_value(item: tuple[Any, Any]) -> bool:
     name, content = item
-    return name == "wandb_version" or (isinstance(content, dict) and "value" in content)
+    if name == "wandb_version":
+        return bool(content == 1)
+    return isinstance(name, str) and isinstance(content, dict) and "value" in content
 
 
 def _read(path: Path) -> ConfigParser:
@@ -126,7 +127,7 @@ def _read(path: Path) -> ConfigParser:
     return parser
 
 
-def _files() -> Iterator[Path]:
+def settings_files() -> Iterator[Path]:
     """Yield W&B's settings files: of the folder that a command is started in, then the user's."""
     yield Path(".wandb" if Path(".wandb").exists() else "wandb", "settings")
     yield path_of(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb") / "settings"

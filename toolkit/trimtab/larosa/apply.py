@@ -16,6 +16,7 @@ from trimtab.larosa.modules import (
     SparseLinear,
     SparseNorm,
     basis_changed,
+    refuse_hidden_states,
     side_by_side,
 )
 from trimtab.larosa.plan import Plan
@@ -74,6 +75,8 @@ def sparsified(
     kernel, skips = kernel_name(*runs_on), gather_tokens(*runs_on) > 0
     sparse = SparseModel([], 0, 0, kernel, _prompt_kernel(*runs_on), skips)
     with aside(model) as away, ExitStack() as undo:
+        if plan.rotation_group:
+            undo.callback(refuse_hidden_states(adapter.decoder(model)).remove)
         for module, matrix in _basis_changes(model, plan, tensors):
             undo.enter_context(basis_changed(module, matrix))
             sparse.basis_change_bytes += matrix.nbytes

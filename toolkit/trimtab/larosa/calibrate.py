@@ -24,6 +24,7 @@ from trimtab.larosa.settings import (
     RotationScope,
 )
 from trimtab.models.adapter import input_major
+from trimtab.models.misfits import require_gradients
 
 
 class Calibrator:
@@ -64,6 +65,8 @@ class Calibrator:
 
     def measure(self) -> None:
         """Go over the layers, as far as the checkpoint folder does not hold what that finds."""
+        if self.config.uses_gradients:
+            require_gradients(self.passes.model)
         self.passes.checkpoint.discard_damaged(self.count)
         self.passes.moments()
         if self.config.uses_gradients:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from trimtab.errors import MisfitError
 from trimtab.models.decode_parts import BASIS_CHANGE, in_plan, norm_part
@@ -206,3 +207,21 @@ def basis_changed(module: nn.Module, matrix: Tensor) -> Iterator[None]:
     finally:
         handle.remove()
         delattr(module, BASIS_CHANGE)
+
+
+def refuse_hidden_states(decoder: nn.Module) -> RemovableHandle:
+    """Have a decoder refuse to return its layers' hidden states, which are not in its own basis."""
+    return decoder.register_forward_pre_hook(_refuse_hidden_states, with_kwargs=True)
+
+
+@in_plan
+def _refuse_hidden_states(
+    decoder: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]
+) -> None:
+    config = cast(PreTrainedModel, decoder).config
+    wanted = keywords.get("output_hidden_states")
+    if config.output_hidden_states if wanted is None else wanted:
+        raise ValueError(
+            "output_hidden_states: between the layers LaRoSA has rotated the residual stream; "
+            "calibrate with residual=none, the default, or ask the unmodified model"
+        )

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from trimtab.larosa.fold import plain_norm
-from trimtab.larosa.modules import BASIS_CHANGE, SparseLinear, SparseNorm, change_basis
+from trimtab.larosa.modules import (
+    BASIS_CHANGE,
+    SparseLinear,
+    SparseNorm,
+    change_basis,
+    refuse_hidden_states,
+)
 from trimtab.larosa.selection import Selectors
 from trimtab.models.adapter import adapter_for
 
@@ -71,6 +77,8 @@ def install(
                 scale = left.pop(f"{place}.transform_scale", None)
                 layer.set_submodule(site.norm, SparseNorm(norm, transform, scale, selector))
     selectors.follow(model)
+    if any(name.rpartition(".")[2] == BASIS_CHANGE for name in left):
+        refuse_hidden_states(adapter.decoder(model))
     for name, tensor in left.items():
         place, _, own = name.rpartition(".")
         if own == BASIS_CHANGE:

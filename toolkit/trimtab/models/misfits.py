@@ -8,11 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import MisfitError, TrimtabError
 from trimtab.models.stored import stored_tensors
 
 SLIDING = "sliding_attention"
-PAGED = "paged|"
+PAGED, FLEX = "paged|", "flex_attention"
 OTHER_SHAPES = "has tensors of other shapes than its config says:"
 
 
@@ -40,6 +40,15 @@ def require_unpaged_attention(model: PreTrainedModel) -> None:
         raise TrimtabError(
             f"{CONFIG_NAME} has attn_implementation={name}, which only transformers' continuous "
             f"batching can run: make it {name.removeprefix(PAGED)}"
+        )
+
+
+def require_gradients(model: PreTrainedModel) -> None:
+    """Refuse an attention through which there are no gradients."""
+    if model.device.type == "cpu" and model.config._attn_implementation == FLEX:
+        raise MisfitError(
+            f"attn_implementation={FLEX} has no gradients on a CPU, which the calibration needs: "
+            "load the model with sdpa or eager"
         )
 
 

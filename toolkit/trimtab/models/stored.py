@@ -22,6 +22,7 @@ from trimtab.errors import TrimtabError
 
 FILES = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME
 """Of these transformers reads the first that is there."""
+INDICES = {SAFE_WEIGHTS_NAME: SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME: WEIGHTS_INDEX_NAME}
 FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 """Types that a weight is cast from without a scale, as safetensors and PyTorch call them."""
 
@@ -57,11 +58,12 @@ def stored_tensors(name: str | Path, revision: str | None) -> dict[str, Stored]:
     first = next((path for path in files if path is not None), None)
     if first is None:
         return {}
-    parts = [first]
-    if first.suffix == ".json":
-        index = json.loads(first.read_text("utf-8"))["weight_map"]
-        files = (_file(name, file, revision) for file in sorted(set(index.values())))
-        parts = [path for path in files if path is not None]
+    parts = [] if first.suffix == ".json" else [first]
+    # Beside a whole file, an index of the same format is of another save, older or newer.
+    if index := _file(name, INDICES.get(first.name, first.name), revision):
+        shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
+        files = (_file(name, file, revision) for file in sorted(set(shards)))
+        parts += [path for path in files if path is not None]
     found: dict[str, Stored] = {}
     places: dict[str, Path] = {}
     for path in parts:

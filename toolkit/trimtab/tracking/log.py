@@ -8,13 +8,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import wandb
 
 from trimtab.artifact import Artifact, folder_of
-from trimtab.files import flatten, is_table
+from trimtab.files import flatten, is_table, temporary_folder
 from trimtab.report import build_report, draw
 from trimtab.report.load import load_jobs
 
@@ -80,9 +79,9 @@ class Log:
             figures = flatten(result)
             found = {name: item for name, item in figures.items() if is_table(item)}
             tables = {name.replace(".", "/"): table(rows) for name, rows in found.items()}
-            with TemporaryDirectory() as pictures:
-                draw(folder, Path(pictures))
-                self._write(scalars(result), tables | images(Path(pictures)))
+            with temporary_folder() as pictures:
+                draw(folder, pictures)
+                self._write(scalars(result), tables | images(pictures))
 
     def sweep(self, folder: Path) -> None:
         """Log a sweep's report: one row a job, the plots, and the report with its files."""

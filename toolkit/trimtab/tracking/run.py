@@ -20,7 +20,12 @@ from trimtab.progress import say
 from trimtab.settings import path_of
 from trimtab.tracking.job import Job, Record
 from trimtab.tracking.log import Log
-from trimtab.wandb_variables import disabled_by, folder_setting, require_readable
+from trimtab.wandb_variables import (
+    disabled_by,
+    folder_setting,
+    require_readable,
+    settings_files,
+)
 
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters that W&B takes
 
@@ -34,15 +39,40 @@ def check(config: TrackingConfig) -> None:
     ------
     TrimtabError
         If one cannot be written, or there is no home folder, which they are in by default; or if
-        W&B could not read a file of its own.
+        W&B could not read a file of its own, or refuses one of its variables.
     """
     if config.mode is TrackingMode.disabled:
         return
     require_readable()
     with _at_home():
+        _require_accepted(config)
         require_writable(folder_setting(config.folder), config.folder)
         require_writable("WANDB_DATA_DIR", path_of(get_data_dir()))
         require_writable("WANDB_CACHE_DIR", path_of(get_cache_dir()))
+
+
+def _require_accepted(config: TrackingConfig) -> None:
+    """Have W&B read its settings files and its variables, as it does when a run begins."""
+    settings = wandb.Settings()
+    try:
+        settings.update_from_system_settings()
+    except ValueError as error:
+        files = " and ".join(map(str, filter(Path.is_file, settings_files())))
+        raise TrimtabError(f"W&B cannot read {files}: {_shortened(error)}") from error
+    try:
+        settings.update_from_env_vars(dict(os.environ))
+    except wandb.Error as error:
+        raise _refusal(config, str(error).rstrip(".")) from error
+    except ValueError as error:
+        raise _refused_variable(error) from error
+
+
+def _refused_variable(error: ValueError) -> TrimtabError:
+    return TrimtabError(f"W&B refuses one of its variables, WANDB_...: {_shortened(error)}")
+
+
+def _shortened(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @contextmanager
@@ -122,7 +152,7 @@ def run(
             if log.failure is not None:
                 say(f"Warning: the W&B run is incomplete: {_told(config, log.failure)}")
             elif directory and config.mode is TrackingMode.offline:
-                say(f"W&B run kept offline; upload it with: wandb sync {quote(str(directory))}")
+                say(f"W&B run kept offline; upload it with: wandb sync {_argument(directory)}")
 
 
 def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Run:
@@ -152,8 +182,7 @@ def _opened(config: TrackingConfig, job: Job, tags: tuple[str, ...]) -> wandb.Ru
     except OSError as error:
         raise TrimtabError(_told(config, error)) from error
     except ValueError as error:  # the settings above are checked
-        reason = " ".join(str(error).split())
-        raise TrimtabError(f"W&B refuses one of its variables, WANDB_...: {reason}") from error
+        raise _refused_variable(error) from error
     if job.folder is not None:
         _record(opened, config).write(job.folder)
     return opened
@@ -171,8 +200,15 @@ def _record(opened: wandb.Run, config: TrackingConfig) -> Record:
     )
 
 
+def _argument(path: Path) -> str:
+    """Return a path as it is typed for a command."""
+    return quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
 def _told(config: TrackingConfig, error: Exception) -> str:
     """Say why a run cannot be written; where it is, if it is for its disk."""
+    if isinstance(error, TrimtabError):
+        return str(error)
     if not isinstance(error, OSError) or not error.strerror:
         return f"{type(error).__name__}: {first_line(error)}"
     reason = on_one_line(error) if error.filename else error.strerror

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import torch
@@ -64,6 +65,8 @@ class Storage:
             While others hold some; none is dropped then.
         """
         self.keys = self.values = ()
+        if self.reservation.tensors:
+            gc.collect()  # a compiler leaves some in cycles
         alive = self.reservation.tensors
         if alive:
             self._make_tensors()
