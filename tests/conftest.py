@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tests.zygote import Zygote
 from trimtab.corpus import Corpus, Document
-from trimtab.generation.costs import StepCosts
+from trimtab.generation.cost_cache import StepCosts
 from trimtab.generation.executor import MOST_ROWS
 from trimtab.models.loading import LoadedModel, load_model
 from trimtab.models.random import byte_tokenizer

@@ -17,7 +17,7 @@ from trimtab.adaptivocab.settings import NGramSelection
 from trimtab.corpus import Split, encode
 from trimtab.evaluation.intervals import ratio
 from trimtab.evaluation.metrics.metric import drawn
-from trimtab.generation.costs import StepCosts
+from trimtab.generation.cost_cache import StepCosts
 from trimtab.generation.drafts import Drafts
 from trimtab.generation.request import Request
 from trimtab.generation.sampling import Sampler, Sampling

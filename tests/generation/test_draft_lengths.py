@@ -19,7 +19,8 @@ from tests.conftest import FLAT
 from tests.generation.models import engine_for, model_of, prompts_of
 from tests.generation.toys import Guesses, request_of
 from trimtab.generation import cost_cache, costs
-from trimtab.generation.costs import StepCosts, step_costs
+from trimtab.generation.cost_cache import StepCosts
+from trimtab.generation.costs import step_costs
 from trimtab.generation.drafts import WORTH, Drafts
 from trimtab.generation.executor import MOST_ROWS
 from trimtab.generation.forward import Forward
@@ -234,6 +235,7 @@ def test_costs_are_kept_for_the_next_process(measured):
     again = stats_of(model_of())
     assert again.step_costs == first.step_costs
     assert again.step_costs_measured == first.step_costs_measured
+    assert 0 < again.step_costs_seconds == first.step_costs_seconds < 60
     age = datetime.now(UTC) - datetime.fromisoformat(first.step_costs_measured)
     assert timedelta(0) <= age < timedelta(minutes=5)
     assert len(measured) == 1
@@ -285,7 +287,8 @@ def test_costs_of_something_else_are_measured(monkeypatch, measured, change):
 def test_a_broken_file_of_costs_is_measured_anew(measured, tmp_path, relative):
     first = stats_of(model_of())
     (file,) = (tmp_path / "cache" / "step-costs").iterdir()
-    file.write_text(f'{{"relative": {relative}, "measured": "{first.step_costs_measured}"}}')
+    told = f'"measured": "{first.step_costs_measured}", "seconds": 1.0'
+    file.write_text(f'{{"relative": {relative}, {told}}}')
     assert len(stats_of(model_of()).step_costs) == len(first.step_costs)
     assert len(measured) == 2
     assert json.loads(file.read_text())["relative"][0] == 1

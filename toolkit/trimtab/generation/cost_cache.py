@@ -1,10 +1,11 @@
-"""Times of steps, kept for a day in the cache folder of the machine that they were measured on."""
+"""The costs of steps, kept for a day in the cache folder of the machine that measured them."""
 
 from __future__ import annotations
 
 import json
 import socket
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +21,35 @@ from trimtab.vattention.virtual_kv import VirtualKV
 from trimtab_kernels.decode_step import cpu
 
 LIFETIME = timedelta(days=1)  # the pages and neighbours of a machine change over the days
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """The time of steps over more and more rows.
+
+    Parameters
+    ----------
+    relative : tuple of float
+        The time of a step over 1, 2, ... rows, over that of a step over one. Rows are tokens that
+        a step processes, of one text or of several.
+    measured : str or None
+        When, in UTC and ISO 8601; None if they are given, not measured.
+    seconds : float or None
+        What measuring them took.
+    """
+
+    relative: tuple[float, ...]
+    measured: str | None = None
+    seconds: float | None = None
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows whose time is known."""
+        return len(self.relative)
+
+    def of(self, rows: int) -> float:
+        """Return the relative time of a step over so many rows."""
+        return self.relative[rows - 1]
 
 
 def subject_of(model: PreTrainedModel, executor: str, kv: VirtualKV, depth: int) -> str:
@@ -61,27 +91,25 @@ def _outline(tensor: Tensor) -> list[object]:
     return [list(tensor.shape), list(tensor.stride()), str(tensor.dtype), str(tensor.device)]
 
 
-def kept(subject: str, rows: int) -> tuple[tuple[float, ...], str] | None:
-    """Return the relative times of steps over 1 to `rows` rows, and when they were measured.
-
-    None where they are not known any more.
-    """
+def kept(subject: str, rows: int) -> StepCosts | None:
+    """Return the costs of steps over 1 to `rows` rows; None where they are not known any more."""
     try:
         found = json.loads(_file(subject).read_text("utf-8"))
         times, measured = tuple(map(float, found["relative"])), str(found["measured"])
+        costs = StepCosts(times, measured, float(found["seconds"]))
         age = datetime.now(UTC) - datetime.fromisoformat(measured)
     except (OSError, ValueError, TypeError, KeyError):
         return None
     whole = len(times) == rows and times[0] == 1 and list(times) == sorted(times)
-    return (times, measured) if whole and timedelta(0) <= age < LIFETIME else None
+    return costs if whole and timedelta(0) <= age < LIFETIME else None
 
 
-def keep(subject: str, relative: tuple[float, ...], measured: str) -> None:
-    """Keep relative times, where the cache folder can be written."""
+def keep(subject: str, costs: StepCosts) -> None:
+    """Keep costs that were measured, where the cache folder can be written."""
     with suppress(OSError):
         file = _file(subject)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"measured": measured, "relative": list(relative)})
+        write_json(file, asdict(costs))
 
 
 def _file(subject: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import cast
@@ -18,7 +17,7 @@ from scipy.stats import norm
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trimtab.generation.cost_cache import keep, kept, subject_of
+from trimtab.generation.cost_cache import StepCosts, keep, kept, subject_of
 from trimtab.generation.executor import MOST_ROWS, uncounted
 from trimtab.generation.forward import Forward, Span
 from trimtab.vattention.virtual_kv import VirtualKV
@@ -28,32 +27,6 @@ DEPTH = 128  # tokens of context
 FEW = 4  # the first of them, on which drafts hang most
 LEAST, LEAST_OF_FEW = 3, 5  # rounds over all, and over few
 PRECISE, ENOUGH = 0.02, 3.0  # of few: the standard error, or else the seconds, at which rounds end
-
-
-@dataclass(frozen=True)
-class StepCosts:
-    """The time of steps over more and more rows.
-
-    Parameters
-    ----------
-    relative : tuple of float
-        The time of a step over 1, 2, ... rows, over that of a step over one. Rows are tokens that
-        a step processes, of one text or of several.
-    measured : str or None
-        When, in UTC and ISO 8601; None if they are given, not measured.
-    """
-
-    relative: tuple[float, ...]
-    measured: str | None = None
-
-    @property
-    def most_rows(self) -> int:
-        """The most rows whose time is known."""
-        return len(self.relative)
-
-    def of(self, rows: int) -> float:
-        """Return the relative time of a step over so many rows."""
-        return self.relative[rows - 1]
 
 
 _measured: WeakKeyDictionary[PreTrainedModel, tuple[object, StepCosts]] = WeakKeyDictionary()
@@ -78,9 +51,12 @@ def step_costs(model: PreTrainedModel, forward: Forward, kv: VirtualKV, room: in
         subject = subject_of(model, forward.executor.name, kv, depth)
         found = kept(subject, min(MOST_ROWS, depth))
         if found is None:
-            found = _measure(model, forward, kv, depth), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-            keep(subject, *found)
-        _measured[model] = key, StepCosts(*found)
+            began = time.perf_counter()
+            relative = _measure(model, forward, kv, depth)
+            seconds = time.perf_counter() - began
+            found = StepCosts(relative, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", seconds)
+            keep(subject, found)
+        _measured[model] = key, found
     return _measured[model][1]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from trimtab.capabilities import Drafter
-from trimtab.generation.costs import StepCosts
+from trimtab.generation.cost_cache import StepCosts
 from trimtab.generation.request import Request
 
 # What a step with drafts has to promise, over one without. Costs may be a few percent off.

@@ -365,6 +365,7 @@ class Engine:
         costs = step_costs(self._model, forward, kv, self.capacity)
         self.stats.step_costs = list(costs.relative)
         self.stats.step_costs_measured = costs.measured
+        self.stats.step_costs_seconds = costs.seconds
         return Drafts(self._drafter, costs, special_tokens(self._model, self._output_tokenizer))
 
     @contextmanager

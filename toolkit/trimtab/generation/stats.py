@@ -26,6 +26,8 @@ class EngineStats:
         of drafts is chosen; None without a drafter.
     step_costs_measured : str or None
         When they were measured on this machine, in UTC and ISO 8601: at most a day before.
+    step_costs_seconds : float or None
+        What measuring them took, then.
     preemptions : int
         How often a sequence lost its slot because memory was short.
     recomputed, diverged : int
@@ -42,6 +44,7 @@ class EngineStats:
     accepted_by_position: list[int] = field(default_factory=list)
     step_costs: list[float] | None = None
     step_costs_measured: str | None = None
+    step_costs_seconds: float | None = None
     preemptions: int = 0
     recomputed: int = 0
     diverged: int = 0

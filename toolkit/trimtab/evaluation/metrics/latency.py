@@ -249,7 +249,7 @@ class Latency(Metric):
             return
         result.put("engine", self._engine)
         if self._engine["step_costs"] is None:
-            for name in ("step_costs", "step_costs_measured"):
+            for name in ("step_costs", "step_costs_measured", "step_costs_seconds"):
                 result.missing(f"engine.{name}", "no method of the stack drafts")
         own = self.timings["candidate"]
         if not any(timing.gaps for timing in own):
