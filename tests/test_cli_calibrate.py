@@ -69,6 +69,7 @@ def test_what_calibration_chooses_from_is_said_a_line_a_candidate(command, tmp_p
         (["model=hub", "model.name=/nope"], "model.name=/nope: there is no such folder"),
         (["method=3"], "method=3: is no option, leave method out for the default; there are: "),
         (["--config-name", "nope"], "--config-name=nope: no such option; there are: calibrate, ev"),
+        (["--config-name", "my/own.yaml"], "is a path: write --config-dir my --config-name own"),
         (["+seeed=3"], "unknown setting seeed, did you mean seed?"),
         (["sparsity"], "sparsity: expected SETTING=VALUE"),
     ],

@@ -398,6 +398,32 @@ def test_a_short_name_in_an_experiments_sweep_is_refused_with_its_full_name(refu
     assert "unknown setting layout, write methods.vattention.layout; the top level has" in line
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 3", "begin the file with # @package _global_"),
+        ("# @package _global_\nsparsity: 0.2", "unknown setting sparsity, write methods.larosa.sp"),
+        (
+            "# @package _global_\nlarosa: {sparsity: 0.2}",
+            "unknown setting larosa, write methods.l",
+        ),
+        ("# @package _global_\nsedd: 3", "unknown setting sedd, did you mean seed?"),
+        (
+            "# @package _global_\nspeed: {repeat: 3}",
+            "unknown setting speed.repeat, did you mean r",
+        ),
+    ],
+)
+def test_what_an_experiment_sets_that_there_is_not_is_refused_with_its_file(
+    refusal, tmp_path, text, expected
+):
+    own = tmp_path / "mine" / "experiment" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(f"{text}\n")
+    line = refusal("evaluate", "--config-dir=mine", "experiment=own", "methods=larosa")
+    assert line.startswith(f"evaluate.py: error: experiment/own: {expected}")
+
+
 @pytest.mark.parametrize("name", ["experiment/own", "model/mine/own", "own"])
 @pytest.mark.parametrize(
     "given", [["--config-dir", "mine"], ["hydra.searchpath=[pkg://trimtab,file://mine]"]], ids=str

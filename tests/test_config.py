@@ -208,7 +208,11 @@ def test_a_setting_of_a_stacks_member_is_overridden_by_its_path():
             "expected the dotted name of a class: trimtab.corpora has no PythonDoc, did you mean "
             "PythonDocs?",
         ),
-        ("calibrate", ["~model._target_"], "_target_=None: expected the dotted name of a class"),
+        (
+            "calibrate",
+            ["~model._target_"],
+            "a ModelSource without _target_: the option's file",
+        ),
         (
             "calibrate",
             ["model._target_=trimtab.corpora.PythonDocs"],

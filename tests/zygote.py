@@ -88,6 +88,7 @@ def become(arguments: list[str], cwd: str, output: str, environment: dict[str, s
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     tempfile.tempdir = output  # folders for media that W&B makes are not removed in a child
     for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
         file = os.open(f"{output}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

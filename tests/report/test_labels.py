@@ -257,6 +257,17 @@ def test_seeds_that_another_version_of_wandb_recorded_are_one_row(tmp_path):
     assert mean.label == "larosa (mean of 2 seeds)"
 
 
+def test_a_seed_beside_the_mean_of_others_is_told(tmp_path):
+    jobs = [seeded(2.0, seed) for seed in (1, 2, 7, 8)]
+    for job in jobs[2:]:
+        job["overrides"] = ["methods=larosa"]
+        job["options"] = [f"--config-name=seed{job['environment']['seed']}"]
+    found = rows(load_jobs(written(tmp_path, jobs)))
+    assert [row.label for row in found] == [
+        "larosa (mean of 2 seeds)", "larosa seed=7", "larosa seed=8"
+    ]  # fmt: skip
+
+
 def test_a_result_from_python_is_no_seed_of_a_command_s(tmp_path):
     jobs = [ran("larosa", "seed=0"), result("larosa", seed=1)]
     assert len(rows(load_jobs(written(tmp_path, jobs)))) == 2

@@ -173,8 +173,8 @@ def load_corpus(source: CorpusSource) -> Corpus:
     told = ", ".join(f"{what}: {count}" for what, count in left_out.items() if count)
     say(f"Corpus: {name} ({counts} documents{f'; left out, {told}' if told else ''})")
     if (found := sum(map(len, corpus.splits.values()))) < ENOUGH:
-        say(f"Warning: {name} has {found} documents to divide: a part may hold too little text, or "
-            f"none; give {ENOUGH} or more")  # fmt: skip
+        say(f"Warning: {name} has {found} document{'s' * (found != 1)} to divide: a part may hold "
+            f"too little text, or none; give {ENOUGH} or more")  # fmt: skip
     return corpus
 
 

@@ -131,7 +131,12 @@ def build(node: Mapping[str, Any], kind: type[T]) -> T:
         For an unknown setting or a value of the wrong type.
     """
     settings = dict(node)
-    target = class_named(f"{kind.__name__}: _target_", settings.pop("_target_", None))
+    if (name := settings.pop("_target_", None)) is None:
+        raise TrimtabError(
+            f"a {kind.__name__} without _target_: the option's file names neither a class nor, in "
+            "its defaults, another option"
+        )
+    target = class_named(f"{kind.__name__}: _target_", name)
     if not issubclass(target, kind):
         raise ConfigError("_target_", target.__name__, f"expected a {kind.__name__}")
     place = target.place

@@ -65,6 +65,12 @@ def require_own(arguments: list[str], command: str) -> None:
         raise TrimtabError(
             f"--config-name {known.config_name}: is what {name}.py reads: write python {name}.py"
         )
+    if "/" in name:
+        folder, _, option = name.rpartition("/")
+        raise TrimtabError(
+            f"--config-name {known.config_name}: is a path: write --config-dir {folder or '/'} "
+            f"--config-name {option}"
+        )
     for word in [*known.overrides, *apart]:
         if "=" not in word and not word.startswith(("~", "-")):
             raise TrimtabError(f"{word}: expected SETTING=VALUE{_meant(word, command)}")

@@ -37,6 +37,8 @@ EXTRAS = {
     "submitit_local": "submitit",
     "submitit_slurm": "submitit",
 }
+# What Hydra says of a file with a setting that its part of the configuration has not.
+IN_FILE = re.compile(r"(?s)In '(?P<file>[^']+)': .*Key '[^']+' .*full_key: (?P<key>\S+)")
 Mistake = (TrimtabError, HydraException, OmegaConfBaseException)
 
 
@@ -91,7 +93,23 @@ def one_line(error: BaseException) -> str:
         return _describe(cause)
     if unknown := re.match(r"Interpolation key '([^']+)' not found", str(cause)):
         return f"${{{unknown[1]}}} names no setting: write a value without it"
+    if composing := IN_FILE.match(str(error)):
+        return _of_file(**composing.groupdict())
     return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _of_file(file: str, key: str) -> str:
+    """Say what a file sets that there is not, by the full name of the setting."""
+    if key == file.partition("/")[0]:
+        return f"{file}: begin the file with # @package _global_"
+    place, _, name = key.rpartition(".")
+    kinds: list[Any] = [*COMMANDS.values(), *SECTIONS.values()]
+    known = list(
+        dict.fromkeys(one for kind in kinds if kind.place == place for one in defaults(kind))
+    )
+    method = not place and name in method_names()
+    hint = f", write methods.{name}" if method else meant(name, known, place)
+    return f"{file}: unknown setting {key}{hint}"
 
 
 def _no_such_option(missing: str, options: Sequence[str] | None) -> str:
@@ -134,6 +152,8 @@ def _describe(error: OmegaConfBaseException) -> str:
             return f"{error.full_key}={written(error.value)}: expected {expected}"
         if mixed:
             return f"{error.full_key}: expected one of its settings: write SETTING=VALUE after it"
+        if first.startswith("Missing mandatory value"):
+            return f"{error.full_key} has no value: write {error.full_key}=VALUE"
         if first.endswith("is not Optional"):
             return f"{error.full_key}=null: expected a value"
         return f"{error.full_key}: {first}"

@@ -80,7 +80,7 @@ def _ended(rows: Sequence[Job]) -> Iterator[str]:
         )
         yield (
             f"Rounds of timing ended {'; '.join(told)}. {_some(f'{outliers:,}', 'generation')} "
-            "took unlike others of the same prompt: outliers, which count too."
+            "took far more or less time than others of the same prompt, and count like them."
         )
 
 

@@ -90,7 +90,7 @@ def labelled(jobs: Iterable[Job]) -> list[Job]:
         for name in ("model", "corpus")
         if len({job.get(f"{name}.name") for job in jobs if job.ok}) > 1
     ]
-    own = [_label(job, common, several) for job in jobs]
+    own = _seeded(jobs, [_label(job, common, several) for job in jobs])
     edited = _of_files(jobs)
     labels = [label + files for label, files in zip(own, edited, strict=True)]
     for name, fact in FACTS:
@@ -125,8 +125,21 @@ def _label(job: Job, common: Sequence[str], several: Sequence[str]) -> str:
     for name in several:
         if job.ok and not any(one.startswith((f"{name}=", f"{name}.")) for one in own):
             own.append(str(job.get(f"{name}.name")))
-    seeds = [f"(mean of {len(job.seeds)} seeds)"] if job.seeds else []
-    return " ".join([_stack(str(job.content["label"]), common), *own, *seeds])
+    return " ".join([_stack(str(job.content["label"]), common), *own])
+
+
+def _seeded(jobs: Sequence[Job], labels: Sequence[str]) -> list[str]:
+    """Add of how many seeds a row is the mean, and the seed of a job that is none of them."""
+    averaged = {label for job, label in zip(jobs, labels, strict=True) if job.seeds}
+    found = []
+    for job, label in zip(jobs, labels, strict=True):
+        seed = f"seed={job.get('environment.seed')}"
+        if job.seeds:
+            label += f" (mean of {len(job.seeds)} seeds)"
+        elif job.ok and label in averaged and seed not in overrides(job):
+            label += f" {seed}"
+        found.append(label)
+    return found
 
 
 def _of_files(jobs: Sequence[Job]) -> list[str]:

@@ -63,7 +63,7 @@ def moved(row: Job, rows: Sequence[Job]) -> str:
     return (
         f"the unmodified model took {own:.2f} ms per byte of text there, and {median(alike):.2f} "
         "in the median of all jobs of the sweep with the same model, texts, machine and memory "
-        "pages. The machine was not the same: do not rank these ratios with the others'"
+        "pages. The machine was not the same: do not rank these rows with the others"
     )
 
 
