@@ -102,7 +102,10 @@ def rotation(width: int, like: Tensor) -> Tensor:
 
 
 def sparse(plan: DecodePlan) -> DecodePlan:
-    """Return a plan that changes bases, and drops activations at every site by other rules."""
+    """Return a plan that changes bases, and drops activations at every site by other rules.
+
+    In every other layer the rules are such as need a launch of their own.
+    """
     like = plan.embedding.weight
     width = like.shape[1]
     matrix = rotation(width, like)
@@ -118,20 +121,25 @@ def sparse(plan: DecodePlan) -> DecodePlan:
 
     def dropping(layer: Layer, index: int) -> Layer:
         attended, hidden = len(layer.output.weight), len(layer.down.weight)
+        apart = index % 2 == 0
         return replace(
             layer,
             basis_change=matrix if index else None,
             attention_input=replace(
-                layer.attention_input, transform=matrix, selection=counting(width // 2, 0.0, 3)
+                layer.attention_input,
+                transform=matrix if apart else None,
+                selection=counting(width // 2, 0.0 if apart else 0.2, 3),
             ),
             attention_output=SiteInput(selection=counting(attended, 0.02, 0)),
             mlp_input=replace(
                 layer.mlp_input,
                 transform=int8,
                 transform_scale=scale,
-                selection=counting(width // 3, 0.3, 0),
+                selection=counting(width // 3 if apart else width, 0.3, 10),
             ),
-            mlp_activation=SiteInput(selection=counting(hidden // 2, 0.0, 0)),
+            mlp_activation=SiteInput(
+                selection=counting(hidden // 2 if apart else hidden, 0.0 if apart else 0.03, 0)
+            ),
             projections=tuple(map(major, layer.projections)),
             output=major(layer.output),
             mlp=tuple(map(major, layer.mlp)),

@@ -60,12 +60,13 @@ def sources(kind):
              "BLOCK_WIDTH": columns} | parts | no_slots,
             gpu.ATTEND_OPTIONS,
         )  # fmt: skip
-    yield (
-        triton_kernels.combine_kernel,
-        buffers | {"lengths_ptr": "*i32", "out_ptr": f"*{kind}", "parts": "i32"} | numbers,
-        {"BLOCK_WIDTH": columns} | parts,
-        gpu.OPTIONS,
-    )
+    combined = buffers | {"lengths_ptr": "*i32", "out_ptr": f"*{kind}", "parts": "i32"} | numbers
+    combined |= {"threshold": "fp32", "dense_prefix": "i32"}
+    of_plan = {"positions_ptr": "*i64", "counts_ptr": "*i64"}
+    constants = {"BLOCK_WIDTH": columns} | parts
+    yield triton_kernels.combine_kernel, combined | of_plan, constants, gpu.OPTIONS
+    without = constants | dict.fromkeys(of_plan)
+    yield triton_kernels.combine_kernel, combined, without, gpu.OPTIONS
     caches = ["keys_ptr", "values_ptr", "key_ptr", "value_ptr"]
     yield (
         triton_kernels.append_kernel,

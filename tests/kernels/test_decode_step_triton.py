@@ -16,6 +16,8 @@ STRIDES = [f"{cache}_{axis}" for cache in ("key", "value") for axis in ("slot", 
 def sources(kind):
     """Return each kernel with the types and constants of launches: with all there is, and least."""
     from trimtab_kernels.decode_step import triton_kernels
+    from trimtab_kernels.decode_step.gpu_step import BLOCK_OF_PARTS
+    from trimtab_kernels.sparse_linear.gpu import MAX_BLOCK_PARTS, key_of
 
     pointer = f"*{kind}"
 
@@ -31,37 +33,48 @@ def sources(kind):
 
     post = ("added_ptr", "post_weight_ptr", "post_bias_ptr")
     own = ("weight_ptr", "bias_ptr")
-    norm = pointers("stream_ptr", "out_ptr") | {"width": "i32"}
+    selection = {"positions_ptr": "*i64", "counts_ptr": "*i64"}
+    rule = {"threshold": "fp32", "dense_prefix": "i32"}
+    norm = pointers("stream_ptr", "out_ptr") | {"width": "i32", "keep": "i32"} | rule
     norm |= dict.fromkeys(("post_epsilon", "post_offset", "epsilon", "offset"), "fp32")
     centers = {"CENTERS": True, "POST_CENTERS": False} | block
-    yield triton_kernels.norm_kernel, norm | pointers(*post, *own), centers
-    yield triton_kernels.norm_kernel, norm | pointers(*own), centers | dict.fromkeys(post)
+    centers |= dict(zip(("NAN_RANK", "BITS"), key_of(KINDS[kind]), strict=True))
+    none = centers | dict.fromkeys(selection)
+    yield triton_kernels.norm_kernel, norm | pointers(*post, *own) | selection, centers
+    yield triton_kernels.norm_kernel, norm | pointers(*own), none | dict.fromkeys(post)
     yield (
         triton_kernels.norm_kernel,
         norm | pointers("added_ptr"),
-        centers | dict.fromkeys((*post[1:], *own)),
+        none | dict.fromkeys((*post[1:], *own)),
     )
 
-    place = pointers("made_ptr", "query_ptr", "keys_ptr", "values_ptr")
+    partial = {"made_ptr": "*fp32", "bias_ptr": pointer, "parts": "i32"}
+    whole = {"made_ptr": pointer, "parts": "i32"}
+    several, one = {"BLOCK_PARTS": MAX_BLOCK_PARTS}, {"BLOCK_PARTS": 1, "bias_ptr": None}
+    place = pointers("query_ptr", "keys_ptr", "values_ptr")
     place |= {"slots_ptr": "*i64", "positions_ptr": "*i64", "epsilon": "fp32", "offset": "fp32"}
     place |= dict.fromkeys(("heads", "kv_heads", "width", "rotated"), "i32")
     place |= dict.fromkeys(STRIDES, "i64")
     tables, head = ("cos_ptr", "sin_ptr"), {"BLOCK": 128}
     centering = head | {"CENTERS": True}
-    yield triton_kernels.place_kernel, place | pointers(*NORMS, *tables), centering
-    least = head | {"CENTERS": False} | dict.fromkeys((*NORMS, *tables))
-    yield triton_kernels.place_kernel, place, least
+    most = place | pointers(*NORMS, *tables) | partial
+    yield triton_kernels.place_kernel, most, centering | several
+    least = head | {"CENTERS": False} | dict.fromkeys((*NORMS, *tables)) | one
+    yield triton_kernels.place_kernel, place | whole, least
 
     for activation in Activation:
         constants = {"KIND": activation.value, "GATED": activation is Activation.silu} | block
-        types = pointers("made_ptr", "out_ptr") | {"width": "i32"}
-        yield triton_kernels.activate_kernel, types, constants
+        types = {"out_ptr": pointer, "width": "i32"} | rule
+        without = constants | one | dict.fromkeys(selection)
+        yield triton_kernels.activate_kernel, types | whole, without
+    constants |= several | {"BLOCK": BLOCK_OF_PARTS}
+    yield triton_kernels.activate_kernel, types | partial | selection, constants
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_binaries_for_gpus_are_built_without_atomics(capability, kind):
-    from trimtab_kernels.decode_step.gpu_step import OPTIONS
+    from trimtab_kernels.decode_step.gpu_inputs import OPTIONS
 
     for kernel, types, constants in sources(kind):
         assert_compiles(kernel, types, constants, OPTIONS, capability)

@@ -42,47 +42,45 @@ def test_the_kernels_are_right_on_the_interpreter():
 
 
 def sources(kind):
-    """Return each kernel with the types and constants of a launch."""
+    """Return each kernel with the types, constants and options of a launch."""
     from trimtab_kernels.sparse_linear import gpu, triton_kernels
 
     pointer, floats = f"*{kind}", "*fp32"
-    yield (
-        triton_kernels.gather_kernel,
-        {"x_ptr": pointer, "weight_ptr": pointer, "partial_ptr": floats, "threshold": "fp32"}
-        | dict.fromkeys(("width", "columns", "stride"), "i32"),
-        {"ROWS": 128, "BLOCK_ROWS": gpu.BLOCK_ROWS, "BLOCK_COLUMNS": gpu.BLOCK_COLUMNS},
-    )
-    yield (
-        triton_kernels.gather_kernel,
-        {"x_ptr": pointer, "weight_ptr": "*i8", "partial_ptr": floats, "threshold": "fp32"}
-        | dict.fromkeys(("width", "columns", "stride"), "i32"),
-        {"ROWS": 128, "BLOCK_ROWS": gpu.BLOCK_ROWS, "BLOCK_COLUMNS": gpu.BLOCK_COLUMNS},
-    )
-    for scaled in (False, True):
-        yield (
-            triton_kernels.sum_kernel,
-            {"partial_ptr": floats, "bias_ptr": pointer, "scale_ptr": floats, "out_ptr": pointer,
-             "columns": "i32"},
-            {"PARTS": 5, "HAS_BIAS": not scaled, "HAS_SCALE": scaled,
-             "SUM_COLUMNS": gpu.SUM_COLUMNS},
-        )  # fmt: skip
-    numbers = {"threshold": "fp32"} | dict.fromkeys(("keep", "width", "dense_prefix"), "i32")
-    constants = {"NAN_RANK": gpu.NAN_RANK[KINDS[kind]], "BLOCK": 1024}
-    constants["BITS"] = 8 * KINDS[kind].itemsize - 1
-    arrays = {"x_ptr": pointer, "out_ptr": pointer}
+    sizes = dict.fromkeys(("width", "columns", "stride"), "i32")
+    blocks = {"BLOCK_ROWS": gpu.BLOCK_ROWS, "BLOCK_COLUMNS": gpu.BLOCK_COLUMNS}
+    arrays = {"x_ptr": pointer, "partial_ptr": floats}
+    for weight in (pointer, "*i8"):
+        read = arrays | {"weight_ptr": weight} | sizes
+        for rows in gpu.ROWS[::3]:
+            constants = blocks | {"ROWS": rows}
+            gathered = read | {"threshold": "fp32"}
+            yield triton_kernels.gather_kernel, gathered, constants, gpu.GATHER_OPTIONS
+    constants |= {"BLOCK_TOKENS": gpu.MAX_TOKENS}
+    yield triton_kernels.dot_kernel, read | {"tokens": "i32"}, constants, gpu.OPTIONS
+
     of_plan = {"positions_ptr": "*i64", "counts_ptr": "*i64"}
-    yield triton_kernels.select_kernel, arrays | of_plan | numbers, constants
     none = dict.fromkeys(of_plan)
-    yield triton_kernels.select_kernel, arrays | numbers, constants | none
+    numbers = {"threshold": "fp32", "dense_prefix": "i32"}
+    added = {"partial_ptr": floats, "out_ptr": pointer, "columns": "i32", "parts": "i32"} | numbers
+    blocks = {"BLOCK_PARTS": gpu.MAX_BLOCK_PARTS, "BLOCK_COLUMNS": gpu.SUM_COLUMNS}
+    biased = added | {"bias_ptr": pointer}, blocks | {"scale_ptr": None} | none
+    scaled = added | {"scale_ptr": floats} | of_plan, blocks | {"bias_ptr": None}
+    for types, constants in (biased, scaled):
+        yield triton_kernels.sum_kernel, types, constants, gpu.OPTIONS
+
+    numbers |= dict.fromkeys(("keep", "width"), "i32")
+    constants = dict(zip(("NAN_RANK", "BITS"), gpu.key_of(KINDS[kind]), strict=True))
+    constants |= {"BLOCK": 1024}
+    arrays = {"x_ptr": pointer, "out_ptr": pointer}
+    yield triton_kernels.select_kernel, arrays | of_plan | numbers, constants, gpu.OPTIONS
+    yield triton_kernels.select_kernel, arrays | numbers, constants | none, gpu.OPTIONS
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_binaries_for_gpus_are_built_without_atomics(capability, kind):
-    from trimtab_kernels.sparse_linear import gpu
-
-    for kernel, types, constants in sources(kind):
-        assert_compiles(kernel, types, constants, gpu.OPTIONS, capability)
+    for kernel, types, constants, options in sources(kind):
+        assert_compiles(kernel, types, constants, options, capability)
 
 
 @pytest.fixture
@@ -107,6 +105,13 @@ def test_selection_on_a_gpu(dtype):
 def test_products_on_a_gpu(dtype):
     triton_cases.check_product(dtype, "cuda")
     triton_cases.check_int8(dtype, "cuda")
+    triton_cases.check_dropping(dtype, "cuda")
+
+
+@pytest.mark.gpu
+def test_products_of_any_size_on_a_gpu():
+    triton_cases.check_parts("cuda")
+    triton_cases.check_far_rows("cuda")
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from trimtab_kernels.decode_attention import triton_kernels
+from trimtab_kernels.sparse_linear.gpu import NOTHING, Below
 
 # Tokens of a slot that one program attends to; a multiple of it in slots that would otherwise have
 # more than MAX_PARTS parts. It does not depend on the number of slots, which would change results.
@@ -33,8 +34,9 @@ def decode_attention(
     softcap: float | None,
     out: Tensor,
     slots: Tensor | None = None,
+    below: Below = NOTHING,
 ) -> None:
-    """Write the result to `out`; see `ops.decode_attention`.
+    """Write the result to `out`, without what `below` says; see `ops.decode_attention`.
 
     With `slots`, int64 of shape [rows], there may be any number of queries, outputs and lengths,
     each of one row and of the slot that it says.
@@ -52,8 +54,9 @@ def decode_attention(
         *values.stride()[:3], softcap is not None, MAX_PARTS, PART, *blocks, **ATTEND_OPTIONS,
     )  # fmt: skip
     triton_kernels.combine_kernel[(rows, heads)](
-        sums, largest, total, lengths, out, window, width, parts, lengths.stride(0), MAX_PARTS,
-        PART, blocks[2], **OPTIONS,
+        sums, largest, total, lengths, out, below.positions, below.counts, window, width, parts,
+        lengths.stride(0), below.threshold, below.dense_prefix, MAX_PARTS, PART, blocks[2],
+        **OPTIONS,
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ follows them. Masked lanes read nothing from memory.
 import triton
 import triton.language as tl
 
+from trimtab_kernels.sparse_linear.triton_kernels import not_below
+
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 """The largest score of no tokens. Not minus infinity, whose difference from itself is NaN."""
 
@@ -122,15 +124,19 @@ def combine_kernel(
     total_ptr,
     lengths_ptr,
     out_ptr,
+    positions_ptr,
+    counts_ptr,
     window,
     width,
     parts,
     lengths_stride,
+    threshold,
+    dense_prefix,
     MAX_PARTS: tl.constexpr,
     PART: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
-    """Combine the parts of one query head."""
+    """Combine the parts of one query head; with positions, drop what is below the threshold."""
     slot = tl.program_id(0).to(tl.int64)
     span = tl.minimum(tl.load(lengths_ptr + slot * lengths_stride), window)
     count = tokens_per_part(span, MAX_PARTS, PART)
@@ -149,7 +155,11 @@ def combine_kernel(
     )
     whole = tl.where(span > 0, tl.sum(factor * total, axis=0), 1.0)
     mixed = tl.sum(factor[:, None] * sums, axis=0) / whole
-    tl.store(out_ptr + row * width + column, mixed.to(out_ptr.dtype.element_ty), mask=inside)
+    mixed = mixed.to(out_ptr.dtype.element_ty)
+    if positions_ptr is not None:
+        position = tl.load(positions_ptr + slot)
+        mixed = not_below(mixed, inside, position, threshold, dense_prefix, counts_ptr)
+    tl.store(out_ptr + row * width + column, mixed, mask=inside)
 
 
 @triton.jit

@@ -75,6 +75,8 @@ class CudaExecutor:
         weight = plan.embedding.weight
         self._idle = torch.tensor(IDLE)[:, None].expand(-1, MOST_ROWS).contiguous()
         self._rows = self._idle.to(weight.device, copy=True)
+        self._given = self._idle.pin_memory() if weight.is_cuda else self._idle.clone()
+        self._copied = torch.cuda.Event() if weight.is_cuda else None
         shape = MOST_ROWS, plan.head.weight.shape[1]
         self._logits = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         self._replay: dict[int, Callable[[], object]] = {}
@@ -109,15 +111,17 @@ class CudaExecutor:
         rows = check_rows(self._plan, self._keys[0], MOST_ROWS, tokens, slots, positions)
         count = rows.shape[1]
         bucket = next(size for size in self._buckets if size >= count)
-        given = self._idle.clone()
-        given[:, :count] = rows
         with torch.cuda.device_of(self._rows):
             if bucket not in self._replay:
                 self._rows.copy_(self._idle)  # for the steps before the capture
                 self._replay[bucket] = self._captured(bucket)
-            # Pinned anew for every step: the copy may still be under way when the next one is.
-            pinned = given.pin_memory() if self._rows.is_cuda else given
-            self._rows.copy_(pinned, non_blocking=True)
+            if self._copied is not None:
+                self._copied.synchronize()  # the copy of the step before may still be under way
+            self._given.copy_(self._idle)
+            self._given[:, :count] = rows
+            self._rows.copy_(self._given, non_blocking=True)
+            if self._copied is not None:
+                self._copied.record()
             self._replay[bucket]()
         return self._logits[:count]
 

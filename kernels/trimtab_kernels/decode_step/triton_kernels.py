@@ -8,6 +8,8 @@ position is idle: it is computed like any other, but nothing of it gets into the
 import triton
 import triton.language as tl
 
+from trimtab_kernels.sparse_linear.triton_kernels import added_up, not_below, selected
+
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 GELU_TANH = tl.constexpr(1.5957691216057308)
 """Twice the square root of 2 / pi: tanh(x) = 2 sigmoid(2 x) - 1."""
@@ -77,18 +79,27 @@ def norm_kernel(
     epsilon,
     offset,
     width,
+    positions_ptr,
+    counts_ptr,
+    threshold,
+    keep,
+    dense_prefix,
     POST_CENTERS: tl.constexpr,
     CENTERS: tl.constexpr,
+    NAN_RANK: tl.constexpr,
+    BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Add to one row of the residual stream, in place, and write the norm of the sum to `out`.
 
     What is added goes through a norm of its own first, if `post_weight_ptr` is not None. Nothing is
-    added if `added_ptr` is None, and `out` is not written if `weight_ptr` is None.
+    added if `added_ptr` is None, and `out` is not written if `weight_ptr` is None. With positions,
+    `out` is what is `selected` of the norm.
     """
     at = tl.arange(0, BLOCK)
     inside = at < width
-    place = tl.program_id(0).to(tl.int64) * width + at
+    row = tl.program_id(0).to(tl.int64)
+    place = row * width + at
     x = tl.load(stream_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if added_ptr is not None:
         added = tl.load(added_ptr + place, mask=inside, other=0.0).to(tl.float32)
@@ -102,7 +113,13 @@ def norm_kernel(
         x = rounded.to(tl.float32)
     if weight_ptr is not None:
         y = normalized(x, weight_ptr, bias_ptr, at, inside, width, epsilon, offset, CENTERS)
-        tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+        y = y.to(out_ptr.dtype.element_ty)
+        if positions_ptr is not None:
+            y = selected(
+                y, inside, row, positions_ptr, counts_ptr, threshold, keep, dense_prefix,
+                NAN_RANK, BITS,
+            )  # fmt: skip
+        tl.store(out_ptr + place, y, mask=inside)
 
 
 @triton.jit
@@ -116,6 +133,7 @@ def either(first, first_ptr, second_ptr, place, at, width):
 @triton.jit
 def place_kernel(
     made_ptr,
+    bias_ptr,
     query_ptr,
     keys_ptr,
     values_ptr,
@@ -139,13 +157,15 @@ def place_kernel(
     value_slot,
     value_token,
     value_head,
+    parts,
     CENTERS: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Normalize and rotate one head of one row; keys and values go to the cache.
 
-    The heads of a row are its queries, keys and values, one after another. There is no norm if its
-    weights are None, and no rotation if the tables are.
+    The heads of a row are its queries, keys and values, one after another, as a product that may be
+    in parts. There is no norm if its weights are None, and no rotation if the tables are.
     """
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1).to(tl.int64)
@@ -154,8 +174,10 @@ def place_kernel(
     position = tl.load(positions_ptr + row)
     at = tl.arange(0, BLOCK)
     inside = at < width
-    made = made_ptr + (row * tl.num_programs(1) + head) * width
-    raw = tl.load(made + at, mask=inside, other=0.0).to(tl.float32)
+    rows, columns = tl.num_programs(0), tl.num_programs(1) * width
+    first = head * width
+    raw = added_up(made_ptr, bias_ptr, row, rows, first + at, inside, columns, parts, BLOCK_PARTS)
+    raw = raw.to(query_ptr.dtype.element_ty).to(tl.float32)
     x = raw
     mean = 0.0
     factor = 1.0
@@ -169,7 +191,10 @@ def place_kernel(
         half = rotated // 2
         turns = at < rotated
         partner = tl.where(at < half, at + half, at - half)
-        other = tl.load(made + partner, mask=turns, other=0.0).to(tl.float32)
+        other = added_up(
+            made_ptr, bias_ptr, row, rows, first + partner, turns, columns, parts, BLOCK_PARTS
+        )
+        other = other.to(query_ptr.dtype.element_ty).to(tl.float32)
         if query_weight_ptr is not None:
             weight = either(is_query, query_weight_ptr, key_weight_ptr, partner, at, rotated)
             other = (other - mean) * factor * (weight + offset)
@@ -197,16 +222,32 @@ def place_kernel(
 
 @triton.jit
 def activate_kernel(
-    made_ptr, out_ptr, width, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr
+    made_ptr,
+    bias_ptr,
+    out_ptr,
+    positions_ptr,
+    counts_ptr,
+    threshold,
+    dense_prefix,
+    width,
+    parts,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Write one block of one row in the middle of an MLP: activation(gate) * up."""
+    """Write one block of one row in the middle of an MLP: activation(gate) * up.
+
+    Those are a product that may be in parts. With positions, what is below the threshold is
+    dropped.
+    """
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
-    made = made_ptr + row * width
-    if GATED:
-        made = made_ptr + row * width * 2
-    x = tl.load(made + at, mask=inside, other=0.0).to(tl.float32)
+    rows = tl.num_programs(0)
+    columns = width * 2 if GATED else width
+    x = added_up(made_ptr, bias_ptr, row, rows, at, inside, columns, parts, BLOCK_PARTS)
+    x = x.to(out_ptr.dtype.element_ty).to(tl.float32)
     if KIND == "silu":
         y = x * tl.sigmoid(x)
     elif KIND == "relu":
@@ -217,5 +258,12 @@ def activate_kernel(
         tl.static_assert(KIND == "gelu_tanh")
         y = x * tl.sigmoid((x + 0.044715 * x * x * x) * GELU_TANH)
     if GATED:
-        y *= tl.load(made + width + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + row * width + at, y.to(out_ptr.dtype.element_ty), mask=inside)
+        up = added_up(
+            made_ptr, bias_ptr, row, rows, width + at, inside, columns, parts, BLOCK_PARTS
+        )
+        y *= up.to(out_ptr.dtype.element_ty).to(tl.float32)
+    y = y.to(out_ptr.dtype.element_ty)
+    if positions_ptr is not None:
+        position = tl.load(positions_ptr + row)
+        y = not_below(y, inside, position, threshold, dense_prefix, counts_ptr)
+    tl.store(out_ptr + row * width + at, y, mask=inside)

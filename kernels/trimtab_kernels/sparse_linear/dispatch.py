@@ -11,7 +11,7 @@ from trimtab_kernels.sparse_linear.checks import check_above, check_int8, check_
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16)
 TRITON_TOKENS = 1
-"""How many tokens the Triton product takes."""
+"""How many tokens the Triton product that skips weight rows takes."""
 
 
 def register(library: torch.library.Library) -> None:
@@ -82,7 +82,7 @@ def _gpu_keep_above(x: Tensor, threshold: float, cap: int | None) -> Tensor:
 
 def _gpu_sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
     check_linear(x, weight, bias, threshold)
-    if not _triton_multiplies(x):
+    if not _triton_multiplies(x, TRITON_TOKENS):
         return reference.sparse_linear(x, weight, bias, threshold)
     from trimtab_kernels.sparse_linear import gpu
 
@@ -92,16 +92,16 @@ def _gpu_sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None, threshold
 
 def _gpu_int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     check_int8(x, weight, scale)
-    if not _triton_multiplies(x):
-        return reference.int8_linear(x, weight, scale)
     from trimtab_kernels.sparse_linear import gpu
 
+    if not _triton_multiplies(x, gpu.MAX_TOKENS):
+        return reference.int8_linear(x, weight, scale)
     with torch.cuda.device(x.device):
-        return gpu.gather_gemv(x, weight, None, 0.0, scale)
+        return gpu.int8_linear(x, weight, scale)
 
 
-def _triton_multiplies(x: Tensor) -> bool:
-    return x.dtype in TRITON_DTYPES and x.shape[:-1].numel() == TRITON_TOKENS
+def _triton_multiplies(x: Tensor, most: int) -> bool:
+    return x.dtype in TRITON_DTYPES and x.dim() > 0 and 0 < x.shape[:-1].numel() <= most
 
 
 def _triton_selects(x: Tensor) -> bool:

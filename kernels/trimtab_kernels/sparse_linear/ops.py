@@ -129,8 +129,8 @@ def sparse_linear(
 def int8_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Multiply `x` by an input-major int8 weight whose columns are scaled.
 
-    For one token, and on a CPU for a few, the C++ and Triton kernels read the int8 weight directly.
-    For more tokens it is first widened to the dtype of `x`.
+    For one token and for a few, the C++ and Triton kernels read the int8 weight directly. For more
+    tokens it is first widened to the dtype of `x`.
 
     Parameters
     ----------
