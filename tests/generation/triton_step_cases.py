@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tests.generation.models import VARIANTS, engine_for, model_of, prompts_of, stock
-from tests.kernels.triton_attention_cases import widen_products
+from tests.kernels.interpreting import prepare_interpreter
 from tests.models.plan_contract import LENGTH, plan_of
 from trimtab.generation.executor import MOST_ROWS
 from trimtab.models.adapter import head_shape
@@ -186,5 +186,5 @@ def main(variants: Iterable[str]) -> None:
 if __name__ == "__main__":
     if not os.environ.get("TRITON_INTERPRET"):
         sys.exit("set TRITON_INTERPRET=1")
-    widen_products()
+    prepare_interpreter()
     main(sys.argv[1:])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tests.kernels.attention_cases import Case, assert_close_to_float64, draw, expected, guard
+from tests.kernels.interpreting import prepare_interpreter
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Query heads per KV head, KV heads, head_dim, gaps, window and softcap.
@@ -87,27 +88,10 @@ def check_guarded() -> None:
         assert torch.equal(guarded.values[2, 63], value[2])
 
 
-def widen_products() -> None:
-    """Have the interpreter widen bfloat16 for products; otherwise it multiplies the bits."""
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    dot = InterpreterBuilder.create_dot
-
-    def create_dot(self, a, b, *rest):
-        wide = [
-            self.create_fp_ext(one, tl.float32) if one.dtype.scalar == tl.bfloat16 else one
-            for one in (a, b)
-        ]
-        return dot(self, *wide, *rest)
-
-    InterpreterBuilder.create_dot = create_dot
-
-
 if __name__ == "__main__":
     if not os.environ.get("TRITON_INTERPRET"):
         sys.exit("set TRITON_INTERPRET=1")
-    widen_products()
+    prepare_interpreter()
     for dtype in DTYPES:
         check_attention(dtype, "cpu")
         check_append(dtype, "cpu")

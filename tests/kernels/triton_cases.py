@@ -15,7 +15,7 @@ from tests.kernels.cases import (
     draw_int8,
     same,
 )
-from tests.kernels.triton_attention_cases import widen_products
+from tests.kernels.interpreting import prepare_interpreter
 from trimtab_kernels import reference
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -136,7 +136,7 @@ def check_far_rows(device: str) -> None:
 if __name__ == "__main__":
     if not os.environ.get("TRITON_INTERPRET"):
         sys.exit("set TRITON_INTERPRET=1")
-    widen_products()
+    prepare_interpreter()
     for dtype in DTYPES:
         check_selection(dtype, "cpu", (1, 3, 577, 1024))
         check_product(dtype, "cpu")
