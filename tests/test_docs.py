@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,14 @@ def test_the_page_names_the_test_that_stands_here():
     written = written_files(ROOT / "docs/extending.md")["tests/models/test_adapters.py"]
     assert written.split(":\n")[1].strip() == 'shape = "tiny-starcoder2"'
     assert "(AdapterContract, LaRoSAContract, PlanContract)" in written
+
+
+def test_what_pages_and_errors_say_to_install_are_extras():
+    pages = [*PAGES, *(ROOT / "toolkit").rglob("*.py")]
+    told = {
+        extra
+        for page in pages
+        for extra in re.findall(r"'(?:trimtab|\.)\[([\w-]+)\]'", page.read_text("utf-8"))
+    }
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert {"cuda", "gemma3", "lm-eval", "search"} <= told <= set(known["optional-dependencies"])

@@ -244,7 +244,8 @@ def test_a_task_that_cannot_be_compared_is_refused_by_name(folder, monkeypatch, 
 
 def test_tasks_without_the_package_are_refused_with_what_installs_it(monkeypatch):
     monkeypatch.setattr("trimtab.config.workload.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"quality.tasks=\['arc'\]: .*pip install '.\[lm-eval\]'"):
+    told = r"quality.tasks=\['arc'\]: .*pip install 'trimtab\[lm-eval\]'"
+    with pytest.raises(ConfigError, match=told):
         QualityConfig(tasks=["arc"])
     assert QualityConfig().tasks == []
 

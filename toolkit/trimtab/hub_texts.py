@@ -39,7 +39,7 @@ def load(name: str, subset: str | None, split: str, revision: str | None) -> Dat
     try:
         import datasets
     except ImportError as error:
-        needed = "corpus=hub needs the datasets package: pip install datasets"
+        needed = "corpus=hub needs the datasets package: pip install 'trimtab[datasets]'"
         raise TrimtabError(needed) from error
     datasets.disable_progress_bars()
     folder = path_of(name)

@@ -90,7 +90,7 @@ class QualityConfig(Settings):
             self.require(value == 0 or value >= 2, name, "0 or at least 2")
         installed = not self.tasks or find_spec("lm_eval") is not None
         self.require(
-            installed, "tasks", "the package lm-eval to be there: pip install '.[lm-eval]'"
+            installed, "tasks", "the package lm-eval to be there: pip install 'trimtab[lm-eval]'"
         )
 
 

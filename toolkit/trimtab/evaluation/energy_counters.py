@@ -105,7 +105,7 @@ def nvml(gpus: Sequence[int]) -> EnergyCounter:
     try:
         import pynvml
     except ImportError as error:
-        raise NoCounterError("no nvidia-ml-py: pip install '.[cuda]'") from error
+        raise NoCounterError("no nvidia-ml-py: pip install 'trimtab[cuda]'") from error
     try:
         pynvml.nvmlInit()
         handles = [

