@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from gpu_parts.timing import host_microseconds, microseconds, middle, read_rates, settle
+from gpu_parts.timing import (
+    attention_with,
+    host_microseconds,
+    microseconds,
+    middle,
+    read_rates,
+    settle,
+)
 from gpu_parts.unit import Options, Result, Row, Unit
 from trimtab.environment import describe_environment
 from trimtab.vattention.driver import CudaDriver, Driver
@@ -203,18 +210,14 @@ def attention(options: Options, cudnn: bool) -> Result:
         "prompt": lambda n: attend(query[:, :, :n], keys[:, :, :n], keys[:, :, :n], is_causal=True),
     }
     first = int(FIRST_LENGTH * tokens)
-    allowed = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(cudnn)
-    try:
-        found: Result = {}
+    found: Result = {}
+    with attention_with(cudnn):
         for kind, call in kinds.items():
             call(first)  # what loads at a first call does so here
             for seen in ("fresh", "seen"):
                 lengths = range(first + 1, first + 1 + options.sizes.lengths)
                 found[f"{kind}, {seen}"] = [_wall(partial(call, n), device) for n in lengths]
-        return found
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(allowed)
+    return found
 
 
 def _wall(call: Callable[[], Any], device: str) -> float:

@@ -16,7 +16,7 @@ from gpu_parts.models import plan_of, random_cache, require_room
 from gpu_parts.profiling import profiled
 from gpu_parts.sparse_plan import larosa_plan, unread_bytes
 from gpu_parts.step_rows import AGAIN, DENSE, step_rows
-from gpu_parts.timing import middle, read_rates
+from gpu_parts.timing import attention_with, middle, read_rates
 from gpu_parts.unit import Options, Result, Unit
 from trimtab.errors import TrimtabError
 from trimtab.evaluation.intervals import ratio
@@ -27,10 +27,8 @@ from trimtab_kernels.decode_step.dispatch import PlanExecutor
 from trimtab_kernels.decode_step.reference import decode_step
 
 DYNAMIC, STATIC, COMPILED = "dynamic cache", "static cache", "static cache, torch.compile"
-CACHES: dict[str, Callable[[PreTrainedModel, int], Cache]] = {
-    DYNAMIC: lambda model, room: DynamicCache(config=model.config),
-    STATIC: lambda model, room: StaticCache(model.config, max_cache_len=room),
-}
+WITHOUT_CUDNN = f"{DYNAMIC}, without cuDNN"
+LIBRARY = {"cpu": (DYNAMIC, STATIC), "cuda": (DYNAMIC, WITHOUT_CUDNN, STATIC)}
 PRIMING = 3  # steps that compile, and record a graph
 TOKEN = 7
 FITTED = 4  # positions that thresholds are fitted to
@@ -39,17 +37,15 @@ Step = Callable[[], Any]
 
 def steps(options: Options) -> Iterator[Unit]:
     """Yield the units of this part."""
-    contenders = [DENSE, *(f"sparse {one:g}" for one in options.sizes.step_sparsities)]
-    contenders += [f"transformers, {name}" for name in CACHES]
-    if options.device == "cuda":
-        contenders.append(f"transformers, {COMPILED}")
+    ours = [DENSE, *(f"sparse {one:g}" for one in options.sizes.step_sparsities)]
     for model in options.model:
         for rows, context in options.sizes.points:
-            point, place = (
-                Point(model, rows, context, options),
-                f"{model}, {rows} x {context} tokens",
-            )
-            for contender in contenders:
+            point = Point(model, rows, context, options)
+            place = f"{model}, {rows} x {context} tokens"
+            theirs = LIBRARY[options.device]
+            if options.device == "cuda" and (rows, context) == options.sizes.points[0]:
+                theirs = (*theirs, COMPILED)  # which takes a minute
+            for contender in (*ours, *(f"transformers, {name}" for name in theirs)):
                 measure = partial(point.beside_dense, contender)
                 told = partial(step_rows, options, place, contender)
                 yield Unit(f"steps: {place}, {contender}", measure, told)
@@ -162,9 +158,15 @@ class Point:
         return decode_step(plan, *cache, tokens, torch.zeros_like(tokens), timed.long())
 
     def _of_transformers(self, model: PreTrainedModel, contender: str) -> Step:
+        """Return a step of the model's modules on a cache of transformers.
+
+        cuDNN, where the library chooses it for attention, plans anew for every length, which counts
+        where a cache grows.
+        """
         name = contender.removeprefix("transformers, ")
-        compiled = name == COMPILED
-        cache = CACHES[STATIC if compiled else name](model, self._context + 1)
+        cache: Cache = DynamicCache(config=model.config)
+        if name in (STATIC, COMPILED):
+            cache = StaticCache(model.config, max_cache_len=self._context + 1)
         keys, values = random_cache(model, 1, self._start)
         states = [
             (key.transpose(1, 2), value.transpose(1, 2))
@@ -172,8 +174,10 @@ class Point:
         ]
         fill([cache], states, self._rows)
         tokens = torch.full((self._rows, 1), TOKEN, device=model.device)
-        run: Any = torch.compile(model, mode="reduce-overhead") if compiled else model
-        step = in_cache(run, cache, tokens)
+        run: Any = torch.compile(model, mode="reduce-overhead") if name == COMPILED else model
+        step: Step = in_cache(run, cache, tokens)
+        if name == WITHOUT_CUDNN:
+            step = attention_with(False)(step)
         for _ in range(PRIMING):
             step()
         return step

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -42,7 +44,7 @@ def in_graph(calls: Sequence[Call], device: str) -> Clock:
     """
     if device != "cuda":
         return lambda: sum(time_on_cpu(list(calls))) / len(calls)
-    stream = torch.cuda.Stream()
+    stream = _capturing()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls[:2]:
@@ -53,6 +55,23 @@ def in_graph(calls: Sequence[Call], device: str) -> Clock:
         for call in calls:
             call()
     return lambda: microseconds(graph.replay, device) / len(calls)
+
+
+@cache
+def _capturing() -> torch.cuda.Stream:
+    """Return the stream that all graphs are captured in; the library keeps memory for each one."""
+    return torch.cuda.Stream()
+
+
+@contextmanager
+def attention_with(cudnn: bool) -> Iterator[None]:
+    """Say whether the library may choose cuDNN for attention within the block."""
+    allowed = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(cudnn)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(allowed)
 
 
 def prepared(
