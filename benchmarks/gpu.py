@@ -11,8 +11,8 @@ transforms in int8, selections, and other settings of our launches. Each is repl
 graph on so many weights that they come from memory, and shown as a share of the rate at which a sum
 reads memory. `steps` times decode steps of whole models with random weights, ours with LaRoSA and
 those of transformers' caches: each in turn with our dense one, which runs twice, so that the noise
-shows. LaRoSA is made up there, with rotations and thresholds of no calibration. `kv` times pages, growth and steps that begin a page, and counts
-memory and prefixes with the driver.
+shows. LaRoSA is made up there, with rotations and thresholds of no calibration. `kv` times pages,
+growth and steps that begin a page, and counts memory and prefixes with the driver.
 
 Every measurement is in the file as soon as it is done, and is not made again if the command is
 given again with the same file, code, settings and machine: a run that was killed goes on. What
