@@ -256,6 +256,50 @@ def test_a_profile_is_summed_by_kernel(parts):
     assert parts("profiling").summed(events) == expected
 
 
+SAME = {"estimate": 1.0, "low": 0.9, "high": 1.1}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("model", ["llama2-7b", "llama-1b"])
+def test_aims_are_for_one_shape_on_a_gpu(parts, device, model):
+    aimed = (device, model) == ("cuda", "llama2-7b")
+    sizes = parts("sizes").SIZES["cuda"]
+    options = Namespace(device=device, sizes=sizes)
+
+    step = {"ms": SAME, "speedup": SAME, "of_read_share": SAME, "profile": None}
+    profile = {"kernels": 7, "busy_us": 1500, "by_name_us": {}}
+    told = parts("step_rows").step_rows
+    expected = {
+        "dense": "at least 80% of the rate of reading",
+        "sparse 0.4": "at least 1.30 x dense",
+        "sparse 0.5": "at least 1.50 x dense",
+        "transformers, static cache": "–",
+    }
+    for contender, aim in expected.items():
+        found = {"rows": {"dense, again": step, contender: step | {"profile": profile}}}
+        rows = told(options, f"{model}, 1 x 512 tokens", contender, found)
+        assert [row.aim for row in rows] == [aim if aimed else "–"]
+        assert "7 kernels busy 1.500 ms" in rows[0].found
+    eight = told(options, f"{model}, 8 x 512 tokens", "dense", {"rows": {
+        "dense, again": step, "dense": step}})  # fmt: skip
+    assert eight[0].aim == "–"
+
+    row = {"us": 2.0, "of_read_share": 0.5, "speedup": SAME}
+    own = row | {"over_own_dense": SAME, "over_peer": SAME}
+    products = {"library": row, "library, again": row, "ours, 0.4 dropped": own}
+    products |= {f"TEAL's design, 0.4 dropped, {tile}": row | {"us": us} for tile, us in
+                 (("16x256", 9.0), ("32x128", 7.0))}  # fmt: skip
+    rows = parts("kernel_rows").product_rows(options, "8x8", f"{model} q", {"rows": products})
+    at = next(one for one in rows if one.what == "8x8, ours, 0.4 dropped")
+    assert at.aim == ("at least 1.50 x itself dense, more than 1 x TEAL's design" if aimed else "–")
+    assert "TEAL's design 7.0 µs" in at.found
+
+    times = {f"{kind}_{p}_us": 1.0 for kind in ("begins_page", "others") for p in ("p50", "p99")}
+    found = {"begins_page_over_others": SAME, **times}
+    (one,) = parts("boundary").boundary_rows(options, f"{model}, slot", found)
+    assert one.aim == ("at most 1.05 x others" if aimed else "–")
+
+
 @pytest.mark.parametrize("shape", ["tiny-llama", "tiny-qwen2", "tiny-gemma2"])
 @torch.inference_mode()
 def test_a_made_up_plan_is_executed_as_it_says(parts, shape):

@@ -22,6 +22,8 @@ def step_rows(options: Options, place: str, contender: str, result: Result) -> l
     if contender != DENSE:
         told.append(f"{with_interval(own['speedup'], 3)} x {DENSE}")
     told.append(f"{AGAIN} {with_interval(found[AGAIN]['speedup'], 3)}")
+    if profile := own["profile"]:
+        told.append(f"{profile['kernels']} kernels busy {profile['busy_us'] / 1e3:.3f} ms")
     aim = NO_AIM
     if options.device == "cuda" and place.startswith(MODEL_AIMED):
         if contender == DENSE:
