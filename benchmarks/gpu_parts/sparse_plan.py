@@ -17,11 +17,11 @@ from torch import Tensor
 
 from trimtab_kernels.decode_step import DecodePlan, Layer, Linear, Selection, SiteInput
 
-FITS = 12  # passes by which thresholds are found
+FITS = 16  # passes by which thresholds are found
 FIRST = 0.5  # the threshold of the first pass
-# The share dropped grows by about this much as a threshold's logarithm does by 1, near the share of
-# interest: 0.36 for normal numbers at 0.4, less where some are far larger than others.
-SLOPE = 0.4
+# By how much more is dropped once a threshold's logarithm grows by 1: for normal numbers 0.36 where
+# 0.4 are dropped. A larger figure has thresholds settle, though each moves what others see.
+SLOPE = 0.6
 NAMES = "attention_input", "attention_output", "mlp_input", "mlp_activation"
 
 Step = Callable[[DecodePlan], object]
