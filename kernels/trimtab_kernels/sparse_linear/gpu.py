@@ -107,7 +107,7 @@ def gather_gemv(
     """
     if out is None:
         out = x.new_empty((*x.shape[:-1], weight.shape[1]))
-    _add_up(gathered(x, weight, threshold), bias, scale, out, below)
+    add_up(gathered(x, weight, threshold), bias, scale, out, below)
     return out
 
 
@@ -143,7 +143,7 @@ def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, below: Below = NOTHING
             x.contiguous(), weight, partial, tokens, width, columns, weight.stride(0),
             rows, BLOCK_ROWS, BLOCK_COLUMNS, MAX_TOKENS, **OPTIONS,
         )  # fmt: skip
-        _add_up(partial, None, scale, out, below)
+        add_up(partial, None, scale, out, below)
     return out
 
 
@@ -174,9 +174,10 @@ def _room(x: Tensor, weight: Tensor, tokens: int) -> tuple[Tensor, int]:
     return x.new_empty(shape, dtype=torch.float32), rows
 
 
-def _add_up(
+def add_up(
     partial: Tensor, bias: Tensor | None, scale: Tensor | None, out: Tensor, below: Below
 ) -> None:
+    """Write to `out` the sum of a product's parts [parts, tokens, columns]; see `gather_gemv`."""
     parts, tokens, columns = partial.shape
     bias, scale = (None if one is None else one.contiguous() for one in (bias, scale))
     if columns:
