@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from tests.conftest import ROOT
+from tests.kernels.interpreting import prepare_interpreter
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 SHAPE = 70, 270
@@ -97,5 +98,6 @@ if __name__ == "__main__":
     if not os.environ.get("TRITON_INTERPRET"):
         sys.exit("set TRITON_INTERPRET=1")
     torch.manual_seed(0)
+    prepare_interpreter()
     check_products()
     check_units()

@@ -365,7 +365,7 @@ def test_the_launches_build_for_gpus(parts, capability, monkeypatch, tmp_path):
     from tests.kernels.test_triton import sources
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel, types, constants = next(sources("bf16"))
+    kernel, types, constants, _ = next(sources("bf16"))
     launches = parts("launches").LAUNCHES
     for launch in (launches[0], launches[-1]):
         chosen = {
