@@ -6,13 +6,13 @@ from typing import Any
 
 
 def prepare_interpreter() -> None:
-    """Have the interpreter widen bfloat16 for products, and call device functions at once.
+    """Have the interpreter widen bfloat16 for products, and patch the language once a launch.
 
     Otherwise it multiplies the bits, and patches the whole language in every call of a function
-    within a kernel, which the launch of the kernel has done already.
+    within a kernel.
     """
     import triton.language as tl
-    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
+    from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, _patch_lang
 
     dot = InterpreterBuilder.create_dot
 
@@ -28,3 +28,4 @@ def prepare_interpreter() -> None:
 
     InterpreterBuilder.create_dot = create_dot
     InterpretedFunction.__call__ = call
+    _patch_lang(tl.zeros.fn)  # whose module sees another part of the language than kernels do
