@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.adaptivocab.rows.cases import NGRAMS, START, next_probabilities, passage, sharp
 from tests.conftest import SHAPES
@@ -48,6 +50,31 @@ def test_a_passages_targets_are_what_the_model_expects_along_the_text(name, star
         assert targets.follow[row] == wanted
         deep += any(len(node) > 2 for node in wanted)
     assert deep
+
+
+class Counting(TorchDispatchMode):
+    """Counts what PyTorch runs, every one of which a GPU may have to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        self.operations += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_longer_passage_takes_no_more_operations_on_a_device():
+    model, trie, found = sharp(), Trie(NGRAMS), []
+    for length in (24, 96):
+        part = passage(3, length)
+        states = score(model, part.base, START)
+        with Counting() as counting:
+            targets = PassageTargets.of(model, part, states, trie)
+        found.append((counting.operations, sum(map(len, targets.follow))))
+    (few, nodes), (many, more) = found
+    assert 0 < nodes < more
+    assert few == many
 
 
 def slow_targets(model, passages: list[Passage], counted, start: int | None) -> Tensor:
