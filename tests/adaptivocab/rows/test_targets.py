@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.adaptivocab.rows.cases import NGRAMS, START, next_probabilities, passage, sharp
 from tests.conftest import SHAPES
+from tests.counting import Counting
 from trimtab.adaptivocab.rows.passages import Passage
 from trimtab.adaptivocab.rows.scoring import score
 from trimtab.adaptivocab.rows.targets import SMOOTHING, DistillationTargets, PassageTargets
@@ -50,18 +49,6 @@ def test_a_passages_targets_are_what_the_model_expects_along_the_text(name, star
         assert targets.follow[row] == wanted
         deep += any(len(node) > 2 for node in wanted)
     assert deep
-
-
-class Counting(TorchDispatchMode):
-    """Counts what PyTorch runs, every one of which a GPU may have to be waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        self.operations += 1
-        return function(*args, **(kwargs or {}))
 
 
 def test_a_longer_passage_takes_no_more_operations_on_a_device():
