@@ -55,6 +55,18 @@ def test_gpu_and_cpu_make_the_same_plan(corpus):
             assert other["threshold"] == pytest.approx(part["threshold"], rel=0.1, abs=0.05)
 
 
+def test_a_calibration_on_a_gpu_is_the_same_to_the_bit_every_time(corpus):
+    method, found = LaRoSA(sparsity=0.5, transforms=Transforms.all, **TEXT), []
+    for _ in range(3):
+        loaded = on_gpu(DType.bfloat16)
+        found.append(method.calibrate(loaded.model, loaded.tokenizer, corpus))
+    for other in found[1:]:
+        assert other.statistics == found[0].statistics
+        assert other.parameters == found[0].parameters
+        for name, tensor in found[0].tensors.items():
+            assert torch.equal(other.tensors[name], tensor)
+
+
 @pytest.mark.parametrize("selection", list(Selection))
 def test_sparse_decode_runs_the_triton_kernel_and_is_what_the_reference_computes(
     corpus, selection, monkeypatch

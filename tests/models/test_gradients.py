@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import drawn
-from trimtab.models.gradients import gradients
+from trimtab.models.gradients import gradients, repeatable
 
 
 @pytest.mark.parametrize("size", [2.0**-60, 2.0**-20, 1.0, 2.0**40])
@@ -33,3 +33,18 @@ def test_in_other_dtypes_they_are_pytorch_s_own(dtype):
     (expected,) = torch.autograd.grad(output, wide, at_output.to(dtype), retain_graph=True)
     (found,) = gradients(output, [wide], at_output)
     assert torch.equal(found, expected)
+
+
+def test_on_a_gpu_attention_is_the_plain_one_and_elsewhere_what_it_was():
+    """Fused attention adds gradients up in another order every time."""
+    fused = {"flash": True, "mem_efficient": True, "cudnn": True, "math": True}
+
+    def enabled() -> dict[str, bool]:
+        return {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in fused}
+
+    before = enabled()
+    with repeatable(torch.device("cuda", 1)):
+        assert enabled() == {**dict.fromkeys(fused, False), "math": True}
+    assert enabled() == before
+    with repeatable(torch.device("cpu")):
+        assert enabled() == before
