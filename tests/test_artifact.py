@@ -104,7 +104,7 @@ def test_another_schema_version_is_refused_by_number(tmp_path):
     artifact().save(tmp_path / "a")
     path = tmp_path / "a" / DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
-    with pytest.raises(ArtifactError, match="schema version 99, this version reads 7"):
+    with pytest.raises(ArtifactError, match="schema version 99, this version reads 8"):
         Artifact.load(tmp_path / "a")
 
 

@@ -222,3 +222,11 @@ def test_a_missing_artifact_comes_with_a_command_that_makes_it(
     assert values.pop("method") == method.name
     assert {**type(method)().config(), **values} == method.config()
     assert all(type(method)().config()[name] != value for name, value in values.items())
+
+
+def test_the_weights_are_read_for_a_fingerprint_once(monkeypatch, corpus, tmp_path):
+    loaded = tiny()
+    monkeypatch.setattr("trimtab.models.fingerprint.fingerprint", None)
+    artifact, folder = calibrate(loaded, METHOD, corpus, tmp_path)
+    assert artifact.key.model_fingerprint == loaded.fingerprint
+    assert folder.name == artifact.key.digest

@@ -101,3 +101,26 @@ def test_what_is_not_known_of_a_gpu_has_its_true_reason(
     names = "gpu", "driver", "cuda"
     assert [found[name] for name in names] == expected
     assert [why.get(name) for name in names] == reasons
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "dropped", "expected"),
+    [
+        ("max", 5_000_000, 0, 3000 * 1024),  # what the machine has
+        (2_000_000, 500_000, 0, 1_500_000),
+        (2_000_000, 2_000_000, 700_000, 700_000),  # files that it has read
+        (2_000_000, 2_100_000, 0, 0),
+        (10_000_000, 500_000, 0, 3000 * 1024),
+    ],
+)
+def test_memory_that_can_be_taken_is_what_the_machine_and_the_control_group_leave(
+    monkeypatch, tmp_path, limit, used, dropped, expected
+):
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:   3000 kB\n")
+    monkeypatch.setattr(environment, "MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr(environment, "CONTROL_GROUP", tmp_path)
+    assert environment.available_host_bytes() == 3000 * 1024  # of no control group
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 12\nfile 34\ninactive_file {dropped}\n")
+    assert environment.available_host_bytes() == expected

@@ -7,6 +7,8 @@ import torch
 
 from tests.conftest import SMALL, TINY, random_inputs, tiny
 from tests.models.contract import stepwise
+from trimtab.adaptivocab import AdaptiVocab
+from trimtab.adaptivocab.settings import Rows
 from trimtab.larosa import Count, LaRoSA, RotationScope, Selection, Transforms
 from trimtab.larosa.export import load_exported
 from trimtab.models.loading import LoadedModel, load_model
@@ -53,6 +55,29 @@ def test_gpu_and_cpu_make_the_same_plan(corpus):
             assert other["basis"] == part["basis"]
             assert other["sparsity"] == pytest.approx(part["sparsity"], abs=0.03)
             assert other["threshold"] == pytest.approx(part["threshold"], rel=0.1, abs=0.05)
+
+
+VOCABULARY = AdaptiVocab(
+    size=8, rows=Rows.distilled, max_bpb_increase=10, mining_tokens=4096, tokens=512,
+    validation_tokens=192, window=64,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "method",
+    [LaRoSA(sparsity=0.5, transforms=Transforms.all, **TEXT), VOCABULARY],
+    ids=["larosa", "adaptivocab"],
+)
+def test_a_calibration_on_a_gpu_is_the_same_to_the_bit_every_time(corpus, method):
+    found = []
+    for _ in range(3):
+        loaded = on_gpu(DType.bfloat16)
+        found.append(method.calibrate(loaded.model, loaded.tokenizer, corpus))
+    for other in found[1:]:
+        assert other.statistics == found[0].statistics
+        assert other.parameters == found[0].parameters
+        for name, tensor in found[0].tensors.items():
+            assert torch.equal(other.tensors[name], tensor)
 
 
 @pytest.mark.parametrize("selection", list(Selection))

@@ -11,6 +11,7 @@ import pytest
 import trimtab
 from tests.conftest import tiny
 from tests.generation.models import TOKENIZER
+from tests.larosa.test_waiting import as_on_a_gpu
 from trimtab.interrupts import uninterrupted
 from trimtab.larosa import replaced
 from trimtab.models.fingerprint import fingerprint
@@ -60,28 +61,31 @@ def test_other_threads_hold_nothing_back():
     assert handlers == [signal.default_int_handler]
 
 
+@pytest.mark.parametrize("where", ["file", "host"])
 @pytest.mark.parametrize("way", ["leave", "suspend", "fail to enter"])
-def test_interrupts_while_weights_come_back_lose_none(larosa, monkeypatch, way):
+def test_interrupts_while_weights_come_back_lose_none(larosa, monkeypatch, way, where):
+    if where == "host":
+        as_on_a_gpu(monkeypatch)
     model = tiny().model
-    before, read = fingerprint(model), replaced._read
+    before, loaded = fingerprint(model), replaced._Moved.loaded
 
-    def interrupted(*given: object) -> object:
+    def interrupted(moved: replaced._Moved) -> object:
         interrupt()
-        return read(*given)
+        return loaded(moved)
 
     def enter_and_leave() -> None:
         with trimtab.apply(model, TOKENIZER, [larosa]) as optimized:
-            monkeypatch.setattr(replaced, "_read", interrupted)
+            monkeypatch.setattr(replaced._Moved, "loaded", interrupted)
             if way == "suspend":
                 with optimized.suspended():
                     pass
 
     if way == "fail to enter":
-        monkeypatch.setattr(replaced, "_read", interrupted)
+        monkeypatch.setattr(replaced._Moved, "loaded", interrupted)
     with pytest.raises(KeyboardInterrupt):
         enter_and_leave()
     assert fingerprint(model) == before
-    monkeypatch.setattr(replaced, "_read", read)
+    monkeypatch.setattr(replaced._Moved, "loaded", loaded)
     with trimtab.apply(model, TOKENIZER, [larosa]) as optimized:
         assert optimized.generate(["abc"], max_new_tokens=2)
     assert fingerprint(model) == before

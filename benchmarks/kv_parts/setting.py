@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
+from trimtab.environment import available_host_bytes
 from trimtab.vattention.layout import Geometry
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
@@ -86,8 +87,4 @@ def kilobytes(path: str, name: str) -> int:
 def _available_bytes(device: str) -> int:
     if device != "cpu":
         return torch.cuda.mem_get_info()[0]
-    available = kilobytes("/proc/meminfo", "MemAvailable")
-    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-    if limit.exists() and (most := limit.read_text("utf-8").strip()) != "max":
-        available = min(available, int(most) - int(used.read_text("utf-8")))
-    return available
+    return available_host_bytes()

@@ -86,6 +86,26 @@ def test_a_stack_of_moments_is_taken_one_by_one():
             torch.testing.assert_close(found, torch.stack(expected), **EXACT)
 
 
+@pytest.mark.parametrize("basis", [Basis.pca, Basis.output_pca, Basis.fisher_pca])
+@pytest.mark.parametrize("diagonal", [False, True], ids=["whole", "diagonal"])
+def test_a_stack_of_weights_has_the_metrics_and_costs_of_each(basis, diagonal):
+    """Also where one has no Fisher information, or no weights."""
+    weights = torch.stack([normal(8, 5, seed=seed) for seed in range(4)])
+    fishers = torch.stack([metric(8, seed) for seed in range(4)])
+    weights[1], fishers[2] = 0, 0
+    fishers = fishers.diagonal(dim1=1, dim2=2) if diagonal else fishers
+    stacked = metric_for(basis, weights, fishers)
+    for index, (weight, fisher) in enumerate(zip(weights, fishers, strict=True)):
+        expected = metric_for(basis, weight, fisher)
+        found = stacked if basis is Basis.pca else stacked[index]
+        torch.testing.assert_close(found, expected, **EXACT)
+    if not diagonal:
+        maps = torch.stack([normal(8, 8, seed=seed) for seed in range(10, 14)])
+        costs = entry_costs(stacked.expand(4, 8, 8), maps)
+        expected = [*map(entry_costs, stacked.expand(4, 8, 8), maps)]
+        torch.testing.assert_close(costs, torch.stack(expected), **EXACT)
+
+
 @given(widths, seeds)
 @settings(max_examples=40)
 def test_in_the_weighted_basis_dropping_costs_exactly_the_sum_of_squares(width, seed):

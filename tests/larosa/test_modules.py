@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trimtab.errors import TrimtabError
-from trimtab.larosa import replaced
+from trimtab.larosa import waiting
 from trimtab.larosa.modules import SparseLinear, SparseNorm, side_by_side
 from trimtab.larosa.precision import stored_transform, transform_matrix
 from trimtab.larosa.replaced import aside
@@ -72,7 +72,7 @@ def test_a_disk_that_fails_loses_nothing(place, failing, monkeypatch):
     with open(place, "w+b") as broken, aside(module) as away:
         for name in ("other", "inner.linear"):
             if name == failing:
-                monkeypatch.setattr(away, "_file", broken)
+                monkeypatch.setattr(away._file, "_file", broken)
                 with pytest.raises(TrimtabError, match=rf"^{name} cannot be moved .*set TMPDIR"):
                     away.replace(name, nn.Identity())
                 monkeypatch.undo()
@@ -85,11 +85,13 @@ def test_a_disk_that_fails_loses_nothing(place, failing, monkeypatch):
 
 def test_where_no_temporary_file_can_be_made_it_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with (
-        pytest.raises(TrimtabError, match="No such file or directory; set TMPDIR"),
-        aside(nn.Module()),
-    ):
-        pass
+    module = parent(torch.float32)
+    original = module.inner.linear
+    with aside(module) as away:
+        with pytest.raises(TrimtabError, match="No such file or directory; set TMPDIR"):
+            away.replace("inner.linear", nn.Identity())
+        assert module.inner.linear is original
+    assert original.weight.numel()
 
 
 def test_a_parameter_two_modules_share_is_not_lost():
@@ -167,21 +169,21 @@ def test_weights_come_back_where_files_or_memory_are_used_up(what):
 
 def test_weights_come_back_wherever_others_read_the_file(monkeypatch):
     """As a process does that was forked within the block: they share its position."""
-    module, read = moved_module(), replaced._read
+    module, read = moved_module(), waiting._read
     before = copy.deepcopy(module.state_dict())
 
     def elsewhere(file: IO[bytes], start: int, into: memoryview) -> None:
         file.seek(7)
         read(file, start, into)
 
-    monkeypatch.setattr(replaced, "_read", elsewhere)
+    monkeypatch.setattr(waiting, "_read", elsewhere)
     with moved_away(module):
         pass
     assert all(torch.equal(module.state_dict()[key], one) for key, one in before.items())
 
 
 def test_weights_that_cannot_come_back_are_named_and_the_others_do(monkeypatch):
-    module, read = moved_module(), replaced._read
+    module, read = moved_module(), waiting._read
     before = copy.deepcopy(module.state_dict())
     pieces = itertools.count()
 
@@ -192,7 +194,7 @@ def test_weights_that_cannot_come_back_are_named_and_the_others_do(monkeypatch):
 
     message = r"^last\.weight: the weights cannot be put back into memory \(the disk is gone\)"
     with pytest.raises(TrimtabError, match=message), moved_away(module):
-        monkeypatch.setattr(replaced, "_read", failing)
+        monkeypatch.setattr(waiting, "_read", failing)
     after = module.state_dict()
     assert {key for key, one in before.items() if one.shape != after[key].shape} == {"last.weight"}
     del before["last.weight"]

@@ -4,7 +4,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.larosa.statistics import HeadMoment, MagnitudeHistogram, SecondMoment, SquareSum, Sum
+from trimtab.larosa.statistics import (
+    HeadMoment,
+    MagnitudeHistogram,
+    SecondMoment,
+    SquareSum,
+    Sum,
+    binned,
+)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +86,39 @@ def test_what_lies_below_agrees_with_sorting(seed, share, exponent):
     every = magnitudes**2 * costs.numpy()
     spent = np.where(magnitudes < float(threshold), every, 0).sum()
     assert cost == pytest.approx(spent / 37, rel=1e-9, abs=1e-10 * every.sum())
+
+
+def spread_magnitudes(seed: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return bins of magnitudes over many octaves, zero among them, and what each costs."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3000, generator=generator) * scale
+    x *= torch.exp2(-60 * torch.rand(3000, generator=generator))
+    x[:9] = 0
+    costs = torch.rand(3000, generator=generator, dtype=torch.float64) * 1e3
+    return x.abs().view(torch.int32) >> 12, x.double().square() * costs
+
+
+@given(st.integers(0, 10_000), st.sampled_from([2.0**-90, 1.0, 2.0**60, 2.0**120]))
+@settings(max_examples=40)
+def test_sums_in_bins_are_the_same_to_the_bit_in_any_order(seed, scale):
+    bins, values = spread_magnitudes(seed, scale)
+    size = 2**19
+    found = binned(bins, values, size)
+    order = torch.randperm(len(bins), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(binned(bins[order], values[order], size), found)
+    assert found.dtype == torch.float64
+    counts, expected = np.bincount(bins, minlength=size), np.bincount(bins, values, minlength=size)
+    # Every value is rounded by at most 2⁻⁵⁰ of the largest in its octave.
+    largest = np.repeat(expected.reshape(256, -1).max(1), size // 256)
+    assert (np.abs(found.numpy() - expected) <= 2.0**-49 * counts * largest).all()
+
+
+def test_as_many_of_the_largest_as_there_are_do_not_overflow_a_bin():
+    largest = torch.full((2**16,), torch.finfo(torch.float32).max)
+    bins, values = largest.view(torch.int32) >> 12, largest.double().square()
+    found = binned(bins, values, 2**19)
+    assert float(found[bins[0]]) == pytest.approx(float(values.sum()), rel=1e-13)
+    assert found.count_nonzero() == 1
 
 
 def test_nothing_dropped_has_threshold_and_cost_0_also_where_there_are_zeros():

@@ -71,12 +71,13 @@ def calibrate(
     if checkpoint is None:
         return method.calibrate(model, tokenizer, corpus)
     folder = require_path(checkpoint, "checkpoint")
-    digest = method.key(fingerprint_of(model), tokenizer, corpus).digest
+    known = fingerprint_of(model)
+    digest = method.key(known, tokenizer, corpus).digest
     require_writable("checkpoint", folder)
     with alone(folder, "checkpoint"):
         _require_own(folder, digest)
         with resumable(folder, digest):
-            artifact = method.calibrate(model, tokenizer, corpus, folder)
+            artifact = method.calibrate(model, tokenizer, corpus, folder, known=known)
         shutil.rmtree(folder, ignore_errors=True)
     return artifact
 

@@ -33,7 +33,7 @@ from trimtab.models.fingerprint import tokenizer_fingerprint
 from trimtab.registry import targets
 from trimtab.settings import path_of
 
-SCHEMA = 7
+SCHEMA = 8
 DESCRIPTION, TENSORS = ARTIFACT, "tensors.safetensors"
 
 

@@ -85,7 +85,9 @@ def _make(
         shutil.rmtree(checkpoint, ignore_errors=True)
     with resumable(checkpoint, folder.name) if shards.writes() else nullcontext():
         shards.wait()
-        artifact = method.calibrate(loaded.model, loaded.tokenizer, corpus, checkpoint)
+        artifact = method.calibrate(
+            loaded.model, loaded.tokenizer, corpus, checkpoint, known=loaded.fingerprint
+        )
     artifact.model["source"] = loaded.source
     shards.wait()  # until nobody needs the checkpoint any more
     if shards.writes():

@@ -17,6 +17,7 @@ PACKAGES = (
     "trimtab", "torch", "transformers", "triton", "numpy", "scipy", "safetensors", "wandb",
     "lm-eval",
 )  # fmt: skip
+MEMORY, CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 PATIENCE = 20  # seconds that a program may take to say what is asked
 
 
@@ -79,6 +80,25 @@ def environment_and_reasons(seed: int) -> tuple[dict[str, Any], dict[str, str]]:
 def peak_host_bytes() -> int:
     """Return the largest resident set of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def available_host_bytes() -> int:
+    """Return how much memory this process can take on the host, swapping nothing out.
+
+    A limit of its control group counts; what that has read of files, and can drop, does not.
+    """
+    available = 1024 * _entry(MEMORY, "MemAvailable:")
+    limit, used, stat = (CONTROL_GROUP / f"memory.{name}" for name in ("max", "current", "stat"))
+    if limit.exists() and (most := limit.read_text("utf-8").strip()) != "max":
+        kept = int(used.read_text("utf-8")) - _entry(stat, "inactive_file")
+        available = min(available, max(int(most) - kept, 0))
+    return available
+
+
+def _entry(path: Path, name: str) -> int:
+    """Return the number beside a name in one of the system's files."""
+    lines = (line.split() for line in path.read_text("utf-8").splitlines())
+    return next(int(parts[1]) for parts in lines if parts[0] == name)
 
 
 def cpu_model() -> str:

@@ -122,6 +122,8 @@ class Method(ABC):
         tokenizer: PreTrainedTokenizerBase,
         corpus: Corpus,
         checkpoint: Path | None = None,
+        *,
+        known: str | None = None,
     ) -> Artifact:
         """Calibrate on the corpus' calibration split.
 
@@ -129,6 +131,8 @@ class Method(ABC):
         ----------
         checkpoint : Path, optional
             Folder that a killed calibration resumes from; a temporary one where None.
+        known : str, optional
+            The model's fingerprint, where the caller has it: taking it reads all weights.
 
         Raises
         ------
@@ -175,7 +179,7 @@ class Method(ABC):
                     require_predictions(model, encode(tokenizer, text))
                 calibration = self.fit(model, tokenizer, corpus, folder)
         return Artifact(
-            key=self.key(fingerprint(model), tokenizer, corpus),
+            key=self.key(known or fingerprint(model), tokenizer, corpus),
             model={
                 "architecture": type(model).__name__,
                 "dtype": str(model.dtype).removeprefix("torch."),

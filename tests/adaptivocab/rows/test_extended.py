@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import SHAPES, random_inputs, tiny
+from tests.counting import Peak
 from trimtab.adaptivocab.rows.extended import NewRows, base_head, extended, extended_head
 from trimtab.errors import TrimtabError
 
@@ -196,6 +197,18 @@ def test_the_extended_head_is_a_copy_in_the_heads_precision():
     assert torch.equal(found[SIZE:], rows.head)
     assert torch.equal(found[CHANGED], rows.changed_head)
     assert torch.equal(weight, before)
+
+
+@either
+@few
+def test_extending_takes_the_new_embedding_and_the_new_head_and_no_more(name, output):
+    model = tiny(name).model
+    rows, before = rows_for(model), [*model.parameters()]
+    held = [*before, *rows.to_tensors().values()]
+    with Peak(held) as peak, extended(model, rows, output=output):
+        made = [part for part in model.parameters() if not any(part is one for one in before)]
+    # Beside the matrices, the truth values of a check of the rows.
+    assert 0 <= peak.most - sum(part.nbytes for part in made) < rows.input.nbytes
 
 
 def test_rows_are_saved_by_name():

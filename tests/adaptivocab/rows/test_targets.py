@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.adaptivocab.rows.cases import NGRAMS, START, next_probabilities, passage, sharp
 from tests.conftest import SHAPES
+from tests.counting import Counting
 from trimtab.adaptivocab.rows.passages import Passage
 from trimtab.adaptivocab.rows.scoring import score
 from trimtab.adaptivocab.rows.targets import SMOOTHING, DistillationTargets, PassageTargets
@@ -48,6 +49,19 @@ def test_a_passages_targets_are_what_the_model_expects_along_the_text(name, star
         assert targets.follow[row] == wanted
         deep += any(len(node) > 2 for node in wanted)
     assert deep
+
+
+def test_a_longer_passage_takes_no_more_operations_on_a_device():
+    model, trie, found = sharp(), Trie(NGRAMS), []
+    for length in (24, 96):
+        part = passage(3, length)
+        states = score(model, part.base, START)
+        with Counting() as counting:
+            targets = PassageTargets.of(model, part, states, trie)
+        found.append((counting.operations, sum(map(len, targets.follow))))
+    (few, nodes), (many, more) = found
+    assert 0 < nodes < more
+    assert few == many
 
 
 def slow_targets(model, passages: list[Passage], counted, start: int | None) -> Tensor:

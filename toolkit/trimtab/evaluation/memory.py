@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trimtab.environment import available_host_bytes
 from trimtab.errors import ConfigError
 from trimtab.models.architectures import ADAPTERS
 from trimtab.models.copies import copy_of
@@ -90,7 +90,4 @@ def require_room_for_copy(model: PreTrainedModel) -> None:
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text("utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo does not say how much memory is available")
+    return available_host_bytes()

@@ -99,35 +99,37 @@ def metric_for(basis: Basis, weight: Tensor, fisher: Tensor | None) -> Tensor:
     Parameters
     ----------
     weight : Tensor
-        Input-major weights of all readers side by side, of shape [d, outputs].
+        Input-major weights of all readers side by side, of shape [..., d, outputs].
     fisher : Tensor or None
-        F, float64 of shape [d, d], or of shape [d] where only its diagonal is known. `fisher_pca`
-        needs it.
+        F, float64 of shape [..., d, d], or of shape [..., d] where only its diagonal is known.
+        `fisher_pca` needs it.
 
     Returns
     -------
     Tensor
-        Float64 of shape [d, d], or [d] where `fisher` is the diagonal.
+        Float64 of shape [..., d, d], or [..., d] where `fisher` is the diagonal.
     """
     wide = weight.double()
     if basis not in (Basis.output_pca, Basis.fisher_pca):
-        return torch.eye(len(wide), dtype=torch.float64, device=wide.device)
-    diagonal = fisher is not None and fisher.ndim == 1
-    gram = wide.square().sum(1) if diagonal else wide @ wide.T
+        return torch.eye(wide.shape[-2], dtype=torch.float64, device=wide.device)
+    diagonal = fisher is not None and fisher.ndim < wide.ndim
+    gram = wide.square().sum(-1) if diagonal else wide @ wide.mT
     if basis is Basis.output_pca:
         return gram
     assert fisher is not None
-    return _blend(fisher, gram)
+    return _blend(fisher, gram, diagonal=diagonal)
 
 
-def _blend(fisher: Tensor, gram: Tensor) -> Tensor:
+def _blend(fisher: Tensor, gram: Tensor, *, diagonal: bool) -> Tensor:
     """Return both in equal shares of their traces, or W Wᵀ alone where one of them is zero."""
     fisher_trace, gram_trace = (
-        part.sum() if part.ndim == 1 else part.trace() for part in (fisher, gram)
+        (part if diagonal else part.diagonal(dim1=-2, dim2=-1)).sum(-1)[..., None]
+        for part in (fisher, gram)
     )
-    if fisher_trace > 0 and gram_trace > 0:
-        return (fisher + gram * (fisher_trace / gram_trace)) / 2
-    return gram
+    if not diagonal:
+        fisher_trace, gram_trace = fisher_trace[..., None], gram_trace[..., None]
+    blend = (fisher + gram * (fisher_trace / gram_trace)) / 2
+    return torch.where((fisher_trace > 0) & (gram_trace > 0), blend, gram)
 
 
 def through(x: Tensor, basis: Tensor) -> Tensor:
@@ -160,20 +162,20 @@ def entry_costs(metric: Tensor, basis: Tensor) -> Tensor:
     Parameters
     ----------
     metric : Tensor
-        G, float64 of shape [d, d], or its diagonal of shape [d].
+        G, float64 of shape [..., d, d], or its diagonal of shape [d].
     basis : Tensor
         M, likewise.
 
     Returns
     -------
     Tensor
-        Float64 of shape [d].
+        Float64 of shape [..., d].
     """
     if basis.ndim == 1:
         costs = metric if metric.ndim == 1 else metric.diagonal()
         return torch.where(basis == 0, 0, costs / basis.square())
     inverse = torch.linalg.inv(basis)
-    return (inverse @ metric * inverse).sum(1)
+    return (inverse @ metric * inverse).sum(-1)
 
 
 def per_head(blocks: Tensor, heads: int) -> Tensor:

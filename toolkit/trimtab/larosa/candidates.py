@@ -121,20 +121,16 @@ def _of_values(
     # One block a KV head: the weights that read its query heads, side by side.
     blocks = read.reshape(heads.kv_heads, shared, heads.head_dim, -1).transpose(1, 2).flatten(2)
     blocks = blocks / shared**0.5
-    folds = settings.fold_values and settings.basis is not Basis.none
-    maps, costs = [], []
-    for index, block in enumerate(blocks):
-        known = None if fisher is None else fisher[index]
-        axes = torch.eye(heads.head_dim, dtype=torch.float64, device=read.device)
-        if folds:
-            metric = metric_for(settings.basis, block, known)
-            axes = alternating(weighted_pca(moment[index], metric)[1]).float().double()
-        maps.append(axes)
-        costs.append(entry_costs(cost_metric(block, known), axes).repeat(shared))
-    stacked = torch.stack(maps)
-    saved = {"transform": stacked.float()} if folds else {}
-    matrix = per_head(stacked, heads.heads) if folds else read.new_ones(len(read))
-    return Candidate(PLAIN, matrix, saved, MagnitudeHistogram(torch.cat(costs)))
+    cost = cost_metric(blocks, fisher)
+    if not (settings.fold_values and settings.basis is not Basis.none):
+        costs = cost.diagonal(dim1=-2, dim2=-1).repeat(1, shared)
+        return Candidate(PLAIN, read.new_ones(len(read)), {}, MagnitudeHistogram(costs.flatten()))
+    metric = metric_for(settings.basis, blocks, fisher)
+    axes = alternating(weighted_pca(moment, metric)[1]).float()
+    maps = axes.double()
+    costs = entry_costs(cost, maps).repeat(1, shared)
+    histogram = MagnitudeHistogram(costs.flatten())
+    return Candidate(PLAIN, per_head(maps, heads.heads), {"transform": axes}, histogram)
 
 
 def _gated(read: Tensor, fisher: Tensor | None, folds: bool) -> Candidate:

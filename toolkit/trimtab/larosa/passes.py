@@ -25,9 +25,10 @@ from trimtab.models.adapter import (
     adapter_for,
     head_shape,
     input_width,
+    module_device,
     norm_weight,
 )
-from trimtab.models.gradients import gradients
+from trimtab.models.gradients import gradients, repeatable
 from trimtab.models.layerwise import LayerwiseForward
 from trimtab.models.state import mend_not_finite
 from trimtab.progress import track
@@ -142,6 +143,7 @@ class Passes:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the gradient at the layer's input, from that at its output, and the sums."""
         layer = self.layers[index]
+        device = module_device(layer)
         sums: dict[str, SecondMoment | HeadMoment | SquareSum] = {}
         for site in self.adapter.sites:
             width = input_width(self.adapter.readers(layer, site)[0])
@@ -151,7 +153,7 @@ class Passes:
         for hidden, gradient in zip(self.entering(index), leaving, strict=True):
             captured: dict[str, Tensor] = {}
             start = hidden[None].requires_grad_()
-            with torch.enable_grad(), capturing(self.adapter, layer, captured):
+            with torch.enable_grad(), repeatable(device), capturing(self.adapter, layer, captured):
                 output = forward.run(index, start)
             first, *others = gradients(output, [start, *captured.values()], gradient[None])
             entering.append(first[0].cpu())

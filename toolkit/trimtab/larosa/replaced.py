@@ -3,65 +3,67 @@
 from __future__ import annotations
 
 import mmap
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import IO
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.errors import ROOM, TrimtabError
-from trimtab.files import made_temporary
+from trimtab.errors import TrimtabError
 from trimtab.interrupts import uninterrupted
+from trimtab.larosa.waiting import FileStore, HostStore, Refill, Store, host_store, is_elsewhere
 
-PIECE = 2**20  # bytes that are read at once
 SPARE = 2**21  # bytes that what allocates memory may take of it at once, beyond what is asked for
 NAMED = 3  # parameters that an error names, at most
 
 
 @dataclass
 class _Moved:
-    """A parameter that is in the file, and where in it."""
+    """A parameter whose numbers wait, and what brings them back."""
 
     name: str
     parameter: nn.Parameter
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-    start: int
+    refill: Refill
+
+    def loaded(self) -> Tensor:
+        """Return what the parameter held."""
+        found = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        self.refill(found)
+        return found
 
 
 class Aside:
-    """Submodules of a model that others stand in for, and the file that has their parameters.
+    """Submodules of a model that others stand in for, and where their parameters wait.
 
     Parameters
     ----------
     model : Module
-    file : file
-        Empty, to be written and read.
+    file : FileStore
+    host : HostStore or None
+        For parameters that are not on the host; they go into the file, too, where there is none.
     """
 
-    def __init__(self, model: nn.Module, file: IO[bytes]) -> None:
-        self._model, self._file = model, file
+    def __init__(self, model: nn.Module, file: FileStore, host: HostStore | None) -> None:
+        self._model, self._file, self._host = model, file, host
         self._originals: list[tuple[nn.Module, str, nn.Module]] = []
         self._moved: list[_Moved] = []
-        self._piece = bytearray(PIECE)
         self._reserved = [_reserved("the model", SPARE)]
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put `module` in the place of the submodule `name`.
 
-        The parameters of the submodule leave memory once the file has been read back, so that a
-        disk that is full or fails loses nothing.
+        The parameters of the submodule leave memory once all of them wait elsewhere, and a file
+        has been read back, so that a disk that is full or fails loses nothing.
 
         Raises
         ------
         TrimtabError
-            If the file cannot be written, or there is no address space left for when the
-            parameters come back. The submodule is as it was.
+            If they have no room to wait in, or there is no address space left for when they come
+            back. The submodule is as it was.
         """
         original = self._model.get_submodule(name)
         holder, attribute = _holder(self._model, name)
@@ -69,15 +71,17 @@ class Aside:
         self._reserved += [
             _reserved(name, parameter.nbytes + mmap.PAGESIZE)
             for parameter in parameters.values()
-            if parameter.device.type == "cpu"
+            if not is_elsewhere(parameter)
         ]
+        elsewhere = all(map(is_elsewhere, parameters.values()))
+        store = self._host if elsewhere and self._host is not None else self._file
         try:
-            moved = [self._written(f"{name}.{own}", one) for own, one in parameters.items()]
+            moved = [_kept(store, f"{name}.{own}", one) for own, one in parameters.items()]
         except OSError as error:
             size = sum(parameter.nbytes for parameter in parameters.values())
             raise TrimtabError(
-                f"{name} cannot be moved out of memory to a temporary file, where it takes {size} "
-                f"bytes: {error.strerror or error}; {ROOM} for the model"
+                f"{name} cannot be moved out of memory to {store.place}, where it takes {size} "
+                f"bytes: {error.strerror or error}; {store.remedy} for the model"
             ) from error
         self._moved += moved
         self._originals.append((holder, attribute, original))
@@ -104,7 +108,7 @@ class Aside:
         reason: Exception | None = None
         for moved in reversed(self._moved):
             try:
-                moved.parameter.data = self._loaded(moved)
+                moved.parameter.data = moved.loaded()
             except (OSError, RuntimeError, MemoryError) as error:
                 lost.append(moved.name)
                 reason = reason or error
@@ -116,61 +120,39 @@ class Aside:
                 f"({said}): load the model again"
             ) from reason
 
-    def _written(self, name: str, parameter: nn.Parameter) -> _Moved:
-        """Write a parameter at the end of the file, and read it back to see that all is there.
-
-        Raises
-        ------
-        OSError
-            If it is not.
-        """
-        start = self._file.seek(0, os.SEEK_END)
-        content = _bytes_of(parameter.data.cpu())
-        content.numpy().tofile(self._file)
-        self._file.flush()
-        for place, piece in self._pieces(start, len(content)):
-            if not torch.equal(content[place : place + len(piece)], piece):
-                raise OSError("the file does not hold what was written to it")
-        return _Moved(name, parameter, parameter.shape, parameter.dtype, parameter.device, start)
-
-    def _loaded(self, moved: _Moved) -> Tensor:
-        """Return what a parameter held."""
-        loaded = torch.empty(moved.shape, dtype=moved.dtype, device=moved.device)
-        content = _bytes_of(loaded)
-        for place, piece in self._pieces(moved.start, len(content)):
-            content[place : place + len(piece)] = piece
-        return loaded
-
-    def _pieces(self, start: int, size: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield what the file has from `start` on, in pieces, and where in it they begin.
-
-        A piece is there until the next one.
-        """
-        for place in range(0, size, PIECE):
-            count = min(PIECE, size - place)
-            _read(self._file, start + place, memoryview(self._piece)[:count])
-            yield place, torch.frombuffer(self._piece, dtype=torch.uint8, count=count)
-
 
 @contextmanager
 def aside(model: nn.Module) -> Iterator[Aside]:
     """Have submodules of a model replaced for the time of the ``with``.
 
-    An unnamed temporary file holds their parameters meanwhile, from which they come back bit for
-    bit, Ctrl-C or not.
+    Their parameters wait meanwhile: those on the host in an unnamed temporary file, and those on a
+    GPU in host memory, or in the file where that has no room for all of them. They come back bit
+    for bit, Ctrl-C or not.
 
     Raises
     ------
     TrimtabError
-        If there is no folder that the file can be in, or parameters cannot be put back.
+        If parameters cannot be put back.
     """
-    with made_temporary(tempfile.TemporaryFile, "file for weights") as file:
-        away = Aside(model, file)
+    with ExitStack() as undo:
+        away = Aside(model, FileStore(undo), host_store(model))
         try:
             yield away
         finally:
             with uninterrupted():
                 away.put_back()
+
+
+def _kept(store: Store, name: str, parameter: nn.Parameter) -> _Moved:
+    """Keep what a parameter holds elsewhere; it still has it, too.
+
+    Raises
+    ------
+    OSError
+        If there is no room for it.
+    """
+    held = parameter.data
+    return _Moved(name, parameter, held.shape, held.dtype, held.device, store.keep(held))
 
 
 def _holder(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -196,22 +178,3 @@ def _reserved(name: str, size: int) -> mmap.mmap:
             f"{name} cannot be moved out of memory: {error.strerror or error}, where {size} bytes "
             "of address space are set apart for its coming back; raise the limit (ulimit -v)"
         ) from error
-
-
-def _read(file: IO[bytes], start: int, into: memoryview) -> None:
-    """Read what a file has from `start` on, wherever its own position is.
-
-    Raises
-    ------
-    OSError
-        If the file ends before.
-    """
-    while into:
-        count = os.preadv(file.fileno(), [into], start)
-        if not count:
-            raise OSError(f"the file ends at byte {start}, {len(into)} too early")
-        into, start = into[count:], start + count
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().flatten().view(torch.uint8)

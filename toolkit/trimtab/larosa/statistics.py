@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, bincount
 
 from trimtab import shards
 
@@ -129,10 +129,12 @@ class MagnitudeHistogram:
         """Add activations of shape [..., d]."""
         rows = x.float().flatten(0, -2)
         bins = (rows.abs().view(torch.int32) >> DROPPED_BITS).flatten()
-        spent = rows.double().square() * self.costs.to(rows.device)
+        spent = (rows.double().square() * self.costs.to(rows.device)).flatten()
         shape, size = self._counts.shape, self._counts.numel()
-        self._counts += torch.bincount(bins, minlength=size).view(shape).cpu()
-        self._spent.add(torch.bincount(bins, spent.flatten(), minlength=size).view(shape))
+        counts = bincount(bins, minlength=size).view(shape)
+        self._counts = self._counts.to(rows.device).add_(counts)
+        sums = binned(bins, spent, size) if rows.is_cuda else bincount(bins, spent, minlength=size)
+        self._spent.add(sums.view(shape))
 
     def below(self, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Return, for each share of the smallest entries, what bounds them and what they cost.
@@ -151,11 +153,10 @@ class MagnitudeHistogram:
         costs : Tensor
             The sum of their squares times `costs`, per token, float64 of shape [n].
         """
-        used = (
-            shards.summed(self._counts.sum(1)) > 0
-        )  # few of the octaves are: the rest is not sent
-        counts = torch.zeros_like(self._counts)
-        counts[used] = shards.summed(self._counts[used])
+        own = self._counts.cpu()
+        used = shards.summed(own.sum(1)) > 0  # few of the octaves are: the rest is not sent
+        counts = torch.zeros_like(own)
+        counts[used] = shards.summed(own[used])
         seen = counts.flatten().cumsum(0)
         tokens = seen[-1].float() / len(self.costs)
         index = torch.searchsorted(seen, shares * seen[-1], right=True)
@@ -163,3 +164,30 @@ class MagnitudeHistogram:
         every = self._spent.total_of(used).flatten()
         spent = torch.cat([torch.zeros(1, dtype=torch.float64), every.cumsum(0)])
         return thresholds.double() * (shares > 0), spent[index] * (shares > 0) / tokens
+
+
+def binned(bins: Tensor, values: Tensor, size: int) -> Tensor:
+    """Return the sum of the values in every bin, the same to the bit in whatever order.
+
+    A GPU adds up in another order every time, which sums of integers do not depend on. So every
+    value is rounded to a multiple of one power of two, the smallest for which n of the largest in
+    its octave of bins are less than 2⁶² of it.
+
+    Parameters
+    ----------
+    bins, values : Tensor
+        int32 and float64, not negative, of shape [n]; bins as those of `MagnitudeHistogram`.
+    size : int
+        How many bins there are.
+
+    Returns
+    -------
+    Tensor
+        float64 of shape [size].
+    """
+    octaves = bins.long() // (size // OCTAVES)
+    largest = values.new_zeros(OCTAVES).scatter_reduce_(0, octaves, values, "amax")
+    exponents = (torch.frexp(largest).exponent + len(bins).bit_length() - 62).double()
+    whole = torch.ldexp(values, -exponents[octaves]).round_().long()
+    sums = whole.new_zeros(size).scatter_add_(0, bins.long(), whole)
+    return torch.ldexp(sums.double(), exponents.repeat_interleave(size // OCTAVES))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.contents import bytes_of
+from trimtab.contents import digests
 from trimtab.models.derived import unlike_config
 from trimtab.models.edits import edits
 from trimtab.models.state import require_in_memory
@@ -43,12 +43,12 @@ class ComputesByMore(Protocol):
 def fingerprint(model: PreTrainedModel) -> str:
     """Return the SHA-256 of a model's class, its config, and all there is to say of its tensors.
 
-    That is the name, dtype, shape and bytes of each. Tied tensors count once, under the first of
-    their names; to which one they are tied counts, too, but for head and embedding. The dtype is
-    part of it: an artifact that was calibrated in float32 belongs to the float32 model. Settings of
-    the config count where they may change what the model predicts, and so do tensors and modules
-    that the model makes from it, where they have been changed since. What a sparse model drops
-    counts, too.
+    That is the name, dtype and shape of each, and its entries, by `trimtab.contents.digests`. Tied
+    tensors count once, under the first of their names; to which one they are tied counts, too, but
+    for head and embedding. The dtype is part of it: an artifact that was calibrated in float32
+    belongs to the float32 model. Settings of the config count where they may change what the model
+    predicts, and so do tensors and modules that the model makes from it, where they have been
+    changed since. What a sparse model drops counts, too.
 
     Returns
     -------
@@ -71,11 +71,12 @@ def fingerprint(model: PreTrainedModel) -> str:
     if ties := shared(model, state):
         digest.update(json.dumps(ties, sort_keys=True).encode())
     once = [(name, state[name]) for name, first in firsts(state).items() if name == first]
-    total = sum(tensor.nbytes for _, tensor in once)
-    items = once if total < QUIET_BELOW else track(once, "Fingerprinting weights", len(once))
-    for name, tensor in items:
+    entries = digests([tensor for _, tensor in once])
+    if sum(tensor.nbytes for _, tensor in once) >= QUIET_BELOW:
+        entries = track(entries, "Fingerprinting weights", len(once))
+    for (name, tensor), own in zip(once, entries, strict=True):
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(bytes_of(tensor))
+        digest.update(own)
     return digest.hexdigest()
 
 

@@ -1,16 +1,26 @@
-"""Gradients through a model in float16, where small ones would be rounded to zero."""
+"""Gradients through a model: in float16, where small ones are rounded to zero, and on a GPU."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 LARGEST = 10  # a float16 gradient is scaled to be under 2¹⁰, and its products have 2⁶ to grow
 LOSS = 20  # a loss is a mean over many tokens: it is scaled by 2²⁰
 STEP, TRIES = 4, 10  # bits by which the scale is lowered where they grow more, and how often
+
+
+def repeatable(device: torch.device) -> AbstractContextManager[None]:
+    """Have attention that runs within the block get gradients that are the same bits every time.
+
+    Fused attention on a GPU adds them up in another order every time, the plain one does not.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
 
 
 def gradients(output: Tensor, inputs: Sequence[Tensor], at_output: Tensor) -> list[Tensor]:

@@ -123,9 +123,9 @@ def base_head(model: PreTrainedModel, weight: nn.Parameter) -> Iterator[None]:
 
 def extended_head(weight: Tensor, rows: NewRows) -> Tensor:
     """Return a head's matrix with room made for the n-grams, and their rows appended."""
-    changed = weight.detach().clone()
-    changed[rows.changed.to(weight.device)] = rows.changed_head.to(weight)
-    return torch.cat([changed, rows.head.to(weight)])
+    made = torch.cat([weight.detach(), rows.head.to(weight)])
+    made[rows.changed.to(weight.device)] = rows.changed_head.to(weight)
+    return made
 
 
 def _set_rows(module: nn.Module, weight: Tensor) -> None:

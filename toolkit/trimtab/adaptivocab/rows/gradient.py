@@ -16,7 +16,7 @@ from trimtab.adaptivocab.rows.passages import Passage, with_start
 from trimtab.adaptivocab.rows.scoring import HiddenStates, logits_of
 from trimtab.adaptivocab.rows.targets import DistillationTargets
 from trimtab.models.adapter import adapter_for, module_device, positions_of
-from trimtab.models.gradients import loss_gradients
+from trimtab.models.gradients import loss_gradients, repeatable
 from trimtab.progress import track
 
 MATCHED_LAYERS = 4
@@ -147,7 +147,9 @@ def _minimise(
     steps = epochs * passages
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
     for step in track(range(steps), description, steps):
-        found = loss_gradients(loss(step % passages, *rows), rows, matrices[0].dtype)
+        with repeatable(matrices[0].device):
+            value = loss(step % passages, *rows)
+        found = loss_gradients(value, rows, matrices[0].dtype)
         for part, gradient in zip(rows, found, strict=True):
             part.grad = gradient
         optimizer.step()

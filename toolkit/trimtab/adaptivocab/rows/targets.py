@@ -10,7 +10,7 @@ where the text really continues that way; elsewhere their averages stand in.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,21 +49,24 @@ class PassageTargets:
         log_probs = logits_of(model, states.hidden).log_softmax(-1)
         starts, firsts = (x.to(log_probs.device) for x in (passage.starts, trie.firsts))
         base = passage.base.tolist()
-        follow = [_follow(base, start, trie, log_probs) for start in passage.starts.tolist()]
+        rows = [dict(_following(base, start, trie)) for start in passage.starts.tolist()]
+        # All in one move, as every move waits for the device.
+        asked = [(place, node[-1]) for row in rows for node, place in row.items()]
+        places, tokens = torch.tensor(asked, dtype=torch.int64).view(-1, 2).T.to(log_probs.device)
+        found = iter(log_probs[places, tokens].exp().tolist())
+        follow = [{node: next(found) for node in row} for row in rows]
         return cls(log_probs[starts][:, firsts].exp().cpu(), follow)
 
 
-def _follow(base: Sequence[int], position: int, trie: Trie, log_probs: Tensor) -> dict[Node, float]:
-    found: dict[Node, float] = {}
+def _following(base: Sequence[int], position: int, trie: Trie) -> Iterator[tuple[Node, int]]:
+    """Yield what may come next along a text, and the positions at which that is predicted."""
     node: Node = (base[position],)
     position += 1
     while position < len(base) and (children := trie.children.get(node)):
-        last = torch.tensor([child[-1] for child in children], device=log_probs.device)
-        probabilities = log_probs[position, last].exp().tolist()
-        found |= dict(zip(children, probabilities, strict=True))
+        for child in children:
+            yield child, position
         node = (*node, base[position])
         position += 1
-    return found
 
 
 @dataclass(frozen=True)
