@@ -159,7 +159,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> PreTra
     """
     folder, place = require_path(folder), resolve_device(device)
     if not folder.is_dir():
-        raise ArtifactError(f"{folder}: there is no such folder; Artifact.export makes it")
+        found = "is no folder" if folder.exists() else "there is no such folder"
+        raise ArtifactError(f"{folder}: {found}; Artifact.export makes one")
     if not (folder / EXPORTED).exists():
         try:
             plain = complete(folder)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Sequence
+from enum import Enum
+from numbers import Real
+from pathlib import PurePath
 from typing import Any
 
 FULL = (
@@ -17,6 +21,9 @@ UNNAMED = "standard output, or a temporary file"
 ROOM = "set TMPDIR to a folder with room"
 NO_TEMPORARY = "No usable temporary directory"  # how Python's tempfile begins, and names no file
 GONE = "the current folder has been removed: change to one that is there"
+
+
+NOT_A_TEXT = re.compile(r"(?i)[+-]?[\d.][\d_.]*(e[+-]?\d+)?|true|false|null|none")
 
 
 class TrimtabError(Exception):
@@ -33,6 +40,17 @@ def nearest(word: str, candidates: Sequence[str]) -> str:
     """Return a hint at what was probably meant, or nothing."""
     close = difflib.get_close_matches(word, candidates, n=1)
     return f", did you mean {close[0]}?" if close else ""
+
+
+def as_given(value: object) -> str:
+    """Return a value as it is typed, or as Python writes it where it would look like another kind.
+
+    So does a text with nothing but a number, or an object that only converts to one.
+    """
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return repr(value) if NOT_A_TEXT.fullmatch(value) else value
+    typed = isinstance(value, Real | Enum | PurePath | list | tuple | dict | None)
+    return str(value) if typed else repr(value)
 
 
 def as_text(value: str) -> str:
@@ -74,7 +92,7 @@ class ConfigError(TrimtabError):
     """
 
     def __init__(self, key: str, value: Any, expected: str) -> None:
-        super().__init__(f"{key}={value}: {expected}")
+        super().__init__(f"{key}={as_given(value)}: {expected}")
         self._given = key, value, expected
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -133,6 +133,8 @@ class Settings:
         return f"{cls.place}.{name}" if cls.place else name
 
     def _converted(self, one: Field[Any], hint: Any, value: Any) -> Any:
+        if type(value).__module__ == "numpy" and not getattr(value, "shape", True):
+            value = value.item()
         kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
         optional = NoneType in get_args(hint)
         if value is None and optional:
@@ -149,7 +151,7 @@ class Settings:
             return kind(value)
         if is_whole(value) if kind is int else _is_real(value):
             with suppress(OverflowError):  # a number that no float can be is out of any range
-                value = {int: int, float: float}.get(kind, lambda same: same)(value)  # NumPy's, too
+                value = {int: int, float: float}.get(kind, lambda same: same)(value)
         if kind in KIND and not _is_plain(kind, value):
             self.require(False, one.name, ("null or " if optional else "") + KIND[kind])
         return value

@@ -38,7 +38,7 @@ from trimtab.generation.scoring import text_logits
 from trimtab.generation.stats import EngineStats
 from trimtab.generation.stopping import Detokenizer, special_tokens, stop_tokens
 from trimtab.models.adapter import adapter_for, head_shape, module_device
-from trimtab.models.changes import Change, changes_of, lock_of
+from trimtab.models.changes import lock_of
 from trimtab.models.facts import longest_text
 from trimtab.models.state import own_precision, require_evaluation
 from trimtab.progress import track
@@ -148,7 +148,6 @@ class Engine:
         self._undo = ExitStack()
         self._kv: VirtualKV | None = None
         self._forward: Forward | None = None
-        self._changes: tuple[Change, ...] = ()
         self._generating = False
         self.stats = EngineStats()
 
@@ -164,7 +163,6 @@ class Engine:
             undo.callback(self._forget)
             undo.enter_context(using_attention(self._model, NAME))
             self._forward = Forward(self._model, self._kv, batch_invariant=self._apart)
-            self._changes = changes_of(self._model)
             self._drafts(self._kv, self._forward)
             self._undo = undo.pop_all()
         return self
@@ -375,11 +373,7 @@ class Engine:
             kv, forward = self.kv, self._forward
             assert forward is not None
             self._check_idle()
-            if changes_of(self._model) != self._changes:
-                raise TrimtabError(
-                    "methods were applied to the model, or undone, after the engine was entered: "
-                    "enter an engine within the `with` of the methods, and leave it there"
-                )
+            forward.require_same_methods()
             require_evaluation(self._model)
             forward.require_fitting_cache()
             self._generating = True

@@ -18,6 +18,7 @@ from trimtab.generation.attention import NAME
 from trimtab.generation.executor import MOST_ROWS, Executor, executor_for
 from trimtab.generation.steps import DecodeStep, ExtendStep, PackedStep, Step
 from trimtab.models.adapter import adapter_for
+from trimtab.models.changes import changes_of
 from trimtab.models.configs import configs_beside
 from trimtab.models.predictions import require_finite
 from trimtab.models.state import is_compiled, uncompiled
@@ -80,6 +81,7 @@ class Forward:
         self.parts = _parts(model)
         self._configs = model.config, *configs_beside(model)
         self._compiled = is_compiled(model)
+        self._changes = changes_of(model)
         self.executor = self._make_executor()
         self._refreshed = False
 
@@ -213,7 +215,21 @@ class Forward:
         positions = torch.arange(span.start, end, device=self.device)[None]
         return self._run(tokens, positions, self._step_of(span, prompt=prompt), keep)[0]
 
+    def require_same_methods(self) -> None:
+        """Refuse a model that methods have changed since the engine was entered.
+
+        Raises
+        ------
+        TrimtabError
+        """
+        if changes_of(self._model) != self._changes:
+            raise TrimtabError(
+                "methods were applied to the model, or undone, after the engine was entered: "
+                "enter an engine within the `with` of the methods, and leave it there"
+            )
+
     def _require_in_charge(self) -> None:
+        self.require_same_methods()
         for config in self._configs:
             if (found := config._attn_implementation) == NAME:
                 continue

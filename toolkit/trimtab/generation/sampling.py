@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import TrimtabError, as_given
 from trimtab.models.predictions import NOT_FINITE
 
 LARGEST = sys.float_info.max
@@ -69,7 +69,7 @@ class Sampling:
             if value is None and name.startswith("top"):
                 continue
             if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
-                raise TrimtabError(f"{name}={getattr(self, name)}: expected {expected}")
+                raise TrimtabError(f"{name}={as_given(value)}: expected {expected}")
         for name, plain in (
             ("temperature", float),
             ("top_k", int),
