@@ -19,11 +19,13 @@ from unittest import mock
 import pytest
 
 from tests.vattention.fake_driver import fake_pool
+from tests.vattention.mirror import close, make_cache
 from trimtab.vattention import host
 from trimtab.vattention.cuda import CudaPool
 from trimtab.vattention.driver import NO_MEMORY, DriverError
 from trimtab.vattention.host import HostPool
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.virtual_kv import VirtualKV
 
 PAGE = 4096
 
@@ -55,6 +57,24 @@ def pool(request: pytest.FixtureRequest) -> Callable[..., PagePool]:
 def cpu_pool(request: pytest.FixtureRequest) -> Callable[..., PagePool]:
     """Return such a function for each backend whose memory the CPU can access."""
     return ON_CPU[request.param]
+
+
+@pytest.fixture
+def make(pool) -> Iterator[Callable[..., VirtualKV]]:
+    """Return a function that makes caches. At the end of a test their pools must be empty."""
+    caches = []
+
+    def make(budget_rows: int | None = None, **more) -> VirtualKV:
+        pages = pool()
+        if budget_rows is not None:
+            planes = 2 if more.get("layout") == "mega" else 2 * more.get("layers", 2)
+            pages = pool(budget=budget_rows * planes * pages.page_bytes)
+        caches.append(make_cache(pages, **more))
+        return caches[-1]
+
+    yield make
+    for kv in caches:
+        close(kv)
 
 
 _HOST_CALLS = {

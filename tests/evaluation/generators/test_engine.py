@@ -173,6 +173,8 @@ def test_the_cache_changes_no_text_and_its_bytes_are_reported(hub, tmp_path):
     texts = 2 * 4  # of two prompts: a warm-up and three repeats
     assert result["engine"]["decode_steps"] == texts * (60 - 1)
     assert result["engine"]["prefill_steps"] == texts
+    assert result["engine"]["kv_layout"] == "slot"
+    assert "methods.vattention.layout" not in result["settings"]
     assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
 
 

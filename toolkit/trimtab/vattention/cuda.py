@@ -11,6 +11,7 @@ import torch
 from trimtab.vattention.driver import NO_MEMORY, CudaDriver, Driver, DriverError
 from trimtab.vattention.pages import Access, Fence, KVOutOfMemory, Page, Reservation
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.settings import Layout
 
 
 class CudaPool(PagePool):
@@ -40,6 +41,8 @@ class CudaPool(PagePool):
     """
 
     backend = "cuda"
+    # In `slot`, the first token of a model with 32 layers takes 64 pages of 2 MB.
+    default_layout = Layout.mega
 
     def __init__(
         self,

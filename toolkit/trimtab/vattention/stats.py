@@ -86,7 +86,7 @@ def count(
     return KVStats(
         live=live,
         committed=committed,
-        mapped=sum(map(len, table.rows)) * table.row_bytes,
+        mapped=(sum(map(len, table.rows)) + prepared) * table.row_bytes,
         reserved=table.reservation.nbytes,
         shared_saving=(uses - len(filled)) * table.row_bytes,
         cached=committed - len(filled) * table.row_bytes,
