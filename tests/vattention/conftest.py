@@ -100,14 +100,17 @@ def failing(pool: PagePool, call: str, k: int = 1, memory: bool = False) -> Iter
         What the pool wants to do: one of the keys above.
     k : int
     memory : bool
-        Whether a refused `create` is for lack of memory.
+        Whether a refused `create` is for lack of memory: a driver is asked once more then, and
+        refuses again.
     """
+    refused = {k}
     if isinstance(pool, HostPool):
         target, name = _HOST_CALLS[call]
         code = errno.ENOSPC if memory else errno.EIO
     else:
         target, name = pool._driver, _DRIVER_CALLS.get(call, call)
         code = NO_MEMORY if memory else "CUDA_ERROR_UNKNOWN"
+        refused |= {k + 1} if memory else set()
     original, calls = getattr(target, name), itertools.count(1)
 
     def refuse() -> int:
@@ -119,7 +122,7 @@ def failing(pool: PagePool, call: str, k: int = 1, memory: bool = False) -> Iter
         return 2**64 - 1 if name == "mmap" else -1
 
     def called(*arguments: Any) -> Any:
-        return refuse() if next(calls) == k else original(*arguments)
+        return refuse() if next(calls) in refused else original(*arguments)
 
     # Finalizers of other tests' pools would be counted if they ran within the block.
     gc.disable()

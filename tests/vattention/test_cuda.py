@@ -241,11 +241,33 @@ def test_out_of_memory_says_how_much_is_left_and_takes_nothing():
     driver.check_clean()
 
 
+def test_what_pytorch_holds_unused_is_taken_before_memory_is_refused():
+    """Of four pages PyTorch has three, and uses one."""
+    pool = fake_pool(memory=4 * PAGE)
+    driver = driver_of(pool)
+    driver.allocate(3 * PAGE, cached=2 * PAGE)
+    driver.calls.clear()
+    pages = pool.create([0])
+    assert driver.calls == [("cuMemCreate", PAGE)]
+    pages += pool.create([0, 0])
+    assert driver.counts() == {"cuMemCreate": 4, "empty allocator": 1}
+    assert driver.allocator_memory() == PAGE
+    driver.calls.clear()
+    with pytest.raises(KVOutOfMemory) as caught:
+        pool.create([0])
+    assert (caught.value.needed, caught.value.free) == (PAGE, 0)
+    assert driver.counts() == {"cuMemCreate": 2, "empty allocator": 1, "cuMemGetInfo": 1}
+    for page in pages:
+        pool.release(page)
+    pool.close()
+
+
 def test_only_a_lack_of_memory_is_out_of_memory():
     pool = fake_pool()
     driver_of(pool).fail("cuMemCreate")
     with pytest.raises(PageError, match="cuMemCreate: CUDA_ERROR_UNKNOWN"):
         pool.create([0])
+    assert not driver_of(pool).counts()["empty allocator"]
     driver_of(pool).fail("cuMemMap", code="CUDA_ERROR_OUT_OF_MEMORY")
     reservation = pool.reserve(PAGE)
     with pytest.raises(PageError, match="cuMemMap"):
@@ -262,6 +284,10 @@ def test_the_driver_counts_for_the_device_since_the_pool_was_made():
     other = driver.create(PAGE)
     assert pool.stats().measured == 3 * PAGE
     driver.release(other)
+    driver.allocate(7 * PAGE, cached=PAGE)
+    assert pool.stats().measured == 2 * PAGE
+    driver.empty_allocator()
+    assert pool.stats().measured == 2 * PAGE
     pool.release(pages[0])
     assert pool.stats().measured == pool.stats().committed == PAGE
 

@@ -54,7 +54,7 @@ class CudaPool(PagePool):
         self._driver = CudaDriver(torch.device(device)) if driver is None else driver
         self.device = self._driver.device
         super().__init__(self.granularity if page_bytes is None else page_bytes, budget)
-        self._free_at_start = self._driver.free_memory()
+        self._available_at_start = self._available()
         held = self._reservations, self._pages
         finalizer = weakref.finalize(
             self, _abandon, self._process, self._driver, self.page_bytes, *held
@@ -81,6 +81,13 @@ class CudaPool(PagePool):
         self._driver.free(address, nbytes)
 
     def _create(self, place: int) -> int:
+        try:
+            return self._driver.create(self.page_bytes)
+        except DriverError as error:
+            if error.code != NO_MEMORY:
+                raise
+        # PyTorch keeps what it has freed, for tensors to come.
+        self._driver.empty_allocator()
         try:
             return self._driver.create(self.page_bytes)
         except DriverError as error:
@@ -113,10 +120,14 @@ class CudaPool(PagePool):
     def _measured(self) -> int:
         """Return the device memory in use, less what was in use when the pool was made.
 
-        The driver counts for the device, not for the pool: memory that PyTorch or other processes
-        have allocated or freed since then changes the figure too.
+        The driver counts for the device, not for the pool. What PyTorch's allocator holds is left
+        out; what other processes, or libraries, have allocated or freed since then is not.
         """
-        return self._free_at_start - self._driver.free_memory()
+        return self._available_at_start - self._available()
+
+    def _available(self) -> int:
+        """Return the device memory that is free, or PyTorch's."""
+        return self._driver.free_memory() + self._driver.allocator_memory()
 
 
 def _abandon(
