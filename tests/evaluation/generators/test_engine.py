@@ -83,6 +83,21 @@ def test_a_contender_scores_with_the_engine_within_the_block_alone(monkeypatch):
     assert found.nats == pytest.approx(expected.nats, rel=1e-6)
 
 
+def test_a_contender_knows_the_most_pages_that_any_of_its_engines_held():
+    loaded, peaks = tiny(), []
+    with Stack([VAttention(page_group=PAGE)]).apply(loaded.model, BASE, {}) as applied:
+        candidate = Contender("candidate", loaded.model, BASE, applied)
+        for tokens in (24, 70, 1):
+            with candidate.generating():
+                candidate.generator.greedy(PROMPT, tokens)
+                candidate.engine.kv.trim()
+                peaks.append(candidate.engine.kv.stats().peak_committed)
+            assert candidate.peak_page_bytes == max(peaks)
+        with candidate.running_engine(2, 128) as engine:
+            engine.generate([encode(BASE, TEXT)] * 2, max_new_tokens=70)
+        assert candidate.peak_page_bytes > peaks[1] > peaks[0]
+
+
 def test_greedy_text_goes_on_past_the_stop_token_as_with_transformers():
     loaded = tiny()
     free = with_transformers(loaded.model, 8)

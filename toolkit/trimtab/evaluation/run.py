@@ -17,7 +17,7 @@ from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.held_out import seen_before
 from trimtab.evaluation.job import Job
-from trimtab.evaluation.memory import copied, device_names
+from trimtab.evaluation.memory import copied, device_names, reset_peaks
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
 from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
 from trimtab.evaluation.schema import SCHEMA, CalibrationRun
@@ -135,6 +135,7 @@ def _measured(
 ) -> dict[str, Any]:
     base, applied = optimized.base_tokenizer, optimized.applied
     require_evaluation(optimized.model)
+    reset_peaks(optimized.model)
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)
     require_known_tokens(optimized.model, base, (document.text for document in documents))
