@@ -11,12 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.backends import cuda
 from transformers import set_seed
 
 PACKAGES = (
     "trimtab", "torch", "transformers", "triton", "numpy", "scipy", "safetensors", "wandb",
     "lm-eval",
 )  # fmt: skip
+SDPA_KERNELS = {
+    "flash": cuda.flash_sdp_enabled,
+    "mem_efficient": cuda.mem_efficient_sdp_enabled,
+    "math": cuda.math_sdp_enabled,
+    "cudnn": cuda.cudnn_sdp_enabled,
+}
 PATIENCE = 20  # seconds that a program may take to say what is asked
 
 
@@ -64,6 +71,7 @@ def environment_and_reasons(seed: int) -> tuple[dict[str, Any], dict[str, str]]:
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "sdpa_kernels": [name for name, enabled in SDPA_KERNELS.items() if enabled()],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": found["gpu"],
         "driver": found["driver"],

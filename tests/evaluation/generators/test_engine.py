@@ -189,6 +189,7 @@ def test_the_cache_changes_no_text_and_its_bytes_are_reported(hub, tmp_path):
     assert result["engine"]["decode_steps"] == texts * (60 - 1)
     assert result["engine"]["prefill_steps"] == texts
     assert result["engine"]["kv_layout"] == "slot"
+    assert result["environment"]["sdpa_kernels"] == ["flash", "mem_efficient", "math"]
     assert "methods.vattention.layout" not in result["settings"]
     assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
 

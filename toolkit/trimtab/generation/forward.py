@@ -20,7 +20,7 @@ from trimtab.generation.steps import DecodeStep, ExtendStep, PackedStep, Step
 from trimtab.models.adapter import adapter_for
 from trimtab.models.configs import configs_beside
 from trimtab.models.predictions import require_finite
-from trimtab.models.state import is_compiled, uncompiled
+from trimtab.models.state import is_compiled, uncompiled, without_cudnn_attention
 from trimtab.vattention.virtual_kv import VirtualKV
 
 SIMPLE = {bool, int, float, str, type(None)}
@@ -231,7 +231,7 @@ class Forward:
         # Compiled code would keep the cache's tensors.
         stance = uncompiled() if self._compiled else nullcontext()
         # The cache has the model's dtype.
-        with stance, torch.autocast(self.device.type, enabled=False):
+        with stance, torch.autocast(self.device.type, enabled=False), without_cudnn_attention():
             logits: Tensor = self._model(
                 input_ids=tokens,
                 position_ids=positions,
