@@ -181,10 +181,10 @@ def test_replaced_weights_have_graphs_of_their_own():
     def generated(engine: Engine) -> list[list[int]]:
         return [one.tokens for one in engine.generate(prompts, max_new_tokens=8)]
 
-    with engine_for(model, page_group=None) as engine:
+    with engine_for(model) as engine:
         before = generated(engine)
         down = model.get_submodule("model.layers.0.mlp.down_proj")
         down.weight = nn.Parameter(-2 * down.weight, requires_grad=False)
         found = generated(engine)
-    with engine_for(model, page_group=None) as engine:
+    with engine_for(model) as engine:
         assert found == generated(engine) != before

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import wait
+from dataclasses import replace
 from itertools import count
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from trimtab.vattention.pages import Access
+from trimtab.vattention.pages import Access, PoolStats
 from trimtab.vattention.pool import PagePool
 from trimtab.vattention.settings import Layout
+from trimtab.vattention.stats import KVStats
 from trimtab.vattention.virtual_kv import VirtualKV
 
+Stats = TypeVar("Stats", KVStats, PoolStats)
 POISON = 0xFF  # as bytes of any float dtype: NaN
 
 
@@ -27,6 +31,11 @@ def make_cache(pool: PagePool, **more) -> VirtualKV:
     shape["head_dim"] = 24 * pool.page_bytes // 4096
     options = {"layout": Layout.slot, "lookahead": False}
     return VirtualKV(**{**shape, **options, **more}, pool=pool)
+
+
+def counted(stats: Stats) -> Stats:
+    """Return statistics without what a driver counts: that is for the device, whoever uses it."""
+    return replace(stats, measured=0)
 
 
 def rows(kv: VirtualKV, nbytes: int) -> float:

@@ -7,6 +7,7 @@ driver of a GPU.
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -380,8 +381,11 @@ DEVICES = pytest.mark.parametrize("fake", [True, pytest.param(False, marks=pytes
 
 @DEVICES
 def test_the_interpreter_ends_with_pages_mapped_and_tensors_in_use(fake):
+    """On a GPU, libraries may have something to say: that is no error."""
     done = python(SETUP.format(fake=fake))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "24.0\n24.0\n", "")
+    assert (done.returncode, done.stdout) == (0, "24.0\n24.0\n")
+    assert not re.search("error|exception|traceback|terminate", done.stderr, re.IGNORECASE)
+    assert not (fake and done.stderr)
 
 
 @DEVICES

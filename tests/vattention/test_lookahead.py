@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import wait
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
+import torch
 
 from tests.vattention.conftest import PAGE, failing, host_pool, small_fake_pool
 from tests.vattention.mirror import Mirror, close, make_cache, rows
@@ -245,3 +247,50 @@ def test_a_shared_page_is_copied_onto_the_prepared_row(make):
     mirror.truncate(slot, 30)
     mirror.ensure({slot: 90})  # writes to the second row, which is shared, and needs two more
     mirror.check()
+
+
+def repeatable(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Return what does a piece of work again: on a GPU, a captured graph."""
+    if device.type != "cuda":
+        return work
+    work()  # what loads at its first call does so here
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
+
+
+def grow_beside(kv: VirtualKV, rounds: int = 200) -> None:
+    """Work on one slot again and again while another grows, is released and is trimmed."""
+    slot = kv.acquire()
+    kv.ensure({slot: 30})
+    parts = [tensor[slot, :30] for tensor in (*kv.keys, *kv.values)]
+
+    def work() -> None:
+        for part in parts:
+            part.add_(1)
+
+    again = repeatable(work, kv.pool.device)
+    for part in parts:
+        part.zero_()
+    with ThreadPoolExecutor(1) as thread:
+        done = [thread.submit(again) for _ in range(rounds)]
+        for number in range(8):
+            other, filled = kv.acquire(), 0
+            for length in range(19, 120, 10 + number):
+                kv.ensure({other: length})
+                kv.values[0][other, filled:length] = number
+                filled = length
+            assert (kv.values[0][other, :filled] == number).all()
+            kv.release(other)
+            kv.trim()
+        for one in done:
+            one.result()
+    for part in parts:
+        assert (part == rounds).all()
+    kv.release(slot)
+
+
+def test_pages_come_and_go_while_another_slot_is_worked_on(make):
+    grow_beside(make(lookahead=True))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.vattention.conftest import PAGE, failing, host_pool, in_child, small_fake_pool
-from tests.vattention.mirror import Mirror, close, make_cache, rows
+from tests.vattention.mirror import Mirror, close, counted, make_cache, rows
 from trimtab.vattention import host
 from trimtab.vattention.layout import committed_bytes
 from trimtab.vattention.pages import KVOutOfMemory
@@ -196,11 +196,11 @@ def test_a_released_slot_keeps_its_pages_and_the_fullest_is_taken_first(make):
     mirror.ensure(dict(zip(slots, (30, 190, 100, 1), strict=True)))
     for slot in slots:
         mirror.release(slot)
-    before = kv.pool.stats()
+    before = counted(kv.pool.stats())
     assert kv.stats().cached == before.committed > 0
     assert [mirror.acquire() for _ in range(4)] == [1, 2, 0, 3]
     mirror.ensure({1: 190, 2: 100, 0: 30, 3: 1})
-    assert kv.pool.stats() == before
+    assert counted(kv.pool.stats()) == before
     mirror.check()
 
 
@@ -306,7 +306,7 @@ def test_a_refusal_says_what_is_there_and_changes_nothing(make):
     a, b = mirror.acquire(), mirror.acquire()
     mirror.ensure({a: 20, b: 60})  # 1 and 3 rows
     mirror.truncate(b, 30)  # 1 is cached
-    before, mapped = kv.stats(), kv.pool.stats()
+    before, mapped = counted(kv.stats()), counted(kv.pool.stats())
     with pytest.raises(KVOutOfMemory) as refusal:
         mirror.ensure({a: 130, b: 60})  # 6 more for a; b reuses its cached row
     error = refusal.value
@@ -315,7 +315,7 @@ def test_a_refusal_says_what_is_there_and_changes_nothing(make):
         mirror.ensure({a: 150})
     error = refusal.value
     assert [rows(kv, n) for n in (error.needed, error.free, error.reclaimable)] == [7, 4, 1]
-    assert (kv.stats(), kv.pool.stats()) == (before, mapped)
+    assert (counted(kv.stats()), counted(kv.pool.stats())) == (before, mapped)
     mirror.check()
     mirror.ensure({a: 120})
     mirror.check()

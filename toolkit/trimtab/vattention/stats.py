@@ -23,7 +23,7 @@ class KVStats:
     committed : int
         Physical pages, each counted once: those of slots, and those prepared ahead.
     mapped : int
-        Addresses backed by pages; a shared page counts in every slot.
+        Addresses backed by pages, those prepared ahead too; a shared page counts in every slot.
     reserved : int
         Addresses of the whole cache.
     shared_saving : int
