@@ -39,6 +39,7 @@ from kv_parts.trace import Trace
 from trimtab.environment import describe_environment, prepare
 from trimtab.files import write_json
 from trimtab.models.loading import resolve_device
+from trimtab.models.state import without_cudnn_attention
 from trimtab.vattention.cuda import CudaPool
 from trimtab.vattention.host import HostPool
 from trimtab.vattention.layout import DTYPES
@@ -176,4 +177,5 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    one_line(lambda: run(parse()))
+    with without_cudnn_attention():  # as in a measurement: see docs/results.md
+        one_line(lambda: run(parse()))

@@ -17,7 +17,9 @@ from tests.kernels.cases import (
 from trimtab_kernels import reference
 
 DTYPES = (torch.float16, torch.bfloat16)
-SHAPES = ((1, 1), (1, 37), (37, 1), (577, 131), (1000, 257))
+Shapes = tuple[tuple[int, int], ...]
+SHAPES: Shapes = ((1, 1), (1, 37), (37, 1), (577, 131), (1000, 257))
+LARGE: Shapes = ((4096, 11008), (11008, 4096), (4096, 4096))  # of a 7B
 
 
 def check_selection(dtype: torch.dtype, device: str, widths: tuple[int, ...]) -> None:
@@ -37,10 +39,10 @@ def check_selection(dtype: torch.dtype, device: str, widths: tuple[int, ...]) ->
                 assert same(found, reference.keep_above(x, threshold, keep)), (width, keep)
 
 
-def check_product(dtype: torch.dtype, device: str) -> None:
+def check_product(dtype: torch.dtype, device: str, shapes: Shapes = SHAPES) -> None:
     from trimtab_kernels.sparse_linear.gpu import gather_gemv
 
-    for shape in SHAPES:
+    for shape in shapes:
         x, weight, bias = draw(*shape, dtype)
         dropped = (x[0].abs() < 0.6).nonzero()[:, 0]
         on_device = x.to(device), weight.to(device), bias.to(device)
@@ -57,10 +59,10 @@ def check_product(dtype: torch.dtype, device: str) -> None:
         assert_close_to_float64(plain.cpu(), x, weight, None)
 
 
-def check_int8(dtype: torch.dtype, device: str) -> None:
+def check_int8(dtype: torch.dtype, device: str, shapes: Shapes = SHAPES) -> None:
     from trimtab_kernels.sparse_linear.gpu import gather_gemv
 
-    for shape in SHAPES:
+    for shape in shapes:
         x, weight, scale = draw_int8(*shape, dtype)
         x[0, 0] = 0
         on_device = x.to(device), weight.to(device), scale.to(device)

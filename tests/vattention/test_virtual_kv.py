@@ -21,6 +21,8 @@ from trimtab.vattention.layout import committed_bytes
 from trimtab.vattention.pages import KVOutOfMemory
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
+from trimtab_kernels import reference
+from trimtab_kernels.decode_attention import append_kv, decode_attention
 
 UNUSED_ACCESS = host._UNUSED_ACCESS
 
@@ -163,6 +165,41 @@ def test_a_gpu_has_pages_of_the_drivers_granularity():
         mirror.ensure({mirror.acquire(): 5000, mirror.acquire(): 1})
         mirror.check()
         assert kv.keys[0].is_cuda
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_kernels_reach_slots_more_than_two_to_the_31_numbers_away(device, layout):
+    """Of 64 GiB of addresses, as many as 64 long texts may need, a few pages are used."""
+    kv_heads, width, lengths = 8, 128, {1: 70, 63: 300}
+    shape = 2, 64, 128 * 1024, kv_heads, width
+    with VirtualKV(*shape, torch.bfloat16, layout, device=device) as kv:
+        kv.acquire_all()
+        kv.ensure(lengths)
+        assert 63 * kv.keys[1].stride(0) > 2**31
+        reach(kv, lengths)
+
+
+def reach(kv: VirtualKV, lengths: dict[int, int]) -> None:
+    """Append a token to slots and attend from it, and compare with copies of them."""
+    keys, values, slots = kv.keys[1], kv.values[1], list(lengths)
+    like = {"device": keys.device, "dtype": keys.dtype}
+    for slot, length in lengths.items():
+        keys[slot, : length - 1].normal_()
+        values[slot, : length - 1].normal_()
+    key, value = (torch.randn(64, 8, 128, **like) for _ in "kv")
+    query = torch.randn(64, 16, 128, **like)
+    append_kv(keys, values, key, value, kv.lengths)
+    found = decode_attention(query, keys, values, kv.lengths, 0.1)
+    longest = max(lengths.values())
+    copies = [torch.zeros(len(slots), longest, 8, 128, dtype=torch.float64) for _ in "kv"]
+    for copy, cache, token in zip(copies, (keys, values), (key, value), strict=True):
+        for row, (slot, length) in enumerate(lengths.items()):
+            copy[row, :length] = cache[slot, :length]
+            assert torch.equal(cache[slot, length - 1], token[slot])
+    expected = reference.decode_attention(
+        query[slots].double().cpu(), *copies, kv.lengths[slots].cpu(), 0.1
+    )
+    torch.testing.assert_close(found[slots].double().cpu(), expected, rtol=2e-2, atol=2e-2)
 
 
 # Slots
