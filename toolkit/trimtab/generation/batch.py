@@ -244,7 +244,7 @@ class Batch:
                     if request.finish is not None:
                         break
                     self._append(request, request.follow(choose(request, row + accepted)), now)
-                if not request.sampler.plain:
+                if accepted and not request.sampler.plain:
                     request.put_off(now, time.perf_counter())
                 self._verified(request, len(draft), accepted)
         for request in requests:
