@@ -39,6 +39,9 @@ from kv_parts.trace import Trace
 from trimtab.environment import describe_environment, prepare
 from trimtab.files import write_json
 from trimtab.models.loading import resolve_device
+from trimtab.models.state import without_cudnn_attention
+from trimtab.vattention.cuda import CudaPool
+from trimtab.vattention.host import HostPool
 from trimtab.vattention.layout import DTYPES
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.storage import HOST_PAGE
@@ -109,10 +112,9 @@ def parse() -> Options:
     add("--head-dim", type=positive, default=128)
     add("--dtype", choices=kinds, default="bfloat16")
     add("--max-len", type=positive, default=8192, help="the most tokens of a slot")
-    add("--layout", nargs="+", type=Layout, choices=[*Layout], help="default of timed parts: slot")
-    add(
-        "--page-group", nargs="+", type=positive, help="bytes; default of timed parts: the device's"
-    )
+    own = "default of timed parts: the device's"
+    add("--layout", nargs="+", type=Layout, choices=[*Layout], help=own)
+    add("--page-group", nargs="+", type=positive, help=f"bytes; {own}")
     add("--budgets", nargs="+", type=above_zero, default=[1, 2, 4], metavar="GIB")
     add("--lengths", nargs="+", type=positive, default=[512, 2000, 8000, 32000], help="for growth")
     add("--calls", type=positive, default=300, help="of each kind, for pages")
@@ -134,7 +136,8 @@ def parse() -> Options:
     given = options.layout, options.page_group
     options.layout = given[0] or [*Layout]
     options.page_group = given[1] or ([GPU_PAGE] if on_gpu else [*HOST_PAGES])
-    layouts, groups = given[0] or [Layout.slot], given[1] or [GPU_PAGE if on_gpu else HOST_PAGE]
+    pool, page = (CudaPool, GPU_PAGE) if on_gpu else (HostPool, HOST_PAGE)
+    layouts, groups = given[0] or [pool.default_layout], given[1] or [page]
     options.timed = [(layout, page) for layout in layouts for page in groups]
     options.dtype, options.seed = kinds[options.dtype], SEED
     if options.heads % options.kv_heads:
@@ -174,4 +177,5 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    one_line(lambda: run(parse()))
+    with without_cudnn_attention():  # as in a measurement: see docs/results.md
+        one_line(lambda: run(parse()))

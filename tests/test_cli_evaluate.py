@@ -347,6 +347,36 @@ def test_larosa_on_an_adapted_vocabulary_is_calibrated_on_it(command, tmp_path):
     assert result["sparsity"]["achieved"] > 0
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("methods", ["vattention", "all"])
+def test_a_stack_with_a_cache_is_measured_on_every_device(command, tmp_path, methods, device):
+    more = [*METHOD, *VOCABULARY, "methods.adaptivocab.max_bpb_increase=null"]
+    done = command(
+        "evaluate.py", *TINY, f"model.device={device}", f"methods={methods}", *FAST,
+        "serving.requests=[2]", "serving.prompt_bytes=[16,32]", "serving.new_tokens=[4,8]",
+        "serving.repeats=2", "tracking.mode=disabled", *(more if methods == "all" else []),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads((job_folder(tmp_path) / "result.json").read_text())
+    step, layout = {
+        "cpu": ("C++", "slot"), "cuda": ("decode step in a CUDA graph", "mega"),
+    }[device]  # fmt: skip
+    assert result["device"].startswith(device)
+    assert result["engine"]["decode_step"].startswith(step)
+    assert result["engine"]["kv_layout"] == layout
+    kv = result["kv"]
+    assert 0 < kv["live_bytes"] < kv["committed_bytes"] < kv["reserved_bytes"]
+    assert all(rate > 0 for rate in result["samples"]["read_bytes_per_s"])
+    (served,) = [one for one in result["serving"]["servers"] if one["server"] == "candidate"]
+    assert (served["refused"], served["reason"]) == (0, None)
+    if methods == "all":
+        assert result["tokens"]["prompt"]["saving"] > 0
+        assert result["sparsity"]["achieved"] > 0
+    if device == "cuda":
+        parameters = sum(result["memory"]["parameter_bytes"].values())
+        assert result["memory"]["peak_device_bytes"] > parameters + kv["committed_bytes"]
+
+
 def test_a_missing_artifact_is_one_line_with_the_command_that_makes_it(command, tmp_path):
     done = command("evaluate.py", *TINY, "methods=larosa", *METHOD, *FAST, "on_missing=error")
     assert done.returncode == 1

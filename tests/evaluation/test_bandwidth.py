@@ -1,5 +1,7 @@
 """How fast memory is read: part after part, all of it in turn."""
 
+from __future__ import annotations
+
 import time
 
 import pytest
@@ -21,3 +23,36 @@ def test_every_call_reads_the_next_part_and_returns_its_rate(monkeypatch):
     rates = [reader() for _ in range(5)]
     assert rates == [pytest.approx(2**18 / 0.5)] * 5
     assert [place - read[0] for place in read] == [0, 2**18, 2**19, 3 * 2**18, 0]
+
+
+def test_a_device_is_read_several_times_by_its_own_clock(monkeypatch):
+    """After a pass that nothing times: the clock stands still while the host submits."""
+    numbers = torch.ones(2**10)
+    passes, summed = [0], torch.Tensor.sum
+    known: dict[int, bool] = {}
+
+    def counted(part: torch.Tensor) -> torch.Tensor:
+        assert part is numbers
+        passes[0] += 1
+        return summed(part)
+
+    class Event:
+        """Knows its time, three milliseconds a pass, once somebody has waited for it."""
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.after = passes[0]
+
+        def synchronize(self) -> None:
+            known[self.after] = True
+
+        def elapsed_time(self, later: Event) -> float:
+            assert known[later.after]
+            return 3.0 * (later.after - self.after)
+
+    monkeypatch.setattr(torch.Tensor, "sum", counted)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert bandwidth.rate_by_events(numbers) == pytest.approx(2**12 / 3e-3)
+    assert passes[0] == bandwidth.PASSES + 1 > 2

@@ -114,7 +114,8 @@ def test_a_timed_generation_measures_the_tensors(tiny_llama):
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_driver_has_it_back():
-    room = 64 * 2**20
+    """In pages of 2 MB, of which whoever else uses the GPU may take one or give one back."""
+    room, page = 64 * 2**20, 2**21
 
     def make() -> DynamicCache:
         cache = DynamicCache()
@@ -122,4 +123,5 @@ def test_on_a_gpu_the_driver_has_it_back():
         return cache
 
     found = cache_memory(make, torch.device("cuda"))
-    assert (found.live, found.committed, found.measured) == (2 * room, 2 * room, 2 * room)
+    assert (found.live, found.committed) == (2 * room, 2 * room)
+    assert abs(found.measured - 2 * room) <= 2 * page

@@ -78,13 +78,17 @@ def engine_for(
     output_tokenizer: PreTrainedTokenizerBase | None = None,
     **cache: Any,
 ) -> Engine:
-    """Return an engine; `cache` holds fields of `CacheSettings`."""
+    """Return an engine; `cache` holds fields of `CacheSettings`.
+
+    Pages are small, or on a GPU the driver's.
+    """
+    page = 4096 if model.device.type == "cpu" else None
     return Engine(
         model,
         TOKENIZER,
         slots=slots,
         max_len=max_len,
-        cache=CacheSettings(**{"prefill_chunk": 8, "page_group": 4096, **cache}),
+        cache=CacheSettings(**{"prefill_chunk": 8, "page_group": page, **cache}),
         drafter=drafter,
         output_tokenizer=output_tokenizer,
     )

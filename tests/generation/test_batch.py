@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from tests.generation.toys import (
     VOCABULARY,
@@ -13,9 +19,11 @@ from tests.generation.toys import (
     ToyForward,
     batch_of,
     continued,
+    one_hot,
     request_of,
 )
 from trimtab.generation.request import Finish
+from trimtab.generation.sampling import Sampler, Sampling
 from trimtab.generation.stats import EngineStats
 from trimtab.vattention.pages import KVOutOfMemory
 
@@ -121,3 +129,47 @@ def test_memory_that_is_missing_for_a_single_sequence_is_an_error():
     with pytest.raises(KVOutOfMemory):
         list(batch_of(ToyForward(cache), requests, 4).run())
     assert not cache.sizes
+
+
+def spread(ids: Sequence[int]) -> Tensor:
+    """Return logits of which draws are often, but not always, the toy model's own token."""
+    return 5 * one_hot(ids)
+
+
+def test_every_pass_waits_for_the_device_once(monkeypatch):
+    """Whether tokens are drawn or the likeliest; nothing is drafted."""
+    reads: Counter[str] = Counter()
+    for name in ("tolist", "item", "__int__", "__bool__", "__float__"):
+        read = getattr(Tensor, name)
+
+        def counted(one: Tensor, name: str = name, read: Any = read) -> Any:
+            reads[name] += 1
+            return read(one)
+
+        monkeypatch.setattr(Tensor, name, counted)
+    forward = ToyForward(ToyCache(4, 200), spread)
+    sampled = Sampling(temperature=0.9, top_k=40, top_p=0.95, seed=2)
+    requests = [
+        request_of(index, [index + 1] * (index + 2), 7, None if index == 1 else sampled)
+        for index in range(5)
+    ]
+    assert len(list(batch_of(forward, requests, 8).run())) == 5
+    assert reads == {"tolist": len(forward.events)}
+
+
+def test_a_token_has_no_time_before_it_is_drawn(monkeypatch):
+    """The clock tells how many tokens were drawn; those of one pass share a time."""
+    draws, draw = [0], Sampler.draw
+
+    def counted(*arguments: Any) -> Tensor:
+        draws[0] += 1
+        return draw(*arguments)
+
+    monkeypatch.setattr(Sampler, "draw", counted)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(draws[0]))
+    forward = ToyForward(ToyCache(1, 200), spread)
+    request = request_of(0, [3, 1, 4], 60, Sampling(temperature=1.0, seed=1))
+    list(batch_of(forward, [request], 8, Guesses(4, 0)).run())
+    completion = request.completion()
+    assert completion.steps == len(forward.events) < draws[0] == 60
+    assert all(moment > place for place, moment in enumerate(completion.times))

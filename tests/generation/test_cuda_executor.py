@@ -143,7 +143,7 @@ def test_an_engine_runs_more_texts_than_a_graph_has_rows():
 
 @pytest.mark.gpu
 def test_graphs_stay_valid_while_the_cache_grows_and_weights_change():
-    """A page of the tiny Llama's cache holds 16 384 tokens."""
+    """A page of the tiny Llama's cache holds 5 461 tokens."""
     model = on_gpu()
     config = model.config
     geometry = config.num_hidden_layers, 2, 40_000, config.num_key_value_heads, config.head_dim
@@ -181,10 +181,10 @@ def test_replaced_weights_have_graphs_of_their_own():
     def generated(engine: Engine) -> list[list[int]]:
         return [one.tokens for one in engine.generate(prompts, max_new_tokens=8)]
 
-    with engine_for(model, page_group=None) as engine:
+    with engine_for(model) as engine:
         before = generated(engine)
         down = model.get_submodule("model.layers.0.mlp.down_proj")
         down.weight = nn.Parameter(-2 * down.weight, requires_grad=False)
         found = generated(engine)
-    with engine_for(model, page_group=None) as engine:
+    with engine_for(model) as engine:
         assert found == generated(engine) != before

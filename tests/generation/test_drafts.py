@@ -76,8 +76,9 @@ EXPECTED = {
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, seed=2)], ids=str)
 @pytest.mark.parametrize("guess", GUESSES)
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "mistral, window"])
-def test_the_text_is_the_same(variant, guess, sampling):
-    model = model_of(variant)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_text_is_the_same(device, variant, guess, sampling):
+    model = torch.nn.Module.to(model_of(variant), device)
     (prompt,) = prompts_of(11)
     with engine_for(model) as engine:
         (plain,) = engine.generate([prompt], max_new_tokens=NEW, sampling=sampling)

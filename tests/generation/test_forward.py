@@ -11,6 +11,7 @@ from trimtab.generation.forward import Forward, Span
 from trimtab.models.adapter import head_shape
 from trimtab.vattention.attention import using_attention
 from trimtab.vattention.virtual_kv import VirtualKV
+from trimtab_kernels.decode_step import dispatch
 
 
 @torch.inference_mode()
@@ -65,3 +66,24 @@ def test_prompts_in_one_pass_are_each_processed_as_if_alone(variant):
             )
         del forward
     torch.testing.assert_close(found[[1, 2, 0]], torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_rows_of_a_step_by_the_modules_are_in_the_order_asked_for(monkeypatch):
+    monkeypatch.setattr(dispatch, "unavailable", lambda *_: "for a test")
+    model = model_of()
+    texts = prompts_of(6, 9, 4)
+    expected = [model(torch.tensor([text])).logits[0, -1] for text in texts]
+    with VirtualKV(3, 4, 64, 2, 16, torch.float32, page_group=4096) as kv:
+        slots = [kv.acquire() for _ in texts]
+        kv.ensure({slot: len(text) for slot, text in zip(slots, texts, strict=True)})
+        with using_attention(model, NAME):
+            forward = Forward(model, kv)
+            assert forward.executor.of_plan is None
+            for slot, text in zip(slots, texts, strict=True):
+                forward.prefill([Span(slot, text[:-1], 0)])
+            for order in ([2, 0], [1], [0, 2, 1]):
+                found = forward.decode({slots[index]: texts[index][-1] for index in order})
+                wanted = torch.stack([expected[index] for index in order])
+                torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        del forward

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -16,7 +14,6 @@ pytestmark = pytest.mark.gpu
 
 PROMPTS = prompts_of(5, 21, 1, 33, 16, 8)
 PAGE = 2 << 20
-ALIKE: dict[str, Any] = {"page_group": None, "batch_invariant": True}
 
 
 def on_gpu(variant: str, dtype: DType = DType.float32) -> PreTrainedModel:
@@ -27,7 +24,7 @@ def on_gpu(variant: str, dtype: DType = DType.float32) -> PreTrainedModel:
 def test_greedy_text_is_what_transformers_generates(variant):
     model = on_gpu(variant)
     expected = [stock(model, prompt, 16) for prompt in PROMPTS]
-    with engine_for(model, page_group=None) as engine:
+    with engine_for(model) as engine:
         assert engine.decode_step.startswith("decode step in a CUDA graph")
         found = engine.generate(PROMPTS, max_new_tokens=16)
     assert [one.tokens for one in found] == expected
@@ -37,17 +34,17 @@ def test_greedy_text_is_what_transformers_generates(variant):
 def test_a_small_budget_and_another_order_change_nothing(sampling):
     """In steps of as many rows, whatever runs.
 
-    The tiny Llama has six planes, a page of which holds 32 768 tokens: two of four texts fit.
+    The tiny Llama has two planes, a page of which holds 10 922 tokens: two of four texts fit.
     """
     model = on_gpu("llama", DType.bfloat16)
 
     def run(prompts: list[list[int]], budget: int | None = None) -> tuple[list[list[int]], int]:
-        with engine_for(model, slots=4, **ALIKE, budget=budget) as engine:
+        with engine_for(model, slots=4, batch_invariant=True, budget=budget) as engine:
             found = engine.generate(prompts, max_new_tokens=12, sampling=sampling)
             return [one.tokens for one in found], engine.stats.decode_steps
 
     expected, steps = run(PROMPTS)
-    found, steps_of_two = run(PROMPTS, 2 * 6 * PAGE)
+    found, steps_of_two = run(PROMPTS, 2 * 2 * PAGE)
     assert found == expected
     assert steps_of_two > steps
     assert run(PROMPTS[:1])[0] == expected[:1]
@@ -63,7 +60,7 @@ def test_an_interruption_leaves_the_engine_usable():
     def interrupt(index: int, token: int, text: str) -> None:
         raise KeyboardInterrupt
 
-    with engine_for(model, page_group=None) as engine:
+    with engine_for(model) as engine:
         with pytest.raises(KeyboardInterrupt):
             engine.generate(PROMPTS, max_new_tokens=4, on_token=interrupt)
         assert engine.kv.stats().live == 0

@@ -184,7 +184,7 @@ def test_a_cache_that_cannot_be_made(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layout": "other"}, "vattention.layout=other: expected slot or mega"),
+        ({"layout": "other"}, "vattention.layout=other: expected null or slot or mega"),
         ({"prefill_chunk": 0}, "vattention.prefill_chunk=0: expected at least 1 token"),
         ({"page_group": 0}, "vattention.page_group=0: expected null or at least 1 byte"),
         ({"budget": 0.5}, "vattention.budget=0.5: expected null or a whole number"),

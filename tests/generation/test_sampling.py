@@ -14,7 +14,7 @@ from transformers import LogitsProcessorList
 from tests.generation.models import engine_for, model_of, prompts_of
 from trimtab.errors import TrimtabError
 from trimtab.generation import Sampling
-from trimtab.generation.sampling import Sampler
+from trimtab.generation.sampling import Sampler, seed_of
 
 CPU = torch.device("cpu")
 LOGITS = [1.0, 0.4, -0.5, 2.0, 0.0, -3.0]
@@ -76,6 +76,16 @@ def test_the_first_of_equal_logits_is_taken_where_nothing_is_drawn():
 def draws(seed: int, index: int) -> list[int]:
     sampler = Sampler(Sampling(temperature=1.0, seed=seed), index, CPU)
     return [sampler([], torch.zeros(1, 1000)) for _ in range(8)]
+
+
+@pytest.mark.parametrize("size", [5, 97, 4096])
+def test_what_is_drawn_is_what_torch_multinomial_draws(size):
+    sampling = Sampling(temperature=0.7, top_k=size // 2, seed=11)
+    sampler, other = Sampler(sampling, 3, CPU), torch.Generator().manual_seed(seed_of(sampling, 3))
+    for _ in range(50):
+        logits = torch.randn(1, size)
+        expected = sampling.warpers()(None, logits).softmax(-1).multinomial(1, generator=other)
+        assert sampler([], logits) == expected
 
 
 def test_draws_depend_on_seed_and_index():

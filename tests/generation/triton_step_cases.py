@@ -151,11 +151,15 @@ def sparse(plan: DecodePlan) -> DecodePlan:
 
 
 def check_engine(device: str) -> None:
-    """Compare texts with transformers'; there are more of them than one step has rows for."""
+    """Compare texts with transformers'; there are more of them than one step has rows for.
+
+    The cache has the layout and pages of a GPU.
+    """
     model = torch.nn.Module.to(model_of(), device)
     prompts = prompts_of(*range(1, MOST_ROWS + 2))
     expected = [stock(model, prompt, 2) for prompt in prompts]
-    with engine_for(model, slots=len(prompts), prefill_chunk=512) as engine:
+    cache = {"prefill_chunk": 512, "layout": "mega", "page_group": 2 << 20}
+    with engine_for(model, slots=len(prompts), **cache) as engine:
         assert "CUDA graph" in engine.decode_step, engine.decode_step
         found = engine.generate(prompts, max_new_tokens=2)
     assert [one.tokens for one in found] == expected

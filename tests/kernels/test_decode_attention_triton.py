@@ -103,6 +103,7 @@ def test_attention_on_a_gpu(dtype):
     triton_attention_cases.check_attention(dtype, "cuda")
     triton_attention_cases.check_many_parts(dtype, "cuda")
     triton_attention_cases.check_append(dtype, "cuda")
+    triton_attention_cases.check_layers_side_by_side(dtype, "cuda")
     if dtype != torch.float16:  # whose largest numbers' products are finite in float32
         triton_attention_cases.check_minus_infinity(dtype, "cuda")
 

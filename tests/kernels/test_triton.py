@@ -105,6 +105,8 @@ def test_selection_on_a_gpu(dtype):
 def test_products_on_a_gpu(dtype):
     triton_cases.check_product(dtype, "cuda")
     triton_cases.check_int8(dtype, "cuda")
+    triton_cases.check_product(dtype, "cuda", triton_cases.LARGE)
+    triton_cases.check_int8(dtype, "cuda", triton_cases.LARGE)
     triton_cases.check_dropping(dtype, "cuda")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -76,6 +77,29 @@ def check_append(dtype: torch.dtype, device: str) -> None:
         assert torch.equal(cache.nan_to_num(7.0), copy.nan_to_num(7.0))
 
 
+def check_layers_side_by_side(dtype: torch.dtype, device: str) -> None:
+    """Run every layer of a cache in which the tokens of all layers alternate, as in `mega`."""
+    from trimtab_kernels.decode_attention.gpu import append_kv
+
+    lengths, layers, kv_heads, width = [200, 0, 70], 3, 2, 64
+    cases = [draw(lengths, dtype, 3, kv_heads, width, 210, seed=layer) for layer in range(layers)]
+    caches = [torch.stack([getattr(one, name) for one in cases], 2) for name in ("keys", "values")]
+    caches = [cache.to(device) for cache in caches]
+    for layer, alone in enumerate(cases):
+        alone = alone.to(device)
+        keys, values = (cache[:, :, layer] for cache in caches)
+        assert keys.stride(1) == layers * kv_heads * width
+        key, value = torch.randn(2, len(lengths), kv_heads, width).to(device, dtype)
+        append_kv(alone.keys, alone.values, key, value, alone.lengths)
+        append_kv(keys, values, key, value, alone.lengths)
+        together = replace(alone, keys=keys, values=values)
+        assert torch.equal(run(together), run(alone))
+        cases[layer] = alone
+    for name, cache in zip(("keys", "values"), caches, strict=True):
+        wanted = torch.stack([getattr(one, name) for one in cases], 2)
+        assert torch.equal(cache.nan_to_num(7.0), wanted.nan_to_num(7.0))
+
+
 def check_guarded() -> None:
     from trimtab_kernels.decode_attention.gpu import append_kv
 
@@ -95,6 +119,7 @@ if __name__ == "__main__":
     for dtype in DTYPES:
         check_attention(dtype, "cpu")
         check_append(dtype, "cpu")
+        check_layers_side_by_side(dtype, "cpu")
     check_many_parts(torch.float32, "cpu")
     check_minus_infinity(torch.float32, "cpu")
     check_guarded()

@@ -19,7 +19,9 @@ from tests.kernels.interpreting import prepare_interpreter
 from trimtab_kernels import reference
 
 DTYPES = (torch.float16, torch.bfloat16)
-SHAPES = ((1, 1), (1, 37), (37, 1), (577, 131))
+Shapes = tuple[tuple[int, int], ...]
+SHAPES: Shapes = ((1, 1), (1, 37), (37, 1), (577, 131))
+LARGE: Shapes = ((4096, 11008), (11008, 4096), (4096, 4096))  # of a 7B
 
 
 def check_selection(dtype: torch.dtype, device: str, widths: tuple[int, ...]) -> None:
@@ -39,10 +41,10 @@ def check_selection(dtype: torch.dtype, device: str, widths: tuple[int, ...]) ->
                 assert same(found, reference.keep_above(x, threshold, keep)), (width, keep)
 
 
-def check_product(dtype: torch.dtype, device: str) -> None:
+def check_product(dtype: torch.dtype, device: str, shapes: Shapes = SHAPES) -> None:
     from trimtab_kernels.sparse_linear.gpu import gather_gemv
 
-    for shape in SHAPES:
+    for shape in shapes:
         x, weight, bias = draw(*shape, dtype)
         dropped = (x[0].abs() < 0.6).nonzero()[:, 0]
         on_device = x.to(device), weight.to(device), bias.to(device)
@@ -58,11 +60,11 @@ def check_product(dtype: torch.dtype, device: str) -> None:
         assert_close_to_float64(plain.cpu(), x, weight, None)
 
 
-def check_int8(dtype: torch.dtype, device: str) -> None:
+def check_int8(dtype: torch.dtype, device: str, shapes: Shapes = SHAPES) -> None:
     from trimtab_kernels.sparse_linear.gpu import MAX_TOKENS, gather_gemv, int8_linear
 
-    for shape, tokens in zip(SHAPES, (MAX_TOKENS, 5, 5, 5), strict=True):
-        x, weight, scale = draw_int8(*shape, dtype, tokens)
+    for index, shape in enumerate(shapes):
+        x, weight, scale = draw_int8(*shape, dtype, 5 if index else MAX_TOKENS)
         x[0, 0] = 0
         on_device = x.to(device), weight.to(device), scale.to(device)
         alone = gather_gemv(on_device[0][:1], *on_device[1:2], None, 0.0, on_device[2])

@@ -19,11 +19,13 @@ from unittest import mock
 import pytest
 
 from tests.vattention.fake_driver import fake_pool
+from tests.vattention.mirror import close, make_cache
 from trimtab.vattention import host
 from trimtab.vattention.cuda import CudaPool
 from trimtab.vattention.driver import NO_MEMORY, DriverError
 from trimtab.vattention.host import HostPool
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.virtual_kv import VirtualKV
 
 PAGE = 4096
 
@@ -57,6 +59,24 @@ def cpu_pool(request: pytest.FixtureRequest) -> Callable[..., PagePool]:
     return ON_CPU[request.param]
 
 
+@pytest.fixture
+def make(pool) -> Iterator[Callable[..., VirtualKV]]:
+    """Return a function that makes caches. At the end of a test their pools must be empty."""
+    caches = []
+
+    def make(budget_rows: int | None = None, **more) -> VirtualKV:
+        pages = pool()
+        if budget_rows is not None:
+            planes = 2 if more.get("layout") == "mega" else 2 * more.get("layers", 2)
+            pages = pool(budget=budget_rows * planes * pages.page_bytes)
+        caches.append(make_cache(pages, **more))
+        return caches[-1]
+
+    yield make
+    for kv in caches:
+        close(kv)
+
+
 _HOST_CALLS = {
     "reserve": (host._libc, "mmap"),
     "free": (host._libc, "munmap"),
@@ -80,14 +100,17 @@ def failing(pool: PagePool, call: str, k: int = 1, memory: bool = False) -> Iter
         What the pool wants to do: one of the keys above.
     k : int
     memory : bool
-        Whether a refused `create` is for lack of memory.
+        Whether a refused `create` is for lack of memory: a driver is asked once more then, and
+        refuses again.
     """
+    refused = {k}
     if isinstance(pool, HostPool):
         target, name = _HOST_CALLS[call]
         code = errno.ENOSPC if memory else errno.EIO
     else:
         target, name = pool._driver, _DRIVER_CALLS.get(call, call)
         code = NO_MEMORY if memory else "CUDA_ERROR_UNKNOWN"
+        refused |= {k + 1} if memory else set()
     original, calls = getattr(target, name), itertools.count(1)
 
     def refuse() -> int:
@@ -99,7 +122,7 @@ def failing(pool: PagePool, call: str, k: int = 1, memory: bool = False) -> Iter
         return 2**64 - 1 if name == "mmap" else -1
 
     def called(*arguments: Any) -> Any:
-        return refuse() if next(calls) == k else original(*arguments)
+        return refuse() if next(calls) in refused else original(*arguments)
 
     # Finalizers of other tests' pools would be counted if they ran within the block.
     gc.disable()

@@ -52,16 +52,20 @@ class FakeDriver:
 
     Attributes
     ----------
+    allocator_bytes, cached_bytes : int
+        Of `used_memory`, what PyTorch's allocator holds, and the part of it that is unused; to be
+        set with `allocate`.
     calls : list of tuple
         Every call in order, including failed ones: its name in the driver, and its arguments.
-        ``("fence", n)`` and ``("wait", n)`` are for fences.
+        ``("fence", n)`` and ``("wait", n)`` are for fences, ``("empty allocator",)`` for
+        PyTorch's.
     """
 
     def __init__(self, memory: int = 1 << 33, granularity: int = GRANULARITY) -> None:
         self.device = torch.device("cpu")
         self.granularity = granularity
         self.memory = memory
-        self.used_memory = 0
+        self.used_memory = self.allocator_bytes = self.cached_bytes = 0
         self.calls: list[tuple[str | int | Access, ...]] = []
         self.ranges: dict[int, int] = {}
         self.allocations: dict[int, Allocation] = {}
@@ -82,6 +86,12 @@ class FakeDriver:
     def counts(self) -> Counter[str]:
         """Return how many calls of each kind there were."""
         return Counter(str(name) for name, *_ in self.calls)
+
+    def allocate(self, nbytes: int, cached: int = 0) -> None:
+        """Have PyTorch's allocator take memory of the device, some of which it does not use."""
+        self.used_memory += nbytes
+        self.allocator_bytes += nbytes
+        self.cached_bytes += cached
 
     def check_clean(self) -> None:
         """Assert that nothing is reserved, mapped or allocated."""
@@ -162,6 +172,13 @@ class FakeDriver:
     def free_memory(self) -> int:
         self._enter("cuMemGetInfo")
         return self.memory - self.used_memory
+
+    def allocator_memory(self) -> int:
+        return self.allocator_bytes
+
+    def empty_allocator(self) -> None:
+        self._enter("empty allocator")
+        self.allocate(-self.cached_bytes, -self.cached_bytes)
 
     def fence(self) -> FakeFence:
         self._fences += 1

@@ -57,7 +57,9 @@ def model_of(name: str) -> PreTrainedModel:
 
 
 def make(model: PreTrainedModel, batch: int = 1, max_len: int = 96, **options) -> VirtualCache:
-    options = {"page_group": PAGE, "dtype": model.dtype, "device": model.device} | options
+    """Return a cache of small pages, or on a GPU of the driver's."""
+    page = PAGE if model.device.type == "cpu" else None
+    options = {"page_group": page, "dtype": model.dtype, "device": model.device} | options
     return VirtualCache(model.config, batch=batch, max_len=max_len, **options)
 
 

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import wait
+from dataclasses import replace
 from itertools import count
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from trimtab.vattention.pages import Access
+from trimtab.vattention.pages import Access, PoolStats
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.settings import Layout
+from trimtab.vattention.stats import KVStats
 from trimtab.vattention.virtual_kv import VirtualKV
 
+Stats = TypeVar("Stats", KVStats, PoolStats)
 POISON = 0xFF  # as bytes of any float dtype: NaN
 
 
 def make_cache(pool: PagePool, **more) -> VirtualKV:
     """Return a small cache whose tokens do not divide its pages: one page holds 21.3 tokens.
 
-    In the layout `mega` it holds 10.7. The sizes scale with the pool's page, so that in pages they
-    are always the same.
+    Its layout is `slot` on every device; in `mega` a page holds 10.7. The sizes scale with the
+    pool's page, so that in pages they are always the same.
     """
     shape = {"layers": 2, "slots": 4, "max_len": 200, "kv_heads": 2, "dtype": torch.float32}
     shape["head_dim"] = 24 * pool.page_bytes // 4096
-    return VirtualKV(**{**shape, "lookahead": False, **more}, pool=pool)
+    options = {"layout": Layout.slot, "lookahead": False}
+    return VirtualKV(**{**shape, **options, **more}, pool=pool)
+
+
+def counted(stats: Stats) -> Stats:
+    """Return statistics without what a driver counts: that is for the device, whoever uses it."""
+    return replace(stats, measured=0)
 
 
 def rows(kv: VirtualKV, nbytes: int) -> float:

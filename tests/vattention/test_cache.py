@@ -780,7 +780,7 @@ def test_a_cache_over_given_slots_leaves_them_alone_once_it_is_closed(kv):
 def test_on_a_gpu_as_on_a_dynamic_cache(name, options, layout):
     model = load_model(RandomModel(device="cuda", dtype=DType.float32, config=name, seed=0)).model
     ids = prompts(1 if "prompt_lookup_num_tokens" in options else 2).cuda()
-    with make(model, 6, 2048, page_group=None, layout=layout) as cache:
+    with make(model, 6, 2048, layout=layout) as cache:
         options = options | {"min_new_tokens": 128}
         assert_same(generate(model, ids, cache, **options), generate(model, ids, **options))
         assert cache.committed_bytes < cache.reserved_bytes

@@ -355,6 +355,28 @@ def test_a_fence_holds_up_the_host(driver, monkeypatch):
     assert seen[1:] == ["synchronize"]
 
 
+def test_pytorchs_allocator_is_that_of_the_device(driver, monkeypatch):
+    entered: list[torch.device] = []
+    emptied: list[torch.device] = []
+
+    class Current:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            entered.append(self.device)
+
+        def __exit__(self, *_: object) -> None:
+            entered.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.extend(entered))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", {torch.device("cuda", 1): 3 * MB}.get)
+    driver.empty_allocator()
+    assert emptied == [torch.device("cuda", 1)]
+    assert driver.allocator_memory() == 3 * MB
+
+
 def test_a_gpu_without_virtual_memory_management_is_refused(bindings):
     bindings.supported = 0
     with pytest.raises(TrimtabError, match="cuda:1.*virtual memory management"):

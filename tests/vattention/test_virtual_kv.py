@@ -6,43 +6,25 @@ import math
 import os
 import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
 from tests.vattention.conftest import PAGE, failing, host_pool, in_child, small_fake_pool
-from tests.vattention.mirror import Mirror, close, make_cache, rows
+from tests.vattention.mirror import Mirror, close, counted, make_cache, rows
 from trimtab.vattention import host
 from trimtab.vattention.layout import committed_bytes
 from trimtab.vattention.pages import KVOutOfMemory
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
+from trimtab_kernels import reference
+from trimtab_kernels.decode_attention import append_kv, decode_attention
 
-MakeCache = Callable[..., VirtualKV]
 UNUSED_ACCESS = host._UNUSED_ACCESS
-
-
-@pytest.fixture
-def make(pool) -> Iterator[MakeCache]:
-    """Return a function that makes caches. At the end of a test their pools must be empty."""
-    caches = []
-
-    def make(budget_rows: int | None = None, **more) -> VirtualKV:
-        pages = pool()
-        if budget_rows is not None:
-            planes = 2 if more.get("layout") == "mega" else 2 * more.get("layers", 2)
-            pages = pool(budget=budget_rows * planes * pages.page_bytes)
-        caches.append(make_cache(pages, **more))
-        return caches[-1]
-
-    yield make
-    for kv in caches:
-        close(kv)
 
 
 @pytest.fixture(params=list(Layout))
@@ -162,14 +144,62 @@ def test_the_host_has_pages_of_64_kb_by_default():
         VirtualKV(1, 1, 9, 1, 8, torch.float32, lookahead="no")
 
 
+@pytest.mark.parametrize("layout", [None, *Layout])
+def test_without_a_chosen_layout_the_pages_decide(pool, layout):
+    """The first token of a model with 32 layers takes two pages of a GPU, not 64."""
+    pages = pool()
+    usual = Layout.slot if pages.backend == "host" else Layout.mega
+    with VirtualKV(32, 1, 9, 1, 8, torch.float32, layout, pool=pages) as kv:
+        assert kv.geometry.layout is (layout or usual)
+        kv.ensure({kv.acquire(): 1})
+        expected = 64 if kv.geometry.layout is Layout.slot else 2
+        assert kv.stats().handles == expected
+
+
 @pytest.mark.gpu
 def test_a_gpu_has_pages_of_the_drivers_granularity():
     with VirtualKV(2, 2, 5000, 8, 128, torch.bfloat16, device="cuda") as kv:
         assert kv.page_bytes == kv.pool.granularity
+        assert kv.geometry.layout is Layout.mega
         mirror = Mirror(kv)
         mirror.ensure({mirror.acquire(): 5000, mirror.acquire(): 1})
         mirror.check()
         assert kv.keys[0].is_cuda
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_kernels_reach_slots_more_than_two_to_the_31_numbers_away(device, layout):
+    """Of 64 GiB of addresses, as many as 64 long texts may need, a few pages are used."""
+    kv_heads, width, lengths = 8, 128, {1: 70, 63: 300}
+    shape = 2, 64, 128 * 1024, kv_heads, width
+    with VirtualKV(*shape, torch.bfloat16, layout, device=device) as kv:
+        kv.acquire_all()
+        kv.ensure(lengths)
+        assert 63 * kv.keys[1].stride(0) > 2**31
+        reach(kv, lengths)
+
+
+def reach(kv: VirtualKV, lengths: dict[int, int]) -> None:
+    """Append a token to slots and attend from it, and compare with copies of them."""
+    keys, values, slots = kv.keys[1], kv.values[1], list(lengths)
+    like = {"device": keys.device, "dtype": keys.dtype}
+    for slot, length in lengths.items():
+        keys[slot, : length - 1].normal_()
+        values[slot, : length - 1].normal_()
+    key, value = (torch.randn(64, 8, 128, **like) for _ in "kv")
+    query = torch.randn(64, 16, 128, **like)
+    append_kv(keys, values, key, value, kv.lengths)
+    found = decode_attention(query, keys, values, kv.lengths, 0.1)
+    longest = max(lengths.values())
+    copies = [torch.zeros(len(slots), longest, 8, 128, dtype=torch.float64) for _ in "kv"]
+    for copy, cache, token in zip(copies, (keys, values), (key, value), strict=True):
+        for row, (slot, length) in enumerate(lengths.items()):
+            copy[row, :length] = cache[slot, :length]
+            assert torch.equal(cache[slot, length - 1], token[slot])
+    expected = reference.decode_attention(
+        query[slots].double().cpu(), *copies, kv.lengths[slots].cpu(), 0.1
+    )
+    torch.testing.assert_close(found[slots].double().cpu(), expected, rtol=2e-2, atol=2e-2)
 
 
 # Slots
@@ -203,11 +233,11 @@ def test_a_released_slot_keeps_its_pages_and_the_fullest_is_taken_first(make):
     mirror.ensure(dict(zip(slots, (30, 190, 100, 1), strict=True)))
     for slot in slots:
         mirror.release(slot)
-    before = kv.pool.stats()
+    before = counted(kv.pool.stats())
     assert kv.stats().cached == before.committed > 0
     assert [mirror.acquire() for _ in range(4)] == [1, 2, 0, 3]
     mirror.ensure({1: 190, 2: 100, 0: 30, 3: 1})
-    assert kv.pool.stats() == before
+    assert counted(kv.pool.stats()) == before
     mirror.check()
 
 
@@ -313,7 +343,7 @@ def test_a_refusal_says_what_is_there_and_changes_nothing(make):
     a, b = mirror.acquire(), mirror.acquire()
     mirror.ensure({a: 20, b: 60})  # 1 and 3 rows
     mirror.truncate(b, 30)  # 1 is cached
-    before, mapped = kv.stats(), kv.pool.stats()
+    before, mapped = counted(kv.stats()), counted(kv.pool.stats())
     with pytest.raises(KVOutOfMemory) as refusal:
         mirror.ensure({a: 130, b: 60})  # 6 more for a; b reuses its cached row
     error = refusal.value
@@ -322,7 +352,7 @@ def test_a_refusal_says_what_is_there_and_changes_nothing(make):
         mirror.ensure({a: 150})
     error = refusal.value
     assert [rows(kv, n) for n in (error.needed, error.free, error.reclaimable)] == [7, 4, 1]
-    assert (kv.stats(), kv.pool.stats()) == (before, mapped)
+    assert (counted(kv.stats()), counted(kv.pool.stats())) == (before, mapped)
     mirror.check()
     mirror.ensure({a: 120})
     mirror.check()
@@ -637,110 +667,6 @@ def test_a_sleeping_cache_can_be_closed(make):
     kv.close()
     with pytest.raises(RuntimeError, match="the cache is closed"):
         kv.wake()
-
-
-# Looking ahead
-
-
-def settle(kv: VirtualKV) -> None:
-    wait(kv._ahead._rows.values())
-
-
-def test_the_next_row_is_there_before_it_is_needed(make):
-    kv = make(lookahead=True)
-    mirror = Mirror(kv)
-    a, b = mirror.acquire(), mirror.acquire()
-    mirror.ensure({a: 42, b: 21})  # 2 and 1 rows, all but full
-    settle(kv)
-    assert rows(kv, kv.stats().committed) == 5
-    assert rows(kv, kv.stats().mapped) == 3
-    assert rows(kv, kv.stats().cached) == 2
-    prepared = {page for row in kv._ahead._rows.values() for page in row.result()}
-    mirror.ensure({a: 60, b: 30})
-    used = {page for slot in (a, b) for page in kv._table.rows[slot][-1].pages}
-    assert used == prepared
-    mirror.check()
-
-
-def test_a_row_is_prepared_near_the_end_of_the_last_one_unless_the_slot_is_full(make):
-    kv = make(lookahead=True)
-    mirror = Mirror(kv)
-    slot = mirror.acquire()
-    # An eighth of the 21.3 tokens of a page is 2.7. The last row of a slot holds 8 of its 200.
-    expected = {0: 0, 18: 0, 19: 1, 20: 1, 22: 0, 39: 0, 40: 1, 200: 0}
-    for length, prepared in expected.items():
-        mirror.ensure({slot: length})
-        settle(kv)
-        assert rows(kv, kv.stats().cached) == prepared, length
-    mirror.check()
-
-
-def test_prepared_rows_make_room_before_a_refusal(make):
-    kv = make(budget_rows=6, lookahead=True)
-    mirror = Mirror(kv)
-    a, b, c = (mirror.acquire() for _ in range(3))
-    mirror.ensure({a: 21, b: 21})
-    settle(kv)
-    assert rows(kv, kv.stats().cached) == 2
-    with pytest.raises(KVOutOfMemory) as refusal:
-        mirror.ensure({c: 110})
-    error = refusal.value
-    assert [rows(kv, n) for n in (error.needed, error.free, error.reclaimable)] == [6, 2, 2]
-    mirror.ensure({c: 80})
-    mirror.check()
-    assert kv.stats().cached == 0
-
-
-def test_a_refusal_counts_rows_being_prepared(monkeypatch):
-    kv = make_cache(host_pool(budget=6 * 4 * PAGE), lookahead=True)
-    mirror = Mirror(kv)
-    slot, create, go_on = mirror.acquire(), kv.pool._create, threading.Event()
-
-    def slow(place: int) -> int:
-        if threading.current_thread() is not threading.main_thread():
-            go_on.wait(20)
-        return create(place)
-
-    monkeypatch.setattr(kv.pool, "_create", slow)
-    mirror.ensure({slot: 21})
-    timer = threading.Timer(0.2, go_on.set)
-    timer.start()
-    with pytest.raises(KVOutOfMemory) as refusal:
-        mirror.ensure({slot: 150})
-    assert all(row.done() for row in kv._ahead._rows.values())
-    assert rows(kv, refusal.value.free + refusal.value.reclaimable) == 5
-    timer.join()
-    close(kv)
-
-
-def test_a_thread_that_fails_prepares_nothing(cpu_pool):
-    kv = make_cache(cpu_pool(), lookahead=True)
-    mirror = Mirror(kv)
-    slot = mirror.acquire()
-    with failing(kv.pool, "create", k=6):  # the slot's first row takes four
-        mirror.ensure({slot: 21})
-        settle(kv)
-    assert kv.stats().cached == 0
-    mirror.check()
-    mirror.ensure({slot: 50})
-    mirror.check()
-    close(kv)
-
-
-def test_after_trim_and_sleep_no_row_is_being_prepared(make):
-    kv = make(lookahead=True)
-    mirror = Mirror(kv)
-    slot = mirror.acquire()
-    for length in range(21, 170, 21):  # each near the end of a row
-        mirror.ensure({slot: length})
-        assert kv._ahead._rows
-        kv.trim()
-        assert kv.pool.stats().committed == kv.stats().committed
-        assert kv.stats().cached == 0
-    kv.sleep()
-    assert kv.pool.stats().committed == 0
-    kv.wake()
-    mirror.check()
 
 
 # Order of calls

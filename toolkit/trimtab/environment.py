@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.backends import cuda
 from transformers import set_seed
 
 PACKAGES = (
@@ -18,6 +19,12 @@ PACKAGES = (
     "lm-eval",
 )  # fmt: skip
 MEMORY, CONTROL_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+SDPA_KERNELS = {
+    "flash": cuda.flash_sdp_enabled,
+    "mem_efficient": cuda.mem_efficient_sdp_enabled,
+    "math": cuda.math_sdp_enabled,
+    "cudnn": cuda.cudnn_sdp_enabled,
+}
 PATIENCE = 20  # seconds that a program may take to say what is asked
 
 
@@ -65,6 +72,7 @@ def environment_and_reasons(seed: int) -> tuple[dict[str, Any], dict[str, str]]:
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "sdpa_kernels": [name for name, enabled in SDPA_KERNELS.items() if enabled()],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": found["gpu"],
         "driver": found["driver"],

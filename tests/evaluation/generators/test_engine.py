@@ -83,6 +83,21 @@ def test_a_contender_scores_with_the_engine_within_the_block_alone(monkeypatch):
     assert found.nats == pytest.approx(expected.nats, rel=1e-6)
 
 
+def test_a_contender_knows_the_most_pages_that_any_of_its_engines_held():
+    loaded, peaks = tiny(), []
+    with Stack([VAttention(page_group=PAGE)]).apply(loaded.model, BASE, {}) as applied:
+        candidate = Contender("candidate", loaded.model, BASE, applied)
+        for tokens in (24, 70, 1):
+            with candidate.generating():
+                candidate.generator.greedy(PROMPT, tokens)
+                candidate.engine.kv.trim()
+                peaks.append(candidate.engine.kv.stats().peak_committed)
+            assert candidate.peak_page_bytes == max(peaks)
+        with candidate.running_engine(2, 128) as engine:
+            engine.generate([encode(BASE, TEXT)] * 2, max_new_tokens=70)
+        assert candidate.peak_page_bytes > peaks[1] > peaks[0]
+
+
 def test_greedy_text_goes_on_past_the_stop_token_as_with_transformers():
     loaded = tiny()
     free = with_transformers(loaded.model, 8)
@@ -173,6 +188,9 @@ def test_the_cache_changes_no_text_and_its_bytes_are_reported(hub, tmp_path):
     texts = 2 * 4  # of two prompts: a warm-up and three repeats
     assert result["engine"]["decode_steps"] == texts * (60 - 1)
     assert result["engine"]["prefill_steps"] == texts
+    assert result["engine"]["kv_layout"] == "slot"
+    assert result["environment"]["sdpa_kernels"] == ["flash", "mem_efficient", "math"]
+    assert "methods.vattention.layout" not in result["settings"]
     assert {n for n, value in leaves(result).items() if value is None} == set(result["reasons"])
 
 

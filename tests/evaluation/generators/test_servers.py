@@ -50,7 +50,7 @@ def server(name: str, model: Any, running: ExitStack, budget: int | None = None)
         methods = [VAttention(page_group=PAGE)]
         applied = running.enter_context(Stack(methods).apply(model, BASE, {}))
         one = Contender("candidate", model, BASE, applied)
-        return EngineServer(running.enter_context(one.make_engine(4, 76, budget)))
+        return EngineServer(running.enter_context(one.running_engine(4, 76, budget)))
     kind = CacheKind.static if name == "static" else CacheKind.dynamic
     return PaddedServer(model, BASE, kind, budget, TOKEN)
 

@@ -43,6 +43,8 @@ class Contender:
         has it run.
     engine : Engine or None
         What scores and generates within `generating`; None where transformers does.
+    peak_page_bytes : int
+        The most bytes of pages that the KV cache of one of its engines has held.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Contender:
             model, self.tokenizer, self.output_tokenizer
         )
         self.engine: Engine | None = None
+        self.peak_page_bytes = 0
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -82,7 +85,7 @@ class Contender:
             yield
             return
         outside = self.generator
-        with self.make_engine(1, longest_text(self.model.config)) as engine:
+        with self.running_engine(1, longest_text(self.model.config)) as engine:
             self.engine = engine
             self.generator = EngineGenerator(
                 engine, self.model, self.tokenizer, self.output_tokenizer
@@ -92,8 +95,11 @@ class Contender:
             finally:
                 self.engine, self.generator = None, outside
 
-    def make_engine(self, slots: int, max_len: int, budget: int | None = None) -> Engine:
-        """Return an engine with the stack's cache and drafter, to be entered.
+    @contextmanager
+    def running_engine(
+        self, slots: int, max_len: int, budget: int | None = None
+    ) -> Iterator[Engine]:
+        """Run an engine with the stack's cache and drafter within the block.
 
         Parameters
         ----------
@@ -104,7 +110,7 @@ class Contender:
         """
         cache = self.stack.cache or CacheSettings()
         limits = [limit for limit in (cache.budget, budget) if limit is not None]
-        return Engine(
+        with Engine(
             self.model,
             self.tokenizer,
             slots=slots,
@@ -112,7 +118,12 @@ class Contender:
             cache=replace(cache, budget=min(limits, default=None)),
             drafter=self.stack.drafter,
             output_tokenizer=self.output_tokenizer,
-        )
+        ) as engine:
+            try:
+                yield engine
+            finally:
+                peak = engine.kv.stats().peak_committed
+                self.peak_page_bytes = max(self.peak_page_bytes, peak)
 
     def score(self, window: Window) -> Score:
         """Score a window as the model reads and writes it."""

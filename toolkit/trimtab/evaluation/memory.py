@@ -27,6 +27,13 @@ def bytes_by_device(model: PreTrainedModel) -> dict[torch.device, int]:
     return held
 
 
+def reset_peaks(model: PreTrainedModel) -> None:
+    """Have the peaks of what is allocated on a model's GPUs begin anew."""
+    for device in bytes_by_device(model):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+
 def device_names(model: PreTrainedModel) -> str:
     """Return where a model lies, with shares of its bytes where that is on several devices."""
     held = bytes_by_device(model)

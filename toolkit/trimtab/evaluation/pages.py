@@ -43,7 +43,8 @@ class Pages:
         sizes = len(shape.windows), 1, max_len, shape.kv_heads, shape.head_dim
         device = module_device(adapter_for(one.model).decoder_layers(one.model)[0])
         with make_pool(device, cache.page_group, None) as pool:
-            return cls(pool.page_bytes, Geometry(*sizes, one.model.dtype, cache.layout))
+            layout = pool.layout(cache.layout)
+            return cls(pool.page_bytes, Geometry(*sizes, one.model.dtype, layout))
 
     @property
     def row(self) -> int:

@@ -17,7 +17,7 @@ from trimtab.errors import TrimtabError
 from trimtab.evaluation.contenders import Contender
 from trimtab.evaluation.held_out import seen_before
 from trimtab.evaluation.job import Job
-from trimtab.evaluation.memory import copied, device_names
+from trimtab.evaluation.memory import copied, device_names, reset_peaks
 from trimtab.evaluation.metrics import Metric, metrics_of, prepare
 from trimtab.evaluation.result import RANDOM_WEIGHTS, Result
 from trimtab.evaluation.schema import SCHEMA, CalibrationRun
@@ -30,7 +30,12 @@ from trimtab.models.facts import require_known_tokens
 from trimtab.models.fingerprint import fingerprint
 from trimtab.models.predictions import require_cache, require_predictions
 from trimtab.models.pretrained import short_name
-from trimtab.models.state import inferring, own_precision, require_evaluation
+from trimtab.models.state import (
+    inferring,
+    own_precision,
+    require_evaluation,
+    without_cudnn_attention,
+)
 from trimtab.models.view import generating_by
 from trimtab.optimized import Optimized
 from trimtab.progress import say
@@ -121,7 +126,7 @@ def measure(
             "baseline runs parts of the optimized model: copy.deepcopy copies no function that was "
             "set as forward or hook; load a model for it, or measure with paired=False"
         )
-    with lock_of(optimized.model), own_precision():
+    with lock_of(optimized.model), own_precision(), without_cudnn_attention():
         return _measured(optimized, texts, config, baseline, subject, label)
 
 
@@ -135,6 +140,7 @@ def _measured(
 ) -> dict[str, Any]:
     base, applied = optimized.base_tokenizer, optimized.applied
     require_evaluation(optimized.model)
+    reset_peaks(optimized.model)
     corpus = texts if isinstance(texts, Corpus) else Corpus.for_test(texts)
     documents = corpus.documents(Split.test)
     require_known_tokens(optimized.model, base, (document.text for document in documents))

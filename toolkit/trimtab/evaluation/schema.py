@@ -28,6 +28,7 @@ ENVIRONMENT: dict[str, Any] = {
     "cpu": str,
     "cores": int,
     "threads": int,
+    "sdpa_kernels": list[str],
     "memory_bytes": int,
     "gpu": str,
     "driver": str,

@@ -120,7 +120,7 @@ def entrants_of(
     def engine(running: ExitStack) -> Server:
         longest = max(request.tokens for request in given)
         slots = min(len(given), max(budget // Pages.of(one, longest).row, 1))
-        return EngineServer(running.enter_context(one.make_engine(slots, longest, budget)))
+        return EngineServer(running.enter_context(one.running_engine(slots, longest, budget)))
 
     def padded(model: PreTrainedModel, kind: CacheKind) -> Callable[[ExitStack], Server]:
         return lambda _: PaddedServer(model, one.tokenizer, kind, budget, size)

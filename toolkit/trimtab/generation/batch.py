@@ -11,6 +11,7 @@ from torch import Tensor
 from trimtab.generation.drafts import Drafts
 from trimtab.generation.forward import Forward, Span
 from trimtab.generation.request import Request
+from trimtab.generation.sampling import token_of
 from trimtab.generation.scheduler import Chunk, Scheduler
 from trimtab.generation.stats import EngineStats
 from trimtab.vattention.pages import KVOutOfMemory
@@ -89,9 +90,10 @@ class Batch:
         for packed in passes:
             logits = self._forward.prefill([self._span(chunk) for chunk in packed])
             self._stats.prefill_steps += 1
-            last = [row for row, chunk in enumerate(packed) if chunk.last]
-            requests = [self._requests[packed[row].index] for row in last]
-            yield from self._sample(requests, {}, self._chosen_by(requests, logits[last]))
+            # Only the newest prompt may go on after the pass.
+            requests = [self._requests[chunk.index] for chunk in packed if chunk.last]
+            choose = self._chosen_by(requests, {}, logits[: len(requests)])
+            yield from self._sample(requests, {}, choose)
 
     def _span(self, chunk: Chunk) -> Span:
         ids = self._requests[chunk.index].prompt[chunk.start : chunk.end]
@@ -113,10 +115,10 @@ class Batch:
         if self._forward.together and all(request.sampler.plain for request in running):
             choose = self._as_given(self._forward.choose(spans))
         elif drafts:
-            choose = self._chosen_by(running, self._forward.verify(spans))
+            choose = self._chosen_by(running, drafts, self._forward.verify(spans))
         else:
             newest = {span.slot: span.ids[0] for span in spans}
-            choose = self._chosen_by(running, self._forward.decode(newest))
+            choose = self._chosen_by(running, drafts, self._forward.decode(newest))
         if drafts:
             self._stats.verify_steps += 1
         else:
@@ -183,14 +185,29 @@ class Batch:
         return lambda _, row: tokens[row]
 
     @staticmethod
-    def _chosen_by(requests: list[Request], logits: Tensor) -> Choose:
-        """Return how a request chooses by a row of logits [rows, vocabulary]."""
-        plain = any(request.sampler.plain for request in requests)
-        # Moved to the host all at once: each move waits for the device.
-        largest = logits.float().argmax(-1).tolist() if plain else []
+    def _chosen_by(
+        requests: list[Request], drafts: Mapping[int, list[int]], logits: Tensor
+    ) -> Choose:
+        """Return how a request chooses by a row of logits [rows, vocabulary].
+
+        What is known of all rows comes to the host in one move, as each waits for the device. Only
+        what is drawn after a drafted token is not, as it hangs on that being accepted.
+        """
+        largest = any(request.sampler.plain for request in requests)
+        chosen = logits.float().argmax(-1) if largest else logits.new_empty(len(logits)).long()
+        drawn = {
+            row: request
+            for request, row in zip(requests, _first_rows(requests, drafts), strict=True)
+            if not request.sampler.plain
+        }
+        for row, request in drawn.items():
+            chosen[row : row + 1] = request.draw(logits[row : row + 1])
+        tokens = chosen.tolist()
 
         def choose(request: Request, row: int) -> int:
-            return largest[row] if request.sampler.plain else request.choose(logits[row : row + 1])
+            if request.sampler.plain or row in drawn:
+                return token_of(tokens[row])
+            return token_of(int(request.draw(logits[row : row + 1])))
 
         return choose
 
@@ -210,8 +227,7 @@ class Batch:
             Given a request and a row: one for the newest token of each request, followed by one
             for each token of its draft.
         """
-        sizes = [1 + len(drafts.get(request.index, [])) for request in requests]
-        rows = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        rows = _first_rows(requests, drafts)
         firsts = [
             request.follow(choose(request, row))
             for request, row in zip(requests, rows, strict=True)
@@ -228,6 +244,8 @@ class Batch:
                     if request.finish is not None:
                         break
                     self._append(request, request.follow(choose(request, row + accepted)), now)
+                if accepted and not request.sampler.plain:
+                    request.put_off(now, time.perf_counter())
                 self._verified(request, len(draft), accepted)
         for request in requests:
             if request.finish is not None:
@@ -256,3 +274,9 @@ class Batch:
         self._kv.release(self._slots.pop(index))
         if self._drafts is not None:
             self._drafts.forget(index)
+
+
+def _first_rows(requests: list[Request], drafts: Mapping[int, list[int]]) -> list[int]:
+    """Return the row of each request's newest token; those of its draft follow."""
+    sizes = [1 + len(drafts.get(request.index, [])) for request in requests]
+    return [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]

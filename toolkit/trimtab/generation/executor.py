@@ -83,7 +83,8 @@ class Executor:
         assert self.of_plan is not None
         rows = torch.tensor([tokens, slots, positions])
         parts = [self.of_plan.choose(*part) for part in rows.split(MOST_ROWS, dim=1)]
-        return [token for part in parts for token in part.tolist()]
+        found: list[int] = torch.cat(parts).tolist()
+        return found
 
 
 def executor_for(

@@ -21,7 +21,7 @@ from trimtab.models.adapter import adapter_for
 from trimtab.models.changes import changes_of
 from trimtab.models.configs import configs_beside
 from trimtab.models.predictions import require_finite
-from trimtab.models.state import is_compiled, uncompiled
+from trimtab.models.state import is_compiled, uncompiled, without_cudnn_attention
 from trimtab.vattention.virtual_kv import VirtualKV
 
 SIMPLE = {bool, int, float, str, type(None)}
@@ -69,8 +69,9 @@ class Forward:
         self.device = kv.lengths.device
         slots = len(kv.lengths)
         pinned = self.device.type == "cuda"
-        # Row 0: the newest token of each slot; row 1: 1 if the slot decodes. Filled on the host.
-        self._host = torch.zeros(2, slots, dtype=torch.int64, pin_memory=pinned)
+        # Row 0: the newest token of each slot; row 1: 1 if the slot decodes; row 2: the slots that
+        # do, in the order in which they are asked for. Filled on the host.
+        self._host = torch.zeros(3, slots, dtype=torch.int64, pin_memory=pinned)
         self._inputs = self._host.to(self.device)
         self._lengths = torch.zeros(slots, dtype=torch.int32, device=self.device)
         self._positions = torch.zeros(slots, 1, dtype=torch.int64, device=self.device)
@@ -138,13 +139,15 @@ class Forward:
         inputs = self._host.numpy()
         inputs[:] = 0
         for slot, token in newest.items():
-            inputs[:, slot] = token, 1
+            inputs[:2, slot] = token, 1
+        inputs[2, : len(newest)] = list(newest)
         if self._inputs is not self._host:
             self._inputs.copy_(self._host, non_blocking=True)
-        tokens, decoding = self._inputs
+        tokens, decoding, asked = self._inputs
         torch.mul(self._kv.lengths, decoding, out=self._lengths)
         torch.sub(self._lengths, 1, out=self._positions[:, 0]).clamp_(min=0)
-        return self._run(tokens[:, None], self._positions, self._step, 1)[list(newest), 0]
+        logits = self._run(tokens[:, None], self._positions, self._step, 1)
+        return logits[:, 0].index_select(0, asked[: len(newest)])
 
     def prefill(self, spans: Sequence[Span]) -> Tensor:
         """Process tokens of prompts in one pass, and return the logits after each span.
@@ -244,7 +247,7 @@ class Forward:
         # Compiled code would keep the cache's tensors.
         stance = uncompiled() if self._compiled else nullcontext()
         # The cache has the model's dtype.
-        with stance, torch.autocast(self.device.type, enabled=False):
+        with stance, torch.autocast(self.device.type, enabled=False), without_cudnn_attention():
             logits: Tensor = self._model(
                 input_ids=tokens,
                 position_ids=positions,

@@ -119,9 +119,9 @@ class Request:
         """How many tokens may still be generated."""
         return len(self.prompt) + self._limit - len(self.ids)
 
-    def choose(self, logits: Tensor) -> int:
-        """Return the next token for `logits`, of shape [1, vocabulary]."""
-        return self.sampler(self.ids, logits)
+    def draw(self, logits: Tensor) -> Tensor:
+        """Return the next token for `logits`, of shape [1, vocabulary]; see `Sampler.draw`."""
+        return self.sampler.draw(self.ids, logits)
 
     def follow(self, token: int) -> int:
         """Return the token that the text goes on with after `token` was chosen."""
@@ -154,6 +154,13 @@ class Request:
         if self._detokenizer.stopped:
             self.finish = Finish.stop_string
         return final
+
+    def put_off(self, time: float, later: float) -> None:
+        """Have the last tokens, as far as they were chosen at `time`, be chosen later instead."""
+        place = len(self._times)
+        while place and self._times[place - 1] == time:
+            place -= 1
+            self._times[place] = later
 
     def preempt(self) -> None:
         """End the current run; the next one begins with the prompt."""

@@ -22,6 +22,7 @@ from trimtab.errors import TrimtabError, as_given
 from trimtab.models.predictions import NOT_FINITE
 
 LARGEST = sys.float_info.max
+NOTHING = -1  # in place of a token, where the model predicts what is not finite
 LEAST_TEMPERATURE = 1e-6  # logits over a smaller one may be no finite float32
 
 
@@ -155,7 +156,17 @@ class Sampler:
         self.plain = processors is None and self._generator is None
 
     def __call__(self, ids: Sequence[int], logits: Tensor) -> int:
-        """Return the next token.
+        """Return the next token; see `draw`.
+
+        Raises
+        ------
+        TrimtabError
+            If what the model predicts is not finite.
+        """
+        return token_of(int(self.draw(ids, logits)))
+
+    def draw(self, ids: Sequence[int], logits: Tensor) -> Tensor:
+        """Return the next token where the logits are, without waiting for it.
 
         Parameters
         ----------
@@ -163,14 +174,27 @@ class Sampler:
             The prompt and the tokens after it.
         logits : Tensor
             Floating point, of shape [1, vocabulary]; processed in float32.
+
+        Returns
+        -------
+        Tensor
+            int64 of shape [1], to be read with `token_of`.
         """
         # A copy, as in transformers, because processors may write to it.
         scores = logits.to(torch.float32, copy=True)
         if self._processors is not None:
             scores = self._processors(torch.tensor([ids], device=scores.device), scores)
         if self._generator is None:
-            return int(scores.argmax())
+            return scores.argmax(-1)
         probabilities = self._warpers(None, scores).softmax(-1)
-        if not bool(probabilities.isfinite().all()):
-            raise TrimtabError(f"{NOT_FINITE}: nothing can be drawn from it")
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+        # As torch.multinomial draws one, which waits for the device to check what it is given.
+        draws = torch.empty_like(probabilities).exponential_(generator=self._generator)
+        drawn = (probabilities / draws).argmax(-1)
+        return torch.where(probabilities.isfinite().all(-1), drawn, NOTHING)
+
+
+def token_of(drawn: int) -> int:
+    """Return the token that `Sampler.draw` has drawn, or raise `TrimtabError` if there is none."""
+    if drawn == NOTHING:
+        raise TrimtabError(f"{NOT_FINITE}: nothing can be drawn from it")
+    return drawn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -122,6 +123,26 @@ def own_precision() -> Iterator[None]:
         if torch.get_default_device().type != "cpu":
             undo.enter_context(torch.device("cpu"))
         yield
+
+
+def without_cudnn_attention() -> AbstractContextManager[None]:
+    """Have PyTorch's attention choose among its other kernels for the time of the ``with``.
+
+    On GPUs from the H100 on cuDNN's is its first choice, and plans anew for every length of a text
+    that it has not met: longer than the attention takes. In all threads, as PyTorch's flag is; on a
+    CPU nothing changes.
+    """
+    return _without_cudnn(torch.backends.cuda)
+
+
+@undone_in_order
+def _without_cudnn(flags: ModuleType) -> Iterator[None]:
+    enabled = flags.cudnn_sdp_enabled()
+    flags.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        flags.enable_cudnn_sdp(enabled)
 
 
 @contextmanager

@@ -198,6 +198,7 @@ def _ran(row: Job) -> str:
     more = {
         "prompts": row.get("sparsity.prompt_kernel"),
         "decode steps": row.get("engine.decode_step"),
+        "KV cache": row.get("engine.kv_layout"),
     }
     told = [f"{what}: {kernel}" for what, kernel in more.items() if kernel]
     return "; ".join([str(row.content["kernel"]), *told])

@@ -71,7 +71,7 @@ class VirtualCache(Cache):
         max_len: int,
         dtype: torch.dtype,
         device: str | torch.device = "cpu",
-        layout: Layout | str = Layout.slot,
+        layout: Layout | str | None = None,
         page_group: int | None = None,
         budget: int | None = None,
     ) -> None:

@@ -11,6 +11,7 @@ import torch
 from trimtab.vattention.driver import NO_MEMORY, CudaDriver, Driver, DriverError
 from trimtab.vattention.pages import Access, Fence, KVOutOfMemory, Page, Reservation
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.settings import Layout
 
 
 class CudaPool(PagePool):
@@ -40,6 +41,8 @@ class CudaPool(PagePool):
     """
 
     backend = "cuda"
+    # In `slot`, the first token of a model with 32 layers takes 64 pages of 2 MB.
+    default_layout = Layout.mega
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class CudaPool(PagePool):
         self._driver = CudaDriver(torch.device(device)) if driver is None else driver
         self.device = self._driver.device
         super().__init__(self.granularity if page_bytes is None else page_bytes, budget)
-        self._free_at_start = self._driver.free_memory()
+        self._available_at_start = self._available()
         held = self._reservations, self._pages
         finalizer = weakref.finalize(
             self, _abandon, self._process, self._driver, self.page_bytes, *held
@@ -78,6 +81,13 @@ class CudaPool(PagePool):
         self._driver.free(address, nbytes)
 
     def _create(self, place: int) -> int:
+        try:
+            return self._driver.create(self.page_bytes)
+        except DriverError as error:
+            if error.code != NO_MEMORY:
+                raise
+        # PyTorch keeps what it has freed, for tensors to come.
+        self._driver.empty_allocator()
         try:
             return self._driver.create(self.page_bytes)
         except DriverError as error:
@@ -110,10 +120,14 @@ class CudaPool(PagePool):
     def _measured(self) -> int:
         """Return the device memory in use, less what was in use when the pool was made.
 
-        The driver counts for the device, not for the pool: memory that PyTorch or other processes
-        have allocated or freed since then changes the figure too.
+        The driver counts for the device, not for the pool. What PyTorch's allocator holds is left
+        out; what other processes, or libraries, have allocated or freed since then is not.
         """
-        return self._free_at_start - self._driver.free_memory()
+        return self._available_at_start - self._available()
+
+    def _available(self) -> int:
+        """Return the device memory that is free, or PyTorch's."""
+        return self._driver.free_memory() + self._driver.allocator_memory()
 
 
 def _abandon(

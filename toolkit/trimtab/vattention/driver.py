@@ -80,6 +80,12 @@ class Driver(Protocol):
     def free_memory(self) -> int:
         """Return the unused bytes of the device's memory."""
 
+    def allocator_memory(self) -> int:
+        """Return the bytes of the device's memory that PyTorch's allocator holds, used or not."""
+
+    def empty_allocator(self) -> None:
+        """Have PyTorch's allocator give the memory that it holds unused back to the device."""
+
     def fence(self) -> Fence:
         """Return a mark after the work submitted to the calling thread's current CUDA stream."""
 
@@ -157,6 +163,13 @@ class CudaDriver(Driver):
     def free_memory(self) -> int:
         free, _ = self._call("cuMemGetInfo")
         return int(free)
+
+    def allocator_memory(self) -> int:
+        return torch.cuda.memory_reserved(self.device)
+
+    def empty_allocator(self) -> None:
+        with torch.cuda.device(self.device):
+            torch.cuda.empty_cache()
 
     def fence(self) -> Fence:
         event = torch.cuda.Event()

@@ -21,6 +21,7 @@ import torch
 from trimtab.errors import TrimtabError
 from trimtab.vattention.pages import Access, KVOutOfMemory, PageError, Reservation
 from trimtab.vattention.pool import PagePool
+from trimtab.vattention.settings import Layout
 
 # Constants and calls that the standard library lacks, from linux/mman.h and linux/falloc.h.
 _PROT_NONE, _MAP_FIXED, _MAP_NORESERVE, _MAP_FAILED = 0, 0x10, 0x4000, 2**64 - 1
@@ -75,6 +76,7 @@ class HostPool(PagePool):
     """
 
     backend = "host"
+    default_layout = Layout.slot
     device = torch.device("cpu")
 
     def __init__(self, page_bytes: int, budget: int | None = None) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from trimtab.settings import is_whole
 from trimtab.vattention.dlpack import tensor_at
 from trimtab.vattention.pages import Access, Fence, KVOutOfMemory, Page, PoolStats, Reservation
+from trimtab.vattention.settings import Layout
 
 
 class PagePool(ABC):
@@ -40,9 +41,19 @@ class PagePool(ABC):
     ------
     ValueError
         If `page_bytes` is no positive multiple of the granularity, or the budget is below one page.
+
+    Attributes
+    ----------
+    backend : str
+        Name of the kind of memory.
+    default_layout : Layout
+        Of caches for which none is chosen: the one for pages of the usual size of the backend.
+    device : torch.device
+        Where tensors over the pages are.
     """
 
     backend: ClassVar[str]
+    default_layout: ClassVar[Layout]
     device: torch.device
 
     def __init__(self, page_bytes: int, budget: int | None = None) -> None:
@@ -73,6 +84,10 @@ class PagePool(ABC):
     @abstractmethod
     def granularity(self) -> int:
         """Bytes of which the size of a page must be a multiple."""
+
+    def layout(self, chosen: Layout | str | None) -> Layout:
+        """Return the layout of a cache on these pages, given the one chosen for it, if any."""
+        return self.default_layout if chosen is None else Layout(chosen)
 
     @property
     def free_bytes(self) -> int | None:

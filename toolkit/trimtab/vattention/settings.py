@@ -30,10 +30,10 @@ class CacheSettings(Settings):
 
     place: ClassVar[str] = "vattention"
 
-    layout: Layout = setting(
-        default=Layout.slot,
+    layout: Layout | None = setting(
+        default=None,
         meaning="what is contiguous: slot, the tokens of one layer; mega, those of all layers "
-        "together",
+        "together; null: slot on the host, and mega on a GPU, whose pages are larger",
     )
     page_group: int | None = setting(
         default=None,

@@ -23,7 +23,7 @@ class KVStats:
     committed : int
         Physical pages, each counted once: those of slots, and those prepared ahead.
     mapped : int
-        Addresses backed by pages; a shared page counts in every slot.
+        Addresses backed by pages, those prepared ahead too; a shared page counts in every slot.
     reserved : int
         Addresses of the whole cache.
     shared_saving : int
@@ -86,7 +86,7 @@ def count(
     return KVStats(
         live=live,
         committed=committed,
-        mapped=sum(map(len, table.rows)) * table.row_bytes,
+        mapped=(sum(map(len, table.rows)) + prepared) * table.row_bytes,
         reserved=table.reservation.nbytes,
         shared_saving=(uses - len(filled)) * table.row_bytes,
         cached=committed - len(filled) * table.row_bytes,

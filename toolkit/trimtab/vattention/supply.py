@@ -70,14 +70,15 @@ class Supply:
         return spare * self._table.row_bytes
 
     def _row(self, undo: ExitStack, slot: int, index: int, needs: Sequence[int]) -> PageRow:
-        pages = self._ahead.take(slot)
-        while pages is None:
+        row = self._ahead.take(slot, index)
+        while row is None:
             try:
-                pages = self._table.pool.create(self._table.places(slot, index))
+                row = PageRow(self._table.pool.create(self._table.places(slot, index)))
             except KVOutOfMemory:
                 if not self._reclaim(needs):
                     raise
-        return self._table.add(undo, pages)
+        self._table.add(undo, slot, row)
+        return row
 
     def _reclaim(self, needs: Sequence[int]) -> bool:
         """Give up some cached pages, the least likely to be needed again first."""

@@ -29,10 +29,13 @@ class PageRow:
         By plane. The row holds one reference to each, besides those of the mappings.
     access : Access
         What the slots that have the row may do: only read, if there are several.
+    ahead : int or None
+        Where in its slot it is mapped already, before the slot has it; None once it has.
     """
 
     pages: list[Page]
     access: Access = Access.write
+    ahead: int | None = None
 
     @property
     def slots(self) -> int:
@@ -81,21 +84,51 @@ class PageTable:
             for plane in range(self.geometry.planes)
         ]
 
-    def add(self, undo: ExitStack, pages: list[Page]) -> PageRow:
-        """Return a row of newly created pages, one per plane, which it takes over."""
-        row = PageRow(pages)
+    def add(self, undo: ExitStack, slot: int, row: PageRow) -> None:
+        """Take in a new row that a slot is going to have."""
         self.all.add(row)
         undo.callback(self._give_back, [row])
-        return row
+        if row.ahead is not None:
+            undo.callback(self.unmap_ahead, slot, row)
 
     def extend(self, undo: ExitStack, slot: int, rows: Sequence[PageRow]) -> None:
-        """Map rows at the end of a slot, each with its own access."""
+        """Map rows at the end of a slot, each with its own access.
+
+        The first of them may be mapped there already.
+        """
         end = len(self.rows[slot])
-        for plane in range(self.geometry.planes):
-            self._map(plane, slot, end, rows)
-            undo.callback(self._unmap, plane, slot, end, len(rows))
+        mapped = int(rows[0].ahead is not None)
+        if mapped:
+            rows[0].ahead = None
+            undo.callback(setattr, rows[0], "ahead", end)
+        if len(rows) > mapped:
+            self._map_all(undo, slot, end + mapped, rows[mapped:])
         self.rows[slot].extend(rows)
         undo.callback(self.rows[slot].__delitem__, slice(end, None))
+
+    def map_ahead(self, slot: int, index: int) -> PageRow:
+        """Return a new row, mapped for writing where a slot may have it next.
+
+        The table does not know it yet. Any thread may call.
+        """
+        row = PageRow(self.pool.create(self.places(slot, index)), ahead=index)
+        with ExitStack() as undo:
+            for page in row.pages:
+                undo.callback(self.pool.release, page)
+            self._map_all(undo, slot, index, [row])
+            undo.pop_all()
+        return row
+
+    def unmap_ahead(self, slot: int, row: PageRow) -> None:
+        """Unmap a row that was mapped ahead for a slot, and that no work has used."""
+        index = row.ahead
+        assert index is not None
+        with ExitStack() as undo:
+            for plane in range(self.geometry.planes):
+                self._unmap(plane, slot, index, 1)
+                undo.callback(self._map, plane, slot, index, [row])
+            undo.pop_all()
+        row.ahead = None
 
     def replace(self, undo: ExitStack, slot: int, index: int, row: PageRow, live: int) -> None:
         """Replace a slot's shared row by one of its own, with a copy of the live bytes.
@@ -186,6 +219,11 @@ class PageTable:
                 self.all.remove(row)
                 for page in row.pages:
                     rest.callback(self.pool.release, page)
+
+    def _map_all(self, undo: ExitStack, slot: int, index: int, rows: Sequence[PageRow]) -> None:
+        for plane in range(self.geometry.planes):
+            self._map(plane, slot, index, rows)
+            undo.callback(self._unmap, plane, slot, index, len(rows))
 
     def _map(self, plane: int, slot: int, index: int, rows: Sequence[PageRow]) -> None:
         pages = [row.pages[plane] for row in rows]

@@ -59,8 +59,10 @@ class VirtualKV:
 
     Parameters
     ----------
-    layers, slots, max_len, kv_heads, head_dim, dtype, layout
+    layers, slots, max_len, kv_heads, head_dim, dtype
         See `Geometry`.
+    layout : Layout or str, optional
+        See `Layout`. If None, ``slot`` on the host and ``mega`` on a GPU.
     page_group : int, optional
         Bytes of a page. If None, 64 KB on the host, and the driver's granularity (2 MB) on a GPU.
     device : str or torch.device
@@ -69,8 +71,8 @@ class VirtualKV:
         The most bytes of pages at a time; no limit if None. Live tokens are never given up for it;
         see `ensure`.
     lookahead : bool
-        Whether to create the next page row of a slot in the background, once no more than an eighth
-        of a page, or one token, is left of its last row.
+        Whether to create and map the next page row of a slot in the background, once no more than
+        an eighth of a page, or one token, is left of its last row.
     pool : PagePool, optional
         Where the pages come from. It may be shared between caches, and determines device, page and
         budget. If None, the cache makes one of its own.
@@ -100,7 +102,7 @@ class VirtualKV:
         kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
-        layout: Layout | str = Layout.slot,
+        layout: Layout | str | None = None,
         page_group: int | None = None,
         *,
         device: str | torch.device = "cpu",
@@ -109,8 +111,6 @@ class VirtualKV:
         pool: PagePool | None = None,
     ) -> None:
         self._lock = threading.RLock()
-        shape = layers, slots, max_len, kv_heads, head_dim
-        self.geometry = Geometry(*shape, dtype, Layout(layout))
         if not isinstance(lookahead, bool):
             raise ValueError(f"lookahead={lookahead!r}; expected True or False")
         if pool is not None and not isinstance(pool, PagePool):
@@ -125,6 +125,8 @@ class VirtualKV:
             if pool is None:
                 pool = undo.enter_context(make_pool(torch.device(device), page_group, budget))
             self.pool = pool
+            shape = layers, slots, max_len, kv_heads, head_dim
+            self.geometry = Geometry(*shape, dtype, pool.layout(layout))
             self._storage = Storage(pool, self.geometry)
             undo.callback(pool.free, self._storage.reservation)
             undo.callback(self._storage.drop_tensors)
@@ -277,6 +279,7 @@ class VirtualKV:
         self._check_usable()
         length = self._slots.shorter(source, length)
         slot = min(self._free_slots(), key=self._own_rows)
+        self._ahead.give_back([slot])
         self._table.cut({slot: 0})
         with ExitStack() as undo:
             nbytes = length * self.row_bytes

@@ -25,6 +25,7 @@ from trimtab.evaluation.speed import Verdict, outliers, verdict
 from trimtab.evaluation.timing import Timing
 from trimtab.evaluation.work import TextTime, text_time
 from trimtab.generation.stats import EngineStats
+from trimtab.vattention.settings import Layout
 
 UNPAIRED = (
     "paired=false: the models were timed one after the other, and what changed on the machine "
@@ -45,6 +46,7 @@ DECODING: dict[str, Any] = {
 ENGINE: dict[str, Any] = {
     "decode_step": str,
     "head_copy_bytes": int,
+    "kv_layout": Layout,
     "ms_per_text": TextTime,
     **get_type_hints(EngineStats),
 }
@@ -153,6 +155,7 @@ class Latency(Metric):
                 self._engine = {
                     "decode_step": one.engine.decode_step,
                     "head_copy_bytes": one.engine.head_copy_bytes,
+                    "kv_layout": one.engine.kv.geometry.layout,
                     **asdict(one.engine.stats),
                 }
             self._step_bytes[one.name] = read

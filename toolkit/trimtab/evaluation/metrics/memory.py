@@ -48,6 +48,6 @@ class Memory(Metric):
         result.put("memory.parameter_bytes", self._parameter_bytes)
         if device.type == "cuda":
             allocated = torch.cuda.max_memory_allocated(device)
-            result.put("memory.peak_device_bytes", allocated)
+            result.put("memory.peak_device_bytes", allocated + candidate.peak_page_bytes)
         else:
             result.missing("memory.peak_device_bytes", "the model ran on the CPU")
