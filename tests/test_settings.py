@@ -3,10 +3,13 @@
 import copy
 import pickle
 from dataclasses import replace
+from decimal import Decimal
 from enum import StrEnum
 from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
 
 from trimtab import AdaptiVocab, ConfigError, LaRoSA, VAttention
 from trimtab.settings import Settings, defaults, describe, setting, settings
@@ -37,6 +40,9 @@ def test_values_are_converted_to_what_they_are_declared_as():
     paint = Paint(name="a", colour="green", share=0, coats=2)  # type: ignore[arg-type]
     assert paint.colour is Colour.green
     assert (paint.share, type(paint.share)) == (0.0, float)
+    paint = Paint(name="a", wet=np.bool_(True), share=np.float32(0.5), coats=np.int64(2))
+    assert (paint.wet, paint.share, paint.coats) == (True, 0.5, 2)
+    assert [type(one) for one in (paint.wet, paint.share, paint.coats)] == [bool, float, int]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,11 @@ def test_values_are_converted_to_what_they_are_declared_as():
         ({"share": -0.1}, "paint.share=-0.1: expected at least 0 and below 1"),
         ({"share": float("nan")}, "paint.share=nan: expected at least 0"),
         ({"share": float("inf")}, "paint.share=inf: expected at least 0"),
-        ({"share": "0.5"}, "paint.share=0.5: expected a number"),
+        ({"share": "0.5"}, "paint.share='0.5': expected a number"),
+        ({"share": "a lot"}, "paint.share=a lot: expected a number"),
+        ({"share": Decimal("0.5")}, "paint.share=Decimal('0.5'): expected a number"),
+        ({"share": torch.tensor(0.5)}, "paint.share=tensor(0.5000): expected a number"),
+        ({"wet": "true"}, "paint.wet='true': expected true or false"),
         ({"share": True}, "paint.share=True: expected a number"),
         ({"share": None}, "paint.share=None: expected a number"),
         ({"coats": 0}, "paint.coats=0: expected null or above 0 and at most 3 coats"),

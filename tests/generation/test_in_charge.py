@@ -227,6 +227,21 @@ def test_an_engine_does_not_run_a_model_that_was_changed_after_it_was_entered(la
         inner.__exit__(None, None, None)
 
 
+def test_methods_applied_within_a_call_end_it(larosa):
+    """With one slot, the second prompt would be read by the changed modules."""
+    model = tiny().model
+    with unchanged(model), engine_for(model, slots=1) as engine, ExitStack() as undo:
+        expected = tokens_of(engine)
+
+        def interfere(*_: object) -> None:
+            undo.enter_context(trimtab.apply(model, TOKENIZER, [larosa]))
+
+        with pytest.raises(TrimtabError, match="methods were applied to the model"):
+            engine.generate(PROMPTS, max_new_tokens=NEW, on_token=interfere)
+        undo.close()
+        assert tokens_of(engine) == expected
+
+
 @pytest.mark.parametrize("inner_first", [True, False])
 def test_methods_on_methods_may_be_left_in_any_order(words, larosa, inner_first):
     model = tiny().model.train().requires_grad_(True)

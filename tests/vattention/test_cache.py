@@ -51,6 +51,7 @@ from trimtab.models.loading import load_model
 from trimtab.models.sources import DType, RandomModel
 from trimtab.vattention.cache import VirtualCache
 from trimtab.vattention.cache_layer import VirtualLayer
+from trimtab.vattention.lookahead import LookAhead
 from trimtab.vattention.pages import KVOutOfMemory
 from trimtab.vattention.settings import Layout
 from trimtab.vattention.virtual_kv import VirtualKV
@@ -311,8 +312,9 @@ def test_what_recycled_pages_hold_changes_nothing(attention):
         ("tiny-gemma3", "sdpa", DType.float32),
     ],
 )
-def test_nothing_is_read_beyond_the_last_token(name, attention, dtype):
-    """No memory follows a last page that is full."""
+def test_nothing_is_read_beyond_the_last_token(name, attention, dtype, monkeypatch):
+    """Without look-ahead, no memory follows a last page that is full."""
+    monkeypatch.setattr(LookAhead, "prepare", lambda *_: None)
     model = tiny(name, dtype).model
     model.set_attn_implementation(attention)
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from enum import Enum
 from numbers import Real
-from pathlib import PurePath
 from typing import Any
 
 FULL = (
@@ -49,8 +48,8 @@ def as_given(value: object) -> str:
     """
     if isinstance(value, str) and not isinstance(value, Enum):
         return repr(value) if NOT_A_TEXT.fullmatch(value) else value
-    typed = isinstance(value, Real | Enum | PurePath | list | tuple | dict | None)
-    return str(value) if typed else repr(value)
+    converts = hasattr(value, "__float__") and not isinstance(value, Real)
+    return repr(value) if converts else str(value)
 
 
 def as_text(value: str) -> str:
