@@ -49,14 +49,16 @@ def larosa_plan(plan: DecodePlan, sparsity: float, step: Step) -> tuple[DecodePl
     layers = [_reshaped(layer, rotations) for layer in plan.layers]
     count = len(NAMES) * len(layers)
     thresholds, kept = [FIRST] * count, [0.0] * count
+    counts = torch.zeros(count, 2, dtype=torch.int64, device=rotations.device)
     for fit in range(FITS):
         if fit:
             pairs = zip(thresholds, kept, strict=True)
             thresholds = [t * math.exp((sparsity + share - 1) / SLOPE) for t, share in pairs]
-        counts = torch.zeros(count, 2, dtype=torch.int64, device=rotations.device)
+        counts.zero_()
         step(_dropping(plan, layers, thresholds, [*counts]))
         kept = [left / of for left, of in counts.tolist()]
-    return _dropping(plan, layers, thresholds, [None] * count), kept
+    # It goes on counting, as the plan of an applied method does.
+    return _dropping(plan, layers, thresholds, [*counts]), kept
 
 
 class _Rotations:
@@ -142,7 +144,7 @@ def _dropping(
     plan: DecodePlan,
     layers: Sequence[Layer],
     thresholds: Sequence[float],
-    counts: Sequence[Tensor | None],
+    counts: Sequence[Tensor],
 ) -> DecodePlan:
     """Return a plan of layers with a selection at every site, by layer and site."""
     given = zip(thresholds, counts, strict=True)

@@ -116,7 +116,7 @@ def test_a_gpu_without_a_counter_is_no_reason_to_count_the_processor(nvml, power
     with pytest.raises(NoCounterError, match="NVML counts no energy: 'GPU-a'"):
         counter_for(gpu, powercap)
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    with pytest.raises(NoCounterError, match=r"pip install '.\[cuda\]'"):
+    with pytest.raises(NoCounterError, match=r"pip install 'trimtab\[cuda\]'"):
         counter_for(gpu, powercap)
 
 

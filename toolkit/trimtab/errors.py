@@ -22,7 +22,7 @@ NO_TEMPORARY = "No usable temporary directory"  # how Python's tempfile begins, 
 GONE = "the current folder has been removed: change to one that is there"
 
 
-NOT_A_TEXT = re.compile(r"(?i)[+-]?[\d.][\d_.]*(e[+-]?\d+)?|true|false|null|none")
+NOT_A_TEXT = re.compile(r"(?i)[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|true|false|null|none")
 
 
 class TrimtabError(Exception):
@@ -91,7 +91,7 @@ class ConfigError(TrimtabError):
     """
 
     def __init__(self, key: str, value: Any, expected: str) -> None:
-        super().__init__(f"{key}={as_given(value)}: {expected}")
+        super().__init__(f"{key}={value}: {expected}")
         self._given = key, value, expected
 
     def __reduce__(self) -> tuple[Any, ...]:

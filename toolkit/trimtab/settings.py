@@ -29,7 +29,7 @@ from typing import (
     get_type_hints,
 )
 
-from trimtab.errors import ConfigError, nearest
+from trimtab.errors import ConfigError, as_given, nearest
 from trimtab.ranges import KIND, LISTS, accepted, closest, described, within, written
 
 T = TypeVar("T")
@@ -153,7 +153,8 @@ class Settings:
             with suppress(OverflowError):  # a number that no float can be is out of any range
                 value = {int: int, float: float}.get(kind, lambda same: same)(value)
         if kind in KIND and not _is_plain(kind, value):
-            self.require(False, one.name, ("null or " if optional else "") + KIND[kind])
+            expected = f"expected {'null or ' if optional else ''}{KIND[kind]}"
+            raise ConfigError(self._key(one.name), as_given(value), expected)
         return value
 
 
