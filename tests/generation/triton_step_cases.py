@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from tests.generation.models import VARIANTS, engine_for, model_of, prompts_of, stock
 from tests.kernels.interpreting import prepare_interpreter
 from tests.models.plan_contract import LENGTH, plan_of
+from trimtab.generation import executor, forward
 from trimtab.generation.executor import MOST_ROWS
 from trimtab.models.adapter import head_shape
 from trimtab.models.sources import DType
@@ -25,6 +27,7 @@ from trimtab_kernels.decode_step.reference import decode_step
 # Relative to the largest logit; the reference rounds after every operation.
 CLOSE = {torch.float32: 3e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
 SLOTS = 3
+FEW_ROWS = 8  # as many as an engine asks of an executor at once, to compare it with the modules
 # Slots and positions of the rows of a step: of two texts, and of one alone.
 STEPS = (((2, 9), (2, 10), (0, 5)), ((2, 11),))
 ALL = [one for one in VARIANTS if f"{one}, window" not in VARIANTS]
@@ -33,22 +36,22 @@ FEW = ["llama", "gemma2"]  # with those of `main`, most of what any plan has
 
 def check(plan: DecodePlan, model: PreTrainedModel, *, batch_invariant: bool = False) -> None:
     """Compare logits, cache and counts with the reference's."""
-    from trimtab_kernels.decode_step.gpu import CudaExecutor
+    from trimtab_kernels.decode_step import gpu
 
     device, dtype = plan.embedding.weight.device, plan.embedding.weight.dtype
     cache = started_cache(model)
-    executor = CudaExecutor(plan, *cache, batch_invariant=batch_invariant)
+    runner = gpu.CudaExecutor(plan, *cache, batch_invariant=batch_invariant)
     expected_cache = started_cache(model)
     for places in STEPS:
         slots, positions = torch.tensor(places).T.contiguous()
         rows = (7 * positions + slots) % 256, slots, positions
         expected = decode_step(plan, *expected_cache, *(row.to(device) for row in rows)).float()
         wanted = counted(plan)
-        found = executor.step(*rows)
+        found = runner.step(*rows)
         assert found.dtype == dtype
         assert (found.float() - expected).abs().max() < CLOSE[dtype] * expected.abs().max()
         assert counted(plan) == wanted
-    assert torch.equal(executor.choose(*rows), found.argmax(-1))
+    assert torch.equal(runner.choose(*rows), found.argmax(-1))
     counted(plan)
     for part, expected_part in zip(cache, expected_cache, strict=True):
         for own, other in zip(part, expected_part, strict=True):
@@ -150,13 +153,13 @@ def sparse(plan: DecodePlan) -> DecodePlan:
     return replace(plan, layers=layers, basis_change=matrix.T.contiguous())
 
 
-def check_engine(device: str) -> None:
-    """Compare texts with transformers'; there are more of them than one step has rows for.
+def check_engine(device: str, rows: int = MOST_ROWS) -> None:
+    """Compare texts with transformers'; there are more of them than the rows of one step.
 
     The cache has the layout and pages of a GPU.
     """
     model = torch.nn.Module.to(model_of(), device)
-    prompts = prompts_of(*range(1, MOST_ROWS + 2))
+    prompts = prompts_of(*range(1, rows + 2))
     expected = [stock(model, prompt, 2) for prompt in prompts]
     cache = {"prefill_chunk": 512, "layout": "mega", "page_group": 2 << 20}
     with engine_for(model, slots=len(prompts), **cache) as engine:
@@ -176,19 +179,30 @@ def main(variants: Iterable[str]) -> None:
     for variant in ("llama", "opt"):
         model = model_of(variant)
         check(sparse(plan_of(model)), model)
-    from trimtab_kernels.decode_step.gpu import CudaExecutor
+    from trimtab_kernels.decode_step import gpu
 
     with patch.multiple(
         dispatch,
         unavailable=lambda *_: None,
         describe=lambda dtype, device: describe(dtype, torch.device("cuda")),
-        executor=CudaExecutor,
+        executor=gpu.CudaExecutor,
     ):
-        check_engine("cpu")
+        check_engine("cpu", FEW_ROWS)
+
+
+def with_few_rows(undo: ExitStack) -> None:
+    """Have the steps of an executor take fewer rows: the interpreter is slow."""
+    from trimtab_kernels.decode_step import gpu
+
+    for module in (gpu, executor, forward):
+        undo.enter_context(patch.object(module, "MOST_ROWS", FEW_ROWS))
+    undo.enter_context(patch.object(gpu, "BUCKETS", (*gpu.BUCKETS[:-2], FEW_ROWS)))
 
 
 if __name__ == "__main__":
     if not os.environ.get("TRITON_INTERPRET"):
         sys.exit("set TRITON_INTERPRET=1")
     prepare_interpreter()
-    main(sys.argv[1:])
+    with ExitStack() as undo:
+        with_few_rows(undo)
+        main(sys.argv[1:])
