@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 
 PYTEST := -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-# A sixth of the cases of tests that have many of them; test-all runs every case.
+# An eighth of the cases of tests that have many of them; test-all runs every case.
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python $(PYTEST)
 

@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def surplus(items: Iterable[pytest.Item]) -> set[str]:
     """Return the tests that a run of the whole suite leaves out, always the same ones.
 
-    Those marked exhaustive, and of every test with more than `FEW_CASES` all but a sixth of its
+    Those marked exhaustive, and of every test with more than `FEW_CASES` all but an eighth of its
     cases and no less than `FEW_CASES`: those whose names have the smallest checksums, which lie
     anywhere among architectures, dtypes and sizes.
     """
@@ -104,7 +104,7 @@ def surplus(items: Iterable[pytest.Item]) -> set[str]:
             cases[item.nodeid.partition("[")[0]].append(item.nodeid)
     for names in cases.values():
         names.sort(key=lambda name: crc32(name.encode()))
-        left_out.update(names[max(FEW_CASES, len(names) // 6) :])
+        left_out.update(names[max(FEW_CASES, len(names) // 8) :])
     return left_out
 
 
