@@ -13,14 +13,14 @@ COLUMNS = ("what", "measured", "aim")
 
 
 def summary(units: Sequence[Unit], record: Record, left: Sequence[Unit]) -> str:
-    """Return the table in Markdown, and behind it what failed, was skipped, or is left."""
+    """Return the table in Markdown, and after it what failed, was skipped, or is left."""
     rows: list[Row] = []
-    behind: list[str] = []
+    notes: list[str] = []
     skipped: dict[str, list[str]] = {}
     for unit in units:
         result, error = record.result(unit.name), record.error(unit.name)
         if error is not None:
-            behind.append(f"- failed: {unit.name}: {error}")
+            notes.append(f"- failed: {unit.name}: {error}")
         elif result is None:
             continue
         elif "skipped" in result:
@@ -28,12 +28,12 @@ def summary(units: Sequence[Unit], record: Record, left: Sequence[Unit]) -> str:
         else:
             rows += unit.rows(result)
             failed = result.get("failed", {})
-            behind += [f"- failed: {unit.name}, {name}: {why}" for name, why in failed.items()]
-    behind += [f"- skipped, as {why}: {'; '.join(names)}" for why, names in skipped.items()]
+            notes += [f"- failed: {unit.name}, {name}: {why}" for name, why in failed.items()]
+    notes += [f"- skipped, as {why}: {'; '.join(names)}" for why, names in skipped.items()]
     if left:
-        behind.append(f"- left: {'; '.join(unit.name for unit in left)}")
+        notes.append(f"- left: {'; '.join(unit.name for unit in left)}")
     made = [table(COLUMNS, rows)] if rows else []
-    return "\n\n".join([*made, *(["\n".join(behind)] if behind else [])])
+    return "\n\n".join([*made, *(["\n".join(notes)] if notes else [])])
 
 
 def has_failures(units: Sequence[Unit], record: Record) -> bool:
